@@ -1,0 +1,53 @@
+# Both `make demo` and `make test` set themselves up: a virtual environment in .venv, torch, this package.
+PYTHON ?= python3
+VENV   ?= .venv
+# Extra pip arguments for torch, for instance the smaller builds without CUDA:
+#   make test TORCH_ARGS="--index-url https://download.pytorch.org/whl/cpu"
+TORCH_ARGS ?=
+
+BIN := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format wheel clean
+.DELETE_ON_ERROR:
+
+help:  ## show this list
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+
+demo: $(VENV)/ready  ## classify a photo with a real net, and show the nets there are
+	@$(BIN)/python examples/demo.py
+
+test: lint  ## lint, check types, run the tests
+	$(BIN)/python -m mypy proxylessnas
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/ready  ## check style and format
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+
+format: $(VENV)/ready  ## put the code in shape
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
+
+wheel: $(VENV)/ready  ## build the sdist and the wheel into dist/
+	$(BIN)/python -m build
+
+clean:  ## remove everything the targets above made
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps are written last, so a set-up that was interrupted starts again.
+$(VENV)/torch:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || { echo "error: Python 3.10 or newer is needed; name one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	rm -rf $(VENV)
+	@$(PYTHON) -m venv $(VENV) \
+	  || { echo "error: no virtual environment could be made; on Debian or Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@echo "installing torch and torchvision (once; this takes a few minutes on a slow line)"
+	$(BIN)/python -m pip install --quiet $(TORCH_ARGS) torch torchvision
+	@touch $@
+
+$(VENV)/ready: $(VENV)/torch setup.cfg pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@

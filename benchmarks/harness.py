@@ -1,0 +1,82 @@
+"""What the benchmark scripts share: thread and memory settings, and results that carry machine, versions, commit and date."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import platform
+import random
+import subprocess
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+
+
+def add_options(parser: argparse.ArgumentParser, name: str) -> None:
+    """Add the options that every benchmark has."""
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--csv", type=Path, default=HERE / "results" / f"{name}.csv", help="where to append the rows")
+    parser.add_argument("--no-csv", action="store_true", help="print only")
+
+
+def start(args: argparse.Namespace) -> None:
+    """Fix threads, seeds and the memory allocator."""
+    import torch
+
+    from proxylessnas import keep_freed_pages
+
+    keep_freed_pages()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    random.seed(0)
+
+
+def cpu_name() -> str:
+    """Return the processor's name with the number of cores this process may use."""
+    import os
+
+    name = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.split(":", 1)[1].strip()
+                break
+    except OSError:
+        pass
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{name}, {count} cores"
+
+
+def context() -> dict[str, str]:
+    """Return machine, versions, commit and date."""
+    import torch
+
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=HERE, check=False)
+    return {
+        "machine": cpu_name(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "commit": commit.stdout.strip(),
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def write_rows(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
+    """Print the rows as a table and append them to the CSV file."""
+    widths = {key: max(len(key), *(len(str(row[key])) for row in rows)) for key in rows[0]}
+    print("  ".join(key.ljust(width) for key, width in widths.items()))
+    for row in rows:
+        print("  ".join(str(row[key]).ljust(width) for key, width in widths.items()))
+    where = context()
+    print(", ".join(f"{key} {value}" for key, value in where.items()))
+    if args.no_csv:
+        return
+    args.csv.parent.mkdir(parents=True, exist_ok=True)
+    fresh = not args.csv.exists()
+    with args.csv.open("a", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0], *where])
+        if fresh:
+            writer.writeheader()
+        writer.writerows({**row, **where} for row in rows)

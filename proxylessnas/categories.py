@@ -1,0 +1,74 @@
+"""Names of the classes that the zoo's nets tell apart, shipped with the package.
+
+ImageNet classes also have a WordNet id ("wnid", such as ``n01440764``), the only unique name: two classes are
+called "crane" and two "maillot".
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+
+#: Data sets whose classes are known.
+DATASETS = ("imagenet", "cifar10")
+
+_CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_IMAGENET_FILE = Path(__file__).parent / "data" / "imagenet_classes.tsv"
+
+
+def categories(dataset: str = "imagenet") -> tuple[str, ...]:
+    """Return the class names of a data set, in the order of a net's outputs.
+
+    Args:
+        dataset: ``"imagenet"`` (1000 names) or ``"cifar10"`` (10).
+
+    Raises:
+        ValueError: the data set is not one of these.
+    """
+    return tuple(name for _, name in _table(dataset))
+
+
+def wnids(dataset: str = "imagenet") -> tuple[str, ...]:
+    """Return the WordNet ids of a data set's classes, in output order; empty for ``"cifar10"``.
+
+    Raises:
+        ValueError: the data set is not known.
+    """
+    return tuple(wnid for wnid, _ in _table(dataset) if wnid)
+
+
+def labels(dataset: str = "imagenet") -> tuple[str, ...]:
+    """Return class names made unique: those that occur twice carry their wnid, "crane (n02012849)".
+
+    Raises:
+        ValueError: the data set is not known.
+    """
+    table = _table(dataset)
+    seen: dict[str, int] = {}
+    for _, name in table:
+        seen[name.lower()] = seen.get(name.lower(), 0) + 1
+    return tuple(f"{name} ({wnid})" if seen[name.lower()] > 1 else name for wnid, name in table)
+
+
+def simplify(name: str) -> str:
+    """Return a class name without case, underscores and hyphens, the form in which names are compared."""
+    return re.sub(r"[\s_\-]+", " ", name).strip().lower()
+
+
+@functools.cache
+def _table(dataset: str) -> tuple[tuple[str, str], ...]:
+    """Return (wnid, name) for each class."""
+    if dataset == "cifar10":
+        return tuple(("", name) for name in _CIFAR10)
+    if dataset != "imagenet":
+        raise ValueError(f"no class names are known for data set {dataset!r}; known: {', '.join(DATASETS)}")
+    rows: list[tuple[str, str]] = []
+    with _IMAGENET_FILE.open(encoding="utf-8") as file:
+        for line in file:
+            if not line.startswith("#"):
+                index, wnid, name = line.rstrip("\n").split("\t")
+                if int(index) != len(rows):
+                    raise ValueError(f"{_IMAGENET_FILE}: class {index} is out of order")
+                rows.append((wnid, name))
+    return tuple(rows)

@@ -1,0 +1,181 @@
+"""What every net of the package has in common: pooling, classifier, feature maps, frozen BatchNorm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .arch import Arch
+from .layers import LinearLayer
+from .tree_arch import TreeArch
+
+if TYPE_CHECKING:
+    from .transforms import Preprocessing
+    from .weights import Weights
+
+POOLS = ("avg", "max", "avgmax", "")
+
+
+class Classifier(nn.Module):
+    """Base of the nets: a body that ends in a feature map, global pooling, dropout and a linear classifier.
+
+    Attributes:
+        arch: the architecture the net was built from.
+        num_classes: outputs; 0 means embeddings.
+        num_features: channels that enter the classifier.
+        preprocessing: what images need before they enter the net, or None if it is not known.
+        weights: the record of the published weights that were loaded, or None.
+        feature_info: one dict a resolution, finest first, with ``num_chs``, ``reduction`` (input pixels per map pixel) and
+            ``module`` (dotted name of the block whose output it is); :meth:`forward_intermediates` returns these maps.
+    """
+
+    def __init__(self, arch: Arch | TreeArch, num_features: int, num_classes: int | None, global_pool: str, drop_rate: float,
+                 device: Any) -> None:  # fmt: skip
+        super().__init__()
+        self.arch = arch
+        self.num_features = num_features
+        self.drop_rate = check_rate("drop_rate", drop_rate)
+        self.feature_info: list[dict[str, Any]] = []
+        self.preprocessing: Preprocessing | None = None
+        self.weights: Weights | None = None
+        self._frozen_bn = False
+        self.num_classes = -1
+        self._pending = (arch.num_classes if num_classes is None else num_classes, global_pool, device)
+
+    def _finish(self) -> None:
+        """Add the classifier last, so that parameters keep the original order."""
+        num_classes, global_pool, device = self._pending
+        del self._pending
+        self._set_head(num_classes, global_pool, device, None)
+
+    def _set_head(self, num_classes: int, global_pool: str, device: Any, dtype: Any) -> None:
+        if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 0:
+            raise ValueError(f"num_classes must be a whole number, 0 for embeddings, not {num_classes!r}")
+        if global_pool not in POOLS:
+            raise ValueError(f"global_pool must be one of {', '.join(map(repr, POOLS))}, not {global_pool!r}")
+        if num_classes and not global_pool:
+            raise ValueError("global_pool='' keeps the feature map, which a classifier cannot take: use num_classes=0 with it")
+        self.num_classes = num_classes
+        self.global_pool = global_pool
+        features = self.num_features
+        self.classifier: nn.Module = LinearLayer(features, num_classes, device, dtype) if num_classes else nn.Identity()
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the classifier by a new, randomly initialised one, on the same device and of the same dtype.
+
+        Args:
+            num_classes: outputs; 0 makes the net return embeddings.
+            global_pool: "avg", "max", "avgmax" (mean of the two) or "" (no pooling, with num_classes=0); None keeps it.
+
+        Raises:
+            ValueError: a value is out of range.
+        """
+        like = next(self.parameters())
+        pool = self.global_pool if global_pool is None else global_pool
+        self._set_head(num_classes, pool, like.device, like.dtype)
+        self.classifier.train(self.training)
+
+    def stem_and_blocks(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Yield ``(module name, output)`` after the stem and after every block."""
+        raise NotImplementedError  # pragma: no cover
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Return the last feature map, [N, num_features, H / reduction, W / reduction], before pooling."""
+        raise NotImplementedError  # pragma: no cover
+
+    def forward_head(self, x: Tensor) -> Tensor:
+        """Pool, drop out and classify a last feature map: [N, num_features, h, w] to [N, num_classes]."""
+        if self.global_pool == "avg":
+            x = x.mean((2, 3))
+        elif self.global_pool == "max":
+            x = x.amax((2, 3))
+        elif self.global_pool == "avgmax":
+            x = 0.5 * (x.mean((2, 3)) + x.amax((2, 3)))
+        if self.drop_rate:
+            x = F.dropout(x, self.drop_rate, self.training)
+        return self.classifier(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images [N, in_chans, H, W] to logits [N, num_classes] (embeddings if num_classes is 0)."""
+        return self.forward_head(self.forward_features(x))
+
+    def forward_intermediates(self, x: Tensor, indices: int | Sequence[int] | None = None) -> list[Tensor]:
+        """Return the feature maps that ``feature_info`` describes, finest first.
+
+        Blocks behind the last wanted map are not run.
+
+        Args:
+            x: images, [N, in_chans, H, W].
+            indices: which maps, in the order given; negative ones count from the end. A whole number n means the last n; None
+                means all.
+
+        Returns:
+            Maps of shape [N, info["num_chs"], ceil(H / info["reduction"]), ceil(W / info["reduction"])].
+
+        Raises:
+            ValueError: an index is out of range.
+        """
+        count = len(self.feature_info)
+        if indices is None:
+            wanted = list(range(count))
+        elif isinstance(indices, int):
+            if not 0 < indices <= count:
+                raise ValueError(f"there are {count} feature maps; cannot return the last {indices}")
+            wanted = list(range(count - indices, count))
+        else:
+            wanted = [i + count if i < 0 else i for i in indices]
+            if any(not 0 <= i < count for i in wanted):
+                raise ValueError(f"indices {list(indices)} out of range: there are {count} feature maps")
+        if not wanted:
+            return []
+        names = {self.feature_info[i]["module"] for i in wanted}
+        maps: dict[str, Tensor] = {}
+        for name, y in self.stem_and_blocks(x):
+            if name in names:
+                maps[name] = y
+                if len(maps) == len(names):
+                    break
+        return [maps[self.feature_info[i]["module"]] for i in wanted]
+
+    def freeze_bn(self, freeze: bool = True, *, affine: bool = False) -> None:
+        """Keep every BatchNorm in evaluation mode, also after ``.train()``, or let them go again.
+
+        Args:
+            freeze: False undoes it.
+            affine: also stop (or resume) the gradients of the scales and shifts.
+        """
+        self._frozen_bn = freeze
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.train(self.training and not freeze)
+                if affine:
+                    module.requires_grad_(not freeze)
+
+    def train(self, mode: bool = True) -> Classifier:
+        """Set training mode; BatchNorms frozen by :meth:`freeze_bn` stay in evaluation mode."""
+        super().train(mode)
+        if self._frozen_bn:
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.train(False)
+        return self
+
+
+def check_rate(name: str, rate: float) -> float:
+    """Return a probability, or raise ValueError."""
+    if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0.0 <= rate < 1.0:
+        raise ValueError(f"{name} must be at least 0 and below 1, not {rate!r}")
+    return float(rate)
+
+
+def check_in_chans(in_chans: int | None, arch: Arch | TreeArch) -> int:
+    """Return the number of input channels, the architecture's own if None, or raise ValueError."""
+    if in_chans is None:
+        return arch.in_channels
+    if isinstance(in_chans, bool) or not isinstance(in_chans, int) or in_chans < 1:
+        raise ValueError(f"in_chans must be a whole number of at least 1, not {in_chans!r}")
+    return in_chans
+

@@ -1,0 +1,149 @@
+"""What the command line prints: notes, errors, tables, bars and JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import IO, Any
+
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+
+
+def prepare_streams() -> None:
+    """Make sure that no file name and no character can make printing fail."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+
+def printable(text: str) -> str:
+    """Return ``text`` with control characters escaped: file names must not steer the terminal. Line ends stay."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def note(text: str) -> None:
+    """Tell the user something on standard error."""
+    _to_stderr(f"note: {text}")
+
+
+def error(text: str) -> None:
+    """Report something that went wrong on standard error."""
+    _to_stderr(f"error: {text}")
+
+
+def _to_stderr(text: str) -> None:
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stdout.flush()  # keep the order where both streams are the same terminal
+    with contextlib.suppress(OSError, ValueError):
+        print(printable(text), file=sys.stderr, flush=True)
+
+
+def print_json(document: Any) -> None:
+    """Print one JSON document."""
+    print(json.dumps(document, indent=2, allow_nan=False))
+
+
+def _is_terminal(stream: IO[str] | None) -> bool:
+    return stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def bold(text: str) -> str:
+    """Return ``text`` in bold, on a terminal that wants colours (see https://no-color.org)."""
+    if os.environ.get("NO_COLOR") or not _is_terminal(sys.stdout):
+        return text
+    return f"\x1b[1m{text}\x1b[0m"
+
+
+def bar(fraction: float, width: int = 20) -> str:
+    """Return a bar of ``width`` columns, filled from the left; in ASCII where the output knows nothing else."""
+    if "utf" in (getattr(sys.stdout, "encoding", None) or "").lower():
+        eighths = round(min(max(fraction, 0.0), 1.0) * width * 8)
+        return ("█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()).ljust(width)
+    return ("#" * round(min(max(fraction, 0.0), 1.0) * width)).ljust(width)
+
+
+def table(rows: Sequence[Sequence[str]], align: str) -> str:
+    """Return rows as columns two spaces apart.
+
+    Args:
+        rows: the first is the head.
+        align: one ``<`` or ``>`` a column.
+    """
+    widths = [max(len(row[i]) for row in rows) for i in range(len(align))]
+    lines = [
+        "  ".join(f"{cell:{a}{w}}" for cell, a, w in zip(row, align, widths, strict=True)) for row in rows
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def pairs(rows: Sequence[tuple[str, str]], indent: str = "") -> str:
+    """Return (label, text) rows as two columns; further lines of a text are put below its first."""
+    width = max(len(label) for label, _ in rows)
+    margin = indent + " " * (width + 2)
+    return "\n".join(f"{indent}{label:{width}}  " + text.replace("\n", "\n" + margin) for label, text in rows)
+
+
+def millions(n: int) -> str:
+    """Return a count to three digits, as in "7.12 M" or "1.21 G"."""
+    value, unit = (n / 1e9, "G") if n >= 999.5e6 else (n / 1e6, "M")
+    return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f} {unit}"
+
+
+def megabytes(n: int) -> str:
+    """Return a number of bytes as in "2.4 MB"."""
+    return f"{n / 1e6:.1f} MB"
+
+
+def plural(n: int, noun: str) -> str:
+    """Return "1 picture" or "2 pictures"."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+class Progress:
+    """A line on standard error that is rewritten in place; silent unless that is a terminal.
+
+    Args:
+        total: how many steps there are.
+        noun: what a step is, for "pictures/s".
+    """
+
+    def __init__(self, total: int, noun: str = "pictures") -> None:
+        self._total, self._noun = total, noun
+        self._start = self._shown = time.monotonic()
+        self._on = _is_terminal(sys.stderr)
+        self._length = 0
+
+    def update(self, done: int, text: str = "") -> None:
+        """Show ``done`` of the steps, and a text behind them; at most ten times a second."""
+        now = time.monotonic()
+        if not self._on or (now - self._shown < 0.1 and done < self._total):
+            return
+        self._shown = now
+        speed = done / max(now - self._start, 1e-9)
+        left = f", {_clock((self._total - done) / speed)} left" if 0 < done < self._total else ""
+        line = f"{100 * done // max(self._total, 1):3d} % {bar(done / max(self._total, 1), 16)} {done}/{self._total}"
+        line = f"{line}  {speed:.0f} {self._noun}/s{left}{'  ' + text if text else ''}"
+        self._write("\r" + line.ljust(self._length))
+        self._length = len(line)
+
+    def close(self) -> None:
+        """Wipe the line."""
+        if self._length:
+            self._write("\r" + " " * self._length + "\r")
+            self._length = 0
+
+    @staticmethod
+    def _write(text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(text)
+            sys.stderr.flush()
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,72 @@
+"""``proxylessnas fetch``: bring weights to this machine, or into a folder for another one."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ..errors import ProxylessError
+from ._names import published
+from ._output import error, megabytes, plural, print_json, printable
+from ._verb import UsageError, Verb
+
+
+class Fetch(Verb):
+    """Downloads published weights and checks their digests."""
+
+    name = "fetch"
+    order = 30
+    summary = "download published weights into the cache, or into a folder"
+    description = (
+        "Download the weights of nets and check their digests; what is there already is only checked. With --to, "
+        "the folder can be carried to a machine without network and used there as PROXYLESSNAS_CACHE."
+    )
+    example = """\
+  $ proxylessnas fetch --all --to /media/stick/weights
+  ...
+  proxyless_w025_r112  /media/stick/weights/proxyless_w025_r112-d4bfc7a6.pth  2.4 MB
+  ...
+  there: export PROXYLESSNAS_CACHE=/media/stick/weights PROXYLESSNAS_OFFLINE=1
+"""
+
+    def arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the verb's arguments."""
+        parser.add_argument("nets", metavar="NAME", nargs="*", help="net whose weights are wanted")
+        parser.add_argument("--all", action="store_true", help="the weights of all nets")
+        parser.add_argument("--to", metavar="DIR", help="put them into this folder instead of the cache")
+        parser.add_argument("--quiet", action="store_true", help="no progress bar")
+        parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Fetch them one after another; a net that cannot be had does not stop the others."""
+        from ..manifest import read_manifest
+
+        if bool(args.nets) == args.all:
+            raise UsageError("give the names of nets, or --all" + (" (not both)" if args.all else ""))
+        wanted = list(read_manifest().values()) if args.all else [published(name) for name in args.nets]
+        wanted = list({weights.name: weights for weights in wanted}.values())
+        folder = Path(args.to) if args.to else None
+        results: list[dict[str, Any]] = []
+        for weights in wanted:
+            try:
+                path = weights.fetch(progress=not args.quiet, directory=folder)
+            except ProxylessError as e:
+                results.append({"net": weights.name, "error": str(e)})
+                error(f"{weights.name}: {e}")
+                continue
+            size = path.stat().st_size
+            results.append({"net": weights.name, "path": str(path), "size": size})
+            if not args.json:
+                print(printable(f"{weights.name}  {path}  {megabytes(size)}"))
+        failed = sum("error" in result for result in results)
+        if args.json:
+            print_json({"weights": results, "failed": failed})
+        elif folder is not None and failed < len(results):
+            print(printable(f"there: export PROXYLESSNAS_CACHE={folder.absolute()} PROXYLESSNAS_OFFLINE=1"))
+        if failed and len(results) > 1:
+            error(f"{failed} of {plural(len(results), 'net')} could not be fetched")
+        return 1 if failed else 0
+
+
+VERB = Fetch()

@@ -1,0 +1,186 @@
+"""``proxylessnas info``: everything known about a net."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from ..errors import WeightsCorruptError, WeightsNotFoundError
+from ._names import ARCH_SUFFIXES, existing_file, is_file_name, published, sha256_of
+from ._output import bold, megabytes, pairs, print_json, printable
+from ._verb import Verb
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ..arch import Arch
+    from ..tree_arch import TreeArch
+    from ..weights import Weights
+
+
+class Info(Verb):
+    """Prints a net's architecture, size, preprocessing, and where its weights are."""
+
+    name = "info"
+    order = 20
+    summary = "show a net's architecture, size, preprocessing and weights"
+    description = (
+        "Show everything known about a net of the zoo, or about a file: weights (.safetensors with their "
+        "architecture, or a published .pth) or an architecture (.json, .config: the original net.config; .txt: "
+        "the text that this command prints)."
+    )
+    example = """\
+  $ proxylessnas info proxyless_cpu
+  proxyless_cpu
+    parameters     4,361,648
+    multiply-adds  439,243,864 at 224 x 224 px
+    classes        1000 (imagenet)
+    ...
+"""
+
+    def arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the verb's arguments."""
+        parser.add_argument(
+            "net", metavar="NAME|FILE", help="a net's name, or a file of weights or architecture"
+        )
+        parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Print it."""
+        facts = _of_file(existing_file(args.net)) if is_file_name(args.net) else _of_zoo(published(args.net))
+        if args.json:
+            print_json(facts)
+        else:
+            _show(facts)
+        return 0
+
+
+def _of_zoo(weights: Weights) -> dict[str, Any]:
+    from ..published import PUBLISHED
+
+    return {
+        "name": weights.name,
+        **_of_arch(PUBLISHED[weights.arch]),
+        "params": weights.params,
+        "macs": weights.macs,
+        "input_size": weights.input_size,
+        "dataset": weights.dataset,
+        "preprocessing": weights.preprocessing.to_dict(),
+        "metrics": dict(weights.metrics),
+        "license": weights.license,
+        "size": weights.size,
+        "sha256": weights.sha256,
+        "git_blob": weights.git_blob,
+        "cache": _cache_state(weights),
+        "sources": list(weights.sources),
+    }
+
+
+def _cache_state(weights: Weights) -> dict[str, str]:
+    from ..cache import weights_path
+
+    try:
+        return {"state": "sound", "path": str(weights.verify())}
+    except WeightsNotFoundError:
+        return {"state": "absent", "path": str(weights_path(weights))}
+    except WeightsCorruptError as e:
+        return {"state": "damaged", "path": str(weights_path(weights)), "problem": str(e)}
+
+
+def _of_file(path: Path) -> dict[str, Any]:
+    from ..builders import read_arch
+    from ..weights import find_by_digest
+
+    is_arch = path.suffix.lower() in ARCH_SUFFIXES
+    record = None if is_arch else find_by_digest(path)
+    if record is not None:
+        return {**_of_zoo(record), "file": str(path)}
+
+    import torch
+
+    from ..builders import create_model
+    from ..profiling import profile
+
+    arch = read_arch(path)
+    with torch.device("meta"):  # sizes only: an architecture file may ask for any amount of memory
+        model = create_model(arch)
+    resolution = arch.resolution or 224
+    counted = profile(model, (arch.in_channels, resolution, resolution))
+    facts = {
+        "name": arch.name,
+        **_of_arch(arch),
+        "params": counted.params,
+        "macs": counted.macs,
+        "input_size": resolution,
+        "file": str(path),
+    }
+    if not is_arch:
+        facts["preprocessing"] = _stored_preprocessing(path)
+        facts["sha256"] = sha256_of(path)
+    return facts
+
+
+def _stored_preprocessing(path: Path) -> dict[str, Any] | None:
+    from ..cache import read_metadata
+    from ..transforms import Preprocessing
+
+    stored = read_metadata(path).get("preprocessing")
+    return Preprocessing.from_json(stored).to_dict() if stored else None
+
+
+def _of_arch(arch: Arch | TreeArch) -> dict[str, Any]:
+    stages: list[dict[str, Any]]
+    if hasattr(arch, "stages"):
+        stages = [{"width": s.width, "stride": s.stride, "ops": s.ops} for s in arch.stages]
+    else:
+        each = len(arch.words) // arch.num_stages
+        stages = [{"cells": " ".join(arch.words[i : i + each])} for i in range(0, len(arch.words), each)]
+    return {"num_classes": arch.num_classes, "stages": stages, "arch": str(arch)}
+
+
+def _show(facts: dict[str, Any]) -> None:
+    from ..transforms import Preprocessing
+
+    rows = [("file", facts["file"])] if "file" in facts else []
+    side = facts["input_size"]
+    rows.append(("parameters", f"{facts['params']:,}"))
+    rows.append(("multiply-adds", f"{facts['macs']:,} at {side} x {side} px"))
+    dataset = f" ({facts['dataset']})" if "dataset" in facts else ""
+    rows.append(("classes", f"{facts['num_classes']}{dataset}"))
+    if facts.get("preprocessing"):
+        p = Preprocessing.from_dict(facts["preprocessing"])
+        mean, std = (" ".join(f"{v:.4g}" for v in values) for values in (p.mean, p.std))
+        rows.append(("input", f"resize {p.resize} ({p.interpolation}), crop {p.input_size} px"))
+        rows.append(("normalised by", f"mean {mean}\nstd  {std}"))
+    if "metrics" in facts:
+        rows += _metrics(facts["metrics"])
+    if facts.get("license"):
+        rows.append(("licence", facts["license"]))
+    for label, key in (("sha256", "sha256"), ("git blob", "git_blob")):
+        if facts.get(key):
+            rows.append((label, facts[key]))
+    if "cache" in facts:
+        state = {"sound": "there, checked", "absent": "not there", "damaged": "DAMAGED"}[
+            facts["cache"]["state"]
+        ]
+        size = f" ({megabytes(facts['size'])})" if facts.get("size") else ""
+        rows.append(("in the cache", f"{state}{size}\n{facts['cache']['path']}"))
+    if facts.get("sources"):
+        rows.append(("sources", "\n".join(facts["sources"])))
+    print(bold(printable(facts["name"])))
+    print(printable(pairs(rows, "  ")))
+    print(f"\n{printable(facts['arch'])}")
+    if "ops" in facts["stages"][0]:
+        print("\nStage(width, stride of its first block, blocks); k5e3: 5x5 MBConv, expansion 3;")
+        print("-: a skipped block; !: a block without its shortcut")
+
+
+def _metrics(metrics: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = []
+    for label, key in (("top-1", "top1"), ("top-5", "top5")):
+        if metrics.get(key) is not None:
+            rows.append((label, f"{metrics[key]:.1f} % ({metrics['status']})"))
+    return rows or [("top-1", str(metrics.get("status")))]
+
+
+VERB = Info()

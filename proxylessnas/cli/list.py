@@ -1,0 +1,90 @@
+"""``proxylessnas list``: the nets there are."""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+from typing import Any
+
+from ..errors import UnknownModelError
+from ._output import bold, megabytes, millions, print_json, table
+from ._verb import Verb
+
+
+class List(Verb):
+    """Prints a table of the published nets; needs no torch."""
+
+    name = "list"
+    order = 10
+    summary = "list the nets with their size, input and published accuracy"
+    description = (
+        "List the nets. Multiply-adds (MACs) are counted at the net's own input size, which is in pixels. "
+        "Top-1 is the published ImageNet (proxyless_cifar: CIFAR-10) accuracy in percent, not measured again here."
+    )
+    example = """\
+  $ proxylessnas list '*mobile*'
+  net                  params   MACs  input  top-1  weights
+  proxyless_mobile     4.08 M  320 M    224   74.6  not here
+  proxyless_mobile_14  6.86 M  581 M    224   76.7  in the cache
+"""
+
+    def arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the verb's arguments."""
+        parser.add_argument("pattern", nargs="?", default="*", help="shell-style pattern, such as '*mobile*'")
+        parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Print the table."""
+        from ..cache import copy_path, weights_path
+        from ..manifest import read_manifest
+
+        everything = read_manifest()
+        pattern = args.pattern.lower().replace("-", "_")
+        names = [name for name in everything if fnmatch.fnmatchcase(name, pattern)]
+        if not names:
+            raise UnknownModelError(f"no net matches {args.pattern!r}; there are: {', '.join(everything)}")
+        nets: list[dict[str, Any]] = []
+        for name in names:
+            w = everything[name]
+            path = weights_path(w)
+            nets.append(
+                {
+                    "name": name,
+                    "dataset": w.dataset,
+                    "num_classes": w.num_classes,
+                    "params": w.params,
+                    "macs": w.macs,
+                    "input_size": w.input_size,
+                    "top1": w.metrics.get("top1"),
+                    "top5": w.metrics.get("top5"),
+                    "metrics_status": w.metrics.get("status"),
+                    "size": w.size,
+                    "path": str(path),
+                    "cached": path.is_file() or copy_path(w).is_file(),
+                }
+            )
+        if args.json:
+            print_json({"nets": nets})
+            return 0
+        rows = [("net", "params", "MACs", "input", "top-1", "weights")]
+        for net in nets:
+            size = f" ({megabytes(net['size'])})" if net["size"] else ""
+            rows.append(
+                (
+                    net["name"],
+                    millions(net["params"]),
+                    millions(net["macs"]),
+                    str(net["input_size"]),
+                    "-" if net["top1"] is None else f"{net['top1']:.1f}",
+                    "in the cache" if net["cached"] else f"not here{size}",
+                )
+            )
+        head, _, body = table(rows, "<>>>><").partition("\n")
+        print(bold(head))
+        print(body)
+        print("\ntop-1: accuracy in percent as published, not re-measured; input: pixels.")
+        print("`proxylessnas fetch NAME` brings the weights here.")
+        return 0
+
+
+VERB = List()

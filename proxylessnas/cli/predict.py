@@ -1,0 +1,122 @@
+"""``proxylessnas predict``: what is on these pictures?"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from ..errors import ImageError
+from ._net import Net, add_net_options, check_options, class_labels, open_net, running
+from ._output import bar, bold, error, plural, print_json, printable
+from ._verb import UsageError, Verb
+
+_BATCH = 16  # pictures a forward pass
+
+
+class Predict(Verb):
+    """Classifies pictures; one that cannot be read does not stop the others."""
+
+    name = "predict"
+    order = 50
+    summary = "classify pictures"
+    description = (
+        "Name the most probable classes of each picture. Any usual kind of file will do (JPEG, PNG, WebP, GIF, "
+        "TIFF, ...; grey, transparent, CMYK, 16-bit, rotated by EXIF). A picture that cannot be read is reported, "
+        "the others are classified, and the exit code is 1."
+    )
+    example = """\
+  $ proxylessnas predict proxyless_w025_r112 fish.jpg --top 3
+  fish.jpg
+     87.4 %  █████████████████▌    tench
+      9.0 %  █▊                    banded gecko
+      1.2 %  ▎                     common newt
+
+  with --json one document, also when something fails:
+  {"net": ..., "weights": {"file", "sha256", "published"}, "preprocessing": {...},
+   "images": [{"image", "predictions": [{"index", "wnid", "name", "probability"}]},
+              {"image", "error"}], "failed": 1}
+"""
+    rest = "images"
+
+    def arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the verb's arguments."""
+        add_net_options(parser)
+        parser.add_argument("images", metavar="IMAGE", nargs="+", help="a picture")
+        parser.add_argument(
+            "--top", type=int, default=5, metavar="K", help="how many classes to name (default: 5)"
+        )
+        parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Classify them in small batches."""
+        if args.top < 1:
+            raise UsageError(f"--top must be at least 1, not {args.top}")
+        check_options(args)
+        from ..memory import keep_freed_pages
+
+        keep_freed_pages()
+        net = open_net(args)
+        names, labels, wnids = class_labels(net)
+        results: list[dict[str, Any]] = []
+        for path, found in _classified(net, args.images, args.top):
+            if isinstance(found, str):
+                error(found)
+                results.append({"image": path, "error": found})
+                continue
+            results.append(
+                {
+                    "image": path,
+                    "predictions": [
+                        {"index": i, "wnid": wnids[i] if wnids else None, "name": names[i], "probability": p}
+                        for i, p in found
+                    ],
+                }
+            )
+            if not args.json:
+                print(bold(printable(path)))
+                for i, p in found:
+                    print(f"  {100 * p:5.1f} %  {bar(p)}  {labels[i]}")
+        failed = sum("error" in result for result in results)
+        if args.json:
+            print_json({**net.to_dict(), "images": results, "failed": failed})
+        if failed and len(results) > 1:
+            error(f"{failed} of {plural(len(results), 'picture')} could not be classified")
+        return 1 if failed else 0
+
+
+def _classified(net: Net, paths: list[str], top: int) -> Iterator[tuple[str, list[tuple[int, float]] | str]]:
+    """Yield each path, in order, with its classes and probabilities, or with what is wrong with it."""
+    import torch
+
+    from ..evaluate import one_thread, top_classes
+
+    transform = net.preprocessing.build()
+    for start in range(0, len(paths), _BATCH):
+        batch = paths[start : start + _BATCH]
+        inputs: list[torch.Tensor] = []
+        problems: dict[int, str] = {}
+        with running(net, "use a smaller --input-size"):
+            with one_thread():
+                for i, path in enumerate(batch):
+                    try:
+                        inputs.append(_read(path, transform))
+                    except ImageError as e:
+                        problems[i] = str(e)
+            found = iter(top_classes(net.model, torch.stack(inputs).to(net.device), top) if inputs else ())
+        for i, path in enumerate(batch):
+            yield path, problems[i] if i in problems else next(found)
+
+
+def _read(path: str, transform: Any) -> Any:
+    from ..images import load_image
+
+    if os.path.isdir(path):
+        raise ImageError(
+            f"{path}: is a folder; `proxylessnas eval` takes folders, predict takes {path}/*.jpg"
+        )
+    return transform(load_image(path))
+
+
+VERB = Predict()

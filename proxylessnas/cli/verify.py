@@ -1,0 +1,83 @@
+"""``proxylessnas verify``: are the weights here the published ones, bit for bit?"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from ..errors import ProxylessError, WeightsCorruptError, WeightsNotFoundError
+from ._names import existing_file, is_file_name, published
+from ._output import error, plural, print_json, printable
+from ._verb import UsageError, Verb
+
+
+class Verify(Verb):
+    """Checks digests; never downloads."""
+
+    name = "verify"
+    order = 40
+    summary = "check the digests of weights in the cache, or of a file"
+    description = (
+        "Check weights against the published digests: of nets in the cache, or of any file, which is recognised by "
+        "its digest. Nothing is downloaded. With --all, nets that are not in the cache are listed but no failure."
+    )
+    example = """\
+  $ proxylessnas verify proxyless_cpu ~/Downloads/proxyless-w0.25-r112_imagenet.pth
+  sound  proxyless_cpu        /home/me/.cache/torch/hub/proxylessnas/proxyless_cpu-373f6da5.pth
+  sound  proxyless_w025_r112  /home/me/Downloads/proxyless-w0.25-r112_imagenet.pth
+"""
+
+    def arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the verb's arguments."""
+        parser.add_argument(
+            "nets", metavar="NAME|FILE", nargs="*", help="a net in the cache, or a file of weights"
+        )
+        parser.add_argument("--all", action="store_true", help="all nets in the cache")
+        parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Check one after another."""
+        from ..manifest import read_manifest
+
+        if bool(args.nets) == args.all:
+            raise UsageError("give nets or files, or --all" + (" (not both)" if args.all else ""))
+        results = [self._check(word) for word in (list(read_manifest()) if args.all else args.nets)]
+        if args.json:
+            print_json({"weights": results})
+        bad = 0
+        for result in results:
+            failed = result["state"] != "sound" and not (args.all and result["state"] == "absent")
+            bad += failed
+            if failed:
+                error(result["problem"])
+            elif not args.json:
+                where = result.get("path", "(not in the cache)")
+                print(printable(f"{result['state']:6}  {result['net']:19}  {where}"))
+        if bad and len(results) > 1:
+            error(f"{bad} of {plural(len(results), 'set')} of weights failed")
+        return 1 if bad else 0
+
+    @staticmethod
+    def _check(word: str) -> dict[str, Any]:
+        net: str | None = None
+        try:
+            if not is_file_name(word):
+                weights = published(word)
+                net = weights.name
+                return {"net": net, "state": "sound", "path": str(weights.verify())}
+            from ..weights import find_by_digest
+
+            path = existing_file(word)
+            record = find_by_digest(path)
+            if record is None:
+                raise WeightsCorruptError(
+                    f"{word}: not a published file, or damaged (its digest is not known)"
+                )
+            return {"net": record.name, "state": "sound", "path": word}
+        except WeightsNotFoundError as e:
+            return {"net": net, "state": "absent", "problem": str(e)}
+        except ProxylessError as e:
+            return {"net": net, "state": "bad", "problem": str(e)}
+
+
+VERB = Verify()

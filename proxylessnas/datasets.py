@@ -1,0 +1,264 @@
+"""Find labelled pictures in a folder, and say how each label was found.
+
+Class folders are mapped to a net's outputs by what they are called, not by their position: a validation set
+that holds only 50 of ImageNet's 1000 classes, or one whose folders are numbers, would otherwise score near
+zero with nothing to tell why.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .categories import categories, simplify, wnids
+from .errors import DataError, ImageError
+from .images import EXTENSIONS, load_image
+
+# A wnid alone ("n01440764"), or with more around it ("n01440764-tench", "0000_n01440764_tench.jpg").
+_WNID = re.compile(r"(?<![0-9A-Za-z])n\d{8}(?!\d)")
+_HIDDEN = (".", "__MACOSX")  # the second is what macOS adds to its zip files
+_SHOWN = 5  # at most so many odd names in a message
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Pictures with their class index.
+
+    Attributes:
+        samples: (path, class index), sorted by folder and file name.
+        labels_from: how labels were found: "wnid", "name", "number", "position" or "wnid in file name".
+        classes: how many different classes have pictures.
+        notes: what a user should know, one line each (empty folders, labels by position, files passed over).
+    """
+
+    samples: tuple[tuple[str, int], ...]
+    labels_from: str
+    classes: int
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def limit(self, n: int) -> LabelledImages:
+        """Return ``n`` pictures spread evenly over all (or all, if there are fewer); always the same ones."""
+        if n < 1:
+            raise ValueError(f"limit must be at least 1, not {n}")
+        total = len(self.samples)
+        if n >= total:
+            return self
+        samples = tuple(self.samples[i * total // n] for i in range(n))
+        return LabelledImages(samples, self.labels_from, len({label for _, label in samples}), self.notes)
+
+
+class ImageDataset:
+    """A map-style dataset (``torch.utils.data.DataLoader`` takes it) that survives damaged files.
+
+    Args:
+        samples: (path, class index).
+        transform: called with the RGB picture.
+    """
+
+    def __init__(self, samples: Sequence[tuple[str, int]], transform: Callable[[Any], Any]) -> None:
+        self.samples = samples
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Any, int, str]:
+        """Return (input, class index, ""), or (None, class index, reason) for a file that cannot be read."""
+        path, label = self.samples[index]
+        try:
+            return self.transform(load_image(path)), label, ""
+        except ImageError as e:
+            return None, label, str(e)
+
+
+def labelled_images(
+    folder: str | os.PathLike[str], num_classes: int, dataset: str | None = None
+) -> LabelledImages:
+    """Find the pictures of a folder and their labels.
+
+    Sub-folders are classes. They are matched by wnid (``n01440764``, also with more behind it), else by class
+    name (case, underscores and hyphens do not matter), else by number (``10`` is class 10), else, when there
+    are as many folders as classes, by sorted position (with a note). Without sub-folders each file name must
+    hold a wnid. Hidden files and files that are not pictures by their ending are passed over.
+
+    Args:
+        folder: where to look.
+        num_classes: number of the net's outputs.
+        dataset: "imagenet" or "cifar10", whose classes the outputs are; None if not known.
+
+    Raises:
+        DataError: no such folder, no pictures in it, or a label cannot be found; names what is odd.
+    """
+    root = os.fspath(folder)
+    folders, files = _entries(root)
+    pictures = [f for f in files if _is_picture(f)]
+    if not folders:
+        return _flat(root, pictures, num_classes, dataset, len(files))
+
+    found = {
+        name: [os.path.join(root, name, f) for f in _pictures_below(os.path.join(root, name))]
+        for name in folders
+    }
+    if not any(found.values()):
+        raise DataError(f"{root}: no pictures in its {len(folders)} folders (looked for {_endings()})")
+    how, label_of = _folder_labels(root, folders, num_classes, dataset)
+    samples = tuple((path, label_of[name]) for name in folders for path in found[name])
+    notes = []
+    if how == "position":
+        notes.append(
+            f"the {len(folders)} folders of {root} are neither wnids, class names nor numbers: "
+            f"taken as classes 0 to {num_classes - 1} in sorted order ({folders[0]} = 0)"
+        )
+    empty = [name for name in folders if not found[name]]
+    if empty:
+        notes.append(f"{_count(len(empty), 'class folder')} without pictures: {_some(empty)}")
+    if pictures:
+        notes.append(
+            f"{_count(len(pictures), 'picture')} outside the class folders passed over: {_some(pictures)}"
+        )
+    return LabelledImages(samples, how, len({label for _, label in samples}), tuple(notes))
+
+
+def _entries(root: str) -> tuple[list[str], list[str]]:
+    """Return the sorted folders and files in ``root``, without hidden ones."""
+    try:
+        with os.scandir(root) as entries:
+            kinds = [(e.name, e.is_dir()) for e in entries if not e.name.startswith(_HIDDEN)]
+    except FileNotFoundError as e:
+        raise DataError(f"{root}: no such folder") from e
+    except NotADirectoryError as e:
+        raise DataError(f"{root}: is a file; a folder of pictures is expected") from e
+    except PermissionError as e:
+        raise DataError(f"{root}: permission denied") from e
+    except (OSError, ValueError) as e:
+        raise DataError(f"{root}: cannot be read ({getattr(e, 'strerror', None) or e})") from e
+    return sorted(n for n, d in kinds if d), sorted(n for n, d in kinds if not d)
+
+
+def _is_picture(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
+def _pictures_below(top: str) -> Iterator[str]:
+    """Yield the pictures below a folder, sorted, as paths relative to it; links are followed, once."""
+    seen: set[str] = set()
+
+    def failed(e: OSError) -> None:
+        raise DataError(f"{e.filename}: cannot be read ({e.strerror})") from e
+
+    for where, folders, files in os.walk(top, followlinks=True, onerror=failed):
+        real = os.path.realpath(where)
+        if real in seen:
+            folders[:] = []
+            continue
+        seen.add(real)
+        folders[:] = sorted(f for f in folders if not f.startswith(_HIDDEN))
+        for name in sorted(files):
+            if _is_picture(name) and not name.startswith(_HIDDEN):
+                yield os.path.relpath(os.path.join(where, name), top)
+
+
+def _flat(
+    root: str, pictures: list[str], num_classes: int, dataset: str | None, files: int
+) -> LabelledImages:
+    if not pictures:
+        what = f"none of its {_count(files, 'file')} is a picture" if files else "the folder is empty"
+        raise DataError(f"{root}: {what} (looked for {_endings()})")
+    where = "no class folders, so each file name must hold a wnid such as n01440764"
+    if num_classes != 1000 or dataset not in (None, "imagenet"):
+        raise DataError(
+            f"{root}: no class folders in it; one folder for each of the {num_classes} classes is expected"
+        )
+    odd = [name for name in pictures if not _WNID.search(name)]
+    if odd:
+        raise DataError(f"{root}: {where}; {_count(len(odd), 'name')} without one: {_some(odd)}")
+    index = {wnid: i for i, wnid in enumerate(wnids("imagenet"))}
+    wnid_of = {name: _WNID.findall(name)[-1] for name in pictures}
+    odd = [name for name in pictures if wnid_of[name] not in index]
+    if odd:
+        raise DataError(f"{root}: {where}; not one of the 1000 ImageNet classes: {_some(odd)}")
+    samples = tuple((os.path.join(root, name), index[wnid_of[name]]) for name in pictures)
+    return LabelledImages(samples, "wnid in file name", len({label for _, label in samples}))
+
+
+def _folder_labels(
+    root: str, folders: list[str], num_classes: int, dataset: str | None
+) -> tuple[str, dict[str, int]]:
+    """Return how labels are found, and the class index of each folder name."""
+    by_wnid, by_name = _known_classes(num_classes, dataset)
+    readings = {
+        "wnid": {
+            name: by_wnid.get(wnid, -1) for name in folders if by_wnid and (wnid := _leading_wnid(name))
+        },
+        "name": {name: by_name[simplify(name)] for name in folders if simplify(name) in by_name},
+        "number": {name: int(name) for name in folders if re.fullmatch(r"[0-9]{1,9}", name)},
+    }
+    how, labels = max(readings.items(), key=lambda item: len(item[1]))
+    odd = [name for name in folders if name not in labels]
+    wrong = [name for name, label in labels.items() if not 0 <= label < num_classes]
+    if not odd and not wrong:
+        return how, labels
+    # A folder or two that is understood may be chance, unless it is known what the classes are.
+    if len(folders) == num_classes and (dataset is None or not labels):
+        return "position", {name: i for i, name in enumerate(folders)}
+    if not labels:
+        raise DataError(_no_labels(root, folders, num_classes, bool(by_wnid), bool(by_name)))
+    if odd:
+        raise DataError(
+            f"{root}: {_count(len(odd), 'folder')} not named by a class {how} as the others are: {_some(odd)}"
+        )
+    if how == "number":
+        why = f"folder names are class numbers, 0 to {num_classes - 1}; too large"
+    elif how == "name":
+        why = "two classes have this name, use their wnids as folder names"
+    else:
+        why = "wnids that are not among the net's classes"
+    raise DataError(f"{root}: {why}: {_some(wrong)}")
+
+
+def _known_classes(num_classes: int, dataset: str | None) -> tuple[dict[str, int], dict[str, int]]:
+    """Return the class index by wnid and by simplified name; a name that two classes share has index -1."""
+    if dataset is None:  # the usual meaning of so many outputs; used only where all names really match
+        dataset = {1000: "imagenet", 10: "cifar10"}.get(num_classes)
+    if dataset is None or len(categories(dataset)) != num_classes:
+        return {}, {}
+    by_name: dict[str, int] = {}
+    for i, name in enumerate(categories(dataset)):
+        by_name[simplify(name)] = -1 if simplify(name) in by_name else i
+    return {wnid: i for i, wnid in enumerate(wnids(dataset))}, by_name
+
+
+def _leading_wnid(name: str) -> str | None:
+    found = _WNID.match(name)
+    return found.group() if found else None
+
+
+def _no_labels(root: str, folders: list[str], num_classes: int, by_wnid: bool, by_name: bool) -> str:
+    kinds = (
+        ["wnids"] * by_wnid + ["class names"] * by_name + ["class numbers", f"exactly {num_classes} folders"]
+    )
+    splits = [name for name in folders if name.lower() in ("train", "val", "valid", "validation", "test")]
+    hint = f" (give one of the splits, such as {os.path.join(root, splits[-1])}?)" if splits else ""
+    return (
+        f"{root}: its {_count(len(folders), 'folder')} ({_some(folders)}) cannot be matched to the net's "
+        f"{num_classes} classes; expected are {', '.join(kinds[:-1])} or {kinds[-1]}{hint}"
+    )
+
+
+def _endings() -> str:
+    return "*.jpg, *.png, *.webp, *.gif, *.tif, ..."
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

@@ -1,0 +1,58 @@
+r"""Digests: does a file, or do these bytes, hold exactly the weights that the manifest names?
+
+Two kinds are known. SHA-256 is preferred; a git blob id (SHA-1 of ``"blob <length>\0"`` and the bytes) pins
+the files for which the hosting git repository is the only published record.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .weights import Weights
+
+_CHUNK = 1 << 20
+
+
+def expected_digest(weights: Weights) -> str:
+    """Return what is demanded of a file, for messages: ``"sha256 d4bf..."`` or ``"git blob 373f..."``."""
+    return f"sha256 {weights.sha256}" if weights.sha256 else f"git blob {weights.git_blob}"
+
+
+def short_digest(weights: Weights) -> str:
+    """Return the first 8 hexadecimal digits of the digest, which make cache file names unique per content."""
+    return (weights.sha256 or weights.git_blob or "")[:8]
+
+
+def bytes_problem(weights: Weights, data: bytes | bytearray) -> str | None:
+    """Return what is wrong with ``data`` as the file of ``weights`` (size, then digest), or None."""
+    return _problem(weights, len(data), (data,))
+
+
+def file_problem(weights: Weights, path: Path) -> str | None:
+    """Return what is wrong with the file ``path`` as the file of ``weights``, or None.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        return _problem(weights, os.fstat(file.fileno()).st_size, iter(lambda: file.read(_CHUNK), b""))
+
+
+def _problem(weights: Weights, size: int, chunks: Iterable[bytes | bytearray]) -> str | None:
+    if weights.size is not None and size != weights.size:
+        return f"{size:,} bytes instead of {weights.size:,} (expected {expected_digest(weights)})"
+    if weights.sha256:
+        kind, wanted, digest = "sha256", weights.sha256, hashlib.sha256()
+    else:
+        kind, wanted = "git blob", weights.git_blob or ""
+        # SHA-1 only because git names its files so; nothing better is published for these.
+        digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    for chunk in chunks:
+        digest.update(chunk)
+    actual = digest.hexdigest()
+    return None if actual == wanted else f"{kind} is {actual}, expected {wanted}"

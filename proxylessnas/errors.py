@@ -1,0 +1,104 @@
+"""Every error this package raises on purpose.
+
+One tree, so that ``except ProxylessError`` catches all of them, while each class also derives from the
+built-in that callers would guess (``ValueError``, ``OSError``, ``KeyError``, ``ImportError``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class ProxylessError(Exception):
+    """Base class of all errors raised on purpose by this package."""
+
+
+class UnknownModelError(ProxylessError, ValueError):
+    """No net has this name; the message lists the nearest ones."""
+
+
+class ArchError(ProxylessError, ValueError):
+    """An architecture (text, official JSON or table) is malformed; the message says where.
+
+    Attributes:
+        line: 1-based line of the bad token in a text, or None.
+        column: 1-based column of the bad token in a text, or None.
+    """
+
+    def __init__(self, message: str, *, line: int | None = None, column: int | None = None) -> None:
+        self.line = line
+        self.column = column
+        if line is not None:
+            message = f"line {line}, column {column}: {message}"
+        super().__init__(message)
+
+
+class ManifestError(ProxylessError, ValueError):
+    """The weights manifest is invalid.
+
+    Attributes:
+        problems: every problem found, one line each.
+    """
+
+    def __init__(self, problems: str | Sequence[str]) -> None:
+        self.problems: list[str] = [problems] if isinstance(problems, str) else list(problems)
+        head = "weights manifest: "
+        if len(self.problems) == 1:
+            super().__init__(head + self.problems[0])
+        else:
+            super().__init__(f"{head}{len(self.problems)} problems\n  " + "\n  ".join(self.problems))
+
+
+class WeightsNotFoundError(ProxylessError, FileNotFoundError):
+    """A weights file is not where it was said to be, or a net has no published weights."""
+
+
+class WeightsFetchError(ProxylessError, OSError):
+    """No source could deliver the weights; the message gives each source and its reason."""
+
+
+class OfflineError(WeightsFetchError):
+    """Weights are not in the cache and ``PROXYLESSNAS_OFFLINE`` forbids the network."""
+
+
+class WeightsCorruptError(ProxylessError, ValueError):
+    """A weights file is damaged, is not a checkpoint, or is not the file it claims to be."""
+
+
+class WeightsMismatchError(ProxylessError, ValueError):
+    """Weights do not fit the net: tensors are missing, unexpected or of another shape."""
+
+
+class ImageError(ProxylessError, ValueError):
+    """A file is not an image that can be read; the message names the file."""
+
+
+class DataError(ProxylessError, ValueError):
+    """A data folder cannot be used; the message names the folder and what is expected in it."""
+
+
+class LatencyKeyError(ProxylessError, KeyError):
+    """A latency table has no entry for a key; the message names the key and the nearest one."""
+
+    def __str__(self) -> str:  # KeyError would show repr() of the message
+        return str(self.args[0]) if self.args else ""
+
+
+class CheckpointError(ProxylessError, ValueError):
+    """A training checkpoint cannot be read or does not belong to this run."""
+
+
+class MissingExtraError(ProxylessError, ImportError):
+    """An optional library is missing; the message gives the pip line."""
+
+
+def missing_extra(package: str, purpose: str, extra: str | None = None) -> MissingExtraError:
+    """Return the error for an optional import that failed.
+
+    Args:
+        package: what ``pip install`` would be given when no extra of ours covers it.
+        purpose: what needs it, as in "reading images".
+        extra: the extra of this package that brings it, if any.
+    """
+    pip = f"pip install 'proxylessnas[{extra}]'" if extra else f"pip install {package}"
+    return MissingExtraError(f"{purpose} needs {package}, which could not be imported: {pip}")

@@ -1,0 +1,235 @@
+"""Read any photo people really have into an upright 8-bit RGB picture.
+
+Cameras, scanners and web sites write grey, palette, transparent, CMYK, 16-bit and rotated files; a net wants
+plain RGB. Everything that can go wrong with a file ends as an :class:`~proxylessnas.errors.ImageError` that
+names it. Pillow is imported when a picture is read, not before.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import stat
+import threading
+import warnings
+from typing import IO, TYPE_CHECKING, Any
+
+from .errors import ImageError, missing_extra
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+#: File name endings that folders are searched for (lower case).
+EXTENSIONS = frozenset(
+    ".jpg .jpeg .jpe .jfif .mpo .png .gif .bmp .dib .webp .avif .tif .tiff .ppm .pgm .pbm .pnm .jp2 .j2k".split()
+)
+
+# Only formats that Pillow decodes itself. EPS, for one, would run Ghostscript on a file from anywhere.
+# (MPO files, which phones write, are opened as JPEG.)
+_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "WEBP", "AVIF", "TIFF", "PPM", "JPEG2000")
+
+# warnings.catch_warnings() swaps process-wide filters; two threads in it at once could leave them changed.
+_WARNINGS_LOCK = threading.Lock()
+
+_ORIENTATION = 0x0112  # EXIF tag: how the stored picture has to be turned to stand upright
+_BITS_PER_SAMPLE = 258  # TIFF tag
+
+
+def load_image(source: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
+    """Return the picture in a file, upright, as 8-bit RGB.
+
+    EXIF rotation is applied, transparency is laid on white, CMYK becomes RGB, 16-bit and floating-point grey
+    is scaled to 8 bits, and of an animation the first frame is taken.
+
+    Args:
+        source: a path, or an open binary file (left open).
+
+    Returns:
+        A ``PIL.Image.Image`` of mode ``RGB`` without metadata.
+
+    Raises:
+        ImageError: no such file, a folder, empty, not an image, damaged or truncated, or a decompression bomb
+            (more pixels than ``PIL.Image.MAX_IMAGE_PIXELS``).
+        MissingExtraError: Pillow is not installed.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        name = os.fspath(source)
+        with _open_path(name) as file:
+            return _decode(file, name)
+    name = str(getattr(source, "name", "image data"))
+    return _decode(source, name)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return a Pillow picture of any mode as upright 8-bit RGB (the second half of :func:`load_image`).
+
+    Raises:
+        ImageError: the colour mode cannot be shown as RGB.
+    """
+    image.load()  # first: Pillow turns TIFFs itself here, and PNGs may hold their EXIF behind the pixels
+    turn = _turn(image)
+    rgb = _rgb(image)
+    if turn is not None:
+        rgb = rgb.transpose(turn)
+    rgb.info = {}  # the rotation is done: nobody may apply it again
+    return rgb
+
+
+def _pillow() -> Any:
+    try:
+        import PIL.Image
+    except ImportError as e:
+        raise missing_extra("pillow", "reading images") from e
+    return PIL.Image
+
+
+def _open_path(name: str) -> IO[bytes]:
+    """Open a file that could hold an image; a folder or a device is refused with its reason."""
+    try:
+        status = os.stat(name)
+        if stat.S_ISDIR(status.st_mode):
+            raise ImageError(f"{name}: is a folder, not an image")
+        if stat.S_ISFIFO(status.st_mode):  # `<(command)` in a shell; Pillow needs to seek
+            with open(name, "rb") as pipe:
+                return io.BytesIO(pipe.read())
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError(f"{name}: is not a regular file")
+        return open(name, "rb")
+    except FileNotFoundError as e:
+        raise ImageError(f"{name}: no such file") from e
+    except PermissionError as e:
+        raise ImageError(f"{name}: permission denied") from e
+    except (OSError, ValueError) as e:  # ValueError: a zero byte in the name
+        reason = (getattr(e, "strerror", None) or str(e)).lower()
+        if isinstance(e, ImageError):
+            raise
+        raise ImageError(f"{name}: cannot be opened ({reason})") from e
+
+
+def _decode(file: IO[bytes], name: str) -> Image.Image:
+    pil = _pillow()
+    try:
+        if not file.seekable():
+            file = io.BytesIO(file.read())
+        start = file.tell()
+        head = file.read(512)
+        file.seek(start)
+    except (OSError, ValueError, AttributeError) as e:
+        raise ImageError(f"{name}: cannot be read ({e})") from e
+    if not head:
+        raise ImageError(f"{name}: the file is empty")
+
+    try:
+        # Opening reads the header only, so holding the lock costs next to nothing.
+        with _WARNINGS_LOCK, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", pil.DecompressionBombWarning)
+            image = _open_header(pil, file)
+        return to_rgb(image)
+    except ImageError as e:
+        raise ImageError(f"{name}: {e}") from e
+    except (pil.DecompressionBombWarning, pil.DecompressionBombError) as e:
+        limit = (pil.MAX_IMAGE_PIXELS or 0) / 1e6
+        raise ImageError(
+            f"{name}: more than {limit:.0f} million pixels (a decompression bomb?); refused"
+        ) from e
+    except pil.UnidentifiedImageError as e:
+        raise ImageError(f"{name}: {_what_it_is(head)}") from e
+    except MemoryError as e:
+        raise ImageError(f"{name}: not enough memory to decode it") from e
+    except Exception as e:  # Pillow's decoders raise nearly anything on a damaged file
+        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        raise ImageError(f"{name}: damaged or truncated image ({reason})") from e
+
+
+def _open_header(pil: Any, file: IO[bytes]) -> Image.Image:
+    pil.preinit()  # the common formats; loading the rest takes ten times as long
+    try:
+        image = pil.open(file, formats=[name for name in _FORMATS if name in pil.OPEN])
+    except pil.UnidentifiedImageError:
+        pil.init()
+        image = pil.open(file, formats=[name for name in _FORMATS if name in pil.OPEN])
+    opened: Image.Image = image
+    return opened
+
+
+def _what_it_is(head: bytes) -> str:
+    """Return why these first bytes are not an image, as precisely as they allow."""
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"<!doctype html", b"<html", b"<head")):
+        return "is a web page (HTML), not an image; the download probably failed"
+    if text.startswith((b"<svg", b"<?xml")):
+        return "is a vector drawing or XML, not a photo"
+    if head.startswith(b"%PDF"):
+        return "is a PDF, not an image"
+    if head[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1", b"ftyphevc"):
+        return "is a HEIC/HEIF photo, which is not supported; convert it to JPEG or PNG first"
+    return "is not an image, or of a kind that is not supported"
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """Return what makes the picture upright; metadata that cannot be read counts as "upright"."""
+    try:
+        with _WARNINGS_LOCK, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            orientation = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # noqa: BLE001 - damaged EXIF must not stop a picture that is fine
+        return None
+    transpose = _pillow().Transpose
+    turns = {
+        2: transpose.FLIP_LEFT_RIGHT,
+        3: transpose.ROTATE_180,
+        4: transpose.FLIP_TOP_BOTTOM,
+        5: transpose.TRANSPOSE,
+        6: transpose.ROTATE_270,
+        7: transpose.TRANSVERSE,
+        8: transpose.ROTATE_90,
+    }
+    found: Image.Transpose | None = turns.get(orientation) if isinstance(orientation, int) else None
+    return found
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    mode = image.mode
+    if mode.startswith("I;16") or mode in ("I", "F"):
+        return _eight_bits(image).convert("RGB")
+    if mode in ("RGBa", "La"):  # premultiplied alpha: Pillow converts it only to its straight form
+        image = image.convert({"RGBa": "RGBA", "La": "LA"}[mode])
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = _pillow().new("RGBA", rgba.size, (255, 255, 255, 255))
+        white.alpha_composite(rgba)
+        flat: Image.Image = white.convert("RGB")
+        return flat
+    try:
+        return image.convert("RGB")
+    except ValueError as e:
+        raise ImageError(f"pictures in colour mode {mode} are not supported") from e
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Return 16-bit, 32-bit or floating-point grey as 8-bit grey (mode ``L``).
+
+    16 bits hold 0 to 65535 by definition. For 32-bit and floating-point files the range in use tells which of
+    the customary scales (0 to 1, 0 to 255, 0 to 65535) was meant; anything else is stretched from its least
+    to its greatest value.
+    """
+    deep = image.convert("I") if image.mode.startswith("I;16") else image
+    extrema: Any = deep.getextrema()  # a pair of numbers, as there is one channel
+    low, high = extrema
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ImageError("holds values that are not finite numbers")
+    shift = 0.0
+    if image.mode.startswith("I;16"):
+        bits = (getattr(image, "tag_v2", None) or {}).get(_BITS_PER_SAMPLE, (16,))
+        top = 4095.0 if tuple(bits)[:1] == (12,) else 65535.0
+    elif image.mode == "F" and low >= 0 and high <= 1:
+        top = 1.0
+    elif low >= 0 and high <= 65535:
+        top = 255.0 if high <= 255 else 65535.0
+    else:
+        shift, top = -float(low), max(float(high) - float(low), 1e-30)
+    scale = 255.0 / top
+    # Pillow truncates on the way to 8 bits, hence the half; its point() takes only `x * scale + offset` here.
+    return deep.convert("F").point(lambda x: x * scale + (shift * scale + 0.5)).convert("L")

@@ -1,0 +1,145 @@
+"""Each script of examples/ does what it says, and stays short."""
+
+from __future__ import annotations
+
+import importlib.util
+import socket
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from weights_tools import serve_real_weights, stand_in_weights
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*.py"))
+TESTED = ["backbone_features.py", "classify_photo.py", "demo.py", "transfer_head.py"]
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"example_{Path(name).stem}", EXAMPLES / name)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_script_is_tested_here() -> None:
+    assert SCRIPTS == TESTED
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_scripts_are_thin(name: str) -> None:
+    assert len((EXAMPLES / name).read_text(encoding="utf-8").splitlines()) <= 80
+
+
+def test_classify_photo(capsys: pytest.CaptureFixture[str]) -> None:
+    stand_in_weights(["proxyless_w025_r112"])
+    photos = [str(EXAMPLES / "photos" / name) for name in ("cat.jpg", "coffee.jpg")]
+    assert load("classify_photo.py").main([*photos, "--model", "proxyless_w025_r112"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == photos[0]
+    assert lines[6] == photos[1]
+    assert len(lines) == 12
+    assert all("%" in line for i, line in enumerate(lines) if i % 6)
+
+
+def test_classify_photo_with_the_real_weights(
+    shared_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serve_real_weights(shared_data / "weights") as url:
+        monkeypatch.setenv("PROXYLESSNAS_WEIGHTS_URL", url)
+        cat, coffee = (str(EXAMPLES / "photos" / name) for name in ("cat.jpg", "coffee.jpg"))
+        assert load("classify_photo.py").main([cat, coffee, "--model", "proxyless_w03_r176"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "cat" in lines[1]
+    assert "espresso" in lines[7]
+
+
+@pytest.mark.parametrize("name", ["proxyless_mobile", "proxyless_w025_r112"])
+def test_backbone_features(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert load("backbone_features.py").main(["--model", name, "--size", "64"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    strides = [int(line.split()[1]) for line in lines[1:-1]]
+    assert strides == sorted(set(strides))
+    if name == "proxyless_mobile":
+        assert strides == [2, 4, 8, 16, 32]
+        assert "[2, 64, 8, 8], [2, 64, 4, 4], [2, 64, 2, 2]" in lines[-1]
+
+
+def test_transfer_head(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two textures are told apart, even by the embeddings of a random net; the saved net loads again."""
+    from PIL import Image
+
+    import proxylessnas
+
+    stand_in_weights(["proxyless_w025_r112"])
+    generator = torch.Generator().manual_seed(0)
+    for kind, period in (("fine", 4), ("coarse", 32)):
+        (tmp_path / "photos" / kind).mkdir(parents=True)
+        for i in range(15):
+            stripes = (torch.arange(128) // period % 2 * 200).expand(128, 128)
+            noisy = (stripes + torch.randint(0, 50, (128, 128), generator=generator)).to(torch.uint8)
+            Image.fromarray(noisy.numpy()).save(tmp_path / "photos" / kind / f"{i}.png")
+    out = tmp_path / "mine.pth"
+    arguments = [str(tmp_path / "photos"), "--model", "proxyless_w025_r112", "--out", str(out)]
+    assert load("transfer_head.py").main(arguments) == 0
+    assert "validation: 6 of 6 right" in capsys.readouterr().out
+    again = proxylessnas.create_model("proxyless_w025_r112", weights=str(out), num_classes=2)
+    assert again.classifier.linear.weight.shape == (2, 320)
+
+
+def test_demo_without_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No cache, no folder, no network: it says so, shows what works, and ends well."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    monkeypatch.setenv("PROXYLESSNAS_WEIGHTS_URL", f"http://127.0.0.1:{port}")
+    demo = load("demo.py")
+    monkeypatch.setattr(demo, "FOLDER", tmp_path / "nothing")
+    assert demo.main() == 0
+    text = capsys.readouterr().out
+    assert "proxyless_mobile_14" in text
+    assert f"127.0.0.1:{port}" in text
+    assert str(tmp_path / "nothing") in text
+    assert "No photo was classified" in text
+    assert text.count("ms an image") == 7
+    assert "%" not in text.split("No photo")[1]
+
+
+@pytest.mark.parametrize("place", ["folder", "network", "cache"])
+def test_demo_says_where_the_weights_are_from(
+    place: str,
+    tmp_path: Path,
+    shared_data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import proxylessnas
+
+    demo = load("demo.py")
+    folder = shared_data / "weights" if place == "folder" else tmp_path / "nothing"
+    monkeypatch.setattr(demo, "FOLDER", folder)
+    if place == "folder":
+        assert demo.main() == 0
+    else:
+        with serve_real_weights(shared_data / "weights") as url:
+            monkeypatch.setenv("PROXYLESSNAS_WEIGHTS_URL", url)
+            if place == "cache":
+                proxylessnas.get_weights(demo.NAME).fetch(progress=False)
+            assert demo.main() == 0
+    text = capsys.readouterr().out
+    assert f"from {folder}" in text if place == "folder" else f"from the {place}" in text
+    cat, coffee = text.split("cat.jpg")[1].split("coffee.jpg")
+    assert "cat" in cat.splitlines()[1]
+    assert "espresso" in coffee
+
+
+def test_photos_have_a_licence_note() -> None:
+    note = (EXAMPLES / "photos" / "README.md").read_text(encoding="utf-8")
+    photos = sorted(path.name for path in (EXAMPLES / "photos").iterdir() if path.name != "README.md")
+    assert photos
+    assert [name for name in photos if f"`{name}`" not in note or "CC0" not in note] == []

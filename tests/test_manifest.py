@@ -1,0 +1,383 @@
+"""The manifest: what it says is right, and whatever else it might say is refused in full."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import math
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import proxylessnas
+from proxylessnas.digests import bytes_problem, file_problem, short_digest
+from proxylessnas.errors import ManifestError, UnknownModelError
+from proxylessnas.manifest import default_path, manifest_from_dict, read_manifest
+from proxylessnas.published import MODEL_NAMES
+from proxylessnas.weights import Weights, find_by_digest, get_weights, list_weights
+
+DATA: dict[str, Any] = json.loads(default_path().read_text(encoding="utf-8"))
+TINY = "proxyless_w025_r112"
+
+
+def changed(value: Any, *path: str) -> dict[str, Any]:
+    """Return the manifest with the value at a path of keys replaced."""
+    data = copy.deepcopy(DATA)
+    place: Any = data
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    return data
+
+
+# --- what it says --------------------------------------------------------------------------------------
+
+
+def test_all_nets_have_an_entry() -> None:
+    assert set(list_weights()) == set(MODEL_NAMES)
+    assert set(proxylessnas.list_models(pretrained=True)) == set(MODEL_NAMES)
+
+
+@pytest.mark.parametrize("name", list_weights())
+def test_parameters_and_macs_are_those_of_the_net(name: str) -> None:
+    weights = get_weights(name)
+    model = proxylessnas.create_model(weights.arch)
+    counted = proxylessnas.profile(model.eval(), (3, weights.input_size, weights.input_size))
+    assert (counted.params, counted.macs) == (weights.params, weights.macs)
+    assert model.num_classes == weights.num_classes
+
+
+@pytest.mark.parametrize("name", list_weights())
+def test_entries_are_complete(name: str) -> None:
+    weights = get_weights(name)
+    assert weights.name == weights.arch == name
+    assert weights.license == "MIT"
+    assert all(url.startswith("https://") and url.endswith("/" + weights.filename) for url in weights.sources)
+    assert len(weights.sources) >= (1 if weights.sha256 else 2)
+    assert (weights.metrics["top1"] is None) == (weights.metrics["status"] == "no published figure")
+    if weights.metrics["top1"] is not None:  # accuracy, though the authors' table gives the error
+        assert weights.metrics["top1"] == pytest.approx(100 - weights.metrics["published_error"], abs=0.05)
+        assert weights.metrics["status"] == "published, not re-measured"
+
+
+@pytest.mark.parametrize(
+    ("name", "resize", "crop", "mean", "std"),
+    [
+        (TINY, 128, 112, (0.5,) * 3, (0.5,) * 3),
+        ("proxyless_w03_r176", 201, 176, (0.5,) * 3, (0.5,) * 3),
+        ("proxyless_cpu", 256, 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        (
+            "proxyless_cifar", 32, 32,
+            tuple(v / 255 for v in (125.3, 123.0, 113.9)), tuple(v / 255 for v in (63.0, 62.1, 66.7)),
+        ),
+    ],
+)  # fmt: skip
+def test_preprocessing(name: str, resize: int, crop: int, mean: tuple[float], std: tuple[float]) -> None:
+    weights = get_weights(name)
+    preprocessing = weights.preprocessing
+    assert (preprocessing.resize, preprocessing.input_size) == (resize, crop)
+    assert preprocessing.mean == pytest.approx(mean)
+    assert preprocessing.std == pytest.approx(std)
+
+
+def test_transforms_can_be_changed_but_not_mistyped() -> None:
+    import torch
+
+    image = torch.zeros(3, 300, 200, dtype=torch.uint8)
+    weights = get_weights(TINY)
+    assert torch.equal(weights.transforms()(image), torch.full((3, 112, 112), -1.0))
+    assert weights.transforms(input_size=96)(image).shape == (3, 96, 96)
+    with pytest.raises(TypeError, match="input_sise"):
+        weights.transforms(input_sise=96)
+
+
+def test_meta_holds_the_class_names() -> None:
+    meta = get_weights(TINY).meta
+    assert len(meta["categories"]) == len(meta["wnids"]) == 1000
+    assert meta["categories"][0] == "tench"
+    assert meta["num_params"] == 569_600
+    cifar = get_weights("proxyless_cifar").meta
+    assert len(cifar["categories"]) == 10
+    assert "wnids" not in cifar
+
+
+def test_names_are_forgiving_and_unknown_ones_are_not() -> None:
+    for name in ("proxyless-mobile14", "proxyless_mobile_14", "Proxyless-Mobile-14"):
+        assert get_weights(name) is get_weights("proxyless_mobile_14")
+    with pytest.raises(UnknownModelError, match="proxyless_mobile"):
+        get_weights("proxyless_mobil")
+    for nonsense in ("", "no such net", 3, None):
+        with pytest.raises(UnknownModelError):
+            get_weights(nonsense)  # type: ignore[arg-type]
+
+
+def test_records_cannot_be_changed_but_can_travel() -> None:
+    weights = get_weights(TINY)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        weights.size = 3  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        weights.metrics["top1"] = 99.0  # type: ignore[index]
+    read_manifest().clear()
+    assert get_weights(TINY) is weights
+    for other in (pickle.loads(pickle.dumps(weights)), copy.deepcopy(weights), dataclasses.replace(weights)):
+        assert other == weights
+        assert hash(other) == hash(weights)
+
+
+@pytest.mark.parametrize("name", [TINY, "proxyless_w03_r176"])
+def test_digests_are_those_of_the_real_files(name: str, shared_data: Path) -> None:
+    weights = get_weights(name)
+    file = shared_data / "weights" / weights.filename
+    assert file_problem(weights, file) is None
+    assert file_problem(dataclasses.replace(weights, sha256=None), file) is None  # the git blob id
+    assert find_by_digest(file) is weights
+
+
+def test_find_by_digest_of_other_files(tmp_path: Path) -> None:
+    (tmp_path / "x.pth").write_bytes(b"x")
+    assert find_by_digest(tmp_path / "x.pth") is None
+    assert find_by_digest(tmp_path / "none.pth") is None
+    assert find_by_digest(tmp_path) is None
+
+
+def test_digest_problems_say_expected_and_actual() -> None:
+    weights = dataclasses.replace(get_weights(TINY), size=3)
+    assert "2 bytes instead of 3" in str(bytes_problem(weights, b"ab"))
+    assert "ba7816bf" in str(bytes_problem(weights, b"abc"))
+    assert str(weights.sha256) in str(bytes_problem(weights, b"abc"))
+    # What `printf abc | git hash-object --stdin` prints.
+    blob = dataclasses.replace(weights, sha256=None, git_blob="f2ba8f84ab5c1bce84a7b441cb1959cfc7093b7f")
+    assert bytes_problem(blob, b"abc") is None
+
+
+def test_cache_file_names_are_all_different() -> None:
+    names = {f"{weights.name}-{short_digest(weights)}" for weights in read_manifest().values()}
+    assert len(names) == len(read_manifest())
+    assert all(len(short_digest(weights)) == 8 for weights in read_manifest().values())
+
+
+# --- what it must not say ------------------------------------------------------------------------------
+
+PTH = "proxyless-w0.25-r112_imagenet.pth"
+SITE = "https://a.example/"
+WRONG_AT_TOP = {
+    "schema_version": [2, 0, True, None, "1", [1]],
+    "weights": [
+        [],
+        {},
+        None,
+        "x",
+        {"x": None},
+        {"../evil": {}},
+        {"Upper": {}},
+        {"a-b": {}},
+        {"": {}},
+        {"a" * 65: {}},
+    ],
+    "surprise": [1],
+}
+WRONG_IN_AN_ENTRY = {
+    "arch": ["no spaces", 1, None, ""],
+    "dataset": ["mnist", ["imagenet"], None],
+    "num_classes": [10, True, 1000.0, 0],
+    "input_size": [0, -112, 1e2, 129, None],
+    "resize": [111, "128", 10**6],
+    "mean": [[0.5, 0.5], 0.5, [0.5, 0.5, "0.5"], [125.3, 123.0, 113.9], [math.nan] * 3, [None] * 3],
+    "std": [[0.5, 0.5, 0], [math.inf] * 3, [10**400] * 3, [True] * 3, {}],
+    "interpolation": ["nearest", [], None],
+    "params": [0, 1.5, None],
+    "macs": [-1, "1"],
+    "size": [0, 2**40, "2400980", True],
+    "sha256": ["d4bf", "D" * 64, 5, "0" * 64 + "\n"],
+    "git_blob": ["0" * 41, "0" * 40 + "\n", []],
+    "license": ["", " ", "MIT\n", "x" * 65, None],
+    "filename": [
+        "../x.pth",
+        "a/b.pth",
+        "a\\b.pth",
+        ".pth",
+        "..pth",
+        "x.pkl",
+        "C:x.pth",
+        "x.pth\0",
+        "/x.pth",
+        None,
+        1,
+    ],
+    "sources": [
+        [],
+        SITE + PTH,
+        [None],
+        [["x"]],
+        ["http://a.example/" + PTH],
+        ["ftp://a.example/" + PTH],
+        ["https:///" + PTH],
+        [SITE + "other.pth"],
+        ["https://me:pw@a.example/" + PTH],
+        [SITE + "../" + PTH],
+        [SITE + " /" + PTH],
+        ["https://a.example:99999/" + PTH],
+        [SITE + PTH] * 2,
+        [f"https://a{i}.example/{PTH}" for i in range(11)],
+        [SITE + PTH + "?x=1"],
+        [SITE + PTH + "#x"],
+        ["//a.example/" + PTH],
+        ["https://[::1/" + PTH],
+    ],
+    "metrics": [[], {}, None],
+    "surprise": [1],
+}
+WRONG_IN_METRICS = {
+    "top1": [101, 50, "75", -1, math.nan],  # 50 is fine, but not with the status "no published figure"
+    "top5": [-1, [99]],
+    "status": ["sure", "measured", None, []],
+    "source": ["", 1, "x" * 501],
+    "published_error": ["5", 101],
+    "loss": [1.0],
+}  # fmt: skip
+WRONG = [
+    *((value, key) for key, values in WRONG_AT_TOP.items() for value in values),
+    *((value, "weights", TINY, key) for key, values in WRONG_IN_AN_ENTRY.items() for value in values),
+    *(
+        (value, "weights", TINY, "metrics", key)
+        for key, values in WRONG_IN_METRICS.items()
+        for value in values
+    ),
+    (None, "weights", "proxyless_cpu", "git_blob"),  # its only digest
+    (10, "weights", "proxyless_cpu", "metrics", "top5"),  # below top-1
+    (None, "weights", "proxyless_cpu", "metrics", "top1"),
+]
+
+
+@pytest.mark.parametrize("case", WRONG, ids=lambda case: f"{case[-1]}-{str(case[0])[:30]}")
+def test_wrong_values_are_refused(case: tuple[Any, ...]) -> None:
+    with pytest.raises(ManifestError) as caught:
+        manifest_from_dict(changed(*case))
+    assert case[-1] in str(caught.value)
+    assert len(str(caught.value)) < 2000
+
+
+def test_missing_keys_are_named() -> None:
+    for key in DATA["weights"][TINY]:
+        data = copy.deepcopy(DATA)
+        del data["weights"][TINY][key]
+        with pytest.raises(ManifestError, match=f"{TINY}: {key} is missing"):
+            manifest_from_dict(data)
+
+
+def test_all_problems_are_listed_at_once() -> None:
+    data = copy.deepcopy(DATA)
+    data["extra"] = 1
+    data["weights"][TINY].update(size="big", std=[0, 0, 0], sources=["http://a.example/x.pth"])
+    data["weights"]["proxyless_cpu"].update(sha256="?", license=None)
+    del data["weights"]["proxyless_gpu"]["macs"]
+    with pytest.raises(ManifestError) as caught:
+        manifest_from_dict(data)
+    assert len(caught.value.problems) == 7
+    for problem in caught.value.problems:
+        assert problem in str(caught.value)
+
+
+def test_a_flood_of_problems_is_cut_off() -> None:
+    data = copy.deepcopy(DATA)
+    data["weights"] = {f"n{i}": {} for i in range(1000)}
+    with pytest.raises(ManifestError) as caught:
+        manifest_from_dict(data)
+    assert len(caught.value.problems) == 101
+    assert "more" in caught.value.problems[-1]
+
+
+def test_one_file_name_for_two_entries_is_refused() -> None:
+    data = copy.deepcopy(DATA)
+    data["weights"]["twin"] = data["weights"][TINY]
+    with pytest.raises(ManifestError, match="is also that of"):
+        manifest_from_dict(data)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.integers(10**4000, 10**5000) | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(), inner, max_size=5),
+    max_leaves=20,
+)
+
+
+def check(data: object) -> None:
+    try:
+        out = manifest_from_dict(data)
+    except ManifestError as e:
+        said = e
+    else:
+        assert out
+        assert all(isinstance(weights, Weights) for weights in out.values())
+        return
+    assert said.problems
+    assert str(said)
+
+
+@given(JSON)
+def test_any_value_gives_weights_or_a_manifest_error(data: object) -> None:
+    check(data)
+    check({"schema_version": 1, "weights": data})
+    check({"schema_version": 1, "weights": {"x": data}})
+
+
+@given(st.data())
+def test_any_change_gives_weights_or_a_manifest_error(draw: st.DataObject) -> None:
+    data = copy.deepcopy(DATA)
+    entry = data["weights"][TINY]
+    for _ in range(draw.draw(st.integers(1, 4))):
+        place = entry["metrics"] if draw.draw(st.booleans()) else entry
+        key = draw.draw(st.sampled_from(sorted(place)) | st.text(max_size=3))
+        place[key] = draw.draw(JSON)
+        if not isinstance(entry.get("metrics"), dict):
+            break
+    check(data)
+
+
+@given(st.text(max_size=40), st.integers(0, 3))
+def test_any_address_gives_weights_or_a_manifest_error(text: str, position: int) -> None:
+    whole = f"https://a.example/{PTH}"
+    cut = (0, 8, 17, len(whole))[position]
+    check(changed([whole[:cut] + text + whole[cut:]], "weights", TINY, "sources"))
+
+
+# --- the file ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not valid JSON"),
+        (b"{", "not valid JSON"),
+        (b"\xff\xfe", "not valid JSON"),
+        (b"[" * 100_000, "nested too deeply|not valid JSON"),
+        (b'{"schema_version": ' + b"1" * 5000 + b"}", "not valid JSON"),
+        (b'{"schema_version": 1, "schema_version": 1}', "given twice"),
+        (b"null", "top level is null"),
+        (b" " * (1 << 20) + b"{}", "larger than"),
+        (b"<html>", "not valid JSON"),
+    ],
+    ids=range(9),
+)
+def test_files_that_are_no_manifest(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "m.json").write_bytes(content)
+    with pytest.raises(ManifestError, match=message):
+        read_manifest(tmp_path / "m.json")
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.json", tmp_path):
+        with pytest.raises(ManifestError, match="cannot read"):
+            read_manifest(path)
+
+
+def test_another_manifest_can_be_read(tmp_path: Path) -> None:
+    (tmp_path / "m.json").write_text(
+        json.dumps({"schema_version": 1, "weights": {"x": DATA["weights"][TINY]}})
+    )
+    assert list(read_manifest(tmp_path / "m.json")) == ["x"]

@@ -1,0 +1,203 @@
+"""Redirects, certificates, proxies and settings of a download, through both transports."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import faulty_server as faults
+import pytest
+from faulty_server import FaultyServer
+from fetch_tools import (
+    CONTENT,
+    NAME,
+    QUICK,
+    note,
+    nothing_left,
+    reason,
+    record,
+)
+
+from proxylessnas.download import download
+from proxylessnas.errors import OfflineError, WeightsFetchError
+from proxylessnas.fetch_settings import Policy, is_offline, source_urls
+from proxylessnas.transport import (
+    FetchFailure,
+    RequestsTransport,
+    Transport,
+    UrllibTransport,
+    default_transport,
+    open_url,
+    redact,
+    redirect_target,
+)
+
+
+@pytest.fixture
+def server() -> Iterator[FaultyServer]:
+    with faults.faulty_server({NAME: CONTENT}) as running:
+        yield running
+
+
+@pytest.fixture(params=[RequestsTransport, UrllibTransport], ids=["requests", "urllib"])
+def transport(request: pytest.FixtureRequest) -> Transport:
+    made: Transport = request.param()
+    return made
+
+
+@pytest.mark.parametrize(
+    ("location", "target"),
+    [
+        ("https://b.example/x", "https://b.example/x"),
+        ("/x", "https://a.example/x"),
+        ("//c.example/x", "https://c.example/x"),
+        ("http://a.example/x", None),
+        ("HTTP://a.example/x", None),
+        ("file:///etc/passwd", None),
+        ("ftp://a.example/x", None),
+        ("data:,x", None),
+        ("http://[::1", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_redirects_from_https(location: str | None, target: str | None) -> None:
+    if target is not None:
+        assert redirect_target("https://a.example/w.pth", location) == target
+    else:
+        with pytest.raises(FetchFailure) as caught:
+            redirect_target("https://a.example/w.pth", location)
+        assert not caught.value.retry
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a file with a fresh key and a certificate that nobody trusts."""
+    path = tmp_path_factory.mktemp("tls") / "both.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
+    try:
+        made = subprocess.run(
+            [*command.split(), "-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", "-"],
+            check=True, capture_output=True, timeout=30,
+        )  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no openssl command to make a certificate with")
+    path.write_bytes(made.stdout)
+    return path
+
+
+@pytest.mark.parametrize("variable", ["REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"])
+def test_certificates(
+    variable: str, transport: Transport, certificate: Path, server: FaultyServer, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    with faults.faulty_server({NAME: CONTENT}, certificate) as secure:
+        url = secure.plan(NAME, faults.good)
+        with pytest.raises(WeightsFetchError, match=r"certificate refused.*REQUESTS_CA_BUNDLE") as caught:
+            download(record(url), tmp_path / "w.pth", policy=QUICK, transport=transport)
+        assert "attempts" not in str(caught.value)
+        note("untrusted certificate", f"`{reason(caught.value)[:60]}...`", transport.name)
+
+        monkeypatch.setenv(variable, str(certificate))
+        download(record(url), tmp_path / "w.pth", policy=QUICK, transport=transport)
+        note(f"site's own CA in {variable}", "accepted", transport.name)
+
+        down = secure.plan(f"down/{NAME}", faults.status(302, Location=f"{server.url}/{NAME}"))
+        with pytest.raises(WeightsFetchError, match=r"redirect from https to http://127.* refused"):
+            download(record(down), tmp_path / "v.pth", policy=QUICK, transport=transport)
+        assert not server.seen
+        note("redirect from https to http", "refused, the http server is never asked", transport.name)
+
+
+def test_proxy_is_used(
+    server: FaultyServer, transport: Transport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("http_proxy", server.url)
+    url = f"http://weights.invalid/zoo/{NAME}"
+    download(record(url), tmp_path / "w.pth", policy=QUICK, transport=transport)
+    assert server.seen[0].path == url
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    download(record(server.plan(NAME, faults.good)), tmp_path / "v.pth", policy=QUICK, transport=transport)
+    assert server.seen[1].path == f"/{NAME}"
+    note("proxy in the environment", "used; no_proxy too", transport.name)
+
+
+def test_password_in_a_mirror_is_sent_and_never_shown(
+    server: FaultyServer, transport: Transport, tmp_path: Path
+) -> None:
+    url = server.plan(NAME, faults.status(403)).replace("://", "://me:s3cret@")
+    with pytest.raises(WeightsFetchError) as caught:
+        download(record(url), tmp_path / "w.pth", policy=QUICK, transport=transport)
+    assert server.seen[0].headers["authorization"] == "Basic bWU6czNjcmV0"
+    assert "s3cret" not in str(caught.value)
+    assert redact(url) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://[", "http://", "http://127.0.0.1:99999/x", "nonsense", "http://a b/"]
+)
+def test_nonsense_addresses_fail_cleanly(url: str, transport: Transport) -> None:
+    with pytest.raises(FetchFailure):
+        open_url(transport, url, {}, 0.4)
+
+
+def test_without_requests_urllib_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert default_transport().name == "requests"
+    monkeypatch.setitem(sys.modules, "requests", None)
+    assert default_transport().name == "urllib"
+
+
+# --- settings ------------------------------------------------------------------------------------------
+
+
+def test_base_url_replaces_the_sources(
+    server: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.plan(f"one/{NAME}", faults.status(404))
+    monkeypatch.setenv("PROXYLESSNAS_WEIGHTS_URL", f" {server.url}/one/, {server.url}/two ,{server.url}/two")
+    weights = record("https://unused.invalid/net.pth")
+    assert source_urls(weights) == (f"{server.url}/one/{NAME}", f"{server.url}/two/{NAME}")
+    download(weights, tmp_path / "w.pth", policy=QUICK)
+    assert [seen.path for seen in server.seen] == [f"/one/{NAME}", f"/two/{NAME}"]
+
+
+@pytest.mark.parametrize("value", ["ftp://a", "/mnt/zoo", "https://", "https:///x", "http:/a"])
+def test_base_url_must_be_http(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROXYLESSNAS_WEIGHTS_URL", value)
+    with pytest.raises(WeightsFetchError, match="PROXYLESSNAS_WEIGHTS_URL"):
+        source_urls(record("https://a.example/net.pth"))
+
+
+def test_policy_from_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Policy.from_environment() == Policy()
+    monkeypatch.setenv("PROXYLESSNAS_TIMEOUT", "2.5")
+    monkeypatch.setenv("PROXYLESSNAS_RETRIES", "0")
+    assert Policy.from_environment() == Policy(timeout_s=2.5, retries=0)
+    for variable, bad in (("TIMEOUT", "soon"), ("TIMEOUT", "0"), ("TIMEOUT", "nan"), ("RETRIES", "-1")):
+        with monkeypatch.context() as m:
+            m.setenv(f"PROXYLESSNAS_{variable}", bad)
+            with pytest.raises(WeightsFetchError, match=f"PROXYLESSNAS_{variable}"):
+                Policy.from_environment()
+
+
+def test_offline(server: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in ("", "0", "false", "No", "off"):
+        monkeypatch.setenv("PROXYLESSNAS_OFFLINE", value)
+        assert not is_offline()
+    monkeypatch.setenv("PROXYLESSNAS_OFFLINE", "1")
+    weights, dest = record(server.plan(NAME, faults.good)), tmp_path / "no" / "w.pth"
+    start = time.monotonic()
+    with pytest.raises(OfflineError) as caught:
+        download(weights, dest)
+    assert time.monotonic() - start < 1
+    for part in (weights.sources[0], weights.sha256, str(dest)):
+        assert str(part) in str(caught.value)
+    assert not server.seen
+    assert nothing_left(tmp_path)
+    note(
+        "PROXYLESSNAS_OFFLINE=1, not cached",
+        "OfflineError at once: address, digest, exact path; no folder made",
+    )
