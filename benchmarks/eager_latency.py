@@ -1,6 +1,7 @@
-"""Eager latency of ``proxyless_cpu`` against a hand-inlined module of the same layers, and against torchvision's MobileNetV2.
+"""Eager latency of ``proxyless_cpu`` against a hand-inlined module of the same layers and MobileNetV2.
 
-    python benchmarks/eager_latency.py [--threads 1] [--rounds 60] [--csv benchmarks/results/eager_latency.csv]
+    python benchmarks/eager_latency.py [--threads 1] [--rounds 60] [--csv
+    benchmarks/results/eager_latency.csv]
 
 All variants are timed in turn in every round; ratios are of medians.
 """
@@ -22,7 +23,15 @@ from proxylessnas import ProxylessNAS, proxyless_cpu
 
 def plain_conv(conv: nn.Conv2d) -> nn.Conv2d:
     """Return torch's own convolution with the same weights."""
-    other = nn.Conv2d(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, groups=conv.groups, bias=False)
+    other = nn.Conv2d(
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,
+        conv.stride,
+        conv.padding,
+        groups=conv.groups,
+        bias=False,
+    )
     other.load_state_dict(conv.state_dict())
     return other
 
@@ -52,7 +61,7 @@ class Inlined(nn.Module):
         self.layers = nn.ModuleList(m for step in self.steps for m in step[:2])
         self.linear = net.classifier.linear
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         kept = x
         for conv, bn, act, keep, add in self.steps:
             if keep:
@@ -66,7 +75,9 @@ class Inlined(nn.Module):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_options(parser, "eager_latency")
     parser.add_argument("--rounds", type=int, default=60)
     args = parser.parse_args()
@@ -74,7 +85,11 @@ def main() -> None:
     import torchvision
 
     net = proxyless_cpu().eval()
-    nets = {"ours": net, "inlined": Inlined(net).eval(), "mobilenet_v2": torchvision.models.mobilenet_v2().eval()}
+    nets = {
+        "ours": net,
+        "inlined": Inlined(net).eval(),
+        "mobilenet_v2": torchvision.models.mobilenet_v2().eval(),
+    }
     rows = []
     for layout in (torch.contiguous_format, torch.channels_last):
         x = torch.randn(1, 3, 224, 224).to(memory_format=layout)
@@ -94,11 +109,17 @@ def main() -> None:
         for name, values in times.items():
             q = statistics.quantiles(values, n=10)
             median = statistics.median(values)
-            rows.append({
-                "net": name, "layout": str(layout).removeprefix("torch."), "threads": args.threads, "median_ms": round(median, 3),
-                "p10_ms": round(q[0], 3), "p90_ms": round(q[-1], 3),
-                "ratio_to_inlined": round(median / statistics.median(times["inlined"]), 4),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "net": name,
+                    "layout": str(layout).removeprefix("torch."),
+                    "threads": args.threads,
+                    "median_ms": round(median, 3),
+                    "p10_ms": round(q[0], 3),
+                    "p90_ms": round(q[-1], 3),
+                    "ratio_to_inlined": round(median / statistics.median(times["inlined"]), 4),
+                }
+            )
     write_rows(args, rows)
 
 

@@ -1,4 +1,4 @@
-"""What the benchmark scripts share: thread and memory settings, and results that carry machine, versions, commit and date."""
+"""What the benchmark scripts share: settings, and results that carry machine, versions, commit and date."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ HERE = Path(__file__).resolve().parent
 def add_options(parser: argparse.ArgumentParser, name: str) -> None:
     """Add the options that every benchmark has."""
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--csv", type=Path, default=HERE / "results" / f"{name}.csv", help="where to append the rows")
+    parser.add_argument(
+        "--csv", type=Path, default=HERE / "results" / f"{name}.csv", help="where to append the rows"
+    )
     parser.add_argument("--no-csv", action="store_true", help="print only")
 
 
@@ -53,7 +55,9 @@ def context() -> dict[str, str]:
     """Return machine, versions, commit and date."""
     import torch
 
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=HERE, check=False)
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=HERE, check=False
+    )
     return {
         "machine": cpu_name(),
         "python": platform.python_version(),

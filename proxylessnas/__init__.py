@@ -1,7 +1,7 @@
 """ProxylessNAS: specialised image nets to load, fine-tune and ship.
 
-Importing this package reads no data file and opens no socket. The names below are imported from their modules when they are
-first used, so that ``proxylessnas --help`` need not wait for torch.
+Importing this package reads no data file and opens no socket. The names below are imported from their modules
+when they are first used, so that ``proxylessnas --help`` need not wait for torch.
 """
 
 from __future__ import annotations
@@ -37,9 +37,11 @@ if TYPE_CHECKING:
     from .loading import save_weights as save_weights
     from .memory import keep_freed_pages as keep_freed_pages
     from .model import ProxylessNAS as ProxylessNAS
+    from .predict import Prediction as Prediction
     from .profiling import Profile as Profile
     from .profiling import profile as profile
     from .pyramid import PyramidTreeNet as PyramidTreeNet
+    from .transforms import Preprocessing as Preprocessing
     from .tree_arch import TreeArch as TreeArch
     from .weights import Weights as Weights
     from .weights import get_weights as get_weights
@@ -78,9 +80,11 @@ _HOME = {
     "save_weights": "loading",
     "keep_freed_pages": "memory",
     "ProxylessNAS": "model",
+    "Prediction": "predict",
     "Profile": "profiling",
     "profile": "profiling",
     "PyramidTreeNet": "pyramid",
+    "Preprocessing": "transforms",
     "TreeArch": "tree_arch",
     "Weights": "weights",
     "get_weights": "weights",

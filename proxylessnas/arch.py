@@ -6,13 +6,14 @@
 One token of a stage is one block:
 
 * ``k5e3``   mobile inverted bottleneck (MBConv) with a 5x5 depthwise convolution and expansion ratio 3
-* ``-``      the Zero candidate: the block is skipped, its input passes on. It keeps its place, so that block numbers equal
-             those of the original checkpoints
+* ``-``      the Zero candidate: the block is skipped, its input passes on. It keeps its place, so that block
+             numbers equal those of the original checkpoints
 * ``name``   an operation registered with :func:`register_op`
 * a trailing ``!`` leaves the shortcut out of a block that would have one
 
-The first block of a stage carries the stage's stride. A block has an identity shortcut where its input and output have
-the same shape, as in the paper's space (ProxylessNAS, section 3.1). This module needs neither torch nor any file.
+The first block of a stage carries the stage's stride. A block has an identity shortcut where its input and
+output have the same shape, as in the paper's space (ProxylessNAS, section 3.1). This module needs neither
+torch nor any file.
 """
 
 from __future__ import annotations
@@ -44,14 +45,16 @@ def register_op(token: str, build: OpBuilder) -> None:
 
     Args:
         token: an identifier that is not an MBConv token (``k3e6``).
-        build: called with ``(in_channels, out_channels, stride)``; returns an ``nn.Module`` that maps [N, in_channels, H, W]
-            to [N, out_channels, ceil(H / stride), ceil(W / stride)].
+        build: called with ``(in_channels, out_channels, stride)``; returns an ``nn.Module`` that maps [N,
+            in_channels, H, W] to [N, out_channels, ceil(H / stride), ceil(W / stride)].
 
     Raises:
         ArchError: the token is not an identifier, or it is taken by another builder.
     """
     if not _IDENTIFIER.fullmatch(token) or _MBCONV.fullmatch(token):
-        raise ArchError(f"cannot register {token!r}: an operation's name is an identifier other than k<kernel>e<ratio>")
+        raise ArchError(
+            f"cannot register {token!r}: an operation's name is an identifier other than k<kernel>e<ratio>"
+        )
     if _custom_ops.get(token, build) is not build:
         raise ArchError(f"operation {token!r} is registered already, with another builder")
     _custom_ops[token] = build
@@ -66,8 +69,8 @@ def custom_op(token: str) -> OpBuilder:
 class Block:
     """One block, resolved: what :class:`~proxylessnas.model.ProxylessNAS` builds.
 
-    ``kind`` is ``"mbconv"``, ``"zero"`` or ``"custom"``; ``kernel`` and ``expand`` are 0 unless it is an MBConv.
-    ``stage`` is the index of its stage, -1 for the fixed first block.
+    ``kind`` is ``"mbconv"``, ``"zero"`` or ``"custom"``; ``kernel`` and ``expand`` are 0 unless it is an
+    MBConv. ``stage`` is the index of its stage, -1 for the fixed first block.
     """
 
     kind: str
@@ -173,17 +176,20 @@ class Arch:
     Attributes:
         name: free text, by habit the builder's name.
         stem: output channels of the 3x3 stem convolution.
-        first: output channels of the fixed first block (MBConv 3x3, ratio 1, no shortcut); 0 if there is none.
+        first: output channels of the fixed first block (MBConv 3x3, ratio 1, no shortcut); 0 if there is
+            none.
         last: output channels of the last 1x1 convolution.
         stages: the searched stages.
         num_classes: outputs of the classifier.
         in_channels: input channels.
         stem_stride: stride of the stem, 2 as published; 1 keeps small images large.
         bn_eps, bn_momentum: of every BatchNorm, as published.
-        dropout: rate before the classifier that the net was trained with (a record; builders take ``drop_rate``).
+        dropout: rate before the classifier that the net was trained with (a record; builders take
+            ``drop_rate``).
         resolution: input height and width in pixels that the net was made for, if known.
-        official_keys: optional keys with default values that the official JSON spelled out; :meth:`to_official` writes
-            them again. They say nothing about the net and do not count in comparisons.
+        official_keys: optional keys with default values that the official JSON spelled out;
+            :meth:`to_official` writes them again. They say nothing about the net and do not count in
+            comparisons.
     """
 
     name: str
@@ -238,12 +244,16 @@ class Arch:
                 same_shape = stride == 1 and width == stage.width
                 if kind == "zero" and not same_shape:
                     raise ArchError(
-                        f"stage {s + 1}, block {b + 1}: '-' (a skipped block) needs equal input and output shapes, but here "
-                        f"{width} channels become {stage.width} with stride {stride}"
+                        f"stage {s + 1}, block {b + 1}: '-' (a skipped block) needs equal shapes around it, "
+                        f"but here {width} channels become {stage.width} with stride {stride}"
                     )
-                block = Block(kind, token, s, width, stage.width, stride, shortcut and same_shape, kernel, expand)
+                block = Block(
+                    kind, token, s, width, stage.width, stride, shortcut and same_shape, kernel, expand
+                )
                 if block.mid_channels > 4 * MAX_WIDTH:
-                    raise ArchError(f"stage {s + 1}, block {b + 1}: {token!r} expands to {block.mid_channels} channels")
+                    raise ArchError(
+                        f"stage {s + 1}, block {b + 1}: {token!r} expands to {block.mid_channels} channels"
+                    )
                 yield block
                 width = stage.width
 
@@ -253,7 +263,7 @@ class Arch:
         return tuple(self.iter_blocks())
 
     def __str__(self) -> str:
-        """Return the text form, which :meth:`parse` reads back exactly (operations aside that are not registered there)."""
+        """Return the text form, which :meth:`parse` reads back exactly."""
         from .arch_text import format_arch
 
         return format_arch(self)
@@ -276,7 +286,8 @@ class Arch:
         ``PyramidTreeNet`` files give a :class:`~proxylessnas.tree_arch.TreeArch`.
 
         Raises:
-            ArchError: the file is not such a JSON, or holds a layer these nets do not have; the message says where.
+            ArchError: the file is not such a JSON, or holds a layer these nets do not have; the message says
+                where.
         """
         from .arch_official import from_official
 
@@ -290,7 +301,7 @@ class Arch:
 
 
 def optional_fields(arch: Arch | TreeArch) -> Iterator[tuple[str, Any]]:
-    """Yield ``(name, value)`` of the fields that differ from their default; the text form leaves the others out."""
+    """Yield ``(name, value)`` of the fields that differ from their default, which the text form names."""
     for f in fields(arch):
         value = getattr(arch, f.name)
         if f.name != "name" and value != f.default:

@@ -1,7 +1,8 @@
 """The original code's JSON description of a net (``net.config``), read strictly and written exactly.
 
-Every key is checked: a layer with a setting that the nets of this package do not have is an error that names it, because
-ignoring it would build another net without a word. Keys that may be left out are read as the original code's defaults.
+Every key is checked: a layer with a setting that the nets of this package do not have is an error that names
+it, because ignoring it would build another net without a word. Keys that may be left out are read as the
+original code's defaults.
 """
 
 from __future__ import annotations
@@ -17,8 +18,17 @@ from .tree_arch import TreeArch
 
 MAX_BYTES = 16_000_000
 _COMMON = {"use_bn": False, "act_func": None, "dropout_rate": 0, "ops_order": "weight_bn_act"}
-_CONV = {"kernel_size": 3, "stride": 1, "dilation": 1, "groups": 1, "bias": False, "has_shuffle": False,
-         **_COMMON, "use_bn": True, "act_func": "relu6"}  # fmt: skip
+_CONV = {
+    "kernel_size": 3,
+    "stride": 1,
+    "dilation": 1,
+    "groups": 1,
+    "bias": False,
+    "has_shuffle": False,
+    **_COMMON,
+    "use_bn": True,
+    "act_func": "relu6",
+}
 #: Keys that later versions of the original code add to every MBConv, with the only values these nets have.
 _LATER_MBCONV: dict[str, Any] = {"mid_channels": None, "act_func": "relu6", "use_se": False}
 _LATER_BN: dict[str, Any] = {"ws_eps": None}
@@ -52,7 +62,9 @@ def expect_object(value: Any, where: str) -> Mapping[str, Any]:
 
 def short(value: Any) -> str:
     """Return a bounded repr for messages."""
-    text = json.dumps(value) if isinstance(value, (str, int, float, bool, type(None))) else type(value).__name__
+    text = (
+        json.dumps(value) if isinstance(value, (str, int, float, bool, type(None))) else type(value).__name__
+    )
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -61,8 +73,10 @@ def same(a: Any, b: Any) -> bool:
     return type(a) is type(b) and a == b if isinstance(a, bool) or isinstance(b, bool) else bool(a == b)
 
 
-def check_layer(spec: Any, where: str, name: str, fixed: Mapping[str, Any], free: tuple[str, ...]) -> Mapping[str, Any]:
-    """Check that a layer is a ``name`` whose settings are ``fixed``; the keys ``free`` may have any value but must be there.
+def check_layer(
+    spec: Any, where: str, name: str, fixed: Mapping[str, Any], free: tuple[str, ...]
+) -> Mapping[str, Any]:
+    """Check that a layer is a ``name`` whose settings are ``fixed``; keys in ``free`` may have any value.
 
     Raises:
         ArchError: naming the place, the key and the two values.
@@ -85,21 +99,36 @@ def check_layer(spec: Any, where: str, name: str, fixed: Mapping[str, Any], free
 
 def linear_layer(in_features: int, out_features: int, dropout: float, ops_order: str) -> dict[str, Any]:
     """Return the JSON of a classifier."""
-    return {"name": "LinearLayer", "in_features": in_features, "out_features": out_features, "bias": True,
-            **_COMMON, "dropout_rate": dropout or 0, "ops_order": ops_order}  # fmt: skip
+    return {
+        "name": "LinearLayer",
+        "in_features": in_features,
+        "out_features": out_features,
+        "bias": True,
+        **_COMMON,
+        "dropout_rate": dropout or 0,
+        "ops_order": ops_order,
+    }
 
 
 def check_linear(spec: Any, ops_order: str) -> Mapping[str, Any]:
     """Check the JSON of a classifier and return it."""
     fixed = {"bias": True, **_COMMON, "ops_order": ops_order}
     del fixed["dropout_rate"]
-    free = ("in_features", "out_features") + (("dropout_rate",) if "dropout_rate" in expect_object(spec, "classifier") else ())
+    free = ("in_features", "out_features") + (
+        ("dropout_rate",) if "dropout_rate" in expect_object(spec, "classifier") else ()
+    )
     return check_layer(spec, "classifier", "LinearLayer", fixed, free)
 
 
 def _conv(in_channels: int, out_channels: int, kernel: int, stride: int) -> dict[str, Any]:
-    return {"name": "ConvLayer", **_CONV, "kernel_size": kernel, "stride": stride,
-            "in_channels": in_channels, "out_channels": out_channels}  # fmt: skip
+    return {
+        "name": "ConvLayer",
+        **_CONV,
+        "kernel_size": kernel,
+        "stride": stride,
+        "in_channels": in_channels,
+        "out_channels": out_channels,
+    }
 
 
 def _identity(channels: int) -> dict[str, Any]:
@@ -115,7 +144,12 @@ def _block(block: Block, later: Mapping[str, Any]) -> dict[str, Any]:
         if block.kind == "custom":
             op["name"] = block.token.removesuffix("!")
         else:
-            op |= {"name": "MBInvertedConvLayer", "kernel_size": block.kernel, "expand_ratio": block.expand, **later}
+            op |= {
+                "name": "MBInvertedConvLayer",
+                "kernel_size": block.kernel,
+                "expand_ratio": block.expand,
+                **later,
+            }
     shortcut = _identity(block.in_channels) if block.shortcut else None
     return {"name": "MobileInvertedResidualBlock", "mobile_inverted_conv": op, "shortcut": shortcut}
 
@@ -138,11 +172,15 @@ def mbconv_to_official(arch: Arch) -> dict[str, Any]:
     return data
 
 
-def _read_conv(spec: Any, where: str, kernel: int, in_channels: int | None, free: tuple[str, ...] = ()) -> Mapping[str, Any]:
+def _read_conv(
+    spec: Any, where: str, kernel: int, in_channels: int | None, free: tuple[str, ...] = ()
+) -> Mapping[str, Any]:
     fixed = {key: value for key, value in {**_CONV, "kernel_size": kernel}.items() if key not in free}
     spec = check_layer(spec, where, "ConvLayer", fixed, ("in_channels", "out_channels", *free))
     if in_channels is not None and spec["in_channels"] != in_channels:
-        raise ArchError(f"{where}: in_channels is {short(spec['in_channels'])}, but {in_channels} channels arrive")
+        raise ArchError(
+            f"{where}: in_channels is {short(spec['in_channels'])}, but {in_channels} channels arrive"
+        )
     check_int(f"{where}: out_channels", spec["out_channels"], 1, 65_536)
     return spec
 
@@ -190,16 +228,26 @@ def _read_blocks(blocks: Any, stem: int, seen: set[str]) -> tuple[int, list[Stag
     current: tuple[int, int, list[str]] | None = None
     for i, spec in enumerate(blocks):
         where = f"blocks[{i}]"
-        spec = check_layer(spec, where, "MobileInvertedResidualBlock", {}, ("mobile_inverted_conv", "shortcut"))
+        spec = check_layer(
+            spec, where, "MobileInvertedResidualBlock", {}, ("mobile_inverted_conv", "shortcut")
+        )
         op = expect_object(spec["mobile_inverted_conv"], f"{where}.mobile_inverted_conv")
         token, out, stride = _read_token(op, f"{where}.mobile_inverted_conv", width, seen)
         same_shape = stride == 1 and out == width
         if spec["shortcut"] is None:
             token += "!" if same_shape else ""
         else:
-            shortcut = check_layer(spec["shortcut"], f"{where}.shortcut", "IdentityLayer", _COMMON, ("in_channels", "out_channels"))
+            shortcut = check_layer(
+                spec["shortcut"],
+                f"{where}.shortcut",
+                "IdentityLayer",
+                _COMMON,
+                ("in_channels", "out_channels"),
+            )
             if not same_shape or shortcut["in_channels"] != width or shortcut["out_channels"] != width:
-                raise ArchError(f"{where}.shortcut: an identity cannot join {width} channels to {out} with stride {stride}")
+                raise ArchError(
+                    f"{where}.shortcut: an identity cannot join {width} channels to {out}, stride {stride}"
+                )
         if i == 0 and token.removesuffix("!") == "k3e1" and stride == 1 and spec["shortcut"] is None:
             first = out
         elif current is not None and same_shape and spec["shortcut"] is not None:
@@ -234,7 +282,10 @@ def _read_mbconv(data: Mapping[str, Any], name: str) -> Arch:
     mix = _read_conv(data["feature_mix_layer"], "feature_mix_layer", 1, width)
     classifier = check_linear(data["classifier"], "weight_bn_act")
     if classifier["in_features"] != mix["out_channels"]:
-        raise ArchError(f"classifier: in_features is {short(classifier['in_features'])}, but {mix['out_channels']} features arrive")
+        raise ArchError(
+            f"classifier: in_features is {short(classifier['in_features'])}, "
+            f"but {mix['out_channels']} features arrive"
+        )
     order = [*_LATER_MBCONV, *_LATER_BN]
     return Arch(
         name=name,
@@ -271,4 +322,6 @@ def from_official(source: Mapping[str, Any] | str | Path) -> Arch | TreeArch:
             return read_tree(data, name)
         raise ArchError(f"'name' is {short(data.get('name'))}; expected ProxylessNASNets or PyramidTreeNet")
     except ArchError as e:
-        raise ArchError(where + str(e)) from e if where else e
+        if not where:
+            raise
+        raise ArchError(where + str(e)) from e

@@ -1,6 +1,7 @@
-"""``PyramidTreeNet`` JSON of the original code, read and written as a :class:`~proxylessnas.tree_arch.TreeArch`.
+"""``PyramidTreeNet`` JSON of the original code, to and from :class:`~proxylessnas.tree_arch.TreeArch`.
 
-The reader finds the words and the constants, writes the description they stand for, and accepts the file only if the two are
+The reader finds the words and the constants, writes the description they stand for, and accepts the file only
+if the two are
 equal: whatever is different is named by its path.
 """
 
@@ -17,13 +18,25 @@ from .tree_arch import BOTTLENECK, BRANCHES, EDGES_PER_BRANCH, TreeArch
 _ORDER = {"dropout_rate": 0, "ops_order": "bn_act_weight"}
 _PLAIN = {"use_bn": False, "act_func": None, **_ORDER}
 _BN_RELU = {"use_bn": True, "act_func": "relu", **_ORDER}
-#: Defaults that later versions of the original code write at the top level; drop rates are settings of a training run.
+#: Defaults that later versions of the original code write at the top level; drop rates are settings of a
+#: training run.
 _OPTIONAL = {"tree_node_config": {}, "cell_drop_rate": 0, "cell_drop_scheme": "linear"}
 
 
 def _conv(name: str, in_channels: int, out_channels: int, kernel: int, **settings: Any) -> dict[str, Any]:
-    return {"name": name, "kernel_size": kernel, "stride": 1, "dilation": 1, "groups": 1, "bias": False, "has_shuffle": False,
-            "in_channels": in_channels, "out_channels": out_channels, **_BN_RELU, **settings}  # fmt: skip
+    return {
+        "name": name,
+        "kernel_size": kernel,
+        "stride": 1,
+        "dilation": 1,
+        "groups": 1,
+        "bias": False,
+        "has_shuffle": False,
+        "in_channels": in_channels,
+        "out_channels": out_channels,
+        **_BN_RELU,
+        **settings,
+    }
 
 
 def _same_width(name: str, width: int, **settings: Any) -> dict[str, Any]:
@@ -59,10 +72,26 @@ def _letter(edge: Any, where: str) -> str:
     return letter
 
 
-def _node(in_channels: int, out_channels: int, split: str | None, merge: str | None, edges: list[Any], children: list[Any],
-          branch_bn: bool = False) -> dict[str, Any]:  # fmt: skip
-    return {"name": "TreeNode", "in_channels": in_channels, "out_channels": out_channels, "split_type": split, "merge_type": merge,
-            "has_branch_bn": branch_bn, "path_drop_rate": 0, "edges": edges, "child_nodes": children}  # fmt: skip
+def _node(
+    in_channels: int,
+    out_channels: int,
+    split: str | None,
+    merge: str | None,
+    edges: list[Any],
+    children: list[Any],
+    branch_bn: bool = False,
+) -> dict[str, Any]:
+    return {
+        "name": "TreeNode",
+        "in_channels": in_channels,
+        "out_channels": out_channels,
+        "split_type": split,
+        "merge_type": merge,
+        "has_branch_bn": branch_bn,
+        "path_drop_rate": 0,
+        "edges": edges,
+        "child_nodes": children,
+    }
 
 
 def _branch(letters: str, width: int) -> dict[str, Any]:
@@ -73,7 +102,15 @@ def _branch(letters: str, width: int) -> dict[str, Any]:
 
 def _cell(word: str, width: int, stride: int) -> dict[str, Any]:
     branches = [_branch(word[i : i + EDGES_PER_BRANCH], width) for i in range(0, len(word), EDGES_PER_BRANCH)]
-    root = _node(BRANCHES * width, width, "split", "add", [_same_width("IdentityLayer", width)] * BRANCHES, branches, True)
+    root = _node(
+        BRANCHES * width,
+        width,
+        "split",
+        "add",
+        [_same_width("IdentityLayer", width)] * BRANCHES,
+        branches,
+        True,
+    )
     entry = _conv("ConvLayer", width, BRANCHES * width, 3, stride=stride, groups=BRANCHES, has_shuffle=True)
     return _node(width, width, None, None, [entry], [root])
 
@@ -82,20 +119,25 @@ def tree_to_official(arch: TreeArch) -> dict[str, Any]:
     """Return the JSON description of a tree net (see :meth:`TreeArch.to_official`)."""
     stem = _conv("ConvLayer", arch.in_channels, arch.start, 3, use_bn=False, act_func=None)
     blocks: list[dict[str, Any]] = [
-        {"name": "TransitionBlock", "layers": [stem, {**_same_width("IdentityLayer", arch.start), "use_bn": True}]}
+        {
+            "name": "TransitionBlock",
+            "layers": [stem, {**_same_width("IdentityLayer", arch.start), "use_bn": True}],
+        }
     ]
     width = arch.start
     for i, (word, inner) in enumerate(zip(arch.words, arch.cell_widths, strict=True)):
         stride = arch.stride(i)
-        blocks.append({
-            "name": "ResidualTreeBlock",
-            "cell_drop_rate": 0.0,
-            "final_bn": True,
-            "shortcut": _same_width("IdentityLayer", width) if stride == 1 else _pool("avg", 2, 2, width),
-            "in_bottle": _conv("ConvLayer", width, inner, 1, act_func=None),
-            "out_bottle": _conv("ConvLayer", inner, BOTTLENECK * inner, 1),
-            "cell": _cell(word, inner, stride),
-        })  # fmt: skip
+        blocks.append(
+            {
+                "name": "ResidualTreeBlock",
+                "cell_drop_rate": 0.0,
+                "final_bn": True,
+                "shortcut": _same_width("IdentityLayer", width) if stride == 1 else _pool("avg", 2, 2, width),
+                "in_bottle": _conv("ConvLayer", width, inner, 1, act_func=None),
+                "out_bottle": _conv("ConvLayer", inner, BOTTLENECK * inner, 1),
+                "cell": _cell(word, inner, stride),
+            }
+        )
         width = BOTTLENECK * inner
     pool = arch.resolution // 2 ** (arch.num_stages - 1)
     blocks.append({"name": "TransitionBlock", "layers": [{**_pool("avg", pool, pool, width), **_BN_RELU}]})
@@ -156,7 +198,9 @@ def read_tree(data: Mapping[str, Any], name: str) -> TreeArch:
     """
     for key, value in data.items():
         if key not in ("name", "blocks", "classifier") and not (key in _OPTIONAL and value == _OPTIONAL[key]):
-            raise ArchError(f"{short(key)} is {short(value)}; drop rates are set when a model is built (drop_path_rate)")
+            raise ArchError(
+                f"{short(key)} is {short(value)}; drop rates are set when a model is built (drop_path_rate)"
+            )
     blocks, classifier = data.get("blocks"), check_linear(data.get("classifier"), "bn_act_weight")
     if not isinstance(blocks, list) or len(blocks) < 3:
         raise ArchError("blocks: expected a stem, tree cells and a tail")
@@ -167,16 +211,29 @@ def read_tree(data: Mapping[str, Any], name: str) -> TreeArch:
     start, in_channels = (_dig(blocks[0], "blocks[0]", *stem, key) for key in ("out_channels", "in_channels"))
     inner = _dig(blocks[-2], f"blocks[{len(blocks) - 2}]", "in_bottle", "out_channels")
     pool = _dig(blocks[-1], f"blocks[{len(blocks) - 1}]", "layers", 0, "kernel_size")
-    for what, value in (("stem out_channels", start), ("last in_bottle out_channels", inner), ("tail kernel_size", pool)):
+    for what, value in (
+        ("stem out_channels", start),
+        ("last in_bottle out_channels", inner),
+        ("tail kernel_size", pool),
+    ):
         check_int(what, value, 1, 65_536)
     num_stages = 1 + sum(stride == 2 for stride in strides)
-    # The last cell's width is start + alpha rounded to even, so alpha is known up to one: take the value that fits.
+    # The last cell's width is start + alpha rounded to even, so alpha is known up to one: take the value that
+    # fits.
     problem = None
     for alpha in (inner - start, inner - start + 1):
         if alpha < 0 or num_stages > 8:
             continue
-        arch = TreeArch(name, " ".join(words), start, alpha, num_stages, classifier["out_features"], in_channels,
-                        pool * 2 ** (num_stages - 1))  # fmt: skip
+        arch = TreeArch(
+            name,
+            " ".join(words),
+            start,
+            alpha,
+            num_stages,
+            classifier["out_features"],
+            in_channels,
+            pool * 2 ** (num_stages - 1),
+        )
         wanted = tree_to_official(arch)
         found = {key: data[key] for key in ("name", "blocks", "classifier")}
         difference = next(_differences(found, wanted, "net"), None)

@@ -1,7 +1,7 @@
 """Text form of an architecture: the Python expression that would build it, read by a parser of its own.
 
-Never evaluated: only ``Arch(...)``, ``TreeArch(...)`` and ``Stage(...)`` with literal arguments are understood, the nesting is
-fixed and the size bounded, so a file from anywhere can be parsed.
+Never evaluated: only ``Arch(...)``, ``TreeArch(...)`` and ``Stage(...)`` with literal arguments are
+understood, the nesting is fixed and the size bounded, so a file from anywhere can be parsed.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _TOKEN = re.compile(
 )
 _STAGE_FIELDS = ("width", "stride", "ops")
 _FIELDS: dict[str, tuple[str, ...]] = {
-    "Arch": ("name", "stem", "first", "last", "stages", "num_classes", "in_channels", "stem_stride", "bn_eps", "bn_momentum",
-             "dropout", "resolution", "official_keys"),
+    "Arch": ("name", "stem", "first", "last", "stages", "num_classes", "in_channels", "stem_stride", "bn_eps",
+             "bn_momentum", "dropout", "resolution", "official_keys"),
     "TreeArch": ("name", "cells", "start", "alpha", "num_stages", "num_classes", "in_channels", "resolution"),
     "Stage": _STAGE_FIELDS,
 }  # fmt: skip
@@ -68,7 +68,9 @@ class _Parser:
         token = self.peek()
         if token.kind != kind or (text is not None and token.text != text):
             wanted = repr(text) if text else f"a {kind}"
-            raise self.error(f"expected {wanted}, found {repr(token.text) if token.text else 'the end'}", token.offset)
+            raise self.error(
+                f"expected {wanted}, found {repr(token.text) if token.text else 'the end'}", token.offset
+            )
         self.next += 1
         return token
 
@@ -79,7 +81,7 @@ class _Parser:
         return False
 
     def string(self, check: Callable[[str], object] | None = None) -> str:
-        """Read one or several adjacent string literals; ``check`` is called on each word to place its error."""
+        """Read adjacent string literals; ``check`` is called on each word, to place its error."""
         parts = []
         self_offset = self.peek().offset
         while self.peek().kind == "string":
@@ -142,7 +144,9 @@ class _Parser:
                 field = token.text
                 self.next += 2
                 if field not in names:
-                    raise self.error(f"{head.text} has no field {field!r}; it has {', '.join(names)}", token.offset)
+                    raise self.error(
+                        f"{head.text} has no field {field!r}; it has {', '.join(names)}", token.offset
+                    )
             elif keyword_seen or len(given) >= len(names):
                 raise self.error("unexpected positional argument", token.offset)
             else:
@@ -183,12 +187,18 @@ def parse_arch(text: str) -> Arch | TreeArch:
 
 def format_arch(arch: Arch | TreeArch) -> str:
     """Return the text form of an architecture; every line but a long name's fits 110 columns."""
-    extras = [f"{name}={value!r}" for name, value in optional_fields(arch) if name not in ("cells", "stages", "stem", "first", "last")]
+    extras = [
+        f"{name}={value!r}"
+        for name, value in optional_fields(arch)
+        if name not in ("cells", "stages", "stem", "first", "last")
+    ]
     if isinstance(arch, TreeArch):
         words = arch.words
         lines = [" ".join(words[i : i + 6]) for i in range(0, len(words), 6)]
         cells = "\n".join(f'    "{line} "' for line in lines[:-1]) + f'\n    "{lines[-1]}"'
         return f"TreeArch({', '.join([repr(arch.name), *extras])}, cells=\n{cells}\n)"
-    head = ", ".join([repr(arch.name), f"stem={arch.stem}", f"first={arch.first}", f"last={arch.last}", *extras])
+    head = ", ".join(
+        [repr(arch.name), f"stem={arch.stem}", f"first={arch.first}", f"last={arch.last}", *extras]
+    )
     stages = "".join(f'    Stage({s.width}, {s.stride}, "{s.ops}"),\n' for s in arch.stages)
     return f"Arch({head}, stages=(\n{stages}))"

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import fnmatch
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch import Tensor
 
 from .arch import Arch
 from .classifier import Classifier
-from .errors import ArchError, ManifestError, WeightsNotFoundError
+from .errors import ArchError, WeightsNotFoundError
 from .loading import arch_of_header, fit_state_dict, log_report, looks_like_path, open_source
 from .model import ProxylessNAS
 from .published import MODEL_NAMES, PUBLISHED, normalise_name
@@ -42,14 +44,16 @@ def _read_arch_file(path: Path) -> Arch | TreeArch:
 
 
 def read_arch(path: str | os.PathLike[str]) -> Arch | TreeArch:
-    """Read an architecture from a file: ``.json``/``.config`` (the original format), text, or a ``.safetensors`` header.
+    """Read an architecture from a ``.json``/``.config`` file, a text, or a ``.safetensors`` header.
 
     Raises:
         ArchError: there is none, or it is malformed; the message names the file and the place.
     """
     path = Path(path)
     if path.suffix in (".pth", ".pt", ".tar", ".bin", ".ckpt"):
-        raise ArchError(f"{path}: holds weights but no architecture; give a net's name or an architecture beside it")
+        raise ArchError(
+            f"{path}: holds weights but no architecture; give a net's name or an architecture beside it"
+        )
     if path.suffix == ".safetensors":
         from .cache import read_metadata
 
@@ -57,8 +61,10 @@ def read_arch(path: str | os.PathLike[str]) -> Arch | TreeArch:
     return _read_arch_file(path)
 
 
-def _preprocessing(arch: Arch | TreeArch, record: Weights | None, source: Source | None) -> Preprocessing | None:
-    """Return what images need before they enter the net: the weights' own, else that of the net of this name."""
+def _preprocessing(
+    arch: Arch | TreeArch, record: Weights | None, source: Source | None
+) -> Preprocessing | None:
+    """Return the preprocessing of the weights, else that of the published net of this name."""
     from .transforms import Preprocessing
     from .weights import get_weights
 
@@ -99,28 +105,30 @@ def create_model(
     >>> model = create_model("proxyless_mobile", num_classes=10)
 
     Args:
-        name_or_arch: a zoo name ("proxyless_cpu"; see :func:`list_models`), an :class:`Arch`, the path of an architecture
-            (text, or the original ``net.config``), or of a ``.safetensors`` file with its architecture in the header, whose
-            weights are then loaded.
+        name_or_arch: a zoo name ("proxyless_cpu"; see :func:`list_models`), an :class:`Arch`, the path of an
+            architecture (text, or the original ``net.config``), or of a ``.safetensors`` file with its
+            architecture in the header, whose weights are then loaded.
         pretrained: load the published weights, from the cache or the network.
         progress: show a bar while downloading.
-        weights: load these instead: a local file, a zoo name or a :func:`get_weights` record. No network for a file.
-        num_classes: outputs; 0 returns embeddings; None takes the weights' or the architecture's. If it differs from the
-            weights', the classifier starts anew and everything else is loaded.
-        in_chans: input channels; the stem's weights are adapted. None takes the architecture's, 3 for the published nets.
+        weights: load these instead: a local file, a zoo name or a :func:`get_weights` record. No network for
+            a file.
+        num_classes: outputs; 0 returns embeddings; None takes the weights' or the architecture's. If it
+            differs from the weights', the classifier starts anew and everything else is loaded.
+        in_chans: input channels; the stem's weights are adapted. None takes the architecture's, 3 for the
+            published nets.
         global_pool: "avg", "max", "avgmax", or "" to keep the feature map (with num_classes=0).
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth.
 
     Returns:
-        The net, in training mode. ``model.preprocessing`` is what its images need, ``model.weights`` the record of its
-        published weights, each None if not known.
+        The net, in training mode. ``model.preprocessing`` is what its images need, ``model.weights`` the
+        record of its published weights, each None if not known.
 
     Raises:
         UnknownModelError: no such name; the nearest ones are listed.
         ArchError: the architecture is malformed.
-        WeightsNotFoundError, WeightsFetchError, WeightsCorruptError, WeightsMismatchError: the weights cannot be had or do not
-            fit.
+        WeightsNotFoundError, WeightsFetchError, WeightsCorruptError, WeightsMismatchError: the weights cannot
+            be had or do not fit.
     """
     if isinstance(name_or_arch, (Arch, TreeArch)):
         arch = name_or_arch
@@ -130,8 +138,13 @@ def create_model(
             weights = weights or name_or_arch
     else:
         arch = PUBLISHED[normalise_name(cast(str, name_or_arch))]
-    options: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_chans, "global_pool": global_pool,
-                               "drop_rate": drop_rate, "drop_path_rate": drop_path_rate}  # fmt: skip
+    options: dict[str, Any] = {
+        "num_classes": num_classes,
+        "in_chans": in_chans,
+        "global_pool": global_pool,
+        "drop_rate": drop_rate,
+        "drop_path_rate": drop_path_rate,
+    }
     if weights is None and not pretrained:
         model = _build(arch, options)
         model.preprocessing = _preprocessing(arch, None, None)
@@ -139,13 +152,17 @@ def create_model(
     return _build_with_weights(arch, weights, progress, options)
 
 
-def _build_with_weights(arch: Arch | TreeArch, weights: Any, progress: bool, options: dict[str, Any]) -> Classifier:
+def _build_with_weights(
+    arch: Arch | TreeArch, weights: Any, progress: bool, options: dict[str, Any]
+) -> Classifier:
     from .cache import verified_loader
     from .weights import Weights, get_weights
 
     if weights is None:
         if arch.name not in PUBLISHED or PUBLISHED[arch.name] != arch:
-            raise WeightsNotFoundError(f"no weights are published for the architecture {arch.name!r}: pass weights=FILE")
+            raise WeightsNotFoundError(
+                f"no weights are published for the architecture {arch.name!r}: pass weights=FILE"
+            )
         weights = get_weights(arch.name)
     elif isinstance(weights, str) and not looks_like_path(weights):
         weights = get_weights(weights)
@@ -156,7 +173,7 @@ def _build_with_weights(arch: Arch | TreeArch, weights: Any, progress: bool, opt
         # Reading and hashing 18 MB takes as long as creating 400 modules: do both at once.
         loader = verified_loader(weights, progress=progress)
         model = _build(arch, {**options, "device": "meta"})
-        state = loader.result()
+        state: Mapping[str, Tensor] = loader.result()
     else:
         source = open_source(weights, progress)
         record, label, state = _record_of(arch, source), source.label, source.state
@@ -167,7 +184,9 @@ def _build_with_weights(arch: Arch | TreeArch, weights: Any, progress: bool, opt
         model = _build(arch, {**options, "device": "meta"})
     fitted, report = fit_state_dict(model, state, label)
     device, dtype = torch.get_default_device(), torch.get_default_dtype()
-    placed = {key: value.to(device, dtype if value.is_floating_point() else None) for key, value in fitted.items()}
+    placed = {
+        key: value.to(device, dtype if value.is_floating_point() else None) for key, value in fitted.items()
+    }
     model.load_state_dict(placed, strict=False, assign=True)
     if any(p.is_meta for p in model.classifier.parameters()):
         model._set_head(model.num_classes, model.global_pool, device, dtype)

@@ -13,13 +13,20 @@ import json
 import logging
 import os
 import re
+import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .digests import bytes_problem, expected_digest, file_problem, short_digest
 from .download import download, is_offline, offline_error
-from .errors import ProxylessError, WeightsCorruptError, WeightsFetchError, WeightsNotFoundError
+from .errors import (
+    MissingExtraError,
+    ProxylessError,
+    WeightsCorruptError,
+    WeightsFetchError,
+    WeightsNotFoundError,
+)
 from .filesystem import LockTimeout, locked, unlink_quietly, write_atomically
 from .tensorfile import (
     from_safetensors,
@@ -64,9 +71,7 @@ def cache_dir() -> Path:
     """
     chosen = os.environ.get("PROXYLESSNAS_CACHE", "").strip()
     if not chosen:
-        import torch
-
-        chosen = os.path.join(torch.hub.get_dir(), "proxylessnas")
+        chosen = os.path.join(_hub_dir(), "proxylessnas")
     path = os.path.expanduser(chosen)
     if path.startswith(
         "~"
@@ -75,6 +80,15 @@ def cache_dir() -> Path:
             "there is no home folder to cache weights in; set PROXYLESSNAS_CACHE or TORCH_HOME"
         )
     return Path(path).absolute()
+
+
+def _hub_dir() -> str:
+    """Return torch's hub folder; without importing torch, which takes over a second, where nobody has yet."""
+    torch = sys.modules.get("torch")
+    if hasattr(torch, "hub"):
+        return str(torch.hub.get_dir())  # torch.hub.set_dir() may have changed it
+    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    return os.path.join(os.environ.get("TORCH_HOME", os.path.join(cache, "torch")), "hub")
 
 
 def weights_path(weights: Weights, directory: Path | None = None) -> Path:
@@ -185,7 +199,7 @@ class VerifiedLoader:
         self._weights, self._progress = weights, progress
         self._state: dict[str, Tensor] | None = None
         self._copy = copy_path(weights)
-        self._data = bytearray()
+        self._data = b""
         self._digest: str | None = None
         self._wanted: str | None = None
         self._error: Exception | None = None
@@ -231,8 +245,10 @@ class VerifiedLoader:
                 problem = "it was made from another file"
         except WeightsCorruptError as e:
             problem = str(e)
+        except MissingExtraError:
+            return None
         self._thread.join()
-        self._thread, self._data = None, bytearray()
+        self._thread, self._data = None, b""
         if self._error is None and self._digest != self._wanted:
             problem = f"sha256 is {self._digest}, expected {self._wanted}"
         if self._error is None and problem is None:
@@ -258,7 +274,7 @@ def _from_original(weights: Weights, progress: bool) -> dict[str, Tensor]:
     try:
         data = read_bytes(path)
     except WeightsNotFoundError:
-        data = bytearray()
+        data = b""
     if not data or bytes_problem(weights, data):
         data = read_bytes(fetch(weights, progress))
         problem = bytes_problem(weights, data)
@@ -276,15 +292,11 @@ def _write_copy(weights: Weights, state: dict[str, Tensor]) -> None:
         with locked(copy.with_name(copy.name + ".lock"), timeout_s=0.0):
             if copy.is_file() and _copy_digest(copy):
                 return
-            head, parts = to_safetensors(state, _copy_metadata(weights))
-            digest = hashlib.sha256(head)
-            for part in parts:
-                digest.update(part)
-            # The digest first: whoever sees the copy then also sees its digest. Both depend on the weights
-            # alone, so an older digest is the same one.
-            line = f"{digest.hexdigest()}  {copy.name}\n"
+            data = to_safetensors(state, _copy_metadata(weights))
+            # The digest first: whoever sees the copy then also sees its digest.
+            line = f"{hashlib.sha256(data).hexdigest()}  {copy.name}\n"
             write_atomically(copy.with_name(copy.name + ".sha256"), line.encode("ascii"))
-            write_atomically(copy, head, *parts)
+            write_atomically(copy, data)
     except (OSError, ProxylessError, LockTimeout) as e:
         _LOG.debug("no safetensors copy at %s: %s", copy, e)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,9 @@ from .layers import LinearLayer
 from .tree_arch import TreeArch
 
 if TYPE_CHECKING:
+    from PIL import Image
+
+    from .predict import Prediction
     from .transforms import Preprocessing
     from .weights import Weights
 
@@ -28,12 +32,20 @@ class Classifier(nn.Module):
         num_features: channels that enter the classifier.
         preprocessing: what images need before they enter the net, or None if it is not known.
         weights: the record of the published weights that were loaded, or None.
-        feature_info: one dict a resolution, finest first, with ``num_chs``, ``reduction`` (input pixels per map pixel) and
-            ``module`` (dotted name of the block whose output it is); :meth:`forward_intermediates` returns these maps.
+        feature_info: one dict a resolution, finest first, with ``num_chs``, ``reduction`` (input pixels per
+            map pixel) and ``module`` (dotted name of the block whose output it is);
+            :meth:`forward_intermediates` returns these maps.
     """
 
-    def __init__(self, arch: Arch | TreeArch, num_features: int, num_classes: int | None, global_pool: str, drop_rate: float,
-                 device: Any) -> None:  # fmt: skip
+    def __init__(
+        self,
+        arch: Arch | TreeArch,
+        num_features: int,
+        num_classes: int | None,
+        global_pool: str,
+        drop_rate: float,
+        device: Any,
+    ) -> None:
         super().__init__()
         self.arch = arch
         self.num_features = num_features
@@ -57,18 +69,23 @@ class Classifier(nn.Module):
         if global_pool not in POOLS:
             raise ValueError(f"global_pool must be one of {', '.join(map(repr, POOLS))}, not {global_pool!r}")
         if num_classes and not global_pool:
-            raise ValueError("global_pool='' keeps the feature map, which a classifier cannot take: use num_classes=0 with it")
+            raise ValueError(
+                "global_pool='' keeps the feature map, which a classifier cannot take: use num_classes=0"
+            )
         self.num_classes = num_classes
         self.global_pool = global_pool
         features = self.num_features
-        self.classifier: nn.Module = LinearLayer(features, num_classes, device, dtype) if num_classes else nn.Identity()
+        self.classifier: nn.Module = (
+            LinearLayer(features, num_classes, device, dtype) if num_classes else nn.Identity()
+        )
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a new, randomly initialised one, on the same device and of the same dtype.
+        """Replace the classifier by a new, randomly initialised one of the same device and dtype.
 
         Args:
             num_classes: outputs; 0 makes the net return embeddings.
-            global_pool: "avg", "max", "avgmax" (mean of the two) or "" (no pooling, with num_classes=0); None keeps it.
+            global_pool: "avg", "max", "avgmax" (mean of the two) or "" (no pooling, with num_classes=0); None
+                keeps it.
 
         Raises:
             ValueError: a value is out of range.
@@ -102,6 +119,25 @@ class Classifier(nn.Module):
         """Map images [N, in_chans, H, W] to logits [N, num_classes] (embeddings if num_classes is 0)."""
         return self.forward_head(self.forward_features(x))
 
+    def predict(self, image: str | os.PathLike[str] | Image.Image | Tensor, top: int = 5) -> list[Prediction]:
+        """Name the most probable classes of one picture, preprocessed as the weights want it.
+
+        Args:
+            image: a file, a Pillow picture, or a uint8 tensor [3, H, W].
+            top: how many classes.
+
+        Returns:
+            The best classes, best first, each ``(name, probability, index, wnid)``. The net runs in
+            evaluation mode and is left as it was.
+
+        Raises:
+            ImageError: the file cannot be read as a picture.
+            ProxylessError: the net's preprocessing is not known, or it has no classifier.
+        """
+        from .predict import predict
+
+        return predict(self, image, top)
+
     def forward_intermediates(self, x: Tensor, indices: int | Sequence[int] | None = None) -> list[Tensor]:
         """Return the feature maps that ``feature_info`` describes, finest first.
 
@@ -109,8 +145,8 @@ class Classifier(nn.Module):
 
         Args:
             x: images, [N, in_chans, H, W].
-            indices: which maps, in the order given; negative ones count from the end. A whole number n means the last n; None
-                means all.
+            indices: which maps, in the order given; negative ones count from the end. A whole number n means
+                the last n; None means all.
 
         Returns:
             Maps of shape [N, info["num_chs"], ceil(H / info["reduction"]), ceil(W / info["reduction"])].
@@ -178,4 +214,3 @@ def check_in_chans(in_chans: int | None, arch: Arch | TreeArch) -> int:
     if isinstance(in_chans, bool) or not isinstance(in_chans, int) or in_chans < 1:
         raise ValueError(f"in_chans must be a whole number of at least 1, not {in_chans!r}")
     return in_chans
-

@@ -106,7 +106,9 @@ def labelled_images(
         for name in folders
     }
     if not any(found.values()):
-        raise DataError(f"{root}: no pictures in its {len(folders)} folders (looked for {_endings()})")
+        raise DataError(
+            f"{root}: no pictures in its {_count(len(folders), 'folder')} (looked for {_endings()})"
+        )
     how, label_of = _folder_labels(root, folders, num_classes, dataset)
     samples = tuple((path, label_of[name]) for name in folders for path in found[name])
     notes = []
@@ -210,8 +212,9 @@ def _folder_labels(
     if not labels:
         raise DataError(_no_labels(root, folders, num_classes, bool(by_wnid), bool(by_name)))
     if odd:
+        kind = {"wnid": "a wnid", "name": "a class name", "number": "a number"}[how]
         raise DataError(
-            f"{root}: {_count(len(odd), 'folder')} not named by a class {how} as the others are: {_some(odd)}"
+            f"{root}: {_count(len(odd), 'folder')} not named by {kind} as the others are: {_some(odd)}"
         )
     if how == "number":
         why = f"folder names are class numbers, 0 to {num_classes - 1}; too large"

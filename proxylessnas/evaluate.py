@@ -126,9 +126,9 @@ def top_classes(model: nn.Module, inputs: torch.Tensor, k: int = 5) -> list[list
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch compute with one thread: sharing a single picture's resize among threads costs more than it saves.
+    """Let torch compute with one thread: sharing the resize of a single picture gains next to nothing.
 
-    (On a machine where other programs run, ten times more: every share waits for a core.)
+    (And where other programs run it costs a lot, ten times the work: each thread waits for a core.)
     """
     import torch
 

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 #: File name endings that folders are searched for (lower case).
 EXTENSIONS = frozenset(
-    ".jpg .jpeg .jpe .jfif .mpo .png .gif .bmp .dib .webp .avif .tif .tiff .ppm .pgm .pbm .pnm .jp2 .j2k".split()
+    f".{ending}"
+    for ending in "jpg jpeg jpe jfif mpo png gif bmp dib webp avif tif tiff ppm pgm pbm pnm jp2 j2k".split()
 )
 
 # Only formats that Pillow decodes itself. EPS, for one, would run Ghostscript on a file from anywhere.

@@ -13,15 +13,30 @@ from .arch import Block, custom_op
 
 
 class Conv2d(nn.Conv2d):
-    """``nn.Conv2d`` without bias, initialised once, by He's rule on the fan-out, instead of by torch's default and then again.
+    """``nn.Conv2d`` without bias, initialised once, by He's rule on the fan-out.
 
-    Weights are drawn from N(0, 2 / fan_out) with fan_out = k * k * out_channels / groups. The original code does not divide
-    by the groups, which gives depthwise filters a far smaller scale; BatchNorm hides it, and this is the rule of its CIFAR code.
+    torch would draw its default first, to be overwritten.
+
+    Weights are drawn from N(0, 2 / fan_out) with fan_out = k * k * out_channels / groups. The original code
+    does not divide by the groups, which gives depthwise filters a far smaller scale; BatchNorm hides it, and
+    this is the rule of its CIFAR code.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, padding: int = 0, *, dilation: int = 1,
-                 groups: int = 1, device: Any = None) -> None:  # fmt: skip
-        super().__init__(in_channels, out_channels, kernel, stride, padding, dilation, groups, bias=False, device=device)
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        stride: int = 1,
+        padding: int = 0,
+        *,
+        dilation: int = 1,
+        groups: int = 1,
+        device: Any = None,
+    ) -> None:
+        super().__init__(
+            in_channels, out_channels, kernel, stride, padding, dilation, groups, bias=False, device=device
+        )
 
     def reset_parameters(self) -> None:
         """Draw new weights (nothing is drawn on the meta device)."""
@@ -32,14 +47,16 @@ class Conv2d(nn.Conv2d):
             self.weight.normal_(0.0, math.sqrt(2.0 / fan_out))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map [N, in, H, W] to [N, out, H', W'] (no bias and zero padding, so torch's case distinctions can be skipped)."""
+        """Map [N, in, H, W] to [N, out, H', W']."""
+        # No bias, zero padding: torch's case distinctions can be skipped.
         return F.conv2d(x, self.weight, None, self.stride, self.padding, self.dilation, self.groups)
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """``nn.BatchNorm2d`` that is created faster (its buffers are not filled twice) and has a short way in evaluation mode.
+    """``nn.BatchNorm2d`` that does not fill its buffers twice and has a short way in evaluation mode.
 
-    A net of 60 of them at batch 1 spends a few percent of its time in Python; these pay for the calls of the blocks.
+    A net of 60 of them at batch 1 spends a few percent of its time in Python; what is saved here pays for the
+    calls of the blocks.
     """
 
     def reset_parameters(self) -> None:
@@ -59,7 +76,9 @@ class BatchNorm2d(nn.BatchNorm2d):
         """Normalise [N, C, H, W] per channel."""
         if self.training:
             return super().forward(x)
-        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+        )
 
 
 class Linear(nn.Linear):
@@ -88,12 +107,25 @@ class LinearLayer(nn.Module):
 
 
 class ConvLayer(nn.Module):
-    """Convolution (no bias, "same" padding for odd kernels), BatchNorm and, unless ``act`` is False, ReLU6."""
+    """Convolution without bias, BatchNorm and, unless ``act`` is False, ReLU6."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1, *, act: bool = True,
-                 eps: float = 1e-3, momentum: float = 0.1, device: Any = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        stride: int = 1,
+        groups: int = 1,
+        *,
+        act: bool = True,
+        eps: float = 1e-3,
+        momentum: float = 0.1,
+        device: Any = None,
+    ) -> None:
         super().__init__()
-        self.conv = Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, device=device)
+        self.conv = Conv2d(
+            in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, device=device
+        )
         self.bn = BatchNorm2d(out_channels, eps, momentum, device=device)
         self.act = act
 
@@ -104,12 +136,14 @@ class ConvLayer(nn.Module):
 
 
 class MBConv(nn.Module):
-    """Mobile inverted bottleneck: 1x1 expansion (absent at ratio 1), depthwise kxk, 1x1 projection without activation."""
+    """Mobile inverted bottleneck: 1x1 expansion (absent at ratio 1), depthwise kxk, linear 1x1 projection."""
 
     def __init__(self, block: Block, *, eps: float = 1e-3, momentum: float = 0.1, device: Any = None) -> None:
         super().__init__()
         mid, options = block.mid_channels, {"eps": eps, "momentum": momentum, "device": device}
-        self.inverted_bottleneck = ConvLayer(block.in_channels, mid, 1, **options) if block.expand > 1 else None
+        self.inverted_bottleneck = (
+            ConvLayer(block.in_channels, mid, 1, **options) if block.expand > 1 else None
+        )
         self.depth_conv = ConvLayer(mid, mid, block.kernel, block.stride, mid, **options)
         self.point_linear = ConvLayer(mid, block.out_channels, 1, act=False, **options)
 
@@ -118,12 +152,13 @@ class MBConv(nn.Module):
         expand = self.inverted_bottleneck
         if expand is not None:
             x = expand(x)
-        x = self.depth_conv(x)  # by name: a nested call would keep the widest map alive through the projection
+        # Not nested: that would keep the widest map alive through the projection.
+        x = self.depth_conv(x)
         return self.point_linear(x)
 
 
 def drop_path(x: Tensor, rate: float) -> Tensor:
-    """Zero whole samples of [N, ...] with probability ``rate`` < 1 and scale the others by 1 / (1 - rate) (stochastic depth)."""
+    """Zero whole samples of [N, ...] with probability ``rate`` < 1; scale the others by 1 / (1 - rate)."""
     keep = x.new_empty((x.shape[0],) + (1,) * (x.dim() - 1)).bernoulli_(1.0 - rate)
     return x * (keep / (1.0 - rate))
 
@@ -131,11 +166,19 @@ def drop_path(x: Tensor, rate: float) -> Tensor:
 class ResidualBlock(nn.Module):
     """One block of a net: ``op(x)``, or ``x + op(x)`` where it has a shortcut; a Zero block returns ``x``.
 
-    The operation is named ``mobile_inverted_conv`` whatever it is, as in the original checkpoints; a Zero block holds nothing.
+    The operation is named ``mobile_inverted_conv`` whatever it is, as in the original checkpoints; a Zero
+    block holds nothing.
     """
 
-    def __init__(self, block: Block, *, eps: float = 1e-3, momentum: float = 0.1, drop_path_rate: float = 0.0,
-                 device: Any = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        block: Block,
+        *,
+        eps: float = 1e-3,
+        momentum: float = 0.1,
+        drop_path_rate: float = 0.0,
+        device: Any = None,
+    ) -> None:
         super().__init__()
         self.mobile_inverted_conv: nn.Module | None = None
         if block.kind == "mbconv":

@@ -32,8 +32,8 @@ class LoadReport:
     Attributes:
         missing: parameters of the net that the weights lack (with ``strict=False`` only).
         unexpected: tensors of the weights that the net has no place for (with ``strict=False`` only).
-        adapted: what was changed to fit, tensor name to a sentence: a stem for another number of input channels, a classifier
-            for another number of classes (which keeps the net's own values).
+        adapted: what was changed to fit, tensor name to a sentence: a stem for another number of input
+            channels, a classifier for another number of classes (which keeps the net's own values).
     """
 
     missing: list[str] = field(default_factory=list)
@@ -44,8 +44,8 @@ class LoadReport:
 def adapt_stem(weight: Tensor, in_chans: int) -> Tensor:
     """Return a stem convolution's weights for another number of input channels.
 
-    One channel gets the sum over the old ones (a grey image then gives what it would give as RGB); n channels repeat the old
-    ones and are scaled by old / n, so that activations keep their size.
+    One channel gets the sum over the old ones (a grey image then gives what it would give as RGB); n channels
+    repeat the old ones and are scaled by old / n, so that activations keep their size.
 
     Args:
         weight: [out, old, k, k].
@@ -72,8 +72,9 @@ def _mismatch(model: Classifier, lines: list[str], source: str) -> WeightsMismat
     return WeightsMismatchError(f"{source} do not fit {name}:\n  " + "\n  ".join(listed))
 
 
-def fit_state_dict(model: Classifier, state: Mapping[str, Tensor], source: str = "the weights", *, strict: bool = True
-                   ) -> tuple[dict[str, Tensor], LoadReport]:  # fmt: skip
+def fit_state_dict(
+    model: Classifier, state: Mapping[str, Tensor], source: str = "the weights", *, strict: bool = True
+) -> tuple[dict[str, Tensor], LoadReport]:
     """Return the tensors of ``state`` that ``model`` takes, adapted where that is meaningful, and the report.
 
     The net is not touched. See :func:`load_weights` for the rules and the errors.
@@ -89,7 +90,9 @@ def fit_state_dict(model: Classifier, state: Mapping[str, Tensor], source: str =
     if not fits_head and (head or not own_head):
         found = state[HEAD + "linear.weight"].shape[0] if HEAD + "linear.weight" in state else "other"
         for key in sorted(head | own_head):
-            report.adapted[key] = f"not loaded: the weights have {found} classes, the net has {model.num_classes}"
+            report.adapted[key] = (
+                f"not loaded: the weights have {found} classes, the net has {model.num_classes}"
+            )
     for key, value in state.items():
         if key in report.adapted:
             continue
@@ -97,12 +100,19 @@ def fit_state_dict(model: Classifier, state: Mapping[str, Tensor], source: str =
             report.unexpected.append(key)
         elif value.shape == own[key].shape:
             fitted[key] = value
-        elif key == stem and value.dim() == 4 and value.shape[0] == own[key].shape[0] and value.shape[2:] == own[key].shape[2:]:
+        elif (
+            key == stem
+            and value.dim() == 4
+            and value.shape[0] == own[key].shape[0]
+            and value.shape[2:] == own[key].shape[2:]
+        ):
             channels = own[key].shape[1]
             fitted[key] = adapt_stem(value, channels)
             report.adapted[key] = f"{value.shape[1]} input channels made into {channels}"
         else:
-            problems.append(f"{key}: shape {list(value.shape)} in the weights, {list(own[key].shape)} in the net")
+            problems.append(
+                f"{key}: shape {list(value.shape)} in the weights, {list(own[key].shape)} in the net"
+            )
     for key in own:
         if key in state or key in report.adapted:
             continue
@@ -111,7 +121,9 @@ def fit_state_dict(model: Classifier, state: Mapping[str, Tensor], source: str =
         else:
             report.missing.append(key)
     if strict:
-        problems += [f"missing: {key}" for key in report.missing] + [f"unexpected: {key}" for key in report.unexpected]
+        problems += [f"missing: {key}" for key in report.missing] + [
+            f"unexpected: {key}" for key in report.unexpected
+        ]
     if problems:
         raise _mismatch(model, problems, source)
     if not any(key in own for key in state):
@@ -153,8 +165,10 @@ def looks_like_path(text: str | os.PathLike[str]) -> bool:
     return os.sep in text or "/" in text or text.lower().endswith(known) or os.path.isfile(text)
 
 
-def open_source(source: str | os.PathLike[str] | Weights | Mapping[str, Tensor], progress: bool = True) -> Source:
-    """Open weights given as a path, a zoo name, a :class:`~proxylessnas.weights.Weights` record or a state dict.
+def open_source(
+    source: str | os.PathLike[str] | Weights | Mapping[str, Tensor], progress: bool = True
+) -> Source:
+    """Open weights given as a path, a zoo name, a :class:`~proxylessnas.Weights` record or a state dict.
 
     Raises:
         WeightsNotFoundError, WeightsFetchError, WeightsCorruptError: see those.
@@ -173,21 +187,25 @@ def open_source(source: str | os.PathLike[str] | Weights | Mapping[str, Tensor],
     try:
         weights = get_weights(str(source))
     except UnknownModelError as e:
-        raise WeightsNotFoundError(f"{source!r} is neither a weights file nor a net with published weights ({e})") from e
+        raise WeightsNotFoundError(
+            f"{source!r} is neither a weights file nor a net with published weights ({e})"
+        ) from e
     return open_source(weights, progress)
 
 
-def load_weights(model: Classifier, source: str | os.PathLike[str] | Weights | Mapping[str, Tensor], *, strict: bool = True
-                 ) -> LoadReport:  # fmt: skip
+def load_weights(
+    model: Classifier, source: str | os.PathLike[str] | Weights | Mapping[str, Tensor], *, strict: bool = True
+) -> LoadReport:
     """Copy weights into ``model``, all or nothing.
 
-    Two things are adapted, reported and logged, never an error: a stem for another number of input channels, and a classifier
-    for another number of classes, which keeps the net's own values. Everything else must fit.
+    Two things are adapted, reported and logged, never an error: a stem for another number of input channels,
+    and a classifier for another number of classes, which keeps the net's own values. Everything else must
+    fit.
 
     Args:
         model: any net of this package.
-        source: a local ``.safetensors`` or ``.pth`` file, the name of a net with published weights, a record of
-            :func:`~proxylessnas.get_weights`, or a state dict.
+        source: a local ``.safetensors`` or ``.pth`` file, the name of a net with published weights, a record
+            of :func:`~proxylessnas.get_weights`, or a state dict.
         strict: False allows missing and unexpected tensors and reports them. Shapes must fit in any case.
 
     Returns:
@@ -204,8 +222,12 @@ def load_weights(model: Classifier, source: str | os.PathLike[str] | Weights | M
     return report
 
 
-def save_weights(model: Classifier, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> Path:
-    """Write a net to one ``.safetensors`` file that ``create_model(path)`` opens again, architecture and preprocessing included.
+def save_weights(
+    model: Classifier, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None
+) -> Path:
+    """Write a net to one ``.safetensors`` file that ``create_model(path)`` opens again.
+
+    Architecture and preprocessing are in its header.
 
     The file appears under its name only when it is complete.
 
@@ -227,12 +249,17 @@ def save_weights(model: Classifier, path: str | os.PathLike[str], metadata: Mapp
     if path.suffix != ".safetensors":
         raise ValueError(f"{path}: the suffix must be .safetensors")
     in_chans = model.get_parameter(stem_name(model)).shape[1]
-    arch: Any = dataclasses.replace(model.arch, num_classes=model.num_classes or model.arch.num_classes, in_channels=in_chans)
+    arch: Any = dataclasses.replace(
+        model.arch, num_classes=model.num_classes or model.arch.num_classes, in_channels=in_chans
+    )
     header = {"format": "pt", "arch": str(arch), "num_classes": str(model.num_classes)}
     if model.preprocessing is not None:
         header["preprocessing"] = json.dumps(model.preprocessing.to_dict())
-    write_safetensors({key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}, path,
-                      {**header, **(metadata or {})})  # fmt: skip
+    write_safetensors(
+        {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()},
+        path,
+        {**header, **(metadata or {})},
+    )
     return path
 
 
@@ -243,5 +270,7 @@ def arch_of_header(metadata: Mapping[str, str], label: str) -> Arch | TreeArch:
         ArchError: there is none, or it is malformed.
     """
     if "arch" not in metadata:
-        raise ArchError(f"{label}: the file holds no architecture; give one, as in create_model(NAME_OR_ARCH, weights=FILE)")
+        raise ArchError(
+            f"{label}: holds no architecture; give one, as in create_model(NAME_OR_ARCH, weights=FILE)"
+        )
     return Arch.parse(metadata["arch"])

@@ -23,7 +23,8 @@ class ProxylessNAS(Classifier):
         in_chans: input channels; None takes the architecture's.
         global_pool: "avg", "max", "avgmax" or "" (with num_classes=0).
         drop_rate: dropout before the classifier.
-        drop_path_rate: stochastic depth of the last block with a shortcut; grows linearly from 0 over the blocks.
+        drop_path_rate: stochastic depth of the last block with a shortcut; grows linearly from 0 over the
+            blocks.
         device: where to create the parameters; "meta" creates none.
 
     Raises:
@@ -31,8 +32,17 @@ class ProxylessNAS(Classifier):
         ArchError: a registered operation is missing.
     """
 
-    def __init__(self, arch: Arch, *, num_classes: int | None = None, in_chans: int | None = None, global_pool: str = "avg",
-                 drop_rate: float = 0.0, drop_path_rate: float = 0.0, device: Any = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        arch: Arch,
+        *,
+        num_classes: int | None = None,
+        in_chans: int | None = None,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        device: Any = None,
+    ) -> None:
         super().__init__(arch, arch.last, num_classes, global_pool, drop_rate, device)
         check_rate("drop_path_rate", drop_path_rate)
         options: dict[str, Any] = {"eps": arch.bn_eps, "momentum": arch.bn_momentum, "device": device}
@@ -40,7 +50,8 @@ class ProxylessNAS(Classifier):
         blocks = arch.blocks
         steps = max(len(blocks) - 1, 1)
         self.blocks = nn.ModuleList(
-            ResidualBlock(block, drop_path_rate=drop_path_rate * i / steps, **options) for i, block in enumerate(blocks)
+            ResidualBlock(block, drop_path_rate=drop_path_rate * i / steps, **options)
+            for i, block in enumerate(blocks)
         )
         self.feature_mix_layer = ConvLayer(blocks[-1].out_channels, arch.last, 1, **options)
         self._finish()

@@ -19,8 +19,9 @@ class Profile:
     Attributes:
         params: number of parameters (BatchNorm statistics are buffers and do not count).
         macs: multiply-accumulates of convolutions and matrix products for one image.
-        uncounted: other operations that ran, with the number of calls: BatchNorm, activations, pooling, additions. None of
-            them is in ``macs``; an operation here that does heavy work means ``macs`` is too low.
+        uncounted: other operations that ran, with the number of calls: BatchNorm, activations, pooling,
+            additions. None of them is in ``macs``; an operation here that does heavy work means ``macs`` is
+            too low.
     """
 
     params: int
@@ -28,8 +29,10 @@ class Profile:
     uncounted: dict[str, int]
 
 
-_FREE = ("view", "reshape", "detach", "clone", "empty", "t", "transpose", "permute", "split", "slice", "alias", "expand", "select",
-         "unsqueeze", "squeeze", "_unsafe_view", "flatten", "chunk", "_to_copy")  # fmt: skip
+_FREE = (
+    "view reshape detach clone empty t transpose permute split slice alias expand select unsqueeze squeeze "
+    "_unsafe_view flatten chunk _to_copy"
+).split()
 
 
 class _Counter(TorchDispatchMode):
@@ -64,7 +67,8 @@ def profile(model: nn.Module, input_size: tuple[int, int, int] | int = (3, 224, 
 
     Args:
         model: any module.
-        input_size: (channels, height, width) of one image; one number means a square RGB image of that size, in pixels.
+        input_size: (channels, height, width) of one image; one number means a square RGB image of that size,
+            in pixels.
 
     Raises:
         ValueError: the size is not positive.

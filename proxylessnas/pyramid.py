@@ -1,7 +1,7 @@
 """The CIFAR-10 net: a PyramidNet of tree cells that a :class:`~proxylessnas.tree_arch.TreeArch` describes.
 
-Everything is pre-activation: BatchNorm, ReLU, then the convolution (ProxylessNAS, section 4.1; PathLevel-EAS). Module and
-parameter names are those of the original checkpoint.
+Everything is pre-activation: BatchNorm, ReLU, then the convolution (ProxylessNAS, section 4.1;
+PathLevel-EAS). Module and parameter names are those of the original checkpoint.
 """
 
 from __future__ import annotations
@@ -20,11 +20,23 @@ from .tree_arch import BOTTLENECK, BRANCHES, EDGES_PER_BRANCH, TreeArch
 class PreActConv(nn.Module):
     """BatchNorm, optional ReLU, convolution; two groups are shuffled afterwards."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1, *, bn: bool = True,
-                 act: bool = True, device: Any = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        stride: int = 1,
+        groups: int = 1,
+        *,
+        bn: bool = True,
+        act: bool = True,
+        device: Any = None,
+    ) -> None:
         super().__init__()
         self.bn = BatchNorm2d(in_channels, device=device) if bn else None
-        self.conv = Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, device=device)
+        self.conv = Conv2d(
+            in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, device=device
+        )
         self.act = act
         self.groups = groups
 
@@ -71,12 +83,14 @@ def make_edge(letter: str, width: int, device: Any = None) -> nn.Module:
 
 
 class TreeNode(nn.Module):
-    """A node whose input is copied to two edges; each edge's output passes its child, if any, and the two are added."""
+    """Copies its input to two edges; each output passes a child node, if there is one; adds the two."""
 
     def __init__(self, letters: str, width: int, device: Any = None) -> None:
         super().__init__()
         self.edges = nn.ModuleList(make_edge(letter, width, device) for letter in letters[:2])
-        self.child_nodes = nn.ModuleList(TreeNode(letters[i : i + 2], width, device) for i in range(2, len(letters), 2))
+        self.child_nodes = nn.ModuleList(
+            TreeNode(letters[i : i + 2], width, device) for i in range(2, len(letters), 2)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, width, H, W] to the same shape."""
@@ -119,8 +133,15 @@ class TreeCell(nn.Module):
 class ResidualTreeBlock(nn.Module):
     """Bottleneck, tree cell, bottleneck and BatchNorm, added to the shortcut padded with zero channels."""
 
-    def __init__(self, word: str, in_channels: int, width: int, stride: int, drop_path_rate: float = 0.0,
-                 device: Any = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        word: str,
+        in_channels: int,
+        width: int,
+        stride: int,
+        drop_path_rate: float = 0.0,
+        device: Any = None,
+    ) -> None:
         super().__init__()
         self.in_bottle = PreActConv(in_channels, width, 1, act=False, device=device)
         self.out_bottle = PreActConv(width, BOTTLENECK * width, 1, device=device)
@@ -173,12 +194,22 @@ class Norm(nn.Module):
 class PyramidTreeNet(Classifier):
     """The tree-structured net; arguments as for :class:`~proxylessnas.model.ProxylessNAS`.
 
-    ``drop_path_rate`` p drops whole cells, block l of L with probability 2 * l * p / (L + 1), mean p; at training time the others
-    are rescaled (PathLevel-EAS), so nothing changes at evaluation. The published run's rate is not known.
+    ``drop_path_rate`` p drops whole cells, block l of L with probability 2 * l * p / (L + 1), mean p; at
+    training time the others are rescaled (PathLevel-EAS), so nothing changes at evaluation. The published
+    run's rate is not known.
     """
 
-    def __init__(self, arch: TreeArch, *, num_classes: int | None = None, in_chans: int | None = None, global_pool: str = "avg",
-                 drop_rate: float = 0.0, drop_path_rate: float = 0.0, device: Any = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        arch: TreeArch,
+        *,
+        num_classes: int | None = None,
+        in_chans: int | None = None,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        device: Any = None,
+    ) -> None:
         super().__init__(arch, arch.final_width, num_classes, global_pool, drop_rate, device)
         check_rate("drop_path_rate", drop_path_rate)
         stem = PreActConv(check_in_chans(in_chans, arch), arch.start, 3, bn=False, act=False, device=device)
@@ -204,8 +235,7 @@ class PyramidTreeNet(Classifier):
             yield f"blocks.{i}", x
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Return the last feature map, [N, 400, H / 4, W / 4] for the published net, after BatchNorm and ReLU."""
+        """Return the last feature map after BatchNorm and ReLU; published: [N, 400, H / 4, W / 4]."""
         for block in self.blocks:
             x = block(x)
         return x
-

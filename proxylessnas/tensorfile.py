@@ -1,38 +1,29 @@
 """Files of named tensors: safetensors and torch checkpoints, read without ever running code from them.
 
-The safetensors format is a length, a JSON header and raw numbers, so it is read and written here directly: a
-machine with torch and nothing else can use it, and the very bytes that were hashed become the tensors.
+Both are read from bytes in memory, so that the very bytes that were hashed become the tensors.
 """
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import io
 import json
+import os
 import pickle
 import re
 import struct
-import sys
 import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
-from .errors import WeightsCorruptError, WeightsNotFoundError
+from .errors import WeightsCorruptError, WeightsNotFoundError, missing_extra
 from .filesystem import write_atomically
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_MAX_HEADER = 16 << 20
-_MAX_DIMENSIONS = 64
-_ALIGN = 64
-_DTYPES = {
-    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
-    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
-}  # fmt: skip
 _STATE_KEYS = ("state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.")  # left by DataParallel and torch.compile
 
@@ -54,8 +45,8 @@ def safe_load(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors_from_bytes(read_bytes(Path(path)), str(path))
 
 
-def read_bytes(path: Path) -> bytearray:
-    """Return the content of a file in one writable piece of memory.
+def read_bytes(path: Path) -> bytes:
+    """Return the content of a file.
 
     Raises:
         WeightsNotFoundError, WeightsCorruptError: there is no such file, or it cannot be read (a folder,
@@ -63,16 +54,15 @@ def read_bytes(path: Path) -> bytearray:
     """
     try:
         with path.open("rb", buffering=0) as file:
-            data = bytearray(file.seek(0, io.SEEK_END))
-            file.seek(0)
-            # One read where the system allows it: each call would have to win Python's lock from the thread
-            # that builds.
-            view, done = memoryview(data), 0
-            while done < len(data):
-                count = file.readinto(view[done:])
-                if not count:
+            size = os.fstat(file.fileno()).st_size
+            # One read where the system allows it: after each, this thread would have to win Python's lock
+            # back from the one that builds the net.
+            data = file.read(size)
+            while len(data) < size:
+                more = file.read(size - len(data))
+                if not more:
                     raise WeightsCorruptError(f"{path}: the file became shorter while it was read")
-                done += count
+                data += more
     except (FileNotFoundError, NotADirectoryError) as e:
         raise WeightsNotFoundError(f"no weights file at {path}") from e
     except OSError as e:
@@ -80,7 +70,7 @@ def read_bytes(path: Path) -> bytearray:
     return data
 
 
-def tensors_from_bytes(data: bytearray, where: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+def tensors_from_bytes(data: bytes, where: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Do what :func:`safe_load` does with the content of a file; ``where`` names it in errors."""
     if data.startswith((b"PK\x03\x04", b"\x80")):
         return _from_checkpoint(data, where), {}
@@ -100,20 +90,17 @@ def _what_it_is(head: bytes) -> str:
     return "neither safetensors nor a torch checkpoint"
 
 
-# --- torch checkpoints
-# -----------------------------------------------------------------------------------------------
+# --- torch checkpoints --------------------------------------------------------------------------------
 
 
-def _from_checkpoint(data: bytearray, where: str) -> dict[str, Tensor]:
+def _from_checkpoint(data: bytes, where: str) -> dict[str, Tensor]:
     import torch
 
     if data.startswith(b"PK"):
         _check_archive(data, where)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # old formats make torch warn about itself, not about anything to act on
+            warnings.simplefilter("ignore")  # torch warns about its own old formats: nothing to act on
             with torch.inference_mode(False):
                 loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
@@ -122,14 +109,12 @@ def _from_checkpoint(data: bytearray, where: str) -> dict[str, Tensor]:
         raise WeightsCorruptError(
             f"{where}: damaged, or it holds Python objects{detail} besides tensors; nothing in it was run"
         ) from e
-    except (
-        Exception
-    ) as e:  # a damaged file makes torch raise almost anything: EOFError, KeyError, RuntimeError, ...
+    except Exception as e:  # a damaged file makes torch raise EOFError, KeyError, RuntimeError, ...
         raise WeightsCorruptError(f"{where}: truncated or damaged checkpoint ({type(e).__name__})") from e
     return _state_dict(loaded, where)
 
 
-def _check_archive(data: bytearray, where: str) -> None:
+def _check_archive(data: bytes, where: str) -> None:
     """Refuse archives that torch.save did not write: compressed ones (of any real size) and programs."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -164,8 +149,15 @@ def _state_dict(loaded: object, where: str) -> dict[str, Tensor]:
     return out
 
 
-# --- safetensors
-# -----------------------------------------------------------------------------------------------------
+# --- safetensors --------------------------------------------------------------------------------------
+
+
+def _library() -> Any:
+    try:
+        import safetensors.torch
+    except ImportError as e:
+        raise missing_extra("safetensors", "a .safetensors file") from e
+    return safetensors
 
 
 def read_metadata(path: Path | str) -> dict[str, str]:
@@ -173,109 +165,57 @@ def read_metadata(path: Path | str) -> dict[str, str]:
 
     Raises:
         WeightsNotFoundError, WeightsCorruptError: as :func:`safe_load`.
+        MissingExtraError: safetensors is not installed.
     """
+    library = _library()
+    if Path(path).is_dir():
+        raise WeightsCorruptError(f"cannot read {path}: it is a directory")
+    if not Path(path).exists():
+        raise WeightsNotFoundError(f"no weights file at {path}")
     try:
-        with Path(path).open("rb") as file:
-            head = file.read(8)
-            size = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
-            head += file.read(min(size, _MAX_HEADER))
-    except (FileNotFoundError, NotADirectoryError) as e:
-        raise WeightsNotFoundError(f"no weights file at {path}") from e
-    except OSError as e:
-        raise WeightsCorruptError(f"cannot read {path}: {e.strerror or e}") from e
-    return _metadata(_header(head, str(path))[0], str(path))
+        with library.safe_open(path, "pt") as file:
+            return dict(file.metadata() or {})
+    except (library.SafetensorError, OSError) as e:
+        raise WeightsCorruptError(f"{path}: not a sound safetensors file ({e})") from e
 
 
-def from_safetensors(data: bytearray, where: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors and metadata in the bytes of a safetensors file.
-
-    Each tensor gets memory of its own, so that it is as ordinary as a fresh one: writable, aligned, and
-    saving or keeping one of them does not save or keep all (as views of one buffer would; the copy costs 1 ms
-    for 18 MB).
+def from_safetensors(data: bytes, where: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors and metadata in the bytes of a safetensors file; each tensor has memory of its own.
 
     Raises:
         WeightsCorruptError: the bytes are not a sound safetensors file.
+        MissingExtraError: safetensors is not installed.
     """
     import torch
 
-    if sys.byteorder != "little":
-        raise WeightsCorruptError(f"{where}: safetensors files are little-endian and this machine is not")
-    header, start = _header(data, where)
-    metadata = _metadata(header, where)
-    entries = {name: _entry(entry, name, where) for name, entry in header.items() if name != "__metadata__"}
-    spans = sorted((begin, end) for _, _, begin, end in entries.values() if end > begin)
-    position = 0
-    for begin, end in spans:
-        if begin != position:
-            raise WeightsCorruptError(f"{where}: the tensors overlap or leave a gap")
-        position = end
-    if start + position != len(data):
-        raise WeightsCorruptError(
-            f"{where}: {len(data):,} bytes, but its header speaks of {start + position:,} (truncated?)"
-        )
-    out: dict[str, Tensor] = {}
-    source = ctypes.addressof(ctypes.c_char.from_buffer(data)) + start
-    # Ordinary CPU tensors whatever device or mode the caller is in.
-    with torch.inference_mode(False):
-        for name, (code, shape, begin, end) in entries.items():
-            out[name] = torch.empty(shape, dtype=getattr(torch, _DTYPES[code]), device="cpu")
-            # Not clone(): it wakes torch's threads for each tensor, 100 ms in all on a busy machine against 3
-            # ms.
-            ctypes.memmove(out[name].data_ptr(), source + begin, end - begin)
-    return out, metadata
-
-
-def _header(data: bytes | bytearray, where: str) -> tuple[dict[str, Any], int]:
-    """Return the decoded header and where the tensors begin."""
-    if len(data) < 8:
-        raise WeightsCorruptError(f"{where}: not a safetensors file (too short)")
-    size = struct.unpack("<Q", bytes(data[:8]))[0]
-    if not 2 <= size <= _MAX_HEADER or size > len(data) - 8:
-        raise WeightsCorruptError(f"{where}: truncated, or not a safetensors file")
+    library = _library()
     try:
-        header = json.loads(bytes(data[8 : 8 + size]).decode("utf-8"))
-    except (ValueError, RecursionError) as e:
-        raise WeightsCorruptError(f"{where}: not a safetensors file (its header is not JSON)") from e
-    if not isinstance(header, dict):
-        raise WeightsCorruptError(f"{where}: not a safetensors file (its header is no object)")
-    return header, 8 + size
+        with torch.inference_mode(False):  # ordinary tensors, whatever mode the caller is in
+            tensors = library.torch.load(data)
+    except (library.SafetensorError, KeyError) as e:  # KeyError: a dtype that torch does not have
+        raise WeightsCorruptError(f"{where}: truncated or damaged safetensors file ({e})") from e
+    # The library checked the header but returns metadata for files only.
+    header = json.loads(data[8 : 8 + struct.unpack("<Q", data[:8])[0]])
+    return tensors, header.get("__metadata__") or {}
 
 
-def _metadata(header: dict[str, Any], where: str) -> dict[str, str]:
-    metadata = header.get("__metadata__") or {}
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise WeightsCorruptError(f"{where}: the metadata of a safetensors file must be texts")
-    return metadata
+def to_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
+    """Return what :func:`write_safetensors` writes.
 
-
-def _entry(entry: object, name: str, where: str) -> tuple[str, list[int], int, int]:
-    """Return (dtype code, shape, begin, end) of one tensor after checking that they agree."""
-    if isinstance(entry, dict):
-        code, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-        if not isinstance(code, str) or code not in _DTYPES:
-            raise WeightsCorruptError(
-                f"{where}: tensor {name[:60]!r} has the dtype {str(code)[:20]!r}, which is not read"
-            )
-        if (
-            _are_counts(shape)
-            and len(shape) <= _MAX_DIMENSIONS
-            and _are_counts(offsets)
-            and len(offsets) == 2
-        ):
-            size = _width(code)
-            for side in shape:
-                size *= side
-            if offsets[1] - offsets[0] == size:
-                return code, shape, offsets[0], offsets[1]
-    raise WeightsCorruptError(f"{where}: the entry of tensor {name[:60]!r} is wrong")
-
-
-def _are_counts(value: object) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 48 for item in value)
-
-
-def _width(code: str) -> int:
-    return {"BOOL": 1, "BF16": 2}.get(code) or int(code[1:]) // 8
+    Raises:
+        MissingExtraError: safetensors is not installed.
+        WeightsCorruptError: a tensor has a dtype that the format does not know.
+    """
+    library = _library()
+    # Clones: tensors that share memory would be refused.
+    ready = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    try:
+        data: bytes = library.torch.save(ready, dict(metadata) if metadata else None)
+    except ImportError as e:
+        raise missing_extra("numpy", "writing a .safetensors file") from e
+    except (library.SafetensorError, KeyError, ValueError) as e:
+        raise WeightsCorruptError(f"these tensors cannot be written as safetensors: {e}") from e
+    return data
 
 
 def write_safetensors(
@@ -283,43 +223,10 @@ def write_safetensors(
 ) -> str:
     """Write a safetensors file atomically and return its SHA-256 in hexadecimal.
 
-    The same tensors and metadata always give the same bytes; the names keep their order. Numbers begin at a
-    multiple of 64 bytes and wide dtypes come first, so that every tensor is aligned.
-
     Raises:
         OSError: the file cannot be written.
-        WeightsCorruptError: a tensor has a dtype that the format does not know.
+        MissingExtraError, WeightsCorruptError: see :func:`to_safetensors`.
     """
-    head, parts = to_safetensors(tensors, metadata)
-    digest = hashlib.sha256(head)
-    for part in parts:
-        digest.update(part)
-    write_atomically(Path(path), head, *parts)
-    return digest.hexdigest()
-
-
-def to_safetensors(
-    tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
-) -> tuple[bytes, list[bytes]]:
-    """Return the header and the tensors' bytes, in order, of what :func:`write_safetensors` writes."""
-    codes = {name: code for code, name in _DTYPES.items()}
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    ready: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        code = codes.get(str(tensor.dtype).removeprefix("torch."))
-        if code is None or sys.byteorder != "little":
-            raise WeightsCorruptError(
-                f"tensor {name!r} ({tensor.dtype}) cannot be written as safetensors on this machine"
-            )
-        ready[name] = tensor.detach().cpu().contiguous()
-        header[name] = {"dtype": code, "shape": list(tensor.shape)}
-    order = sorted(ready, key=lambda name: (-ready[name].element_size(), name))
-    parts, position = [], 0
-    for name in order:
-        tensor = ready[name]
-        parts.append(ctypes.string_at(tensor.data_ptr(), tensor.nbytes) if tensor.nbytes else b"")
-        header[name]["data_offsets"] = [position, position + tensor.nbytes]
-        position += tensor.nbytes
-    text = json.dumps(header, separators=(",", ":")).encode("utf-8")
-    text += b" " * (-(len(text) + 8) % _ALIGN)
-    return struct.pack("<Q", len(text)) + text, parts
+    data = to_safetensors(tensors, metadata)
+    write_atomically(Path(path), data)
+    return hashlib.sha256(data).hexdigest()

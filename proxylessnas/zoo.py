@@ -32,9 +32,16 @@ def proxyless_gpu(
     >>> model = proxyless_gpu(num_classes=10)
     """
     model = create_model(
-        "proxyless_gpu", pretrained, progress, weights=weights, num_classes=num_classes, in_chans=in_chans,
-        global_pool=global_pool, drop_rate=drop_rate, drop_path_rate=drop_path_rate,
-    )  # fmt: skip
+        "proxyless_gpu",
+        pretrained,
+        progress,
+        weights=weights,
+        num_classes=num_classes,
+        in_chans=in_chans,
+        global_pool=global_pool,
+        drop_rate=drop_rate,
+        drop_path_rate=drop_path_rate,
+    )
     return cast(ProxylessNAS, model)
 
 
@@ -57,9 +64,16 @@ def proxyless_cpu(
     >>> model = proxyless_cpu(num_classes=10)
     """
     model = create_model(
-        "proxyless_cpu", pretrained, progress, weights=weights, num_classes=num_classes, in_chans=in_chans,
-        global_pool=global_pool, drop_rate=drop_rate, drop_path_rate=drop_path_rate,
-    )  # fmt: skip
+        "proxyless_cpu",
+        pretrained,
+        progress,
+        weights=weights,
+        num_classes=num_classes,
+        in_chans=in_chans,
+        global_pool=global_pool,
+        drop_rate=drop_rate,
+        drop_path_rate=drop_path_rate,
+    )
     return cast(ProxylessNAS, model)
 
 
@@ -82,9 +96,16 @@ def proxyless_mobile(
     >>> model = proxyless_mobile(num_classes=10)
     """
     model = create_model(
-        "proxyless_mobile", pretrained, progress, weights=weights, num_classes=num_classes, in_chans=in_chans,
-        global_pool=global_pool, drop_rate=drop_rate, drop_path_rate=drop_path_rate,
-    )  # fmt: skip
+        "proxyless_mobile",
+        pretrained,
+        progress,
+        weights=weights,
+        num_classes=num_classes,
+        in_chans=in_chans,
+        global_pool=global_pool,
+        drop_rate=drop_rate,
+        drop_path_rate=drop_path_rate,
+    )
     return cast(ProxylessNAS, model)
 
 
@@ -107,9 +128,16 @@ def proxyless_mobile_14(
     >>> model = proxyless_mobile_14(num_classes=10)
     """
     model = create_model(
-        "proxyless_mobile_14", pretrained, progress, weights=weights, num_classes=num_classes, in_chans=in_chans,
-        global_pool=global_pool, drop_rate=drop_rate, drop_path_rate=drop_path_rate,
-    )  # fmt: skip
+        "proxyless_mobile_14",
+        pretrained,
+        progress,
+        weights=weights,
+        num_classes=num_classes,
+        in_chans=in_chans,
+        global_pool=global_pool,
+        drop_rate=drop_rate,
+        drop_path_rate=drop_path_rate,
+    )
     return cast(ProxylessNAS, model)
 
 
@@ -132,9 +160,16 @@ def proxyless_w025_r112(
     >>> model = proxyless_w025_r112(num_classes=10)
     """
     model = create_model(
-        "proxyless_w025_r112", pretrained, progress, weights=weights, num_classes=num_classes, in_chans=in_chans,
-        global_pool=global_pool, drop_rate=drop_rate, drop_path_rate=drop_path_rate,
-    )  # fmt: skip
+        "proxyless_w025_r112",
+        pretrained,
+        progress,
+        weights=weights,
+        num_classes=num_classes,
+        in_chans=in_chans,
+        global_pool=global_pool,
+        drop_rate=drop_rate,
+        drop_path_rate=drop_path_rate,
+    )
     return cast(ProxylessNAS, model)
 
 
@@ -157,9 +192,16 @@ def proxyless_w03_r176(
     >>> model = proxyless_w03_r176(num_classes=10)
     """
     model = create_model(
-        "proxyless_w03_r176", pretrained, progress, weights=weights, num_classes=num_classes, in_chans=in_chans,
-        global_pool=global_pool, drop_rate=drop_rate, drop_path_rate=drop_path_rate,
-    )  # fmt: skip
+        "proxyless_w03_r176",
+        pretrained,
+        progress,
+        weights=weights,
+        num_classes=num_classes,
+        in_chans=in_chans,
+        global_pool=global_pool,
+        drop_rate=drop_rate,
+        drop_path_rate=drop_path_rate,
+    )
     return cast(ProxylessNAS, model)
 
 
@@ -182,9 +224,16 @@ def proxyless_cifar(
     >>> model = proxyless_cifar(num_classes=10)
     """
     model = create_model(
-        "proxyless_cifar", pretrained, progress, weights=weights, num_classes=num_classes, in_chans=in_chans,
-        global_pool=global_pool, drop_rate=drop_rate, drop_path_rate=drop_path_rate,
-    )  # fmt: skip
+        "proxyless_cifar",
+        pretrained,
+        progress,
+        weights=weights,
+        num_classes=num_classes,
+        in_chans=in_chans,
+        global_pool=global_pool,
+        drop_rate=drop_rate,
+        drop_path_rate=drop_path_rate,
+    )
     return cast(PyramidTreeNet, model)
 
 
@@ -207,7 +256,14 @@ def proxyless_mobile14(
     >>> model = proxyless_mobile14(num_classes=10)
     """
     model = create_model(
-        "proxyless_mobile_14", pretrained, progress, weights=weights, num_classes=num_classes, in_chans=in_chans,
-        global_pool=global_pool, drop_rate=drop_rate, drop_path_rate=drop_path_rate,
-    )  # fmt: skip
+        "proxyless_mobile_14",
+        pretrained,
+        progress,
+        weights=weights,
+        num_classes=num_classes,
+        in_chans=in_chans,
+        global_pool=global_pool,
+        drop_rate=drop_rate,
+        drop_path_rate=drop_path_rate,
+    )
     return cast(ProxylessNAS, model)

@@ -34,8 +34,8 @@ with contextlib.suppress(ImportError):
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # One thread: where other processes compete for the cores, OpenMP's threads wait for each other in busy loops
-    # and a forward pass can take a hundred times longer.
+    # One thread: where other processes compete for the cores, OpenMP's threads wait for each other in busy
+    # loops, and a forward pass can take a hundred times longer.
     torch.set_num_threads(1)
     with contextlib.suppress(ImportError):
         from proxylessnas.memory import keep_freed_pages

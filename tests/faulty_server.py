@@ -49,9 +49,9 @@ class Request:
         self.handler.end_headers()
 
     def body(self, data: bytes) -> None:
+        self.seen.sent += len(data)  # before the client can see the last of it and look here
         self.handler.wfile.write(data)
         self.handler.wfile.flush()
-        self.seen.sent += len(data)
 
     def start(self) -> int:
         """Return where a requested range begins, or 0."""

@@ -1,4 +1,5 @@
-"""An independent way to run a net: interpret the original JSON description with functional calls and original tensor names."""
+"""An independent way to run a net: interpret the original JSON description with functional calls and original
+tensor names."""
 
 from __future__ import annotations
 
@@ -50,7 +51,9 @@ def layer(spec: dict[str, Any], state: State, name: str, x: Tensor, eps: float) 
     return x
 
 
-def _conv_bn_act(state: State, name: str, x: Tensor, eps: float, stride: int, groups: int, act: bool) -> Tensor:
+def _conv_bn_act(
+    state: State, name: str, x: Tensor, eps: float, stride: int, groups: int, act: bool
+) -> Tensor:
     weight = state[f"{name}.conv.weight"]
     x = F.conv2d(x, weight, None, stride, weight.shape[-1] // 2, 1, groups)
     x = _bn(state, f"{name}.bn", x, eps)

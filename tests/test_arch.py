@@ -26,7 +26,8 @@ OFFICIAL = {
     "proxyless_w03_r176": "weights/proxyless-w0.3-r176_imagenet.json",
 }
 
-# Digests of the seven official files, as sorted compact JSON: the exact check where the files themselves are absent.
+# Digests of the seven official files, as sorted compact JSON: the exact check where the files themselves are
+# absent.
 OFFICIAL_SHA256: dict[str, str] = json.loads("""{
   "proxyless_gpu": "342d8ea88ad0386aeefced99bba724e951d194812dee65092971dd3dde17bb18",
   "proxyless_cpu": "6405de410a95ab42ddc0548683e966dbdb1512b259dd7edbdd81094d40b7a7cf",
@@ -158,7 +159,11 @@ def _change(description: dict, path: str, value: object) -> dict:
         ("blocks.1.mobile_inverted_conv.expand_ratio", 0.5, "expand_ratio"),
         ("blocks.1.mobile_inverted_conv.name", "Swin", '"Swin" is not a known layer'),
         ("blocks.3.mobile_inverted_conv.stride", 2, "ZeroLayer has stride 1"),
-        ("blocks.1.shortcut", {"name": "IdentityLayer", "in_channels": 16, "out_channels": 16}, "cannot join"),
+        (
+            "blocks.1.shortcut",
+            {"name": "IdentityLayer", "in_channels": 16, "out_channels": 16},
+            "cannot join",
+        ),
         ("blocks.2.shortcut.in_channels", 31, "cannot join"),
         ("resolution", "large", "resolution"),
     ],
@@ -171,7 +176,11 @@ def test_a_bad_official_description_is_placed(path, value, says):
 @pytest.mark.parametrize(
     ("path", "value", "says"),
     [
-        ("blocks.3.cell.child_nodes.0.child_nodes.1.edges.0.kernel_size", 9, "no operation of the tree space"),
+        (
+            "blocks.3.cell.child_nodes.0.child_nodes.1.edges.0.kernel_size",
+            9,
+            "no operation of the tree space",
+        ),
         ("blocks.3.cell.child_nodes.0.child_nodes.1.edges.0", KeyError, "child_nodes[1].edges: 1 is missing"),
         ("blocks.3.cell.child_nodes.0.split_type", "copy", "split_type"),
         ("blocks.3.cell_drop_rate", 0.2, "cell_drop_rate"),
@@ -187,7 +196,14 @@ def test_a_bad_tree_description_is_placed(path, value, says):
 
 
 def test_an_official_block_may_have_any_kernel_ratio_and_first_block():
-    arch = Arch("x", stem=8, first=0, last=16, stages=(Stage(8, 1, "k5e1! k9e2.5 -! -"), Stage(8, 2, "k3e4 -")), stem_stride=1)
+    arch = Arch(
+        "x",
+        stem=8,
+        first=0,
+        last=16,
+        stages=(Stage(8, 1, "k5e1! k9e2.5 -! -"), Stage(8, 2, "k3e4 -")),
+        stem_stride=1,
+    )
     again = Arch.from_official(arch.to_official())
     assert again.to_official() == arch.to_official()
     assert [b.token for b in again.blocks] == [b.token for b in arch.blocks]
@@ -203,12 +219,52 @@ def test_a_file_that_is_no_description(tmp_path, content):
         Arch.from_official(tmp_path / "absent.json")
 
 
-# --- any input gives a value or an ArchError -------------------------------------------------------------------------
+# --- any input gives a value or an ArchError
+# -------------------------------------------------------------------------
 
 _TEXT_PARTS = st.sampled_from(
-    ["Arch", "TreeArch", "Stage", "(", ")", ",", "=", "[", "]", '"k3e6"', '"k3e6 -"', "'x'", "stem", "first", "last", "stages", "cells",
-     "name", "num_classes", "0", "1", "2", "8", "-3", "1e-3", "1e999", "None", " ", "\n", "#", "\\", "'", '"', "\x00", "é", "_" * 70,
-     "9" * 40, "official_keys", "resolution"])  # fmt: skip
+    [
+        "Arch",
+        "TreeArch",
+        "Stage",
+        "(",
+        ")",
+        ",",
+        "=",
+        "[",
+        "]",
+        '"k3e6"',
+        '"k3e6 -"',
+        "'x'",
+        "stem",
+        "first",
+        "last",
+        "stages",
+        "cells",
+        "name",
+        "num_classes",
+        "0",
+        "1",
+        "2",
+        "8",
+        "-3",
+        "1e-3",
+        "1e999",
+        "None",
+        " ",
+        "\n",
+        "#",
+        "\\",
+        "'",
+        '"',
+        "\x00",
+        "é",
+        "_" * 70,
+        "9" * 40,
+        "official_keys",
+        "resolution",
+    ]
+)
 
 
 @given(st.lists(_TEXT_PARTS, max_size=40).map("".join) | st.text())
@@ -257,7 +313,12 @@ def test_from_official_with_anything_in_any_place(data):
     Arch.from_official(arch.to_official())
 
 
-_TOKENS = st.builds("k{}e{}{}".format, st.sampled_from([1, 3, 5, 7, 9]), st.sampled_from([1, 2, 3, 6, 2.5]), st.sampled_from(["", "!"]))
+_TOKENS = st.builds(
+    "k{}e{}{}".format,
+    st.sampled_from([1, 3, 5, 7, 9]),
+    st.sampled_from([1, 2, 3, 6, 2.5]),
+    st.sampled_from(["", "!"]),
+)
 
 
 @st.composite
@@ -268,10 +329,17 @@ def _archs(draw):
         stages.append(Stage(draw(st.integers(1, 64)), draw(st.sampled_from([1, 2])), " ".join(tokens)))
     return Arch(
         draw(st.text(st.characters(categories=["L", "N", "P", "S"]), max_size=12)),
-        stem=draw(st.integers(1, 64)), first=draw(st.integers(0, 64)), last=draw(st.integers(1, 64)), stages=tuple(stages),
-        num_classes=draw(st.integers(1, 2000)), in_channels=draw(st.integers(1, 4)), stem_stride=draw(st.sampled_from([1, 2])),
-        bn_eps=draw(st.floats(1e-6, 0.1)), dropout=draw(st.floats(0, 1)), resolution=draw(st.none() | st.integers(8, 512)),
-    )  # fmt: skip
+        stem=draw(st.integers(1, 64)),
+        first=draw(st.integers(0, 64)),
+        last=draw(st.integers(1, 64)),
+        stages=tuple(stages),
+        num_classes=draw(st.integers(1, 2000)),
+        in_channels=draw(st.integers(1, 4)),
+        stem_stride=draw(st.sampled_from([1, 2])),
+        bn_eps=draw(st.floats(1e-6, 0.1)),
+        dropout=draw(st.floats(0, 1)),
+        resolution=draw(st.none() | st.integers(8, 512)),
+    )
 
 
 @given(_archs())
@@ -280,10 +348,13 @@ def test_any_architecture_survives_text_and_json(arch):
     description = json.loads(json.dumps(arch.to_official()))
     again = Arch.from_official(description)
     assert again.to_official() == description
-    assert [(b.token.rstrip("!"), b.shortcut) for b in again.blocks] == [(b.token.rstrip("!"), b.shortcut) for b in arch.blocks]
+    assert [(b.token.rstrip("!"), b.shortcut) for b in again.blocks] == [
+        (b.token.rstrip("!"), b.shortcut) for b in arch.blocks
+    ]
 
 
-# --- names and registered operations ---------------------------------------------------------------------------------
+# --- names and registered operations
+# ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -300,7 +371,9 @@ def test_names_are_normalised(given_name, name):
     assert normalise_name(given_name) == name
 
 
-@pytest.mark.parametrize(("name", "says"), [("proxyles_cpu", "proxyless_cpu"), ("resnet50", "known are"), ("", "known are")])
+@pytest.mark.parametrize(
+    ("name", "says"), [("proxyles_cpu", "proxyless_cpu"), ("resnet50", "known are"), ("", "known are")]
+)
 def test_an_unknown_name_is_answered_with_near_ones(name, says):
     with pytest.raises(UnknownModelError, match=says):
         normalise_name(name)

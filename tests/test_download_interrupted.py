@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import signal
 import subprocess
 import sys
@@ -103,6 +102,7 @@ def test_lock_that_is_held_too_long(server: FaultyServer, tmp_path: Path) -> Non
 
 
 def test_file_size_limit_as_full_disk(server: FaultyServer, tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
     weights, dest = record(server.plan(NAME, faults.good)), tmp_path / "w.pth"
     limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({HALF}, {resource.RLIM_INFINITY}))"
     process = child(weights, dest, limit)

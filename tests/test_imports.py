@@ -30,6 +30,7 @@ LAYERS = [
     {"builders"},
     {"zoo"},
     {"datasets", "evaluate"},
+    {"predict"},
     {"latency", "train"},
     {"search"},
     {"deploy", "report"},

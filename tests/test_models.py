@@ -1,4 +1,5 @@
-"""The nets: exact sizes, the original names, equality with an independent interpreter, and the backbone interface."""
+"""The nets: exact sizes, the original names, equality with an independent interpreter, and the backbone
+interface."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ import proxylessnas
 from proxylessnas import Arch, PyramidTreeNet, Stage, TreeArch, create_model, profile, register_op
 from proxylessnas.published import MODEL_NAMES, PUBLISHED
 
-# name: parameters, tensors in the state dict, multiply-accumulates at that input size (the authors' own counter)
+# name: parameters, tensors in the state dict, multiply-accumulates at that input size (the authors' own
+# counter)
 SIZES = {
     "proxyless_gpu": (7_119_848, 260, 465_260_160, 224),
     "proxyless_cpu": (4_361_648, 368, 439_243_864, 224),
@@ -23,8 +25,17 @@ SIZES = {
     "proxyless_w03_r176": (754_280, 368, 38_282_216, 176),
     "proxyless_cifar": (5_731_530, 4_413, 1_213_155_872, 32),
 }
-SMALL = Arch("small", stem=8, first=8, last=24, num_classes=5, stages=(Stage(8, 2, "k5e3 k3e6 -"), Stage(16, 2, "k7e3! k3e1")))
-SMALL_TREE = TreeArch("small_tree", "aiaa3im7didd 7i3a5a3d3ad5 a55d3dd773i7 i357damdam75", start=8, alpha=8, num_stages=2)
+SMALL = Arch(
+    "small",
+    stem=8,
+    first=8,
+    last=24,
+    num_classes=5,
+    stages=(Stage(8, 2, "k5e3 k3e6 -"), Stage(16, 2, "k7e3! k3e1")),
+)
+SMALL_TREE = TreeArch(
+    "small_tree", "aiaa3im7didd 7i3a5a3d3ad5 a55d3dd773i7 i357damdam75", start=8, alpha=8, num_stages=2
+)
 BUILD = {"mbconv": SMALL, "tree": SMALL_TREE}
 
 
@@ -48,7 +59,9 @@ def test_exact_size(name):
     assert profile(model, size).macs == macs
 
 
-@pytest.mark.parametrize("name", ["proxyless_mobile", "proxyless_gpu", "proxyless_w025_r112", "proxyless_w03_r176"])
+@pytest.mark.parametrize(
+    "name", ["proxyless_mobile", "proxyless_gpu", "proxyless_w025_r112", "proxyless_w03_r176"]
+)
 def test_equals_the_interpreted_description(name):
     model = randomise(create_model(name))
     x = torch.randn(2, 3, 64, 64)
@@ -77,7 +90,9 @@ def test_parameter_names_are_the_original_ones():
         "feature_mix_layer.conv.weight",
         "classifier.linear.bias",
     } <= names
-    assert not any(n.startswith(("blocks.3.", "blocks.4.", "blocks.0.mobile_inverted_conv.inverted")) for n in names)
+    assert not any(
+        n.startswith(("blocks.3.", "blocks.4.", "blocks.0.mobile_inverted_conv.inverted")) for n in names
+    )
     tree = set(create_model(SMALL_TREE).state_dict())
     assert {
         "blocks.0.layers.0.conv.weight",
@@ -150,7 +165,9 @@ def test_feature_maps_have_the_announced_shapes(name):
         assert len(maps) == len(model.feature_info)
         for y, info in zip(maps, model.feature_info, strict=True):
             assert y.shape == (1, info["num_chs"], size // info["reduction"], size // info["reduction"])
-        assert [i["reduction"] for i in model.feature_info] == ([1, 2, 4] if name == "proxyless_cifar" else [2, 4, 8, 16, 32])
+        assert [i["reduction"] for i in model.feature_info] == (
+            [1, 2, 4] if name == "proxyless_cifar" else [2, 4, 8, 16, 32]
+        )
         some = model.forward_intermediates(x, [-1, 0])
         # equal_nan: without training, 54 residual tree cells overflow
         torch.testing.assert_close(some, [maps[-1], maps[0]], rtol=0, atol=0, equal_nan=True)
@@ -182,7 +199,10 @@ def test_heads(kind):
         assert model(x.double()).shape == (2, 7)
         assert model.classifier.linear.weight.dtype == torch.double
     assert model.num_classes == 7
-    assert all(torch.equal(model.state_dict()[k], v.double() if v.is_floating_point() else v) for k, v in body.items())
+    assert all(
+        torch.equal(model.state_dict()[k], v.double() if v.is_floating_point() else v)
+        for k, v in body.items()
+    )
     with pytest.raises(ValueError, match="num_classes"):
         model.reset_classifier(-1)
     with pytest.raises(ValueError, match="global_pool"):
@@ -199,9 +219,16 @@ def test_other_inputs(kind, in_chans):
 
 @pytest.mark.parametrize(
     "options",
-    [{"in_chans": 0}, {"in_chans": 1.5}, {"num_classes": -1}, {"num_classes": True}, {"drop_rate": 1.0}, {"drop_path_rate": -0.1},
-     {"global_pool": "sum"}],
-)  # fmt: skip
+    [
+        {"in_chans": 0},
+        {"in_chans": 1.5},
+        {"num_classes": -1},
+        {"num_classes": True},
+        {"drop_rate": 1.0},
+        {"drop_path_rate": -0.1},
+        {"global_pool": "sum"},
+    ],
+)
 def test_bad_options_are_named(options):
     for arch in BUILD.values():
         with pytest.raises(ValueError, match=next(iter(options))):
@@ -281,7 +308,9 @@ class Shift(nn.Module):
 def test_a_registered_operation_is_built_written_and_read():
     register_op("toy_shift", Shift)
     register_op("toy_shift", Shift)  # the same again is fine
-    arch = Arch("toy", stem=8, first=8, last=16, stages=(Stage(8, 2, "toy_shift toy_shift k3e3"),), num_classes=3)
+    arch = Arch(
+        "toy", stem=8, first=8, last=16, stages=(Stage(8, 2, "toy_shift toy_shift k3e3"),), num_classes=3
+    )
     assert Arch.parse(str(arch)) == arch
     again = Arch.from_official(arch.to_official())
     assert again.to_official() == arch.to_official()
@@ -304,7 +333,9 @@ def test_profile_neither_runs_nor_changes_the_net():
     assert model.training
     assert all(torch.equal(model.state_dict()[k], v) for k, v in before.items())
     assert profile(model, (3, 64, 96)).macs > 3 * report.macs
-    assert report.uncounted["native_batch_norm"] == sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+    assert report.uncounted["native_batch_norm"] == sum(
+        isinstance(m, nn.BatchNorm2d) for m in model.modules()
+    )
     with pytest.raises(ValueError, match="input_size"):
         profile(model, (0, 32, 32))
 
@@ -314,7 +345,9 @@ def test_channels_last_and_half_precision_run():
     x = torch.randn(2, 3, 32, 32)
     expected = model(x)
     lasting = copy.deepcopy(model).to(memory_format=torch.channels_last)
-    torch.testing.assert_close(lasting(x.to(memory_format=torch.channels_last)), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        lasting(x.to(memory_format=torch.channels_last)), expected, rtol=1e-4, atol=1e-4
+    )
     assert copy.deepcopy(model).bfloat16()(x.bfloat16()).dtype == torch.bfloat16
 
 

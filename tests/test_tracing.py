@@ -13,7 +13,8 @@ from test_models import SMALL_TREE, randomise
 from proxylessnas import create_model
 from proxylessnas.published import MODEL_NAMES
 
-# The published tree net has 911 convolutions: the same code with 4 of its 54 cells is traced in the quick tests.
+# The published tree net has 911 convolutions: the same code with 4 of its 54 cells is traced in the quick
+# tests.
 QUICK = [name for name in MODEL_NAMES if name != "proxyless_cifar"]
 ALL = [*QUICK, pytest.param("proxyless_cifar", marks=pytest.mark.slow), SMALL_TREE]
 ids = [*MODEL_NAMES[:-1], "cifar", "small_tree"]
@@ -22,7 +23,8 @@ SIZE = 32
 
 @pytest.fixture(autouse=True)
 def _no_trace_log(monkeypatch):
-    """Keep torch from formatting thousands of debug records for pytest's log capture, which takes most of the time."""
+    """Keep torch from formatting thousands of debug records for pytest's log capture, which takes most of the
+    time."""
     monkeypatch.setattr(logging.getLogger("torch.__trace"), "disabled", True)
 
 
@@ -39,16 +41,48 @@ def test_export_strict_with_any_batch(model):
     example = torch.randn(2, 3, SIZE, SIZE)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's own making, different in every release
-        program = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},), strict=True)
+        program = torch.export.export(
+            model, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},), strict=True
+        )
     with torch.inference_mode():
         for batch in (1, 2, 7):
             x = torch.randn(batch, 3, SIZE, SIZE)
             close(program.module()(x), model(x))
     calls = [node.target for node in program.graph.nodes if node.op == "call_function"]
     targets = {getattr(t, "overloadpacket", t).__name__ for t in calls}
-    allowed = {"conv2d", "batch_norm", "relu6", "relu6_", "hardtanh", "hardtanh_", "relu", "add", "mean", "linear", "avg_pool2d",
-               "max_pool2d", "pad", "chunk", "split", "view", "transpose", "reshape", "sym_size", "flatten"}  # fmt: skip
-    arithmetic = {"mul", "floordiv", "eq", "ge", "le", "_assert_scalar", "sym_constrain_range_for_size", "getitem", "mod"}
+    allowed = {
+        "conv2d",
+        "batch_norm",
+        "relu6",
+        "relu6_",
+        "hardtanh",
+        "hardtanh_",
+        "relu",
+        "add",
+        "mean",
+        "linear",
+        "avg_pool2d",
+        "max_pool2d",
+        "pad",
+        "chunk",
+        "split",
+        "view",
+        "transpose",
+        "reshape",
+        "sym_size",
+        "flatten",
+    }
+    arithmetic = {
+        "mul",
+        "floordiv",
+        "eq",
+        "ge",
+        "le",
+        "_assert_scalar",
+        "sym_constrain_range_for_size",
+        "getitem",
+        "mod",
+    }
     assert targets <= allowed | arithmetic
 
 

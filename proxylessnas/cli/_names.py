@@ -68,4 +68,4 @@ def published(word: str) -> Weights:
     try:
         return get_weights(word)
     except UnknownModelError as e:
-        raise UnknownModelError(f"{e}; and there is no file of this name") from e
+        raise UnknownModelError(f"{e} (and no file is called so)") from e

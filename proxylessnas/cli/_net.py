@@ -31,8 +31,8 @@ def add_net_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "net",
         metavar="NAME",
-        help="a net of the zoo, a .safetensors file with its architecture inside, a published .pth file, or an "
-        "architecture file (then --weights is needed)",
+        help="a net of the zoo, a .safetensors file with its architecture inside, a published .pth file, "
+        "or an architecture file (then --weights is needed)",
     )
     group = parser.add_argument_group("net")
     group.add_argument("--arch", metavar="FILE", help="architecture: .txt, or the original .json/.config")
@@ -40,7 +40,8 @@ def add_net_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--device", default="cpu", help="where to run: cpu (default), cuda, cuda:1, mps, ...")
     group = parser.add_argument_group(
         "preprocessing",
-        "By default that of the weights (a published file is recognised by its\n  digest), else that of NAME.",
+        "By default that of the weights (a published file is recognised by its\n"
+        "  digest), else that of NAME.",
     )
     group.add_argument(
         "--input-size",
@@ -125,7 +126,7 @@ def check_options(args: argparse.Namespace) -> None:
         ProxylessError: no such net or file.
     """
     size = args.input_size if args.input_size is not None else 1
-    resize = args.resize if args.resize is not None else max(size, 1)
+    resize = args.resize if args.resize is not None else min(max(size, 1), 4096)
     mean, std = _channels(args.mean, "--mean"), _channels(args.std, "--std")
     try:
         Preprocessing(size, resize, mean or IMAGENET_MEAN, std or IMAGENET_STD)
@@ -194,7 +195,7 @@ def open_net(args: argparse.Namespace) -> Net:
 
 
 def class_labels(net: Net) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """Return the classes' names, unique labels and wnids, in output order; wnids are empty if there are none."""
+    """Return the classes' names, unique labels and wnids (or none of these), in output order."""
     from ..categories import categories, labels, wnids
 
     dataset = net.dataset
@@ -209,7 +210,7 @@ def class_labels(net: Net) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str,
 
 @contextlib.contextmanager
 def running(net: Net, advice: str) -> Iterator[None]:
-    """Name the weights in errors of a running net, and turn "out of memory" into an error that says what to do."""
+    """Name the weights in errors of a running net, and give advice with "out of memory"."""
     try:
         yield
     except WeightsCorruptError as e:
@@ -226,7 +227,7 @@ def running(net: Net, advice: str) -> Iterator[None]:
 def _known_preprocessing(
     args: argparse.Namespace, model: Classifier, file: Path | None, zoo: Weights | None
 ) -> Preprocessing:
-    """Return the weights' own preprocessing, else that of NAME, else the usual one; say so unless it is the first."""
+    """Return the weights' own preprocessing, else that of NAME, else the usual one; note the last two."""
     if model.weights is not None:
         return model.weights.preprocessing
     if model.preprocessing is not None and file is not None and file.suffix.lower() == ".safetensors":
@@ -239,7 +240,7 @@ def _known_preprocessing(
         return zoo.preprocessing
     if model.preprocessing is not None:
         note(
-            f"the preprocessing of the published {model.arch.name} is used, which the architecture is called after"
+            f"the preprocessing of the published {model.arch.name} is used, as the architecture has its name"
         )
         return model.preprocessing
     size = model.arch.resolution or 224
@@ -281,7 +282,7 @@ def _is_numbers(word: str) -> bool:
         return False
 
 
-def _channels(text: str | None, option: str) -> tuple[float, ...] | None:
+def _channels(text: str | None, option: str) -> tuple[float, float, float] | None:
     """Return three numbers from ``0.5,0.5,0.5``, or from ``0.5``, which stands for all three."""
     if text is None:
         return None
@@ -292,7 +293,7 @@ def _channels(text: str | None, option: str) -> tuple[float, ...] | None:
         values *= 3
     if len(values) != 3:
         raise UsageError(f"{option} takes three numbers, or one for all three channels, not {len(values)}")
-    return tuple(values)
+    return values[0], values[1], values[2]
 
 
 def _device(name: str) -> torch.device:

@@ -21,7 +21,7 @@ def prepare_streams() -> None:
 
 
 def printable(text: str) -> str:
-    """Return ``text`` with control characters escaped: file names must not steer the terminal. Line ends stay."""
+    """Return ``text`` with control characters but line ends escaped: names must not steer the terminal."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -59,7 +59,7 @@ def bold(text: str) -> str:
 
 
 def bar(fraction: float, width: int = 20) -> str:
-    """Return a bar of ``width`` columns, filled from the left; in ASCII where the output knows nothing else."""
+    """Return a bar of ``width`` columns, filled from the left; in ASCII where the output needs that."""
     if "utf" in (getattr(sys.stdout, "encoding", None) or "").lower():
         eighths = round(min(max(fraction, 0.0), 1.0) * width * 8)
         return ("█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()).ljust(width)
@@ -125,7 +125,8 @@ class Progress:
         self._shown = now
         speed = done / max(now - self._start, 1e-9)
         left = f", {_clock((self._total - done) / speed)} left" if 0 < done < self._total else ""
-        line = f"{100 * done // max(self._total, 1):3d} % {bar(done / max(self._total, 1), 16)} {done}/{self._total}"
+        part = done / max(self._total, 1)
+        line = f"{100 * part:3.0f} % {bar(part, 16)} {done}/{self._total}"
         line = f"{line}  {speed:.0f} {self._noun}/s{left}{'  ' + text if text else ''}"
         self._write("\r" + line.ljust(self._length))
         self._length = len(line)

@@ -21,10 +21,11 @@ class Eval(Verb):
     order = 60
     summary = "measure top-1 and top-5 accuracy on a folder of pictures"
     description = (
-        "Measure accuracy on DIR, which holds one folder of pictures a class. Folders are matched to the net's "
-        "classes by wnid (n01440764, also if only some of the 1000 are there), by class name, or by number; if none "
-        "of these fits, by sorted position, with a note. A folder without sub-folders will do if the file names "
-        "hold wnids. Pictures that cannot be read are named and left out, and the exit code is 1."
+        "Measure accuracy on DIR, which holds one folder of pictures a class. Folders are matched to the "
+        "net's classes by wnid (n01440764, also if only some of the 1000 are there), by class name, or by "
+        "number; if none of these fits, by sorted position, with a note. A folder without sub-folders will "
+        "do if the file names hold wnids. Pictures that cannot be read are named and left out, and the exit "
+        "code is 1."
     )
     example = """\
   $ proxylessnas eval proxyless_w025_r112 photos
@@ -132,7 +133,7 @@ class Eval(Verb):
 def _show(d: dict[str, Any]) -> None:
     from ..transforms import Preprocessing
 
-    n = d["n"]
+    n, speed = d["n"], d["images_per_second"]
     rows = [
         ("net", d["net"]),
         ("weights", d["weights"]["file"]),
@@ -141,10 +142,7 @@ def _show(d: dict[str, Any]) -> None:
         ("pictures", f"{n:,} of {d['classes']:,} classes (labels: {d['labels_from']})"),
         ("top-1", f"{d['top1']:.2f} %  ({d['top1_correct']:,} of {n:,})"),
         ("top-5", f"{d['top5']:.2f} %  ({d['top5_correct']:,} of {n:,})"),
-        (
-            "speed",
-            f"{d['images_per_second']:.{0 if d['images_per_second'] >= 10 else 1}f} pictures/s on {d['device']}",
-        ),
+        ("speed", f"{speed:.{0 if speed >= 10 else 1}f} pictures/s on {d['device']}"),
     ]
     print(printable(pairs(rows)))
 

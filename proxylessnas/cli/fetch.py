@@ -19,8 +19,8 @@ class Fetch(Verb):
     order = 30
     summary = "download published weights into the cache, or into a folder"
     description = (
-        "Download the weights of nets and check their digests; what is there already is only checked. With --to, "
-        "the folder can be carried to a machine without network and used there as PROXYLESSNAS_CACHE."
+        "Download the weights of nets and check their digests; what is there already is only checked. With "
+        "--to, the folder can be carried to a machine without network and used there as PROXYLESSNAS_CACHE."
     )
     example = """\
   $ proxylessnas fetch --all --to /media/stick/weights

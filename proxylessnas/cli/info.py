@@ -26,8 +26,8 @@ class Info(Verb):
     summary = "show a net's architecture, size, preprocessing and weights"
     description = (
         "Show everything known about a net of the zoo, or about a file: weights (.safetensors with their "
-        "architecture, or a published .pth) or an architecture (.json, .config: the original net.config; .txt: "
-        "the text that this command prints)."
+        "architecture, or a published .pth) or an architecture (.json, .config: the original net.config; "
+        ".txt: the text that this command prints)."
     )
     example = """\
   $ proxylessnas info proxyless_cpu

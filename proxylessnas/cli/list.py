@@ -19,7 +19,8 @@ class List(Verb):
     summary = "list the nets with their size, input and published accuracy"
     description = (
         "List the nets. Multiply-adds (MACs) are counted at the net's own input size, which is in pixels. "
-        "Top-1 is the published ImageNet (proxyless_cifar: CIFAR-10) accuracy in percent, not measured again here."
+        "Top-1 is the published ImageNet (proxyless_cifar: CIFAR-10) accuracy in percent, not measured again "
+        "here."
     )
     example = """\
   $ proxylessnas list '*mobile*'

@@ -22,9 +22,9 @@ class Predict(Verb):
     order = 50
     summary = "classify pictures"
     description = (
-        "Name the most probable classes of each picture. Any usual kind of file will do (JPEG, PNG, WebP, GIF, "
-        "TIFF, ...; grey, transparent, CMYK, 16-bit, rotated by EXIF). A picture that cannot be read is reported, "
-        "the others are classified, and the exit code is 1."
+        "Name the most probable classes of each picture. Any usual kind of file will do (JPEG, PNG, WebP, "
+        "GIF, TIFF, ...; grey, transparent, CMYK, 16-bit, rotated by EXIF). A picture that cannot be read is "
+        "reported, the others are classified, and the exit code is 1."
     )
     example = """\
   $ proxylessnas predict proxyless_w025_r112 fish.jpg --top 3

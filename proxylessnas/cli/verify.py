@@ -18,8 +18,9 @@ class Verify(Verb):
     order = 40
     summary = "check the digests of weights in the cache, or of a file"
     description = (
-        "Check weights against the published digests: of nets in the cache, or of any file, which is recognised by "
-        "its digest. Nothing is downloaded. With --all, nets that are not in the cache are listed but no failure."
+        "Check weights against the published digests: of nets in the cache, or of any file, which is "
+        "recognised by its digest. Nothing is downloaded. With --all, nets that are not in the cache are "
+        "listed but no failure."
     )
     example = """\
   $ proxylessnas verify proxyless_cpu ~/Downloads/proxyless-w0.25-r112_imagenet.pth

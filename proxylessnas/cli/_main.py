@@ -1,0 +1,139 @@
+"""Finds the verbs, parses the command line, and turns every outcome into an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import logging
+import os
+import pkgutil
+import sys
+import textwrap
+from collections.abc import Sequence
+
+from .._version import __version__
+from ..errors import ProxylessError
+from ._net import join_numbers
+from ._output import error, note, prepare_streams, print_json
+from ._verb import UsageError, Verb
+
+_INTERRUPTED, _PIPE_CLOSED = 130, 141  # what a shell reports for SIGINT and SIGPIPE
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]  # it does not return, as its parent's
+        self.exit(2, f"error: {message}\n  see: {self.prog} --help\n")
+
+
+class _Notes(logging.Handler):
+    """Shows what the library logs (a damaged cache file that is fetched again, say) as notes."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        note(record.getMessage())
+
+
+def verbs() -> dict[str, Verb]:
+    """Return all verbs by name, in the order of the help text."""
+    found = []
+    package = importlib.import_module(__package__)
+    for module in pkgutil.iter_modules(package.__path__):
+        if not module.name.startswith("_"):
+            found.append(importlib.import_module(f"{package.__name__}.{module.name}").VERB)
+    return {verb.name: verb for verb in sorted(found, key=lambda verb: verb.order)}
+
+
+def build_parser(known: dict[str, Verb]) -> argparse.ArgumentParser:
+    """Return the parser of the whole command."""
+    parser = _Parser(
+        prog="proxylessnas",
+        description="Specialised image nets: look at them, get their weights, classify pictures.",
+        epilog="example:\n  proxylessnas predict proxyless_w025_r112 photo.jpg\n\n"
+        "exit codes: 0 done, 1 something failed, 2 wrong usage",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"proxylessnas {__version__}")
+    sub = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs", parser_class=_Parser)
+    for verb in known.values():
+        own = sub.add_parser(
+            verb.name,
+            help=verb.summary,
+            description=textwrap.fill(verb.description or verb.summary, 79),
+            epilog=f"example:\n{verb.example.rstrip()}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        verb.arguments(own)
+        own.set_defaults(parser=own)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code; no exception but a bug gets out.
+
+    Args:
+        argv: the words after the command's name; None takes the process's own.
+    """
+    prepare_streams()
+    logger, handler = logging.getLogger("proxylessnas"), _Notes(logging.WARNING)
+    logger.addHandler(handler)
+    propagated, logger.propagate = logger.propagate, False
+    try:
+        code = _run(list(sys.argv[1:] if argv is None else argv))
+        if sys.stdout is not None:  # it is None where the caller closed it
+            sys.stdout.flush()
+        return code
+    except SystemExit as e:  # argparse, for --help and for wrong usage
+        return e.code if isinstance(e.code, int) else 0 if e.code is None else 1
+    except KeyboardInterrupt:
+        error("interrupted")
+        return _INTERRUPTED
+    except BrokenPipeError:  # as in `proxylessnas list | head -1`
+        _abandon_stdout()
+        return _PIPE_CLOSED
+    except OSError as e:  # the disk is full, say
+        error(f"{e.filename or 'input or output failed'}: {e.strerror or e}")
+        _abandon_stdout()
+        return 1
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagated
+
+
+def _run(argv: list[str]) -> int:
+    known = verbs()
+    parser = build_parser(known)
+    try:
+        argv = join_numbers(argv)
+    except UsageError as e:
+        parser.error(str(e))
+    args, rest = parser.parse_known_args(argv)
+    if args.verb is None:
+        if rest:
+            parser.error(f"unrecognised arguments: {' '.join(rest)}")
+        parser.print_help(sys.stderr)
+        return 2
+    verb = known[args.verb]
+    if rest and verb.rest and not any(word.startswith("-") for word in rest):
+        getattr(args, verb.rest).extend(rest)
+    elif rest:
+        args.parser.error(f"unrecognised arguments: {' '.join(rest)}")
+    try:
+        return verb.run(args)
+    except UsageError as e:
+        args.parser.error(str(e))
+        return 2
+    except ProxylessError as e:
+        if getattr(args, "json", False):  # whoever reads JSON gets JSON
+            print_json({"error": {"type": type(e).__name__, "message": str(e)}})
+        error(str(e))
+        return 1
+
+
+def _abandon_stdout() -> None:
+    """Point standard output at nothing, so that Python's own flush at exit does not complain."""
+    with contextlib.suppress(OSError, ValueError):
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, sys.stdout.fileno())
+        os.close(nothing)

@@ -1,0 +1,712 @@
+"""The command line: what each verb does, prints and exits with, for good input and bad."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from proxylessnas import Arch, create_model, get_weights, list_models, save_weights
+from proxylessnas.categories import wnids
+from proxylessnas.cli import main, verbs
+from proxylessnas.evaluate import top_classes
+from proxylessnas.images import load_image
+from proxylessnas.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+
+REPO = Path(__file__).resolve().parent.parent
+ARCH = """Arch("mine", stem=8, first=8, last=32, resolution=48, stages=(
+    Stage(8, 2, "k3e3 -"), Stage(16, 2, "k5e3")))"""
+SMALL = Preprocessing(48, 56, (0.4, 0.5, 0.6), (0.5, 0.5, 0.5))
+
+
+@dataclasses.dataclass
+class Ran:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Return a function that runs the command in this process."""
+
+    def run(*words: object) -> Ran:
+        capsys.readouterr()
+        code = main([str(word) for word in words])
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return Ran(code, captured.out, captured.err)
+
+    return run
+
+
+def command(*words: object, **options: Any) -> subprocess.Popen[str]:
+    """Start the command in a process of its own."""
+    path = os.pathsep.join([str(REPO), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return subprocess.Popen(
+        [sys.executable, "-m", "proxylessnas", *map(str, words)],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **options.pop("env", {})},
+        stdout=options.pop("stdout", subprocess.PIPE),
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        **options,
+    )
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a small random net in all forms, pictures and things that are neither."""
+    root = tmp_path_factory.mktemp("files")
+    torch.manual_seed(5)
+    model = create_model(Arch.parse(ARCH))
+    for p in model.parameters():  # spread the answers: a fresh net says nearly the same for everything
+        if p.dim() > 1:
+            torch.nn.init.normal_(p, std=0.3)
+    model.train()
+    with torch.no_grad():
+        for _ in range(20):
+            model(torch.randn(8, 3, 48, 48))
+    model.eval()
+    (root / "mine.txt").write_text(ARCH)
+    (root / "mine.json").write_text(json.dumps(model.arch.to_official()))
+    torch.save({"state_dict": model.state_dict()}, root / "mine.pth")
+    model.preprocessing = None
+    save_weights(model, root / "bare.safetensors")
+    model.preprocessing = SMALL
+    save_weights(model, root / "mine.safetensors")
+    ten = create_model(Arch.parse(ARCH.replace("resolution", "num_classes=10, resolution")))
+    ten.preprocessing = SMALL
+    save_weights(ten, root / "ten.safetensors")
+    broken = {
+        key: value * float("nan") if key.startswith("classifier") else value
+        for key, value in model.state_dict().items()
+    }
+    torch.save(broken, root / "nan.pth")
+    for i in range(20):
+        noise = torch.randint(0, 256, (3 + 2 * i, 3 + i, 3), dtype=torch.uint8)
+        Image.fromarray(noise.numpy()).resize((90, 70)).save(root / f"{i}.png")
+    (root / "page.jpg").write_text("<!doctype html><html>not found</html>")
+    (root / "cut.png").write_bytes((root / "0.png").read_bytes()[:3000])
+    (root / "empty.jpg").touch()
+    (root / "words.txt").write_text("these are words")
+    (root / "cut.pth").write_bytes((root / "mine.pth").read_bytes()[:5000])
+    return root
+
+
+def expected(
+    files: Path, preprocessing: Preprocessing, name: str = "0.png", k: int = 5
+) -> list[tuple[int, float]]:
+    model = create_model(files / "mine.safetensors").eval()
+    return top_classes(model, preprocessing.build()(load_image(files / name))[None], k)[0]
+
+
+def answers(image: dict[str, Any]) -> list[tuple[int, float]]:
+    return [(p["index"], pytest.approx(p["probability"], rel=1e-4)) for p in image["predictions"]]
+
+
+# ---- the command as a whole
+
+
+def test_every_verb_has_help_with_an_example_and_few_options(run: Run) -> None:
+    assert list(verbs())[:6] == ["list", "info", "fetch", "verify", "predict", "eval"]
+    overview = run("--help")
+    for name, verb in verbs().items():
+        assert f"    {name} " in overview.out
+        shown = run(name, "--help")
+        assert shown.code == 0
+        assert f"example:\n  $ proxylessnas {name} " in shown.out
+        assert shown.out.count("\n  --") < 30
+        assert verb.summary in overview.out
+
+
+@pytest.mark.parametrize(
+    "words", [(), ("nope",), ("--nope",), ("list", "--nope"), ("predict",), ("predict", "x")]
+)
+def test_wrong_usage(run: Run, words: tuple[str, ...]) -> None:
+    result = run(*words)
+    assert result.code == 2
+    assert result.out == ""
+    assert result.err.startswith("usage:" if not words else "error: ")
+
+
+def test_version(run: Run) -> None:
+    assert run("--version").out.startswith("proxylessnas ")
+
+
+LIGHT = """
+import sys
+from proxylessnas.cli import main
+code = main(sys.argv[1:])
+heavy = {"torch", "torchvision", "PIL", "numpy", "requests", "safetensors"} & set(sys.modules)
+sys.exit(f"imported {sorted(heavy)}" if heavy or code else 0)
+"""
+
+
+@pytest.mark.parametrize("words", [("--help",), ("list",), ("info", "proxyless_cpu"), ("verify", "--all")])
+def test_what_needs_no_torch_does_not_wait_for_it(words: tuple[str, ...]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LIGHT, *words],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_closed_and_full_outputs() -> None:
+    with command("list") as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode in (0, 141)
+    if os.path.exists("/dev/full"):
+        with open("/dev/full", "w") as full:
+            process = command("list", stdout=full)
+            _, err = process.communicate()
+        assert process.returncode == 1
+        assert err.count("\n") == 1
+        assert err.startswith("error: ")
+
+
+def test_output_that_is_only_ascii(files: Path) -> None:
+    env = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    process = command("predict", files / "mine.safetensors", files / "0.png", env=env)
+    out, err = process.communicate()
+    assert (process.returncode, err.count("\n")) == (0, 1)
+    assert out.count(" %  ") == 5
+    assert out.isascii()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
+def test_ctrl_c(files: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "never.png")  # a picture that never comes
+    process = command("predict", files / "mine.safetensors", tmp_path / "never.png")
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode in (130, -signal.SIGINT)
+    assert process.returncode == -signal.SIGINT or err == "error: interrupted\n"
+
+
+# ---- list, info
+
+
+def test_list(run: Run) -> None:
+    result = run("list")
+    assert result.code == 0
+    assert max(map(len, result.out.splitlines())) <= 80
+    lines = {line.split()[0]: line for line in result.out.splitlines() if line.startswith("proxyless_")}
+    assert set(lines) == set(list_models(pretrained=True))
+    assert "4.36 M" in lines["proxyless_cpu"]
+    assert "439 M" in lines["proxyless_cpu"]
+    assert "published" in result.out
+    assert [net["name"] for net in run("list", "*Mobile*", "--json").json["nets"]] == [
+        "proxyless_mobile",
+        "proxyless_mobile_14",
+    ]
+    missing = run("list", "resnet*")
+    assert missing.code == 1
+    assert missing.err.startswith("error: no net matches 'resnet*'; there are: ")
+
+
+@pytest.mark.parametrize("name", list_models(pretrained=True))
+def test_info_of_every_net(run: Run, name: str) -> None:
+    weights = get_weights(name)
+    result = run("info", name.replace("_", "-").upper())
+    assert result.code == 0
+    for part in (name, f"{weights.params:,}", weights.license, *weights.sources, "not there"):
+        assert part in result.out
+    facts = run("info", name, "--json").json
+    assert facts["params"] == weights.params
+    assert Preprocessing.from_dict(facts["preprocessing"]) == weights.preprocessing
+    assert facts["cache"]["state"] == "absent"
+    assert str(Arch.parse(facts["arch"])) == facts["arch"]
+
+
+@pytest.mark.parametrize("name", ["mine.txt", "mine.json", "mine.safetensors"])
+def test_info_of_files(run: Run, files: Path, name: str) -> None:
+    facts = run("info", files / name, "--json").json
+    assert facts["params"] == sum(p.numel() for p in create_model(Arch.parse(ARCH)).parameters())
+    assert facts["input_size"] == (48 if name != "mine.json" else facts["input_size"])
+    assert run("info", files / name).code == 0
+    if name == "mine.safetensors":
+        assert Preprocessing.from_dict(facts["preprocessing"]) == SMALL
+
+
+def test_info_of_a_huge_architecture_needs_no_memory(run: Run, tmp_path: Path) -> None:
+    huge = ARCH.replace('Stage(16, 2, "k5e3")', 'Stage(60000, 2, "k5e3"), Stage(60000, 1, "k3e3 k3e3")')
+    (tmp_path / "huge.txt").write_text(huge)
+    assert run("info", tmp_path / "huge.txt", "--json").json["params"] > 10**10
+
+
+# ---- predict
+
+
+def test_predict_json(run: Run, files: Path) -> None:
+    result = run(
+        "predict", files / "mine.safetensors", files / "0.png", files / "1.png", "--json", "--top", 3
+    )
+    assert (result.code, result.err) == (
+        0,
+        "note: the net has 1000 classes: they are taken to be ImageNet's\n",
+    )
+    document = result.json
+    assert document["failed"] == 0
+    assert document["preprocessing"] == SMALL.to_dict()
+    assert document["weights"]["published"] is None
+    assert len(document["weights"]["sha256"]) == 64
+    for i in range(2):
+        assert answers(document["images"][i]) == expected(files, SMALL, f"{i}.png", 3)
+        assert all(p["wnid"] == wnids()[p["index"]] for p in document["images"][i]["predictions"])
+
+
+def test_predict_text(run: Run, files: Path) -> None:
+    result = run("predict", files / "mine.safetensors", files / "0.png", "--top", "2")
+    lines = result.out.splitlines()
+    assert lines[0] == str(files / "0.png")
+    assert len(lines) == 3
+    assert lines[1].split(" %")[0].strip() == f"{100 * expected(files, SMALL)[0][1]:.1f}"
+
+
+def test_more_pictures_than_a_batch_and_words_behind_options(run: Run, files: Path) -> None:
+    names = [files / f"{i}.png" for i in range(20)]
+    result = run("predict", files / "mine.safetensors", *names[:12], "--top", 1, "--json", *names[12:])
+    assert [image["image"] for image in result.json["images"]] == [str(name) for name in names]
+    for i in (0, 11, 15, 16, 19):
+        assert answers(result.json["images"][i]) == expected(files, SMALL, f"{i}.png", 1)
+
+
+def test_one_bad_picture_does_not_stop_the_others(run: Run, files: Path) -> None:
+    bad = {
+        "page.jpg": "is a web page (HTML), not an image",
+        "cut.png": "damaged or truncated image",
+        "empty.jpg": "the file is empty",
+        "words.txt": "is not an image",
+        "nowhere.jpg": "no such file",
+        "": "is a folder; `proxylessnas eval` takes folders",
+    }
+    words = [files / "0.png", *(files / name for name in bad), files / "1.png"]
+    result = run("predict", files / "mine.safetensors", *words)
+    assert result.code == 1
+    assert result.out.count(".png\n") == 2
+    lines = [line for line in result.err.splitlines() if line.startswith("error: ")]
+    assert lines[-1] == "error: 6 of 8 pictures could not be classified"
+    for line, (name, reason) in zip(lines[:-1], bad.items(), strict=True):
+        assert line.startswith(f"error: {files / name}")
+        assert reason in line
+    document = run("predict", files / "mine.safetensors", *words, "--json").json
+    assert document["failed"] == 6
+    assert ["error" in image for image in document["images"]] == [False] + [True] * 6 + [False]
+
+
+@pytest.mark.parametrize("mean", [("0.5", "0.5", "0.5"), ("0.5",), ("0.5,0.5,0.5",), ("0.5,", "0.5,", "0.5")])
+def test_ways_to_write_the_mean(run: Run, files: Path, mean: tuple[str, ...]) -> None:
+    for words in (
+        [*mean, "--std", "0.25", files / "0.png"],
+        [*mean, "--std=.25,.25,.25", "--", files / "0.png"],
+    ):
+        document = run("predict", files / "mine.safetensors", "--json", "--mean", *words).json
+        changed = dataclasses.replace(SMALL, mean=(0.5,) * 3, std=(0.25,) * 3)
+        assert document["preprocessing"] == changed.to_dict()
+        assert answers(document["images"][0]) == expected(files, changed)
+
+
+def test_input_size_takes_the_resize_along(run: Run, files: Path) -> None:
+    result = run("predict", files / "mine.safetensors", files / "0.png", "--json", "--input-size", 96)
+    assert (result.json["preprocessing"]["input_size"], result.json["preprocessing"]["resize"]) == (96, 112)
+    assert "note: --resize 112 is used" in result.err
+    result = run(
+        "predict", files / "mine.safetensors", files / "0.png", "--json", "--input-size=64", "--resize=64"
+    )
+    assert answers(result.json["images"][0]) == expected(
+        files, dataclasses.replace(SMALL, input_size=64, resize=64)
+    )
+
+
+WRONG_OPTIONS = [
+    (["--std", "0"], "--std must be above zero"),
+    (["--std", "0.5", "0.5", "-1"], "--std must be above zero"),
+    (["--std", "nan"], "--std must be three finite numbers"),
+    (["--mean", "inf"], "--mean must be three finite numbers"),
+    (["--mean", "0.5", "0.5"], "--mean takes three numbers, or one for all three channels, not 2"),
+    (["--mean=0.5,a,0.5"], "--mean takes numbers, not '0.5,a,0.5'"),
+    (["--mean", "photo.jpg"], "--mean takes numbers, not 'photo.jpg'"),
+    (["--input-size", "0"], "--input-size must be a whole number from 1 to 4096, not 0"),
+    (["--input-size", "-7"], "--input-size must be"),
+    (["--input-size", "1.5"], "invalid int value"),
+    (["--input-size", "99999"], "from 1 to 4096"),
+    (["--input-size", "64", "--resize", "63"], "--input-size 64 is larger than --resize 63"),
+    (["--resize", "47"], "--input-size 48 is larger than --resize 47"),
+    (["--top", "0"], "--top must be at least 1"),
+    (["--device", "toaster"], "no such device"),
+    (["--nope"], "unrecognised arguments: --nope"),
+]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"), WRONG_OPTIONS, ids=[" ".join(words) for words, _ in WRONG_OPTIONS]
+)
+def test_wrong_options(run: Run, files: Path, words: list[str], message: str) -> None:
+    result = run("predict", files / "mine.safetensors", files / "0.png", *words)
+    assert (result.code, result.out) == (2, "")
+    assert result.err.splitlines()[-2].startswith("error: ")
+    assert message in result.err
+
+
+def test_where_the_preprocessing_comes_from(run: Run, files: Path) -> None:
+    """A file's own, else that of the named net, else the usual one with a note."""
+    photo, assumed = files / "0.png", Preprocessing(48, 55, IMAGENET_MEAN, IMAGENET_STD)
+    cases = [
+        ([files / "mine.safetensors", photo], SMALL, ""),
+        ([files / "mine.txt", photo, "--weights", files / "mine.safetensors"], SMALL, ""),
+        (
+            ["proxyless-cpu", photo, "--arch", files / "mine.txt", "--weights", files / "mine.safetensors"],
+            SMALL,
+            "",
+        ),
+        (
+            ["proxyless-w025-r112", photo, "--arch", files / "mine.txt", "--weights", files / "mine.pth"],
+            get_weights("proxyless_w025_r112").preprocessing,
+            f"note: {files / 'mine.pth'} is not a published file: the preprocessing of "
+            "proxyless_w025_r112 is used",
+        ),
+        (
+            [files / "bare.safetensors", photo],
+            assumed,
+            f"note: the net's preprocessing is not known; .*: {assumed}",
+        ),
+        (
+            [files / "mine.txt", photo, "--weights", files / "mine.pth"],
+            assumed,
+            "note: the net's preprocessing is",
+        ),
+        (
+            [files / "mine.json", photo, "--weights", files / "mine.pth"],
+            None,
+            "note: the net's preprocessing is",
+        ),
+    ]
+    for words, preprocessing, said in cases:
+        result = run("predict", *words, "--json")
+        assert result.code == 0, result.err
+        found = Preprocessing.from_dict(result.json["preprocessing"])
+        assert preprocessing is None or found == preprocessing
+        assert answers(result.json["images"][0]) == expected(files, found)
+        first = result.err.splitlines()[0] if "preprocessing" in result.err else ""
+        assert (said == "") == (first == "")
+        assert first.startswith(said.partition(".*")[0])
+        assert first.endswith(said.partition(".*")[2])
+
+
+def test_classes_without_names(run: Run, files: Path) -> None:
+    result = run("predict", files / "ten.safetensors", files / "0.png")
+    assert result.code == 0
+    assert "  class " in result.out
+    assert result.err == ""
+
+
+BAD_NETS = [
+    (["proxyless_cup"], 1, "did you mean proxyless_cpu"),
+    (["nowhere.safetensors"], 1, "nowhere.safetensors: no such file"),
+    (["{files}"], 1, "is a folder, not a file"),
+    (["{files}/mine.txt"], 2, "mine.txt is an architecture without weights: give --weights FILE"),
+    (["{files}/mine.pth"], 1, "mine.pth: holds weights but no architecture"),
+    (["{files}/words.txt", "--weights", "{files}/mine.pth"], 1, "words.txt: line 1, column 1"),
+    (["proxyless_cpu", "--weights", "{files}/mine.pth"], 1, "mine.pth do not fit proxyless_cpu"),
+    (["proxyless_cpu", "--weights", "{files}/cut.pth"], 1, "cut.pth"),
+    (["proxyless_cpu", "--weights", "{files}/page.jpg"], 1, "page.jpg"),
+    (["proxyless_cpu", "--weights", "{files}/empty.jpg"], 1, "empty.jpg"),
+    (["proxyless_cpu", "--weights", "nowhere.pth"], 1, "nowhere.pth: no such file"),
+    (["proxyless_cpu", "--arch", "nowhere.txt"], 1, "nowhere.txt: no such file"),
+    (["{files}/mine.txt", "--weights", "{files}/nan.pth"], 1, "nan.pth: the net's output is not finite"),
+    (["{files}/mine.safetensors", "--device", "cuda:77"], 1, "--device cuda:77: not usable here"),
+    (["{files}/mine.safetensors", "--device", "meta"], 1, "--device meta: nothing can be computed there"),
+]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"), BAD_NETS, ids=[" ".join(words) for words, _, _ in BAD_NETS]
+)
+def test_bad_nets(run: Run, files: Path, tmp_path: Path, words: list[str], code: int, message: str) -> None:
+    words = [word.replace("{files}", str(files)) for word in words]
+    photos = tmp_path / wnids()[0]
+    photos.mkdir()
+    shutil.copy(files / "0.png", photos)
+    for verb, data in (("predict", files / "0.png"), ("eval", tmp_path)):
+        result = run(verb, words[0], data, *words[1:])
+        assert (result.code, result.out) == (code, "")
+        errors = [line for line in result.err.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1
+        assert message in errors[0]
+        if code == 1:
+            document = run(verb, words[0], data, *words[1:], "--json").json
+            assert message in document["error"]["message"]
+
+
+def test_offline(run: Run, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROXYLESSNAS_OFFLINE", "1")
+    for words in (("predict", "proxyless_cpu", files / "0.png"), ("fetch", "proxyless_cpu")):
+        result = run(*words)
+        assert result.code == 1
+        assert get_weights("proxyless_cpu").sources[0] in result.err
+
+
+def test_missing_libraries(run: Run, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for library, line in (
+        ("PIL.Image", "pip install pillow"),
+        ("torchvision.transforms", "pip install torchvision"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, library, None)
+            if library == "PIL.Image":
+                import PIL
+
+                patch.delattr(PIL, "Image", raising=False)
+            result = run("predict", files / "mine.safetensors", files / "0.png")
+        assert result.code == 1
+        assert line in result.err.splitlines()[-1]
+
+
+def test_names_cannot_steer_the_terminal(run: Run, files: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "a\x1b[31m\tb.png"
+    try:
+        shutil.copy(files / "0.png", odd)
+    except OSError:
+        pytest.skip("no such file names here")
+    result = run("predict", files / "mine.safetensors", odd, f"{odd}.missing")
+    assert "\x1b" not in result.out + result.err
+    assert "a\\x1b[31m\\tb.png" in result.out
+
+
+# ---- eval
+
+
+@pytest.fixture(scope="module")
+def classified(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return class folders by wnid in which the small net is right for 15 of 20 pictures."""
+    root = tmp_path_factory.mktemp("photos")
+    for i in range(20):
+        best = [index for index, _ in expected(files, SMALL, f"{i}.png", 1000)]
+        label = best[0] if i < 15 else best[3] if i < 18 else best[-1]
+        (root / wnids()[label]).mkdir(exist_ok=True)
+        shutil.copy(files / f"{i}.png", root / wnids()[label])
+    return root
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_eval(run: Run, files: Path, classified: Path, workers: int) -> None:
+    words = ("eval", files / "mine.safetensors", classified, "--batch-size", 6, "--workers", workers)
+    result = run(*words, "--json")
+    assert (result.code, result.err) == (0, "")
+    d = result.json
+    assert (d["n"], d["top1"], d["top5"], d["top1_correct"], d["top5_correct"]) == (20, 75.0, 90.0, 15, 18)
+    assert d["labels_from"] == "wnid"
+    assert d["images_per_second"] > 0
+    assert len(d["weights"]["sha256"]) == 64
+    assert d["preprocessing"] == SMALL.to_dict()
+    shown = run(*words).out
+    assert "top-1      75.00 %  (15 of 20)" in shown
+    assert str(SMALL) in shown
+
+
+def test_eval_of_a_part(run: Run, files: Path, classified: Path) -> None:
+    document = run("eval", files / "mine.safetensors", classified, "--json", "--limit", 5).json
+    assert document["n"] == 5
+
+
+def test_eval_with_unreadable_pictures(run: Run, files: Path, classified: Path, tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    shutil.copytree(classified, root)
+    folder = next(root.iterdir())
+    shutil.copy(files / "page.jpg", folder)
+    shutil.copy(files / "cut.png", folder)
+    result = run("eval", files / "mine.safetensors", root, "--json")
+    assert result.code == 1
+    assert (result.json["n"], result.json["top1_correct"], len(result.json["unreadable"])) == (20, 15, 2)
+    assert f"error: {folder / 'cut.png'}: damaged" in result.err
+    assert result.err.splitlines()[-1] == "error: 2 of 22 pictures could not be read"
+
+
+def test_eval_by_number_and_position(run: Run, files: Path, tmp_path: Path) -> None:
+    for kind, names in (("number", ["2", "10"]), ("position", [f"{c}x" for c in "abcdefghij"])):
+        for name in names:
+            (tmp_path / kind / name).mkdir(parents=True)
+            shutil.copy(files / "0.png", tmp_path / kind / name)
+    result = run("eval", files / "ten.safetensors", tmp_path / "number", "--json")
+    assert result.code == 1
+    assert "class numbers, 0 to 9; too large: 10" in result.err
+    result = run("eval", files / "ten.safetensors", tmp_path / "position", "--json")
+    assert (result.code, result.json["top1_correct"], result.json["labels_from"]) == (0, 1, "position")
+    assert result.err.startswith("note: the 10 folders")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["nowhere"], 1, "nowhere: no such folder"),
+        (["{files}/0.png"], 1, "is a file; a folder of pictures is expected"),
+        (["{empty}"], 1, "the folder is empty"),
+        (["{files}"], 1, "each file name must hold a wnid"),
+        (["{photos}", "--limit", "0"], 2, "--limit must be at least 1"),
+        (["{photos}", "--batch-size", "-1"], 2, "--batch-size must be at least 1"),
+        (["{photos}", "--workers", "-1"], 2, "--workers must be 0 to 256"),
+    ],
+)
+def test_bad_data(
+    run: Run, files: Path, classified: Path, tmp_path: Path, words: list[str], code: int, message: str
+) -> None:
+    places = {"{files}": files, "{photos}": classified, "{empty}": tmp_path}
+    for place, path in places.items():
+        words = [word.replace(place, str(path)) for word in words]
+    result = run("eval", files / "mine.safetensors", *words)
+    assert (result.code, result.out) == (code, "")
+    assert message in result.err
+
+
+# ---- fetch, verify
+
+
+def test_fetch_and_verify_usage(run: Run) -> None:
+    for verb in ("fetch", "verify"):
+        assert run(verb).code == run(verb, "--all", "proxyless_cpu").code == 2
+        assert "did you mean" in run(verb, "proxyless_cup").err
+    everything = run("verify", "--all", "--json")
+    assert everything.code == 0
+    assert {entry["state"] for entry in everything.json["weights"]} == {"absent"}
+    assert run("verify", "proxyless_cpu").code == 1
+
+
+def test_verify_of_files_that_are_not_published(run: Run, files: Path) -> None:
+    result = run("verify", files / "mine.pth", files / "nowhere.pth")
+    assert result.code == 1
+    assert "mine.pth: not a published file, or damaged" in result.err
+    assert "nowhere.pth: no such file" in result.err
+    assert result.err.splitlines()[-1] == "error: 2 of 2 sets of weights failed"
+
+
+# ---- with real weights and photos
+
+REAL = "proxyless_w025_r112"
+REAL_FILE = "proxyless-w0.25-r112_imagenet.pth"
+
+
+@pytest.fixture(scope="module")
+def by_wnid(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the real photos as class folders."""
+    root = tmp_path_factory.mktemp("by_wnid")
+    for photo in (shared_data / "imagenet_sample").glob("*.jpg"):
+        folder = root / photo.name.split("_")[1]
+        folder.mkdir(exist_ok=True)
+        (folder / photo.name).symlink_to(photo)
+    return root
+
+
+def test_real_accuracy(run: Run, shared_data: Path, by_wnid: Path) -> None:
+    """115 and 153 of 200 photos; with ImageNet's usual mean and std, 81 and 127."""
+    options = ["--weights", shared_data / "weights" / REAL_FILE, "--json", "--workers", 0]
+    for folder in (by_wnid, shared_data / "imagenet_sample"):
+        d = run("eval", REAL, folder, *options).json
+        assert (d["n"], d["top1_correct"], d["top5_correct"]) == (200, 115, 153)
+        assert d["weights"]["published"] == REAL
+        assert d["weights"]["sha256"] == get_weights(REAL).sha256
+    other = ["--mean", "0.485", "0.456", "0.406", "--std", "0.229", "0.224", "0.225"]
+    d = run("eval", shared_data / "weights" / REAL_FILE, by_wnid, "--json", *other).json
+    assert (d["n"], d["top1_correct"], d["top5_correct"]) == (200, 81, 127)
+
+
+def test_real_predictions(run: Run, shared_data: Path) -> None:
+    photos = sorted((shared_data / "imagenet_sample").glob("*.jpg"))
+    document = run("predict", shared_data / "weights" / REAL_FILE, *photos, "--json").json
+    hits1 = hits5 = 0
+    for image in document["images"]:
+        wnid = Path(image["image"]).name.split("_")[1]
+        found = [p["wnid"] for p in image["predictions"]]
+        hits1, hits5 = hits1 + (found[0] == wnid), hits5 + (wnid in found)
+    assert (hits1, hits5) == (115, 153)
+
+
+@pytest.mark.parametrize("kind", ["L", "P", "LA", "CMYK", "I;16", "rotated", "gif"])
+def test_odd_kinds_of_a_real_photo(run: Run, shared_data: Path, tmp_path: Path, kind: str) -> None:
+    """A zebra is a zebra in every form of file."""
+    with Image.open(next((shared_data / "imagenet_sample").glob("0340_*.jpg"))) as opened:
+        photo = opened.convert("RGB")
+    path = tmp_path / ("x.gif" if kind == "gif" else "x.tif" if kind == "CMYK" else "x.png")
+    if kind == "rotated":
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        photo.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+    elif kind == "I;16":
+        import numpy as np
+
+        Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 257).save(path)
+    else:
+        (photo if kind == "gif" else photo.convert(kind)).save(path)
+    result = run("predict", shared_data / "weights" / REAL_FILE, path, "--json")
+    best = result.json["images"][0]["predictions"][0]
+    assert best["name"] == "zebra"
+    assert best["probability"] > 0.9
+
+
+def test_fetch_list_info_verify_with_real_weights(
+    run: Run, shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from weights_tools import serve_real_weights
+
+    with serve_real_weights(shared_data / "weights") as url:
+        monkeypatch.setenv("PROXYLESSNAS_WEIGHTS_URL", url)
+        fetched = run("fetch", "w025-r112", "proxyless_w03_r176", "--to", tmp_path / "stick")
+    assert fetched.code == 0, fetched.err
+    assert fetched.out.splitlines()[-1] == (
+        f"there: export PROXYLESSNAS_CACHE={tmp_path / 'stick'} PROXYLESSNAS_OFFLINE=1"
+    )
+    monkeypatch.setenv("PROXYLESSNAS_CACHE", str(tmp_path / "stick"))
+    monkeypatch.setenv("PROXYLESSNAS_OFFLINE", "1")
+    verified = run("verify", REAL, shared_data / "weights" / REAL_FILE)
+    assert (verified.code, verified.out.count("sound")) == (0, 2)
+    assert {net["name"] for net in run("list", "--json").json["nets"] if net["cached"]} == {
+        "proxyless_w025_r112",
+        "proxyless_w03_r176",
+    }
+    assert run("info", REAL, "--json").json["cache"]["state"] == "sound"
+    photo = next((shared_data / "imagenet_sample").glob("0000_*.jpg"))
+    assert "tench" in run("predict", REAL, photo).out.splitlines()[1]
+    file = Path(run("info", REAL, "--json").json["cache"]["path"])
+    for damaged in file.parent.glob(f"{REAL}*.safetensors"):
+        damaged.unlink()
+    with file.open("r+b") as stream:
+        stream.seek(1000)
+        stream.write(b"damage")
+    assert run("verify", REAL).code == 1
+    assert run("info", REAL, "--json").json["cache"]["state"] == "damaged"
+    assert run("predict", REAL, photo).code == 1

@@ -1,0 +1,258 @@
+"""Weights into nets: names, files, transfer to other heads and stems; all or nothing."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import socket
+
+import pytest
+import torch
+from test_models import SMALL, SMALL_TREE
+
+import proxylessnas
+from proxylessnas import (
+    Arch,
+    ArchError,
+    OfflineError,
+    UnknownModelError,
+    WeightsCorruptError,
+    WeightsMismatchError,
+    WeightsNotFoundError,
+    create_model,
+    get_weights,
+    load_weights,
+    save_weights,
+)
+from proxylessnas.published import MODEL_NAMES
+from proxylessnas.transforms import Preprocessing
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(3)
+    model = create_model(SMALL)
+    model(torch.randn(8, 3, 32, 32))  # moves the BatchNorm statistics off their start
+    return model.eval()
+
+
+@pytest.fixture
+def checkpoint(net, tmp_path):
+    """An original-format checkpoint."""
+    path = tmp_path / "net.pth"
+    torch.save({"state_dict": net.state_dict()}, path)
+    return path
+
+
+def same_tensors(model, other, skip=()):
+    a, b = model.state_dict(), other.state_dict()
+    return {k for k in a if k not in skip and not torch.equal(a[k], b[k])}
+
+
+def test_an_original_checkpoint_loads_exactly(net, checkpoint):
+    model = create_model(SMALL, weights=checkpoint)
+    assert same_tensors(model, net) == set()
+    assert all(p.requires_grad and not p.is_meta for p in model.parameters())
+    assert not any(b.is_meta for b in model.buffers())
+    assert model.training
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(model.eval()(x), net(x))
+    fresh = create_model(SMALL)
+    report = load_weights(fresh, checkpoint)
+    assert (report.missing, report.unexpected, report.adapted) == ([], [], {})
+    assert same_tensors(fresh, net) == set()
+    assert fresh.load_state_dict(torch.load(checkpoint, weights_only=True)["state_dict"], strict=True)
+
+
+def test_no_socket_for_a_local_file(checkpoint, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a socket was opened")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    create_model(SMALL, weights=str(checkpoint))
+    for name in MODEL_NAMES:
+        create_model(name)
+
+
+@pytest.mark.parametrize("classes", [7, 0])
+def test_transfer_to_another_head(net, checkpoint, classes, caplog):
+    with caplog.at_level(logging.WARNING, "proxylessnas"):
+        model = create_model(SMALL, weights=checkpoint, num_classes=classes)
+    head = {k for k in model.state_dict() if k.startswith("classifier")}
+    assert {k: v for k, v in model.state_dict().items() if k not in head}.keys() <= net.state_dict().keys()
+    assert all(torch.equal(v, net.state_dict()[k]) for k, v in model.state_dict().items() if k not in head)
+    assert model(torch.randn(2, 3, 32, 32)).shape == (2, classes or SMALL.last)
+    assert all(not p.is_meta for p in model.parameters())
+    warned = [r.getMessage() for r in caplog.records]
+    if classes:
+        assert len(warned) == 1
+        assert "5 classes" in warned[0]
+        assert "7" in warned[0]
+        assert model.classifier.linear.weight.std() > 0
+    else:
+        assert warned == []
+
+
+def test_the_number_of_classes_comes_from_the_file(net, tmp_path):
+    tuned = create_model(SMALL, num_classes=3)
+    torch.save(tuned.state_dict(), tmp_path / "tuned.pth")
+    assert create_model(SMALL, weights=tmp_path / "tuned.pth").num_classes == 3
+
+
+@pytest.mark.parametrize("in_chans", [1, 2, 4, 6])
+@pytest.mark.parametrize("arch", [SMALL, SMALL_TREE], ids=["mbconv", "tree"])
+def test_the_stem_is_adapted(arch, in_chans, tmp_path, caplog):
+    source = create_model(arch).eval()
+    torch.save(source.state_dict(), tmp_path / "w.pth")
+    with caplog.at_level(logging.INFO, "proxylessnas"):
+        model = create_model(arch, weights=tmp_path / "w.pth", in_chans=in_chans).eval()
+    assert "input channels" in caplog.text
+    grey = torch.rand(2, 1, 32, 32)
+    with torch.inference_mode():
+        expected = source(grey.expand(-1, 3, -1, -1))
+        got = model(grey.expand(-1, in_chans, -1, -1))
+    # One channel sums, and repeating keeps the sum of a grey image where the repetition is whole.
+    if in_chans in (1, 6):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+    stem = next(p for p in model.parameters() if p.dim() == 4)
+    old = next(p for p in source.parameters() if p.dim() == 4)
+    if in_chans > 1:
+        torch.testing.assert_close(stem[:, 0], old[:, 0] * 3 / in_chans)
+
+
+def test_a_misfit_is_an_error_and_changes_nothing(net, tmp_path):
+    other = Arch("other", stem=8, first=8, last=24, num_classes=5, stages=SMALL.stages[:1])
+    torch.save(create_model(other).state_dict(), tmp_path / "other.pth")
+    before = copy.deepcopy(net)
+    for strict in (True, False):
+        with pytest.raises(WeightsMismatchError, match=r"other\.pth do not fit small") as caught:
+            load_weights(net, tmp_path / "other.pth", strict=strict)
+        assert same_tensors(net, before) == set()
+    assert "feature_mix_layer.conv.weight: shape [24, 8, 1, 1] in the weights, [24, 16, 1, 1]" in str(
+        caught.value
+    )
+    with pytest.raises(WeightsMismatchError):
+        create_model(SMALL, weights=tmp_path / "other.pth")
+    with pytest.raises(WeightsMismatchError, match="no tensor of the weights"):
+        load_weights(net, {"a": torch.zeros(1)}, strict=False)
+
+
+def test_missing_and_unexpected_tensors(net):
+    state = {k: v.clone() for k, v in create_model(SMALL).state_dict().items()}
+    del state["first_conv.bn.weight"]
+    state["stray"] = torch.zeros(2)
+    with pytest.raises(WeightsMismatchError, match=r"missing: first_conv\.bn\.weight\n  unexpected: stray"):
+        load_weights(net, state)
+    old = net.state_dict()["first_conv.bn.weight"].clone()
+    report = load_weights(net, state, strict=False)
+    assert (report.missing, report.unexpected) == (["first_conv.bn.weight"], ["stray"])
+    assert torch.equal(net.state_dict()["first_conv.bn.weight"], old)
+    assert torch.equal(net.state_dict()["first_conv.bn.bias"], state["first_conv.bn.bias"])
+
+
+def test_weights_older_than_batch_counters_load(net):
+    state = {k: v for k, v in net.state_dict().items() if not k.endswith("num_batches_tracked")}
+    model = create_model(SMALL)
+    load_weights(model, state)
+    assert model.first_conv.bn.num_batches_tracked == 0
+
+
+def test_half_precision_weights_become_the_default_type(net, tmp_path):
+    torch.save(
+        {k: v.half() if v.is_floating_point() else v for k, v in net.state_dict().items()},
+        tmp_path / "half.pth",
+    )
+    model = create_model(SMALL, weights=tmp_path / "half.pth")
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert model.first_conv.bn.num_batches_tracked.dtype == torch.long
+
+
+@pytest.mark.parametrize("arch", [SMALL, SMALL_TREE], ids=["mbconv", "tree"])
+def test_one_file_holds_architecture_weights_and_preprocessing(arch, tmp_path):
+    model = create_model(arch, num_classes=4, in_chans=1).eval()
+    model.preprocessing = Preprocessing(input_size=32, resize=36, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    path = save_weights(model, tmp_path / "child.safetensors", {"note": "kept"})
+    again = create_model(path).eval()
+    assert same_tensors(again, model) == set()
+    assert (again.num_classes, again.preprocessing) == (4, model.preprocessing)
+    x = torch.randn(2, 1, 32, 32)
+    assert torch.equal(again(x), model(x))
+    assert proxylessnas.read_arch(path).num_classes == 4
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        assert file.metadata()["note"] == "kept"
+    embedding = create_model(arch, num_classes=0)
+    assert create_model(save_weights(embedding, tmp_path / "e.safetensors")).num_classes == 0
+    with pytest.raises(ValueError, match="suffix"):
+        save_weights(model, tmp_path / "child.pth")
+
+
+def test_architecture_files(tmp_path):
+    (tmp_path / "net.config").write_text(json.dumps(SMALL.to_official()))
+    (tmp_path / "arch.txt").write_text(str(SMALL_TREE))
+    assert create_model(tmp_path / "net.config").arch.to_official() == SMALL.to_official()
+    assert create_model(str(tmp_path / "arch.txt")).arch == SMALL_TREE
+    (tmp_path / "bad.txt").write_text("Arch(")
+    with pytest.raises(ArchError, match=r"bad\.txt: line 1, column 6"):
+        create_model(tmp_path / "bad.txt")
+    for name, says in [
+        ("absent.json", "No such file"),
+        ("absent.txt", "No such file"),
+        ("w.pth", "no architecture"),
+    ]:
+        with pytest.raises(ArchError, match=says):
+            create_model(tmp_path / name)
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ArchError, match="not a text file"):
+        create_model(tmp_path / "binary.txt")
+
+
+def test_clear_errors(tmp_path, monkeypatch):
+    with pytest.raises(UnknownModelError, match="did you mean proxyless_mobile"):
+        create_model("proxyles_mobil")
+    with pytest.raises(WeightsNotFoundError, match=r"absent\.pth"):
+        create_model("proxyless_cpu", weights=tmp_path / "absent.pth")
+    with pytest.raises(WeightsNotFoundError, match="no weights are published for the architecture 'small'"):
+        create_model(SMALL, pretrained=True)
+    with pytest.raises(UnknownModelError):
+        create_model("proxyless_cpu", weights="resnet18")
+    (tmp_path / "page.pth").write_text("<html>moved</html>")
+    with pytest.raises(WeightsCorruptError, match="web page"):
+        create_model("proxyless_cpu", weights=tmp_path / "page.pth")
+    monkeypatch.setenv("PROXYLESSNAS_OFFLINE", "1")
+    with pytest.raises(OfflineError, match=r"proxyless_cpu\.pth"):
+        create_model("proxyless_cpu", pretrained=True)
+
+
+def test_preprocessing_is_known_for_zoo_nets_and_not_guessed_for_others():
+    assert (
+        create_model("proxyless_w025_r112").preprocessing == get_weights("proxyless_w025_r112").preprocessing
+    )
+    assert create_model("proxyless_cpu").preprocessing.input_size == 224
+    assert create_model(SMALL).preprocessing is None
+    assert create_model("proxyless_cpu").weights is None
+
+
+def test_real_weights_by_path_by_cache_and_by_copy(shared_data, tmp_path, monkeypatch):
+    """The tiny net's real file: through a path, as the cached original, and as its safetensors copy."""
+    import shutil
+
+    from proxylessnas import cache
+
+    path = shared_data / "weights" / "proxyless-w0.25-r112_imagenet.pth"
+    by_path = create_model("proxyless_w025_r112", weights=path)
+    record = get_weights("proxyless_w025_r112")
+    assert by_path.weights == record, "a local file is recognised by its digest"
+    monkeypatch.setenv("PROXYLESSNAS_CACHE", str(tmp_path))
+    monkeypatch.setenv("PROXYLESSNAS_OFFLINE", "1")
+    shutil.copyfile(path, cache.weights_path(record))
+    by_cache = proxylessnas.proxyless_w025_r112(pretrained=True)
+    assert cache.copy_path(record).is_file()
+    by_copy = proxylessnas.proxyless_w025_r112(pretrained=True)
+    assert same_tensors(by_cache, by_path) == same_tensors(by_copy, by_path) == set()
+    assert by_copy.weights == record
+    seven = proxylessnas.proxyless_w025_r112(pretrained=True, num_classes=7, in_chans=1)
+    skip = {"first_conv.conv.weight"} | {k for k in seven.state_dict() if k.startswith("classifier")}
+    assert same_tensors(seven, by_path, skip) == set()
