@@ -23,13 +23,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from harness import HERE, add_options, start, write_rows
+from harness import HERE, start, write_rows
 
 REPO = str(HERE.parent)
-COLD = {
-    "import torch": "import torch",
-    "hub.load proxyless_cpu, random weights": f"import torch; torch.hub.load({REPO!r}, 'proxyless_cpu', source='local')",
-}
+LOAD = f"import torch; torch.hub.load({REPO!r}, 'proxyless_cpu', source='local')"
+COLD = {"import torch": "import torch", "hub.load proxyless_cpu, random weights": LOAD}
 CHECK = "; import sys; assert not {'torchvision', 'torch._dynamo', 'numpy.testing'} & set(sys.modules)"
 
 
@@ -107,7 +105,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add_options(parser, "cold_start")
     parser.add_argument("--processes", type=int, default=9)
     parser.add_argument("--rounds", type=int, default=40)
     args = parser.parse_args()

@@ -1,20 +1,24 @@
 """Eager latency of ``proxyless_cpu`` against a hand-inlined module of the same layers and MobileNetV2.
 
-    python benchmarks/eager_latency.py [--threads 1] [--rounds 60] [--csv
-    benchmarks/results/eager_latency.csv]
+    python benchmarks/eager_latency.py [--threads 1] [--rounds 60] [--processes 7]
 
-All variants are timed in turn in every round; ratios are of medians.
+Several fresh processes, because where a process happens to put its memory moves a net by a few percent. In
+each, all variants are timed in random order in every round; a process's ratio is of its medians, and the
+median of these counts.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import statistics
+import subprocess
+import sys
 import time
 
 import torch
-from harness import add_options, start, write_rows
+from harness import start, write_rows
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -74,14 +78,8 @@ class Inlined(nn.Module):
         return self.linear(x.mean((2, 3)))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_options(parser, "eager_latency")
-    parser.add_argument("--rounds", type=int, default=60)
-    args = parser.parse_args()
-    start(args)
+def measure(args: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Return the median latency of every net in both layouts, in ms, in this process."""
     import torchvision
 
     net = proxyless_cpu().eval()
@@ -90,7 +88,7 @@ def main() -> None:
         "inlined": Inlined(net).eval(),
         "mobilenet_v2": torchvision.models.mobilenet_v2().eval(),
     }
-    rows = []
+    medians: dict[str, dict[str, float]] = {}
     for layout in (torch.contiguous_format, torch.channels_last):
         x = torch.randn(1, 3, 224, 224).to(memory_format=layout)
         models = {name: m.to(memory_format=layout) for name, m in nets.items()}
@@ -98,26 +96,58 @@ def main() -> None:
         with torch.inference_mode():
             difference = (models["ours"](x) - models["inlined"](x)).abs().max().item()
             assert difference == 0.0, f"the two modules differ by {difference}"
-            for _ in range(10):
-                for m in models.values():
-                    m(x)
-            for _ in range(args.rounds):
+            for i in range(args.rounds + 10):
                 for name in random.sample(list(models), len(models)):
                     begin = time.perf_counter()
                     models[name](x)
-                    times[name].append((time.perf_counter() - begin) * 1e3)
-        for name, values in times.items():
-            q = statistics.quantiles(values, n=10)
-            median = statistics.median(values)
+                    if i >= 10:
+                        times[name].append((time.perf_counter() - begin) * 1e3)
+        medians[str(layout).removeprefix("torch.")] = {n: statistics.median(v) for n, v in times.items()}
+    return medians
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--processes", type=int, default=7)
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    start(args)
+    if args.one:
+        print(json.dumps(measure(args)))
+        return
+    command = [
+        sys.executable,
+        __file__,
+        "--one",
+        "--threads",
+        str(args.threads),
+        "--rounds",
+        str(args.rounds),
+    ]
+    runs = [
+        json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        for _ in range(args.processes)
+    ]
+    rows = []
+    for layout in runs[0]:
+        for name in runs[0][layout]:
+            values = [run[layout][name] for run in runs]
+            ratios = [run[layout][name] / run[layout]["inlined"] for run in runs]
             rows.append(
                 {
                     "net": name,
-                    "layout": str(layout).removeprefix("torch."),
+                    "layout": layout,
                     "threads": args.threads,
-                    "median_ms": round(median, 3),
-                    "p10_ms": round(q[0], 3),
-                    "p90_ms": round(q[-1], 3),
-                    "ratio_to_inlined": round(median / statistics.median(times["inlined"]), 4),
+                    "processes": args.processes,
+                    "median_ms": round(statistics.median(values), 3),
+                    "lowest_ms": round(min(values), 3),
+                    "highest_ms": round(max(values), 3),
+                    "ratio_to_inlined": round(statistics.median(ratios), 4),
+                    "lowest_ratio": round(min(ratios), 4),
+                    "highest_ratio": round(max(ratios), 4),
                 }
             )
     write_rows(args, rows)

@@ -14,13 +14,17 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 
 
-def add_options(parser: argparse.ArgumentParser, name: str) -> None:
-    """Add the options that every benchmark has."""
+def make_parser(description: str | None, name: str) -> argparse.ArgumentParser:
+    """Return a parser with the options that every benchmark has; ``name`` is that of its result file."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
         "--csv", type=Path, default=HERE / "results" / f"{name}.csv", help="where to append the rows"
     )
     parser.add_argument("--no-csv", action="store_true", help="print only")
+    return parser
 
 
 def start(args: argparse.Namespace) -> None:

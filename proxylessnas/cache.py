@@ -16,7 +16,7 @@ import re
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .digests import bytes_problem, expected_digest, file_problem, short_digest
 from .download import download, is_offline, offline_error
@@ -84,7 +84,7 @@ def cache_dir() -> Path:
 
 def _hub_dir() -> str:
     """Return torch's hub folder; without importing torch, which takes over a second, where nobody has yet."""
-    torch = sys.modules.get("torch")
+    torch: Any = sys.modules.get("torch")
     if hasattr(torch, "hub"):
         return str(torch.hub.get_dir())  # torch.hub.set_dir() may have changed it
     cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")

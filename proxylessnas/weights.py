@@ -106,7 +106,6 @@ class Weights:
             tensor.
 
         Raises:
-            MissingExtraError: torchvision cannot be imported.
             TypeError: an override is not a field of Preprocessing.
         """
         return dataclasses.replace(self.preprocessing, **overrides).build()

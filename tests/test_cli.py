@@ -485,7 +485,7 @@ def test_offline(run: Run, files: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_missing_libraries(run: Run, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for library, line in (
         ("PIL.Image", "pip install pillow"),
-        ("torchvision.transforms", "pip install torchvision"),
+        ("safetensors.torch", "pip install safetensors"),
     ):
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, library, None)

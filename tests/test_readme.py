@@ -104,6 +104,7 @@ def _hub_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
         if source == "github":
             assert re.fullmatch(r"[\w-]+/[\w.-]+:\S+", repo_or_dir), f"{repo_or_dir!r} pins no tag"
             assert kwargs.pop("trust_repo", None) is True, "without trust_repo torch.hub asks on the terminal"
+        if source == "github" or repo_or_dir == ".":  # "from a checkout"
             repo_or_dir = str(REPO)
         return load(repo_or_dir, model, *args, source="local", **kwargs)
 

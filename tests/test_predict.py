@@ -1,0 +1,58 @@
+"""From a picture to class names through the net's own method."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from PIL import Image
+from test_models import SMALL
+
+from proxylessnas import ImageError, Preprocessing, ProxylessError, create_model, get_weights
+from proxylessnas.transforms import IMAGENET_MEAN
+
+
+@pytest.fixture
+def net():
+    model = create_model(SMALL)
+    model.preprocessing = Preprocessing(32, 36)
+    return model
+
+
+def test_predict_equals_the_long_way(net, tmp_path):
+    Image.effect_mandelbrot((60, 50), (-2, -1.5, 1, 1.5), 40).convert("RGB").save(tmp_path / "a.png")
+    picture = Image.open(tmp_path / "a.png")
+    net.freeze_bn()
+    net.train()
+    found = net.predict(tmp_path / "a.png", top=3)
+    assert net.training, "the mode is given back"
+    with torch.inference_mode():
+        expected = net.eval()(net.preprocessing.build()(picture)[None]).softmax(1)[0]
+    assert [p.class_index for p in found] == expected.topk(3).indices.tolist()
+    assert [p.probability for p in found] == pytest.approx(expected.topk(3).values.tolist())
+    assert [p.name for p in found] == [str(p.class_index) for p in found], "no names are known"
+    assert found == net.predict(picture, 3) == net.predict(str(tmp_path / "a.png"), 3)
+    assert len(net.predict(picture, top=100)) == 5
+
+
+def test_what_cannot_be_predicted(net, tmp_path):
+    with pytest.raises(ImageError, match=r"absent\.jpg"):
+        net.predict(tmp_path / "absent.jpg")
+    net.preprocessing = None
+    with pytest.raises(ProxylessError, match=r"set model\.preprocessing"):
+        net.predict(Image.new("RGB", (8, 8)))
+    with pytest.raises(ProxylessError, match="no classifier"):
+        create_model("proxyless_w025_r112", num_classes=0).predict(Image.new("RGB", (8, 8)))
+
+
+def test_real_photo(shared_data, repo):
+    path = shared_data / "weights" / "proxyless-w0.25-r112_imagenet.pth"
+    net = create_model("proxyless_w025_r112", weights=path)
+    best = net.predict(repo / "examples" / "photos" / "cat.jpg")[0]
+    assert (best.name, best.class_index, best.wnid) == ("Egyptian cat", 285, "n02124075")
+    assert best.probability == pytest.approx(0.747, abs=0.01)
+    assert net.preprocessing.mean != IMAGENET_MEAN
+    assert get_weights("proxyless_w025_r112").categories[285] == best.name
+    # Another head has no names, and the photo's classes are numbers.
+    assert create_model("proxyless_w025_r112", weights=path, num_classes=3).predict(
+        repo / "examples" / "photos" / "cat.jpg"
+    )[0].name in {"0", "1", "2"}
