@@ -3,267 +3,137 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 from .builders import create_model
+from .classifier import Classifier
 from .model import ProxylessNAS
 from .pyramid import PyramidTreeNet
 
 if TYPE_CHECKING:
     from .weights import Weights
 
-
-def proxyless_gpu(
-    pretrained: bool = False,
-    progress: bool = True,
-    *,
-    weights: str | os.PathLike[str] | Weights | None = None,
-    num_classes: int | None = None,
-    in_chans: int = 3,
-    global_pool: str = "avg",
-    drop_rate: float = 0.0,
-    drop_path_rate: float = 0.0,
-) -> ProxylessNAS:
-    """ProxylessNAS-GPU, specialised for a V100 GPU of 2018: short and wide.
-
-    7.12 M parameters, 465 M MACs at 224 pixels; published ImageNet top-1 error 24.9 %.
-    Arguments and errors: see :func:`create_model`.
-
-    >>> model = proxyless_gpu(num_classes=10)
-    """
-    model = create_model(
-        "proxyless_gpu",
-        pretrained,
-        progress,
-        weights=weights,
-        num_classes=num_classes,
-        in_chans=in_chans,
-        global_pool=global_pool,
-        drop_rate=drop_rate,
-        drop_path_rate=drop_path_rate,
-    )
-    return cast(ProxylessNAS, model)
+Net = TypeVar("Net", bound=Classifier, covariant=True)
 
 
-def proxyless_cpu(
-    pretrained: bool = False,
-    progress: bool = True,
-    *,
-    weights: str | os.PathLike[str] | Weights | None = None,
-    num_classes: int | None = None,
-    in_chans: int = 3,
-    global_pool: str = "avg",
-    drop_rate: float = 0.0,
-    drop_path_rate: float = 0.0,
-) -> ProxylessNAS:
-    """ProxylessNAS-CPU, specialised for a Xeon E5-2640 v4 CPU.
+class Builder(Protocol[Net]):
+    """The signature of every function here."""
 
-    4.36 M parameters, 439 M MACs at 224 pixels; published ImageNet top-1 error 24.7 %.
-    Arguments and errors: see :func:`create_model`.
+    __name__: str
 
-    >>> model = proxyless_cpu(num_classes=10)
-    """
-    model = create_model(
-        "proxyless_cpu",
-        pretrained,
-        progress,
-        weights=weights,
-        num_classes=num_classes,
-        in_chans=in_chans,
-        global_pool=global_pool,
-        drop_rate=drop_rate,
-        drop_path_rate=drop_path_rate,
-    )
-    return cast(ProxylessNAS, model)
+    def __call__(
+        self,
+        pretrained: bool = False,
+        progress: bool = True,
+        *,
+        weights: str | os.PathLike[str] | Weights | None = None,
+        num_classes: int | None = None,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+    ) -> Net:
+        """Build the net."""
 
 
-def proxyless_mobile(
-    pretrained: bool = False,
-    progress: bool = True,
-    *,
-    weights: str | os.PathLike[str] | Weights | None = None,
-    num_classes: int | None = None,
-    in_chans: int = 3,
-    global_pool: str = "avg",
-    drop_rate: float = 0.0,
-    drop_path_rate: float = 0.0,
-) -> ProxylessNAS:
-    """ProxylessNAS-Mobile, specialised for a Pixel 1 phone.
+_ARGUMENTS = """
+Args:
+    pretrained: load the published weights, from the cache or the network.
+    progress: show a bar while downloading.
+    weights: load these instead: a local file, a zoo name or a get_weights() record.
+    num_classes: outputs; 0 returns embeddings; None takes the weights' or the published number.
+    in_chans: input channels; the stem's weights are adapted.
+    global_pool: "avg", "max", "avgmax", or "" to keep the feature map (with num_classes=0).
+    drop_rate: dropout before the classifier.
+    drop_path_rate: stochastic depth.
 
-    4.08 M parameters, 320 M MACs at 224 pixels; published ImageNet top-1 error 25.4 %.
-    Arguments and errors: see :func:`create_model`.
+Returns:
+    The net, in training mode. model.preprocessing is what its images need, model.predict(photo) names what is
+    on one.
 
-    >>> model = proxyless_mobile(num_classes=10)
-    """
-    model = create_model(
-        "proxyless_mobile",
-        pretrained,
-        progress,
-        weights=weights,
-        num_classes=num_classes,
-        in_chans=in_chans,
-        global_pool=global_pool,
-        drop_rate=drop_rate,
-        drop_path_rate=drop_path_rate,
-    )
-    return cast(ProxylessNAS, model)
+Raises:
+    WeightsFetchError, WeightsCorruptError, WeightsMismatchError: see create_model.
+"""
 
 
-def proxyless_mobile_14(
-    pretrained: bool = False,
-    progress: bool = True,
-    *,
-    weights: str | os.PathLike[str] | Weights | None = None,
-    num_classes: int | None = None,
-    in_chans: int = 3,
-    global_pool: str = "avg",
-    drop_rate: float = 0.0,
-    drop_path_rate: float = 0.0,
-) -> ProxylessNAS:
-    """ProxylessNAS-Mobile-14, the wide variant (about 1.4 times) of ``proxyless_mobile``.
+def _builder(name: str, kind: type[Net], summary: str, *, alias: str | None = None) -> Builder[Net]:
+    """Return an ordinary function, with name, signature and docstring, that builds one published net."""
 
-    6.86 M parameters, 581 M MACs at 224 pixels; published ImageNet top-1 error 23.3 %.
-    Arguments and errors: see :func:`create_model`.
+    def build(
+        pretrained: bool = False,
+        progress: bool = True,
+        *,
+        weights: str | os.PathLike[str] | Weights | None = None,
+        num_classes: int | None = None,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+    ) -> Net:
+        model = create_model(
+            name,
+            pretrained,
+            progress,
+            weights=weights,
+            num_classes=num_classes,
+            in_chans=in_chans,
+            global_pool=global_pool,
+            drop_rate=drop_rate,
+            drop_path_rate=drop_path_rate,
+        )
+        return cast("Net", model)
 
-    >>> model = proxyless_mobile_14(num_classes=10)
-    """
-    model = create_model(
-        "proxyless_mobile_14",
-        pretrained,
-        progress,
-        weights=weights,
-        num_classes=num_classes,
-        in_chans=in_chans,
-        global_pool=global_pool,
-        drop_rate=drop_rate,
-        drop_path_rate=drop_path_rate,
-    )
-    return cast(ProxylessNAS, model)
-
-
-def proxyless_w025_r112(
-    pretrained: bool = False,
-    progress: bool = True,
-    *,
-    weights: str | os.PathLike[str] | Weights | None = None,
-    num_classes: int | None = None,
-    in_chans: int = 3,
-    global_pool: str = "avg",
-    drop_rate: float = 0.0,
-    drop_path_rate: float = 0.0,
-) -> ProxylessNAS:
-    """ProxylessNAS-w0.25-r112, a tiny ImageNet net for 112-pixel images.
-
-    0.57 M parameters; its weights expect mean = std = 0.5 (``model.preprocessing``).
-    Arguments and errors: see :func:`create_model`.
-
-    >>> model = proxyless_w025_r112(num_classes=10)
-    """
-    model = create_model(
-        "proxyless_w025_r112",
-        pretrained,
-        progress,
-        weights=weights,
-        num_classes=num_classes,
-        in_chans=in_chans,
-        global_pool=global_pool,
-        drop_rate=drop_rate,
-        drop_path_rate=drop_path_rate,
-    )
-    return cast(ProxylessNAS, model)
+    build.__name__ = build.__qualname__ = alias or name
+    build.__doc__ = summary + "\n" + _ARGUMENTS
+    build.__annotations__["return"] = kind.__name__
+    return build
 
 
-def proxyless_w03_r176(
-    pretrained: bool = False,
-    progress: bool = True,
-    *,
-    weights: str | os.PathLike[str] | Weights | None = None,
-    num_classes: int | None = None,
-    in_chans: int = 3,
-    global_pool: str = "avg",
-    drop_rate: float = 0.0,
-    drop_path_rate: float = 0.0,
-) -> ProxylessNAS:
-    """ProxylessNAS-w0.3-r176, a tiny ImageNet net for 176-pixel images.
+proxyless_gpu = _builder(
+    "proxyless_gpu",
+    ProxylessNAS,
+    """ProxylessNAS-GPU, specialised for a V100: short and wide, with large kernels.
 
-    0.75 M parameters; its weights expect mean = std = 0.5 (``model.preprocessing``).
-    Arguments and errors: see :func:`create_model`.
+7.12 M parameters, 465 M MACs at 224 pixels; ImageNet top-1 error 24.9 % (published, not re-measured).""",
+)
+proxyless_cpu = _builder(
+    "proxyless_cpu",
+    ProxylessNAS,
+    """ProxylessNAS-CPU, specialised for a Xeon E5-2640 v4: deep, mostly 3x3 kernels.
 
-    >>> model = proxyless_w03_r176(num_classes=10)
-    """
-    model = create_model(
-        "proxyless_w03_r176",
-        pretrained,
-        progress,
-        weights=weights,
-        num_classes=num_classes,
-        in_chans=in_chans,
-        global_pool=global_pool,
-        drop_rate=drop_rate,
-        drop_path_rate=drop_path_rate,
-    )
-    return cast(ProxylessNAS, model)
+4.36 M parameters, 439 M MACs at 224 pixels; ImageNet top-1 error 24.7 % (published, not re-measured).""",
+)
+proxyless_mobile = _builder(
+    "proxyless_mobile",
+    ProxylessNAS,
+    """ProxylessNAS-Mobile, specialised for a Pixel 1.
 
+4.08 M parameters, 320 M MACs at 224 pixels; ImageNet top-1 error 25.4 % (published, not re-measured).""",
+)
+_MOBILE_14 = """ProxylessNAS-Mobile, 1.4 times as wide or so.
 
-def proxyless_cifar(
-    pretrained: bool = False,
-    progress: bool = True,
-    *,
-    weights: str | os.PathLike[str] | Weights | None = None,
-    num_classes: int | None = None,
-    in_chans: int = 3,
-    global_pool: str = "avg",
-    drop_rate: float = 0.0,
-    drop_path_rate: float = 0.0,
-) -> PyramidTreeNet:
-    """ProxylessNAS-CIFAR, the tree-structured CIFAR-10 net of the paper.
+6.86 M parameters, 581 M MACs at 224 pixels; ImageNet top-1 error 23.3 % (published, not re-measured)."""
+proxyless_mobile_14 = _builder("proxyless_mobile_14", ProxylessNAS, _MOBILE_14)
+#: The name older documentation used.
+proxyless_mobile14 = _builder("proxyless_mobile_14", ProxylessNAS, _MOBILE_14, alias="proxyless_mobile14")
+proxyless_w025_r112 = _builder(
+    "proxyless_w025_r112",
+    ProxylessNAS,
+    """A tiny ImageNet net for images of 112 pixels.
 
-    5.73 M parameters, 1,213 M MACs at 32 pixels; published CIFAR-10 error 2.08 %.
-    Arguments and errors: see :func:`create_model`.
+0.57 M parameters, 10.7 M MACs; its weights want mean = std = 0.5, which model.preprocessing knows.""",
+)
+proxyless_w03_r176 = _builder(
+    "proxyless_w03_r176",
+    ProxylessNAS,
+    """A tiny ImageNet net for images of 176 pixels.
 
-    >>> model = proxyless_cifar(num_classes=10)
-    """
-    model = create_model(
-        "proxyless_cifar",
-        pretrained,
-        progress,
-        weights=weights,
-        num_classes=num_classes,
-        in_chans=in_chans,
-        global_pool=global_pool,
-        drop_rate=drop_rate,
-        drop_path_rate=drop_path_rate,
-    )
-    return cast(PyramidTreeNet, model)
+0.75 M parameters, 38.3 M MACs; its weights want mean = std = 0.5, which model.preprocessing knows.""",
+)
+proxyless_cifar = _builder(
+    "proxyless_cifar",
+    PyramidTreeNet,
+    """The tree-structured CIFAR-10 net of the paper, found by gradient search.
 
-
-def proxyless_mobile14(
-    pretrained: bool = False,
-    progress: bool = True,
-    *,
-    weights: str | os.PathLike[str] | Weights | None = None,
-    num_classes: int | None = None,
-    in_chans: int = 3,
-    global_pool: str = "avg",
-    drop_rate: float = 0.0,
-    drop_path_rate: float = 0.0,
-) -> ProxylessNAS:
-    """Alias of :func:`proxyless_mobile_14`, the name older documentation used.
-
-    6.86 M parameters, 581 M MACs at 224 pixels; published ImageNet top-1 error 23.3 %.
-    Arguments and errors: see :func:`create_model`.
-
-    >>> model = proxyless_mobile14(num_classes=10)
-    """
-    model = create_model(
-        "proxyless_mobile_14",
-        pretrained,
-        progress,
-        weights=weights,
-        num_classes=num_classes,
-        in_chans=in_chans,
-        global_pool=global_pool,
-        drop_rate=drop_rate,
-        drop_path_rate=drop_path_rate,
-    )
-    return cast(ProxylessNAS, model)
+5.73 M parameters, 1,213 M MACs at 32 pixels; CIFAR-10 error 2.08 % (published, not re-measured).""",
+)

@@ -19,6 +19,8 @@ import sitecustomize as network_guard  # noqa: E402
 
 sys.path.remove(str(OFFLINE))
 
+pytest_plugins = ["cache_fixtures"]
+
 # Read before the variables are hidden from the tests.
 _TEST_DATA = Path(os.environ.get("PROXYLESSNAS_TEST_DATA") or REPO.parent / "shared" / "data")
 

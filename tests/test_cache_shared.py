@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import subprocess
@@ -14,8 +13,9 @@ from pathlib import Path
 import faulty_server as faults
 import pytest
 import torch
+from cache_fixtures import CONTENT, same
 from faulty_server import FaultyServer
-from fetch_tools import NAME, as_json, note, nothing_left, record
+from fetch_tools import as_json, note, nothing_left
 
 from proxylessnas.cache import (
     cached_state_dict,
@@ -24,50 +24,6 @@ from proxylessnas.cache import (
 )
 from proxylessnas.errors import OfflineError, WeightsCorruptError, WeightsFetchError
 from proxylessnas.weights import Weights, get_weights
-
-STATE = {
-    "a.weight": torch.arange(3000.0).view(60, 50),
-    "a.num_batches_tracked": torch.tensor(3),
-    "b.bias": torch.ones(7),
-}
-
-
-def checkpoint() -> bytes:
-    file = io.BytesIO()
-    torch.save({"state_dict": STATE}, file, _use_new_zipfile_serialization=False)
-    return file.getvalue()
-
-
-CONTENT = checkpoint()
-
-
-def same(state: dict[str, torch.Tensor]) -> bool:
-    return state.keys() == STATE.keys() and all(torch.equal(state[name], STATE[name]) for name in STATE)
-
-
-def flip(path: Path, at: int = -5) -> None:
-    data = bytearray(path.read_bytes())
-    data[at] ^= 1
-    path.write_bytes(data)
-
-
-@pytest.fixture
-def server() -> Iterator[FaultyServer]:
-    with faults.faulty_server({NAME: CONTENT}) as running:
-        yield running
-
-
-@pytest.fixture
-def weights(server: FaultyServer) -> Weights:
-    return record(f"{server.url}/{NAME}", content=CONTENT)
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("PROXYLESSNAS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("PROXYLESSNAS_RETRIES", "0")
-    return tmp_path / "cache"
-
 
 # --- offline and read-only -----------------------------------------------------------------------------
 
