@@ -10,7 +10,6 @@ cache (the same bytes to read, hash and place).
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import hashlib
 import os
@@ -23,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from harness import HERE, start, write_rows
+from harness import HERE, make_parser, start, write_rows
 
 REPO = str(HERE.parent)
 LOAD = f"import torch; torch.hub.load({REPO!r}, 'proxyless_cpu', source='local')"
@@ -102,9 +101,7 @@ def build(rounds: int) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, "cold_start")
     parser.add_argument("--processes", type=int, default=9)
     parser.add_argument("--rounds", type=int, default=40)
     args = parser.parse_args()

@@ -18,7 +18,7 @@ import sys
 import time
 
 import torch
-from harness import start, write_rows
+from harness import make_parser, start, write_rows
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -107,9 +107,7 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, "eager_latency")
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--processes", type=int, default=7)
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
