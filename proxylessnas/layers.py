@@ -12,86 +12,71 @@ from torch.nn import functional as F
 from .arch import Block, custom_op
 
 
-class Conv2d(nn.Conv2d):
-    """``nn.Conv2d`` without bias, initialised once, by He's rule on the fan-out.
+class _Conv2d(nn.Conv2d):
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            fan_out = self.kernel_size[0] * self.kernel_size[1] * self.out_channels / self.groups
+            with torch.no_grad():
+                self.weight.normal_(0.0, math.sqrt(2.0 / fan_out))
 
-    torch would draw its default first, to be overwritten.
+
+class _BatchNorm2d(nn.BatchNorm2d):
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            with torch.no_grad():
+                self.weight.fill_(1.0)
+                self.bias.zero_()
+
+
+class _Linear(nn.Linear):
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            bound = 1.0 / math.sqrt(self.in_features)
+            with torch.no_grad():
+                self.weight.uniform_(-bound, bound)
+                self.bias.zero_()
+
+
+# The three classes above only replace torch's initialisation, which would draw all numbers twice. What the
+# functions below return are torch's own classes: tools that fuse, quantise or count go by the exact type.
+
+
+def conv2d(
+    in_channels: int,
+    out_channels: int,
+    kernel: int,
+    stride: int = 1,
+    *,
+    dilation: int = 1,
+    groups: int = 1,
+    device: Any = None,
+) -> nn.Conv2d:
+    """Return a convolution without bias, with "same" padding for odd kernels, initialised by He's rule.
 
     Weights are drawn from N(0, 2 / fan_out) with fan_out = k * k * out_channels / groups. The original code
     does not divide by the groups, which gives depthwise filters a far smaller scale; BatchNorm hides it, and
     this is the rule of its CIFAR code.
     """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel: int,
-        stride: int = 1,
-        padding: int = 0,
-        *,
-        dilation: int = 1,
-        groups: int = 1,
-        device: Any = None,
-    ) -> None:
-        super().__init__(
-            in_channels, out_channels, kernel, stride, padding, dilation, groups, bias=False, device=device
-        )
-
-    def reset_parameters(self) -> None:
-        """Draw new weights (nothing is drawn on the meta device)."""
-        if self.weight.is_meta:
-            return
-        fan_out = self.kernel_size[0] * self.kernel_size[1] * self.out_channels / self.groups
-        with torch.no_grad():
-            self.weight.normal_(0.0, math.sqrt(2.0 / fan_out))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [N, in, H, W] to [N, out, H', W']."""
-        # No bias, zero padding: torch's case distinctions can be skipped.
-        return F.conv2d(x, self.weight, None, self.stride, self.padding, self.dilation, self.groups)
+    padding = kernel // 2 * dilation
+    layer: nn.Conv2d = _Conv2d(
+        in_channels, out_channels, kernel, stride, padding, dilation, groups, bias=False, device=device
+    )
+    layer.__class__ = nn.Conv2d
+    return layer
 
 
-class BatchNorm2d(nn.BatchNorm2d):
-    """``nn.BatchNorm2d`` that does not fill its buffers twice and has a short way in evaluation mode.
-
-    A net of 60 of them at batch 1 spends a few percent of its time in Python; what is saved here pays for the
-    calls of the blocks.
-    """
-
-    def reset_parameters(self) -> None:
-        """Scale 1, shift 0, and fresh statistics if there are old ones."""
-        again, self._created = self._created, True
-        if self.weight.is_meta:
-            return
-        with torch.no_grad():
-            self.weight.fill_(1.0)
-            self.bias.zero_()
-        if again:
-            self.reset_running_stats()
-
-    _created = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise [N, C, H, W] per channel."""
-        if self.training:
-            return super().forward(x)
-        return F.batch_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
-        )
+def batch_norm(channels: int, eps: float = 1e-5, momentum: float = 0.1, device: Any = None) -> nn.BatchNorm2d:
+    """Return a BatchNorm: scale 1, shift 0, mean 0, variance 1."""
+    layer: nn.BatchNorm2d = _BatchNorm2d(channels, eps, momentum, device=device)
+    layer.__class__ = nn.BatchNorm2d
+    return layer
 
 
-class Linear(nn.Linear):
-    """``nn.Linear`` initialised as in the original code: weights U(-1/sqrt(n), 1/sqrt(n)), bias 0."""
-
-    def reset_parameters(self) -> None:
-        """Draw new weights (nothing is drawn on the meta device)."""
-        if self.weight.is_meta:
-            return
-        bound = 1.0 / math.sqrt(self.in_features)
-        with torch.no_grad():
-            self.weight.uniform_(-bound, bound)
-            self.bias.zero_()
+def linear(in_features: int, out_features: int, device: Any = None, dtype: Any = None) -> nn.Linear:
+    """Return a linear layer as in the original code: weights U(-1/sqrt(n), 1/sqrt(n)), bias 0."""
+    layer: nn.Linear = _Linear(in_features, out_features, device=device, dtype=dtype)
+    layer.__class__ = nn.Linear
+    return layer
 
 
 class LinearLayer(nn.Module):
@@ -99,7 +84,7 @@ class LinearLayer(nn.Module):
 
     def __init__(self, in_features: int, out_features: int, device: Any = None, dtype: Any = None) -> None:
         super().__init__()
-        self.linear = Linear(in_features, out_features, device=device, dtype=dtype)
+        self.linear = linear(in_features, out_features, device, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, in_features] to [N, out_features]."""
@@ -123,10 +108,8 @@ class ConvLayer(nn.Module):
         device: Any = None,
     ) -> None:
         super().__init__()
-        self.conv = Conv2d(
-            in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, device=device
-        )
-        self.bn = BatchNorm2d(out_channels, eps, momentum, device=device)
+        self.conv = conv2d(in_channels, out_channels, kernel, stride, groups=groups, device=device)
+        self.bn = batch_norm(out_channels, eps, momentum, device)
         self.act = act
 
     def forward(self, x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .classifier import Classifier, check_in_chans, check_rate
-from .layers import BatchNorm2d, Conv2d, drop_path
+from .layers import batch_norm, conv2d, drop_path
 from .tree_arch import BOTTLENECK, BRANCHES, EDGES_PER_BRANCH, TreeArch
 
 
@@ -33,10 +33,8 @@ class PreActConv(nn.Module):
         device: Any = None,
     ) -> None:
         super().__init__()
-        self.bn = BatchNorm2d(in_channels, device=device) if bn else None
-        self.conv = Conv2d(
-            in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, device=device
-        )
+        self.bn = batch_norm(in_channels, device=device) if bn else None
+        self.conv = conv2d(in_channels, out_channels, kernel, stride, groups=groups, device=device)
         self.act = act
         self.groups = groups
 
@@ -58,12 +56,9 @@ class SeparableEdge(nn.Module):
 
     def __init__(self, width: int, kernel: int, dilation: int, device: Any = None) -> None:
         super().__init__()
-        self.bn = BatchNorm2d(width, device=device)
-        padding = kernel // 2 * dilation
-        self.depth_conv = Conv2d(
-            width, width, kernel, 1, padding, dilation=dilation, groups=width, device=device
-        )
-        self.point_conv = Conv2d(width, width, 1, device=device)
+        self.bn = batch_norm(width, device=device)
+        self.depth_conv = conv2d(width, width, kernel, dilation=dilation, groups=width, device=device)
+        self.point_conv = conv2d(width, width, 1, device=device)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, width, H, W] to the same shape."""
@@ -107,7 +102,7 @@ class RootNode(nn.Module):
         super().__init__()
         words = [word[i : i + EDGES_PER_BRANCH] for i in range(0, len(word), EDGES_PER_BRANCH)]
         self.child_nodes = nn.ModuleList(TreeNode(letters, width, device) for letters in words)
-        self.branch_bns = nn.ModuleList(BatchNorm2d(width, device=device) for _ in words)
+        self.branch_bns = nn.ModuleList(batch_norm(width, device=device) for _ in words)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, 2 * width, H, W] to [N, width, H, W]."""
@@ -146,7 +141,7 @@ class ResidualTreeBlock(nn.Module):
         self.in_bottle = PreActConv(in_channels, width, 1, act=False, device=device)
         self.out_bottle = PreActConv(width, BOTTLENECK * width, 1, device=device)
         self.cell = TreeCell(word, width, stride, device)
-        self.final_bn = BatchNorm2d(BOTTLENECK * width, device=device)
+        self.final_bn = batch_norm(BOTTLENECK * width, device=device)
         self.stride = stride
         self.pad = BOTTLENECK * width - in_channels
         self.drop_path_rate = drop_path_rate
@@ -182,7 +177,7 @@ class Norm(nn.Module):
 
     def __init__(self, width: int, act: bool, device: Any = None) -> None:
         super().__init__()
-        self.bn = BatchNorm2d(width, device=device)
+        self.bn = batch_norm(width, device=device)
         self.act = act
 
     def forward(self, x: Tensor) -> Tensor:
