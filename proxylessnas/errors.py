@@ -6,7 +6,7 @@ built-in that callers would guess (``ValueError``, ``OSError``, ``KeyError``, ``
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
 class ProxylessError(Exception):
@@ -66,7 +66,31 @@ class WeightsCorruptError(ProxylessError, ValueError):
 
 
 class WeightsMismatchError(ProxylessError, ValueError):
-    """Weights do not fit the net: tensors are missing, unexpected or of another shape."""
+    """Weights do not fit the net; the message is one line and names the first few tensors.
+
+    Attributes:
+        missing: parameters of the net that the weights lack.
+        unexpected: tensors of the weights that the net has no place for.
+        shapes: tensors of another shape, name to (shape in the weights, shape in the net).
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        missing: Sequence[str] = (),
+        unexpected: Sequence[str] = (),
+        shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] | None = None,
+    ) -> None:
+        self.missing, self.unexpected, self.shapes = list(missing), list(unexpected), dict(shapes or {})
+        misfits = [f"{name} {list(a)}, not {list(b)}" for name, (a, b) in self.shapes.items()]
+        groups = {"of another shape": misfits, "missing": self.missing, "unexpected": self.unexpected}
+        found = []
+        for kind, names in groups.items():
+            if names:
+                shown = ", ".join([*names[:2], *(["..."] if len(names) > 2 else [])])
+                found.append(f"{len(names)} {kind} ({shown})")
+        super().__init__(f"{what}; tensors: {', '.join(found)}" if found else what)
 
 
 class ImageError(ProxylessError, ValueError):

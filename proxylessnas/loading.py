@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("proxylessnas")
 HEAD = "classifier."
-_LISTED = 8
 
 
 @dataclass
@@ -66,12 +65,6 @@ def stem_name(model: nn.Module) -> str:
     return next(name for name, p in model.named_parameters() if p.dim() == 4)
 
 
-def _mismatch(model: Classifier, lines: list[str], source: str) -> WeightsMismatchError:
-    listed = lines[:_LISTED] + ([f"and {len(lines) - _LISTED} more"] if len(lines) > _LISTED else [])
-    name = model.arch.name
-    return WeightsMismatchError(f"{source} do not fit {name}:\n  " + "\n  ".join(listed))
-
-
 def fit_state_dict(
     model: Classifier, state: Mapping[str, Tensor], source: str = "the weights", *, strict: bool = True
 ) -> tuple[dict[str, Tensor], LoadReport]:
@@ -86,7 +79,7 @@ def fit_state_dict(
     own_head = {key for key in own if key.startswith(HEAD)}
     fits_head = head == own_head and all(state[key].shape == own[key].shape for key in head)
     fitted: dict[str, Tensor] = {}
-    problems: list[str] = []
+    shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
     if not fits_head and (head or not own_head):
         found = state[HEAD + "linear.weight"].shape[0] if HEAD + "linear.weight" in state else "other"
         for key in sorted(head | own_head):
@@ -110,9 +103,7 @@ def fit_state_dict(
             fitted[key] = adapt_stem(value, channels)
             report.adapted[key] = f"{value.shape[1]} input channels made into {channels}"
         else:
-            problems.append(
-                f"{key}: shape {list(value.shape)} in the weights, {list(own[key].shape)} in the net"
-            )
+            shapes[key] = (tuple(value.shape), tuple(own[key].shape))
     for key in own:
         if key in state or key in report.adapted:
             continue
@@ -120,14 +111,12 @@ def fit_state_dict(
             fitted[key] = torch.zeros((), dtype=torch.long)
         else:
             report.missing.append(key)
-    if strict:
-        problems += [f"missing: {key}" for key in report.missing] + [
-            f"unexpected: {key}" for key in report.unexpected
-        ]
-    if problems:
-        raise _mismatch(model, problems, source)
+    what = f"{source} do not fit {model.arch.name}"
     if not any(key in own for key in state):
-        raise _mismatch(model, ["no tensor of the weights belongs to this net"], source)
+        raise WeightsMismatchError(f"{what}: no tensor of the weights belongs to this net")
+    if shapes or (strict and (report.missing or report.unexpected)):
+        missing, unexpected = (report.missing, report.unexpected) if strict else ([], [])
+        raise WeightsMismatchError(what, missing=missing, unexpected=unexpected, shapes=shapes)
     return fitted, report
 
 
