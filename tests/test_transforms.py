@@ -121,6 +121,14 @@ def test_picture_and_tensor_give_the_same_bits(size: tuple[int, int], interpolat
     assert torch.equal(out, transform(picture(tensor)))
 
 
+def agree(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    """At most one grey level apart (of noise, where a pixel's shift would be a hundred).
+
+    New torchvision gives the same bits; old torchvision resizes floating-point numbers and rounds once.
+    """
+    assert (ours - theirs).abs().max() < 1.01 / 255
+
+
 def test_it_is_the_usual_pipeline() -> None:
     tensor = noise(190, 260)
     usual = v2.Compose(
@@ -135,7 +143,7 @@ def test_it_is_the_usual_pipeline() -> None:
     assert (
         ours - usual(picture(tensor))
     ).abs().max() < 1.01 / 255  # Pillow's resize rounds a little otherwise
-    assert torch.allclose(ours, usual(tensor), atol=1e-6)
+    agree(ours, usual(tensor))
 
 
 def test_normalisation() -> None:
@@ -234,7 +242,8 @@ def test_equals_the_torchvision_pipeline(
             v2.Normalize(mine.mean, mine.std),
         ]
     )
-    torch.testing.assert_close(mine.build()(image), usual(image), rtol=0, atol=1e-6)
+    std = torch.tensor(mine.std).view(3, 1, 1)
+    agree(mine.build()(image) * std, usual(image) * std)
 
 
 @pytest.mark.parametrize("error", [ImportError("no torchvision"), RuntimeError("nms does not exist")])
