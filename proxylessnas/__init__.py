@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from .errors import WeightsNotFoundError as WeightsNotFoundError
     from .loading import LoadReport as LoadReport
     from .loading import load_weights as load_weights
-    from .loading import save_weights as save_weights
     from .memory import keep_freed_pages as keep_freed_pages
     from .model import ProxylessNAS as ProxylessNAS
+    from .model_file import save_weights as save_weights
     from .predict import Prediction as Prediction
     from .profiling import Profile as Profile
     from .profiling import profile as profile
@@ -77,9 +77,9 @@ _HOME = {
     "WeightsNotFoundError": "errors",
     "LoadReport": "loading",
     "load_weights": "loading",
-    "save_weights": "loading",
     "keep_freed_pages": "memory",
     "ProxylessNAS": "model",
+    "save_weights": "model_file",
     "Prediction": "predict",
     "Profile": "profiling",
     "profile": "profiling",

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
-from torch import Tensor
 
 from .arch import Arch
+from .cache import verified_loader
 from .classifier import Classifier
 from .errors import ArchError, WeightsNotFoundError
-from .loading import arch_of_header, fit_state_dict, log_report, looks_like_path, open_source
+from .loading import adopt, fit_state_dict, log_report
 from .model import ProxylessNAS
 from .published import MODEL_NAMES, PUBLISHED, normalise_name
 from .pyramid import PyramidTreeNet
+from .sources import Source, is_weights_file, looks_like_path, open_source
 from .tree_arch import TreeArch
-
-if TYPE_CHECKING:
-    from .loading import Source
-    from .transforms import Preprocessing
-    from .weights import Weights
+from .weights import Weights, get_weights
 
 
 def _read_arch_file(path: Path) -> Arch | TreeArch:
@@ -46,46 +43,40 @@ def _read_arch_file(path: Path) -> Arch | TreeArch:
 def read_arch(path: str | os.PathLike[str]) -> Arch | TreeArch:
     """Read an architecture from a ``.json``/``.config`` file, a text, or a ``.safetensors`` header.
 
+    A published ``.pth`` file, known by its digest, has the architecture it was published with.
+
     Raises:
         ArchError: there is none, or it is malformed; the message names the file and the place.
     """
     path = Path(path)
-    if path.suffix in (".pth", ".pt", ".tar", ".bin", ".ckpt"):
-        raise ArchError(
-            f"{path}: holds weights but no architecture; give a net's name or an architecture beside it"
-        )
+    if not is_weights_file(path):
+        return _read_arch_file(path)
     if path.suffix == ".safetensors":
         from .cache import read_metadata
 
-        return arch_of_header(read_metadata(path), str(path))
-    return _read_arch_file(path)
+        metadata = read_metadata(path)
+        if "arch" in metadata:
+            return Arch.parse(metadata["arch"])
+    from .weights import find_by_digest
 
-
-def _preprocessing(
-    arch: Arch | TreeArch, record: Weights | None, source: Source | None
-) -> Preprocessing | None:
-    """Return the preprocessing of the weights, else that of the published net of this name."""
-    from .transforms import Preprocessing
-    from .weights import get_weights
-
-    if source is not None and "preprocessing" in source.metadata:
-        return Preprocessing.from_json(source.metadata["preprocessing"])
-    if record is None and arch.name in PUBLISHED:
-        record = get_weights(arch.name)
-    return record.preprocessing if record is not None else None
+    record = find_by_digest(path) if path.is_file() else None
+    if record is None:
+        raise ArchError(
+            f"{path}: holds weights but no architecture; name one: create_model(NAME_OR_ARCH, weights=FILE)"
+        )
+    return PUBLISHED[record.arch]
 
 
 def _build(arch: Arch | TreeArch, options: dict[str, Any]) -> Classifier:
-    return ProxylessNAS(arch, **options) if isinstance(arch, Arch) else PyramidTreeNet(arch, **options)
-
-
-def _record_of(arch: Arch | TreeArch, source: Source | None) -> Weights | None:
-    """Return the manifest's record of a local file, known by its digest."""
-    if source is None or source.path is None:
-        return None
-    from .weights import find_by_digest
-
-    return find_by_digest(source.path)
+    """Build a net; if it is one of the published ones, its images are prepared as theirs are."""
+    if options["global_pool"] is None:
+        options = {**options, "global_pool": "avg"}
+    model: Classifier = (
+        ProxylessNAS(arch, **options) if isinstance(arch, Arch) else PyramidTreeNet(arch, **options)
+    )
+    if arch.name in PUBLISHED:
+        model.preprocessing = get_weights(arch.name).preprocessing
+    return model
 
 
 def create_model(
@@ -96,7 +87,7 @@ def create_model(
     weights: str | os.PathLike[str] | Weights | None = None,
     num_classes: int | None = None,
     in_chans: int | None = None,
-    global_pool: str = "avg",
+    global_pool: str | None = None,
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
 ) -> Classifier:
@@ -116,7 +107,8 @@ def create_model(
             differs from the weights', the classifier starts anew and everything else is loaded.
         in_chans: input channels; the stem's weights are adapted. None takes the architecture's, 3 for the
             published nets.
-        global_pool: "avg", "max", "avgmax", or "" to keep the feature map (with num_classes=0).
+        global_pool: "avg", "max", "avgmax", or "" to keep the feature map (with num_classes=0); None takes
+            the file's, "avg" if it says nothing.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth.
 
@@ -130,11 +122,13 @@ def create_model(
         WeightsNotFoundError, WeightsFetchError, WeightsCorruptError, WeightsMismatchError: the weights cannot
             be had or do not fit.
     """
+    if not isinstance(pretrained, bool):
+        raise TypeError(f"pretrained must be True or False, not {pretrained!r}; a file goes into weights=")
     if isinstance(name_or_arch, (Arch, TreeArch)):
         arch = name_or_arch
     elif looks_like_path(name_or_arch):
         arch = read_arch(name_or_arch)
-        if Path(name_or_arch).suffix == ".safetensors":
+        if is_weights_file(name_or_arch):
             weights = weights or name_or_arch
     else:
         arch = PUBLISHED[normalise_name(cast(str, name_or_arch))]
@@ -146,43 +140,41 @@ def create_model(
         "drop_path_rate": drop_path_rate,
     }
     if weights is None and not pretrained:
-        model = _build(arch, options)
-        model.preprocessing = _preprocessing(arch, None, None)
-        return model
+        return _build(arch, options)
+    if weights is None:
+        weights = get_weights(_published_as(arch))
+    elif isinstance(weights, str) and not looks_like_path(weights):
+        weights = get_weights(weights)
     return _build_with_weights(arch, weights, progress, options)
 
 
-def _build_with_weights(
-    arch: Arch | TreeArch, weights: Any, progress: bool, options: dict[str, Any]
-) -> Classifier:
-    from .cache import verified_loader
-    from .weights import Weights, get_weights
+def _published_as(arch: Arch | TreeArch) -> str:
+    """Return the zoo name of an architecture, whatever it calls itself."""
+    for name, published in PUBLISHED.items():
+        if dataclasses.replace(published, name=arch.name) == arch:
+            return name
+    raise WeightsNotFoundError(
+        f"no weights are published for the architecture {arch.name!r}: pass weights=FILE"
+    )
 
-    if weights is None:
-        if arch.name not in PUBLISHED or PUBLISHED[arch.name] != arch:
-            raise WeightsNotFoundError(
-                f"no weights are published for the architecture {arch.name!r}: pass weights=FILE"
-            )
-        weights = get_weights(arch.name)
-    elif isinstance(weights, str) and not looks_like_path(weights):
-        weights = get_weights(weights)
-    source: Source | None = None
+
+def _build_with_weights(
+    arch: Arch | TreeArch, weights: str | os.PathLike[str] | Weights, progress: bool, options: dict[str, Any]
+) -> Classifier:
     if isinstance(weights, Weights):
-        record: Weights | None = weights
-        label = f"the weights of {weights.name}"
         # Reading and hashing 18 MB takes as long as creating 400 modules: do both at once.
         loader = verified_loader(weights, progress=progress)
         model = _build(arch, {**options, "device": "meta"})
-        state: Mapping[str, Tensor] = loader.result()
+        source = Source(loader.result(), f"the weights of {weights.name}", record=weights)
     else:
         source = open_source(weights, progress)
-        record, label, state = _record_of(arch, source), source.label, source.state
-        if options["num_classes"] is None and "classifier.linear.weight" in state:
-            options = {**options, "num_classes": state["classifier.linear.weight"].shape[0]}
-        elif options["num_classes"] is None and source.metadata.get("num_classes") == "0":
-            options = {**options, "num_classes": 0}
+        if options["num_classes"] is None:
+            head = source.state.get("classifier.linear.weight")
+            options = {**options, "num_classes": source.header.num_classes if head is None else head.shape[0]}
+        if options["global_pool"] is None:
+            options = {**options, "global_pool": source.header.global_pool}
         model = _build(arch, {**options, "device": "meta"})
-    fitted, report = fit_state_dict(model, state, label)
+    fitted, report = fit_state_dict(model, source.state, source.label)
     device, dtype = torch.get_default_device(), torch.get_default_dtype()
     placed = {
         key: value.to(device, dtype if value.is_floating_point() else None) for key, value in fitted.items()
@@ -190,9 +182,8 @@ def _build_with_weights(
     model.load_state_dict(placed, strict=False, assign=True)
     if any(p.is_meta for p in model.classifier.parameters()):
         model._set_head(model.num_classes, model.global_pool, device, dtype)
-    log_report(report, model, label)
-    model.preprocessing = _preprocessing(arch, record, source)
-    model.weights = record
+    adopt(model, source, report)
+    log_report(report, model, source.label)
     return model
 
 

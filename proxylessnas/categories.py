@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import re
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 #: Data sets whose classes are known.
@@ -38,17 +40,14 @@ def wnids(dataset: str = "imagenet") -> tuple[str, ...]:
     return tuple(wnid for wnid, _ in _table(dataset) if wnid)
 
 
-def labels(dataset: str = "imagenet") -> tuple[str, ...]:
-    """Return class names made unique: those that occur twice carry their wnid, "crane (n02012849)".
-
-    Raises:
-        ValueError: the data set is not known.
-    """
-    table = _table(dataset)
-    seen: dict[str, int] = {}
-    for _, name in table:
-        seen[name.lower()] = seen.get(name.lower(), 0) + 1
-    return tuple(f"{name} ({wnid})" if seen[name.lower()] > 1 else name for wnid, name in table)
+def unique(names: Sequence[str], wnids: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return class names made unique: "crane (n02012849)", or with the number where there are no wnids."""
+    seen = Counter(name.lower() for name in names)
+    marks = wnids or [str(i) for i in range(len(names))]
+    return tuple(
+        f"{name} ({mark})" if seen[name.lower()] > 1 else name
+        for name, mark in zip(names, marks, strict=True)
+    )
 
 
 def simplify(name: str) -> str:

@@ -29,9 +29,13 @@ class Classifier(nn.Module):
     Attributes:
         arch: the architecture the net was built from.
         num_classes: outputs; 0 means embeddings.
+        in_chans: channels of the input.
         num_features: channels that enter the classifier.
         preprocessing: what images need before they enter the net, or None if it is not known.
         weights: the record of the published weights that were loaded, or None.
+        categories: names of the classes, in output order; empty if they are not known. Set your own after
+            training; :func:`~proxylessnas.save_weights` keeps them.
+        wnids: WordNet ids of the classes (ImageNet), or empty.
         feature_info: one dict a resolution, finest first, with ``num_chs``, ``reduction`` (input pixels per
             map pixel) and ``module`` (dotted name of the block whose output it is);
             :meth:`forward_intermediates` returns these maps.
@@ -53,8 +57,11 @@ class Classifier(nn.Module):
         self.feature_info: list[dict[str, Any]] = []
         self.preprocessing: Preprocessing | None = None
         self.weights: Weights | None = None
-        self._frozen_bn = False
+        self.categories: tuple[str, ...] = ()
+        self.wnids: tuple[str, ...] = ()
+        self._frozen_bn = self._frozen_affine = False
         self.num_classes = -1
+        self.in_chans = arch.in_channels
         self._pending = (arch.num_classes if num_classes is None else num_classes, global_pool, device)
 
     def _finish(self) -> None:
@@ -90,6 +97,7 @@ class Classifier(nn.Module):
         Raises:
             ValueError: a value is out of range.
         """
+        self.categories, self.wnids = (), ()  # a new classifier has new classes
         like = next(self.parameters())
         pool = self.global_pool if global_pool is None else global_pool
         self._set_head(num_classes, pool, like.device, like.dtype)
@@ -127,12 +135,15 @@ class Classifier(nn.Module):
             top: how many classes.
 
         Returns:
-            The best classes, best first, each ``(name, probability, index, wnid)``. The net runs in
-            evaluation mode and is left as it was.
+            The best classes, best first, each ``(name, probability, class_index, wnid)``; the name is the
+            class's number where ``categories`` is empty. The net runs in evaluation mode and is left as it
+            was.
 
         Raises:
             ImageError: the file cannot be read as a picture.
-            ProxylessError: the net's preprocessing is not known, or it has no classifier.
+            ProxylessError: the net's preprocessing is not known, it has no classifier, or it does not take
+                three channels.
+            ValueError: ``top`` is below 1.
         """
         from .predict import predict
 
@@ -177,13 +188,14 @@ class Classifier(nn.Module):
         return [maps[self.feature_info[i]["module"]] for i in wanted]
 
     def freeze_bn(self, freeze: bool = True, *, affine: bool = False) -> None:
-        """Keep every BatchNorm in evaluation mode, also after ``.train()``, or let them go again.
+        """Keep every BatchNorm in evaluation mode, also after ``.train()`` of the net (not of a part of it).
 
         Args:
-            freeze: False undoes it.
-            affine: also stop (or resume) the gradients of the scales and shifts.
+            freeze: False undoes it, with the gradients that ``affine`` stopped.
+            affine: also stop the gradients of the scales and shifts.
         """
-        self._frozen_bn = freeze
+        affine = affine or (not freeze and self._frozen_affine)
+        self._frozen_bn, self._frozen_affine = freeze, freeze and (affine or self._frozen_affine)
         for module in self.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.train(self.training and not freeze)

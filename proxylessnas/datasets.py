@@ -78,7 +78,12 @@ class ImageDataset:
 
 
 def labelled_images(
-    folder: str | os.PathLike[str], num_classes: int, dataset: str | None = None
+    folder: str | os.PathLike[str],
+    num_classes: int,
+    dataset: str | None = None,
+    *,
+    names: Sequence[str] = (),
+    labels: str | None = None,
 ) -> LabelledImages:
     """Find the pictures of a folder and their labels.
 
@@ -91,6 +96,8 @@ def labelled_images(
         folder: where to look.
         num_classes: number of the net's outputs.
         dataset: "imagenet" or "cifar10", whose classes the outputs are; None if not known.
+        names: the classes' own names, in output order, where there is no such data set.
+        labels: "number" or "position" settles how the folders are read; None finds out.
 
     Raises:
         DataError: no such folder, no pictures in it, or a label cannot be found; names what is odd.
@@ -109,12 +116,12 @@ def labelled_images(
         raise DataError(
             f"{root}: no pictures in its {_count(len(folders), 'folder')} (looked for {_endings()})"
         )
-    how, label_of = _folder_labels(root, folders, num_classes, dataset)
+    how, label_of = _folder_labels(root, folders, num_classes, dataset, names, labels)
     samples = tuple((path, label_of[name]) for name in folders for path in found[name])
     notes = []
-    if how == "position":
+    if how == "position" and labels is None:
         notes.append(
-            f"the {len(folders)} folders of {root} are neither wnids, class names nor numbers: "
+            f"the names of the {len(folders)} folders of {root} are not known to the net: "
             f"taken as classes 0 to {num_classes - 1} in sorted order ({folders[0]} = 0)"
         )
     empty = [name for name in folders if not found[name]]
@@ -190,10 +197,22 @@ def _flat(
 
 
 def _folder_labels(
-    root: str, folders: list[str], num_classes: int, dataset: str | None
+    root: str,
+    folders: list[str],
+    num_classes: int,
+    dataset: str | None,
+    names: Sequence[str],
+    asked: str | None,
 ) -> tuple[str, dict[str, int]]:
     """Return how labels are found, and the class index of each folder name."""
-    by_wnid, by_name = _known_classes(num_classes, dataset)
+    by_position = {name: i for i, name in enumerate(folders)}
+    if asked == "position":
+        if len(folders) != num_classes:
+            raise DataError(
+                f"{root}: {_count(len(folders), 'folder')}, but the net has {num_classes} classes"
+            )
+        return "position", by_position
+    by_wnid, by_name = _known_classes(num_classes, dataset, names)
     readings = {
         "wnid": {
             name: by_wnid.get(wnid, -1) for name in folders if by_wnid and (wnid := _leading_wnid(name))
@@ -202,13 +221,22 @@ def _folder_labels(
         "number": {name: int(name) for name in folders if re.fullmatch(r"[0-9]{1,9}", name)},
     }
     how, labels = max(readings.items(), key=lambda item: len(item[1]))
+    if asked == "number":
+        how, labels = "number", readings["number"]
     odd = [name for name in folders if name not in labels]
     wrong = [name for name, label in labels.items() if not 0 <= label < num_classes]
+    known = dataset is not None or bool(names)
     if not odd and not wrong:
+        if how == "number" and not (asked or known) and len(folders) == num_classes and labels != by_position:
+            first = next(name for name in folders if labels[name] != by_position[name])
+            raise DataError(
+                f"{root}: folder {first!r} is class {labels[first]} by number, but {by_position[first]} in "
+                "sorted order (as ImageFolder has it); say which: --labels number or --labels position"
+            )
         return how, labels
     # A folder or two that is understood may be chance, unless it is known what the classes are.
-    if len(folders) == num_classes and (dataset is None or not labels):
-        return "position", {name: i for i, name in enumerate(folders)}
+    if len(folders) == num_classes and asked is None and (not known or not labels):
+        return "position", by_position
     if not labels:
         raise DataError(_no_labels(root, folders, num_classes, bool(by_wnid), bool(by_name)))
     if odd:
@@ -225,16 +253,24 @@ def _folder_labels(
     raise DataError(f"{root}: {why}: {_some(wrong)}")
 
 
-def _known_classes(num_classes: int, dataset: str | None) -> tuple[dict[str, int], dict[str, int]]:
+def _known_classes(
+    num_classes: int, dataset: str | None, names: Sequence[str]
+) -> tuple[dict[str, int], dict[str, int]]:
     """Return the class index by wnid and by simplified name; a name that two classes share has index -1."""
+    if names and dataset is None:
+        return {}, _index(names)
     if dataset is None:  # the usual meaning of so many outputs; used only where all names really match
         dataset = {1000: "imagenet", 10: "cifar10"}.get(num_classes)
     if dataset is None or len(categories(dataset)) != num_classes:
         return {}, {}
+    return {wnid: i for i, wnid in enumerate(wnids(dataset))}, _index(categories(dataset))
+
+
+def _index(names: Sequence[str]) -> dict[str, int]:
     by_name: dict[str, int] = {}
-    for i, name in enumerate(categories(dataset)):
+    for i, name in enumerate(names):
         by_name[simplify(name)] = -1 if simplify(name) in by_name else i
-    return {wnid: i for i, wnid in enumerate(wnids(dataset))}, by_name
+    return by_name
 
 
 def _leading_wnid(name: str) -> str | None:

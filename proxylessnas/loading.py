@@ -6,18 +6,16 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from .arch import Arch
 from .classifier import Classifier
-from .errors import ArchError, UnknownModelError, WeightsMismatchError, WeightsNotFoundError
+from .errors import WeightsMismatchError
+from .sources import Source, open_source
 
 if TYPE_CHECKING:
-    from .tree_arch import TreeArch
     from .weights import Weights
 
 log = logging.getLogger("proxylessnas")
@@ -129,57 +127,20 @@ def log_report(report: LoadReport, model: Classifier, source: str) -> None:
             log.info("%s: %s: %s", source, key, what)
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where weights come from, opened.
-
-    Attributes:
-        state: the tensors, on the CPU.
-        label: how messages name it.
-        metadata: the safetensors header's text entries, empty for other files.
-        path: the local file, or None.
-    """
-
-    state: Mapping[str, Tensor]
-    label: str
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    path: Path | None = None
-
-
-def looks_like_path(text: str | os.PathLike[str]) -> bool:
-    """Tell a file's path from a name: it has a separator, a known suffix, or it exists."""
-    if not isinstance(text, str):
-        return True
-    known = (".pth", ".pt", ".tar", ".bin", ".ckpt", ".safetensors", ".json", ".config", ".txt")
-    return os.sep in text or "/" in text or text.lower().endswith(known) or os.path.isfile(text)
-
-
-def open_source(
-    source: str | os.PathLike[str] | Weights | Mapping[str, Tensor], progress: bool = True
-) -> Source:
-    """Open weights given as a path, a zoo name, a :class:`~proxylessnas.Weights` record or a state dict.
-
-    Raises:
-        WeightsNotFoundError, WeightsFetchError, WeightsCorruptError: see those.
-    """
-    from .cache import cached_state_dict, safe_load
-    from .weights import Weights, get_weights
-
-    if isinstance(source, Mapping):
-        return Source(source, "the given tensors")
-    if isinstance(source, Weights):
-        return Source(cached_state_dict(source, progress=progress), f"the weights of {source.name}")
-    if looks_like_path(source):
-        path = Path(source)
-        state, metadata = safe_load(path)
-        return Source(state, str(path), metadata, path)
-    try:
-        weights = get_weights(str(source))
-    except UnknownModelError as e:
-        raise WeightsNotFoundError(
-            f"{source!r} is neither a weights file nor a net with published weights ({e})"
-        ) from e
-    return open_source(weights, progress)
+def adopt(model: Classifier, source: Source, report: LoadReport) -> None:
+    """Tell a net what belongs to the weights it now has: their record, preprocessing and class names."""
+    record, header = source.record, source.header
+    model.weights = record
+    if header.preprocessing is not None:
+        model.preprocessing = header.preprocessing
+    elif record is not None:
+        model.preprocessing = record.preprocessing
+    if HEAD + "linear.weight" in report.adapted:
+        model.categories, model.wnids = (), ()
+    elif header.categories:
+        model.categories, model.wnids = header.categories, header.wnids
+    elif record is not None and record.num_classes == model.num_classes:
+        model.categories, model.wnids = record.categories, record.wnids
 
 
 def load_weights(
@@ -190,6 +151,10 @@ def load_weights(
     Two things are adapted, reported and logged, never an error: a stem for another number of input channels,
     and a classifier for another number of classes, which keeps the net's own values. Everything else must
     fit.
+
+    What belongs to the weights comes with them, where it is known (published weights, a file of
+    :func:`~proxylessnas.save_weights`): ``model.preprocessing``, and the class names if the classifier was
+    loaded.
 
     Args:
         model: any net of this package.
@@ -207,59 +172,6 @@ def load_weights(
     opened = open_source(source)
     fitted, report = fit_state_dict(model, opened.state, opened.label, strict=strict)
     model.load_state_dict(fitted, strict=False)
+    adopt(model, opened, report)
     log_report(report, model, opened.label)
     return report
-
-
-def save_weights(
-    model: Classifier, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None
-) -> Path:
-    """Write a net to one ``.safetensors`` file that ``create_model(path)`` opens again.
-
-    Architecture and preprocessing are in its header.
-
-    The file appears under its name only when it is complete.
-
-    Args:
-        model: any net of this package.
-        path: where to; the suffix must be ``.safetensors``.
-        metadata: more text for the header.
-
-    Raises:
-        ValueError: another suffix.
-        MissingExtraError: safetensors is not installed.
-    """
-    import dataclasses
-    import json
-
-    from .cache import write_safetensors
-
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        raise ValueError(f"{path}: the suffix must be .safetensors")
-    in_chans = model.get_parameter(stem_name(model)).shape[1]
-    arch: Any = dataclasses.replace(
-        model.arch, num_classes=model.num_classes or model.arch.num_classes, in_channels=in_chans
-    )
-    header = {"format": "pt", "arch": str(arch), "num_classes": str(model.num_classes)}
-    if model.preprocessing is not None:
-        header["preprocessing"] = json.dumps(model.preprocessing.to_dict())
-    write_safetensors(
-        {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()},
-        path,
-        {**header, **(metadata or {})},
-    )
-    return path
-
-
-def arch_of_header(metadata: Mapping[str, str], label: str) -> Arch | TreeArch:
-    """Return the architecture stored in a safetensors header.
-
-    Raises:
-        ArchError: there is none, or it is malformed.
-    """
-    if "arch" not in metadata:
-        raise ArchError(
-            f"{label}: holds no architecture; give one, as in create_model(NAME_OR_ARCH, weights=FILE)"
-        )
-    return Arch.parse(metadata["arch"])

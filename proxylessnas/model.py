@@ -46,7 +46,8 @@ class ProxylessNAS(Classifier):
         super().__init__(arch, arch.last, num_classes, global_pool, drop_rate, device)
         check_rate("drop_path_rate", drop_path_rate)
         options: dict[str, Any] = {"eps": arch.bn_eps, "momentum": arch.bn_momentum, "device": device}
-        self.first_conv = ConvLayer(check_in_chans(in_chans, arch), arch.stem, 3, arch.stem_stride, **options)
+        self.in_chans = check_in_chans(in_chans, arch)
+        self.first_conv = ConvLayer(self.in_chans, arch.stem, 3, arch.stem_stride, **options)
         blocks = arch.blocks
         steps = max(len(blocks) - 1, 1)
         self.blocks = nn.ModuleList(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
-from .errors import ProxylessError
+from .errors import ImageError, ProxylessError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -46,8 +46,19 @@ def predict(
         raise ProxylessError(
             f"{model.arch.name!r} has no classifier (num_classes=0): call the net for embeddings"
         )
+    if top < 1:
+        raise ValueError(f"top must be at least 1, not {top}")
+    if model.in_chans != 3:
+        raise ProxylessError(
+            f"{model.arch.name!r} takes images of {model.in_chans} channel(s) and photos have 3: "
+            "prepare its input yourself and call the net"
+        )
     if isinstance(image, (str, os.PathLike)):
         image = load_image(image)
+    if getattr(image, "ndim", 3) != 3:
+        raise ImageError(
+            "predict takes one picture; for a batch call the net on preprocessing.build()(pictures)"
+        )
     like = next(model.parameters())
     inputs = model.preprocessing.build()(image)[None].to(like.device, like.dtype)
     training = model.training
@@ -56,11 +67,5 @@ def predict(
         found = top_classes(model, inputs, top)[0]
     finally:
         model.train(training)
-    record = (
-        model.weights
-        if model.weights is not None and model.weights.num_classes == model.num_classes
-        else None
-    )
-    names = record.categories if record is not None else [str(i) for i in range(model.num_classes)]
-    wnids = record.wnids if record is not None else ()
-    return [Prediction(names[i], p, i, wnids[i] if wnids else None) for i, p in found]
+    names, wnids = model.categories, model.wnids
+    return [Prediction(names[i] if names else str(i), p, i, wnids[i] if wnids else None) for i, p in found]

@@ -207,7 +207,8 @@ class PyramidTreeNet(Classifier):
     ) -> None:
         super().__init__(arch, arch.final_width, num_classes, global_pool, drop_rate, device)
         check_rate("drop_path_rate", drop_path_rate)
-        stem = PreActConv(check_in_chans(in_chans, arch), arch.start, 3, bn=False, act=False, device=device)
+        self.in_chans = check_in_chans(in_chans, arch)
+        stem = PreActConv(self.in_chans, arch.start, 3, bn=False, act=False, device=device)
         blocks: list[nn.Module] = [Transition(stem, Norm(arch.start, False, device))]
         width, count = arch.start, len(arch.words)
         reduction = 1

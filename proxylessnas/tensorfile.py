@@ -111,7 +111,7 @@ def _from_checkpoint(data: bytes, where: str) -> dict[str, Tensor]:
         ) from e
     except Exception as e:  # a damaged file makes torch raise EOFError, KeyError, RuntimeError, ...
         raise WeightsCorruptError(f"{where}: truncated or damaged checkpoint ({type(e).__name__})") from e
-    return _state_dict(loaded, where)
+    return state_dict_of(loaded, where)
 
 
 def _check_archive(data: bytes, where: str) -> None:
@@ -127,7 +127,12 @@ def _check_archive(data: bytes, where: str) -> None:
         raise WeightsCorruptError(f"{where}: a TorchScript program, not a file of weights")
 
 
-def _state_dict(loaded: object, where: str) -> dict[str, Tensor]:
+def state_dict_of(loaded: object, where: str) -> dict[str, Tensor]:
+    """Return the named tensors of a loaded checkpoint, without the prefixes that wrappers add.
+
+    Raises:
+        WeightsCorruptError: it is neither a state dict nor holds one under a usual key.
+    """
     import torch
 
     for key in _STATE_KEYS:
@@ -135,12 +140,15 @@ def _state_dict(loaded: object, where: str) -> dict[str, Tensor]:
             loaded = loaded[key]
             break
     if not isinstance(loaded, Mapping) or not loaded:
-        raise WeightsCorruptError(f"{where}: no state dict in it (found {type(loaded).__name__})")
+        raise WeightsCorruptError(
+            f"{where}: no state dict in it (found {type(loaded).__name__}; save model.state_dict())"
+        )
     out: dict[str, Tensor] = {}
     for name, value in loaded.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise WeightsCorruptError(
-                f"{where}: not a state dict: {str(name)[:60]!r} is a {type(value).__name__}"
+                f"{where}: not a state dict, alone or under {', '.join(_STATE_KEYS)}: "
+                f"{str(name)[:60]!r} is a {type(value).__name__}"
             )
         out[name] = value.detach()
     for prefix in _PREFIXES:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from proxylessnas.categories import DATASETS, categories, labels, simplify, wnids
+from proxylessnas.categories import DATASETS, categories, simplify, unique, wnids
 
 
 def test_imagenet() -> None:
@@ -25,7 +25,7 @@ def test_imagenet() -> None:
 
 
 def test_names_that_two_classes_share_are_told_apart() -> None:
-    shown = labels("imagenet")
+    shown = unique(categories("imagenet"), wnids("imagenet"))
     assert len(set(shown)) == 1000
     assert len({label.lower() for label in shown}) == 1000
     assert shown[134] == "crane (n02012849)"
@@ -36,12 +36,12 @@ def test_names_that_two_classes_share_are_told_apart() -> None:
 
 def test_cifar10() -> None:
     expected = "airplane automobile bird cat deer dog frog horse ship truck"
-    assert categories("cifar10") == labels("cifar10") == tuple(expected.split())
+    assert categories("cifar10") == unique(categories("cifar10"), wnids("cifar10")) == tuple(expected.split())
     assert wnids("cifar10") == ()
 
 
 def test_unknown_data_set() -> None:
-    for function in (categories, wnids, labels):
+    for function in (categories, wnids):
         with pytest.raises(ValueError, match="imagenet, cifar10"):
             function("imagenet21k")
     assert DATASETS == ("imagenet", "cifar10")

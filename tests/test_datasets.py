@@ -198,3 +198,29 @@ def test_dataset_survives_damaged_files(tmp_path: Path) -> None:
         4,
         f"{tmp_path / 'bad.png'}: is not an image, or of a kind that is not supported",
     )
+
+
+def test_numbers_that_could_be_positions_are_not_guessed(tmp_path: Path) -> None:
+    """torchvision's ImageFolder sorts "10" before "2": a net trained so has another order of classes."""
+    for i in range(11):
+        (tmp_path / str(i)).mkdir()
+        picture(tmp_path / str(i) / "a.png")
+    with pytest.raises(
+        DataError, match=r"folder '10' is class 10 by number, but 2 in sorted order.*--labels"
+    ):
+        labelled_images(tmp_path, 11)
+    for how, expected in (("number", 10), ("position", 2)):
+        found = labelled_images(tmp_path, 11, labels=how)
+        assert {label for path, label in found.samples if Path(path).parent.name == "10"} == {expected}
+        assert found.notes == ()
+    # Known names settle it, and so does a data set whose classes are numbered.
+    names = sorted(map(str, range(11)))
+    assert labelled_images(tmp_path, 11, names=names).labels_from == "name"
+    with pytest.raises(DataError, match="11 folders, but the net has 12 classes"):
+        labelled_images(tmp_path, 12, labels="position")
+
+
+def test_own_class_names(tmp_path: Path) -> None:
+    fill(tmp_path, ["Red_Fox/a.png", "crow/a.png"])
+    found = labelled_images(tmp_path, 3, names=["crow", "newt", "red fox"])
+    assert sorted(label for _, label in found.samples) == [0, 2]

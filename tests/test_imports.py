@@ -26,6 +26,8 @@ LAYERS = [
     {"images", "transforms", "categories"},
     {"weights"},
     {"digests", "manifest", "transport", "tensorfile", "download", "cache"},
+    {"model_file"},
+    {"sources"},
     {"loading"},
     {"builders"},
     {"zoo"},

@@ -259,3 +259,76 @@ def test_real_weights_by_path_by_cache_and_by_copy(shared_data, tmp_path, monkey
     seven = proxylessnas.proxyless_w025_r112(pretrained=True, num_classes=7, in_chans=1)
     skip = {"first_conv.conv.weight"} | {k for k in seven.state_dict() if k.startswith("classifier")}
     assert same_tensors(seven, by_path, skip) == set()
+
+
+def test_what_belongs_to_a_net_survives_its_file(tmp_path):
+    model = create_model(SMALL, global_pool="avgmax").eval()
+    model.categories = ("a", "b", "c", "d", "e")
+    path = save_weights(model, tmp_path / "net.safetensors")
+    again = create_model(path).eval()
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(again(x), model(x))
+    assert (again.global_pool, again.categories) == ("avgmax", model.categories)
+    assert create_model(path, global_pool="max").global_pool == "max"
+    assert create_model(path, num_classes=3).categories == (), "a new classifier has new classes"
+    again.reset_classifier(5)
+    assert again.categories == ()
+    load_weights(again, path)
+    assert again.categories == model.categories
+    save_weights(model, path, categories=list("vwxyz"))
+    assert create_model(path).categories == tuple("vwxyz")
+
+
+def test_what_save_weights_refuses(tmp_path):
+    model, path = create_model(SMALL), tmp_path / "net.safetensors"
+    with pytest.raises(ValueError, match="'arch' is reserved"):
+        save_weights(model, path, {"arch": "my run 3"})
+    with pytest.raises(TypeError, match="'epoch' is a int"):
+        save_weights(model, path, {"epoch": 3})
+    with pytest.raises(ValueError, match="2 class names for 5 classes"):
+        save_weights(model, path, categories=["a", "b"])
+    with pytest.raises(TypeError, match="Linear"):
+        save_weights(torch.nn.Linear(2, 2), path)
+    with pytest.raises(proxylessnas.ProxylessError, match=r"folder .*absent does not exist"):
+        save_weights(model, tmp_path / "absent" / "net.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "entry", [{"categories": "7"}, {"num_classes": "many"}, {"preprocessing": "{}"}, {"wnids": "["}]
+)
+def test_a_malformed_header_is_refused(entry, net, tmp_path):
+    from proxylessnas.cache import write_safetensors
+
+    write_safetensors(net.state_dict(), tmp_path / "net.safetensors", {"arch": str(SMALL), **entry})
+    with pytest.raises(WeightsCorruptError, match=r"net\.safetensors: the header is malformed"):
+        create_model(tmp_path / "net.safetensors")
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda s: {"state_dict": s}, lambda s: {f"module.{k}": v for k, v in s.items()}]
+)
+def test_given_tensors_are_unwrapped_like_a_file(wrap, net):
+    model = create_model(SMALL)
+    load_weights(model, wrap(net.state_dict()))
+    assert same_tensors(model, net) == set()
+
+
+def test_pretrained_is_a_switch():
+    with pytest.raises(TypeError, match="weights="):
+        proxylessnas.proxyless_cpu("x.pth")
+
+
+def test_real_names_come_with_real_weights(shared_data, tmp_path):
+    path = shared_data / "weights" / "proxyless-w0.25-r112_imagenet.pth"
+    model = create_model("proxyless_w025_r112")
+    assert model.categories == ()
+    load_weights(model, path)
+    assert (model.categories[285], model.wnids[285]) == ("Egyptian cat", "n02124075")
+    unnamed = create_model(Arch.from_official(path.with_suffix(".json")))
+    assert unnamed.preprocessing is None
+    load_weights(unnamed, path)
+    assert unnamed.preprocessing.mean == (0.5, 0.5, 0.5)
+    again = create_model(save_weights(model, tmp_path / "x.safetensors"))
+    assert again.categories == model.categories
+    assert create_model(path).arch == model.arch, "a published .pth is known by its digest"

@@ -276,7 +276,7 @@ def test_freeze_bn_survives_train():
     model.freeze_bn(affine=True)
     bn_ids = {id(p) for m in model.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()}
     assert all(p.requires_grad == (id(p) not in bn_ids) for p in model.parameters())
-    model.freeze_bn(False, affine=True)
+    model.freeze_bn(False)
     assert all(p.requires_grad for p in model.parameters())
     wrapper(torch.randn(4, 3, 32, 32))
     assert any(not torch.equal(model.state_dict()[k], v) for k, v in before.items())

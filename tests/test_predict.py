@@ -37,6 +37,12 @@ def test_predict_equals_the_long_way(net, tmp_path):
 def test_what_cannot_be_predicted(net, tmp_path):
     with pytest.raises(ImageError, match=r"absent\.jpg"):
         net.predict(tmp_path / "absent.jpg")
+    with pytest.raises(ValueError, match="top must be at least 1"):
+        net.predict(Image.new("RGB", (8, 8)), top=0)
+    with pytest.raises(ImageError, match="one picture"):
+        net.predict(torch.zeros(1, 3, 40, 40, dtype=torch.uint8))
+    with pytest.raises(ProxylessError, match=r"1 channel\(s\) and photos have 3"):
+        create_model("proxyless_w025_r112", in_chans=1).predict(Image.new("L", (8, 8)))
     net.preprocessing = None
     with pytest.raises(ProxylessError, match=r"set model\.preprocessing"):
         net.predict(Image.new("RGB", (8, 8)))

@@ -196,16 +196,14 @@ def open_net(args: argparse.Namespace) -> Net:
 
 def class_labels(net: Net) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
     """Return the classes' names, unique labels and wnids (or none of these), in output order."""
-    from ..categories import categories, labels, wnids
+    from ..categories import categories, unique, wnids
 
-    dataset = net.dataset
-    if dataset is None and net.model.num_classes == 1000:
-        dataset = "imagenet"
-        note("the net has 1000 classes: they are taken to be ImageNet's")
-    if dataset is None:
-        plain = tuple(f"class {i}" for i in range(net.model.num_classes))
-        return plain, plain, ()
-    return categories(dataset), labels(dataset), wnids(dataset)
+    names, ids = net.model.categories, net.model.wnids
+    if not names and net.dataset is not None:
+        names, ids = categories(net.dataset), wnids(net.dataset)
+    if not names:
+        names = tuple(f"class {i}" for i in range(net.model.num_classes))
+    return names, unique(names, ids), ids
 
 
 @contextlib.contextmanager

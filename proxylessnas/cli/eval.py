@@ -55,6 +55,11 @@ class Eval(Verb):
         parser.add_argument(
             "--limit", type=int, metavar="N", help="only so many, spread evenly; always the same"
         )
+        parser.add_argument(
+            "--labels",
+            choices=("number", "position"),
+            help="read folder names as class numbers, or take the folders in sorted order",
+        )
         parser.add_argument("--quiet", action="store_true", help="no progress bar")
         parser.add_argument("--json", action="store_true", help="print one JSON document")
 
@@ -81,7 +86,13 @@ class Eval(Verb):
 
         keep_freed_pages()
         net = open_net(args)
-        pictures = labelled_images(args.folder, net.model.num_classes, net.dataset)
+        pictures = labelled_images(
+            args.folder,
+            net.model.num_classes,
+            net.dataset,
+            names=net.model.categories,
+            labels=args.labels,
+        )
         for text in pictures.notes:
             note(text)
         if args.limit is not None:

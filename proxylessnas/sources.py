@@ -1,0 +1,79 @@
+"""Where weights come from: a name, a record, a file or a state dict, opened to one thing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from .errors import UnknownModelError, WeightsNotFoundError
+from .model_file import Header
+
+if TYPE_CHECKING:
+    from .weights import Weights
+
+_WEIGHTS_SUFFIXES = (".pth", ".pt", ".tar", ".bin", ".ckpt", ".safetensors")
+_ARCH_SUFFIXES = (".json", ".config", ".txt")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Opened weights.
+
+    Attributes:
+        state: the tensors, on the CPU.
+        label: how messages name them.
+        header: what a file of :func:`~proxylessnas.save_weights` says of itself; empty for others.
+        record: the published weights, if it is they; a local file is known by its digest.
+    """
+
+    state: Mapping[str, Tensor]
+    label: str
+    header: Header = field(default_factory=Header)
+    record: Weights | None = None
+
+
+def is_weights_file(path: str | os.PathLike[str]) -> bool:
+    """Tell by the suffix whether a path is one of weights."""
+    return os.fspath(path).lower().endswith(_WEIGHTS_SUFFIXES)
+
+
+def looks_like_path(text: str | os.PathLike[str]) -> bool:
+    """Tell a file's path from a name: it has a separator, a known suffix, or it exists."""
+    if not isinstance(text, str):
+        return True
+    known = text.lower().endswith(_WEIGHTS_SUFFIXES + _ARCH_SUFFIXES)
+    return known or os.sep in text or "/" in text or os.path.isfile(text)
+
+
+def open_source(
+    source: str | os.PathLike[str] | Weights | Mapping[str, Tensor], progress: bool = True
+) -> Source:
+    """Open weights given as a path, a zoo name, a :class:`~proxylessnas.Weights` record or a state dict.
+
+    Raises:
+        WeightsNotFoundError, WeightsFetchError, WeightsCorruptError: see those.
+    """
+    from .cache import cached_state_dict, safe_load
+    from .tensorfile import state_dict_of
+    from .weights import Weights, find_by_digest, get_weights
+
+    if isinstance(source, Mapping):
+        return Source(state_dict_of(source, "the given weights"), "the given weights")
+    if isinstance(source, Weights):
+        return Source(cached_state_dict(source, progress), f"the weights of {source.name}", record=source)
+    if looks_like_path(source):
+        path = Path(source)
+        state, metadata = safe_load(path)
+        return Source(state, str(path), Header.parse(metadata, str(path)), find_by_digest(path))
+    try:
+        weights = get_weights(str(source))
+    except UnknownModelError as e:
+        raise WeightsNotFoundError(
+            f"{source!r} is neither a weights file nor a net with published weights ({e})"
+        ) from e
+    return open_source(weights, progress)
