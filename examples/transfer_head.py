@@ -1,6 +1,6 @@
 """Teach a published net your own classes: a new classifier is trained on the embeddings of a frozen body.
 
-    python examples/transfer_head.py photos/ --model proxyless_cpu --out mine.pth
+    python examples/transfer_head.py photos/ --model proxyless_cpu --out mine.safetensors
 
 `photos/` holds one folder of images a class. Every fifth image is kept for validation. No GPU is needed.
 """
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("photos", type=Path, help="a folder with one folder of images a class")
     parser.add_argument("--model", default="proxyless_mobile", help="see `proxylessnas list`")
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--out", type=Path, default=Path("mine.pth"))
+    parser.add_argument("--out", type=Path, default=Path("mine.safetensors"))
     args = parser.parse_args(argv)
     torch.manual_seed(0)
 
@@ -60,9 +60,8 @@ def main(argv: list[str] | None = None) -> int:
         model.classifier = head
         right = head(x[held_out]).argmax(1) == y[held_out]
     print(f"{classes} classes, {len(y)} images; validation: {int(right.sum())} of {len(right)} right")
-    torch.save({"state_dict": model.state_dict()}, args.out)
-    again = f'create_model("{args.model}", weights="{args.out}", num_classes={classes})'
-    print(f"saved; load it with proxylessnas.{again}")
+    proxylessnas.save_weights(model, args.out, categories=data.classes)  # with architecture and preprocessing
+    print(f"saved; use it with: proxylessnas predict {args.out} PHOTO")
     return 0
 
 

@@ -283,7 +283,8 @@ class Arch:
     def from_official(source: Mapping[str, Any] | str | Path) -> Arch | TreeArch:
         """Read the original code's JSON (``net.config``): a parsed dict, or the path of a file.
 
-        ``PyramidTreeNet`` files give a :class:`~proxylessnas.tree_arch.TreeArch`.
+        ``PyramidTreeNet`` files give a :class:`~proxylessnas.tree_arch.TreeArch`. The format has no name for
+        the net: ``name`` is that of the file without its suffix, or "net".
 
         Raises:
             ArchError: the file is not such a JSON, or holds a layer these nets do not have; the message says

@@ -307,6 +307,8 @@ def _read_mbconv(data: Mapping[str, Any], name: str) -> Arch:
 def from_official(source: Mapping[str, Any] | str | Path) -> Arch | TreeArch:
     """Read the original code's JSON (see :meth:`Arch.from_official`)."""
     where, name = "", "net"
+    if isinstance(source, str) and source.lstrip().startswith("{"):
+        raise ArchError("this is JSON text, not a path: give from_official(json.loads(text))")
     if isinstance(source, (str, Path)):
         where, name = f"{source}: ", Path(source).stem
         data = read_json(source)
@@ -320,7 +322,8 @@ def from_official(source: Mapping[str, Any] | str | Path) -> Arch | TreeArch:
             from .arch_official_tree import read_tree
 
             return read_tree(data, name)
-        raise ArchError(f"'name' is {short(data.get('name'))}; expected ProxylessNASNets or PyramidTreeNet")
+        found = f"'name' is {short(data['name'])}" if "name" in data else "'name' is missing"
+        raise ArchError(f"{found}; expected ProxylessNASNets or PyramidTreeNet")
     except ArchError as e:
         if not where:
             raise

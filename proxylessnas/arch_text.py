@@ -197,8 +197,9 @@ def format_arch(arch: Arch | TreeArch) -> str:
         lines = [" ".join(words[i : i + 6]) for i in range(0, len(words), 6)]
         cells = "\n".join(f'    "{line} "' for line in lines[:-1]) + f'\n    "{lines[-1]}"'
         return f"TreeArch({', '.join([repr(arch.name), *extras])}, cells=\n{cells}\n)"
-    head = ", ".join(
-        [repr(arch.name), f"stem={arch.stem}", f"first={arch.first}", f"last={arch.last}", *extras]
-    )
+    head = ", ".join([repr(arch.name), f"stem={arch.stem}", f"first={arch.first}", f"last={arch.last}"])
+    for extra in extras:
+        fits = len(head.rpartition("\n")[2]) + len(extra) < 80
+        head += f", {extra}" if fits else f",\n    {extra}"
     stages = "".join(f'    Stage({s.width}, {s.stride}, "{s.ops}"),\n' for s in arch.stages)
     return f"Arch({head}, stages=(\n{stages}))"

@@ -110,6 +110,8 @@ def fetch(weights: Weights, progress: bool = True, directory: Path | None = None
     try:
         problem = file_problem(weights, path)
     except (FileNotFoundError, NotADirectoryError):
+        if directory is not None and _copy_from_cache(weights, path):
+            return path
         if is_offline():
             raise offline_error(weights, path) from None
     except OSError as e:
@@ -119,6 +121,19 @@ def fetch(weights: Weights, progress: bool = True, directory: Path | None = None
             return path
         _throw_away(path, problem)
     return download(weights, path, progress)
+
+
+def _copy_from_cache(weights: Weights, path: Path) -> bool:
+    """Copy the cached file, if there is a sound one, to ``path``."""
+    try:
+        data = read_bytes(weights_path(weights))
+    except (WeightsNotFoundError, WeightsCorruptError):
+        return False
+    if bytes_problem(weights, data):
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, data)
+    return True
 
 
 def _throw_away(path: Path, problem: str) -> None:

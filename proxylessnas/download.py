@@ -131,7 +131,9 @@ class _Job:
                 asked[url] = e.wait_s
                 reasons[url] = e.reason + (f" ({failures[url]} attempts)" if failures[url] > 1 else "")
                 queue.pop(0)
-                if e.retry and failures[url] <= self.policy.retries:
+                # A host that cannot be reached is asked once more, not as often as one that stumbles.
+                allowed = min(1, self.policy.retries) if e.unreachable else self.policy.retries
+                if e.retry and failures[url] <= allowed:
                     # A host that cannot be reached at all waits until the others have had their turn.
                     queue.insert(len(queue) if e.unreachable else 0, url)
         listed = "\n".join(f"  {redact(url)}: {reasons[url]}" for url in urls)

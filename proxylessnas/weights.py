@@ -129,8 +129,7 @@ class Weights:
         """Everything worth printing next to a result, as a new dict.
 
         Keys: ``name``, ``dataset``, ``categories``, ``wnids`` (ImageNet only), ``num_params``, ``macs``,
-            ``input_size``,
-        ``metrics``, ``license``, ``sha256``, ``git_blob``, ``sources``.
+        ``input_size``, ``metrics``, ``license``, ``sha256``, ``git_blob``, ``sources``.
         """
         meta: dict[str, Any] = {"name": self.name, "dataset": self.dataset, "categories": self.categories}
         if self.dataset == "imagenet":
@@ -187,7 +186,8 @@ def get_weights(name: str) -> Weights:
     """Return the published weights of a net.
 
     Args:
-        name: as in :func:`list_weights`; ``proxyless-mobile-14`` and ``proxyless_mobile14`` are the same.
+        name: as in :func:`~proxylessnas.list_models`; ``proxyless-mobile-14`` and ``proxyless_mobile14``
+            are the same.
 
     Raises:
         UnknownModelError: there are none of this name; the message lists the nearest.

@@ -202,9 +202,7 @@ def test_dataset_survives_damaged_files(tmp_path: Path) -> None:
 
 def test_numbers_that_could_be_positions_are_not_guessed(tmp_path: Path) -> None:
     """torchvision's ImageFolder sorts "10" before "2": a net trained so has another order of classes."""
-    for i in range(11):
-        (tmp_path / str(i)).mkdir()
-        picture(tmp_path / str(i) / "a.png")
+    fill(tmp_path, [f"{i}/a.png" for i in range(11)])
     with pytest.raises(
         DataError, match=r"folder '10' is class 10 by number, but 2 in sorted order.*--labels"
     ):

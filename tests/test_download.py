@@ -115,7 +115,7 @@ def test_all_sources_are_listed(server: FaultyServer, transport: Transport, tmp_
     assert reason(caught.value, 0) == "HTTP 404"
     actual = hashlib.sha256(FLIPPED).hexdigest()
     assert reason(caught.value, 1) == f"wrong file: sha256 is {actual}, expected {record().sha256}"
-    assert reason(caught.value, 2) == "connection refused (3 attempts)"
+    assert reason(caught.value, 2) == "connection refused (2 attempts)"
     assert isinstance(caught.value, OSError)
 
 

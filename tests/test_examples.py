@@ -82,12 +82,14 @@ def test_transfer_head(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
             stripes = (torch.arange(128) // period % 2 * 200).expand(128, 128)
             noisy = (stripes + torch.randint(0, 50, (128, 128), generator=generator)).to(torch.uint8)
             Image.fromarray(noisy.numpy()).save(tmp_path / "photos" / kind / f"{i}.png")
-    out = tmp_path / "mine.pth"
+    out = tmp_path / "mine.safetensors"
     arguments = [str(tmp_path / "photos"), "--model", "proxyless_w025_r112", "--out", str(out)]
     assert load("transfer_head.py").main(arguments) == 0
     assert "validation: 6 of 6 right" in capsys.readouterr().out
-    again = proxylessnas.create_model("proxyless_w025_r112", weights=str(out), num_classes=2)
-    assert again.classifier.linear.weight.shape == (2, 320)
+    again = proxylessnas.create_model(out)
+    assert again.categories == ("coarse", "fine")
+    found = again.predict(tmp_path / "photos" / "fine" / "0.png", top=1)[0]
+    assert found.name == "fine"
 
 
 def test_demo_without_weights(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+from pathlib import Path
 from typing import Any
 
 from ..errors import UnknownModelError
@@ -61,7 +62,7 @@ class List(Verb):
                     "metrics_status": w.metrics.get("status"),
                     "size": w.size,
                     "path": str(path),
-                    "cached": path.is_file() or copy_path(w).is_file(),
+                    "cached": _is_whole(path, w.size) or copy_path(w).is_file(),
                 }
             )
         if args.json:
@@ -86,6 +87,11 @@ class List(Verb):
         print("\ntop-1: accuracy in percent as published, not re-measured; input: pixels.")
         print("`proxylessnas fetch NAME` brings the weights here.")
         return 0
+
+
+def _is_whole(path: Path, size: int | None) -> bool:
+    """Tell whether the file is there and of its size, if that is known; `verify` looks closer."""
+    return path.is_file() and size in (None, path.stat().st_size)
 
 
 VERB = List()
