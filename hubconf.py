@@ -2,7 +2,11 @@
 
 dependencies = ["torch"]
 
-from proxylessnas.zoo import (  # noqa: E402
+import os as _os
+import warnings as _warnings
+
+import proxylessnas as _package
+from proxylessnas.zoo import (
     proxyless_cifar,
     proxyless_cpu,
     proxyless_gpu,
@@ -12,3 +16,12 @@ from proxylessnas.zoo import (  # noqa: E402
     proxyless_w025_r112,
     proxyless_w03_r176,
 )
+
+_here = _os.path.dirname(_os.path.realpath(__file__))
+_used = _os.path.dirname(_os.path.dirname(_os.path.realpath(_package.__file__)))
+if _here != _used:  # Python imports a package once, so a pinned tag may not be what runs
+    _warnings.warn(
+        f"proxylessnas {_package.__version__} from {_used} was imported before and is used instead of "
+        f"the one in {_here}; load that one in a process of its own",
+        stacklevel=2,
+    )

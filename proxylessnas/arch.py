@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import ArchError
+from .errors import ArchError, shown
 
 if TYPE_CHECKING:
     from .tree_arch import TreeArch
@@ -51,10 +51,14 @@ def register_op(token: str, build: OpBuilder) -> None:
     Raises:
         ArchError: the token is not an identifier, or it is taken by another builder.
     """
-    if not _IDENTIFIER.fullmatch(token) or _MBCONV.fullmatch(token):
+    if not isinstance(token, str) or not _IDENTIFIER.fullmatch(token) or _MBCONV.fullmatch(token):
         raise ArchError(
             f"cannot register {token!r}: an operation's name is an identifier other than k<kernel>e<ratio>"
         )
+    if token in ("ZeroLayer", "MBInvertedConvLayer", "IdentityLayer"):
+        raise ArchError(f"cannot register {token!r}: the original JSON format uses that name")
+    if not callable(build):
+        raise ArchError(f"cannot register {token!r}: its builder {shown(build)} cannot be called")
     if _custom_ops.get(token, build) is not build:
         raise ArchError(f"operation {token!r} is registered already, with another builder")
     _custom_ops[token] = build
@@ -103,25 +107,25 @@ def parse_token(token: str) -> tuple[str, int, float, bool]:
     if match:
         kernel, ratio = int(match[1]), float(match[2])
         if kernel % 2 == 0:
-            raise ArchError(f"{token!r}: the kernel size must be odd")
+            raise ArchError(f"{shown(token)}: the kernel size must be odd")
         if ratio < 1:
             raise ArchError(f"{token!r}: the expansion ratio must be at least 1")
         return "mbconv", kernel, int(ratio) if ratio.is_integer() else ratio, shortcut
     if name in _custom_ops:
         return "custom", 0, 0, shortcut
     known = ", ".join(["k<kernel>e<ratio> such as k5e3", "- for a skipped block", *sorted(_custom_ops)])
-    raise ArchError(f"unknown operation {token!r}; known are {known}")
+    raise ArchError(f"unknown operation {shown(token)}; known are {known}")
 
 
 def check_int(what: str, value: object, low: int, high: int) -> None:
     """Raise ArchError unless ``value`` is a whole number from ``low`` to ``high``."""
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ArchError(f"{what} must be a whole number from {low} to {high}, not {value!r}")
+        raise ArchError(f"{what} must be a whole number from {low} to {high}, not {shown(value)}")
 
 
 def _check_number(what: str, value: object, low: float, high: float) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise ArchError(f"{what} must be a number from {low} to {high}, not {value!r}")
+        raise ArchError(f"{what} must be a number from {low} to {high}, not {shown(value)}")
 
 
 def check_common(arch: Arch | TreeArch) -> None:
@@ -131,7 +135,7 @@ def check_common(arch: Arch | TreeArch) -> None:
         ArchError: a field is of the wrong type or out of range.
     """
     if not isinstance(arch.name, str) or not arch.name.isprintable() or len(arch.name) > 200:
-        raise ArchError(f"name must be a printable string of at most 200 characters, not {arch.name!r}")
+        raise ArchError(f"name must be a printable string of at most 200 characters, not {shown(arch.name)}")
     check_int("num_classes", arch.num_classes, 1, 10_000_000)
     check_int("in_channels", arch.in_channels, 1, MAX_WIDTH)
     if arch.resolution is not None:
@@ -156,7 +160,7 @@ class Stage:
         check_int("a stage's width", self.width, 1, MAX_WIDTH)
         check_int("a stage's stride", self.stride, 1, 2)
         if not isinstance(self.ops, str):
-            raise ArchError(f"a stage's operations are one string of tokens, not {self.ops!r}")
+            raise ArchError(f"a stage's operations are one string of tokens, not {shown(self.ops)}")
         if not self.tokens:
             raise ArchError("a stage needs at least one block")
         for token in self.tokens:
@@ -218,7 +222,7 @@ class Arch:
         for what, kind in (("stages", Stage), ("official_keys", str)):
             value = getattr(self, what)
             if not isinstance(value, (tuple, list)) or not all(isinstance(item, kind) for item in value):
-                raise ArchError(f"{what} must be a tuple of {kind.__name__}, not {value!r}")
+                raise ArchError(f"{what} must be a tuple of {kind.__name__}, not {shown(value)}")
             object.__setattr__(self, what, tuple(value))
         if not self.stages and not self.first:
             raise ArchError("an architecture needs at least one block")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .arch import Arch, Block, Stage, check_int, custom_op
-from .errors import ArchError
+from .errors import ArchError, shown
 from .tree_arch import TreeArch
 
 MAX_BYTES = 16_000_000
@@ -61,11 +61,17 @@ def expect_object(value: Any, where: str) -> Mapping[str, Any]:
 
 
 def short(value: Any) -> str:
-    """Return a bounded repr for messages."""
-    text = (
-        json.dumps(value) if isinstance(value, (str, int, float, bool, type(None))) else type(value).__name__
-    )
-    return text if len(text) <= 60 else text[:57] + "..."
+    """Return a bounded form of a JSON value for messages."""
+    if not isinstance(value, (str, int, float, bool, type(None))):
+        return type(value).__name__
+    try:
+        return (
+            shown(value)
+            if isinstance(value, (int, float)) and not isinstance(value, bool)
+            else json.dumps(value)[:60]
+        )
+    except ValueError:
+        return type(value).__name__
 
 
 def same(a: Any, b: Any) -> bool:
@@ -202,7 +208,9 @@ def _read_token(op: Mapping[str, Any], where: str, width: int, seen: set[str]) -
         check_int(f"{where}: kernel_size", kernel, 1, 99)
         if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 1 <= ratio < 100:
             raise ArchError(f"{where}: expand_ratio must be a number from 1 to 100, not {short(ratio)}")
-        token = f"k{kernel}e{ratio:g}"
+        token = f"k{kernel}e{ratio:.3f}".rstrip("0").rstrip(".")
+        if float(token.partition("e")[2]) != ratio:
+            raise ArchError(f"{where}: expand_ratio {short(ratio)} has more than three decimals")
     else:
         if not isinstance(name, str):
             raise ArchError(f"{where}: expected a layer, found {short(name)}")
@@ -298,7 +306,7 @@ def _read_mbconv(data: Mapping[str, Any], name: str) -> Arch:
         stem_stride=stem["stride"],
         bn_eps=bn.get("eps", 1e-3),
         bn_momentum=bn.get("momentum", 0.1),
-        dropout=classifier.get("dropout_rate", 0) or 0.0,
+        dropout=classifier.get("dropout_rate", 0.0),
         resolution=data.get("resolution"),
         official_keys=tuple(key for key in order if key in seen),
     )

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from .arch import Arch, Stage, optional_fields, parse_token
-from .errors import ArchError
+from .errors import ArchError, shown
 from .tree_arch import TreeArch, check_word
 
 MAX_TEXT = 1_000_000
@@ -69,7 +69,7 @@ class _Parser:
         if token.kind != kind or (text is not None and token.text != text):
             wanted = repr(text) if text else f"a {kind}"
             raise self.error(
-                f"expected {wanted}, found {repr(token.text) if token.text else 'the end'}", token.offset
+                f"expected {wanted}, found {shown(token.text) if token.text else 'the end'}", token.offset
             )
         self.next += 1
         return token
@@ -130,7 +130,7 @@ class _Parser:
     def call(self, allowed: tuple[str, ...]) -> Any:
         head = self.take("word")
         if head.text not in allowed:
-            raise self.error(f"expected {' or '.join(allowed)}, found {head.text!r}", head.offset)
+            raise self.error(f"expected {' or '.join(allowed)}, found {shown(head.text)}", head.offset)
         names = _FIELDS[head.text]
         given: dict[str, Any] = {}
         keyword_seen = False
@@ -145,14 +145,14 @@ class _Parser:
                 self.next += 2
                 if field not in names:
                     raise self.error(
-                        f"{head.text} has no field {field!r}; it has {', '.join(names)}", token.offset
+                        f"{head.text} has no field {shown(field)}; it has {', '.join(names)}", token.offset
                     )
             elif keyword_seen or len(given) >= len(names):
                 raise self.error("unexpected positional argument", token.offset)
             else:
                 field = names[len(given)]
             if field in given:
-                raise self.error(f"{field} is given twice", token.offset)
+                raise self.error(f"{shown(field)[1:-1]} is given twice", token.offset)
             given[field] = self.value(field)
 
         self.sequence(argument)
@@ -181,7 +181,7 @@ def parse_arch(text: str) -> Arch | TreeArch:
     arch: Arch | TreeArch = parser.call(("Arch", "TreeArch"))
     end = parser.peek()
     if end.kind != "end":
-        raise parser.error(f"unexpected {end.text!r} after the architecture", end.offset)
+        raise parser.error(f"unexpected {shown(end.text)} after the architecture", end.offset)
     return arch
 
 

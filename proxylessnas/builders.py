@@ -14,17 +14,18 @@ from .arch import Arch
 from .cache import verified_loader
 from .classifier import Classifier
 from .errors import ArchError, WeightsNotFoundError
-from .loading import adopt, fit_state_dict, log_report
+from .loading import adopt, fit_state_dict, head_classes, log_report
 from .model import ProxylessNAS
+from .names import is_weights_file, looks_like_path
 from .published import MODEL_NAMES, PUBLISHED, normalise_name
 from .pyramid import PyramidTreeNet
-from .sources import Source, is_weights_file, looks_like_path, open_source
+from .sources import Source, open_source
 from .tree_arch import TreeArch
 from .weights import Weights, get_weights
 
 
 def _read_arch_file(path: Path) -> Arch | TreeArch:
-    if path.suffix in (".json", ".config"):
+    if path.suffix.lower() in (".json", ".config"):
         return Arch.from_official(path)
     try:
         if path.stat().st_size > 1_000_000:
@@ -51,7 +52,7 @@ def read_arch(path: str | os.PathLike[str]) -> Arch | TreeArch:
     path = Path(path)
     if not is_weights_file(path):
         return _read_arch_file(path)
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         from .cache import read_metadata
 
         metadata = read_metadata(path)
@@ -139,13 +140,14 @@ def create_model(
         "drop_rate": drop_rate,
         "drop_path_rate": drop_path_rate,
     }
-    if weights is None and not pretrained:
-        return _build(arch, options)
-    if weights is None:
-        weights = get_weights(_published_as(arch))
-    elif isinstance(weights, str) and not looks_like_path(weights):
-        weights = get_weights(weights)
-    return _build_with_weights(arch, weights, progress, options)
+    with torch.inference_mode(False):  # parameters made under inference mode could never be trained
+        if weights is None and not pretrained:
+            return _build(arch, options)
+        if weights is None:
+            weights = get_weights(_published_as(arch))
+        elif isinstance(weights, str) and not looks_like_path(weights):
+            weights = get_weights(weights)
+        return _build_with_weights(arch, weights, progress, options)
 
 
 def _published_as(arch: Arch | TreeArch) -> str:
@@ -169,16 +171,24 @@ def _build_with_weights(
     else:
         source = open_source(weights, progress)
         if options["num_classes"] is None:
-            head = source.state.get("classifier.linear.weight")
-            options = {**options, "num_classes": source.header.num_classes if head is None else head.shape[0]}
+            features = arch.last if isinstance(arch, Arch) else arch.final_width
+            classes = head_classes(source.state, features)
+            options = {**options, "num_classes": source.header.num_classes if classes is None else classes}
         if options["global_pool"] is None:
             options = {**options, "global_pool": source.header.global_pool}
         model = _build(arch, {**options, "device": "meta"})
     fitted, report = fit_state_dict(model, source.state, source.label)
     device, dtype = torch.get_default_device(), torch.get_default_dtype()
-    placed = {
-        key: value.to(device, dtype if value.is_floating_point() else None) for key, value in fitted.items()
-    }
+    placed: dict[str, torch.Tensor] = {}
+    owned: set[int] = set()
+    for key, value in fitted.items():
+        placed[key] = value.to(device, dtype if value.is_floating_point() else None)
+        storage = placed[key].untyped_storage()
+        # Parameters must own their memory: shared neither with each other nor with the caller's tensors.
+        borrowed = storage.data_ptr() in owned or storage.nbytes() != placed[key].nbytes or source.borrowed
+        if borrowed or not placed[key].is_contiguous():
+            placed[key] = placed[key].clone(memory_format=torch.contiguous_format)
+        owned.add(placed[key].untyped_storage().data_ptr())
     model.load_state_dict(placed, strict=False, assign=True)
     if any(p.is_meta for p in model.classifier.parameters()):
         model._set_head(model.num_classes, model.global_pool, device, dtype)

@@ -2,8 +2,8 @@
 
 A file is called ``<name>-<first 8 digits of its digest>.pth``. After the first load a safetensors copy lies
 next to it, with its SHA-256 in ``<copy>.sha256`` (the format of ``sha256sum``): it loads three times faster.
-Nothing is trusted because it lies in the cache: every load hashes the bytes that it turns into tensors, with
-a thread doing so while the caller builds.
+Every load hashes the bytes that it turns into tensors, with a thread doing so while the caller builds. That
+finds damage; against someone who can write to the cache only the ``.pth`` helps, whose digest is published.
 """
 
 from __future__ import annotations
@@ -86,9 +86,14 @@ def _hub_dir() -> str:
     """Return torch's hub folder; without importing torch, which takes over a second, where nobody has yet."""
     torch: Any = sys.modules.get("torch")
     if hasattr(torch, "hub"):
-        return str(torch.hub.get_dir())  # torch.hub.set_dir() may have changed it
-    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
-    return os.path.join(os.environ.get("TORCH_HOME", os.path.join(cache, "torch")), "hub")
+        folder = os.path.expanduser(torch.hub.get_dir())  # torch.hub.set_dir() may have changed it
+        if os.path.isabs(folder):
+            return folder
+    # Empty settings count as none and a relative one is ignored: torch would use the working folder.
+    home, cache = (os.path.expanduser(os.environ.get(name, "")) for name in ("TORCH_HOME", "XDG_CACHE_HOME"))
+    if not os.path.isabs(cache):
+        cache = os.path.join("~", ".cache")
+    return os.path.join(home if os.path.isabs(home) else os.path.join(cache, "torch"), "hub")
 
 
 def weights_path(weights: Weights, directory: Path | None = None) -> Path:

@@ -116,8 +116,15 @@ def labelled_images(
         raise DataError(
             f"{root}: no pictures in its {_count(len(folders), 'folder')} (looked for {_endings()})"
         )
-    how, label_of = _folder_labels(root, folders, num_classes, dataset, names, labels)
-    samples = tuple((path, label_of[name]) for name in folders for path in found[name])
+    try:
+        how, label_of = _folder_labels(root, folders, num_classes, dataset, names, labels)
+    except DataError:
+        full = [name for name in folders if found[name]]
+        if len(full) == len(folders):
+            raise
+        # "lost+found", "logs" and the like hold no pictures and are no classes.
+        how, label_of = _folder_labels(root, full, num_classes, dataset, names, labels)
+    samples = tuple((path, label_of[name]) for name in folders for path in found[name] if name in label_of)
     notes = []
     if how == "position" and labels is None:
         notes.append(

@@ -33,6 +33,21 @@ def bytes_problem(weights: Weights, data: bytes | bytearray) -> str | None:
     return _problem(weights, len(data), (data,))
 
 
+def digests_of(path: Path) -> tuple[str, str]:
+    """Return the SHA-256 and the git blob id of a file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        plain = hashlib.sha256()
+        blob = hashlib.sha1(b"blob %d\0" % os.fstat(file.fileno()).st_size, usedforsecurity=False)
+        while chunk := file.read(_CHUNK):
+            plain.update(chunk)
+            blob.update(chunk)
+    return plain.hexdigest(), blob.hexdigest()
+
+
 def file_problem(weights: Weights, path: Path) -> str | None:
     """Return what is wrong with the file ``path`` as the file of ``weights``, or None.
 

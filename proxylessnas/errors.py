@@ -9,6 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 
+def shown(value: object, longest: int = 60) -> str:
+    """Return a value for a message, never long and never an error of its own."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of over 4,300 digits, say
+        text = type(value).__name__
+    return text if len(text) <= longest else text[: longest - 3] + "..."
+
+
 class ProxylessError(Exception):
     """Base class of all errors raised on purpose by this package."""
 

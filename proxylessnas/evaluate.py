@@ -65,7 +65,8 @@ def evaluate(
 ) -> Evaluation:
     """Return the accuracy of a net on labelled pictures.
 
-    The net is moved to ``device`` and put in evaluation mode for the duration; its mode is given back.
+    The net is moved to ``device`` in channels-last layout, and stays so; it runs in evaluation mode, and every
+    part gets its own mode back.
 
     Args:
         model: gives logits ``[B, classes]`` for ``[B, 3, H, W]``.
@@ -86,10 +87,9 @@ def evaluate(
         raise DataError("no pictures to evaluate on")
     n = right1 = right5 = 0
     unreadable: list[str] = []
-    was_training = model.training
-    model.to(device).to(memory_format=torch.channels_last).eval()
+    model.to(device).to(memory_format=torch.channels_last)
     start = time.perf_counter()
-    try:
+    with evaluation_mode(model):
         for inputs, targets, reasons in _batches(samples, transform, batch_size, workers):
             unreadable += reasons
             if inputs is not None:
@@ -101,9 +101,19 @@ def evaluate(
                 right5 += int(hits.sum())
             if progress is not None:
                 progress(Evaluation(n, right1, right5, tuple(unreadable), time.perf_counter() - start))
-    finally:
-        model.train(was_training)
     return Evaluation(n, right1, right5, tuple(unreadable), time.perf_counter() - start)
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put a net into evaluation mode and give every part its own mode back afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def top_classes(model: nn.Module, inputs: torch.Tensor, k: int = 5) -> list[list[tuple[int, float]]]:

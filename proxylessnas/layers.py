@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .arch import Block, custom_op
+from .errors import ArchError
 
 
 class _Conv2d(nn.Conv2d):
@@ -168,8 +169,10 @@ class ResidualBlock(nn.Module):
             self.mobile_inverted_conv = MBConv(block, eps=eps, momentum=momentum, device=device)
         elif block.kind == "custom":
             build = custom_op(block.token.removesuffix("!"))
-            with torch.device(device or torch.get_default_device()):
-                self.mobile_inverted_conv = build(block.in_channels, block.out_channels, block.stride)
+            # On a real device even if the rest waits on meta: it may hold buffers that no checkpoint has.
+            self.mobile_inverted_conv = build(block.in_channels, block.out_channels, block.stride)
+            if not isinstance(self.mobile_inverted_conv, nn.Module):
+                raise ArchError(f"operation {block.token!r}: its builder returned no nn.Module")
         self.shortcut = block.shortcut
         self.drop_path_rate = drop_path_rate
 

@@ -63,6 +63,15 @@ def stem_name(model: nn.Module) -> str:
     return next(name for name, p in model.named_parameters() if p.dim() == 4)
 
 
+def head_classes(state: Mapping[str, Tensor], num_features: int) -> int | None:
+    """Return the number of classes of the classifier in ``state``, or None if there is no sound one."""
+    weight, bias = state.get(HEAD + "linear.weight"), state.get(HEAD + "linear.bias")
+    if weight is None or bias is None or sum(key.startswith(HEAD) for key in state) != 2:
+        return None
+    sound = weight.dim() == 2 and weight.shape[1] == num_features and bias.shape == weight.shape[:1]
+    return weight.shape[0] if sound else None
+
+
 def fit_state_dict(
     model: Classifier, state: Mapping[str, Tensor], source: str = "the weights", *, strict: bool = True
 ) -> tuple[dict[str, Tensor], LoadReport]:
@@ -73,26 +82,28 @@ def fit_state_dict(
     report = LoadReport()
     own = model.state_dict()
     stem = stem_name(model)
-    head = {key for key in state if key.startswith(HEAD)}
     own_head = {key for key in own if key.startswith(HEAD)}
-    fits_head = head == own_head and all(state[key].shape == own[key].shape for key in head)
+    classes = head_classes(state, model.num_features)
     fitted: dict[str, Tensor] = {}
     shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
-    if not fits_head and (head or not own_head):
-        found = state[HEAD + "linear.weight"].shape[0] if HEAD + "linear.weight" in state else "other"
-        for key in sorted(head | own_head):
+    kinds: list[str] = []
+    if classes is not None and classes != model.num_classes:
+        for key in sorted(own_head | {HEAD + "linear.weight", HEAD + "linear.bias"}):
             report.adapted[key] = (
-                f"not loaded: the weights have {found} classes, the net has {model.num_classes}"
+                f"not loaded: the weights have {classes} classes, the net has {model.num_classes}"
             )
     for key, value in state.items():
         if key in report.adapted:
             continue
         if key not in own:
             report.unexpected.append(key)
+        elif value.is_floating_point() != own[key].is_floating_point():
+            kinds.append(f"{key} is {str(value.dtype).removeprefix('torch.')}")
         elif value.shape == own[key].shape:
             fitted[key] = value
         elif (
             key == stem
+            and 0 not in value.shape
             and value.dim() == 4
             and value.shape[0] == own[key].shape[0]
             and value.shape[2:] == own[key].shape[2:]
@@ -112,6 +123,8 @@ def fit_state_dict(
     what = f"{source} do not fit {model.arch.name}"
     if not any(key in own for key in state):
         raise WeightsMismatchError(f"{what}: no tensor of the weights belongs to this net")
+    if kinds:
+        raise WeightsMismatchError(f"{what}: {kinds[0]}, the net has another kind of numbers there")
     if shapes or (strict and (report.missing or report.unexpected)):
         missing, unexpected = (report.missing, report.unexpected) if strict else ([], [])
         raise WeightsMismatchError(what, missing=missing, unexpected=unexpected, shapes=shapes)
@@ -167,8 +180,15 @@ def load_weights(
 
     Raises:
         WeightsMismatchError: tensors do not fit; the net is unchanged.
+        TypeError: not a net of this package, or one without memory (on the meta device).
         WeightsNotFoundError, WeightsFetchError, WeightsCorruptError: the weights cannot be had.
     """
+    if not isinstance(model, Classifier):
+        raise TypeError(f"load_weights takes a net of this package, not a {type(model).__name__}")
+    if any(p.is_meta for p in model.parameters()):
+        raise TypeError(
+            "the net is on the meta device: build it with its weights, create_model(..., weights=...)"
+        )
     opened = open_source(source)
     fitted, report = fit_state_dict(model, opened.state, opened.label, strict=strict)
     model.load_state_dict(fitted, strict=False)

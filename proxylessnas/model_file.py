@@ -35,12 +35,12 @@ class Header:
         """Read the text entries of a safetensors header.
 
         Raises:
-            ArchError, WeightsCorruptError: an entry is malformed.
+            WeightsCorruptError: an entry is malformed.
         """
         found: dict[str, Any] = {}
-        if "arch" in metadata:
-            found["arch"] = Arch.parse(metadata["arch"])
         try:
+            if "arch" in metadata:
+                found["arch"] = Arch.parse(metadata["arch"])
             if "num_classes" in metadata:
                 found["num_classes"] = int(metadata["num_classes"])
             if metadata.get("global_pool") in POOLS:

@@ -34,7 +34,7 @@ def predict(
     model: Classifier, image: str | os.PathLike[str] | Image.Image | Tensor, top: int = 5
 ) -> list[Prediction]:
     """Return the most probable classes of one picture (see :meth:`Classifier.predict`)."""
-    from .evaluate import top_classes
+    from .evaluate import evaluation_mode, top_classes
     from .images import load_image
 
     if model.preprocessing is None:
@@ -61,11 +61,7 @@ def predict(
         )
     like = next(model.parameters())
     inputs = model.preprocessing.build()(image)[None].to(like.device, like.dtype)
-    training = model.training
-    model.eval()
-    try:
+    with evaluation_mode(model):
         found = top_classes(model, inputs, top)[0]
-    finally:
-        model.train(training)
     names, wnids = model.categories, model.wnids
     return [Prediction(names[i] if names else str(i), p, i, wnids[i] if wnids else None) for i, p in found]

@@ -12,12 +12,10 @@ from torch import Tensor
 
 from .errors import UnknownModelError, WeightsNotFoundError
 from .model_file import Header
+from .names import looks_like_path
 
 if TYPE_CHECKING:
     from .weights import Weights
-
-_WEIGHTS_SUFFIXES = (".pth", ".pt", ".tar", ".bin", ".ckpt", ".safetensors")
-_ARCH_SUFFIXES = (".json", ".config", ".txt")
 
 
 @dataclass(frozen=True)
@@ -29,25 +27,14 @@ class Source:
         label: how messages name them.
         header: what a file of :func:`~proxylessnas.save_weights` says of itself; empty for others.
         record: the published weights, if it is they; a local file is known by its digest.
+        borrowed: the tensors belong to the caller.
     """
 
     state: Mapping[str, Tensor]
     label: str
     header: Header = field(default_factory=Header)
     record: Weights | None = None
-
-
-def is_weights_file(path: str | os.PathLike[str]) -> bool:
-    """Tell by the suffix whether a path is one of weights."""
-    return os.fspath(path).lower().endswith(_WEIGHTS_SUFFIXES)
-
-
-def looks_like_path(text: str | os.PathLike[str]) -> bool:
-    """Tell a file's path from a name: it has a separator, a known suffix, or it exists."""
-    if not isinstance(text, str):
-        return True
-    known = text.lower().endswith(_WEIGHTS_SUFFIXES + _ARCH_SUFFIXES)
-    return known or os.sep in text or "/" in text or os.path.isfile(text)
+    borrowed: bool = False
 
 
 def open_source(
@@ -63,7 +50,7 @@ def open_source(
     from .weights import Weights, find_by_digest, get_weights
 
     if isinstance(source, Mapping):
-        return Source(state_dict_of(source, "the given weights"), "the given weights")
+        return Source(state_dict_of(source, "the given weights"), "the given weights", borrowed=True)
     if isinstance(source, Weights):
         return Source(cached_state_dict(source, progress), f"the weights of {source.name}", record=source)
     if looks_like_path(source):

@@ -11,6 +11,7 @@ import json
 import os
 import pickle
 import re
+import stat
 import struct
 import warnings
 import zipfile
@@ -54,7 +55,10 @@ def read_bytes(path: Path) -> bytes:
     """
     try:
         with path.open("rb", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise WeightsCorruptError(f"{path} is not a regular file")
+            size = status.st_size
             # One read where the system allows it: after each, this thread would have to win Python's lock
             # back from the one that builds the net.
             data = file.read(size)
@@ -65,8 +69,8 @@ def read_bytes(path: Path) -> bytes:
                 data += more
     except (FileNotFoundError, NotADirectoryError) as e:
         raise WeightsNotFoundError(f"no weights file at {path}") from e
-    except OSError as e:
-        raise WeightsCorruptError(f"cannot read {path}: {e.strerror or e}") from e
+    except (OSError, ValueError) as e:  # ValueError: a zero byte in the name
+        raise WeightsCorruptError(f"cannot read {path}: {getattr(e, 'strerror', None) or e}") from e
     return data
 
 
@@ -150,6 +154,9 @@ def state_dict_of(loaded: object, where: str) -> dict[str, Tensor]:
                 f"{where}: not a state dict, alone or under {', '.join(_STATE_KEYS)}: "
                 f"{str(name)[:60]!r} is a {type(value).__name__}"
             )
+        if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_complex():
+            kind = "complex" if value.is_complex() else "sparse, quantised or without data"
+            raise WeightsCorruptError(f"{where}: tensor {name[:60]!r} is {kind}, which no net here has")
         out[name] = value.detach()
     for prefix in _PREFIXES:
         if all(name.startswith(prefix) for name in out):

@@ -191,14 +191,15 @@ class ClassificationTransform:
         size = (short, long) if height <= width else (long, short)
         if size == (height, width):
             return image
-        native = image.device.type == "cpu"  # other devices resize floating-point numbers only
+        # Other devices resize floating-point numbers only, and the CPU's whole-number kernel no single pixel.
+        native = image.device.type == "cpu" and 1 not in size
         batch = image.reshape(-1, *image.shape[-3:])
         batch = torch.nn.functional.interpolate(
             batch if native else batch.float(), size, mode=p.interpolation, antialias=p.antialias
         )
         if not native:
             batch = batch.round_().clamp_(0, 255)
-        return batch.reshape(*image.shape[:-2], *size)
+        return batch.to(torch.uint8).reshape(*image.shape[:-2], *size)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.preprocessing})"

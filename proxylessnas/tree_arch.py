@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .arch import MAX_WIDTH, check_common, check_int
-from .errors import ArchError
+from .errors import ArchError, shown
 
 EDGE_LETTERS = "i357dam"
 EDGES_PER_BRANCH = 6
@@ -60,7 +60,7 @@ class TreeArch:
         check_int("alpha", self.alpha, 0, MAX_WIDTH // 8)
         check_int("num_stages", self.num_stages, 1, 8)
         if not isinstance(self.cells, str):
-            raise ArchError(f"cells are one string of words, not {self.cells!r}")
+            raise ArchError(f"cells are one string of words, not {shown(self.cells)}")
         object.__setattr__(self, "cells", " ".join(self.cells.split()))
         words = self.words
         if not words or len(words) > 1000 or len(words) % self.num_stages:
@@ -115,9 +115,11 @@ def check_word(word: str, where: str = "") -> None:
         ArchError: it has not 12 letters, or a letter that is no operation.
     """
     if len(word) != BRANCHES * EDGES_PER_BRANCH:
-        raise ArchError(f"{where}{word!r} has {len(word)} letters; a cell has {BRANCHES * EDGES_PER_BRANCH}")
+        raise ArchError(
+            f"{where}{shown(word)} has {len(word)} letters; a cell has {BRANCHES * EDGES_PER_BRANCH}"
+        )
     for letter in word:
         if letter not in EDGE_LETTERS:
             raise ArchError(
-                f"{where}{word!r}: unknown operation {letter!r}; known are {' '.join(EDGE_LETTERS)}"
+                f"{where}{shown(word)}: unknown operation {letter!r}; known are {' '.join(EDGE_LETTERS)}"
             )

@@ -60,10 +60,9 @@ def _isolated(
     monkeypatch.setenv("XDG_CONFIG_HOME", str(home / ".config"))
     monkeypatch.setenv("TORCH_HOME", str(home / "torch"))
     monkeypatch.setattr(torch.hub, "_hub_dir", None)  # a test's torch.hub.set_dir() must not outlive it
-    path = os.environ.get("PYTHONPATH")
     online = request.node.get_closest_marker("network") is not None
     if not online:
-        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(OFFLINE), *([path] if path else [])]))
+        monkeypatch.setenv("PYTHONPATH", str(OFFLINE))
     monkeypatch.setattr(network_guard, "allowed", online)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the same for the processes that a test starts
     torch.manual_seed(0)

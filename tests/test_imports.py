@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "proxylessnas"
 # A new module needs a place here.
 LAYERS = [
     {"_version", "errors", "fetch_settings", "filesystem", "memory", "progress"},
-    {"arch", "arch_official", "arch_official_tree", "arch_text", "published", "tree_arch"},
+    {"names", "arch", "arch_official", "arch_official_tree", "arch_text", "published", "tree_arch"},
     {"layers"},
     {"classifier", "profiling"},
     {"model", "pyramid"},

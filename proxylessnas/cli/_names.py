@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,15 +10,6 @@ from ..errors import UnknownModelError, WeightsNotFoundError
 
 if TYPE_CHECKING:
     from ..weights import Weights
-
-ARCH_SUFFIXES = (".json", ".config", ".txt")
-WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".bin", ".ckpt")
-
-
-def is_file_name(word: str) -> bool:
-    """Tell a file's path from a net's name: it has a separator or a known suffix, or there is such a file."""
-    known = word.lower().endswith(ARCH_SUFFIXES + WEIGHTS_SUFFIXES)
-    return known or "/" in word or os.sep in word or os.path.isfile(word)
 
 
 def existing_file(word: str) -> Path:

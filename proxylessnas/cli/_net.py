@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError, ProxylessError, WeightsCorruptError
+from ..names import ARCH_SUFFIXES, looks_like_path
 from ..transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from ._names import ARCH_SUFFIXES, existing_file, is_file_name, published, sha256_of
+from ._names import existing_file, published, sha256_of
 from ._output import note
 from ._verb import UsageError
 
@@ -135,7 +136,7 @@ def check_options(args: argparse.Namespace) -> None:
     for file in (args.arch, args.weights):
         if file is not None:
             existing_file(file)
-    if not is_file_name(args.net):
+    if not looks_like_path(args.net):
         published(args.net)
     else:
         existing_file(args.net)
@@ -156,7 +157,7 @@ def open_net(args: argparse.Namespace) -> Net:
     from ..weights import find_by_digest
 
     device = _device(args.device)
-    zoo = None if is_file_name(args.net) else published(args.net)
+    zoo = None if looks_like_path(args.net) else published(args.net)
     file: Path | None = None
     if args.weights is not None or zoo is None:
         file = existing_file(args.weights if args.weights is not None else args.net)
@@ -188,10 +189,22 @@ def open_net(args: argparse.Namespace) -> Net:
         preprocessing=_with_options(known, args),
         dataset=dataset if dataset is not None and _classes_of(dataset) == model.num_classes else None,
         file=file,
-        sha256=sha256_of(file) if file.is_file() else record.sha256 if record is not None else None,
+        sha256=record.sha256
+        if zoo is record and record is not None and args.weights is None
+        else sha256_of(file),
         record=record,
         device=device,
     )
+
+
+def _digest(record: Weights, file: Path) -> str | None:
+    """Return the SHA-256 of published weights that were loaded by name, which may have been read from their copy."""
+    if record.sha256:
+        return record.sha256
+    from ..digests import file_problem
+
+    sound = file.is_file() and file_problem(record, file) is None
+    return sha256_of(file) if sound else None
 
 
 def class_labels(net: Net) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
@@ -304,7 +317,7 @@ def _device(name: str) -> torch.device:
     try:
         if device.type == "meta" or float(torch.ones(1, device=device).sum()) != 1:
             raise ProxylessError(f"--device {name}: nothing can be computed there")
-    except (RuntimeError, AssertionError, NotImplementedError) as e:
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as e:
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise ProxylessError(f"--device {name}: not usable here ({reason})") from e
     return device

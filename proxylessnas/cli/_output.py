@@ -36,6 +36,8 @@ def error(text: str) -> None:
 
 
 def _to_stderr(text: str) -> None:
+    if sys.stderr is None:  # closed by the caller; print() would take standard output instead
+        return
     with contextlib.suppress(OSError, ValueError, AttributeError):
         sys.stdout.flush()  # keep the order where both streams are the same terminal
     with contextlib.suppress(OSError, ValueError):

@@ -6,7 +6,8 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from ..errors import WeightsCorruptError, WeightsNotFoundError
-from ._names import ARCH_SUFFIXES, existing_file, is_file_name, published, sha256_of
+from ..names import ARCH_SUFFIXES, looks_like_path
+from ._names import existing_file, published, sha256_of
 from ._output import bold, megabytes, pairs, print_json, printable
 from ._verb import Verb
 
@@ -47,7 +48,9 @@ class Info(Verb):
 
     def run(self, args: argparse.Namespace) -> int:
         """Print it."""
-        facts = _of_file(existing_file(args.net)) if is_file_name(args.net) else _of_zoo(published(args.net))
+        facts = (
+            _of_file(existing_file(args.net)) if looks_like_path(args.net) else _of_zoo(published(args.net))
+        )
         if args.json:
             print_json(facts)
         else:

@@ -6,7 +6,8 @@ import argparse
 from typing import Any
 
 from ..errors import ProxylessError, WeightsCorruptError, WeightsNotFoundError
-from ._names import existing_file, is_file_name, published
+from ..names import looks_like_path
+from ._names import existing_file, published
 from ._output import error, plural, print_json, printable
 from ._verb import UsageError, Verb
 
@@ -62,7 +63,7 @@ class Verify(Verb):
     def _check(word: str) -> dict[str, Any]:
         net: str | None = None
         try:
-            if not is_file_name(word):
+            if not looks_like_path(word):
                 weights = published(word)
                 net = weights.name
                 return {"net": net, "state": "sound", "path": str(weights.verify())}
