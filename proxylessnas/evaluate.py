@@ -65,8 +65,8 @@ def evaluate(
 ) -> Evaluation:
     """Return the accuracy of a net on labelled pictures.
 
-    The net is moved to ``device`` in channels-last layout, and stays so; it runs in evaluation mode, and every
-    part gets its own mode back.
+    The net is moved to ``device`` in channels-last layout, and stays so; it runs in evaluation mode, and each
+    of its parts gets its own mode back.
 
     Args:
         model: gives logits ``[B, classes]`` for ``[B, 3, H, W]``.

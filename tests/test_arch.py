@@ -379,7 +379,31 @@ def test_an_unknown_name_is_answered_with_near_ones(name, says):
         normalise_name(name)
 
 
+@pytest.mark.parametrize("number", [10**5000, 1e308, -1, True, "8", None], ids=range(6))
+def test_numbers_out_of_bounds_give_short_messages(number):
+    for build in (lambda: Stage(number, 1, "k3e1"), lambda: Arch.from_official({"name": number})):
+        with pytest.raises(ArchError) as caught:
+            build()
+        assert len(str(caught.value)) < 300
+    with pytest.raises(ArchError) as caught:
+        Arch.parse("Arch" + "x" * 900_000)
+    assert len(str(caught.value)) < 300
+
+
+def test_an_expansion_ratio_that_has_no_token_is_refused():
+    for ratio in (1.0000001, 2.12345):
+        with pytest.raises(ArchError, match="more than three decimals"):
+            Arch.from_official(
+                _change(MOBILE.to_official(), "blocks.1.mobile_inverted_conv.expand_ratio", ratio)
+            )
+    with pytest.raises(ArchError, match="dropout"):
+        Arch.from_official(_change(MOBILE.to_official(), "classifier.dropout_rate", ""))
+
+
 def test_register_op_refuses_what_it_must():
+    for token, build in ((3, str), ("fine", None), ("ZeroLayer", str)):
+        with pytest.raises(ArchError, match="cannot register"):
+            register_op(token, build)
     with pytest.raises(ArchError, match="identifier"):
         register_op("k3e6", lambda i, o, s: None)
     with pytest.raises(ArchError, match="identifier"):

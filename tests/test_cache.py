@@ -49,6 +49,17 @@ def test_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert nothing_left(tmp_path)
 
 
+@pytest.mark.parametrize("value", ["", "relative/path"])
+def test_empty_and_relative_settings_do_not_put_the_cache_into_the_working_folder(
+    value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PROXYLESSNAS_CACHE", raising=False)
+    for name in ("TORCH_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, value)
+    assert tmp_path not in cache_dir().parents
+
+
 def test_without_a_home_nothing_is_written_to_the_working_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

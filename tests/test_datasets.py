@@ -222,3 +222,10 @@ def test_own_class_names(tmp_path: Path) -> None:
     fill(tmp_path, ["Red_Fox/a.png", "crow/a.png"])
     found = labelled_images(tmp_path, 3, names=["crow", "newt", "red fox"])
     assert sorted(label for _, label in found.samples) == [0, 2]
+
+
+def test_folders_without_pictures_that_are_no_classes(tmp_path: Path) -> None:
+    fill(tmp_path, ["n01440764/a.jpg", "n02391049/b.jpg", "lost+found/x.txt", "logs/y.txt"])
+    found = labelled_images(tmp_path, 1000, "imagenet")
+    assert sorted(label for _, label in found.samples) == [0, 340]
+    assert any("lost+found" in text for text in found.notes)

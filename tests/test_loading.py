@@ -332,3 +332,77 @@ def test_real_names_come_with_real_weights(shared_data, tmp_path):
     again = create_model(save_weights(model, tmp_path / "x.safetensors"))
     assert again.categories == model.categories
     assert create_model(path).arch == model.arch, "a published .pth is known by its digest"
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda s: s.pop("classifier.linear.bias"),
+        lambda s: s.update({"classifier.junk": torch.zeros(1)}),
+        lambda s: s.update({"classifier.linear.weight": torch.zeros(5, 23)}),
+        lambda s: s.update({"classifier.linear.weight": torch.zeros(3_000_000, 0)}),
+        lambda s: s.update({"classifier.linear.weight": torch.tensor(1.0)}),
+        lambda s: s.update({"classifier.linear.bias": torch.zeros(4)}),
+        lambda s: s.update({"first_conv.conv.weight": torch.zeros(8, 0, 3, 3)}),
+        lambda s: s.update({"first_conv.conv.weight": torch.zeros(8, 3, 3, 3, dtype=torch.int32)}),
+    ],
+)
+def test_a_damaged_head_or_odd_tensor_is_an_error(spoil, net, tmp_path):
+    """A classifier is replaced only if it is a whole one for another number of classes."""
+    state = {k: v.clone() for k, v in net.state_dict().items()}
+    spoil(state)
+    torch.save(state, tmp_path / "w.pth")
+    before = copy.deepcopy(net)
+    with pytest.raises(WeightsMismatchError):
+        create_model(SMALL, weights=tmp_path / "w.pth")
+    with pytest.raises(WeightsMismatchError):
+        load_weights(net, tmp_path / "w.pth")
+    assert same_tensors(net, before) == set()
+
+
+@pytest.mark.parametrize(
+    "kind", [lambda v: v.to("meta"), lambda v: v.to(torch.complex64), lambda v: v.to_sparse()]
+)
+def test_tensors_of_no_use_are_refused_before_anything_changes(kind, net):
+    state = dict(net.state_dict())
+    state["classifier.linear.bias"] = kind(state["classifier.linear.bias"])
+    fresh = create_model(SMALL)
+    before = copy.deepcopy(fresh)
+    with pytest.raises(WeightsCorruptError, match=r"classifier\.linear\.bias"):
+        load_weights(fresh, state)
+    assert same_tensors(fresh, before) == set()
+    with pytest.raises(TypeError, match="meta"):
+        load_weights(create_model(SMALL).to("meta"), net.state_dict())
+    with pytest.raises(TypeError, match="Linear"):
+        load_weights(torch.nn.Linear(2, 2), net.state_dict())
+
+
+def test_parameters_own_their_memory(net, tmp_path):
+    state = {k: v.clone() for k, v in net.state_dict().items()}
+    state["feature_mix_layer.bn.weight"] = torch.ones(1).expand(24)
+    state["feature_mix_layer.bn.bias"] = state["feature_mix_layer.bn.running_mean"]
+    torch.save(state, tmp_path / "w.pth")
+    model = create_model(SMALL, weights=tmp_path / "w.pth")
+    pointers = [v.untyped_storage().data_ptr() for v in model.state_dict().values()]
+    assert len(set(pointers)) == len(pointers)
+    with torch.no_grad():
+        model.feature_mix_layer.bn.weight.add_(torch.arange(24.0))
+
+
+def test_a_file_called_like_a_net_changes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "proxyless_w025_r112").write_text(str(SMALL))
+    (tmp_path / "mine").write_text(str(SMALL))
+    assert proxylessnas.proxyless_w025_r112().arch.name == "proxyless_w025_r112"
+    assert create_model("mine").arch == SMALL
+
+
+def test_nets_made_under_inference_mode_can_be_trained(net, tmp_path):
+    torch.save(net.state_dict(), tmp_path / "w.pth")
+    with torch.inference_mode():
+        models = [
+            create_model(SMALL),
+            create_model(SMALL, weights=tmp_path / "w.pth", in_chans=4, num_classes=3),
+        ]
+    for model in models:
+        model(torch.randn(2, model.in_chans, 32, 32)).sum().backward()

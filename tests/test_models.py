@@ -322,6 +322,30 @@ def test_a_registered_operation_is_built_written_and_read():
         register_op("toy_shift", nn.Conv2d)
 
 
+class Buffered(nn.Module):
+    """An operation with a buffer that no checkpoint has."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 1, stride)
+        self.register_buffer("scale", torch.full((1,), 0.5), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x) * self.scale
+
+
+def test_a_registered_operation_loads_weights_and_must_be_a_module(tmp_path):
+    register_op("toy_buffered", Buffered)
+    arch = Arch("toy", stem=8, first=8, last=16, stages=(Stage(8, 2, "toy_buffered"),), num_classes=3)
+    model = create_model(arch).eval()
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    x = torch.randn(1, 3, 32, 32)
+    assert torch.equal(create_model(arch, weights=tmp_path / "w.pth").eval()(x), model(x))
+    register_op("toy_number", lambda i, o, s: 3)
+    with pytest.raises(proxylessnas.ArchError, match="toy_number"):
+        create_model(Arch("toy", stem=8, first=8, last=16, stages=(Stage(8, 2, "toy_number"),)))
+
+
 def test_profile_neither_runs_nor_changes_the_net():
     model = create_model(SMALL).train()
     before = {k: v.clone() for k, v in model.state_dict().items()}

@@ -21,10 +21,11 @@ def net():
 def test_predict_equals_the_long_way(net, tmp_path):
     Image.effect_mandelbrot((60, 50), (-2, -1.5, 1, 1.5), 40).convert("RGB").save(tmp_path / "a.png")
     picture = Image.open(tmp_path / "a.png")
-    net.freeze_bn()
     net.train()
+    net.blocks[1].eval()  # a part with a mode of its own
     found = net.predict(tmp_path / "a.png", top=3)
-    assert net.training, "the mode is given back"
+    assert net.training
+    assert not net.blocks[1].training, "every part's mode is given back"
     with torch.inference_mode():
         expected = net.eval()(net.preprocessing.build()(picture)[None]).softmax(1)[0]
     assert [p.class_index for p in found] == expected.topk(3).indices.tolist()
@@ -62,3 +63,17 @@ def test_real_photo(shared_data, repo):
     assert create_model("proxyless_w025_r112", weights=path, num_classes=3).predict(
         repo / "examples" / "photos" / "cat.jpg"
     )[0].name in {"0", "1", "2"}
+
+
+def test_two_hundred_photos_through_hub(shared_data, repo):
+    """The tiny net with its real weights, as torch.hub gives it: 115 right, 153 among the first five."""
+    path = shared_data / "weights" / "proxyless-w0.25-r112_imagenet.pth"
+    net = torch.hub.load(str(repo), "proxyless_w025_r112", source="local", weights=str(path)).eval()
+    first = five = 0
+    photos = sorted((shared_data / "imagenet_sample").glob("*.jpg"))
+    for photo in photos:
+        found = [p.class_index for p in net.predict(photo)]
+        label = int(photo.name[:4])
+        first += found[0] == label
+        five += label in found
+    assert (len(photos), first, five) == (200, 115, 153)

@@ -314,3 +314,17 @@ def test_the_real_files_load(name: str, shared_data: Path) -> None:
     state, _ = safe_load(shared_data / "weights" / name)
     assert len(state) == 368
     assert "first_conv.conv.weight" in state
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs POSIX")
+def test_devices_and_pipes_are_refused_at_once(tmp_path: Path) -> None:
+    from proxylessnas.weights import find_by_digest
+
+    for path in (Path("/dev/zero"), tmp_path / "pipe"):
+        if path.name == "pipe":
+            os.mkfifo(path)
+            assert find_by_digest(path) is None
+            continue
+        assert find_by_digest(path) is None
+        with pytest.raises(WeightsCorruptError, match="regular file"):
+            safe_load(path)

@@ -281,3 +281,7 @@ def test_real_photos(shared_data: Path) -> None:
     assert torch.equal(logits[0], logits[1])
     assert torch.equal(logits[0].argmax(1), logits[2].argmax(1))
     assert (logits[0] - logits[2]).abs().max() < 0.05  # Pillow's own resize rounds a little otherwise
+
+
+def test_a_single_pixel_is_enough() -> None:
+    assert Preprocessing(1, 1).build()(noise(40, 30)).shape == (3, 1, 1)

@@ -189,16 +189,14 @@ def open_net(args: argparse.Namespace) -> Net:
         preprocessing=_with_options(known, args),
         dataset=dataset if dataset is not None and _classes_of(dataset) == model.num_classes else None,
         file=file,
-        sha256=record.sha256
-        if zoo is record and record is not None and args.weights is None
-        else sha256_of(file),
+        sha256=_digest(record, file) if record is not None and record is zoo else sha256_of(file),
         record=record,
         device=device,
     )
 
 
 def _digest(record: Weights, file: Path) -> str | None:
-    """Return the SHA-256 of published weights that were loaded by name, which may have been read from their copy."""
+    """Return the SHA-256 of published weights that were loaded by name (perhaps from their copy)."""
     if record.sha256:
         return record.sha256
     from ..digests import file_problem
