@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,25 +16,22 @@ class _Conv2d(nn.Conv2d):
     def reset_parameters(self) -> None:
         if not self.weight.is_meta:
             fan_out = self.kernel_size[0] * self.kernel_size[1] * self.out_channels / self.groups
-            with torch.no_grad():
-                self.weight.normal_(0.0, math.sqrt(2.0 / fan_out))
+            self.weight.data.normal_(0.0, math.sqrt(2.0 / fan_out))
 
 
 class _BatchNorm2d(nn.BatchNorm2d):
     def reset_parameters(self) -> None:
         if not self.weight.is_meta:
-            with torch.no_grad():
-                self.weight.fill_(1.0)
-                self.bias.zero_()
+            self.weight.data.fill_(1.0)
+            self.bias.data.zero_()
 
 
 class _Linear(nn.Linear):
     def reset_parameters(self) -> None:
         if not self.weight.is_meta:
             bound = 1.0 / math.sqrt(self.in_features)
-            with torch.no_grad():
-                self.weight.uniform_(-bound, bound)
-                self.bias.zero_()
+            self.weight.data.uniform_(-bound, bound)
+            self.bias.data.zero_()
 
 
 # The three classes above only replace torch's initialisation, which would draw all numbers twice. What the
