@@ -150,6 +150,11 @@ def create_model(
         return _build_with_weights(arch, weights, progress, options)
 
 
+def _owned(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return tensors that share memory neither with each other, nor a larger buffer, nor the caller's."""
+    return {key: value.clone(memory_format=torch.contiguous_format) for key, value in tensors.items()}
+
+
 def _published_as(arch: Arch | TreeArch) -> str:
     """Return the zoo name of an architecture, whatever it calls itself."""
     for name, published in PUBLISHED.items():
@@ -167,7 +172,7 @@ def _build_with_weights(
         # Reading and hashing 18 MB takes as long as creating 400 modules: do both at once.
         loader = verified_loader(weights, progress=progress)
         model = _build(arch, {**options, "device": "meta"})
-        source = Source(loader.result(), f"the weights of {weights.name}", record=weights)
+        source = Source(loader.result(), f"the weights of {weights.name}", record=weights, owned=True)
     else:
         source = open_source(weights, progress)
         if options["num_classes"] is None:
@@ -179,16 +184,11 @@ def _build_with_weights(
         model = _build(arch, {**options, "device": "meta"})
     fitted, report = fit_state_dict(model, source.state, source.label)
     device, dtype = torch.get_default_device(), torch.get_default_dtype()
-    placed: dict[str, torch.Tensor] = {}
-    owned: set[int] = set()
-    for key, value in fitted.items():
-        placed[key] = value.to(device, dtype if value.is_floating_point() else None)
-        storage = placed[key].untyped_storage()
-        # Parameters must own their memory: shared neither with each other nor with the caller's tensors.
-        borrowed = storage.data_ptr() in owned or storage.nbytes() != placed[key].nbytes or source.borrowed
-        if borrowed or not placed[key].is_contiguous():
-            placed[key] = placed[key].clone(memory_format=torch.contiguous_format)
-        owned.add(placed[key].untyped_storage().data_ptr())
+    placed = {
+        key: value.to(device, dtype if value.is_floating_point() else None) for key, value in fitted.items()
+    }
+    if not source.owned:
+        placed = _owned(placed)
     model.load_state_dict(placed, strict=False, assign=True)
     if any(p.is_meta for p in model.classifier.parameters()):
         model._set_head(model.num_classes, model.global_pool, device, dtype)

@@ -27,14 +27,14 @@ class Source:
         label: how messages name them.
         header: what a file of :func:`~proxylessnas.save_weights` says of itself; empty for others.
         record: the published weights, if it is they; a local file is known by its digest.
-        borrowed: the tensors belong to the caller.
+        owned: each tensor is known to have memory of its own.
     """
 
     state: Mapping[str, Tensor]
     label: str
     header: Header = field(default_factory=Header)
     record: Weights | None = None
-    borrowed: bool = False
+    owned: bool = False
 
 
 def open_source(
@@ -50,7 +50,7 @@ def open_source(
     from .weights import Weights, find_by_digest, get_weights
 
     if isinstance(source, Mapping):
-        return Source(state_dict_of(source, "the given weights"), "the given weights", borrowed=True)
+        return Source(state_dict_of(source, "the given weights"), "the given weights")
     if isinstance(source, Weights):
         return Source(cached_state_dict(source, progress), f"the weights of {source.name}", record=source)
     if looks_like_path(source):
