@@ -21,7 +21,7 @@ from .published import MODEL_NAMES, PUBLISHED, normalise_name
 from .pyramid import PyramidTreeNet
 from .sources import Source, open_source
 from .tree_arch import TreeArch
-from .weights import Weights, get_weights
+from .weights import Weights, find_by_digest, get_weights
 
 
 def _read_arch_file(path: Path) -> Arch | TreeArch:
@@ -58,8 +58,6 @@ def read_arch(path: str | os.PathLike[str]) -> Arch | TreeArch:
         metadata = read_metadata(path)
         if "arch" in metadata:
             return Arch.parse(metadata["arch"])
-    from .weights import find_by_digest
-
     record = find_by_digest(path) if path.is_file() else None
     if record is None:
         raise ArchError(
@@ -182,7 +180,8 @@ def _build_with_weights(
         if options["global_pool"] is None:
             options = {**options, "global_pool": source.header.global_pool}
         model = _build(arch, {**options, "device": "meta"})
-    fitted, report = fit_state_dict(model, source.state, source.label)
+    embeddings = source.header.num_classes == 0
+    fitted, report = fit_state_dict(model, source.state, source.label, embeddings=embeddings)
     device, dtype = torch.get_default_device(), torch.get_default_dtype()
     placed = {
         key: value.to(device, dtype if value.is_floating_point() else None) for key, value in fitted.items()

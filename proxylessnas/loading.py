@@ -73,17 +73,23 @@ def head_classes(state: Mapping[str, Tensor], num_features: int) -> int | None:
 
 
 def fit_state_dict(
-    model: Classifier, state: Mapping[str, Tensor], source: str = "the weights", *, strict: bool = True
+    model: Classifier,
+    state: Mapping[str, Tensor],
+    source: str = "the weights",
+    *,
+    strict: bool = True,
+    embeddings: bool = False,
 ) -> tuple[dict[str, Tensor], LoadReport]:
     """Return the tensors of ``state`` that ``model`` takes, adapted where that is meaningful, and the report.
 
-    The net is not touched. See :func:`load_weights` for the rules and the errors.
+    The net is not touched. See :func:`load_weights` for the rules and the errors. ``embeddings`` says that the
+    weights are known to be those of a net without a classifier; otherwise a missing one is an error.
     """
     report = LoadReport()
     own = model.state_dict()
     stem = stem_name(model)
     own_head = {key for key in own if key.startswith(HEAD)}
-    classes = head_classes(state, model.num_features)
+    classes = 0 if embeddings else head_classes(state, model.num_features)
     fitted: dict[str, Tensor] = {}
     shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
     kinds: list[str] = []
@@ -190,7 +196,8 @@ def load_weights(
             "the net is on the meta device: build it with its weights, create_model(..., weights=...)"
         )
     opened = open_source(source)
-    fitted, report = fit_state_dict(model, opened.state, opened.label, strict=strict)
+    embeddings = opened.header.num_classes == 0
+    fitted, report = fit_state_dict(model, opened.state, opened.label, strict=strict, embeddings=embeddings)
     model.load_state_dict(fitted, strict=False)
     adopt(model, opened, report)
     log_report(report, model, opened.label)

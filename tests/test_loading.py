@@ -188,6 +188,12 @@ def test_one_file_holds_architecture_weights_and_preprocessing(arch, tmp_path):
         assert file.metadata()["note"] == "kept"
     embedding = create_model(arch, num_classes=0)
     assert create_model(save_weights(embedding, tmp_path / "e.safetensors")).num_classes == 0
+    tuned = create_model(tmp_path / "e.safetensors", num_classes=3)
+    assert tuned.num_classes == 3, "a net without a classifier gets one"
+    assert not tuned.classifier.linear.weight.is_meta
+    headless = {k: v for k, v in model.state_dict().items() if not k.startswith("classifier")}
+    with pytest.raises(WeightsMismatchError, match=r"missing \(classifier\.linear"):
+        load_weights(create_model(arch, num_classes=4, in_chans=1), headless)
     with pytest.raises(ValueError, match="suffix"):
         save_weights(model, tmp_path / "child.pth")
 
