@@ -82,8 +82,8 @@ def fit_state_dict(
 ) -> tuple[dict[str, Tensor], LoadReport]:
     """Return the tensors of ``state`` that ``model`` takes, adapted where that is meaningful, and the report.
 
-    The net is not touched. See :func:`load_weights` for the rules and the errors. ``embeddings`` says that the
-    weights are known to be those of a net without a classifier; otherwise a missing one is an error.
+    The net is not touched. See :func:`load_weights` for the rules and the errors. ``embeddings`` says that
+    the weights are known to be those of a net without a classifier; otherwise a missing one is an error.
     """
     report = LoadReport()
     own = model.state_dict()
