@@ -1,7 +1,7 @@
 """Where downloaded weights live, and how they become tensors that are known to be the right ones.
 
 A file is called ``<name>-<first 8 digits of its digest>.pth``. After the first load a safetensors copy lies
-next to it, with its SHA-256 in ``<copy>.sha256`` (the format of ``sha256sum``): it loads three times faster.
+next to it, with its SHA-256 in ``<copy>.sha256`` (the format of ``sha256sum``), from which later loads read.
 Every load hashes the bytes that it turns into tensors, with a thread doing so while the caller builds. That
 finds damage; against someone who can write to the cache only the ``.pth`` helps, whose digest is published.
 """
@@ -136,8 +136,11 @@ def _copy_from_cache(weights: Weights, path: Path) -> bool:
         return False
     if bytes_problem(weights, data):
         return False
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, data)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, data)
+    except OSError as e:
+        raise WeightsFetchError(f"cannot write {path}: {e.strerror or e}") from e
     return True
 
 

@@ -45,10 +45,7 @@ class Classifier(nn.Module):
         self,
         arch: Arch | TreeArch,
         num_features: int,
-        num_classes: int | None,
-        global_pool: str,
         drop_rate: float,
-        device: Any,
     ) -> None:
         super().__init__()
         self.arch = arch
@@ -62,15 +59,10 @@ class Classifier(nn.Module):
         self._frozen_bn = self._frozen_affine = False
         self.num_classes = -1
         self.in_chans = arch.in_channels
-        self._pending = (arch.num_classes if num_classes is None else num_classes, global_pool, device)
 
-    def _finish(self) -> None:
-        """Add the classifier last, so that parameters keep the original order."""
-        num_classes, global_pool, device = self._pending
-        del self._pending
-        self._set_head(num_classes, global_pool, device, None)
-
-    def _set_head(self, num_classes: int, global_pool: str, device: Any, dtype: Any) -> None:
+    def _set_head(self, num_classes: int | None, global_pool: str, device: Any, dtype: Any = None) -> None:
+        """Set pooling and classifier; a net's constructor does so last, which keeps the original order."""
+        num_classes = self.arch.num_classes if num_classes is None else num_classes
         if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 0:
             raise ValueError(f"num_classes must be a whole number, 0 for embeddings, not {num_classes!r}")
         if global_pool not in POOLS:
@@ -97,10 +89,10 @@ class Classifier(nn.Module):
         Raises:
             ValueError: a value is out of range.
         """
-        self.categories, self.wnids = (), ()  # a new classifier has new classes
         like = next(self.parameters())
         pool = self.global_pool if global_pool is None else global_pool
         self._set_head(num_classes, pool, like.device, like.dtype)
+        self.categories, self.wnids = (), ()  # a new classifier has new classes
         self.classifier.train(self.training)
 
     def stem_and_blocks(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:

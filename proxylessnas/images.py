@@ -145,7 +145,7 @@ def _decode(file: IO[bytes], name: str) -> Image.Image:
 
 
 def _open_header(pil: Any, file: IO[bytes]) -> Image.Image:
-    pil.preinit()  # the common formats; loading the rest takes ten times as long
+    pil.preinit()  # the common formats; the rest is slow to load and rarely met
     try:
         image = pil.open(file, formats=[name for name in _FORMATS if name in pil.OPEN])
     except pil.UnidentifiedImageError:

@@ -43,7 +43,7 @@ class ProxylessNAS(Classifier):
         drop_path_rate: float = 0.0,
         device: Any = None,
     ) -> None:
-        super().__init__(arch, arch.last, num_classes, global_pool, drop_rate, device)
+        super().__init__(arch, arch.last, drop_rate)
         check_rate("drop_path_rate", drop_path_rate)
         options: dict[str, Any] = {"eps": arch.bn_eps, "momentum": arch.bn_momentum, "device": device}
         self.in_chans = check_in_chans(in_chans, arch)
@@ -55,7 +55,7 @@ class ProxylessNAS(Classifier):
             for i, block in enumerate(blocks)
         )
         self.feature_mix_layer = ConvLayer(blocks[-1].out_channels, arch.last, 1, **options)
-        self._finish()
+        self._set_head(num_classes, global_pool, device)
         reduction, last = arch.stem_stride, {}
         last[reduction] = (arch.stem, "first_conv")
         for i, block in enumerate(blocks):

@@ -205,7 +205,7 @@ class PyramidTreeNet(Classifier):
         drop_path_rate: float = 0.0,
         device: Any = None,
     ) -> None:
-        super().__init__(arch, arch.final_width, num_classes, global_pool, drop_rate, device)
+        super().__init__(arch, arch.final_width, drop_rate)
         check_rate("drop_path_rate", drop_path_rate)
         self.in_chans = check_in_chans(in_chans, arch)
         stem = PreActConv(self.in_chans, arch.start, 3, bn=False, act=False, device=device)
@@ -221,7 +221,7 @@ class PyramidTreeNet(Classifier):
             last[reduction] = (width, f"blocks.{i + 1}")
         blocks.append(Transition(Norm(width, True, device)))
         self.blocks = nn.ModuleList(blocks)
-        self._finish()
+        self._set_head(num_classes, global_pool, device)
         self.feature_info = [{"num_chs": c, "reduction": r, "module": m} for r, (c, m) in last.items()]
 
     def stem_and_blocks(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:

@@ -133,7 +133,7 @@ class UrllibTransport:
             url, authorization = _split_credentials(url)
             request = urllib.request.Request(url, headers={**headers, **authorization})
             opener = urllib.request.build_opener(_NoRedirect())
-            if urlsplit(url).scheme == "https":  # reading the system's certificates takes 30 ms
+            if urlsplit(url).scheme == "https":  # reading the system's certificates takes its time
                 opener = urllib.request.build_opener(
                     _NoRedirect(), urllib.request.HTTPSHandler(context=_ssl_context())
                 )

@@ -288,3 +288,17 @@ def test_right_digest_but_no_checkpoint(server: FaultyServer, cache: Path) -> No
     server.files[NAME] = page
     with pytest.raises(WeightsCorruptError, match="not a weights file"):
         cached_state_dict(record(f"{server.url}/{NAME}", content=page))
+
+
+def test_a_folder_is_filled_from_the_cache(
+    weights: Weights, cache: Path, server: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetch(weights)
+    monkeypatch.setenv("PROXYLESSNAS_OFFLINE", "1")
+    copied = fetch(weights, directory=tmp_path / "stick")
+    assert copied.parent == tmp_path / "stick"
+    assert copied.read_bytes() == CONTENT
+    assert len(server.seen) == 1
+    (tmp_path / "file").touch()
+    with pytest.raises(WeightsFetchError, match="cannot write"):
+        fetch(weights, directory=tmp_path / "file" / "below")

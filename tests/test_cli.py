@@ -208,6 +208,14 @@ def test_output_that_is_only_ascii(files: Path) -> None:
     assert out.isascii()
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")
+def test_closed_standard_error_does_not_reach_the_json() -> None:
+    line = f'"{sys.executable}" -m proxylessnas list nothing_like_it --json 2>&-'
+    done = subprocess.run(line, shell=True, capture_output=True, text=True, cwd=REPO, check=False)
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["error"]["type"] == "UnknownModelError"
+
+
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 def test_ctrl_c(files: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "never.png")  # a picture that never comes

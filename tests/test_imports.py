@@ -336,3 +336,16 @@ def test_the_clone_used_here_holds_no_ignored_file(tree: Path) -> None:
     names = {path.name for path in tree.rglob("*")}
     assert {"hubconf.py", "weights_manifest.json", "setup.cfg"} <= names
     assert names & {"__pycache__", ".venv", ".git", "build"} == set()
+
+
+def test_hub_says_when_another_copy_of_the_package_is_used(repo: Path, tmp_path: Path) -> None:
+    """A pinned tag is not what runs where the package was imported before."""
+    import runpy
+    import shutil
+
+    import proxylessnas.zoo  # noqa: F401
+
+    shutil.copy(repo / "hubconf.py", tmp_path)
+    with pytest.warns(UserWarning, match="was imported before and is used instead of the one in"):
+        runpy.run_path(str(tmp_path / "hubconf.py"))
+    runpy.run_path(str(repo / "hubconf.py"))  # no warning: it would be an error

@@ -202,8 +202,10 @@ def test_heads(kind):
         torch.equal(model.state_dict()[k], v.double() if v.is_floating_point() else v)
         for k, v in body.items()
     )
+    model.categories = tuple("abcdefg")
     with pytest.raises(ValueError, match="num_classes"):
         model.reset_classifier(-1)
+    assert model.categories == tuple("abcdefg"), "a refused reset changes nothing"
     with pytest.raises(ValueError, match="global_pool"):
         model.reset_classifier(3, "median")
     with pytest.raises(ValueError, match="feature map"):
