@@ -1,0 +1,121 @@
+"""A training recipe: everything that decides what comes out of a run, as one small table.
+
+Where and how a run is carried out (device, worker processes, how often it is logged or saved) is not part of
+a recipe: it changes nothing in the result, or only its last digits. See :class:`~.settings.Settings`.
+
+    >>> from proxylessnas.train import Recipe
+    >>> Recipe(epochs=30, optimizer="adamw", learning_rate=1e-3).replace(mixup_alpha=0.2).mixup_alpha
+    0.2
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a net is trained. Rates are per optimiser step; sizes are in pixels.
+
+    Attributes:
+        epochs: passes over the training pictures.
+        batch_size: pictures an optimiser step, over all processes and accumulated parts together, so that a
+            recipe means the same on any number of processes.
+        accumulate: parts a step is computed in, one after the other, to save memory.
+        seed: of the split, the initial weights, the order of the pictures and all augmentation.
+        val_fraction: share of each class held out where the data has no validation part of its own.
+        image_size: side of the net's input, px; None takes the net's own.
+        resize: length of the short side before the validation crop, px; None keeps the usual proportion
+            (256 / 224; none below 64 px).
+        mean, std: normalisation per channel on a scale of 0 to 1; None takes the net's weights' own, else
+            the data set's, else ImageNet's.
+        interpolation: "bilinear" or "bicubic".
+        crop: "resized" (RandomResizedCrop), "padded" (shifted by up to ``crop_padding``) or "none".
+        crop_scale_min: least share of the picture that a resized crop keeps (its largest is 1).
+        crop_padding: px of zeros around the picture before a padded crop.
+        flip: mirror half of the pictures.
+        jitter_brightness, jitter_contrast, jitter_saturation, jitter_hue: ranges of colour jitter; 0 is off.
+        rand_augment: number of RandAugment operations a picture, 0 for none; rand_augment_magnitude, 0-30.
+        random_erasing: probability of erasing a random rectangle.
+        cutout: side of a square set to the mean colour, px; 0 for none.
+        mixup_alpha, cutmix_alpha: of the Beta distributions; 0 is off; with both, each batch takes one.
+        label_smoothing: share of the target spread over all classes.
+        optimizer: "sgd" (with Nesterov momentum) or "adamw".
+        learning_rate: at the end of the warm-up, for ``batch_size`` pictures.
+        momentum: of SGD.
+        betas: of AdamW.
+        weight_decay: L2 (SGD) or decoupled (AdamW).
+        no_decay: parameters without decay: "none", "bn" (scales and shifts of BatchNorm) or "bn+bias".
+        schedule: "cosine", "linear" (both per step, to ``final_rate``) or "constant".
+        warmup_epochs: linear rise of the rate from a hundredth, counted in epochs; fractions are fine.
+        final_rate: rate at the end, as a share of ``learning_rate``.
+        layer_decay: each block's rate is this share of the next one's, counted from the classifier; 1 is off.
+        head_rate: factor on the classifier's rate.
+        freeze_epochs: train nothing but the classifier for so many epochs at the start.
+        clip_norm: greatest norm of all gradients together; 0 is off.
+        dropout: before the classifier; None takes the architecture's own.
+        drop_path: rate of the last block; grows linearly from 0.
+        ema_decay: of the moving average of the weights that is evaluated and kept; 0 is off.
+        recalibrate_batches: batches from which BatchNorm statistics are computed anew at the end; 0 is off.
+        zero_init_residual: start blocks with a shortcut as identities (their last BatchNorm scale is 0).
+        amp: "off", "bf16" or "fp16" (with a gradient scaler).
+        channels_last: memory layout; much faster nearly everywhere.
+        compile: use ``torch.compile``.
+        sync_bn: BatchNorm statistics over all processes instead of each one's own.
+        keep: which weights the run ends with: "last" or "best" (by validation accuracy).
+    """
+
+    epochs: int = 100
+    batch_size: int = 128
+    accumulate: int = 1
+    seed: int = 0
+    val_fraction: float = 0.1
+    image_size: int | None = None
+    resize: int | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    interpolation: str = "bilinear"
+    crop: str = "resized"
+    crop_scale_min: float = 0.35
+    crop_padding: int = 4
+    flip: bool = True
+    jitter_brightness: float = 0.0
+    jitter_contrast: float = 0.0
+    jitter_saturation: float = 0.0
+    jitter_hue: float = 0.0
+    rand_augment: int = 0
+    rand_augment_magnitude: int = 9
+    random_erasing: float = 0.0
+    cutout: int = 0
+    mixup_alpha: float = 0.0
+    cutmix_alpha: float = 0.0
+    label_smoothing: float = 0.1
+    optimizer: str = "sgd"
+    learning_rate: float = 0.05
+    momentum: float = 0.9
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 4e-5
+    no_decay: str = "bn+bias"
+    schedule: str = "cosine"
+    warmup_epochs: float = 0.0
+    final_rate: float = 0.0
+    layer_decay: float = 1.0
+    head_rate: float = 1.0
+    freeze_epochs: int = 0
+    clip_norm: float = 0.0
+    dropout: float | None = None
+    drop_path: float = 0.0
+    ema_decay: float = 0.0
+    recalibrate_batches: int = 0
+    zero_init_residual: bool = False
+    amp: str = "off"
+    channels_last: bool = True
+    compile: bool = False
+    sync_bn: bool = False
+    keep: str = "last"
+
+    def replace(self, **changes: Any) -> Recipe:
+        """Return a recipe with some values changed."""
+        return dataclasses.replace(self, **changes)
