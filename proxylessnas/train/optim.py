@@ -1,0 +1,171 @@
+"""Optimiser, parameter groups, and the learning rate as a pure function of the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..classifier import Classifier
+from .recipe import Recipe
+
+_WARMUP_START = 0.01  # share of the rate at the first step of a warm-up
+_FUSED_DEVICES = {"cpu", "cuda"}
+_NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
+
+
+def sections(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return the parts of a net that follow each other, first to last: stem, each block, ..., classifier.
+
+    Parts without parameters (a Zero block, the place of a classifier that is absent) are left out, but for
+    the classifier, from which ``layer_decay`` counts.
+    """
+    found: list[tuple[str, nn.Module]] = []
+    for name, child in model.named_children():
+        if name == "classifier":
+            continue
+        if isinstance(child, (nn.ModuleList, nn.Sequential)):
+            found += [(f"{name}.{i}", part) for i, part in enumerate(child)]
+        else:
+            found.append((name, child))
+    found = [(name, part) for name, part in found if next(part.parameters(), None) is not None]
+    head = getattr(model, "classifier", None)
+    return [*found, ("classifier", head if isinstance(head, nn.Module) else nn.Identity())]
+
+
+def parameter_groups(model: Classifier, recipe: Recipe) -> list[dict[str, Any]]:
+    """Return the trainable parameters in groups of one learning rate and one weight decay each.
+
+    Parameters without ``requires_grad`` are left out. The order depends on the net and the recipe alone, so
+    that an optimiser's state fits again after a restart.
+
+    Returns:
+        Dicts for an optimiser with ``params``, ``lr``, ``weight_decay`` and, besides, ``name``, ``head`` (of
+        the classifier), ``factor`` (share of the recipe's rate) and ``base`` (the rate that
+        :func:`set_rates` scales).
+
+    Raises:
+        ValueError: nothing can be trained.
+    """
+    parts = sections(model)
+    groups: dict[tuple[bool, float, float], dict[str, Any]] = {}
+    placed: set[int] = set()
+    for place, (name, part) in enumerate([*parts[:-1], ("", model), parts[-1]]):
+        head = part is parts[-1][1]
+        # What hangs on the net itself and on none of its parts goes with the first part.
+        depth = 0 if part is model else min(place, len(parts) - 1)
+        factor = recipe.head_rate if head else recipe.layer_decay ** (len(parts) - 1 - depth)
+        for param, decays in _with_decay(part, recipe, own_only=part is model):
+            if id(param) in placed or not param.requires_grad:
+                continue
+            placed.add(id(param))
+            decay = recipe.weight_decay if decays else 0.0
+            group = groups.setdefault((head, factor, decay), {"params": [], "name": _group_name(name, recipe)})
+            group["params"].append(param)
+            rate = recipe.learning_rate * factor
+            group.update(lr=rate, weight_decay=decay, base=rate, factor=factor, head=head)
+    if not groups:
+        raise ValueError("no parameter of the net has requires_grad: there is nothing to train")
+    for (_, _, decay), group in groups.items():
+        group["name"] += "" if decay or not recipe.weight_decay else ", no decay"
+    return list(groups.values())
+
+
+def _group_name(section: str, recipe: Recipe) -> str:
+    if section == "classifier" or (recipe.layer_decay != 1.0 and section):
+        return section
+    return "body"
+
+
+def _with_decay(
+    part: nn.Module, recipe: Recipe, *, own_only: bool = False
+) -> Iterator[tuple[nn.Parameter, bool]]:
+    """Yield each parameter of a part and whether it decays."""
+    for module in [part] if own_only else part.modules():
+        norm = isinstance(module, _NORMS)
+        for name, param in module.named_parameters(recurse=False):
+            spared = recipe.no_decay != "none" and norm
+            spared |= recipe.no_decay == "bn+bias" and name == "bias"
+            yield param, not spared
+
+
+def make_optimizer(groups: Iterable[dict[str, Any]], recipe: Recipe) -> torch.optim.Optimizer:
+    """Return the recipe's optimiser over the groups of :func:`parameter_groups`.
+
+    One fused kernel updates all parameters where torch has it (CPU and CUDA); elsewhere torch chooses.
+    """
+    groups = list(groups)
+    params = [p for group in groups for p in group["params"]]
+    fused = all(p.device.type in _FUSED_DEVICES and p.is_floating_point() for p in params)
+    options: dict[str, Any] = {"lr": recipe.learning_rate, "fused": fused or None}
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, betas=recipe.betas, **options)
+    return torch.optim.SGD(groups, momentum=recipe.momentum, nesterov=recipe.momentum > 0, **options)
+
+
+def rate_factor(step: int, recipe: Recipe, steps_per_epoch: int) -> float:
+    """Return the share of the recipe's learning rate at an optimiser step.
+
+    Args:
+        step: steps done before it; 0 is the first.
+        recipe: its ``epochs``, ``warmup_epochs``, ``schedule`` and ``final_rate`` count.
+        steps_per_epoch: optimiser steps an epoch.
+
+    Returns:
+        A number from 0 to 1: a straight rise from 0.01 over the warm-up, 1 at its end, then the schedule,
+        which would reach ``final_rate`` one step after the last one.
+    """
+    total = recipe.epochs * steps_per_epoch
+    warmup = round(recipe.warmup_epochs * steps_per_epoch)
+    if step < warmup:
+        return _WARMUP_START + (1.0 - _WARMUP_START) * step / warmup
+    if recipe.schedule == "constant":
+        return 1.0
+    done = min((step - warmup) / max(total - warmup, 1), 1.0)
+    left = 0.5 * (1.0 + math.cos(math.pi * done)) if recipe.schedule == "cosine" else 1.0 - done
+    return recipe.final_rate + (1.0 - recipe.final_rate) * left
+
+
+def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set each group's rate to ``factor`` times its base rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["base"] * factor
+
+
+def head_parameters(model: Classifier) -> list[nn.Parameter]:
+    """Return the parameters of the classifier."""
+    return list(model.classifier.parameters())
+
+
+def body_is_frozen(epoch: int, recipe: Recipe) -> bool:
+    """Tell whether only the classifier is trained in an epoch (the first is 0)."""
+    return epoch < recipe.freeze_epochs
+
+
+def freeze_body(optimizer: torch.optim.Optimizer, frozen: bool) -> None:
+    """Stop or resume the gradients of everything in the optimiser but the classifier.
+
+    What had no gradient when the groups were made is not in them, and stays as it is. Parameters without a
+    gradient are not touched by the optimiser: neither momentum nor weight decay moves them.
+    """
+    for group in optimizer.param_groups:
+        if not group["head"]:
+            for param in group["params"]:
+                param.requires_grad_(not frozen)
+                if frozen:
+                    param.grad = None
+
+
+def set_train_mode(model: Classifier, frozen_body: bool = False) -> None:
+    """Put a net in training mode; a frozen body stays in evaluation mode.
+
+    So its BatchNorm statistics do not move and no path is dropped, while dropout before the classifier is on.
+    """
+    model.train()
+    if frozen_body:
+        for name, child in model.named_children():
+            if name != "classifier":
+                child.eval()
