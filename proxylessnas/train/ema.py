@@ -1,4 +1,4 @@
-"""An exponential moving average of a net's weights, which often predicts better than the weights themselves."""
+"""An exponential moving average of a net's weights; it often predicts better than the weights themselves."""
 
 from __future__ import annotations
 
@@ -117,4 +117,6 @@ def _check_same(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> 
     wrong += [name for name in expected.keys() & found.keys() if expected[name].shape != found[name].shape]
     if wrong:
         names = ", ".join(wrong[:3]) + (", ..." if len(wrong) > 3 else "")
-        raise CheckpointError(f"averaged weights are those of another net: {len(wrong)} tensors differ ({names})")
+        raise CheckpointError(
+            f"averaged weights are those of another net: {len(wrong)} tensors differ ({names})"
+        )

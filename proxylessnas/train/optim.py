@@ -63,7 +63,9 @@ def parameter_groups(model: Classifier, recipe: Recipe) -> list[dict[str, Any]]:
                 continue
             placed.add(id(param))
             decay = recipe.weight_decay if decays else 0.0
-            group = groups.setdefault((head, factor, decay), {"params": [], "name": _group_name(name, recipe)})
+            group = groups.setdefault(
+                (head, factor, decay), {"params": [], "name": _group_name(name, recipe)}
+            )
             group["params"].append(param)
             rate = recipe.learning_rate * factor
             group.update(lr=rate, weight_decay=decay, base=rate, factor=factor, head=head)
