@@ -26,7 +26,7 @@ LAYERS = [
     {"images", "transforms", "categories"},
     {"weights"},
     {"digests", "manifest", "transport", "tensorfile", "download", "cache"},
-    {"model_file"},
+    {"model_file", "digits"},
     {"sources"},
     {"loading"},
     {"builders"},
