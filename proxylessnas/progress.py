@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import IO, Any
 
 
 class Bar:
@@ -53,3 +56,89 @@ class Bar:
         part = f"{100 * self._done // self._total:3d} % of {self._total / 1e6:.1f} MB" if self._total else ""
         sys.stderr.write(f"\r{self._name}: {part or f'{self._done / 1e6:.1f} MB'}")
         sys.stderr.flush()
+
+
+def is_terminal(stream: IO[str] | None) -> bool:
+    """Return whether lines of a stream can be rewritten in place."""
+    try:
+        return stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"
+    except ValueError:  # closed
+        return False
+
+
+def columns(stream: IO[str] | None) -> int:
+    """Return the width of a terminal; 80 if it does not tell."""
+    try:
+        width = os.get_terminal_size(stream.fileno()).columns if stream is not None else 0
+    except (OSError, ValueError, AttributeError):
+        width = 0
+    return width or 80
+
+
+def printable(text: str) -> str:
+    """Return ``text`` with control characters but line ends escaped: names must not steer the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def clock(seconds: float) -> str:
+    """Return a duration as in "3:14" or "1:27:18"."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def fitted(fields: Sequence[tuple[str, int]], width: int) -> str:
+    """Return texts in a line of at most ``width`` columns; the highest numbers give way first."""
+    kept = list(fields)
+    while len(kept) > 1 and len("  ".join(text for text, _ in kept)) > width:
+        kept.remove(max(kept, key=lambda field: field[1]))
+    return "  ".join(text for text, _ in kept)[:width]
+
+
+class StepBar:
+    """A bar with figures behind it, in the last line of a terminal: tqdm's where tqdm is there, else our own.
+
+    Only for a standard error that is a terminal (see :func:`is_terminal`).
+    """
+
+    _EVERY_S = 0.1
+    _BAR_MIN = 8
+
+    def __init__(self) -> None:
+        self._tqdm: Any = None
+        self._shown = float("-inf")
+        self._length = 0
+
+    def is_due(self) -> bool:
+        """Return whether enough time went by to show something new."""
+        return time.monotonic() - self._shown >= self._EVERY_S
+
+    def show(self, head: str, done: int, total: int, fields: Sequence[tuple[str, int]]) -> None:
+        """Show ``done`` of ``total``, with fields as of :func:`fitted`."""
+        self._shown = time.monotonic()
+        width = columns(sys.stderr) - 1  # the last column would make some terminals wrap
+        left, right = f"{head} {100 * done // max(total, 1):3d} % ", f" {done}/{total}"
+        room = width - len(left) - len(right) - 2
+        text = fitted(fields, max(0, room - self._BAR_MIN - 2))
+        right += "  " + text if text else ""
+        bar = max(0, min(30, width - len(left) - len(right) - 2))
+        filled = "#" * (bar * done // max(total, 1))
+        line = f"{left}|{filled.ljust(bar)}|{right}"[:width]
+        self._write("\r" + line.ljust(self._length))
+        self._length = len(line)
+
+    def clear(self) -> None:
+        """Wipe the line until the next :meth:`show`."""
+        if self._length:
+            self._write("\r" + " " * self._length + "\r")
+            self._length = 0
+
+    def close(self) -> None:
+        """Wipe the line for good."""
+        self.clear()
+
+    @staticmethod
+    def _write(text: str) -> None:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            sys.stderr.write(text)
+            sys.stderr.flush()
