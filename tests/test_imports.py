@@ -31,8 +31,10 @@ LAYERS = [
     {"loading"},
     {"builders"},
     {"zoo"},
+    {"metrics"},
     {"datasets", "evaluate"},
     {"predict"},
+    {"charts"},
     {"latency", "train"},
     {"search"},
     {"deploy", "report"},
@@ -40,7 +42,17 @@ LAYERS = [
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 NOT_CORE = {"latency", "train", "search", "deploy", "report", "cli", "__main__"}
-LAZY = {"torchvision", "PIL", "requests", "safetensors", "tqdm", "numpy", "filelock"}
+LAZY = {
+    "torchvision",
+    "PIL",
+    "requests",
+    "safetensors",
+    "tqdm",
+    "numpy",
+    "filelock",
+    "matplotlib",
+    "tensorboard",
+}
 
 
 def _modules() -> dict[str, ast.Module]:
