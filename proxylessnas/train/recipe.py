@@ -6,13 +6,23 @@ a recipe: it changes nothing in the result, or only its last digits. See :class:
     >>> from proxylessnas.train import Recipe
     >>> Recipe(epochs=30, optimizer="adamw", learning_rate=1e-3).replace(mixup_alpha=0.2).mixup_alpha
     0.2
+
+The rules that values keep are in ``recipe_rules.py``, the TOML form in ``recipe_toml.py``, ready-made recipes
+in ``presets.py``.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+
+from ..errors import DataError
+from .recipe_rules import check, combination_problems, problems_error, unknown
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,10 @@ class Recipe:
         compile: use ``torch.compile``.
         sync_bn: BatchNorm statistics over all processes instead of each one's own.
         keep: which weights the run ends with: "last" or "best" (by validation accuracy).
+
+    Raises:
+        DataError: a value is of the wrong type or out of range, or values do not fit together; the message
+            lists every problem.
     """
 
     epochs: int = 100
@@ -116,6 +130,103 @@ class Recipe:
     sync_bn: bool = False
     keep: str = "last"
 
+    def __post_init__(self) -> None:
+        values, found = check(KINDS, {name: getattr(self, name) for name in KINDS})
+        if not found:
+            for name, value in values.items():
+                object.__setattr__(self, name, value)
+            found = combination_problems(self)
+        if found:
+            raise problems_error("recipe", found)
+
     def replace(self, **changes: Any) -> Recipe:
-        """Return a recipe with some values changed."""
-        return dataclasses.replace(self, **changes)
+        """Return a recipe with some values changed.
+
+        Raises:
+            DataError: there is no such value, or the new ones are wrong; the message lists every problem.
+        """
+        return Recipe.from_dict(changes, "recipe", base=self)
+
+    def with_epochs(self, epochs: int) -> Recipe:
+        """Return the recipe for another number of epochs.
+
+        Where the warm-up or the epochs with a frozen body would not leave at least half of the epochs to the
+        rest, they are shortened to that, so that any recipe can be tried in a single epoch.
+        """
+        if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
+            return self.replace(epochs=epochs)  # which says what is wrong
+        warmup, freeze = min(self.warmup_epochs, epochs / 2), min(self.freeze_epochs, epochs // 2)
+        return self.replace(epochs=epochs, warmup_epochs=warmup, freeze_epochs=freeze)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the values as plain JSON types; :meth:`from_dict` reads them back."""
+        values = {name: getattr(self, name) for name in KINDS}
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+
+    @classmethod
+    def from_dict(
+        cls, mapping: Mapping[str, Any], where: str = "recipe", *, base: Recipe | None = None
+    ) -> Recipe:
+        """Return the recipe that a mapping describes.
+
+        Args:
+            mapping: values by name; lists pass for tuples.
+            where: what the mapping was read from, for messages.
+            base: gives the values that the mapping lacks; None stands for ``Recipe()``.
+
+        Raises:
+            DataError: a name is unknown, a value is wrong, or values do not fit together; the message lists
+                every problem.
+        """
+        if not isinstance(mapping, Mapping):
+            raise DataError(f"{where}: must be a table of values, not {type(mapping).__name__}")
+        values, found = completed(mapping, cls() if base is None else base)
+        if found:
+            raise problems_error(where, found)
+        return cls(**values)
+
+    @classmethod
+    def from_toml(cls, source: str | os.PathLike[str], *, base: Recipe | None = None) -> Recipe:
+        """Return the recipe in a TOML file or text; see :func:`.recipe_toml.from_toml`."""
+        from .recipe_toml import from_toml
+
+        return from_toml(source, base=base)
+
+    def to_toml(self) -> str:
+        """Return the recipe as TOML, grouped and commented; :meth:`from_toml` reads it back exactly."""
+        from .recipe_toml import to_toml
+
+        return to_toml(self)
+
+
+# With `from __future__ import annotations` the type of a field is the text of its annotation.
+KINDS: dict[str, str] = {field.name: str(field.type) for field in dataclasses.fields(Recipe)}
+
+
+def completed(given: Mapping[str, Any], base: Recipe) -> tuple[dict[str, Any], list[str]]:
+    """Return all values of a recipe, the given ones over those of ``base``, and what is wrong with them."""
+    found = [unknown(name, KINDS) for name in given if name not in KINDS]
+    known, wrong = check(KINDS, {name: v for name, v in given.items() if name in KINDS})
+    values = {name: getattr(base, name) for name in KINDS} | known
+    # What does not fit together is only told where each value makes sense alone.
+    return values, found + (wrong or combination_problems(SimpleNamespace(**values)))
+
+
+def differences(new: Recipe, old: Recipe) -> list[str]:
+    """Return a line for each value that is not the same, as in ``learning_rate: 0.05, was 0.1``."""
+    a, b = new.to_dict(), old.to_dict()
+    return [f"{name}: {a[name]}, was {b[name]}" for name in KINDS if a[name] != b[name]]
+
+
+def read_recipe(name_or_path: str | os.PathLike[str]) -> Recipe:
+    """Return a preset by its name, or the recipe in a file, whose name ends in ``.toml``.
+
+    Raises:
+        DataError: there is no such preset, or the file is missing or wrong.
+        MissingExtraError: Python is 3.10 and tomli is not installed.
+    """
+    from .presets import preset
+
+    if isinstance(name_or_path, str) and not name_or_path.lower().endswith(".toml"):
+        return preset(name_or_path)
+    return Recipe.from_toml(Path(name_or_path))

@@ -1,0 +1,153 @@
+"""A recipe as a TOML file: flat ``name = value`` lines, and ``base`` for the preset it starts from.
+
+base = "imagenet-mobile"
+epochs = 150
+learning_rate = 0.1
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError, missing_extra, shown
+from .presets import preset
+from .recipe import KINDS, Recipe, completed
+from .recipe_rules import CHOICES, check_value, problems_error, unknown
+
+_GROUPS = {
+    "length and batch": "epochs batch_size accumulate seed val_fraction",
+    "pictures; sizes in px; a value that is left out is the net's or the data set's own":
+        "image_size resize mean std interpolation",
+    "augmentation; 0 is off":
+        "crop crop_scale_min crop_padding flip "
+        "jitter_brightness jitter_contrast jitter_saturation jitter_hue "
+        "rand_augment rand_augment_magnitude random_erasing cutout mixup_alpha cutmix_alpha",
+    "loss": "label_smoothing",
+    "optimiser": "optimizer learning_rate momentum betas weight_decay no_decay clip_norm",
+    "learning rate over time": "schedule warmup_epochs final_rate",
+    "parts of the net": "layer_decay head_rate freeze_epochs dropout drop_path zero_init_residual",
+    "weights that are kept": "ema_decay recalibrate_batches keep",
+    "computation": "amp channels_last compile sync_bn",
+}  # fmt: skip
+
+
+def to_toml(recipe: Recipe) -> str:
+    """Return a recipe as TOML text with every value but those that are None."""
+    lines: list[str] = []
+    for title, names in _GROUPS.items():
+        lines += ["", f"# {title}"]
+        for name in names.split():
+            value = getattr(recipe, name)
+            if value is not None:
+                choices = " | ".join(CHOICES.get(name, ()))
+                lines.append(f"{name} = {_to_toml(value)}" + (f"  # {choices}" if choices else ""))
+    return "\n".join(lines[1:]) + "\n"
+
+
+def _to_toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_to_toml, value))}]"
+    return f'"{value}"' if isinstance(value, str) else repr(value)
+
+
+def from_toml(source: str | os.PathLike[str], *, base: Recipe | None = None) -> Recipe:
+    """Return the recipe in a TOML file or text.
+
+    The file may name a preset as its ``base``, and may set a value that can be absent (``image_size``, say)
+    to ``"none"``.
+
+    Args:
+        source: a path, or the text itself. A string of one line that ends in ``.toml`` is a path.
+        base: gives the values that the file lacks, unless it names a base of its own; None stands for
+            ``Recipe()``.
+
+    Raises:
+        DataError: the file cannot be read, is not TOML, or holds a wrong recipe; the message lists every
+            problem.
+        MissingExtraError: Python is 3.10 and tomli is not installed.
+    """
+    if isinstance(source, str) and not ("\n" not in source and source.lower().endswith(".toml")):
+        where, text = "recipe", source
+    else:
+        where = os.fspath(source)
+        try:
+            text = Path(source).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as e:
+            reason = e.strerror if isinstance(e, OSError) and e.strerror else str(e)
+            raise DataError(f"{where}: cannot be read as a recipe ({reason})") from e
+    table = _parse(text, where)
+    found, given = [], {}
+    name = table.pop("base", None)
+    if name is not None:
+        try:
+            base = preset(name)
+        except DataError as e:
+            found.append(f"base: {e}")
+    for key, value in table.items():
+        if isinstance(value, dict):
+            hint = f"write {next(iter(value), 'epochs')} = ... above it, without [{key}]"
+            found.append(f"[{key}] is a table, but a recipe has none: {hint}")
+        else:
+            none = isinstance(value, str) and value.lower() == "none" and KINDS.get(key, "").endswith("None")
+            given[key] = None if none else value
+    values, wrong = completed(given, Recipe() if base is None else base)
+    if found or wrong:
+        raise problems_error(where, found + wrong)
+    return Recipe(**values)
+
+
+def _parse(text: str, where: str) -> dict[str, Any]:
+    name = "tomllib" if sys.version_info >= (3, 11) else "tomli"
+    try:
+        library = importlib.import_module(name)
+    except ModuleNotFoundError as e:
+        raise missing_extra(name, "reading a recipe on Python 3.10") from e
+    try:
+        return library.loads(text)
+    except (library.TOMLDecodeError, RecursionError) as e:
+        raise DataError(f"{where}: not valid TOML ({e})") from e
+
+
+def parse_set(text: str) -> tuple[str, Any]:
+    """Return the name and value in ``name=value``, as a command line has it.
+
+    Strings need no quotes, several numbers are joined by commas, and ``none`` is no value:
+    ``optimizer=adamw``, ``mean=0.5,0.5,0.5``, ``image_size=none``.
+
+    Raises:
+        DataError: there is no such name, or the value is wrong.
+    """
+    name, equals, word = (part.strip() for part in text.partition("="))
+    name = name.replace("-", "_")
+    if not equals or not name:
+        raise DataError(f"{shown(text)}: write name=value, as in learning_rate=0.05")
+    if name not in KINDS:
+        raise DataError(f"{text}: {unknown(name, KINDS)}")
+    kind = KINDS[name]
+    value, problem = check_value(name, kind, _from_word(word, kind))
+    if problem:
+        raise DataError(problem)
+    return name, value
+
+
+def _from_word(word: str, kind: str) -> Any:
+    """Return what a word means for a kind of value; the word itself if it cannot mean any."""
+    if kind.endswith("| None") and word.lower() == "none":
+        return None
+    if kind == "str":
+        return word.strip("\"'")
+    if kind == "bool":
+        return {"true": True, "false": False}.get(word.lower(), word)
+    number = int if kind.startswith("int") else float
+    try:
+        if kind.startswith("tuple"):
+            return tuple(float(part) for part in word.strip("[]()").split(","))
+        return number(word)
+    except ValueError:
+        return word
