@@ -1,0 +1,91 @@
+"""Which picture is seen when, and from which random numbers: pure functions of the recipe's seed.
+
+Nothing here has a state that would have to be saved. A run that is continued in the middle of an epoch, one
+with another number of worker processes, and each of several training processes all work out the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+
+# What a stream of random numbers is for. Two streams of one seed must not be equal.
+ORDER, PICTURE, BATCHES, MIXING = 1, 2, 3, 4
+
+_MASK = (1 << 64) - 1
+
+
+def mix64(*values: int) -> int:
+    """Return a 64-bit number in which every bit of every value, and their order, counts (SplitMix64).
+
+    Neighbouring seeds, epochs and pictures get unrelated numbers; ``seed + index`` would give two epochs the
+    same augmentations shifted by one picture.
+    """
+    state = 0x9E3779B97F4A7C15
+    for value in values:
+        state = ((state ^ (value & _MASK)) + 0x9E3779B97F4A7C15) & _MASK
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+        state ^= state >> 31
+    return state
+
+
+def generator(*values: int) -> torch.Generator:
+    """Return a random generator (CPU) of its own, seeded by :func:`mix64`."""
+    return torch.Generator().manual_seed(mix64(*values))
+
+
+def order(n: int, seed: int, epoch: int) -> Tensor:
+    """Return the order of ``n`` pictures in an epoch: a permutation, long [n]."""
+    return torch.randperm(n, generator=generator(seed, ORDER, epoch))
+
+
+class Steps:
+    """The pictures of every optimiser step, for one process of several.
+
+    Step ``t`` of an epoch takes the pictures ``[t * batch_size, (t + 1) * batch_size)`` of the epoch's order,
+    and process ``rank`` of ``world`` the ``rank``-th part of them; what is left at the end of an epoch is left
+    out. As the batch sampler of a ``DataLoader`` it yields the batches of one epoch, each a list of
+    ``(epoch, picture)``: this is how the epoch gets to worker processes that outlive it.
+
+    Attributes:
+        epoch: the epoch to iterate over.
+        first_step: where to start in it.
+
+    Raises:
+        DataError: fewer pictures than a batch, or a batch that cannot be shared evenly.
+    """
+
+    def __init__(self, n: int, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
+        if batch_size < 1 or batch_size % world:
+            raise DataError(
+                f"a batch of {batch_size} pictures cannot be shared evenly by {world} processes: choose a "
+                f"batch_size that is a multiple of {world}"
+            )
+        if n < batch_size:
+            raise DataError(
+                f"there are {n} training pictures, fewer than one batch of {batch_size}: "
+                f"choose a batch_size of at most {n}, or add pictures"
+            )
+        self.n, self.batch_size, self.seed = n, batch_size, seed
+        self.share, self.rank = batch_size // world, rank
+        self.epoch = self.first_step = 0
+
+    def __len__(self) -> int:
+        return self.n // self.batch_size
+
+    def indices(self, epoch: int, first_step: int = 0) -> Iterator[Tensor]:
+        """Yield this process's pictures, long [batch_size / world], for each step of an epoch."""
+        everything = order(self.n, self.seed, epoch)
+        for step in range(first_step, len(self)):
+            start = step * self.batch_size + self.rank * self.share
+            yield everything[start : start + self.share]
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch = self.epoch  # the worker processes are fed ahead, while the attribute may change
+        for indices in self.indices(epoch, self.first_step):
+            yield [(epoch, i) for i in indices.tolist()]
