@@ -103,18 +103,18 @@ def labelled_images(
         DataError: no such folder, no pictures in it, or a label cannot be found; names what is odd.
     """
     root = os.fspath(folder)
-    folders, files = _entries(root)
-    pictures = [f for f in files if _is_picture(f)]
+    folders, files = entries(root)
+    pictures = [f for f in files if is_picture(f)]
     if not folders:
         return _flat(root, pictures, num_classes, dataset, len(files))
 
     found = {
-        name: [os.path.join(root, name, f) for f in _pictures_below(os.path.join(root, name))]
+        name: [os.path.join(root, name, f) for f in pictures_below(os.path.join(root, name))]
         for name in folders
     }
     if not any(found.values()):
         raise DataError(
-            f"{root}: no pictures in its {_count(len(folders), 'folder')} (looked for {_endings()})"
+            f"{root}: no pictures in its {counted(len(folders), 'folder')} (looked for {endings()})"
         )
     try:
         how, label_of = _folder_labels(root, folders, num_classes, dataset, names, labels)
@@ -133,16 +133,20 @@ def labelled_images(
         )
     empty = [name for name in folders if not found[name]]
     if empty:
-        notes.append(f"{_count(len(empty), 'class folder')} without pictures: {_some(empty)}")
+        notes.append(f"{counted(len(empty), 'class folder')} without pictures: {some_of(empty)}")
     if pictures:
         notes.append(
-            f"{_count(len(pictures), 'picture')} outside the class folders passed over: {_some(pictures)}"
+            f"{counted(len(pictures), 'picture')} outside the class folders passed over: {some_of(pictures)}"
         )
     return LabelledImages(samples, how, len({label for _, label in samples}), tuple(notes))
 
 
-def _entries(root: str) -> tuple[list[str], list[str]]:
-    """Return the sorted folders and files in ``root``, without hidden ones."""
+def entries(root: str) -> tuple[list[str], list[str]]:
+    """Return the sorted folders and files in ``root``, without hidden ones.
+
+    Raises:
+        DataError: it is no folder, or cannot be read.
+    """
     try:
         with os.scandir(root) as entries:
             kinds = [(e.name, e.is_dir()) for e in entries if not e.name.startswith(_HIDDEN)]
@@ -157,11 +161,12 @@ def _entries(root: str) -> tuple[list[str], list[str]]:
     return sorted(n for n, d in kinds if d), sorted(n for n, d in kinds if not d)
 
 
-def _is_picture(name: str) -> bool:
+def is_picture(name: str) -> bool:
+    """Return whether a file is a picture by its ending."""
     return os.path.splitext(name)[1].lower() in EXTENSIONS
 
 
-def _pictures_below(top: str) -> Iterator[str]:
+def pictures_below(top: str) -> Iterator[str]:
     """Yield the pictures below a folder, sorted, as paths relative to it; links are followed, once."""
     seen: set[str] = set()
 
@@ -175,17 +180,18 @@ def _pictures_below(top: str) -> Iterator[str]:
             continue
         seen.add(real)
         folders[:] = sorted(f for f in folders if not f.startswith(_HIDDEN))
+        inside = "" if where == top else os.path.relpath(where, top)
         for name in sorted(files):
-            if _is_picture(name) and not name.startswith(_HIDDEN):
-                yield os.path.relpath(os.path.join(where, name), top)
+            if is_picture(name) and not name.startswith(_HIDDEN):
+                yield os.path.join(inside, name)
 
 
 def _flat(
     root: str, pictures: list[str], num_classes: int, dataset: str | None, files: int
 ) -> LabelledImages:
     if not pictures:
-        what = f"none of its {_count(files, 'file')} is a picture" if files else "the folder is empty"
-        raise DataError(f"{root}: {what} (looked for {_endings()})")
+        what = f"none of its {counted(files, 'file')} is a picture" if files else "the folder is empty"
+        raise DataError(f"{root}: {what} (looked for {endings()})")
     where = "no class folders, so each file name must hold a wnid such as n01440764"
     if num_classes != 1000 or dataset not in (None, "imagenet"):
         raise DataError(
@@ -193,12 +199,12 @@ def _flat(
         )
     odd = [name for name in pictures if not _WNID.search(name)]
     if odd:
-        raise DataError(f"{root}: {where}; {_count(len(odd), 'name')} without one: {_some(odd)}")
+        raise DataError(f"{root}: {where}; {counted(len(odd), 'name')} without one: {some_of(odd)}")
     index = {wnid: i for i, wnid in enumerate(wnids("imagenet"))}
     wnid_of = {name: _WNID.findall(name)[-1] for name in pictures}
     odd = [name for name in pictures if wnid_of[name] not in index]
     if odd:
-        raise DataError(f"{root}: {where}; not one of the 1000 ImageNet classes: {_some(odd)}")
+        raise DataError(f"{root}: {where}; not one of the 1000 ImageNet classes: {some_of(odd)}")
     samples = tuple((os.path.join(root, name), index[wnid_of[name]]) for name in pictures)
     return LabelledImages(samples, "wnid in file name", len({label for _, label in samples}))
 
@@ -216,14 +222,12 @@ def _folder_labels(
     if asked == "position":
         if len(folders) != num_classes:
             raise DataError(
-                f"{root}: {_count(len(folders), 'folder')}, but the net has {num_classes} classes"
+                f"{root}: {counted(len(folders), 'folder')}, but the net has {num_classes} classes"
             )
         return "position", by_position
     by_wnid, by_name = _known_classes(num_classes, dataset, names)
     readings = {
-        "wnid": {
-            name: by_wnid.get(wnid, -1) for name in folders if by_wnid and (wnid := _leading_wnid(name))
-        },
+        "wnid": {name: by_wnid.get(wnid, -1) for name in folders if by_wnid and (wnid := leading_wnid(name))},
         "name": {name: by_name[simplify(name)] for name in folders if simplify(name) in by_name},
         "number": {name: int(name) for name in folders if re.fullmatch(r"[0-9]{1,9}", name)},
     }
@@ -249,7 +253,7 @@ def _folder_labels(
     if odd:
         kind = {"wnid": "a wnid", "name": "a class name", "number": "a number"}[how]
         raise DataError(
-            f"{root}: {_count(len(odd), 'folder')} not named by {kind} as the others are: {_some(odd)}"
+            f"{root}: {counted(len(odd), 'folder')} not named by {kind} as the others are: {some_of(odd)}"
         )
     if how == "number":
         why = f"folder names are class numbers, 0 to {num_classes - 1}; too large"
@@ -257,7 +261,7 @@ def _folder_labels(
         why = "two classes have this name, use their wnids as folder names"
     else:
         why = "wnids that are not among the net's classes"
-    raise DataError(f"{root}: {why}: {_some(wrong)}")
+    raise DataError(f"{root}: {why}: {some_of(wrong)}")
 
 
 def _known_classes(
@@ -280,7 +284,8 @@ def _index(names: Sequence[str]) -> dict[str, int]:
     return by_name
 
 
-def _leading_wnid(name: str) -> str | None:
+def leading_wnid(name: str) -> str | None:
+    """Return the wnid that a folder's name begins with, as in ``n01440764-tench``."""
     found = _WNID.match(name)
     return found.group() if found else None
 
@@ -292,19 +297,22 @@ def _no_labels(root: str, folders: list[str], num_classes: int, by_wnid: bool, b
     splits = [name for name in folders if name.lower() in ("train", "val", "valid", "validation", "test")]
     hint = f" (give one of the splits, such as {os.path.join(root, splits[-1])}?)" if splits else ""
     return (
-        f"{root}: its {_count(len(folders), 'folder')} ({_some(folders)}) cannot be matched to the net's "
+        f"{root}: its {counted(len(folders), 'folder')} ({some_of(folders)}) cannot be matched to the net's "
         f"{num_classes} classes; expected are {', '.join(kinds[:-1])} or {kinds[-1]}{hint}"
     )
 
 
-def _endings() -> str:
+def endings() -> str:
+    """Return what pictures are looked for, for a message."""
     return "*.jpg, *.png, *.webp, *.gif, *.tif, ..."
 
 
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+def counted(n: int, noun: str, plural: str | None = None) -> str:
+    """Return "1 folder", "2 folders", "1,000 folders"."""
+    return f"{n} {noun}" if n == 1 else f"{n:,} {plural or noun + 's'}"
 
 
-def _some(names: Sequence[str]) -> str:
+def some_of(names: Sequence[str]) -> str:
+    """Return the first few names, for a message."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more

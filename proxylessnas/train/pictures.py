@@ -94,7 +94,7 @@ class FilePictures:
         sizes: of the files, bytes.
     """
 
-    def __init__(self, root: str, names: Iterable[str], labels: list[int], sizes: Tensor) -> None:
+    def __init__(self, root: str, names: Iterable[str | bytes], labels: list[int], sizes: Tensor) -> None:
         encoded = [os.fsencode(name) for name in names]
         self.root = root
         self.labels = labels
@@ -125,8 +125,9 @@ class FilePictures:
     def take(self, indices: Sequence[int]) -> FilePictures:
         """Return some of the pictures, in this order."""
         chosen = list(indices)
-        labels = [self.labels[i] for i in chosen]
-        return FilePictures(self.root, map(self.relative, chosen), labels, self.sizes[chosen])
+        ends = self._ends.tolist()
+        names = [self._names[ends[i] : ends[i + 1]] for i in chosen]
+        return FilePictures(self.root, names, [self.labels[i] for i in chosen], self.sizes[chosen])
 
     def digest(self) -> str:
         """Return a hash of relative names, labels and file sizes; the same wherever the folder lies."""
@@ -223,7 +224,7 @@ class DatasetPictures:
 
 
 def pixels(image: Any) -> Tensor:
-    """Return a Pillow picture of any mode, or a uint8 tensor [1, 3 or 4, H, W], as uint8 RGB [3, H, W].
+    """Return a Pillow picture of any mode, or a uint8 tensor [1 or 3, H, W], as uint8 RGB [3, H, W].
 
     Raises:
         ImageError: it is something else.
