@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -230,3 +230,37 @@ def read_recipe(name_or_path: str | os.PathLike[str]) -> Recipe:
     if isinstance(name_or_path, str) and not name_or_path.lower().endswith(".toml"):
         return preset(name_or_path)
     return Recipe.from_toml(Path(name_or_path))
+
+
+def changed(recipe: Recipe, settings: Iterable[str] = (), values: Mapping[str, Any] | None = None) -> Recipe:
+    """Return a recipe with changes as a command line has them.
+
+    With another number of epochs, a warm-up or frozen epochs that are not set here are shortened as
+    :meth:`Recipe.with_epochs` does it.
+
+    Args:
+        recipe: what is changed.
+        settings: ``name=value`` texts; see :func:`.recipe_toml.parse_set`.
+        values: values by name, which win.
+
+    Raises:
+        DataError: a name or a value is wrong; the message lists every problem.
+    """
+    from .recipe_toml import parse_set
+
+    given: dict[str, Any] = {}
+    found = []
+    for text in settings:
+        try:
+            name, value = parse_set(text)
+            given[name] = value
+        except DataError as e:
+            found.append(str(e))
+    given |= values or {}
+    epochs = given.get("epochs")
+    if epochs is not None and not check(KINDS, {"epochs": epochs})[1]:
+        recipe = recipe.with_epochs(epochs)
+    complete, wrong = completed(given, recipe)
+    if found or wrong:
+        raise problems_error("recipe", found + wrong)
+    return Recipe(**complete)
