@@ -1,0 +1,149 @@
+"""What ``proxylessnas train`` and ``proxylessnas finetune`` have in common."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..names import looks_like_path
+from ._output import note, print_json
+from ._verb import UsageError
+
+if TYPE_CHECKING:
+    from ..train import Data, Recipe, Settings
+
+DATA_HELP = (
+    "one folder of pictures a class, also with train/ and val/ in it; or a named data set: cifar10, cifar100, "
+    "fashion-mnist (NAME:FOLDER says where it is), digits (comes with the package)"
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser, recipe: str) -> None:
+    """Declare the arguments of both verbs; ``recipe`` is the default one."""
+    parser.add_argument("data", metavar="DATA", help=DATA_HELP)
+    parser.add_argument("--val", metavar="DIR", help="validation pictures, where DATA does not hold them")
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path,
+        help="folder of the run (default: runs/NET-DATA); a run that is there is continued",
+    )  # fmt: skip
+    group = parser.add_argument_group("recipe", "What decides the result; it is written to DIR/recipe.toml.")
+    group.add_argument(
+        "--recipe", default=recipe, metavar="NAME", help=f"preset or .toml file (default: {recipe})"
+    )
+    group.add_argument(
+        "--show-recipe", action="store_true", help="print the resolved recipe as TOML and stop"
+    )
+    group.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="changes",
+        help="change any value of the recipe, such as mixup_alpha=0.2; may be repeated",
+    )  # fmt: skip
+    group.add_argument("--epochs", type=int, metavar="N", help="passes over the pictures")
+    group.add_argument("--batch-size", type=int, metavar="N", help="pictures a step, over all processes")
+    group.add_argument("--lr", type=float, metavar="RATE", dest="learning_rate", help="highest learning rate")
+    group.add_argument("--image-size", type=int, metavar="N", help="side of the net's input, px")
+    group.add_argument("--seed", type=int, metavar="N", help="of everything random (default: 0)")
+    group = parser.add_argument_group("run", "Where and how; none of it changes the result.")
+    group.add_argument(
+        "--limit", type=int, metavar="N", help="only so many training pictures a class, for a try"
+    )
+    group.add_argument(
+        "--device", default="auto", help="auto (default: a GPU if there is one), cpu, cuda, mps"
+    )
+    group.add_argument(
+        "--workers", type=int, metavar="N", help="processes that read pictures (default: chosen)"
+    )
+    group.add_argument("--threads", type=int, metavar="N", help="threads of torch on a CPU")
+    group.add_argument(
+        "--save-every", type=int, default=0, metavar="N", help="steps between checkpoints in an epoch"
+    )
+    group.add_argument(
+        "--keep-every", type=int, default=0, metavar="N", help="epochs between checkpoints kept for good"
+    )
+    group.add_argument(
+        "--max-unreadable", type=float, default=0.01, metavar="SHARE",
+        help="share of damaged pictures that stops the run (default: 0.01)",
+    )  # fmt: skip
+    group.add_argument("--tensorboard", action="store_true", help="write TensorBoard files too")
+    group.add_argument(
+        "--system-malloc", action="store_true", help="leave glibc's memory settings as they are"
+    )
+    group.add_argument("--quiet", action="store_true", help="no progress on the terminal")
+    group.add_argument("--json", action="store_true", help="print the result as one JSON document")
+
+
+def resolved_recipe(args: argparse.Namespace, **more: Any) -> Recipe:
+    """Return the recipe with the changes that the options ask for."""
+    from ..train.recipe import read_recipe
+    from ..train.recipe_toml import parse_set
+
+    recipe = read_recipe(args.recipe)
+    names = ("batch_size", "learning_rate", "image_size", "seed")
+    changes = {name: value for name in names if (value := getattr(args, name)) is not None}
+    changes |= {name: value for name, value in more.items() if value is not None}
+    changes |= dict(parse_set(text) for text in args.changes)
+    if args.epochs is not None:
+        recipe = recipe.with_epochs(args.epochs)
+    return recipe.replace(**changes)
+
+
+def opened_data(args: argparse.Namespace, recipe: Recipe) -> Data:
+    """Return the pictures that the arguments name."""
+    from ..train import open_data
+
+    return open_data(
+        args.data, val=args.val, val_fraction=recipe.val_fraction, seed=recipe.seed, limit=args.limit
+    )
+
+
+def settings(args: argparse.Namespace) -> Settings:
+    """Return the settings that the options ask for."""
+    from ..train import Settings
+
+    out = args.out if args.out is not None else Path("runs", f"{_plain(args.net)}-{_plain(args.data)}")
+    try:
+        return Settings(
+            out, args.device, args.workers, args.threads, args.save_every, args.keep_every,
+            args.max_unreadable, args.tensorboard, not args.quiet,
+        )  # fmt: skip
+    except ValueError as e:
+        raise UsageError("--" + re.sub(r"^\w+", lambda m: m[0].replace("_", "-"), str(e))) from e
+
+
+def _plain(text: str) -> str:
+    """Return a name that will do for a folder: of a path its last part, of "cifar10:/data" the name."""
+    if looks_like_path(text) or os.sep in text:
+        path = Path(text.rstrip("/\\") or text).resolve()
+        text = path.parent.name if path.name in ("model.safetensors", "train") else path.stem
+    return re.sub(r"[^\w.-]+", "_", text.partition(":")[0]) or "run"
+
+
+def keep_pages(args: argparse.Namespace) -> None:
+    """Make a CPU run fast and steady on Linux, and say so."""
+    if args.system_malloc or not sys.platform.startswith("linux") or args.device.startswith(("cuda", "mps")):
+        return
+    if any(name in os.environ.get("LD_PRELOAD", "") for name in ("tcmalloc", "jemalloc")):
+        return
+    from ..memory import keep_freed_pages
+
+    if keep_freed_pages() and not args.quiet:
+        note("freed memory stays in the process (glibc's mallopt): steps on a CPU are faster and steadier; "
+             "--system-malloc leaves that out")  # fmt: skip
+
+
+def report(args: argparse.Namespace, result: Any) -> int:
+    """Print the result and return the exit code: 0, or what a shell reports for the signal that stopped it."""
+    if args.json:
+        document = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(result).items()}
+        print_json(document)
+    elif result.finished and _main_process():
+        print(result.model)
+    return 0 if result.finished else 128 + (result.signal or 2)
+
+
+def _main_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"

@@ -1,0 +1,48 @@
+"""``proxylessnas train``: a net from random weights."""
+
+from __future__ import annotations
+
+import argparse
+
+from ._verb import Verb
+
+
+class Train(Verb):
+    """Trains an architecture from scratch."""
+
+    name = "train"
+    order = 70
+    summary = "train an architecture from scratch on a folder of pictures"
+    description = (
+        "Train NET from random weights on DATA. Killed at any moment, the same command goes on from the last "
+        "checkpoint. Under torchrun it trains on several GPUs, CPUs or machines. DIR gets the recipe, "
+        "checkpoints, log.jsonl, epochs.csv, curves.png and the trained model.safetensors, which every other "
+        "verb takes as NET."
+    )
+    example = """\
+  $ proxylessnas train proxyless_cifar10_demo digits --recipe small-images --epochs 10 --out runs/digits
+"""
+
+    def arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the verb's arguments."""
+        from ._train import add_arguments
+
+        parser.add_argument("net", metavar="NET", help="a net of the zoo or an architecture file")
+        add_arguments(parser, "scratch")
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Train and report."""
+        from ._train import keep_pages, opened_data, report, resolved_recipe, settings
+
+        keep_pages(args)
+        recipe = resolved_recipe(args)
+        if args.show_recipe:
+            print(recipe.to_toml(), end="")
+            return 0
+        from ..train import train
+
+        where = settings(args)
+        return report(args, train(args.net, opened_data(args, recipe), recipe, out=where))
+
+
+VERB = Train()

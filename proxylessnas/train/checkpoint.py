@@ -1,0 +1,176 @@
+"""Checkpoints of a run: complete or not there, readable without running code from them.
+
+``last.pt`` is the newest, ``previous.pt`` the one before it, ``best.pt`` the best so far by validation
+accuracy, ``epoch-0010.pt`` one that is kept for good. Each holds everything that a run goes on from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import random
+import sys
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError
+from ..filesystem import sync_folder, write_atomically
+
+FORMAT, VERSION = "proxylessnas training checkpoint", 1
+LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
+_NEXT = "next.pt"
+_KEYS = ("position", "model", "optimizer", "recipe", "arch", "data", "rng", "sums")
+
+
+def save(folder: Path, state: Mapping[str, Any], *, best: bool = False, keep_as: str | None = None) -> None:
+    """Write a checkpoint as the last one; the one before it stays until this one is complete.
+
+    Args:
+        folder: where the checkpoints of the run are.
+        state: tensors, numbers, strings, lists and dicts.
+        best: write it as the best so far, too.
+        keep_as: another name to keep it under.
+
+    Raises:
+        CheckpointError: it cannot be written (a full disk); what was there before is still there.
+    """
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, "version": VERSION, **state}, buffer)
+    data = buffer.getbuffer()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / _NEXT, data)
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(folder / LAST, folder / PREVIOUS)
+        os.replace(folder / _NEXT, folder / LAST)
+        sync_folder(folder)
+        for name in ([BEST] if best else []) + ([keep_as] if keep_as else []):
+            write_atomically(folder / name, data)
+    except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            need = f"the disk is full ({len(data) / 1e6:.1f} MB are needed): free some space"
+        else:
+            need = f"{e.strerror or e}: make the folder writable"
+        raise CheckpointError(
+            f"{folder}: the checkpoint of step {state['position']['global_step']} cannot be written; {need} and "
+            "run the same command again, it goes on from the checkpoint before"
+        ) from e
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read one checkpoint.
+
+    Raises:
+        CheckpointError: it is cut short, damaged, not a checkpoint of a run, or of another version.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as e:
+        raise CheckpointError(f"{path}: cannot be read ({e.strerror or e})") from e
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as parts:  # torch itself does not compare the check sums
+            broken = parts.testzip()
+        if broken is not None:
+            raise CheckpointError(f"{path}: damaged ({broken} has another check sum)")
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
+    except Exception as e:  # zipfile and the unpickler raise nearly anything on damaged bytes
+        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        raise CheckpointError(f"{path}: cut short, damaged or not a checkpoint ({reason[:200]})") from e
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: not a checkpoint of a training run")
+    if state.get("version") != VERSION:
+        raise CheckpointError(
+            f"{path}: written by another version of this package (format {state.get('version')!r}, this one "
+            f"reads {VERSION})"
+        )
+    missing = [key for key in _KEYS if key not in state]
+    if missing:
+        raise CheckpointError(f"{path}: incomplete; {', '.join(missing)} missing")
+    return state
+
+
+def newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
+    """Return the newest sound checkpoint of a run (None if there never was one), and what is wrong with others.
+
+    Raises:
+        CheckpointError: there are checkpoints, but none is sound.
+    """
+    problems: list[str] = []
+    found: dict[str, Any] | None = None
+    for name in (_NEXT, LAST, PREVIOUS):
+        path = folder / name
+        if not path.exists():
+            continue
+        try:
+            state = load(path)
+        except CheckpointError as e:
+            problems.append(str(e))
+            continue
+        if found is None or state["position"]["global_step"] > found["position"]["global_step"]:
+            found = state
+        if found is not None and name == LAST:
+            break  # what came before it is older
+    if found is None and problems:
+        raise CheckpointError(
+            "no checkpoint of this run is sound:\n  "
+            + "\n  ".join(problems)
+            + f"\nput a good copy there, or remove {folder} to start from the beginning"
+        )
+    return found, problems
+
+
+def generator_states(device: torch.device) -> dict[str, Any]:
+    """Return the states of this process's random generators, as tensors and numbers."""
+    version, words, gauss = random.getstate()
+    state: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "python": {"version": version, "words": torch.tensor(words, dtype=torch.int64), "gauss": gauss},
+    }
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        kind, keys, position, has_gauss, cached = numpy.random.get_state()
+        state["numpy"] = {
+            "kind": kind,
+            "keys": torch.tensor(keys.astype("int64")),
+            "position": int(position),
+            "has_gauss": int(has_gauss),
+            "cached": float(cached),
+        }
+    return state
+
+
+def set_generator_states(state: Mapping[str, Any], device: torch.device) -> None:
+    """Put this process's random generators into the states of :func:`generator_states`."""
+    torch.set_rng_state(state["torch"])
+    python = state["python"]
+    random.setstate((python["version"], tuple(python["words"].tolist()), python["gauss"]))
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+    if "numpy" in state and "numpy" in sys.modules:
+        n = state["numpy"]
+        keys = n["keys"].numpy().astype("uint32")
+        sys.modules["numpy"].random.set_state((n["kind"], keys, n["position"], n["has_gauss"], n["cached"]))
+
+
+def pack(state: Mapping[str, Any]) -> Tensor:
+    """Return a nested dict as one tensor of bytes, which processes can exchange."""
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    return torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
+
+
+def unpack(data: Tensor) -> dict[str, Any]:
+    """Return the dict that :func:`pack` was given."""
+    state: dict[str, Any] = torch.load(io.BytesIO(data.numpy().tobytes()), weights_only=True)
+    return state

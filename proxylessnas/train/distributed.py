@@ -1,0 +1,161 @@
+"""The processes of a run: one alone, or those that ``torchrun`` started.
+
+Everything else asks a :class:`Processes` and need not know whether there is one process or many: sums and
+gathers are then no-ops. GPUs talk over NCCL, CPUs over gloo.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..errors import ProxylessError
+
+_TIMEOUT = datetime.timedelta(minutes=30)  # decoding a large data set into memory may keep one process away
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes of a run, seen from one of them.
+
+    Attributes:
+        rank: this one's number, from 0.
+        world: how many there are.
+        device: where this one computes.
+    """
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the one that writes files and speaks."""
+        return self.rank == 0
+
+    def sum_(self, tensors: Iterable[Tensor]) -> None:
+        """Replace each tensor by its sum over all processes (in place)."""
+        if self.world > 1:
+            for tensor in tensors:
+                shared = self._reachable(tensor)
+                dist.all_reduce(shared)
+                if shared is not tensor:
+                    tensor.copy_(shared)
+
+    def sum_of(self, *values: float) -> list[float]:
+        """Return the sum of each number over all processes."""
+        if self.world == 1:
+            return [float(value) for value in values]
+        total = torch.tensor(values, dtype=torch.float64)
+        self.sum_([total])
+        return total.tolist()
+
+    def any_of(self, flag: bool) -> bool:
+        """Return whether ``flag`` is true in any process."""
+        return flag if self.world == 1 else self.sum_of(float(flag))[0] > 0
+
+    def gather(self, data: Tensor) -> list[Tensor]:
+        """Return every process's tensor (one dimension, any length), in order of rank, on the CPU."""
+        if self.world == 1:
+            return [data]
+        lengths = self._all_gather(torch.tensor([len(data)]))
+        longest = max(int(length) for length in lengths)
+        padded = torch.cat([data, data.new_zeros(longest - len(data))])
+        parts = self._all_gather(padded)
+        return [part[: int(length)].cpu() for part, length in zip(parts, lengths, strict=True)]
+
+    def _all_gather(self, data: Tensor) -> list[Tensor]:
+        own = self._reachable(data)
+        parts = [torch.empty_like(own) for _ in range(self.world)]
+        dist.all_gather(parts, own)
+        return parts
+
+    def broadcast(self, data: Tensor | None) -> Tensor:
+        """Return the first process's tensor of bytes on every process; the others give None."""
+        if self.world == 1:
+            assert data is not None
+            return data
+        length = int(self.sum_of(len(data) if data is not None else 0)[0])
+        shared = torch.zeros(length, dtype=torch.uint8) if data is None else data
+        shared = self._reachable(shared)
+        dist.broadcast(shared, 0)
+        return shared.cpu()
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        if self.world > 1:
+            self.sum_of(0.0)
+
+    def _reachable(self, tensor: Tensor) -> Tensor:
+        """Return the tensor on a device that the processes can exchange: NCCL knows only GPUs."""
+        if dist.get_backend() == "nccl" and tensor.device.type != "cuda":
+            return tensor.to(self.device)
+        if dist.get_backend() == "gloo" and tensor.device.type != "cpu":
+            return tensor.cpu()
+        return tensor.contiguous()
+
+
+@contextlib.contextmanager
+def processes(device: str = "auto") -> Iterator[Processes]:
+    """Join the other processes of this run, if ``torchrun`` started any, and leave them at the end.
+
+    A process group that the caller has made is used and left as it is.
+
+    Args:
+        device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", "mps", ...
+
+    Raises:
+        ProxylessError: the device cannot be used, or the processes do not find each other.
+    """
+    if dist.is_available() and dist.is_initialized():
+        yield Processes(dist.get_rank(), dist.get_world_size(), pick_device(device))
+        return
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world <= 1 or "MASTER_ADDR" not in os.environ:
+        yield Processes(0, 1, pick_device(device))
+        return
+    chosen = pick_device(device)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    try:
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=_TIMEOUT)
+    except (RuntimeError, ValueError) as e:
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise ProxylessError(
+            f"the {world} processes of this run did not find each other at {where}: {e}"
+        ) from e
+    try:
+        yield Processes(dist.get_rank(), dist.get_world_size(), chosen)
+    finally:
+        dist.destroy_process_group()
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device of this process.
+
+    Raises:
+        ProxylessError: there is no such device, or it cannot be used.
+    """
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if name == "auto":
+        if torch.cuda.is_available():
+            name = "cuda"
+        else:
+            name = "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", local)
+        if device.type == "meta" or float(torch.ones(1, device=device).sum()) != 1:
+            raise ProxylessError(f"device {name}: nothing can be computed there")
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as e:
+        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        raise ProxylessError(f"device {name!r}: not usable here ({reason}); try cpu") from e
+    return device

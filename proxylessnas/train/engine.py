@@ -1,0 +1,390 @@
+"""The loop: epochs of steps, validation, checkpoints; stopped at any moment, it goes on where it was.
+
+On a CPU the same run gives the same bits, whether it was interrupted or not, with as many threads and the
+same versions: the pictures, their order and their augmentation are functions of the seed, the epoch and the
+step, and a checkpoint holds the rest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from .._version import __version__
+from ..classifier import Classifier
+from ..errors import CheckpointError, ProxylessError
+from ..evaluate import evaluation_mode
+from ..metrics import Metrics
+from . import checkpoint
+
+try:
+    from .batchnorm import convert_sync_bn, recalibrate, revert_sync_bn
+except ImportError:
+    convert_sync_bn = recalibrate = revert_sync_bn = lambda *a: None
+from .data import Data
+from .distributed import Processes
+from .ema import WeightAverage
+from .eval_loader import EvalLoader
+from .loader import TrainLoader
+from .optim import head_parameters, make_optimizer, parameter_groups, rate_factor, set_train_mode
+from .preprocess import preprocessing_of
+from .recipe import Recipe, differences
+from .runlog import RunLog, memory_mib
+from .settings import Settings
+from .step import WeightStep
+from .stop import StopRequest
+
+log = logging.getLogger("proxylessnas")
+_SYNC_STEPS = 10  # steps between looks at the losses where looking waits for a GPU or for other processes
+
+
+@dataclass
+class Position:
+    """How far a run is: whole epochs, steps in the present one, and sums over those steps."""
+
+    epoch: int = 0
+    step: int = 0
+    global_step: int = 0
+    loss_sum: float = 0.0
+    seconds: float = 0.0
+    waited: float = 0.0
+    total_seconds: float = 0.0
+    best: dict[str, float] = field(default_factory=dict)
+
+    def next_epoch(self) -> None:
+        """Go to the start of the next epoch."""
+        self.epoch, self.step = self.epoch + 1, 0
+        self.loss_sum = self.seconds = self.waited = 0.0
+
+
+class Trainer:
+    """Trains one net on one set of pictures by one recipe.
+
+    Args:
+        net: is trained in place.
+        data: pictures and class names; the net has as many outputs.
+        recipe: how.
+        settings: where.
+        processes: this process among the others of the run.
+    """
+
+    def __init__(
+        self, net: Classifier, data: Data, recipe: Recipe, settings: Settings, processes: Processes
+    ) -> None:
+        self.data, self.recipe, self.settings, self.processes = data, recipe, settings, processes
+        self.device = processes.device
+        self.checkpoints = settings.out / "checkpoints"
+        self.position = Position()
+        self.net = net.to(self.device)
+        if recipe.channels_last:
+            self.net = self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.net.preprocessing = preprocessing_of(recipe, net, data)
+        self.net.categories, self.net.wnids = data.categories, data.wnids
+        if recipe.sync_bn and processes.world > 1:
+            convert_sync_bn(self.net)
+        workers = settings.worker_count(processes.world)
+        shared: dict[str, Any] = {
+            "rank": processes.rank, "world": processes.world, "workers": workers, "device": self.device,
+        }  # fmt: skip
+        self.loader = TrainLoader(
+            data.train, recipe, self.net.preprocessing,
+            num_classes=net.num_classes, max_unreadable=settings.max_unreadable, **shared,
+        )  # fmt: skip
+        self.steps_per_epoch = self.loader.steps_per_epoch
+        self.val_loader = None
+        if data.val is not None and len(data.val):
+            size = min(256, max(1, recipe.batch_size // processes.world))
+            self.val_loader = EvalLoader(data.val, self.net.preprocessing, batch_size=size, **shared)
+        if recipe.keep == "best" and self.val_loader is None:
+            raise ProxylessError('keep = "best" needs validation pictures, and there are none')
+        self.optimizer = make_optimizer(parameter_groups(net, recipe), recipe)
+        self.average = WeightAverage(net, recipe.ema_decay) if recipe.ema_decay else None
+        self.step = WeightStep(net, self.optimizer, recipe, self.device, self.average)
+        self._head_only: bool | None = None
+        self._wanted = {name for name, p in net.named_parameters() if p.requires_grad}
+
+    # ---- state
+
+    def state(self) -> dict[str, Any]:
+        """Return everything a run goes on from (the same on every process but for the generators)."""
+        own = checkpoint.pack(checkpoint.generator_states(self.device))
+        generators = [checkpoint.unpack(part) for part in self.processes.gather(own)]
+        scaler, average = self.step.scaler, self.average
+        return {
+            "position": dataclasses.asdict(self.position),
+            "model": self.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": average.state_dict() if average else None,
+            "scaler": scaler.state_dict() if scaler else None,
+            "rng": generators,
+            "recipe": self.recipe.to_dict(),
+            "arch": self._arch(),
+            "data": self.data.fingerprint,
+            "run": self._circumstances(),
+        }
+
+    def _arch(self) -> str:
+        return f"{self.net.arch} classes={self.net.num_classes} channels={self.net.in_chans}"
+
+    def _circumstances(self) -> dict[str, Any]:
+        """Return what may change between two parts of a run, at the price of the last digits."""
+        return {
+            "processes": self.processes.world,
+            "device": self.device.type,
+            "threads": torch.get_num_threads(),
+            "torch": str(torch.__version__),
+            "proxylessnas": __version__,
+        }
+
+    def resume(self) -> list[str]:
+        """Go on from the newest checkpoint, if there is one; return what the user should know.
+
+        Raises:
+            CheckpointError: it belongs to another run (recipe, data or net differ), or none is sound.
+        """
+        state, problems = checkpoint.newest(self.checkpoints) if self.processes.main else (None, [])
+        packed = self.processes.broadcast(checkpoint.pack({"state": state}) if self.processes.main else None)
+        state = checkpoint.unpack(packed)["state"]
+        if state is None:
+            torch.manual_seed(_mixed(self.recipe.seed, self.processes.rank))
+            return []
+        notes = [f"{problem}; the checkpoint before it is used" for problem in problems]
+        self._check_same(state)
+        self.position = Position(**state["position"])
+        self.net.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        if self.step.scaler is not None:
+            self.step.scaler.load_state_dict(state["scaler"])
+        rank, generators = self.processes.rank, state["rng"]
+        if rank < len(generators):
+            checkpoint.set_generator_states(generators[rank], self.device)
+        else:
+            torch.manual_seed(_mixed(self.recipe.seed, rank, self.position.global_step))
+        changed = [
+            f"{key}: {value}, was {state['run'].get(key)}"
+            for key, value in self._circumstances().items()
+            if state["run"].get(key) != value
+        ]
+        notes.append(f"continued from step {self.position.global_step:,} (epoch {self.position.epoch + 1})")
+        if changed:
+            notes.append(
+                "the result can differ in its last digits from a run in one piece: " + "; ".join(changed)
+            )
+        return notes
+
+    def _check_same(self, state: dict[str, Any]) -> None:
+        where = f"{self.settings.out} holds another run"
+        advice = "use another --out, or remove that folder to start over"
+        before = Recipe.from_dict(state["recipe"], f"the recipe in {self.checkpoints}")
+        different = differences(self.recipe, before)
+        if different:
+            raise CheckpointError(f"{where}; its recipe differs ({'; '.join(different)}): {advice}")
+        if state["arch"] != self._arch():
+            raise CheckpointError(f"{where}, of another net ({state['arch'][:200]}): {advice}")
+        if state["data"] != self.data.fingerprint:
+            raise CheckpointError(f"{where}, on other pictures than those of {self.data.name} now: {advice}")
+
+    def save(self, *, best: bool = False) -> None:
+        """Write a checkpoint; every process takes part."""
+        state = self.state()
+        if self.processes.main:
+            at_end = self.position.step == 0 and self.position.epoch > 0
+            every = self.settings.keep_every
+            keep = (
+                f"epoch-{self.position.epoch:04d}.pt"
+                if at_end and every and self.position.epoch % every == 0
+                else None
+            )
+            checkpoint.save(self.checkpoints, state, best=best, keep_as=keep)
+        self.processes.wait()
+
+    # ---- training
+
+    def fit(self, stop: StopRequest, run: RunLog) -> bool:
+        """Train to the end of the recipe.
+
+        Returns:
+            False if the run was stopped before (it is saved).
+
+        Raises:
+            ProxylessError: the loss is not finite; the last checkpoint is from before.
+            CheckpointError, DataError: see those.
+        """
+        while self.position.epoch < self.recipe.epochs:
+            self._enter_phase(self.position.epoch)
+            if not self._epoch(stop, run):
+                self.save()
+                return False
+            self._end_of_epoch(run)
+        return True
+
+    def _epoch(self, stop: StopRequest, run: RunLog) -> bool:
+        """Train to the end of the present epoch; return False if a signal asked to stop before."""
+        p, recipe = self.position, self.recipe
+        set_train_mode(self.net, bool(self._head_only))
+        alone = self.processes.world == 1 and self.device.type == "cpu"
+        pending: list[Tensor] = []
+        batches = self.loader.epoch(p.epoch, first_step=p.step)
+        before = last = time.monotonic()
+        self.loader.waited_s = 0.0
+        for batch in batches:
+            factor = rate_factor(p.global_step, recipe, self.steps_per_epoch)
+            pending.append(self.step(batch.inputs, batch.targets, p.global_step, factor))
+            p.step, p.global_step = p.step + 1, p.global_step + 1
+            end = p.step == self.steps_per_epoch
+            save = bool(self.settings.save_every) and p.global_step % self.settings.save_every == 0
+            if not (alone or end or save or p.step % _SYNC_STEPS == 0):
+                continue
+            loss, stopping = self._look(pending, stop)
+            now = time.monotonic()
+            p.loss_sum += loss * len(pending)
+            p.seconds, p.total_seconds = p.seconds + now - before, p.total_seconds + now - before
+            p.waited += self.loader.waited_s
+            speed = len(pending) * recipe.batch_size / max(now - last, 1e-9)
+            run.step(
+                p.global_step, p.epoch + 1, loss, recipe.learning_rate * factor, speed,
+                waiting=self.loader.waited_s / max(now - before, 1e-9), memory_mib=memory_mib(self.device),
+            )  # fmt: skip
+            self.loader.waited_s, before = 0.0, now
+            last = now
+            pending.clear()
+            if stopping:
+                return end
+            if save and not end:
+                self.save()
+                before = last = time.monotonic()
+        return True
+
+    def _look(self, pending: list[Tensor], stop: StopRequest) -> tuple[float, bool]:
+        """Return the mean loss of the steps since the last look, over all processes, and whether to stop.
+
+        Raises:
+            ProxylessError: a loss was not finite.
+        """
+        loss, stopping = float(torch.stack(pending).double().mean()), float(stop.signal is not None)
+        if self.processes.world > 1:
+            loss, stopping, bad = self.processes.sum_of(loss, stopping, float(self.step.broke_down))
+            loss /= self.processes.world
+        else:
+            bad = float(self.step.broke_down)
+        if bad:
+            first = min(int(t) for t in self.processes.gather(self.step.first_bad.reshape(1).cpu()))
+            raise ProxylessError(
+                f"the loss is not finite (NaN or infinite) since step {first} (epoch "
+                f"{first // self.steps_per_epoch + 1}); the last good checkpoint is kept in {self.checkpoints}. "
+                'Try a lower learning_rate, clip_norm = 1, or amp = "off"'
+            )
+        return loss, stopping > 0
+
+    def _end_of_epoch(self, run: RunLog) -> None:
+        p = self.position
+        started = time.monotonic()
+        metrics = self.validate()
+        best = False
+        if metrics is not None and metrics.top1 > p.best.get("top1", -1.0):
+            best = True
+            p.best = {"top1": metrics.top1, "epoch": p.epoch + 1}
+        p.total_seconds += time.monotonic() - started
+        steps = self.steps_per_epoch
+        record = {
+            "epoch": p.epoch + 1,
+            "step": p.global_step,
+            "train_loss": p.loss_sum / steps,
+            "val_loss": metrics.loss if metrics else None,
+            "val_top1": metrics.top1 if metrics else None,
+            "val_top5": metrics.top5 if metrics else None,
+            "rate": self.recipe.learning_rate * rate_factor(p.global_step - 1, self.recipe, steps),
+            "images_per_second": steps * self.recipe.batch_size / max(p.seconds, 1e-9),
+            "waiting": p.waited / max(p.seconds, 1e-9),
+            "seconds": p.seconds + time.monotonic() - started,
+            "memory_mib": memory_mib(self.device),
+        }
+        p.next_epoch()
+        run.epoch(record)  # before the checkpoint: a run killed in between cuts it off again
+        self.save(best=best)
+
+    @torch.no_grad()
+    def validate(self) -> Metrics | None:
+        """Return the accuracy on the validation pictures (of the averaged weights, if there are any)."""
+        if self.val_loader is None:
+            return None
+        if self.average is not None:
+            with self.average.applied(self.net):
+                return self._measure()
+        return self._measure()
+
+    def _measure(self) -> Metrics:
+        assert self.val_loader is not None
+        metrics = Metrics(self.net.num_classes, device=self.device)
+        with evaluation_mode(self.net), torch.inference_mode():
+            for inputs, targets in self.val_loader:
+                with self.step.autocast():
+                    logits = self.net(inputs)
+                metrics.add(logits.float(), targets)
+        self.processes.sum_(metrics.tensors())
+        return metrics
+
+    # ---- phases: classifier alone, then everything
+
+    def _enter_phase(self, epoch: int) -> None:
+        """Freeze or free the body, and wrap the net anew when that changes."""
+        head_only = epoch < self.recipe.freeze_epochs
+        if head_only == self._head_only:
+            return
+        self._head_only = head_only
+        head = {id(p) for p in head_parameters(self.net)}
+        for name, p in self.net.named_parameters():
+            p.requires_grad_(name in self._wanted and (not head_only or id(p) in head))
+            p.grad = None
+        wrapped: nn.Module = self.net
+        if self.recipe.compile:
+            wrapped = torch.compile(wrapped)  # type: ignore[assignment]
+        if self.processes.world > 1:
+            ids = [self.device.index] if self.device.type == "cuda" else None
+            wrapped = DistributedDataParallel(wrapped, device_ids=ids)
+        self.step.model = wrapped
+
+    # ---- the end
+
+    def finish(self) -> Metrics | None:
+        """Give the net the weights the run ends with, and return their validation accuracy.
+
+        Those are the last or the best ones (averaged, if the recipe averages), with BatchNorm statistics
+        computed anew if the recipe says so.
+        """
+        if self.recipe.keep == "best":
+            packed = None
+            if self.processes.main:
+                packed = checkpoint.pack({"state": checkpoint.load(self.checkpoints / checkpoint.BEST)})
+            state = checkpoint.unpack(self.processes.broadcast(packed))["state"]
+            self.net.load_state_dict(state["model"])
+            if self.average is not None:
+                self.average.load_state_dict(state["average"])
+        for name, p in self.net.named_parameters():
+            p.requires_grad_(name in self._wanted)
+        if self.average is not None:
+            self.average.copy_to(self.net)
+        if self.recipe.recalibrate_batches:
+            inputs = (batch.inputs for batch in self.loader.epoch(self.recipe.epochs))
+            recalibrate(self.net, inputs, self.recipe.recalibrate_batches)
+        metrics = self._measure() if self.val_loader is not None else None
+        revert_sync_bn(self.net)
+        self.net.eval()
+        return metrics
+
+
+def _mixed(*numbers: int) -> int:
+    """Return a seed made of several numbers."""
+    digest = hashlib.sha256(json.dumps(numbers).encode()).digest()
+    return int.from_bytes(digest[:7], "little")

@@ -1,0 +1,251 @@
+"""Train a net from a folder of pictures: the whole way from names to a trained file."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ..arch import Arch
+from ..builders import create_model
+from ..classifier import Classifier
+from ..errors import CheckpointError, DataError, ProxylessError
+from ..filesystem import LockTimeout, locked, write_atomically
+from ..metrics import Metrics
+from ..model_file import save_weights
+from .data import Data, open_data
+from .distributed import Processes, processes
+from .engine import Trainer
+from .recipe import Recipe, read_recipe
+from .runlog import RunLog
+from .settings import Settings
+from .stop import StopRequest
+
+if TYPE_CHECKING:
+    from torch.utils.data import Dataset
+
+    from ..tree_arch import TreeArch
+
+log = logging.getLogger("proxylessnas")
+MODEL_FILE, RECIPE_FILE, RESULT_FILE = "model.safetensors", "recipe.toml", "result.json"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to.
+
+    Attributes:
+        finished: False if a signal stopped it; the same call goes on.
+        model: the trained net's file, which ``create_model`` opens; None before the end.
+        top1: validation accuracy of that file's net, percent; None without validation pictures.
+        best_top1: best validation accuracy at the end of an epoch, percent.
+        steps: optimiser steps so far.
+        seconds: training and validation time so far, over all parts of the run.
+        signal: number of the signal that stopped it, or None.
+    """
+
+    finished: bool
+    model: Path | None
+    top1: float | None
+    best_top1: float | None
+    steps: int
+    seconds: float
+    signal: int | None = None
+
+
+def train(
+    model: Classifier | str | os.PathLike[str] | Arch | TreeArch,
+    data: Data | str | os.PathLike[str] | Dataset[Any],
+    recipe: Recipe | str | os.PathLike[str] = "scratch",
+    *,
+    out: str | os.PathLike[str] | Settings,
+    val: str | os.PathLike[str] | None = None,
+) -> Result:
+    """Train a net from random weights; continue if the run is there already.
+
+    The folder ``out`` gets ``recipe.toml``, ``checkpoints/``, ``log.jsonl``, ``epochs.csv``, ``curves.png`` and, at
+    the end, ``model.safetensors`` and ``result.json``. Killed at any moment, the same call goes on from the last
+    checkpoint; on a CPU the final weights are bitwise those of a run in one piece. Under ``torchrun`` the same
+    call trains on all processes.
+
+    Args:
+        model: an architecture, or the name or file of one; or a net of this package, which is trained in place
+            from the weights it has (with as many outputs as there are classes).
+        data: a folder of class folders (also with ``train`` and ``val`` in it), a named data set ("cifar10",
+            "digits"), a data set of pictures and class indices, or what :func:`~.data.open_data` returned.
+        recipe: a recipe, the name of one, or a TOML file.
+        out: the folder of the run, or all settings.
+        val: folder of validation pictures, where ``data`` does not hold them.
+
+    Raises:
+        DataError: the pictures or the recipe are not usable.
+        CheckpointError: ``out`` holds another run, or no sound checkpoint of this one; or one cannot be written.
+        ProxylessError: the loss became infinite or NaN.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
+    return _run(model, data, recipe, out, val, pretrained=False, weights=None)
+
+
+def finetune(
+    model: Classifier | str | os.PathLike[str],
+    data: Data | str | os.PathLike[str] | Dataset[Any],
+    recipe: Recipe | str | os.PathLike[str] = "finetune",
+    *,
+    out: str | os.PathLike[str] | Settings,
+    val: str | os.PathLike[str] | None = None,
+    weights: str | os.PathLike[str] | None = None,
+) -> Result:
+    """Train a published or earlier net on new classes: its body is loaded, its classifier starts anew.
+
+    Everything else is as in :func:`train`.
+
+    Args:
+        model: a net of the zoo with published weights, a ``.safetensors`` file, or a net.
+        data: see :func:`train`.
+        recipe: see :func:`train`; ``freeze_epochs``, ``layer_decay`` and ``head_rate`` are meant for this.
+        out: see :func:`train`.
+        val: see :func:`train`.
+        weights: a file with the weights of the net that ``model`` names.
+
+    Raises:
+        WeightsNotFoundError, WeightsFetchError, WeightsMismatchError: the body cannot be had.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
+    return _run(model, data, recipe, out, val, pretrained=weights is None, weights=weights)
+
+
+def _run(
+    model: Any, data: Any, recipe: Recipe, out: Any, val: Any, *, pretrained: bool, weights: Any
+) -> Result:
+    settings = out if isinstance(out, Settings) else Settings(Path(out))
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    with processes(settings.device) as group, _held(settings.out, group):
+        opened = (
+            data
+            if isinstance(data, Data)
+            else open_data(data, val=val, val_fraction=recipe.val_fraction, seed=recipe.seed)
+        )
+        torch.manual_seed(recipe.seed)
+        net = _build(model, opened, recipe, pretrained, weights)
+        trainer = Trainer(net, opened, recipe, settings, group)
+        notes = [*opened.notes, *trainer.resume()]
+        p = trainer.position
+        log_of_run = (
+            RunLog(
+                settings.out, epochs=recipe.epochs, steps_per_epoch=trainer.steps_per_epoch,
+                batch_size=recipe.batch_size, tensorboard=settings.tensorboard, console=settings.console,
+                resume_step=p.global_step, resume_epoch=p.epoch,
+            )
+            if group.main
+            else RunLog.silent()
+        )  # fmt: skip
+        with log_of_run as run, StopRequest() as stop:
+            if group.main:
+                write_atomically(settings.out / RECIPE_FILE, recipe.to_toml().encode())
+            for text in notes:
+                run.note(text)
+            if not trainer.fit(stop, run):
+                run.note(f"stopped and saved at step {p.global_step:,}; the same command goes on from there")
+                return Result(
+                    False, None, None, p.best.get("top1"), p.global_step, p.total_seconds, stop.signal
+                )
+            return _finish(trainer, run, group)
+
+
+@contextlib.contextmanager
+def _held(out: Path, group: Processes) -> Iterator[None]:
+    """Keep other runs out of the folder."""
+    if not group.main:
+        yield
+        return
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with locked(out / ".running", 0.0):
+            yield
+    except LockTimeout as e:
+        raise CheckpointError(
+            f"{out}: another run is writing there; wait for it or choose another --out"
+        ) from e
+    except (FileExistsError, NotADirectoryError, PermissionError) as e:
+        if e.filename is None or not str(e.filename).startswith(str(out)):
+            raise
+        raise CheckpointError(f"{out}: cannot be used as the folder of a run ({e.strerror})") from e
+
+
+def _build(model: Any, data: Data, recipe: Recipe, pretrained: bool, weights: Any) -> Classifier:
+    """Return the net with as many outputs as there are classes."""
+    classes = len(data.categories)
+    if classes < 2:
+        raise DataError(f"{data.name}: {classes} class; a classifier needs at least two")
+    if isinstance(model, nn.Module):
+        if not isinstance(model, Classifier):
+            raise TypeError(f"a net of this package is trained, not a {type(model).__name__}")
+        if model.num_classes != classes:
+            raise DataError(f"the net has {model.num_classes} outputs, but {data.name} has {classes} classes")
+        return model
+    given = pretrained or weights is not None
+    net = create_model(
+        model,
+        pretrained,
+        weights=weights,
+        num_classes=None if given else classes,
+        drop_path_rate=recipe.drop_path,
+    )
+    if given:
+        net.reset_classifier(classes)  # a new one also where the number of classes is the same
+    net.drop_rate = getattr(net.arch, "dropout", 0.0) if recipe.dropout is None else recipe.dropout
+    if recipe.zero_init_residual and not given:
+        for block in getattr(net, "blocks", ()):
+            if getattr(block, "shortcut", False) and hasattr(block.mobile_inverted_conv, "point_linear"):
+                nn.init.zeros_(block.mobile_inverted_conv.point_linear.bn.weight)
+    return net
+
+
+def _finish(trainer: Trainer, run: RunLog, group: Processes) -> Result:
+    metrics = trainer.finish()
+    p, out = trainer.position, trainer.settings.out
+    result = Result(
+        True,
+        out / MODEL_FILE,
+        metrics.top1 if metrics else None,
+        p.best.get("top1"),
+        p.global_step,
+        p.total_seconds,
+    )
+    if group.main:
+        try:
+            save_weights(trainer.net, out / MODEL_FILE, metadata=_metadata(trainer, metrics))
+            document = {
+                **dataclasses.asdict(result),
+                "model": MODEL_FILE,
+                "val_loss": metrics.loss if metrics else None,
+            }
+            write_atomically(out / RESULT_FILE, (json.dumps(document, indent=2) + "\n").encode())
+        except OSError as e:
+            raise ProxylessError(
+                f"{out}: the trained net cannot be written ({e.strerror}); free space, run again"
+            ) from e
+        accuracy = f", top-1 {metrics.top1:.2f} % on {metrics.n:,} validation pictures" if metrics else ""
+        run.note(f"done: {out / MODEL_FILE}{accuracy}")
+        run.event("done", top1=result.top1, seconds=result.seconds)
+    group.wait()
+    return result
+
+
+def _metadata(trainer: Trainer, metrics: Metrics | None) -> dict[str, str]:
+    """Return what the trained file says of its origin."""
+    return {
+        "recipe": trainer.recipe.to_toml(),
+        "data": f"{trainer.data.name} ({len(trainer.data.train)} training pictures, {trainer.data.fingerprint})",
+        "val_top1": f"{metrics.top1:.4f}" if metrics else "",
+    }

@@ -1,0 +1,119 @@
+"""One optimiser step of the weights: forward, loss, backward, clip, update, average.
+
+Plain training and the weight step of a search are this same step; a search only chooses the path before it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from .ema import WeightAverage
+from .optim import set_rates
+from .recipe import Recipe
+
+_AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_NEVER = 2**62
+
+
+class WeightStep:
+    """Trains a net one batch at a time.
+
+    Args:
+        model: maps inputs to logits; may be wrapped (DistributedDataParallel, torch.compile).
+        optimizer: over its parameters.
+        recipe: label smoothing, accumulation, clipping and precision are taken from it.
+        device: where the net is.
+        average: moving average to be updated after each step, or None.
+
+    Attributes:
+        scaler: of fp16 gradients, None for other precisions.
+        first_bad: [] number of the first step whose loss was not finite (a tensor on the device: reading it
+            waits for the device).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        recipe: Recipe,
+        device: torch.device,
+        average: WeightAverage | None = None,
+    ) -> None:
+        self.model, self.optimizer, self.recipe, self.device, self.average = (
+            model, optimizer, recipe, device, average,
+        )  # fmt: skip
+        self.scaler = torch.amp.GradScaler(device.type) if recipe.amp == "fp16" else None
+        self.first_bad = torch.tensor(_NEVER, device=device)
+        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
+    @property
+    def broke_down(self) -> bool:
+        """Whether some step's loss was not finite."""
+        return int(self.first_bad) != _NEVER
+
+    def __call__(self, inputs: Tensor, targets: Tensor, number: int, factor: float) -> Tensor:
+        """Train on one batch.
+
+        Args:
+            inputs: [B, channels, H, W].
+            targets: [B] class indices, or [B, classes] shares.
+            number: of this step, from 0, for messages.
+            factor: of the learning rates, see :func:`~.optim.rate_factor`.
+
+        Returns:
+            The mean loss of this process's pictures, [] and without a graph.
+        """
+        set_rates(self.optimizer, factor)
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = self.recipe.accumulate
+        total: Tensor | None = None
+        for i, (x, y) in enumerate(zip(inputs.chunk(parts), targets.chunk(parts), strict=True)):
+            with self._last(i == parts - 1):
+                loss = self.loss(x, y)
+                share = loss * (x.shape[0] / inputs.shape[0]) if parts > 1 else loss
+                (self.scaler.scale(share) if self.scaler else share).backward()
+            total = share.detach() if total is None else total + share.detach()
+        assert total is not None
+        bad = torch.where(
+            total.isfinite(), self.first_bad.new_tensor(_NEVER), self.first_bad.new_tensor(number)
+        )
+        self.first_bad = torch.minimum(self.first_bad, bad)
+        self._update()
+        if self.average is not None:
+            self.average.update(number)
+        return total
+
+    def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean cross-entropy (with label smoothing) of a batch, []."""
+        with self.autocast():
+            logits = self.model(inputs)
+        return F.cross_entropy(logits.float(), targets, label_smoothing=self.recipe.label_smoothing)
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Return the context in which the net computes in the recipe's precision."""
+        if self.recipe.amp == "off":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, _AMP[self.recipe.amp])
+
+    def _last(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Return the context of one part of a step; processes exchange gradients in the last one only."""
+        if not last and isinstance(self.model, DistributedDataParallel):
+            return self.model.no_sync()
+        return contextlib.nullcontext()
+
+    def _update(self) -> None:
+        if self.recipe.clip_norm:
+            if self.scaler:
+                self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self._parameters, self.recipe.clip_norm)
+        if self.scaler:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            self.optimizer.step()
