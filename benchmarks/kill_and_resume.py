@@ -2,8 +2,9 @@
 
     python benchmarks/kill_and_resume.py --kills 20
 
-The command is the real one (`proxylessnas train`), the kills are SIGKILL after a random time: during start-up, a
-step, validation or the writing of a checkpoint. The result must be bitwise that of a run in one piece.
+The command is the real one (`proxylessnas train`), the kills are SIGKILL after a random time: during
+start-up, a step, validation or the writing of a checkpoint. The result must be bitwise that of a run in one
+piece.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from ..train import Data, Recipe, Settings
 
 DATA_HELP = (
-    "one folder of pictures a class, also with train/ and val/ in it; or a named data set: cifar10, cifar100, "
-    "fashion-mnist (NAME:FOLDER says where it is), digits (comes with the package)"
+    "one folder of pictures a class, also with train/ and val/ in it; or a named data set: cifar10, "
+    "cifar100, fashion-mnist (NAME:FOLDER says where it is), digits (comes with the package)"
 )
 
 
@@ -136,7 +136,7 @@ def keep_pages(args: argparse.Namespace) -> None:
 
 
 def report(args: argparse.Namespace, result: Any) -> int:
-    """Print the result and return the exit code: 0, or what a shell reports for the signal that stopped it."""
+    """Print the result; return 0, or what a shell reports for the signal that stopped the run."""
     if args.json:
         document = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(result).items()}
         print_json(document)

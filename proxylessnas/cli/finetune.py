@@ -15,9 +15,9 @@ class Finetune(Verb):
     summary = "train a published net on your own classes"
     description = (
         "Train NET, with its published weights and a new classifier, on DATA. Killed at any moment, the same "
-        "command goes on from the last checkpoint. Under torchrun it trains on several GPUs, CPUs or machines. "
-        "DIR gets the recipe, checkpoints, log.jsonl, epochs.csv, curves.png and the trained model.safetensors, "
-        "which every other verb takes as NET."
+        "command goes on from the last checkpoint. Under torchrun it trains on several GPUs, CPUs or "
+        "machines. DIR gets the recipe, checkpoints, log.jsonl, epochs.csv, curves.png and the trained "
+        "model.safetensors, which every other verb takes as NET."
     )
     example = """\
   $ proxylessnas finetune proxyless_cifar10_demo digits --epochs 3 --out runs/digits

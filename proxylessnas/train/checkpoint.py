@@ -59,8 +59,8 @@ def save(folder: Path, state: Mapping[str, Any], *, best: bool = False, keep_as:
         else:
             need = f"{e.strerror or e}: make the folder writable"
         raise CheckpointError(
-            f"{folder}: the checkpoint of step {state['position']['global_step']} cannot be written; {need} and "
-            "run the same command again, it goes on from the checkpoint before"
+            f"{folder}: the checkpoint of step {state['position']['global_step']} cannot be written; {need} "
+            "and run the same command again, it goes on from the checkpoint before"
         ) from e
 
 
@@ -99,7 +99,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
-    """Return the newest sound checkpoint of a run (None if there never was one), and what is wrong with others.
+    """Return the newest sound checkpoint (None if there never was one), and what is wrong with others.
 
     Raises:
         CheckpointError: there are checkpoints, but none is sound.

@@ -145,14 +145,10 @@ def pick_device(name: str) -> torch.device:
     """
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if name == "auto":
-        if torch.cuda.is_available():
-            name = "cuda"
-        else:
-            name = "mps" if torch.backends.mps.is_available() else "cpu"
+        kinds = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+        name = next(kind for kind, there in kinds.items() if there)
     try:
-        device = torch.device(name)
-        if device.type == "cuda" and device.index is None:
-            device = torch.device("cuda", local)
+        device = torch.device("cuda", local) if name == "cuda" else torch.device(name)
         if device.type == "meta" or float(torch.ones(1, device=device).sum()) != 1:
             raise ProxylessError(f"device {name}: nothing can be computed there")
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as e:

@@ -25,11 +25,7 @@ from ..errors import CheckpointError, ProxylessError
 from ..evaluate import evaluation_mode
 from ..metrics import Metrics
 from . import checkpoint
-
-try:
-    from .batchnorm import convert_sync_bn, recalibrate, revert_sync_bn
-except ImportError:
-    convert_sync_bn = recalibrate = revert_sync_bn = lambda *a: None
+from .batchnorm import convert_sync_bn, recalibrate, revert_sync_bn
 from .data import Data
 from .distributed import Processes
 from .ema import WeightAverage
@@ -86,7 +82,7 @@ class Trainer:
         self.position = Position()
         self.net = net.to(self.device)
         if recipe.channels_last:
-            self.net = self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.net = self.net.to(memory_format=torch.channels_last)
         self.net.preprocessing = preprocessing_of(recipe, net, data)
         self.net.categories, self.net.wnids = data.categories, data.wnids
         if recipe.sync_bn and processes.world > 1:
@@ -282,8 +278,8 @@ class Trainer:
             first = min(int(t) for t in self.processes.gather(self.step.first_bad.reshape(1).cpu()))
             raise ProxylessError(
                 f"the loss is not finite (NaN or infinite) since step {first} (epoch "
-                f"{first // self.steps_per_epoch + 1}); the last good checkpoint is kept in {self.checkpoints}. "
-                'Try a lower learning_rate, clip_norm = 1, or amp = "off"'
+                f"{first // self.steps_per_epoch + 1}); the last good checkpoint is kept in "
+                f'{self.checkpoints}. Try a lower learning_rate, clip_norm = 1, or amp = "off"'
             )
         return loss, stopping > 0
 

@@ -72,14 +72,14 @@ def train(
 ) -> Result:
     """Train a net from random weights; continue if the run is there already.
 
-    The folder ``out`` gets ``recipe.toml``, ``checkpoints/``, ``log.jsonl``, ``epochs.csv``, ``curves.png`` and, at
-    the end, ``model.safetensors`` and ``result.json``. Killed at any moment, the same call goes on from the last
-    checkpoint; on a CPU the final weights are bitwise those of a run in one piece. Under ``torchrun`` the same
-    call trains on all processes.
+    The folder ``out`` gets ``recipe.toml``, ``checkpoints/``, ``log.jsonl``, ``epochs.csv``, ``curves.png``
+    and, at the end, ``model.safetensors`` and ``result.json``. Killed at any moment, the same call goes on
+    from the last checkpoint; on a CPU the final weights are bitwise those of a run in one piece. Under
+    ``torchrun`` the same call trains on all processes.
 
     Args:
-        model: an architecture, or the name or file of one; or a net of this package, which is trained in place
-            from the weights it has (with as many outputs as there are classes).
+        model: an architecture, or the name or file of one; or a net of this package with as many outputs as
+            there are classes, which is trained in place from the weights it has.
         data: a folder of class folders (also with ``train`` and ``val`` in it), a named data set ("cifar10",
             "digits"), a data set of pictures and class indices, or what :func:`~.data.open_data` returned.
         recipe: a recipe, the name of one, or a TOML file.
@@ -88,7 +88,8 @@ def train(
 
     Raises:
         DataError: the pictures or the recipe are not usable.
-        CheckpointError: ``out`` holds another run, or no sound checkpoint of this one; or one cannot be written.
+        CheckpointError: ``out`` holds another run, or no sound checkpoint of this one; or one cannot be
+            written.
         ProxylessError: the loss became infinite or NaN.
     """
     recipe = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
@@ -244,8 +245,9 @@ def _finish(trainer: Trainer, run: RunLog, group: Processes) -> Result:
 
 def _metadata(trainer: Trainer, metrics: Metrics | None) -> dict[str, str]:
     """Return what the trained file says of its origin."""
+    data = trainer.data
     return {
         "recipe": trainer.recipe.to_toml(),
-        "data": f"{trainer.data.name} ({len(trainer.data.train)} training pictures, {trainer.data.fingerprint})",
+        "data": f"{data.name} ({len(data.train)} training pictures, {data.fingerprint})",
         "val_top1": f"{metrics.top1:.4f}" if metrics else "",
     }
