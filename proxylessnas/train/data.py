@@ -13,13 +13,16 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..datasets import counted, some_of
 from ..errors import DataError, ImageError, shown
-from .folders import Classes, folder_pictures, parts_of
-from .pictures import Data, Pictures, Source
+from .dataset_source import is_dataset, open_dataset
+from .folders import folder_pictures, parts_of
+from .named_data import NAMES, open_named, parse_name
+from .parts import Classes, Parts
+from .pictures import Data, FilePictures, Pictures, Source
 from .split import few_of_each, hold_out
 
 if TYPE_CHECKING:
@@ -28,19 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["Data", "Pictures", "open_data"]
 
 _SIZE_SAMPLE = 16  # so many pictures of each part are read to see whether they are of one size
-
-
-@dataclass
-class Parts:
-    """What a source holds, before anything is split off or left out."""
-
-    name: str
-    train: Source
-    val: Source | None
-    classes: Classes
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
-    notes: list[str] = field(default_factory=list)
 
 
 def open_data(
@@ -87,61 +77,68 @@ def open_data(
         held_out = _fraction(val, "val")
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise DataError(f"limit is {shown(limit)}; the number of pictures a class to train on is 1 or more")
-    names = _names(categories)
-    parts = _open(source, names)
-    if isinstance(val, (int, float)):
-        if parts.val is not None:
-            parts.notes.append(f"the validation part of {parts.name} is not used, as val = {val:g} was given")
-        parts.val = None
-    elif val is not None:
-        parts.val = _validation(val, parts)
-    return _finished(parts, held_out, seed, limit)
+    parts = _open(source, None if categories is None else Classes.listed(categories), own_val=val is None)
+    if val is not None and not isinstance(val, (int, float)):
+        _add_validation(parts, val)
+    why = "no validation part in" if val is None else "validation part taken from"
+    return _finished(parts, f"{why} {parts.name}", held_out, seed, limit)
 
 
-def _open(source: Any, names: tuple[str, ...] | None) -> Parts:
+def _open(source: Any, classes: Classes | None, own_val: bool) -> Parts:
+    """Return what a source holds; its own validation part only if that is wanted."""
     if not isinstance(source, (str, os.PathLike)):
-        raise DataError(f"{shown(source)} is not a folder, the name of a data set or a data set")
-    root = os.fspath(source)
-    if not isinstance(root, str):
-        root = os.fsdecode(root)
+        if not is_dataset(source):
+            raise DataError(
+                f"{shown(source)} is neither a folder, nor the name of a data set, nor a data set"
+            )
+        return open_dataset(source, "train", classes)
+    named = parse_name(source) if isinstance(source, str) else None
+    if named is not None:
+        name, root = named
+        parts = open_named(name, root, None if classes is None else classes.names)
+        if root is None and os.path.isdir(source):
+            parts.notes.append(f"{source} is the data set of this name; the folder is ./{source}")
+        if not own_val:
+            parts.val = None
+        elif parts.val is not None:
+            parts.notes.append(f"validated on the {len(parts.val):,} test pictures of {name}")
+        return parts
+    root = os.fsdecode(source)
+    if not os.path.lexists(root):
+        raise DataError(f"{root}: no such folder; data sets known by name are {', '.join(NAMES)}")
     train_root, val_root = parts_of(root)
-    train, classes, notes = folder_pictures(train_root, None if names is None else _classes(names))
+    train, classes, notes = folder_pictures(train_root, classes)
     parts = Parts(root, train, None, classes, notes=notes)
-    if val_root is not None:
+    if val_root is not None and own_val:
         if os.path.basename(val_root).lower() == "test":
-            notes.append(f"{root} has no folder called val: its folder {os.path.basename(val_root)} is used")
-        parts.val = _validation(val_root, parts)
+            notes.append(f"{root} has no folder called val: validated on {os.path.basename(val_root)}")
+        _add_validation(parts, val_root)
     return parts
 
 
-def _validation(source: Any, parts: Parts) -> Source:
-    """Return the pictures of another source with the labels of the training part's classes."""
-    root = os.fspath(source)
-    val, _, notes = folder_pictures(root, parts.classes)
+def _add_validation(parts: Parts, source: Any) -> None:
+    """Read the validation part from another source; its classes have to be the training part's."""
+    if not isinstance(source, (str, os.PathLike)):
+        if not is_dataset(source):
+            raise DataError(f"val is {shown(source)}; a folder, a data set or a share is expected")
+        other = open_dataset(source, "val", parts.classes)
+        parts.val, notes = other.train, other.notes
+    else:
+        root = os.fsdecode(source)
+        parts.val, _, notes = folder_pictures(root, parts.classes)
+        train = parts.train
+        if isinstance(train, FilePictures) and os.path.realpath(root) == os.path.realpath(train.root):
+            notes.append(f"{root}: validated on the pictures that are trained on")
     parts.notes += notes
-    if isinstance(parts.train, type(val)) and os.path.realpath(root) == os.path.realpath(parts.train.root):
-        parts.notes.append(f"{root}: validated on the pictures that are trained on")
-    return val
 
 
-def _finished(parts: Parts, held_out: float, seed: int, limit: int | None) -> Data:
+def _finished(parts: Parts, why: str, held_out: float, seed: int, limit: int | None) -> Data:
     """Hold out a validation part where there is none, apply the limit, and look at what came out."""
     train, val, notes = parts.train, parts.val, parts.notes
     names = parts.classes.names
     _check_classes(parts)
     if val is None:
-        total = len(train)
-        train_places, val_places = hold_out(train.labels, held_out, seed)
-        share = f"{100 * held_out:g} % of each class held out"
-        if val_places:
-            train, val = train.take(train_places), train.take(val_places)
-            how = f"{share}, {len(val):,} of {counted(total, 'picture')}, seed {seed}"
-        else:
-            how = "none can be held out, as no class has two pictures"
-        notes.append(f"no validation part in {parts.name}: {how}")
-        single = _classes_with(train.labels, names, exclude=() if val is None else val.labels)
-        if val is not None and single:
-            notes.append(f"only one picture, which is trained on: {some_of(single)}")
+        train, val = _split(parts, why, held_out, seed)
         if limit is not None and val is not None:
             val = val.take(few_of_each(val.labels, limit, seed))
     if limit is not None:
@@ -171,6 +168,27 @@ def _finished(parts: Parts, held_out: float, seed: int, limit: int | None) -> Da
     )
     digests = "\n".join([train.digest(), "" if val is None else val.digest(), *names])
     return replace(data, fingerprint=hashlib.sha256(digests.encode("utf-8", "surrogateescape")).hexdigest())
+
+
+def _split(parts: Parts, why: str, fraction: float, seed: int) -> tuple[Source, Source | None]:
+    """Hold out a validation part, and note how."""
+    whole, names = parts.train, parts.classes.names
+    train_places, val_places = hold_out(whole.labels, fraction, seed)
+    if not val_places:
+        parts.notes.append(f"{why}: none can be held out, as no class has two pictures")
+        return whole, None
+    train, val = whole.take(train_places), whole.take(val_places)
+    parts.notes.append(
+        f"{why}: {100 * fraction:g} % of each class held out, {len(val):,} of {len(whole):,} pictures, "
+        f"seed {seed}"
+    )
+    single = _classes_with(train.labels, names, exclude=val.labels)
+    if single:
+        parts.notes.append(
+            f"{counted(len(single), 'class', 'classes')} with a single picture, which is trained on: "
+            f"{some_of(single)}"
+        )
+    return train, val
 
 
 def _check_classes(parts: Parts) -> None:
@@ -216,18 +234,3 @@ def _fraction(value: float, name: str) -> float:
             "most 0.9"
         )
     return float(value)
-
-
-def _names(categories: Sequence[str] | None) -> tuple[str, ...] | None:
-    if categories is None:
-        return None
-    names = tuple(categories)
-    if isinstance(categories, str) or not all(isinstance(name, str) for name in names):
-        raise DataError(f"categories is {shown(categories)}; a list of class names is expected")
-    return names
-
-
-def _classes(names: tuple[str, ...]) -> Classes:
-    from ..categories import categories, wnids
-
-    return Classes(names, wnids() if names == categories() else ())

@@ -3,61 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
-from ..categories import categories as known_categories
-from ..categories import simplify
-from ..categories import wnids as known_wnids
-from ..datasets import counted, endings, entries, is_picture, leading_wnid, pictures_below, some_of
+from ..datasets import counted, endings, entries, is_picture, pictures_below, some_of
 from ..errors import DataError
+from .parts import Classes
 from .pictures import FilePictures
 
 _TRAIN = ("train", "training")
 _VAL = ("val", "valid", "validation", "test")  # the first of them is taken
 _PARTS = {*_TRAIN, *_VAL, "testing"}
-
-
-@dataclass(frozen=True)
-class Classes:
-    """What the classes are called.
-
-    Attributes:
-        names: in the order of the labels.
-        wnids: WordNet ids in the same order, or ().
-    """
-
-    names: tuple[str, ...]
-    wnids: tuple[str, ...] = ()
-
-    @classmethod
-    def of_folders(cls, folders: Sequence[str]) -> Classes:
-        """Return the classes that folders stand for, in their order; ImageNet's wnids get their names."""
-        table = dict(zip(known_wnids(), known_categories(), strict=True))
-        wnids = tuple(leading_wnid(folder) or "" for folder in folders)
-        if len(set(wnids)) == len(folders) and all(wnid in table for wnid in wnids):
-            return cls(tuple(table[wnid] for wnid in wnids), wnids)
-        return cls(tuple(folders))
-
-    def places(self, folders: Sequence[str]) -> dict[str, int]:
-        """Return the label of each folder that is called like a class (or its wnid); others are left out."""
-        table = dict(zip(known_wnids(), known_categories(), strict=True))
-        by_name: dict[str, int] = {}
-        for i, name in enumerate(self.names):
-            by_name[simplify(name)] = -1 if simplify(name) in by_name else i  # -1: "crane" is two classes
-        by_name.update({name: i for i, name in enumerate(self.names) if self.names.count(name) == 1})
-        by_wnid = {wnid: i for i, wnid in enumerate(self.wnids)}
-        found = {}
-        for folder in folders:
-            wnid = leading_wnid(folder) or ""
-            label = by_wnid.get(wnid, by_name.get(folder, by_name.get(simplify(folder), -1)))
-            if label < 0 and not self.wnids:
-                label = by_name.get(simplify(table.get(wnid, "")), -1)
-            if label >= 0:
-                found[folder] = label
-        return found
 
 
 def parts_of(root: str) -> tuple[str, str | None]:
@@ -120,20 +76,17 @@ def folder_pictures(root: str, classes: Classes | None) -> tuple[FilePictures, C
         label_of = classes.places(full)
         odd = [name for name in full if name not in label_of]
         if odd:
-            known = counted(len(classes.names), "class", "classes")
             raise DataError(
-                f"{root}: {counted(len(odd), 'folder')} not among the {known} known: {some_of(odd)}; "
-                f"known are {some_of(classes.names)}"
+                f"{root}: {counted(len(odd), 'folder')} not called like one of the {len(classes.names)} "
+                f"classes: {some_of(odd)}; the classes are {some_of(classes.names)}"
             )
     empty = [name for name in folders if not found[name]]
     if empty:
-        notes.append(
-            f"{root}: {counted(len(empty), 'folder')} without pictures passed over: {some_of(empty)}"
-        )
+        what = f"{counted(len(empty), 'folder')} without pictures"
+        notes.append(f"{root}: {what} passed over: {some_of(empty)}")
     if strays:
-        notes.append(
-            f"{root}: {counted(len(strays), 'picture')} outside the class folders passed over: {some_of(strays)}"
-        )
+        what = f"{counted(len(strays), 'picture')} outside the class folders"
+        notes.append(f"{root}: {what} passed over: {some_of(strays)}")
     names = [os.path.join(folder, name) for folder in full for name in found[folder]]
     labels = [label_of[folder] for folder in full for _ in found[folder]]
     sizes = torch.tensor([_size(os.path.join(root, name)) for name in names])
