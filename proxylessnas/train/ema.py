@@ -114,9 +114,7 @@ def _start(tensor: Tensor) -> Tensor:
 
 def _check_same(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
     wrong = sorted(expected.keys() ^ found.keys())
-    wrong += [name for name in expected.keys() & found.keys() if expected[name].shape != found[name].shape]
+    wrong += [name for name, t in expected.items() if name in found and t.shape != found[name].shape]
     if wrong:
         names = ", ".join(wrong[:3]) + (", ..." if len(wrong) > 3 else "")
-        raise CheckpointError(
-            f"averaged weights are those of another net: {len(wrong)} tensors differ ({names})"
-        )
+        raise CheckpointError(f"averaged weights of another net; {len(wrong)} tensors do not fit: {names}")

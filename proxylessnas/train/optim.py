@@ -43,50 +43,42 @@ def parameter_groups(model: Classifier, recipe: Recipe) -> list[dict[str, Any]]:
     that an optimiser's state fits again after a restart.
 
     Returns:
-        Dicts for an optimiser with ``params``, ``lr``, ``weight_decay`` and, besides, ``name``, ``head`` (of
-        the classifier), ``factor`` (share of the recipe's rate) and ``base`` (the rate that
-        :func:`set_rates` scales).
+        Dicts for an optimiser with ``params``, ``lr``, ``weight_decay`` and, besides, ``name``, ``factor``
+        (share of the recipe's rate) and ``base`` (the rate that :func:`set_rates` scales).
 
     Raises:
         ValueError: nothing can be trained.
     """
     parts = sections(model)
+    last = len(parts) - 1
+    places = {id(param): i for i, (_, part) in enumerate(parts) for param in part.parameters()}
     groups: dict[tuple[bool, float, float], dict[str, Any]] = {}
-    placed: set[int] = set()
-    for place, (name, part) in enumerate([*parts[:-1], ("", model), parts[-1]]):
-        head = part is parts[-1][1]
-        # What hangs on the net itself and on none of its parts goes with the first part.
-        depth = 0 if part is model else min(place, len(parts) - 1)
-        factor = recipe.head_rate if head else recipe.layer_decay ** (len(parts) - 1 - depth)
-        for param, decays in _with_decay(part, recipe, own_only=part is model):
-            if id(param) in placed or not param.requires_grad:
-                continue
-            placed.add(id(param))
-            decay = recipe.weight_decay if decays else 0.0
-            group = groups.setdefault(
-                (head, factor, decay), {"params": [], "name": _group_name(name, recipe)}
-            )
-            group["params"].append(param)
-            rate = recipe.learning_rate * factor
-            group.update(lr=rate, weight_decay=decay, base=rate, factor=factor, head=head)
+    seen: set[int] = set()  # two modules may share a parameter
+    for param, decays in _with_decay(model, recipe):
+        if id(param) in seen or not param.requires_grad:
+            continue
+        seen.add(id(param))
+        place = places.get(id(param), 0)  # what hangs on the net itself goes with its first part
+        factor = recipe.head_rate if place == last else recipe.layer_decay ** (last - place)
+        decay = recipe.weight_decay if decays else 0.0
+        rate = recipe.learning_rate * factor
+        name = parts[place][0] if place == last or recipe.layer_decay != 1.0 else "body"
+        group = groups.setdefault(
+            (place == last, factor, decay),
+            {
+                "params": [], "lr": rate, "weight_decay": decay, "base": rate, "factor": factor,
+                "name": name if decays else f"{name}, no decay",
+            },
+        )  # fmt: skip
+        group["params"].append(param)
     if not groups:
         raise ValueError("no parameter of the net has requires_grad: there is nothing to train")
-    for (_, _, decay), group in groups.items():
-        group["name"] += "" if decay or not recipe.weight_decay else ", no decay"
     return list(groups.values())
 
 
-def _group_name(section: str, recipe: Recipe) -> str:
-    if section == "classifier" or (recipe.layer_decay != 1.0 and section):
-        return section
-    return "body"
-
-
-def _with_decay(
-    part: nn.Module, recipe: Recipe, *, own_only: bool = False
-) -> Iterator[tuple[nn.Parameter, bool]]:
-    """Yield each parameter of a part and whether it decays."""
-    for module in [part] if own_only else part.modules():
+def _with_decay(model: nn.Module, recipe: Recipe) -> Iterator[tuple[nn.Parameter, bool]]:
+    """Yield each parameter of a net and whether it decays."""
+    for module in model.modules():
         norm = isinstance(module, _NORMS)
         for name, param in module.named_parameters(recurse=False):
             spared = recipe.no_decay != "none" and norm
@@ -140,25 +132,6 @@ def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
 def head_parameters(model: Classifier) -> list[nn.Parameter]:
     """Return the parameters of the classifier."""
     return list(model.classifier.parameters())
-
-
-def body_is_frozen(epoch: int, recipe: Recipe) -> bool:
-    """Tell whether only the classifier is trained in an epoch (the first is 0)."""
-    return epoch < recipe.freeze_epochs
-
-
-def freeze_body(optimizer: torch.optim.Optimizer, frozen: bool) -> None:
-    """Stop or resume the gradients of everything in the optimiser but the classifier.
-
-    What had no gradient when the groups were made is not in them, and stays as it is. Parameters without a
-    gradient are not touched by the optimiser: neither momentum nor weight decay moves them.
-    """
-    for group in optimizer.param_groups:
-        if not group["head"]:
-            for param in group["params"]:
-                param.requires_grad_(not frozen)
-                if frozen:
-                    param.grad = None
 
 
 def set_train_mode(model: Classifier, frozen_body: bool = False) -> None:
