@@ -95,19 +95,38 @@ def fitted(fields: Sequence[tuple[str, int]], width: int) -> str:
     return "  ".join(text for text, _ in kept)[:width]
 
 
+_on_screen: StepBar | None = None
+
+
+def make_room() -> None:
+    """Wipe the bar that is on the screen, if there is one, so that something can be printed there."""
+    if _on_screen is not None:
+        _on_screen.clear()
+
+
 class StepBar:
     """A bar with figures behind it, in the last line of a terminal: tqdm's where tqdm is there, else our own.
 
-    Only for a standard error that is a terminal (see :func:`is_terminal`).
+    It never wraps, whatever the width. Only for a standard error that is a terminal (:func:`is_terminal`).
     """
 
     _EVERY_S = 0.1
-    _BAR_MIN = 8
+    _WIDTHS = (8, 24)  # of the bar itself: figures give way below the first, the second is its largest
 
     def __init__(self) -> None:
-        self._tqdm: Any = None
         self._shown = float("-inf")
         self._length = 0
+        self._tqdm: Any = None
+        try:
+            from tqdm import tqdm
+        except Exception:  # noqa: BLE001 - absent or broken: a bar is a nicety
+            return
+
+        class Line(tqdm):
+            monitor_interval = 0  # no thread, which worker processes would be forked with
+
+        # A delay for ever: nothing is shown before the first show().
+        self._tqdm = Line(total=1, file=sys.stderr, leave=False, delay=1e9)
 
     def is_due(self) -> bool:
         """Return whether enough time went by to show something new."""
@@ -115,27 +134,44 @@ class StepBar:
 
     def show(self, head: str, done: int, total: int, fields: Sequence[tuple[str, int]]) -> None:
         """Show ``done`` of ``total``, with fields as of :func:`fitted`."""
+        global _on_screen
+        _on_screen = self
         self._shown = time.monotonic()
-        width = columns(sys.stderr) - 1  # the last column would make some terminals wrap
-        left, right = f"{head} {100 * done // max(total, 1):3d} % ", f" {done}/{total}"
-        room = width - len(left) - len(right) - 2
-        text = fitted(fields, max(0, room - self._BAR_MIN - 2))
-        right += "  " + text if text else ""
-        bar = max(0, min(30, width - len(left) - len(right) - 2))
-        filled = "#" * (bar * done // max(total, 1))
-        line = f"{left}|{filled.ljust(bar)}|{right}"[:width]
+        width = max(1, columns(sys.stderr) - 1)  # some terminals wrap when the last column is written
+        done, total = min(done, total), max(total, 1)
+        left, right = f"{head} {100 * done // total:3d} % |", f"| {done:{len(str(total))}}/{total}"
+        room = width - len(left) - len(right)
+        text = fitted(fields, room - self._WIDTHS[0] - 2) if room > self._WIDTHS[0] + 2 else ""
+        right += f"  {text}" if text else ""
+        bar = min(self._WIDTHS[1], width - len(left) - len(right))
+        if self._tqdm is not None:
+            self._tqdm.n, self._tqdm.total, self._tqdm.ncols = done, total, width
+            braced = [part.replace("{", "{{").replace("}", "}}") for part in (left, right)]
+            self._tqdm.bar_format = f"{{bar:{max(bar, 1)}}}".join(braced)
+            with contextlib.suppress(OSError, ValueError):
+                self._tqdm.refresh()
+            return
+        line = f"{left}{('#' * (max(bar, 0) * done // total)).ljust(max(bar, 0))}{right}"[:width]
         self._write("\r" + line.ljust(self._length))
         self._length = len(line)
 
     def clear(self) -> None:
         """Wipe the line until the next :meth:`show`."""
-        if self._length:
+        global _on_screen
+        _on_screen = None
+        if self._tqdm is not None:
+            with contextlib.suppress(OSError, ValueError):
+                self._tqdm.clear()
+        elif self._length:
             self._write("\r" + " " * self._length + "\r")
             self._length = 0
 
     def close(self) -> None:
         """Wipe the line for good."""
         self.clear()
+        if self._tqdm is not None:
+            with contextlib.suppress(OSError, ValueError):
+                self._tqdm.close()
 
     @staticmethod
     def _write(text: str) -> None:

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a line for each epoch; in between a bar on a terminal, else now and then a line.
+"""What a person sees of a run: a line an epoch, and within it a bar (on a terminal) or a line now and then.
 
 Everything goes to standard error; standard output is for results.
 """
@@ -8,11 +8,11 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from proxylessnas import progress
-from proxylessnas.progress import clock, fitted, printable
+from .. import progress
+from ..progress import clock, fitted, printable
 
 
 class Console:
@@ -77,7 +77,7 @@ class Console:
         if not self._on:
             return
         self.close()
-        fields = [(f"epoch {record.get('epoch')}/{self._epochs}", 0)]
+        fields = [(f"epoch {record.get('epoch')}/{self._epochs}", -1)]
         fields += [(text, n) for key, n in _EPOCH.items() if (text := _text(key, record.get(key)))]
         width = progress.columns(sys.stderr) - 1 if progress.is_terminal(sys.stderr) else 10_000
         self._print(fitted(fields, width))
@@ -85,8 +85,6 @@ class Console:
 
     def note(self, text: str) -> None:
         """Tell something; the bar makes room for it."""
-        if self._bar is not None:
-            self._bar.clear()
         self._print(f"note: {text}")
 
     def close(self) -> None:
@@ -105,6 +103,7 @@ class Console:
     def _print(text: str) -> None:
         if sys.stderr is None:
             return
+        progress.make_room()
         with contextlib.suppress(OSError, ValueError, AttributeError):
             sys.stdout.flush()  # keeps the order where both streams are the same terminal
         with contextlib.suppress(OSError, ValueError):
@@ -117,14 +116,16 @@ def _loss(value: float) -> str:
 
 
 def _rate(value: float) -> str:
-    return f"{value:.4f}" if value >= 0.01 or value == 0 else f"{value:.2e}"
+    if value == 0 or value >= 1e-4:
+        return f"{value:.{4 if value >= 0.01 or value == 0 else 5}f}"
+    return f"{value:.2e}"
 
 
 def _memory(mib: float) -> str:
     return f"{mib:.0f} MiB" if mib < 1024 else f"{mib / 1024:.1f} GiB"
 
 
-_FORMATS = {
+_FORMATS: dict[str, Callable[[float], str]] = {
     "loss": lambda v: f"loss {_loss(v)}",
     "train_loss": lambda v: f"train loss {_loss(v)}",
     "val_loss": lambda v: f"val loss {_loss(v)}",
@@ -152,10 +153,6 @@ _EPOCH = {
 def _text(key: str, value: Any) -> str:
     """Return a value with its name or unit; "" where there is none."""
     try:
-        number = float(value)
-        return _FORMATS[key](number)
+        return _FORMATS[key](float(value))
     except (TypeError, ValueError, OverflowError):
-        return f"{_NAMES[key]} {value}" if key in _NAMES and value is not None else ""
-
-
-_NAMES = {"loss": "loss", "train_loss": "train loss", "val_loss": "val loss"}
+        return ""

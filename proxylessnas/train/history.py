@@ -14,11 +14,11 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from proxylessnas.filesystem import write_atomically
+from ..filesystem import write_atomically
 
-Row = dict[str, "float | int | None"]
+Row = dict[str, Any]  # column to number; None where there is none
 Tell = Callable[[str], None]
 
 COLUMNS = (
@@ -61,26 +61,67 @@ def reason(error: OSError) -> str:
     return error.strerror or str(error) or type(error).__name__
 
 
-class LineLog:
-    """A file of JSON lines, each written at once.
+class Appended:
+    """A file to whose end pieces are added, each at once (no buffer) and whole.
 
-    A line that could not be written in full (a full disk) is taken back, and the next one is tried again; the
-    first line after such a gap says how many are missing.
+    Args:
+        path: of the file, which may exist.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("ab", buffering=0)
+
+    def add(self, piece: bytes) -> None:
+        """Add a piece.
+
+        Raises:
+            OSError: it cannot be written; what was written of it is taken back, so that others can follow.
+        """
+        size = self._file.seek(0, io.SEEK_END)
+        rest = memoryview(piece)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._file.truncate(size)
+            raise
+
+    def close(self) -> None:
+        """Close the file."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+
+class LineLog:
+    """A file of JSON lines.
+
+    A line that cannot be written (a full disk) is lost, but the next one is tried again; the first one after
+    such a gap says how many are missing.
 
     Args:
         path: of the file; what it holds already is kept up to the point of continuation.
         resume_step: lines of later steps are cut off.
         resume_epoch: ends of later epochs are cut off.
         tell: is told in words what went wrong.
+
+    Attributes:
+        notes: texts of the notes that were kept.
+        epochs: records of the epochs that were kept.
     """
 
     def __init__(self, path: Path, resume_step: int, resume_epoch: int, tell: Tell) -> None:
         self._path, self._tell = path, tell
-        self._file: BinaryIO | None = None
+        self._file: Appended | None = None
         self._told, self._lost = False, 0
+        self.notes: set[str] = set()
+        self.epochs: list[dict[str, Any]] = []
         try:
             self._cut(resume_step, resume_epoch)
-            self._file = path.open("ab", buffering=0)
+            self._file = Appended(path)
         except OSError as error:
             self._trouble(error)
 
@@ -92,33 +133,18 @@ class LineLog:
         line = {"time": now, "event": event, **plain(fields)}
         if self._lost:
             line["lines_lost_before"] = self._lost
-        if self._append(json.dumps(line, allow_nan=False).encode() + b"\n"):
+        try:
+            self._file.add(json.dumps(line, allow_nan=False).encode() + b"\n")
             self._lost = 0
-        else:
+        except OSError as error:
             self._lost += 1
+            self._trouble(error)
 
     def close(self) -> None:
         """Close the file."""
         if self._file is not None:
-            with contextlib.suppress(OSError):
-                self._file.close()
+            self._file.close()
             self._file = None
-
-    def _append(self, line: bytes) -> bool:
-        assert self._file is not None
-        size = None
-        try:
-            size = self._file.seek(0, io.SEEK_END)
-            rest = memoryview(line)
-            while rest:
-                rest = rest[self._file.write(rest) :]
-        except OSError as error:
-            if size is not None:
-                with contextlib.suppress(OSError):
-                    self._file.truncate(size)
-            self._trouble(error)
-            return False
-        return True
 
     def _trouble(self, error: OSError) -> None:
         if not self._told:
@@ -129,11 +155,12 @@ class LineLog:
 
     def _cut(self, resume_step: int, resume_epoch: int) -> None:
         """Drop what is behind the point of continuation, and set lines aside that are none of ours."""
-        if not self._path.exists():
+        if not self._path.is_file():
             return
-        old = self._path.read_bytes()
-        lines = old.split(b"\n")
-        half = lines.pop()  # empty unless the last line was cut short by a crash: then it never was a line
+        lines = self._path.read_bytes().split(b"\n")
+        last = lines.pop()  # empty, unless a crash cut it short: then it never was a line
+        if _parsed(last) is not None:
+            lines.append(last)
         kept, damaged = [], []
         for line in lines:
             record = _parsed(line)
@@ -141,13 +168,17 @@ class LineLog:
                 damaged.append(line)
             elif not _is_later(record, resume_step, resume_epoch):
                 kept.append(line)
+                if record.get("event") == "note":
+                    self.notes.add(str(record.get("text")))
+                elif record.get("event") == "epoch":
+                    self.epochs.append(record)
         damaged = [line for line in damaged if line.strip()]
         if damaged:
             aside = self._path.with_name(self._path.stem + ".damaged.txt")
             with aside.open("ab") as file:
                 file.write(b"".join(line + b"\n" for line in damaged))
             self._tell(f"{self._path}: {len(damaged)} damaged line(s) moved to {aside.name}")
-        if half or len(kept) < len(lines):
+        if last or len(kept) < len(lines):
             write_atomically(self._path, b"".join(line + b"\n" for line in kept))
 
 
@@ -173,48 +204,51 @@ class EpochTable:
     Args:
         path: of the CSV file; rows it holds already are kept up to the point of continuation.
         resume_epoch: later rows are cut off.
+        known: records of epochs from before; they go before what the file holds.
         tell: is told in words what went wrong.
 
     Attributes:
         rows: by column; None where there is no value.
     """
 
-    def __init__(self, path: Path, resume_epoch: int, tell: Tell) -> None:
+    def __init__(self, path: Path, resume_epoch: int, known: Iterable[Mapping[str, Any]], tell: Tell) -> None:
         self._path, self._tell, self._told = path, tell, False
         self.rows: list[Row] = []
-        if not path.exists():
-            return
+        text = None
         try:
-            text = path.read_text(encoding="utf-8", errors="replace")
+            if path.is_file():
+                text = path.read_text(encoding="utf-8", errors="replace")
         except OSError as error:
             self._trouble(error)
             return
-        found = {int(row["epoch"] or 0): row for row in self._read(text)}
+        rows = [*(self._read(text) if text else []), *filter(_is_row, map(_row, known))]
+        found = {row["epoch"]: row for row in rows}
         self.rows = [found[epoch] for epoch in sorted(found) if epoch <= resume_epoch]
-        if text != self._text():
+        if text != self._text() and (text is not None or self.rows):
             self._write()
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Add the row of an epoch, in place of an older one of the same epoch."""
-        row = {key: plain(record.get(key), key) for key in COLUMNS}
+        row = _row(record)
         self.rows = [r for r in self.rows if r["epoch"] != row["epoch"]] + [row]
         self._write()
 
-    def _read(self, text: str) -> Iterable[Row]:
-        bad = 0
-        # splitlines: a half-written file may hold anything, and csv refuses zero bytes in some versions
-        lines = text.replace("\0", "").splitlines()
-        for cells in csv.DictReader(lines):
-            try:
-                row = {key: _number(cells.get(key)) for key in COLUMNS}
-                if not row["epoch"]:
-                    raise ValueError
-            except ValueError:
-                bad += 1
-            else:
-                yield row
+    def _read(self, text: str) -> list[Row]:
+        """Return the rows of a file that may have been edited or damaged."""
+        good: list[Row] = []
+        lines = text.replace("\0", "").splitlines()  # csv refuses zero bytes in some versions
+        try:
+            rows = [
+                {key: _number(cells.get(key)) for key in COLUMNS}
+                for cells in csv.DictReader(lines, restval="?")
+            ]
+            good = [row for row in rows if _is_row(row)]
+            bad = len(rows) - len(good)
+        except csv.Error:
+            bad = max(0, len(lines) - 1)
         if bad:
             self._tell(f"{self._path}: {bad} damaged row(s) dropped")
+        return good
 
     def _text(self) -> str:
         buffer = io.StringIO()
@@ -238,11 +272,22 @@ class EpochTable:
             )
 
 
-def _number(text: str | None) -> float | int | None:
-    if not text:
-        return None
-    try:
-        return int(text)
-    except ValueError:
-        value = float(text)
-        return value if math.isfinite(value) else None
+def _row(record: Mapping[str, Any]) -> Row:
+    return {key: plain(record.get(key), key) for key in COLUMNS}
+
+
+def _is_row(row: Row) -> bool:
+    """Return whether a row has the number of an epoch and nothing but numbers."""
+    return (
+        type(row["epoch"]) is int
+        and row["epoch"] > 0
+        and all(v is None or isinstance(v, (int, float)) for v in row.values())
+    )
+
+
+def _number(text: str | None) -> Any:
+    """Return the number in a cell, None for an empty one, and the text if it is no number."""
+    for kind in (int, float):
+        with contextlib.suppress(ValueError, TypeError):
+            return plain(kind(text))  # type: ignore[arg-type]
+    return text or None

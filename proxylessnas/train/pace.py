@@ -1,6 +1,8 @@
-"""How long the rest of a run takes."""
+"""How fast a run goes, and how long the rest of it takes."""
 
 from __future__ import annotations
+
+import math
 
 
 class Pace:
@@ -58,3 +60,22 @@ class Pace:
         pause = sum(pauses) / len(pauses) if pauses else 0.0
         steps_left = max(0, self._epochs * self._steps_per_epoch - step)
         return steps_left * self.seconds_per_step + max(0, self._epochs - self._ended) * pause
+
+
+class Recent:
+    """A mean in which recent values count more, for figures that would flicker.
+
+    Args:
+        window: about how many values it is over.
+    """
+
+    def __init__(self, window: int = 30) -> None:
+        self._window, self._count, self._mean = window, 0, 0.0
+
+    def add(self, value: float) -> float:
+        """Return the mean with one more value; the value itself if it is not finite."""
+        if not math.isfinite(value):
+            return value
+        self._count = min(self._count + 1, self._window)
+        self._mean += (value - self._mean) / self._count
+        return self._mean

@@ -20,11 +20,11 @@ from typing import Any, SupportsFloat
 
 import torch
 
-from proxylessnas.errors import MissingExtraError
-from proxylessnas.train.console import Console
-from proxylessnas.train.history import EpochTable, LineLog
-from proxylessnas.train.pace import Pace
-from proxylessnas.train.tensorboard_log import TensorBoardLog
+from ..errors import MissingExtraError
+from .console import Console
+from .history import EpochTable, LineLog
+from .pace import Pace, Recent
+from .tensorboard_log import TensorBoardLog
 
 _LOG = logging.getLogger("proxylessnas")
 _STEP_KEYS = ("loss", "rate", "images_per_second", "waiting", "memory_mib")
@@ -69,6 +69,7 @@ class RunLog:
         batch_size: pictures a step.
         tensorboard: write a log for TensorBoard too.
         console: show the run on standard error; notes are shown even without.
+        curves: draw learning curves.
         resume_step: steps done before this process.
         resume_epoch: epochs that were ended (validation included) before it.
         step_lines_every: steps between two lines of ``log.jsonl``; by default about 20 an epoch, and one for
@@ -88,6 +89,7 @@ class RunLog:
         batch_size: int,
         tensorboard: bool = False,
         console: bool = True,
+        curves: bool = True,
         resume_step: int = 0,
         resume_epoch: int = 0,
         step_lines_every: int | None = None,
@@ -98,10 +100,11 @@ class RunLog:
         self._step, self._epoch_now = resume_step, resume_epoch
         self._console = Console(epochs, steps_per_epoch, console and not self._silent)
         self._pace = Pace(epochs, steps_per_epoch)
+        self._loss, self._picture_s, self._waiting = Recent(), Recent(), Recent()
         self._epoch_start = time.monotonic()
         self._waits: list[float] = []
         self._memory_mib: float | None = None
-        self._noted: set[str] = set()
+        self._noted: set[str] = set() if curves else {"curves"}
         self._lines: LineLog | None = None
         self._table: EpochTable | None = None
         self._board: TensorBoardLog | None = None
@@ -113,7 +116,9 @@ class RunLog:
         if tensorboard:  # first: it alone may be missing, and then nothing was touched
             self._board = TensorBoardLog(self._folder / "tensorboard", resume_step, self._console.note)
         self._lines = LineLog(self._folder / "log.jsonl", resume_step, resume_epoch, self._console.note)
-        self._table = EpochTable(self._folder / "epochs.csv", resume_epoch, self.note)
+        self._table = EpochTable(
+            self._folder / "epochs.csv", resume_epoch, self._lines.epochs, self._console.note
+        )
 
     @classmethod
     def silent(cls) -> RunLog:
@@ -126,9 +131,11 @@ class RunLog:
         return list(self._table.rows) if self._table else []
 
     def note(self, text: str) -> None:
-        """Tell the user something, and keep it in the log."""
-        if not self._silent:
-            self._console.note(text)
+        """Tell the user something, and keep it in the log (once, where each continuation tells it again)."""
+        if self._silent:
+            return
+        self._console.note(text)
+        if self._lines is not None and text not in self._lines.notes:
             self.event("note", text=text)
 
     def event(self, kind: str, **fields: Any) -> None:
@@ -151,7 +158,7 @@ class RunLog:
         Args:
             step: steps done in the whole run, this one included.
             epoch: the one it belongs to, counted from 1.
-            loss: a number, or a tensor that is read (on a GPU: waited for) only when it is shown or written.
+            loss: mean over the steps since the last call; shown as a mean over the last few calls.
             rate: learning rate.
             images_per_second: over the last steps; by default from the times of the calls.
             waiting: share of the time that was spent waiting for data, 0 to 1.
@@ -159,27 +166,29 @@ class RunLog:
         """
         if self._silent:
             return
-        self._step, self._epoch_now = step, epoch
-        self._memory_mib = memory_mib
-        if waiting is not None:
-            self._waits.append(waiting)
-        self._pace.step(step, epoch, time.monotonic())
+        # A line each time a multiple is reached or passed: the call may be only after every few steps.
         in_epoch = step - (epoch - 1) * self._steps_per_epoch
-        written = step % self._every == 0 or in_epoch == self._steps_per_epoch
-        shown = self._console.is_due()
-        if not (written or shown):
-            return
+        written = step // self._every > self._step // self._every or in_epoch == self._steps_per_epoch
+        self._step, self._epoch_now, self._memory_mib = step, epoch, memory_mib
+        self._pace.step(step, epoch, time.monotonic())
+        speed = self._speed() if images_per_second is None else images_per_second
         values: dict[str, Any] = {
             "epoch": epoch,
             "step": step,
             "loss": float(loss),
             "rate": rate,
-            "images_per_second": self._speed() if images_per_second is None else images_per_second,
+            "images_per_second": speed,
             "waiting": waiting,
             "memory_mib": memory_mib,
         }
-        if shown:
-            self._console.step(epoch, in_epoch, {**values, "seconds_left": self._pace.left()})
+        shown = {**values, "loss": self._loss.add(values["loss"])}
+        if speed:
+            shown["images_per_second"] = 1 / self._picture_s.add(1 / speed)
+        if waiting is not None:
+            self._waits.append(waiting)
+            shown["waiting"] = self._waiting.add(waiting)
+        if self._console.is_due():
+            self._console.step(epoch, in_epoch, {**shown, "seconds_left": self._pace.left()})
         if written:
             self.event("step", **values)
             if self._board is not None:

@@ -1,15 +1,24 @@
-"""Figures of a run for TensorBoard."""
+"""Figures of a run for TensorBoard.
+
+The event files are written with TensorBoard's own record writer, but without the usual ``SummaryWriter``:
+that one writes in a thread (where a full disk is an unhandled error, and with which worker processes would be
+forked), imports TensorFlow where it is installed, and takes seconds to import where it is not.
+"""
 
 from __future__ import annotations
 
-import contextlib
+import io
 import math
+import os
+import socket
+import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from proxylessnas.errors import missing_extra
+from ..errors import missing_extra
+from .history import Appended, reason
 
 _TAGS = {
     "loss": "train/loss",
@@ -24,61 +33,91 @@ _TAGS = {
 }
 
 
+def load_tensorboard() -> tuple[Any, Any, Any]:
+    """Return TensorBoard's ``event_pb2``, ``summary_pb2`` and ``RecordWriter``.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some versions use what Python or numpy is to drop
+        try:
+            from tensorboard.compat.proto import event_pb2, summary_pb2
+            from tensorboard.summary.writer.record_writer import RecordWriter
+        except ImportError as error:
+            raise missing_extra("tensorboard", "a log for TensorBoard", "train") from error
+    return event_pb2, summary_pb2, RecordWriter
+
+
 class TensorBoardLog:
-    """Writes scalars; the x axis is the step everywhere, which lets TensorBoard cut off a run's lost end.
+    """Writes scalars; the x axis is the step everywhere, so that TensorBoard can cut off a run's lost end.
 
     Args:
-        folder: for the event files.
+        folder: for the event files; it is made if absent.
         resume_step: steps done before; what older event files hold of later ones is hidden.
-        tell: is told in words what went wrong; the run then goes on without TensorBoard.
+        tell: is told in words what went wrong; the run goes on.
 
     Raises:
         MissingExtraError: TensorBoard is not installed.
     """
 
     def __init__(self, folder: Path, resume_step: int, tell: Callable[[str], None]) -> None:
-        self._folder, self._tell = folder, tell
-        self._writer: Any = None
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it imports modules that Python or setuptools is to drop
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError as error:
-                raise missing_extra("tensorboard", "a log for TensorBoard", "train") from error
+        self._folder, self._tell, self._told = folder, tell, False
+        self._events, self._summaries, self._record_writer = load_tensorboard()
+        self._file: Appended | None = None
         try:
-            old = any(folder.glob("events.out.tfevents.*"))
-            # Events of this step and later ones are hidden.
-            purge = (resume_step + 1 if resume_step else 0) if old else None
-            self._writer = SummaryWriter(str(folder), purge_step=purge)
+            folder.mkdir(parents=True, exist_ok=True)
+            older = any(folder.glob("events.out.tfevents.*"))
+            # TensorBoard reads the files in the order of their names: the time comes first.
+            name = f"events.out.tfevents.{time.time_ns() // 10**9:010d}.{socket.gethostname()}.{os.getpid()}"
+            self._file = Appended(folder / name)
         except OSError as error:
-            self._stop(error)
-
-    def write(self, step: int, values: Mapping[str, Any], only: tuple[str, ...] = tuple(_TAGS)) -> None:
-        """Add the values that have a place in TensorBoard."""
-        if self._writer is None:
+            self._trouble(error)
             return
-        try:
-            for key in only:
-                value = values.get(key)
-                if isinstance(value, (int, float)) and math.isfinite(value):
-                    self._writer.add_scalar(_TAGS[key], value, step)
-        except (OSError, RuntimeError, ValueError) as error:
-            self._stop(error)
+        first = [self._event(file_version="brain.Event:2")]
+        if older:  # "started": everything of this step and later ones that was read before is dropped
+            start = self._events.SessionLog(status=self._events.SessionLog.START)
+            first.append(self._event(step=resume_step + 1 if resume_step else 0, session_log=start))
+        self._add(first)
+
+    def write(self, step: int, values: Mapping[str, Any], keys: Iterable[str]) -> None:
+        """Add the values of ``keys`` that are numbers."""
+        found = {key: values.get(key) for key in keys}
+        summary = self._summaries.Summary(
+            value=[
+                self._summaries.Summary.Value(tag=_TAGS[key], simple_value=value)
+                for key, value in found.items()
+                if isinstance(value, (int, float)) and math.isfinite(value)
+            ]
+        )
+        self._add([self._event(step=step, summary=summary)])
 
     def close(self) -> None:
-        """Write what is waiting."""
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            try:
-                writer.close()
-            except (OSError, RuntimeError, ValueError) as error:
-                self._stop(error)
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
-    def _stop(self, error: Exception) -> None:
-        writer, self._writer = self._writer, None
-        self._tell(
-            f"{self._folder}: TensorBoard's log cannot be written ({error}); the run goes on without it"
-        )
-        if writer is not None:
-            with contextlib.suppress(OSError, RuntimeError, ValueError):
-                writer.close()
+    def _event(self, **fields: Any) -> bytes:
+        event: bytes = self._events.Event(wall_time=time.time(), **fields).SerializeToString()
+        return event
+
+    def _add(self, events: Iterable[bytes]) -> None:
+        if self._file is None:
+            return
+        buffer = io.BytesIO()
+        writer = self._record_writer(buffer)
+        for event in events:
+            writer.write(event)
+        try:
+            self._file.add(buffer.getvalue())
+        except OSError as error:
+            self._trouble(error)
+
+    def _trouble(self, error: OSError) -> None:
+        if not self._told:
+            self._told = True
+            self._tell(
+                f"the log for TensorBoard cannot be written ({reason(error)}: {self._folder}); "
+                "the run goes on without it"
+            )
