@@ -138,7 +138,7 @@ def test_state_of_another_net_is_refused() -> None:
     average = WeightAverage(net(), 0.9)
     good = average.state_dict()
     fewer = {name: t for name, t in good.items() if name != "3.bias"}
-    with pytest.raises(CheckpointError, match="another net; 1 tensors do not fit: 3.bias"):
+    with pytest.raises(CheckpointError, match="another net; 1 tensors do not fit"):
         average.load_state_dict(fewer)
     with pytest.raises(CheckpointError, match=r"0\.weight"):
         average.load_state_dict({**good, "0.weight": torch.zeros(8, 3, 1, 1)})
