@@ -11,7 +11,7 @@ from torch.utils.data import IterableDataset, Subset
 from ..datasets import counted, some_of
 from ..errors import DataError, ImageError, shown
 from .parts import Classes, Parts
-from .pictures import DatasetPictures, pixels
+from .pictures import UNREADABLE, DatasetPictures, pixels
 
 
 def is_dataset(source: Any) -> bool:
@@ -43,13 +43,13 @@ def open_dataset(dataset: Any, part: str, classes: Classes | None) -> Parts:
     total = len(dataset)
     if total == 0:
         raise DataError(f"{name}: the data set is empty")
-    _check_item(name, dataset[0])
+    _check_item(name, _item(name, dataset, 0))
     notes = []
     labels = _own_labels(dataset)
     if labels is None or not _agree(dataset, labels):
         labels = []
         for i in range(total):
-            labels.append(_label(f"{name}: item {i}", dataset[i][1]))
+            labels.append(_label(f"{name}: item {i}", _item(name, dataset, i)[1]))
         notes.append(f"{name} has no list of labels (targets): read once to find them")
     if min(labels) < 0:
         raise DataError(f"{name}: class index {min(labels)}; they count from 0")
@@ -63,6 +63,13 @@ def open_dataset(dataset: Any, part: str, classes: Classes | None) -> Parts:
             "from 0"
         )
     return Parts(name, DatasetPictures(dataset, labels, part), None, classes, notes=notes)
+
+
+def _item(name: str, dataset: Any, index: int) -> Any:
+    try:
+        return dataset[index]
+    except (*UNREADABLE, LookupError, TypeError) as e:
+        raise DataError(f"{name}: item {index} cannot be read: {type(e).__name__}: {e}") from e
 
 
 def _check_item(name: str, item: Any) -> None:
@@ -111,5 +118,5 @@ def _agree(dataset: Any, labels: Sequence[int]) -> bool:
     places = {0, len(labels) - 1, *torch.arange(0, len(labels), max(1, len(labels) // 8)).tolist()}
     try:
         return all(labels[i] == _label("", dataset[i][1]) for i in places)
-    except (OSError, ValueError):  # an item that cannot be read; training counts these
+    except UNREADABLE:  # an item that cannot be read; training counts these
         return True

@@ -220,5 +220,5 @@ def _download(name: str, folder: str, cls: Any, archive: str = "", md5: str = ""
         with locked(Path(folder, f".{name}.lock"), _LOCK_WAIT_S):
             cls(folder, download=True)
     except (OSError, RuntimeError, EOFError, LockTimeout) as e:  # urllib's errors are OSErrors
-        reason = str(e).strip() or type(e).__name__
+        reason = "; ".join(str(e).split("\n")).strip("; ") or type(e).__name__
         raise DataError(f"{name} could not be downloaded from {url} to {folder}: {reason}; {by_hand}") from e

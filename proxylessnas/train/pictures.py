@@ -18,6 +18,9 @@ from torch import Tensor
 from ..errors import ImageError, shown
 from ..images import load_image, to_rgb
 
+#: What Pillow and torchvision's decoders raise for a damaged file.
+UNREADABLE = (OSError, ValueError, SyntaxError, RuntimeError)
+
 _HASHED_PICTURES = 64  # so many pictures that are not files are read for a fingerprint
 
 
@@ -208,7 +211,7 @@ class DatasetPictures:
         number = int(self.numbers[_checked(index, len(self))])
         try:
             return pixels(self.dataset[number][0])
-        except (OSError, ValueError, SyntaxError) as e:  # what Pillow raises for a damaged file
+        except UNREADABLE as e:
             raise ImageError(f"{self.name(index)}: {e}") from e
 
     def take(self, indices: Sequence[int]) -> DatasetPictures:
