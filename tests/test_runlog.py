@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import re
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -106,6 +109,43 @@ def test_killed_and_continued_leaves_one_history(tmp_path: Path, kill_at: float,
     assert story(tmp_path / "cut") == story(tmp_path / "whole")
     assert [row["epoch"] for row in rows(tmp_path / "cut")] == ["1", "2", "3"]
     assert not [path for path in (tmp_path / "cut").iterdir() if path.name.endswith(".tmp")]
+
+
+LOG_FOR_EVER = """
+import sys
+from runlog_tools import SIZES
+from proxylessnas.train.runlog import RunLog
+log = RunLog(sys.argv[1], **SIZES | {"epochs": 10**6}, curves=False, step_lines_every=1)
+for step in range(1, 10**7):
+    log.step(step, (step + 9) // 10, 1.0 / step, 0.1)
+    if step % 10 == 0:
+        log.epoch({"epoch": step // 10, "step": step})
+    if step == 25:
+        print("go", flush=True)
+"""
+
+
+def test_killed_for_good(tmp_path: Path, repo: Path) -> None:
+    """A process that gets SIGKILL at any moment leaves whole files, and its successor tidies up."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(repo), str(repo / "tests")])}
+    with subprocess.Popen(
+        [sys.executable, "-c", LOG_FOR_EVER, str(tmp_path)], env=environment, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"go\n"
+        time.sleep(0.2)
+        process.kill()
+    (tmp_path / "epochs.csv.1234-abcd.tmp").write_text("half", encoding="utf-8")
+    seen = lines(tmp_path)
+    steps = [line["step"] for line in seen if line["event"] == "step"]
+    assert steps == list(range(1, len(steps) + 1))
+    assert len(steps) >= 25
+    ends = [int(row["epoch"]) for row in rows(tmp_path)]
+    assert ends == list(range(1, len(ends) + 1))
+    with RunLog(tmp_path, **SIZES, resume_step=23, resume_epoch=2, console=False, curves=False) as log:
+        assert [row["epoch"] for row in log.rows] == [1, 2]
+    assert [line["step"] for line in lines(tmp_path) if line["event"] == "step"] == list(range(1, 24))
+    assert {path.name for path in tmp_path.iterdir()} == {"log.jsonl", "epochs.csv"}
 
 
 def test_a_line_cut_short_and_lines_of_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,6 +21,7 @@ from typing import Any, SupportsFloat
 import torch
 
 from ..errors import MissingExtraError
+from ..filesystem import unlink_quietly
 from .console import Console
 from .history import EpochTable, LineLog
 from .pace import Pace, Recent
@@ -113,6 +114,9 @@ class RunLog:
             return
         self._folder = Path(folder)
         self._folder.mkdir(parents=True, exist_ok=True)
+        for name in ("log.jsonl", "epochs.csv", "curves.png"):
+            for left in self._folder.glob(f"{name}.*.tmp"):  # of a process that was killed while it wrote
+                unlink_quietly(left)
         if tensorboard:  # first: it alone may be missing, and then nothing was touched
             self._board = TensorBoardLog(self._folder / "tensorboard", resume_step, self._console.note)
         self._lines = LineLog(self._folder / "log.jsonl", resume_step, resume_epoch, self._console.note)
