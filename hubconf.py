@@ -8,6 +8,7 @@ import warnings as _warnings
 import proxylessnas as _package
 from proxylessnas.zoo import (
     proxyless_cifar,
+    proxyless_cifar10_demo,
     proxyless_cpu,
     proxyless_gpu,
     proxyless_mobile,

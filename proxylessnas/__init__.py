@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from .weights import Weights as Weights
     from .weights import get_weights as get_weights
     from .zoo import proxyless_cifar as proxyless_cifar
+    from .zoo import proxyless_cifar10_demo as proxyless_cifar10_demo
     from .zoo import proxyless_cpu as proxyless_cpu
     from .zoo import proxyless_gpu as proxyless_gpu
     from .zoo import proxyless_mobile as proxyless_mobile
@@ -89,6 +90,7 @@ _HOME = {
     "Weights": "weights",
     "get_weights": "weights",
     "proxyless_cifar": "zoo",
+    "proxyless_cifar10_demo": "zoo",
     "proxyless_cpu": "zoo",
     "proxyless_gpu": "zoo",
     "proxyless_mobile": "zoo",

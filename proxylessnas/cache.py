@@ -4,6 +4,7 @@ A file is called ``<name>-<first 8 digits of its digest>.pth``. After the first 
 next to it, with its SHA-256 in ``<copy>.sha256`` (the format of ``sha256sum``), from which later loads read.
 Every load hashes the bytes that it turns into tensors, with a thread doing so while the caller builds. That
 finds damage; against someone who can write to the cache only the ``.pth`` helps, whose digest is published.
+Weights that come with the package are read from there and leave nothing in the cache.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .bundled import bundled_state_dict, copy_bundled, package_path, read_verified
 from .digests import bytes_problem, expected_digest, file_problem, short_digest
 from .download import download, is_offline, offline_error
 from .errors import (
@@ -97,7 +99,9 @@ def _hub_dir() -> str:
 
 
 def weights_path(weights: Weights, directory: Path | None = None) -> Path:
-    """Return where the file of ``weights`` belongs in the cache (or in ``directory``)."""
+    """Return where the file of ``weights`` belongs in the cache (or ``directory``), or is in the package."""
+    if weights.bundled and directory is None:
+        return package_path(weights)
     suffix = Path(weights.filename).suffix
     return (directory or cache_dir()) / f"{weights.name}-{short_digest(weights)}{suffix}"
 
@@ -112,6 +116,8 @@ def copy_path(weights: Weights) -> Path:
 def fetch(weights: Weights, progress: bool = True, directory: Path | None = None) -> Path:
     """Return the verified file, downloading it if need be. See :meth:`Weights.fetch`."""
     path = weights_path(weights, Path(directory).absolute() if directory is not None else None)
+    if weights.bundled:
+        return copy_bundled(weights, path)
     try:
         problem = file_problem(weights, path)
     except (FileNotFoundError, NotADirectoryError):
@@ -163,6 +169,9 @@ def _throw_away(path: Path, problem: str) -> None:
 def verify(weights: Weights, path: Path | str | None = None) -> Path:
     """Check a file, by default the cached one and its copy. See :meth:`Weights.verify`."""
     checked = weights_path(weights) if path is None else Path(path)
+    if weights.bundled and path is None:
+        read_verified(weights)
+        return checked
     try:
         problem = file_problem(weights, checked)
     except (FileNotFoundError, NotADirectoryError) as e:
@@ -191,9 +200,10 @@ def _verify_copy(copy: Path) -> None:
 
 
 def cached_state_dict(weights: Weights, progress: bool = True) -> dict[str, Tensor]:
-    """Return the verified tensors, from the copy, the cached file or a source, whichever comes first.
+    """Return the verified tensors, from the package, the copy, the cached file or a source.
 
     Raises:
+        WeightsNotFoundError: the file belongs to the package, but is not there.
         WeightsFetchError, OfflineError: there is no sound file and none can be fetched.
         WeightsCorruptError: the cached file is damaged and cannot be replaced.
     """
@@ -221,14 +231,14 @@ class VerifiedLoader:
     def __init__(self, weights: Weights, progress: bool = True) -> None:
         self._weights, self._progress = weights, progress
         self._state: dict[str, Tensor] | None = None
-        self._copy = copy_path(weights)
+        self._copy = copy_path(weights)  # of bundled weights there is none
         self._data = b""
         self._digest: str | None = None
         self._wanted: str | None = None
         self._error: Exception | None = None
         self._read = threading.Event()
         self._thread: threading.Thread | None = None
-        if self._copy.is_file():
+        if not weights.bundled and self._copy.is_file():
             self._thread = threading.Thread(target=self._hash, name="proxylessnas-verify", daemon=True)
             self._thread.start()
 
@@ -249,7 +259,9 @@ class VerifiedLoader:
         Raises:
             WeightsFetchError, OfflineError, WeightsCorruptError: see :func:`cached_state_dict`.
         """
-        if self._state is None:
+        if self._state is None and self._weights.bundled:
+            self._state = bundled_state_dict(self._weights)
+        elif self._state is None:
             self._state = self._from_copy() or _from_original(self._weights, self._progress)
         return self._state
 

@@ -2,21 +2,21 @@
 
 The file is data from outside, so it is checked as such: every problem is reported at once, unknown keys are
 errors (a mistyped key must not be a silent default), names that become file names are plain, and nothing in
-it is a path.
+it is a path that is ever opened. What the keys of an entry mean is said by :class:`~.weights.Weights`.
 """
 
 from __future__ import annotations
 
+import datetime
 import functools
 import json
-import math
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from .errors import ManifestError
+from .json_fields import Fields, check_keys, is_hex, is_int, is_number, is_text, is_triple, show
 from .weights import Weights
 
 SCHEMA_VERSION = 1
@@ -31,6 +31,7 @@ _CLASSES = {"imagenet": 1000, "cifar10": 10}
 _NAME = re.compile(r"[a-z0-9][a-z0-9_]{0,63}")
 _FILENAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\.(pth|safetensors)")
 _URL_CHARS = re.compile(r"[A-Za-z0-9._~:/%+@,=-]{1,500}")
+_REPOSITORY_FILE = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9._-]{0,60}/){0,6}[A-Za-z0-9_][A-Za-z0-9._-]{0,60}")
 
 
 def default_path() -> Path:
@@ -86,7 +87,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for key, value in pairs:
         if key in out:
-            raise ManifestError(f"the key {_show(key)} is given twice")
+            raise ManifestError(f"the key {show(key)} is given twice")
         out[key] = value
     return out
 
@@ -102,11 +103,11 @@ def manifest_from_dict(data: object) -> dict[str, Weights]:
     """
     problems: list[str] = []
     if not isinstance(data, dict):
-        raise ManifestError(f"the top level is {_show(data)}, not an object")
-    _keys(problems, "top level", data, required={"schema_version", "weights"}, optional={"about"})
+        raise ManifestError(f"the top level is {show(data)}, not an object")
+    check_keys(problems, "top level", data, required={"schema_version", "weights"}, optional={"about"})
     version = data.get("schema_version")
     if "schema_version" in data and (isinstance(version, bool) or version != SCHEMA_VERSION):
-        raise ManifestError(f"schema_version is {_show(version)}; this package reads {SCHEMA_VERSION}")
+        raise ManifestError(f"schema_version is {show(version)}; this package reads {SCHEMA_VERSION}")
     entries = data.get("weights")
     out: dict[str, Weights] = {}
     if isinstance(entries, dict):
@@ -118,7 +119,7 @@ def manifest_from_dict(data: object) -> dict[str, Weights]:
                 out[weights.name] = weights
         _unique(problems, out)
     elif "weights" in data:
-        problems.append(f"weights: {_show(entries)} is not an object")
+        problems.append(f"weights: {show(entries)} is not an object")
     if problems:
         more = len(problems) - _MAX_PROBLEMS
         raise ManifestError(problems[:_MAX_PROBLEMS] + ([f"... and {more} more"] if more > 0 else []))
@@ -134,23 +135,6 @@ def _unique(problems: list[str], entries: dict[str, Weights]) -> None:
             problems.append(f"{name}: filename {weights.filename} is also that of {other}")
 
 
-class _Fields:
-    """Takes fields out of one JSON object, noting every problem and carrying on."""
-
-    def __init__(self, problems: list[str], where: str, data: dict[str, Any]) -> None:
-        self.problems, self.where, self.data = problems, where, data
-
-    def take(self, key: str, ok: Callable[[Any], bool], wanted: str) -> Any:
-        """Return the value of ``key``, or None after noting that it is not ``wanted``."""
-        if key not in self.data:
-            return None  # a missing key was noted with all the others
-        value = self.data[key]
-        if ok(value):
-            return value
-        self.problems.append(f"{self.where}: {key} is {_show(value)}; wanted {wanted}")
-        return None
-
-
 _ENTRY_KEYS = frozenset(
     {"arch", "dataset", "num_classes", "input_size", "resize", "mean", "std", "interpolation", "metrics"}
     | {"params", "macs", "size", "sha256", "git_blob", "license", "sources", "filename"}
@@ -159,14 +143,14 @@ _ENTRY_KEYS = frozenset(
 
 def _entry(problems: list[str], name: object, data: object) -> Weights | None:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        problems.append(f"weights: {_show(name)} is no name (lower-case letters, digits and _; at most 64)")
+        problems.append(f"weights: {show(name)} is no name (lower-case letters, digits and _; at most 64)")
         return None
     if not isinstance(data, dict):
-        problems.append(f"{name}: {_show(data)} is not an object")
+        problems.append(f"{name}: {show(data)} is not an object")
         return None
     before = len(problems)
-    _keys(problems, name, data, required=_ENTRY_KEYS, optional=frozenset({"about"}))
-    f = _Fields(problems, name, data)
+    check_keys(problems, name, data, required=_ENTRY_KEYS, optional={"about", "bundled", "training"})
+    f = Fields(problems, name, data)
     values: dict[str, Any] = {"name": name}
     values["arch"] = f.take(
         "arch", lambda v: isinstance(v, str) and bool(_NAME.fullmatch(v)), "the name of a net"
@@ -174,44 +158,48 @@ def _entry(problems: list[str], name: object, data: object) -> Weights | None:
     values["dataset"] = f.take(
         "dataset", lambda v: isinstance(v, str) and v in _CLASSES, " or ".join(_CLASSES)
     )
-    values["num_classes"] = f.take("num_classes", lambda v: _is_int(v, 1, 10**6), "a count of classes")
+    values["num_classes"] = f.take("num_classes", lambda v: is_int(v, 1, 10**6), "a count of classes")
     if None not in (values["dataset"], values["num_classes"]):
         wanted = _CLASSES[values["dataset"]]
         if values["num_classes"] != wanted:
             problems.append(
                 f"{name}: num_classes is {values['num_classes']}; {values['dataset']} has {wanted}"
             )
-    values["input_size"] = f.take("input_size", lambda v: _is_int(v, 1, 4096), "pixels, 1 to 4096")
-    values["resize"] = f.take("resize", lambda v: _is_int(v, 1, 8192), "pixels, 1 to 8192")
+    values["input_size"] = f.take("input_size", lambda v: is_int(v, 1, 4096), "pixels, 1 to 4096")
+    values["resize"] = f.take("resize", lambda v: is_int(v, 1, 8192), "pixels, 1 to 8192")
     if None not in (values["input_size"], values["resize"]) and values["resize"] < values["input_size"]:
         problems.append(
             f"{name}: resize {values['resize']} is smaller than input_size {values['input_size']}"
         )
-    values["mean"] = f.take("mean", lambda v: _is_triple(v, 0.0, 1.0), "three numbers from 0 to 1")
-    values["std"] = f.take("std", lambda v: _is_triple(v, 1e-6, 10.0), "three numbers above 0")
+    values["mean"] = f.take("mean", lambda v: is_triple(v, 0.0, 1.0), "three numbers from 0 to 1")
+    values["std"] = f.take("std", lambda v: is_triple(v, 1e-6, 10.0), "three numbers above 0")
     values["interpolation"] = f.take(
         "interpolation", lambda v: v in ("bilinear", "bicubic"), "bilinear or bicubic"
     )
-    values["params"] = f.take("params", lambda v: _is_int(v, 1, 10**12), "a count of parameters")
-    values["macs"] = f.take("macs", lambda v: _is_int(v, 1, 10**15), "a count of multiply-adds")
-    values["license"] = f.take("license", lambda v: _is_text(v, 64), "an SPDX identifier")
+    values["params"] = f.take("params", lambda v: is_int(v, 1, 10**12), "a count of parameters")
+    values["macs"] = f.take("macs", lambda v: is_int(v, 1, 10**15), "a count of multiply-adds")
+    values["license"] = f.take("license", lambda v: is_text(v, 64), "an SPDX identifier")
     _file_fields(f, values)
     values["metrics"] = _metrics(problems, name, data.get("metrics")) if "metrics" in data else None
+    if "training" in data:
+        values["training"] = _training(problems, name, data["training"])
+    elif values["bundled"] and (values["metrics"] or {}).get("top1") is not None:
+        problems.append(f"{name}: weights of our own with a measured figure need training, the record of it")
     if len(problems) > before:
         return None
     values["mean"], values["std"] = tuple(map(float, values["mean"])), tuple(map(float, values["std"]))
     return Weights(**values)
 
 
-def _file_fields(f: _Fields, values: dict[str, Any]) -> None:
+def _file_fields(f: Fields, values: dict[str, Any]) -> None:
     """Take what identifies the file and where it is: size, digests, addresses and the hosts' name."""
     wanted_size = f"null or a number of bytes, at most {MAX_WEIGHTS_BYTES:,}"
-    values["size"] = f.take("size", lambda v: v is None or _is_int(v, 1, MAX_WEIGHTS_BYTES), wanted_size)
+    values["size"] = f.take("size", lambda v: v is None or is_int(v, 1, MAX_WEIGHTS_BYTES), wanted_size)
     values["sha256"] = f.take(
-        "sha256", lambda v: v is None or _is_hex(v, 64), "null or 64 lower-case hex digits"
+        "sha256", lambda v: v is None or is_hex(v, 64), "null or 64 lower-case hex digits"
     )
     values["git_blob"] = f.take(
-        "git_blob", lambda v: v is None or _is_hex(v, 40), "null or 40 lower-case hex digits"
+        "git_blob", lambda v: v is None or is_hex(v, 40), "null or 40 lower-case hex digits"
     )
     if f.data.get("sha256", "") is None and f.data.get("git_blob", "") is None:
         f.problems.append(f"{f.where}: neither sha256 nor git_blob is known; one of them is needed")
@@ -219,15 +207,26 @@ def _file_fields(f: _Fields, values: dict[str, Any]) -> None:
     values["filename"] = f.take(
         "filename", lambda v: isinstance(v, str) and bool(_FILENAME.fullmatch(v)), plain
     )
-    sources = f.take(
-        "sources", lambda v: isinstance(v, list) and 0 < len(v) <= 10, "a list of 1 to 10 https addresses"
-    )
+    bundled = f.take("bundled", lambda v: isinstance(v, bool), "true or false")
+    values["bundled"] = bool(bundled)
+    sources: list[Any] | None
+    if bundled:
+        sources = f.take("sources", lambda v: v == [], "[], because the file comes with the package")
+        for key in ("size", "sha256"):
+            if f.data.get(key, "") is None:
+                f.problems.append(f"{f.where}: {key} is null; it must be known of a file in the package")
+        if not (values["filename"] or ".safetensors").endswith(".safetensors"):
+            f.problems.append(f"{f.where}: filename of a file in the package must end in .safetensors")
+    else:
+        sources = f.take(
+            "sources", lambda v: isinstance(v, list) and 0 < len(v) <= 10, "a list of 1 to 10 https addresses"
+        )
     for index, url in enumerate(sources or ()):
         problem = _url_problem(url, values["filename"])
         if problem:
-            f.problems.append(f"{f.where}: sources[{index}] {_show(url)} {problem}")
+            f.problems.append(f"{f.where}: sources[{index}] {show(url)} {problem}")
         elif url in sources[:index]:
-            f.problems.append(f"{f.where}: sources[{index}] {_show(url)} is given twice")
+            f.problems.append(f"{f.where}: sources[{index}] {show(url)} is given twice")
     values["sources"] = tuple(sources or ())
 
 
@@ -253,21 +252,21 @@ def _url_problem(url: object, filename: str | None) -> str | None:
 def _metrics(problems: list[str], name: str, data: object) -> dict[str, Any]:
     where = f"{name}: metrics"
     if not isinstance(data, dict):
-        problems.append(f"{where}: {_show(data)} is not an object")
+        problems.append(f"{where}: {show(data)} is not an object")
         return {}
-    _keys(problems, where, data, required={"top1", "top5", "status", "source"}, optional={"published_error"})
-    f = _Fields(problems, where, data)
+    check_keys(
+        problems, where, data, required={"top1", "top5", "status", "source"}, optional={"published_error"}
+    )
+    f = Fields(problems, where, data)
     percent = "null or a percentage, 0 to 100"
-    out = {
-        key: f.take(key, lambda v: v is None or _is_number(v, 0, 100), percent) for key in ("top1", "top5")
-    }
+    out = {key: f.take(key, lambda v: v is None or is_number(v, 0, 100), percent) for key in ("top1", "top5")}
     out["status"] = f.take(
         "status", lambda v: isinstance(v, str) and v in STATUSES, f"one of {', '.join(STATUSES)}"
     )
-    out["source"] = f.take("source", lambda v: _is_text(v, 500), "a text saying where the figures are from")
+    out["source"] = f.take("source", lambda v: is_text(v, 500), "a text saying where the figures are from")
     if "published_error" in data:
         out["published_error"] = f.take(
-            "published_error", lambda v: v is None or _is_number(v, 0, 100), percent
+            "published_error", lambda v: v is None or is_number(v, 0, 100), percent
         )
     if None not in (out["top1"], out["top5"]) and out["top5"] < out["top1"]:
         problems.append(f"{where}: top5 {out['top5']} is below top1 {out['top1']}")
@@ -276,60 +275,38 @@ def _metrics(problems: list[str], name: str, data: object) -> dict[str, Any]:
     return out
 
 
-def _keys(
-    problems: list[str],
-    where: str,
-    data: dict[str, Any],
-    *,
-    required: set[str] | frozenset[str],
-    optional: set[str] | frozenset[str],
-) -> None:
-    problems.extend(f"{where}: {key} is missing" for key in sorted(required - data.keys()))
-    unknown = [key for key in data if key not in required and key not in optional]
-    problems.extend(f"{where}: unknown key {_show(key)}" for key in unknown[:10])
+def _training(problems: list[str], name: str, data: object) -> dict[str, Any]:
+    """Take the record of a training run; recipe and log are files of the repository."""
+    where = f"{name}: training"
+    if not isinstance(data, dict):
+        problems.append(f"{where}: {show(data)} is not an object")
+        return {}
+    texts = {
+        "command": "the exact command line",
+        "data": "what it was trained on",
+        "machine": "the machine that it ran on",
+        "versions": "names and versions of what computed it",
+    }
+    others = {"recipe", "log", "seed", "data_sha256", "date", "minutes", "commit"}
+    check_keys(problems, where, data, required=others | texts.keys(), optional=set())
+    f = Fields(problems, where, data)
+    out = {key: f.take(key, lambda v: is_text(v, 500), wanted) for key, wanted in texts.items()}
+    for key in ("recipe", "log"):
+        out[key] = f.take(key, _is_repository_file, "the path of a file in the repository")
+    out["seed"] = f.take("seed", lambda v: is_int(v, 0, 2**63 - 1), "a number, at least 0")
+    out["data_sha256"] = f.take("data_sha256", lambda v: is_hex(v, 64), "64 lower-case hex digits")
+    out["date"] = f.take("date", _is_date, "a date, as in 2026-01-31")
+    out["minutes"] = f.take("minutes", lambda v: is_number(v, 0, 1e7), "how long it took, minutes")
+    out["commit"] = f.take("commit", lambda v: is_hex(v, 40), "git's id of the source, 40 hex digits")
+    return out
 
 
-def _is_int(value: object, low: int, high: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+def _is_repository_file(value: object) -> bool:
+    return isinstance(value, str) and _REPOSITORY_FILE.fullmatch(value) is not None
 
 
-def _is_number(value: object, low: float, high: float) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+def _is_date(value: object) -> bool:
+    try:
+        return isinstance(value, str) and datetime.date.fromisoformat(value).isoformat() == value
+    except ValueError:
         return False
-    return low <= value <= high and math.isfinite(
-        value
-    )  # compared first: float() of a huge int would overflow
-
-
-def _is_triple(value: object, low: float, high: float) -> bool:
-    return isinstance(value, list) and len(value) == 3 and all(_is_number(v, low, high) for v in value)
-
-
-def _is_hex(value: object, digits: int) -> bool:
-    return isinstance(value, str) and re.fullmatch(rf"[0-9a-f]{{{digits}}}", value) is not None
-
-
-def _is_text(value: object, longest: int) -> bool:
-    return (
-        isinstance(value, str) and 0 < len(value) <= longest and value.isprintable() and bool(value.strip())
-    )
-
-
-def _show(value: object) -> str:
-    """Return a short, printable form of any JSON value."""
-    if isinstance(value, dict):
-        return f"an object of {len(value)}"
-    if isinstance(value, list):
-        return f"a list of {len(value)}" if len(value) > 3 else f"[{', '.join(map(_show_flat, value))}]"
-    return _show_flat(value)
-
-
-def _show_flat(value: object) -> str:
-    if isinstance(value, (dict, list)):
-        return "..."
-    if isinstance(value, int) and abs(value) > 10**40:
-        return "a huge number"  # Python refuses to print integers of thousands of digits
-    text = (
-        json.dumps(value) if isinstance(value, (str, bool, int, float, type(None))) else type(value).__name__
-    )
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,7 +1,8 @@
-"""The published nets as tables (ProxylessNAS, ICLR 2019; the authors' released configurations, MIT licence).
+"""The zoo's nets as tables (ProxylessNAS, ICLR 2019; the authors' released configurations, MIT licence).
 
 Widths are written out because no single multiplier gives them: ``mobile`` has a first stage of 32 where the
-search space has 24, and ``mobile_14`` has the blocks of ``mobile`` with widths of its own.
+search space has 24, and ``mobile_14`` has the blocks of ``mobile`` with widths of its own. One net is this
+project's own: ``proxyless_cifar10_demo``, small enough to come with its weights.
 """
 
 from __future__ import annotations
@@ -50,8 +51,12 @@ CIFAR = TreeArch("proxyless_cifar", start=16, alpha=84, cells="""
     773mdam5mm5m m5iad3537377 i3a577i7773a 5m53ai55am5i 3md3mai7md33 773m5i5mm337
     """)  # fmt: skip
 
+# Ours: for pictures of 32 pixels, so the stem and the first two stages keep the resolution.
+CIFAR10_DEMO = Arch("proxyless_cifar10_demo", stem=16, first=16, last=640, stem_stride=1, num_classes=10, resolution=32,
+    stages=(Stage(24, 1, "k3e2"), Stage(48, 2, "k3e4 k3e3 k3e3 k3e3"), Stage(112, 2, "k3e4 k3e4 k3e4 k3e4 k3e4")))  # fmt: skip
+
 PUBLISHED: dict[str, Arch | TreeArch] = {
-    arch.name: arch for arch in (GPU, CPU, MOBILE, MOBILE_14, W025_R112, W03_R176, CIFAR)
+    arch.name: arch for arch in (GPU, CPU, MOBILE, MOBILE_14, W025_R112, W03_R176, CIFAR10_DEMO, CIFAR)
 }
 MODEL_NAMES: tuple[str, ...] = tuple(PUBLISHED)
 

@@ -48,8 +48,12 @@ class Weights:
         sha256: of the file, or None where it is not known.
         git_blob: git's id of the file (SHA-1), or None. At least one of the two digests is known.
         license: SPDX identifier.
-        sources: https addresses of the same file, in the order in which they are tried.
+        sources: https addresses of the same file, in the order in which they are tried; none if bundled.
         filename: the hosts' name of the file.
+        bundled: the file comes with the package: it needs neither network nor cache.
+        training: how the weights were made, for those of this project's own, else None: ``command``,
+            ``recipe`` and ``log`` (files of the repository), ``seed``, ``data``, ``data_sha256``, ``date``,
+            ``minutes``, ``machine``, ``versions`` and ``commit``.
     """
 
     name: str
@@ -70,10 +74,14 @@ class Weights:
     license: str
     sources: tuple[str, ...]
     filename: str
+    bundled: bool = False
+    training: Mapping[str, Any] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         # The manifest is read once and shared: nobody may change a record for everybody else.
         object.__setattr__(self, "metrics", MappingProxyType(dict(self.metrics)))
+        if self.training is not None:
+            object.__setattr__(self, "training", MappingProxyType(dict(self.training)))
 
     def __reduce__(self) -> tuple[Callable[..., Weights], tuple[Any, ...]]:
         # A mapping proxy cannot be pickled or deep-copied; records travel to worker processes, so rebuild
@@ -129,7 +137,8 @@ class Weights:
         """Everything worth printing next to a result, as a new dict.
 
         Keys: ``name``, ``dataset``, ``categories``, ``wnids`` (ImageNet only), ``num_params``, ``macs``,
-        ``input_size``, ``metrics``, ``license``, ``sha256``, ``git_blob``, ``sources``.
+        ``input_size``, ``metrics``, ``license``, ``sha256``, ``git_blob``, ``sources``, ``bundled`` and,
+        for weights of this project's own, ``training``.
         """
         meta: dict[str, Any] = {"name": self.name, "dataset": self.dataset, "categories": self.categories}
         if self.dataset == "imagenet":
@@ -138,10 +147,13 @@ class Weights:
             num_params=self.params, macs=self.macs, input_size=self.input_size, metrics=dict(self.metrics)
         )
         meta.update(license=self.license, sha256=self.sha256, git_blob=self.git_blob, sources=self.sources)
+        meta["bundled"] = self.bundled
+        if self.training is not None:
+            meta["training"] = dict(self.training)
         return meta
 
     def fetch(self, progress: bool = True, directory: Path | None = None) -> Path:
-        """Return the path of the verified file, downloading it when it is not in the cache.
+        """Return the path of the verified file, downloading it when it is neither here nor in the cache.
 
         Args:
             progress: show a progress bar when standard error is a terminal.
@@ -151,6 +163,7 @@ class Weights:
             WeightsFetchError: no source delivered the file (the message gives each one's reason).
             OfflineError: the file is not there and ``PROXYLESSNAS_OFFLINE`` is set.
             WeightsCorruptError: the file is there, is damaged, and cannot be replaced.
+            WeightsNotFoundError: the file belongs to the package, but is not there.
         """
         from . import cache
 
@@ -160,8 +173,8 @@ class Weights:
         """Check a file against the manifest's size and digest, and return its path. Never downloads.
 
         Args:
-            path: the file; by default the one in the cache (and the copy that loads faster, where there is
-                one).
+            path: the file; by default the one in the package, or the one in the cache (and the copy that
+                loads faster, where there is one).
 
         Raises:
             WeightsNotFoundError: there is no such file.
@@ -172,7 +185,9 @@ class Weights:
         return cache.verify(self, path)
 
     def state_dict(self, progress: bool = True) -> dict[str, Tensor]:
-        """Return the tensors, on the CPU, from the cache or a source; verified on every call.
+        """Return the tensors, on the CPU, from the package, the cache or a source; verified on every call.
+
+        Those of bundled weights, stored in half precision, are made float32, which is exact.
 
         Raises:
             WeightsFetchError, OfflineError, WeightsCorruptError: as :meth:`fetch`.

@@ -253,12 +253,14 @@ def test_info_of_every_net(run: Run, name: str) -> None:
     weights = get_weights(name)
     result = run("info", name.replace("_", "-").upper())
     assert result.code == 0
-    for part in (name, f"{weights.params:,}", weights.license, *weights.sources, "not there"):
+    for part in (name, f"{weights.params:,}", weights.license, *weights.sources):
         assert part in result.out
+    assert ("in the package" if weights.bundled else "not there") in result.out
     facts = run("info", name, "--json").json
     assert facts["params"] == weights.params
     assert Preprocessing.from_dict(facts["preprocessing"]) == weights.preprocessing
-    assert facts["cache"]["state"] == "absent"
+    assert weights.bundled or facts["cache"]["state"] == "absent"
+    assert facts["bundled"] == weights.bundled
     assert str(Arch.parse(facts["arch"])) == facts["arch"]
 
 

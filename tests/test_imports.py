@@ -18,14 +18,14 @@ PACKAGE = Path(__file__).resolve().parent.parent / "proxylessnas"
 # From the bottom to the top: at import, a module may only need modules of its own line or of lines above it.
 # A new module needs a place here.
 LAYERS = [
-    {"_version", "errors", "fetch_settings", "filesystem", "memory", "progress"},
+    {"_version", "errors", "fetch_settings", "filesystem", "json_fields", "memory", "progress"},
     {"names", "arch", "arch_official", "arch_official_tree", "arch_text", "published", "tree_arch"},
     {"layers"},
     {"classifier", "profiling"},
     {"model", "pyramid"},
     {"images", "transforms", "categories"},
     {"weights"},
-    {"digests", "manifest", "transport", "tensorfile", "download", "cache"},
+    {"digests", "manifest", "transport", "tensorfile", "download", "bundled", "cache"},
     {"model_file", "digits"},
     {"sources"},
     {"loading"},
@@ -193,6 +193,7 @@ HUB_NAMES = {
     "proxyless_w025_r112",
     "proxyless_w03_r176",
     "proxyless_cifar",
+    "proxyless_cifar10_demo",
 }
 
 HUB_BESIDE_OTHER_CODE = """
@@ -248,6 +249,7 @@ def test_hub_entries_load_beside_other_code(tree: Path, tmp_path: Path) -> None:
         "proxyless_w025_r112": 569_600,
         "proxyless_w03_r176": 754_280,
         "proxyless_cifar": 5_731_530,
+        "proxyless_cifar10_demo": 596_714,
     }
     assert done["path_is_restored"]
     assert done["from_repo"]

@@ -20,6 +20,20 @@ from proxylessnas.weights import Weights, get_weights, list_weights
 
 DATA: dict[str, Any] = json.loads(default_path().read_text(encoding="utf-8"))
 TINY = "proxyless_w025_r112"
+OURS = "proxyless_cifar10_demo"
+TRAINING = {
+    "command": "proxylessnas train data --net proxyless_cifar10_demo",
+    "recipe": "benchmarks/training/demo.toml",
+    "seed": 0,
+    "data": "CIFAR-10, 50,000 pictures",
+    "data_sha256": "0" * 64,
+    "log": "benchmarks/training/demo.csv",
+    "date": "2026-01-31",
+    "minutes": 90.5,
+    "machine": "2 cores",
+    "versions": "torch 2.6.0",
+    "commit": "0" * 40,
+}
 
 
 def changed(value: Any, *path: str) -> dict[str, Any]:
@@ -55,11 +69,38 @@ def test_entries_are_complete(name: str) -> None:
     assert weights.name == weights.arch == name
     assert weights.license == "MIT"
     assert all(url.startswith("https://") and url.endswith("/" + weights.filename) for url in weights.sources)
-    assert len({url.split("/")[2] for url in weights.sources}) >= 2, "several hosts"
+    assert weights.bundled or len({url.split("/")[2] for url in weights.sources}) >= 2, "several hosts"
     assert (weights.metrics["top1"] is None) == (weights.metrics["status"] == "no published figure")
-    if weights.metrics["top1"] is not None:  # accuracy, though the authors' table gives the error
+    if (
+        not weights.bundled and weights.metrics["top1"] is not None
+    ):  # accuracy, though the authors' table gives the error
         assert weights.metrics["top1"] == pytest.approx(100 - weights.metrics["published_error"], abs=0.05)
         assert weights.metrics["status"] == "published, not re-measured"
+
+
+@pytest.mark.parametrize("name", list_weights())
+def test_what_our_own_weights_were_made_by_is_in_the_repository(name: str, repo: Path) -> None:
+    training = get_weights(name).training
+    if training is not None:
+        assert (repo / training["recipe"]).is_file()
+        assert (repo / training["log"]).is_file()
+
+
+def test_weights_in_the_package() -> None:
+    assert [name for name in list_weights() if get_weights(name).bundled] == [OURS]
+    weights = get_weights(OURS)
+    assert weights.sources == ()
+    assert weights.meta["bundled"]
+    assert not get_weights(TINY).bundled
+    measured = {"top1": 90.0, "top5": 99.0, "status": "measured", "source": "10,000 test pictures"}
+    data = changed(TRAINING, "weights", OURS, "training")
+    data["weights"][OURS]["metrics"] = measured
+    made = manifest_from_dict(data)[OURS]
+    assert made.training == TRAINING
+    assert made.meta["training"] == TRAINING
+    del data["weights"][OURS]["training"]
+    with pytest.raises(ManifestError, match="need training, the record of it"):
+        manifest_from_dict(data)
 
 
 # --- what it must not say ------------------------------------------------------------------------------
@@ -141,6 +182,27 @@ WRONG_IN_METRICS = {
     "published_error": ["5", 101],
     "loss": [1.0],
 }  # fmt: skip
+WRONG_IN_OURS = {
+    "bundled": [1, "true", None, False],  # without it, sources are needed
+    "sources": [["https://a.example/" + OURS + ".safetensors"], None, {}],
+    "size": [None],
+    "sha256": [None],
+    "filename": [OURS + ".pth"],
+}
+WRONG_IN_TRAINING = {
+    "command": ["", "a\nb", None, ["train"]],
+    "recipe": ["/etc/passwd", "../x", "a/../b", "a//b", "", ".git", "C:\\x", "a/", 1],
+    "log": ["~/log", "a b", "a/./b", None],
+    "seed": [-1, 1.0, True, 2**63],
+    "data": ["", 3],
+    "data_sha256": ["0" * 63, None],
+    "date": ["2026-02-30", "20260131", "yesterday", 2026, "2026-W01-1"],
+    "minutes": [-1, math.nan, "90"],
+    "machine": [None],
+    "versions": [{}],
+    "commit": ["0" * 39, "HEAD"],
+    "surprise": [1],
+}
 WRONG = [
     *((value, key) for key, values in WRONG_AT_TOP.items() for value in values),
     *((value, "weights", TINY, key) for key, values in WRONG_IN_AN_ENTRY.items() for value in values),
@@ -149,6 +211,8 @@ WRONG = [
         for key, values in WRONG_IN_METRICS.items()
         for value in values
     ),
+    *((value, "weights", OURS, key) for key, values in WRONG_IN_OURS.items() for value in values),
+    *((value, "weights", OURS, "training") for value in ([], None, {}, "yes")),
     (None, "weights", "proxyless_cpu", "git_blob"),  # its only digest
     (10, "weights", "proxyless_cpu", "metrics", "top5"),  # below top-1
     (None, "weights", "proxyless_cpu", "metrics", "top1"),
@@ -159,8 +223,21 @@ WRONG = [
 def test_wrong_values_are_refused(case: tuple[Any, ...]) -> None:
     with pytest.raises(ManifestError) as caught:
         manifest_from_dict(changed(*case))
-    assert case[-1] in str(caught.value)
+    wanted = "sources" if case[-1] == "bundled" and case[0] is False else case[-1]
+    assert wanted in str(caught.value)
     assert len(str(caught.value)) < 2000
+
+
+@pytest.mark.parametrize("key", [*TRAINING, "surprise"])
+def test_wrong_values_in_the_record_of_a_training_are_refused(key: str) -> None:
+    for value in WRONG_IN_TRAINING[key]:
+        with pytest.raises(ManifestError, match=f"{OURS}: training: .*{key}") as caught:
+            manifest_from_dict(changed({**TRAINING, key: value}, "weights", OURS, "training"))
+        assert len(caught.value.problems) == 1
+    if key in TRAINING:
+        less = {name: value for name, value in TRAINING.items() if name != key}
+        with pytest.raises(ManifestError, match=f"{OURS}: training: {key} is missing"):
+            manifest_from_dict(changed(less, "weights", OURS, "training"))
 
 
 def test_missing_keys_are_named() -> None:

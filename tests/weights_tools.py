@@ -29,6 +29,8 @@ def stand_in_weights(names: Sequence[str] | None = None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in proxylessnas.list_models(pretrained=True) if names is None else names:
         weights = proxylessnas.get_weights(name)
+        if weights.bundled:
+            continue  # real ones are there already
         data = save(proxylessnas.create_model(weights.arch).state_dict())
         file = folder / f"{weights.name}-{short_digest(weights)}.safetensors"
         file.write_bytes(data)
@@ -49,7 +51,7 @@ def serve_real_weights(folder: Path) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as served:
         for name in proxylessnas.list_models(pretrained=True):
             weights = proxylessnas.get_weights(name)
-            hosted = folder / weights.sources[0].rpartition("/")[2]
+            hosted = folder / (weights.sources or ("",))[0].rpartition("/")[2]
             if hosted.is_file():
                 shutil.copy(hosted, Path(served) / weights.filename)
         handler = functools.partial(_Quiet, directory=served)

@@ -19,8 +19,9 @@ class Fetch(Verb):
     order = 30
     summary = "download published weights into the cache, or into a folder"
     description = (
-        "Download the weights of nets and check their digests; what is there already is only checked. With "
-        "--to, the folder can be carried to a machine without network and used there as PROXYLESSNAS_CACHE."
+        "Download the weights of nets and check their digests; what is there already, in the cache or in the "
+        "package, is only checked. With --to, the folder can be carried to a machine without network and "
+        "used there as PROXYLESSNAS_CACHE (weights that come with the package are copied too)."
     )
     example = """\
   $ proxylessnas fetch --all --to /media/stick/weights

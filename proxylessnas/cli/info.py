@@ -74,8 +74,10 @@ def _of_zoo(weights: Weights) -> dict[str, Any]:
         "size": weights.size,
         "sha256": weights.sha256,
         "git_blob": weights.git_blob,
+        "bundled": weights.bundled,
         "cache": _cache_state(weights),
         "sources": list(weights.sources),
+        **({"training": dict(weights.training)} if weights.training else {}),
     }
 
 
@@ -167,15 +169,27 @@ def _show(facts: dict[str, Any]) -> None:
             facts["cache"]["state"]
         ]
         size = f" ({megabytes(facts['size'])})" if facts.get("size") else ""
-        rows.append(("in the cache", f"{state}{size}\n{facts['cache']['path']}"))
+        place = "in the package" if facts.get("bundled") else "in the cache"
+        rows.append((place, f"{state}{size}\n{facts['cache']['path']}"))
     if facts.get("sources"):
         rows.append(("sources", "\n".join(facts["sources"])))
+    if facts.get("training"):
+        rows.append(("trained", _training(facts["training"])))
     print(bold(printable(facts["name"])))
     print(printable(pairs(rows, "  ")))
     print(f"\n{printable(facts['arch'])}")
     if "ops" in facts["stages"][0]:
         print("\nStage(width, stride of its first block, blocks); k5e3: 5x5 MBConv, expansion 3;")
         print("-: a skipped block; !: a block without its shortcut")
+
+
+def _training(record: dict[str, Any]) -> str:
+    lines = [record["command"], f"on {record['data']}, seed {record['seed']}"]
+    lines.append(
+        f"{record['date']}, {record['minutes']:g} minutes, {record['machine']}, {record['versions']}"
+    )
+    lines.append(f"recipe: {record['recipe']}, log: {record['log']} (in the repository)")
+    return "\n".join(lines)
 
 
 def _metrics(metrics: dict[str, Any]) -> list[tuple[str, str]]:

@@ -20,8 +20,8 @@ class List(Verb):
     summary = "list the nets with their size, input and published accuracy"
     description = (
         "List the nets. Multiply-adds (MACs) are counted at the net's own input size, which is in pixels. "
-        "Top-1 is the published ImageNet (proxyless_cifar: CIFAR-10) accuracy in percent, not measured again "
-        "here."
+        "Top-1 is the ImageNet (proxyless_cifar...: CIFAR-10) accuracy in percent: the published one, not "
+        "measured again here, unless it is marked as measured."
     )
     example = """\
   $ proxylessnas list '*mobile*'
@@ -49,6 +49,7 @@ class List(Verb):
         for name in names:
             w = everything[name]
             path = weights_path(w)
+            here = _is_whole(path, w.size) or (not w.bundled and copy_path(w).is_file())
             nets.append(
                 {
                     "name": name,
@@ -62,7 +63,9 @@ class List(Verb):
                     "metrics_status": w.metrics.get("status"),
                     "size": w.size,
                     "path": str(path),
-                    "cached": _is_whole(path, w.size) or copy_path(w).is_file(),
+                    "here": here,
+                    "cached": here and not w.bundled,
+                    "bundled": w.bundled,
                 }
             )
         if args.json:
@@ -70,23 +73,32 @@ class List(Verb):
             return 0
         rows = [("net", "params", "MACs", "input", "top-1", "weights")]
         for net in nets:
-            size = f" ({megabytes(net['size'])})" if net["size"] else ""
+            measured = "*" if net["metrics_status"] == "measured" else ""
             rows.append(
                 (
                     net["name"],
                     millions(net["params"]),
                     millions(net["macs"]),
                     str(net["input_size"]),
-                    "-" if net["top1"] is None else f"{net['top1']:.1f}",
-                    "in the cache" if net["cached"] else f"not here{size}",
+                    "-" if net["top1"] is None else f"{net['top1']:.1f}{measured}",
+                    _place(net),
                 )
             )
         head, _, body = table(rows, "<>>>><").partition("\n")
         print(bold(head))
         print(body)
         print("\ntop-1: accuracy in percent as published, not re-measured; input: pixels.")
+        if any(row[4].endswith("*") for row in rows):
+            print("*: trained and measured by this project; `proxylessnas info NAME` says how.")
         print("`proxylessnas fetch NAME` brings the weights here.")
         return 0
+
+
+def _place(net: dict[str, Any]) -> str:
+    if net["bundled"]:
+        return "in the package" if net["here"] else "missing"
+    size = f" ({megabytes(net['size'])})" if net["size"] else ""
+    return "in the cache" if net["here"] else f"not here{size}"
 
 
 def _is_whole(path: Path, size: int | None) -> bool:

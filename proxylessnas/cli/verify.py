@@ -17,16 +17,16 @@ class Verify(Verb):
 
     name = "verify"
     order = 40
-    summary = "check the digests of weights in the cache, or of a file"
+    summary = "check the digests of weights that are here, or of a file"
     description = (
-        "Check weights against the published digests: of nets in the cache, or of any file, which is "
-        "recognised by its digest. Nothing is downloaded. With --all, nets that are not in the cache are "
-        "listed but no failure."
+        "Check weights against the published digests: of nets in the cache or the package, or of any file, "
+        "which is recognised by its digest. Nothing is downloaded. With --all, nets that are not in the "
+        "cache are listed but no failure."
     )
     example = """\
   $ proxylessnas verify proxyless_cpu ~/Downloads/proxyless-w0.25-r112_imagenet.pth
-  sound  proxyless_cpu        /home/me/.cache/torch/hub/proxylessnas/proxyless_cpu-373f6da5.pth
-  sound  proxyless_w025_r112  /home/me/Downloads/proxyless-w0.25-r112_imagenet.pth
+  sound  proxyless_cpu           /home/me/.cache/torch/hub/proxylessnas/proxyless_cpu-373f6da5.pth
+  sound  proxyless_w025_r112     /home/me/Downloads/proxyless-w0.25-r112_imagenet.pth
 """
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -34,7 +34,7 @@ class Verify(Verb):
         parser.add_argument(
             "nets", metavar="NAME|FILE", nargs="*", help="a net in the cache, or a file of weights"
         )
-        parser.add_argument("--all", action="store_true", help="all nets in the cache")
+        parser.add_argument("--all", action="store_true", help="all nets in the cache and the package")
         parser.add_argument("--json", action="store_true", help="print one JSON document")
 
     def run(self, args: argparse.Namespace) -> int:
@@ -54,7 +54,7 @@ class Verify(Verb):
                 error(result["problem"])
             elif not args.json:
                 where = result.get("path", "(not in the cache)")
-                print(printable(f"{result['state']:6}  {result['net']:19}  {where}"))
+                print(printable(f"{result['state']:6}  {result['net']:22}  {where}"))
         if bad and len(results) > 1:
             error(f"{bad} of {plural(len(results), 'set')} of weights failed")
         return 1 if bad else 0
