@@ -1,14 +1,13 @@
-"""Augmentation: picture by picture with torchvision's transforms, or a whole batch of small pictures at once.
+"""Augmentation: picture by picture with torchvision's transforms, or a whole batch of small ones at once.
 
 The second way exists because at 32 x 32 px the calls cost more than the arithmetic: a batch of 128 takes
-2 ms instead of 40. It does crops with padding, mirroring and cutout; anything else goes the first way. Which
-way is taken follows from the recipe and the pictures, never from the machine.
+2 ms instead of TIME2. It does crops with padding, mirroring and cutout; anything else goes the first way.
+Which way is taken follows from the recipe and the pictures, never from the machine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +16,9 @@ from ..errors import missing_extra
 from ..transforms import Preprocessing
 from .recipe import Recipe
 from .sampler import BATCHES, generator
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Geometry:
@@ -58,6 +60,94 @@ def normalised(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     return images.float().div_(255).sub_(mean).div_(std)
 
 
+class Normalise:
+    """:func:`normalised` as a transform that can be pickled."""
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        self.preprocessing = preprocessing
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Return float32 for uint8 [..., 3, H, W]."""
+        return normalised(image, self.preprocessing)
+
+
+class Cutout:
+    """Set a square at a random place to zero, the mean colour (DeVries & Taylor 2017); in place.
+
+    Its centre is uniform over the picture, so that at the border less than a full square is lost.
+    """
+
+    def __init__(self, side: int) -> None:
+        self.side = side
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Return the normalised picture [..., H, W] without a square."""
+        height, width = image.shape[-2:]
+        top = int(torch.randint(height, ())) - self.side // 2
+        left = int(torch.randint(width, ())) - self.side // 2
+        image[..., max(0, top) : max(0, top + self.side), max(0, left) : max(0, left + self.side)] = 0.0
+        return image
+
+
+def train_transform(
+    recipe: Recipe, preprocessing: Preprocessing, *, prepared: bool = False
+) -> Callable[[Tensor], Tensor]:
+    """Return the augmentation of single pictures: uint8 [3, H, W] in, float32 [3, S, S] out.
+
+    It draws from torch's global generator, and can be pickled.
+
+    Args:
+        recipe: which augmentation.
+        preprocessing: size S and normalisation.
+        prepared: the pictures have gone through :func:`preparation` already.
+
+    Raises:
+        MissingExtraError: torchvision cannot be imported.
+    """
+    try:
+        from torchvision.transforms import InterpolationMode, v2
+    except ImportError as e:
+        raise missing_extra("torchvision", "augmenting pictures") from e
+    size = preprocessing.input_size
+    first = preparation(recipe, preprocessing)
+    steps: list[Any] = [first] if first is not None and not prepared else []
+    if recipe.crop == "resized":
+        how = InterpolationMode(preprocessing.interpolation)
+        steps.append(
+            v2.RandomResizedCrop(size, (recipe.crop_scale_min, 1.0), interpolation=how, antialias=True)
+        )
+    elif recipe.crop == "padded" and recipe.crop_padding:
+        steps.append(v2.RandomCrop(size, padding=recipe.crop_padding))
+    if recipe.flip:
+        steps.append(v2.RandomHorizontalFlip())
+    jitter = (
+        recipe.jitter_brightness, recipe.jitter_contrast, recipe.jitter_saturation, recipe.jitter_hue,
+    )  # fmt: skip
+    if any(jitter):
+        steps.append(v2.ColorJitter(*jitter))
+    if recipe.rand_augment:
+        # bilinear: with the default, nearest, turned and sheared pictures get jagged edges
+        how = InterpolationMode.BILINEAR
+        steps.append(v2.RandAugment(recipe.rand_augment, recipe.rand_augment_magnitude, interpolation=how))
+    steps.append(Normalise(preprocessing))
+    if recipe.random_erasing:
+        steps.append(v2.RandomErasing(recipe.random_erasing, inplace=True))
+    if recipe.cutout:
+        steps.append(Cutout(recipe.cutout))
+    return v2.Compose(steps)
+
+
+def preparation(recipe: Recipe, preprocessing: Preprocessing) -> Geometry | None:
+    """Return what is done to a picture first and always alike, so that it can be done once for a whole run.
+
+    Before a padded crop a picture is brought to the size of the net's input, cut to a square; without a crop
+    it gets the geometry of the evaluation. A resized crop needs the picture as it is.
+    """
+    if recipe.crop == "resized":
+        return None
+    return Geometry(preprocessing, preprocessing.input_size if recipe.crop == "padded" else None)
+
+
 class Draws(NamedTuple):
     """What happens to each of ``n`` pictures in an epoch."""
 
@@ -71,7 +161,7 @@ class Draws(NamedTuple):
 
 
 class BatchAugment:
-    """Crop with padding, mirror, normalise and cut out squares, for a batch of equally large pictures at once.
+    """Crop with padding, mirror, normalise and cut out squares: a batch of equally large pictures at once.
 
     The padding is black, not the mean colour: it is laid around the raw pixels, as the authors' CIFAR-10
     training does.
@@ -98,7 +188,7 @@ class BatchAugment:
         return recipe.crop in ("padded", "none") and not any(others)
 
     def draws(self, n: int, epoch: int) -> Draws:
-        """Return what happens to ``n`` pictures in an epoch (on the CPU, so that every device gets the same)."""
+        """Return what happens to ``n`` pictures in an epoch; drawn on the CPU, so the same for any device."""
         random = generator(self.seed, BATCHES, epoch)
         offsets = torch.randint(0, 2 * self.padding + 1, (n, 2), generator=random)
         flips = torch.rand(n, generator=random) < (0.5 if self.flip else 0.0)

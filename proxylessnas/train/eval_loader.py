@@ -11,10 +11,11 @@ from torch import Tensor
 from ..errors import DataError
 from ..transforms import Preprocessing
 from .augment import Geometry, normalised
-from .ram import Progress, load_into_memory
+from .ram import Progress, RamPictures, load_into_memory, pictures_of
+from .reading import BatchReader, EvalBatches
 
 if TYPE_CHECKING:
-    from .data import Pictures
+    from .pictures import Pictures
 
 
 class EvalLoader:
@@ -32,10 +33,11 @@ class EvalLoader:
         world: how many processes share the work.
         workers: processes that read pictures for this one; 0 does it in this one.
         device: where the batches are put.
-        progress: called while pictures are decoded into memory, with how many are done and how many there are.
+        progress: called while pictures are read into memory, with how many are done and how many there are.
 
     Attributes:
         unreadable: name to reason of this share's pictures that could not be read so far.
+        in_memory: whether the pictures are kept in memory.
 
     Raises:
         DataError: none of the pictures of this share can be read.
@@ -55,27 +57,58 @@ class EvalLoader:
     ) -> None:
         self.preprocessing, self.batch_size, self.device = preprocessing, batch_size, torch.device(device)
         self.indices = range(rank, len(pictures), world)
+        self.unreadable: dict[str, str] = {}
+        self._pictures, self._workers = pictures, workers
+        self._geometry = Geometry(preprocessing)
         size = (preprocessing.input_size, preprocessing.input_size)
-        kept = load_into_memory(
-            pictures, Geometry(preprocessing), size=size, indices=self.indices, progress=progress
-        )
-        if kept is None:
-            raise NotImplementedError
-        self.unreadable = kept.unreadable
-        self._chosen = kept.readable.nonzero().flatten()
-        if not len(self._chosen):
-            raise DataError(
-                f"none of {len(kept)} validation pictures can be read; {next(iter(kept.unreadable.values()))}"
-            )
-        self._images = kept.on(self.device)
-        self._labels = torch.tensor(kept.labels)
+        kept = load_into_memory(pictures, self._geometry, size=size, indices=self.indices, progress=progress)
+        self.in_memory = kept is not None
+        if kept is not None:
+            self._keep(kept)
 
     def __len__(self) -> int:
-        """Return the number of batches, had every picture been readable."""
+        """Return the number of batches (fewer come if pictures cannot be read)."""
         return -(-len(self.indices) // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield float32 [B, 3, S, S] in channels-last layout, and long [B].
+
+        Raises:
+            DataError: none of the pictures of this share can be read, or a worker process died.
+        """
+        found = 0
+        for images, targets in self._from_memory() if self.in_memory else self._read():
+            found += len(targets)
+            images = images.to(self.device, non_blocking=True)
+            yield normalised(images, self.preprocessing), targets.to(self.device, non_blocking=True)
+        if self.indices and not found:
+            self._fail()
+
+    def _fail(self) -> None:
+        raise DataError(
+            f"none of {len(self.indices)} validation pictures can be read; "
+            f"{next(iter(self.unreadable.values()))}"
+        )
+
+    def _keep(self, kept: RamPictures) -> None:
+        self.unreadable = kept.unreadable
+        self._chosen = kept.readable.nonzero().flatten()
+        if self.indices and not len(self._chosen):
+            self._fail()
+        self._images = kept.on(self.device)
+        self._labels = torch.tensor(kept.labels)
+
+    def _from_memory(self) -> Iterator[tuple[Tensor, Tensor]]:
         for chosen in self._chosen.split(self.batch_size):
-            images = self._images.index_select(0, chosen.to(self._images.device))
-            images = images.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
-            yield normalised(images, self.preprocessing), self._labels[chosen].to(self.device)
+            images = pictures_of(self._images, chosen, self.device)
+            yield images.permute(0, 3, 1, 2), self._labels[chosen]
+
+    def _read(self) -> Iterator[tuple[Tensor, Tensor]]:
+        parts = [self.indices[i : i + self.batch_size] for i in range(0, len(self.indices), self.batch_size)]
+        batches = EvalBatches(self._pictures, self._geometry)
+        workers = min(self._workers, len(parts))
+        reader = BatchReader(batches, parts, workers=workers, device=self.device)
+        for images, targets, unreadable in reader:
+            self.unreadable.update(unreadable)
+            if images is not None:
+                yield images, targets

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from ..errors import DataError
 from ..transforms import Preprocessing
-from .augment import BatchAugment, Geometry
+from .augment import BatchAugment, preparation, train_transform
 from .eval_loader import EvalLoader
 from .mixing import Mixing
 from .preprocess import preprocessing_of
-from .ram import Progress, RamPictures, load_into_memory
+from .ram import Progress, RamPictures, load_into_memory, pictures_of
+from .reading import BatchReader, Item, TrainBatches
 from .recipe import Recipe
 from .sampler import Steps
 
 if TYPE_CHECKING:
-    from .data import Pictures
+    from .pictures import Pictures
 
 __all__ = ["Batch", "EvalLoader", "TrainLoader", "measure_loader", "preprocessing_of"]
 
@@ -57,7 +58,7 @@ class TrainLoader:
         workers: processes that read and augment pictures for this one; 0 does it in this one.
         device: where the batches are put.
         max_unreadable: share of all pictures that may be unreadable.
-        progress: called while pictures are decoded into memory, with how many are done and how many there are.
+        progress: called while pictures are read into memory, with how many are done and how many there are.
 
     Attributes:
         steps_per_epoch: whole batches in an epoch.
@@ -91,22 +92,28 @@ class TrainLoader:
         self._n = len(pictures)
         self._steps = Steps(self._n, recipe.batch_size, recipe.seed, rank, world)
         self.steps_per_epoch = len(self._steps)
-        highest = max(int(label) for label in pictures.labels)
-        if highest >= num_classes:
+        lowest, highest = min(pictures.labels), max(pictures.labels)
+        if lowest < 0 or highest >= num_classes:
             raise DataError(
-                f"the pictures have labels up to {highest}, but the net has {num_classes} outputs"
+                f"the pictures' labels run from {lowest} to {highest}; a net of {num_classes} outputs takes "
+                f"0 to {num_classes - 1}"
             )
         self._mixing = Mixing(recipe, num_classes, rank)
         kept = self._in_memory(pictures, progress)
         self.in_memory = kept is not None
         if kept is not None:
             self._record(kept.unreadable)
-        if kept is None or not BatchAugment.covers(recipe):
-            raise NotImplementedError
-        self._source = _WholeBatches(kept, recipe, preprocessing, self._steps, self.device)
+            kept.fill_gaps()
+        self._source: _Source
+        if kept is not None and BatchAugment.covers(recipe):
+            self._source = _WholeBatches(kept, recipe, preprocessing, self._steps, self.device)
+        else:
+            transform = train_transform(recipe, preprocessing, prepared=self.in_memory)
+            batches = TrainBatches(pictures if kept is None else kept, transform, recipe.seed)
+            self._source = _PictureByPicture(batches, self._steps, workers, self.device)
 
     def epoch(self, epoch: int, first_step: int = 0, *, mix: bool = True) -> Iterator[Batch]:
-        """Yield the batches of an epoch.
+        """Yield the batches of an epoch. It may be left before its end, but is over when the next one begins.
 
         Args:
             epoch: number of the epoch, from 0; there is no last one.
@@ -121,19 +128,22 @@ class TrainLoader:
         for step in range(first_step, self.steps_per_epoch):
             start = time.perf_counter()
             inputs, targets, unreadable = next(batches)
+            assert inputs is not None
             self._record(unreadable)
-            inputs = inputs.contiguous(memory_format=layout)
+            inputs = inputs.to(self.device, memory_format=layout, non_blocking=True)
+            targets = targets.to(self.device, non_blocking=True)
             if mix and self._mixing:
                 inputs, targets = self._mixing(inputs, targets, epoch, step)
             self.waited_s += time.perf_counter() - start
             yield Batch(inputs, targets)
 
+    def close(self) -> None:
+        """End the worker processes, if there are any; the next epoch starts new ones."""
+        self._source.close()
+
     def _in_memory(self, pictures: Pictures, progress: Progress | None) -> RamPictures | None:
-        prepare, size = None, None
-        if self.recipe.crop != "resized":  # then the first thing done to a picture is always the same
-            p = self.preprocessing
-            prepare = Geometry(p, p.input_size if self.recipe.crop == "padded" else None)
-            size = (p.input_size, p.input_size)
+        prepare = preparation(self.recipe, self.preprocessing)
+        size = None if prepare is None else (prepare.size, prepare.size)
         return load_into_memory(pictures, prepare, size=size, progress=progress)
 
     def _record(self, unreadable: dict[str, str]) -> None:
@@ -149,8 +159,16 @@ class TrainLoader:
             )
 
 
+class _Source(Protocol):
+    """Where batches come from."""
+
+    def epoch(self, epoch: int, first_step: int) -> Iterator[Item]: ...
+
+    def close(self) -> None: ...
+
+
 class _WholeBatches:
-    """Batches from pictures in memory, augmented at once."""
+    """Batches from pictures in memory, augmented at once on the device."""
 
     def __init__(
         self,
@@ -162,20 +180,33 @@ class _WholeBatches:
     ) -> None:
         self.augment = BatchAugment(recipe, preprocessing, device)
         self.steps, self.device = steps, device
-        self.stand_ins = pictures.next_readable()
         self.images = pictures.on(device)
         self.labels = torch.tensor(pictures.labels)
 
-    def epoch(self, epoch: int, first_step: int) -> Iterator[tuple[Tensor, Tensor, dict[str, str]]]:
+    def epoch(self, epoch: int, first_step: int) -> Iterator[Item]:
         draws = self.augment.draws(len(self.images), epoch)
         for indices in self.steps.indices(epoch, first_step):
-            shown = self.stand_ins[indices]
-            images = self.images.index_select(0, shown.to(self.images.device))
-            if images.device != self.device:
-                images = images.pin_memory() if self.device.type == "cuda" else images
-                images = images.to(self.device, non_blocking=True)
-            targets = self.labels[shown].to(self.device, non_blocking=True)
-            yield self.augment(images, draws.of(indices, self.device)), targets, {}
+            images = pictures_of(self.images, indices, self.device)
+            yield self.augment(images, draws.of(indices, self.device)), self.labels[indices], {}
+
+    def close(self) -> None:
+        pass
+
+
+class _PictureByPicture:
+    """Batches from pictures that are augmented one by one, by worker processes if there are any."""
+
+    def __init__(self, batches: TrainBatches, steps: Steps, workers: int, device: torch.device) -> None:
+        self.steps = steps
+        workers = min(workers, len(steps))
+        self.reader = BatchReader(batches, steps, workers=workers, device=device, persistent=True)
+
+    def epoch(self, epoch: int, first_step: int) -> Iterator[Item]:
+        self.steps.epoch, self.steps.first_step = epoch, first_step
+        yield from self.reader
+
+    def close(self) -> None:
+        self.reader.close()
 
 
 def measure_loader(loader: TrainLoader, seconds: float = 5.0) -> float:

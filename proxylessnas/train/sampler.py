@@ -47,10 +47,10 @@ def order(n: int, seed: int, epoch: int) -> Tensor:
 class Steps:
     """The pictures of every optimiser step, for one process of several.
 
-    Step ``t`` of an epoch takes the pictures ``[t * batch_size, (t + 1) * batch_size)`` of the epoch's order,
-    and process ``rank`` of ``world`` the ``rank``-th part of them; what is left at the end of an epoch is left
-    out. As the batch sampler of a ``DataLoader`` it yields the batches of one epoch, each a list of
-    ``(epoch, picture)``: this is how the epoch gets to worker processes that outlive it.
+    Step ``t`` of an epoch takes pictures ``[t * batch_size, (t + 1) * batch_size)`` of the epoch's order, and
+    process ``rank`` of ``world`` the ``rank``-th part of them; what does not fill a batch is left out. As the
+    sampler of a ``DataLoader`` it yields the batches of one epoch, each a list of ``(epoch, picture)``: this
+    is how the epoch gets to worker processes that outlive it.
 
     Attributes:
         epoch: the epoch to iterate over.

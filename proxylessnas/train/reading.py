@@ -1,0 +1,204 @@
+"""Batches read picture by picture, in this process or in worker processes."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import signal
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError, ImageError
+from ..evaluate import _ignore_interrupt, one_thread
+from .sampler import PICTURE, mix64
+from .seeding import keep_random_state, seed_everything
+
+if TYPE_CHECKING:
+    from .pictures import Pictures
+
+_PATIENCE_S = 60  # in which the main process has to end a step after a SIGTERM to all
+
+Transform = Callable[[Tensor], Tensor]
+
+#: Inputs (None if no picture could be read), targets, and name to reason of the unreadable pictures.
+Item = tuple[Tensor | None, Tensor, dict[str, str]]
+
+
+class TrainBatches:
+    """A dataset whose items are whole batches: ``[(epoch, picture), ...]`` to inputs and targets.
+
+    Every picture is read and augmented from random numbers of its own, which follow from the seed, the epoch
+    and its index. In place of one that cannot be read stands the next readable one.
+    """
+
+    def __init__(self, pictures: Pictures, transform: Transform, seed: int) -> None:
+        self.pictures, self.transform, self.seed = pictures, transform, seed
+
+    def __getitem__(self, places: Sequence[tuple[int, int]]) -> Item:
+        images, labels = [], []
+        reasons: dict[str, str] = {}
+        with keep_random_state():
+            for epoch, index in places:
+                seed_everything(mix64(self.seed, PICTURE, epoch, index))
+                image, label = self._readable(index, reasons)
+                images.append(self.transform(image))
+                labels.append(label)
+        return _stacked(images), torch.tensor(labels), reasons
+
+    def _readable(self, index: int, reasons: dict[str, str]) -> tuple[Tensor, int]:
+        n = len(self.pictures)
+        for k in range(n):
+            i = (index + k) % n
+            try:
+                return self.pictures.read(i), int(self.pictures.labels[i])
+            except ImageError as e:
+                reasons[self.pictures.name(i)] = str(e)
+        raise DataError(f"none of {n} training pictures can be read; {next(iter(reasons.values()))}")
+
+
+class EvalBatches:
+    """A dataset whose items are whole batches: ``[picture, ...]`` to inputs and targets.
+
+    Pictures that cannot be read are left out.
+    """
+
+    def __init__(self, pictures: Pictures, transform: Transform) -> None:
+        self.pictures, self.transform = pictures, transform
+
+    def __getitem__(self, indices: Sequence[int]) -> Item:
+        images, labels = [], []
+        reasons: dict[str, str] = {}
+        with keep_random_state():
+            for i in indices:
+                try:
+                    image = self.pictures.read(i)
+                except ImageError as e:
+                    reasons[self.pictures.name(i)] = str(e)
+                    continue
+                images.append(self.transform(image))
+                labels.append(int(self.pictures.labels[i]))
+        return _stacked(images) if images else None, torch.tensor(labels), reasons
+
+
+class BatchReader:
+    """Passes over batches, made ahead by worker processes (a ``DataLoader``) or, without any, when asked for.
+
+    One pass at a time: the next one ends the one before.
+
+    Args:
+        batches: makes a batch.
+        sampler: says, for each pass, which pictures each batch holds.
+        workers: processes; 0 reads in this one.
+        device: where the batches go; for a GPU they are put into pinned memory.
+        persistent: keep the worker processes from one pass to the next.
+    """
+
+    def __init__(
+        self,
+        batches: TrainBatches | EvalBatches,
+        sampler: Iterable[Any],
+        *,
+        workers: int,
+        device: torch.device,
+        persistent: bool = False,
+    ) -> None:
+        self.batches, self.sampler, self.workers = batches, sampler, workers
+        self.pin_memory, self.persistent = device.type == "cuda", persistent and workers > 0
+        self._loader: Any = None
+        self._items: Any = None
+
+    def __iter__(self) -> Iterator[Item]:
+        """Yield the batches of one pass.
+
+        Raises:
+            DataError: a worker process died.
+        """
+        from torch.utils.data import DataLoader
+
+        if self._loader is None:
+            self._loader = DataLoader(
+                self.batches,  # type: ignore[arg-type]  # any class with __getitem__ will do
+                batch_size=None,
+                sampler=self.sampler,
+                num_workers=self.workers,
+                collate_fn=_unchanged,
+                pin_memory=self.pin_memory,
+                worker_init_fn=_start_worker if self.workers else None,
+                persistent_workers=self.persistent,
+            )
+        # Workers have one thread anyway; here more than one would get in the way of the training step's.
+        alone: Callable[[], contextlib.AbstractContextManager[None]] = (
+            contextlib.nullcontext if self.workers else one_thread
+        )
+        try:
+            items = self._items = iter(self._loader)
+            if self.workers:
+                _RUNNING.add(items)
+            while True:
+                with alone():
+                    item = next(items, None)
+                if item is None:
+                    return
+                yield item
+        except RuntimeError as e:
+            if "DataLoader worker" in str(e):
+                self.close()
+                why = "too little memory, or too small a /dev/shm?"
+                raise DataError(f"a process that reads pictures died ({why}); try 0 workers") from e
+            raise
+
+    def close(self) -> None:
+        """End the worker processes; the next pass starts new ones."""
+        if self.workers and self._items is not None:
+            _end_workers(self._items)
+        self._loader = self._items = None
+
+
+def _stacked(images: Sequence[Tensor]) -> Tensor:
+    """Return pictures [C, H, W] as one batch [B, C, H, W] in channels-last layout."""
+    first = images[0]
+    batch = first.new_empty(len(images), *first.shape[1:], first.shape[0])
+    for place, image in zip(batch, images, strict=True):
+        place.copy_(image.permute(1, 2, 0))
+    return batch.permute(0, 3, 1, 2)
+
+
+def _unchanged(item: Any) -> Any:
+    return item
+
+
+def _start_worker(worker: int) -> None:
+    _ignore_interrupt(worker)
+    signal.signal(signal.SIGTERM, _pass_over_once)
+
+
+def _pass_over_once(number: int, frame: FrameType | None) -> None:
+    # A job scheduler sends SIGTERM to every process; the main one still has to end its step and save, for
+    # which this one must live. The next one comes from the main process, and ends this one.
+    signal.signal(number, signal.SIG_DFL)
+    if hasattr(signal, "alarm"):
+        signal.alarm(_PATIENCE_S)
+
+
+# Passes with worker processes. When Python exits, it sends each worker that is left one SIGTERM and waits for
+# it to end, which the first SIGTERM does not do: the workers must have gone by then.
+_RUNNING: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def _end_workers(items: Any) -> None:
+    end = getattr(
+        items, "_shutdown_workers", None
+    )  # not public; what a DataLoader's iterator does when freed
+    if end is not None:
+        end()
+
+
+@atexit.register
+def _end_all_workers() -> None:
+    for items in list(_RUNNING):
+        _end_workers(items)
