@@ -21,7 +21,8 @@ PIP = ["pip", "--disable-pip-version-check"]
 USE_IT = """
 import json, sys
 import proxylessnas
-from proxylessnas import categories
+from proxylessnas import categories, digits
+assert len(digits.load_digits()[0]) == 1797
 names = proxylessnas.list_models()
 for name in names:
     net = proxylessnas.create_model(name)
@@ -104,7 +105,9 @@ def test_wheel_contents(built: Built) -> None:
     }
     assert modules <= names
     assert manifest == (built.tree / "weights_manifest.json").read_bytes()
-    assert {"proxylessnas/data/imagenet_classes.tsv", "proxylessnas/py.typed"} <= names
+    data = {name for name in _files(built.tree) if name.startswith("proxylessnas/data/")}
+    assert {"proxylessnas/data/imagenet_classes.tsv", "proxylessnas/data/digits.safetensors"} <= data
+    assert data | {"proxylessnas/py.typed"} <= names
     assert {name.split("/")[0].split("-")[0] for name in names} == {"proxylessnas"}, "no tests, no hubconf"
     assert any(name.endswith("LICENSE") for name in names)
     assert f"Version: {_version(built.tree)}" in text
@@ -127,7 +130,8 @@ def test_sdist_contents(built: Built) -> None:
         names = {name.partition("/")[2] for name in sdist.getnames()}
     expected = {"weights_manifest.json", "hubconf.py", "_build/backend.py", "LICENSE", "CITATION.cff"}
     expected |= {"Makefile", ".ci/run", "tests/conftest.py", "tests/offline/sitecustomize.py"}
-    expected |= {"examples/photos/cat.jpg", "examples/photos/README.md"}
+    expected |= {"examples/photos/cat.jpg", "examples/photos/README.md", "examples/photos/cifar10/dog.jpg"}
+    expected |= {"proxylessnas/data/digits.safetensors", "proxylessnas/data/README.md"}
     assert expected <= names
     assert "proxylessnas/weights_manifest.json" not in names
     assert not [name for name in names if name.endswith(".pyc")]
@@ -162,7 +166,7 @@ def test_installed_outside_the_repository(built: Built, tmp_path: Path, kind: st
     done = json.loads(run([python, "-c", USE_IT], cwd=elsewhere).stdout)
     assert Path(done["file"]).is_relative_to(tmp_path / "environment")
     assert done["version"] == _version(built.tree)
-    assert len(done["names"]) == 7
+    assert len(done["names"]) == 8
     assert set(done["input_size"]) == set(done["names"])
     assert done["input_size"]["proxyless_w025_r112"] == 112
     assert done["classes"] == [1000, 10]

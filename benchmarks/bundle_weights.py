@@ -1,0 +1,160 @@
+"""Put a trained net into the package: half precision, measured, with its record in the manifest.
+
+    python benchmarks/bundle_weights.py runs/demo --test cifar10/test --command "proxylessnas train ..."
+        --data "CIFAR-10, ..." --data-file cifar10.tar.xz --machine "2 cores of ..." --commit ID
+
+`runs/demo` is the folder of the run. Its weights go to `proxylessnas/data/`, its recipe and its table of
+epochs to `benchmarks/training/`, and everything that can be measured to `weights_manifest.json`: the accuracy
+on the test pictures is that of the very file that is shipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import hashlib
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+
+from proxylessnas import create_model, profile, save_weights  # noqa: E402
+from proxylessnas.bundled import FOLDER  # noqa: E402
+from proxylessnas.categories import categories  # noqa: E402
+from proxylessnas.datasets import labelled_images  # noqa: E402
+from proxylessnas.evaluate import evaluate  # noqa: E402
+from proxylessnas.filesystem import write_atomically  # noqa: E402
+from proxylessnas.manifest import read_manifest  # noqa: E402
+from proxylessnas.published import PUBLISHED  # noqa: E402
+
+MANIFEST = ROOT / "weights_manifest.json"
+MOST_BYTES = 2_000_000
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = parse(arguments)
+    document = json.loads(MANIFEST.read_text(encoding="utf-8"))
+    entry = document["weights"][args.name]
+    path = FOLDER / entry["filename"]
+    sizes = write_half(args.run / "model.safetensors", path, args.name, entry)
+    entry.update(sizes)
+    print(f"{path.relative_to(ROOT)}: {entry['size']:,} bytes, {entry['params']:,} parameters")
+    entry["metrics"] = measure(path, args.test, args.data)
+    entry["training"] = record(args)
+    text = json.dumps(document, indent=2, ensure_ascii=False)
+    # Lists of numbers on one line, as they are written by hand.
+    text = re.sub(r"\[\s+([-+.\deE,\s]+?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text)
+    write_atomically(MANIFEST, (text + "\n").encode())
+    read_manifest(MANIFEST)[args.name].verify()
+    print(
+        f"top-1 {entry['metrics']['top1']} %, top-5 {entry['metrics']['top5']} %; the manifest is up to date"
+    )
+    return 0
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Put a trained net into the package.")
+    parser.add_argument("run", type=Path, help="the folder of the training run")
+    parser.add_argument("--name", default="proxyless_cifar10_demo", help="entry of the manifest")
+    parser.add_argument("--test", type=Path, required=True, help="folder of test pictures, a folder a class")
+    parser.add_argument("--command", required=True, help="the exact command of the run")
+    parser.add_argument("--data", required=True, help="what it was trained on, in words")
+    parser.add_argument(
+        "--data-file", type=Path, required=True, help="the data's archive, to take its digest"
+    )
+    parser.add_argument("--machine", required=True, help="what the run took place on")
+    parser.add_argument("--commit", required=True, help="git's id of the source that was run")
+    parser.add_argument("--versions", default=versions(), help="default: those of this environment")
+    return parser.parse_args(arguments)
+
+
+def versions() -> str:
+    import torchvision
+
+    python = ".".join(map(str, sys.version_info[:3]))
+    return f"python {python}, torch {torch.__version__}, torchvision {torchvision.__version__}"
+
+
+def write_half(source: Path, path: Path, name: str, entry: dict[str, Any]) -> dict[str, Any]:
+    """Write the net in half precision; return what the manifest says of its size and input."""
+    model = create_model(source).eval()
+    known = PUBLISHED[name]
+    if dataclasses.replace(model.arch, name=name) != known:
+        raise SystemExit(f"error: the net of {source} is not that of published.py:\n{model.arch}\n{known}")
+    names = categories(entry["dataset"])
+    if model.categories not in ((), names):
+        raise SystemExit(f"error: the classes of {source} are {model.categories}, wanted {names}")
+    if model.preprocessing is None:
+        raise SystemExit(f"error: {source} does not say how its pictures are prepared")
+    model.half()
+    if not all(bool(t.isfinite().all()) for t in model.state_dict().values()):
+        raise SystemExit("error: a value is too large for half precision")
+    save_weights(model, path, {"license": entry["license"]}, categories=names)
+    data = path.read_bytes()
+    if len(data) > MOST_BYTES:
+        raise SystemExit(f"error: {len(data):,} bytes; at most {MOST_BYTES:,} are shipped in the package")
+    side = model.preprocessing.input_size
+    counted = profile(create_model(path).eval(), (3, side, side))
+    preprocessing = model.preprocessing.to_dict()
+    return {
+        **{key: preprocessing[key] for key in ("input_size", "resize", "mean", "std", "interpolation")},
+        "params": counted.params,
+        "macs": counted.macs,
+        "size": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+
+
+def measure(path: Path, test: Path, data: str) -> dict[str, Any]:
+    """Return the accuracy of a file on a folder of pictures, as the manifest says it."""
+    model = create_model(path)
+    pictures = labelled_images(test, model.num_classes, names=model.categories)
+    found = evaluate(model, pictures.samples, model.preprocessing.build(), batch_size=100)
+    if found.unreadable:
+        raise SystemExit("error: unreadable test pictures: " + "; ".join(found.unreadable[:5]))
+    return {
+        "top1": round(found.top1, 2),
+        "top5": round(found.top5, 2),
+        "status": "measured",
+        "source": f"measured with the file in the package on {found.n:,} test pictures of {data}",
+    }
+
+
+def record(args: argparse.Namespace) -> dict[str, Any]:
+    """Return how the weights were made, and keep the recipe and the table of epochs."""
+    kept = ROOT / "benchmarks" / "training"
+    kept.mkdir(exist_ok=True)
+    recipe, table = kept / f"{args.name}.toml", kept / f"{args.name}.csv"
+    shutil.copyfile(args.run / "recipe.toml", recipe)
+    shutil.copyfile(args.run / "epochs.csv", table)
+    with table.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    seed = re.search(r"^seed\s*=\s*(\d+)", recipe.read_text(encoding="utf-8"), re.MULTILINE)
+    result = json.loads((args.run / "result.json").read_text(encoding="utf-8"))
+    last = (args.run / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1]
+    print(f"{len(rows)} epochs in {table.relative_to(ROOT)}")
+    return {
+        "command": args.command,
+        "recipe": recipe.relative_to(ROOT).as_posix(),
+        "seed": int(seed[1]) if seed else 0,
+        "data": args.data,
+        "data_sha256": hashlib.sha256(args.data_file.read_bytes()).hexdigest(),
+        "log": table.relative_to(ROOT).as_posix(),
+        "date": json.loads(last)["time"][:10],
+        "minutes": round(result["seconds"] / 60, 1),
+        "machine": args.machine,
+        "versions": args.versions,
+        "commit": args.commit,
+    }
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
