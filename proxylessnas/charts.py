@@ -95,7 +95,8 @@ def confusion_png(confusion: Confusion, names: Sequence[str], path: str | os.Pat
 
     A row holds the pictures of one class. The colour of a cell is its share of the row, so that classes with
     few pictures show as well as others, on a scale that spreads small shares, the mistakes.
-    Counts are written into the cells of up to 25 classes. Beyond 1000 classes, neighbours share a cell.
+    Counts are written into the cells of up to 25 classes. Classes without pictures that were never predicted
+    are left out; beyond 1000 classes, neighbours share a cell.
 
     Args:
         confusion: pictures by [true class, predicted class].
@@ -108,7 +109,9 @@ def confusion_png(confusion: Confusion, names: Sequence[str], path: str | os.Pat
         OSError: the file cannot be written.
     """
     require_matplotlib()
-    counts, n = _square(confusion, names), len(names)
+    counts = _square(confusion, names)
+    seen = ((counts.sum(0) + counts.sum(1)) > 0).nonzero().flatten().tolist() or list(range(len(names)))
+    counts, n, left_out = counts[seen][:, seen], len(seen), len(names) - len(seen)
     total, right = int(counts.sum()), int(counts.diagonal().sum())
     group = -(-n // _CELLS)
     counts = _grouped(counts, group)
@@ -118,13 +121,16 @@ def confusion_png(confusion: Confusion, names: Sequence[str], path: str | os.Pat
     with _figure(path, side + 2.6, side + 1.4, dpi=150 if n <= 500 else 220) as figure:
         axes = figure.add_subplot()
         _draw_shares(figure, axes, share, lines=with_numbers)
-        _name_classes(axes, names, group)
+        _name_classes(axes, [names[i] for i in seen], seen, group)
         if with_numbers:
             _write_counts(axes, counts, share)
         accuracy = f" ({100 * right / total:.2f} %)" if total else ""
         axes.set_title(f"{right:,} of {total:,} pictures right{accuracy}", loc="left", pad=19, fontsize=13)
-        absent = "; grey rows: no pictures" if bool(share.isnan().any()) else ""
-        _above(axes, f"numbers of pictures{absent}" if with_numbers else absent.removeprefix("; "))
+        absent = bool(share.isnan().any())
+        notes = ["numbers of pictures"] * with_numbers + ["grey rows: no pictures"] * absent
+        if left_out:
+            notes.append(f"left out: {left_out:,} of {len(names):,} classes, without pictures or predictions")
+        _above(axes, "; ".join(notes))
 
 
 def curves_png(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
@@ -197,16 +203,16 @@ def _draw_shares(figure: Any, axes: Any, share: Tensor, *, lines: bool) -> None:
         axes.set(xlim=(-0.5, end), ylim=(end, -0.5))
 
 
-def _name_classes(axes: Any, names: Sequence[str], group: int) -> None:
+def _name_classes(axes: Any, names: Sequence[str], numbers: Sequence[int], group: int) -> None:
     """Label both axes: with all names if there is room, else with a few and their numbers."""
     n = len(names)
     step = 1 if n <= _NAMES_UP_TO else _round_step(n / _TICKS)
     shown = range(0, n, step)
     places = [(i + 0.5) / group - 0.5 for i in shown]
-    texts = [_short(names[i]) if step == 1 else f"{_short(names[i])}  {i}" for i in shown]
+    texts = [_short(names[i]) if step == 1 else f"{_short(names[i])}  {numbers[i]}" for i in shown]
     font = {"fontsize": 10 if n <= _NUMBERS_UP_TO else 8, "parse_math": False}
     axes.set_yticks(places, texts, **font)
-    axes.set_xticks(places, texts if step == 1 else [str(i) for i in shown], **font)
+    axes.set_xticks(places, texts if step == 1 else [str(numbers[i]) for i in shown], **font)
     if step == 1 and max(map(len, texts)) > 4:
         slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
         for label in axes.get_xticklabels():

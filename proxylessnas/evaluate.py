@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .datasets import ImageDataset
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-_Batch = tuple[Any, Any, list[str]]
+    from .metrics import Metrics
+
+#: Inputs [B, 3, H, W] and class indices [B], or None for both; reasons of what could not be read.
+Batch = tuple[Any, Any, list[str]]
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,8 @@ class Evaluation:
         top5_correct: pictures whose five best classes hold the right one.
         unreadable: one line a picture that could not be read: file name and reason.
         seconds: wall-clock time for reading and classifying, without start-up.
+        metrics: loss, calibration and confusion; None while the pictures are still being classified, and
+            where none could be read.
     """
 
     n: int
@@ -36,6 +42,7 @@ class Evaluation:
     top5_correct: int
     unreadable: tuple[str, ...]
     seconds: float
+    metrics: Metrics | None = field(default=None, compare=False, repr=False)
 
     @property
     def top1(self) -> float:
@@ -46,6 +53,27 @@ class Evaluation:
     def top5(self) -> float:
         """Top-5 accuracy in percent of ``n``."""
         return 100 * self.top5_correct / self.n if self.n else 0.0
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy in nats; NaN without :attr:`metrics`."""
+        return self.metrics.loss if self.metrics is not None else float("nan")
+
+    @property
+    def ece(self) -> float:
+        """Expected calibration error in percent (:attr:`Metrics.ece`); NaN without :attr:`metrics`."""
+        return self.metrics.ece if self.metrics is not None else float("nan")
+
+    @property
+    def confusion(self) -> list[list[int]]:
+        """Pictures by [true class][predicted class]; empty without :attr:`metrics`."""
+        return self.metrics.confusion.tolist() if self.metrics is not None else []
+
+    @property
+    def per_class(self) -> list[float | None]:
+        """Top-1 accuracy on each class's pictures in percent, None where there are none."""
+        values = self.metrics.per_class.tolist() if self.metrics is not None else []
+        return [None if math.isnan(value) else value for value in values]
 
     @property
     def images_per_second(self) -> float:
@@ -81,27 +109,59 @@ def evaluate(
         DataError: no samples, or a worker process died.
         WeightsCorruptError: the net's output is not finite.
     """
-    import torch
-
     if not samples:
         raise DataError("no pictures to evaluate on")
-    n = right1 = right5 = 0
+    batches = read_batches(samples, transform, batch_size, workers)
+    return evaluate_batches(model, batches, device=device, progress=progress)
+
+
+def evaluate_batches(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    device: str | torch.device = "cpu",
+    progress: Callable[[Evaluation], None] | None = None,
+) -> Evaluation:
+    """Return the accuracy of a net on batches of labelled pictures, wherever these come from.
+
+    Args:
+        model: see :func:`evaluate`.
+        batches: each is (inputs [B, 3, H, W], class indices [B], reasons of what could not be read); the
+            first two are None where nothing could be.
+        device: where the net runs.
+        progress: called after each batch with the result so far.
+
+    Raises:
+        DataError: a class index is no output of the net.
+        WeightsCorruptError: the net's output is not finite.
+    """
+    import torch
+
+    from .metrics import Metrics
+
+    n = 0
+    metrics: Metrics | None = None
     unreadable: list[str] = []
     model.to(device).to(memory_format=torch.channels_last)
     start = time.perf_counter()
+
+    def result(metrics: Metrics | None, done: bool) -> Evaluation:
+        right = (metrics.top1_correct, metrics.top5_correct) if metrics is not None else (0, 0)
+        seconds = time.perf_counter() - start
+        return Evaluation(n, *right, tuple(unreadable), seconds, metrics if done else None)
+
     with evaluation_mode(model):
-        for inputs, targets, reasons in _batches(samples, transform, batch_size, workers):
+        for inputs, targets, reasons in batches:
             unreadable += reasons
             if inputs is not None:
-                targets = targets.to(device)
                 logits = _logits(model, inputs.to(device, memory_format=torch.channels_last))
-                hits = logits.topk(min(5, logits.shape[1])).indices == targets[:, None]
+                if metrics is None:
+                    metrics = Metrics(logits.shape[1], device=logits.device)
+                metrics.add(logits, targets)
                 n += len(targets)
-                right1 += int(hits[:, 0].sum())
-                right5 += int(hits.sum())
             if progress is not None:
-                progress(Evaluation(n, right1, right5, tuple(unreadable), time.perf_counter() - start))
-    return Evaluation(n, right1, right5, tuple(unreadable), time.perf_counter() - start)
+                progress(result(metrics, done=False))
+    return result(metrics, done=True)
 
 
 @contextlib.contextmanager
@@ -160,9 +220,14 @@ def _logits(model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     return logits
 
 
-def _batches(
+def read_batches(
     samples: Sequence[tuple[str, int]], transform: Callable[[Any], Any], batch_size: int, workers: int
-) -> Iterator[_Batch]:
+) -> Iterator[Batch]:
+    """Yield batches of pictures from files, in order; see :func:`evaluate`.
+
+    Raises:
+        DataError: a worker process died.
+    """
     from torch.utils.data import DataLoader
 
     loader: Any = DataLoader(
@@ -187,7 +252,7 @@ def _batches(
         raise
 
 
-def _collate(items: list[tuple[Any, int, str]]) -> _Batch:
+def _collate(items: list[tuple[Any, int, str]]) -> Batch:
     """Stack what could be read; pass on the reasons of what could not."""
     import torch
 

@@ -65,13 +65,20 @@ def test_a_diagonal(tmp_path: Path, n: int) -> None:
 
 
 @needs_matplotlib
-def test_absent_classes_are_grey_rows(tmp_path: Path) -> None:
+def test_absent_classes_are_grey_rows_or_left_out(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     counts = identity(30)
     counts[:15] = 0
+    counts[20, :15] = 1  # the absent classes are predicted, though
     confusion_png(counts, [str(i) for i in range(30)], path)
     assert 0.3 < share_of(path, GREY) < 0.5
-    confusion_png(torch.zeros(3, 3, dtype=torch.long), ["a", "b", "c"], path)
+    names = [str(i) for i in range(1000)]
+    few = torch.zeros(1000, 1000, dtype=torch.long)
+    few[500:510, 500:510] = identity(10)
+    confusion_png(few, names, path)
+    assert share_of(path, GREY) < 0.01
+    assert share_of(path, DARK) > 0.04
+    confusion_png(0 * few, names, path)
     assert share_of(path, GREY) > 0.4
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +23,7 @@ import torch
 from PIL import Image
 
 from proxylessnas import Arch, create_model, get_weights, list_models, save_weights
-from proxylessnas.categories import wnids
+from proxylessnas.categories import categories, unique, wnids
 from proxylessnas.cli import main, verbs
 from proxylessnas.evaluate import top_classes
 from proxylessnas.images import load_image
@@ -546,7 +550,158 @@ def test_eval(run: Run, files: Path, classified: Path, workers: int) -> None:
     assert d["preprocessing"] == SMALL.to_dict()
     shown = run(*words).out
     assert "top-1      75.00 %  (15 of 20)" in shown
+    assert f"ece        {d['ece']:.2f} %  (calibration" in shown
+    assert f"loss       {d['loss']:.4f}  (cross" in shown
     assert str(SMALL) in shown
+
+
+def test_eval_by_class(run: Run, files: Path, classified: Path, tmp_path: Path) -> None:
+    """All of it from the same matrix: the JSON, the table on the screen and the file."""
+    words = ("eval", files / "mine.safetensors", classified)
+    d = run(*words, "--json", "--confusion", tmp_path / "c.csv").json
+    labels = unique(categories(), wnids())
+    by_class: dict[str, list[str]] = {}
+    for i in range(20):
+        folder = next(classified.glob(f"*/{i}.png")).parent.name
+        best = expected(files, SMALL, f"{i}.png", 1)[0][0]
+        by_class.setdefault(labels[wnids().index(folder)], []).append(labels[best])
+    assert d["confusion"] == {name: dict(Counter(taken)) for name, taken in by_class.items()}
+    assert len(d["per_class"]) == d["classes"] == len(by_class)
+    for c in d["per_class"]:
+        taken = by_class[c["name"]]
+        assert (c["n"], c["correct"]) == (len(taken), taken.count(c["name"]))
+        assert labels[c["index"]] == c["name"]
+        assert c["top1"] == pytest.approx(100 * c["correct"] / c["n"], abs=1e-4)
+        wrong = Counter(name for name in taken if name != c["name"])
+        if wrong:
+            assert c["taken_for"]["n"] == max(wrong.values()) == wrong[c["taken_for"]["name"]]
+        else:
+            assert c["taken_for"] is None
+    with open(tmp_path / "c.csv", encoding="utf-8", newline="") as file:
+        head, *rows = csv.reader(file)
+    assert tuple(head[1:]) == tuple(row[0] for row in rows) == labels
+    found = {
+        row[0]: {name: int(n) for name, n in zip(labels, row[1:], strict=True) if int(n)} for row in rows
+    }
+    assert {name: row for name, row in found.items() if row} == d["confusion"]
+
+    shown = run(*words, "--per-class").out
+    lines = shown[shown.index("\nclass ") :].splitlines()[2:]
+    assert len(lines) == len(by_class)
+    shares = [float(re.search(r"([\d.]+) %", line)[1]) for line in lines]  # type: ignore[index]
+    assert shares == sorted(shares)
+    assert shares[0] < 100
+    assert lines[-1].endswith("100.00 %  -")
+    assert "per_class" not in run(*words).out
+
+
+def test_eval_draws_the_confusion(run: Run, files: Path, classified: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    result = run("eval", files / "mine.safetensors", classified, "--confusion", tmp_path / "c.PNG")
+    assert (result.code, result.err) == (0, "")
+    with Image.open(tmp_path / "c.PNG") as image:
+        assert min(image.size) > 500
+    assert list(tmp_path.iterdir()) == [tmp_path / "c.PNG"]
+
+
+@pytest.mark.parametrize(
+    ("file", "code", "message"),
+    [
+        ("c.txt", 2, "--confusion writes a .csv or a .png file, not "),
+        ("nowhere/c.csv", 1, "there is no folder"),
+        ("folder.csv", 1, "is a folder"),
+    ],
+)
+def test_eval_checks_where_it_will_write(
+    run: Run, classified: Path, tmp_path: Path, file: str, code: int, message: str
+) -> None:
+    (tmp_path / "folder.csv").mkdir()
+    result = run("eval", "proxyless_cpu", classified, "--confusion", tmp_path / file)
+    assert (result.code, result.out) == (code, "")
+    assert message in result.err  # not that these weights cannot be had
+
+
+def test_eval_without_matplotlib(
+    run: Run, files: Path, classified: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    result = run("eval", "proxyless_cpu", classified, "--confusion", tmp_path / "c.png")
+    assert (result.code, result.out) == (1, "")
+    assert "pip install 'proxylessnas[train]'" in result.err
+    words = ("eval", files / "mine.safetensors", classified, "--confusion", tmp_path / "c.csv")
+    assert run(*words).code == 0
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a limit on the size of files")
+def test_eval_on_a_full_disk_still_says_what_it_found(files: Path, classified: Path, tmp_path: Path) -> None:
+    words = ["eval", files / "mine.safetensors", classified, "--json", "--confusion", tmp_path / "c.csv"]
+    line = " ".join(shlex.quote(str(word)) for word in [sys.executable, "-m", "proxylessnas", *words])
+    limited = f"trap '' XFSZ; ulimit -f 100; {line}"  # blocks of 1 KiB (or of 512 bytes); the table has 2 MB
+    done = subprocess.run(["bash", "-c", limited], cwd=REPO, capture_output=True, text=True, check=False)
+    assert (done.returncode, json.loads(done.stdout)["n"]) == (1, 20), done.stderr
+    assert done.stderr == f"error: {tmp_path / 'c.csv'}: cannot be written (File too large)\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_eval_of_a_data_set_by_name(run: Run, files: Path, tmp_path: Path) -> None:
+    """The classes are matched by name, in whatever order the net has them."""
+    result = run("eval", files / "ten.safetensors", "digits", "--json")
+    assert result.code == 0, result.err
+    plain = result.json
+    assert 170 < plain["n"] < 190
+    assert (plain["labels_from"], plain["classes"]) == ("data set", 10)
+    assert "held out" in result.err
+    assert "note: the net's classes have no names" in result.err
+
+    model = create_model(files / "ten.safetensors")
+    with torch.no_grad():
+        for value in (model.classifier.linear.weight, model.classifier.linear.bias):
+            value.copy_(value.flip(0))
+    model.preprocessing, model.categories = SMALL, tuple("9876543210")
+    save_weights(model, tmp_path / "backwards.safetensors")
+    again = run("eval", tmp_path / "backwards.safetensors", "Digits", "--json")
+    assert again.json["confusion"] == plain["confusion"]
+    assert again.json["loss"] == pytest.approx(plain["loss"], rel=1e-5)
+    assert "no names" not in again.err
+    limited = run("eval", tmp_path / "backwards.safetensors", "digits", "--json", "--limit", 50).json
+    assert limited["n"] == 50
+
+    refused = run("eval", files / "mine.safetensors", "digits")
+    assert refused.code == 1
+    model.categories = tuple("abcdefghij")
+    save_weights(model, tmp_path / "letters.safetensors")
+    refused = run("eval", tmp_path / "letters.safetensors", "digits")
+    assert "its classes are not those of the net, whose 10 classes (a, b, c, ...) have no 0, 1" in refused.err
+    assert run("eval", files / "ten.safetensors", "digits", "--labels", "number").code == 2
+
+
+def test_a_folder_wins_over_a_data_set(
+    run: Run, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "digits" / "3").mkdir(parents=True)
+    shutil.copy(files / "0.png", tmp_path / "digits" / "3")
+    monkeypatch.chdir(tmp_path)
+    d = run("eval", files / "ten.safetensors", "digits", "--json").json
+    assert (d["n"], d["labels_from"]) == (1, "number")
+
+
+def test_data_sets_are_not_fetched_offline(
+    run: Run, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PROXYLESSNAS_OFFLINE", "1")
+    result = run("eval", files / "ten.safetensors", f"cifar10:{tmp_path}")
+    assert result.code == 1
+    assert "cifar10 is not in" in result.err
+
+
+def test_classes_without_names_are_called_like_their_folders(run: Run, files: Path, tmp_path: Path) -> None:
+    for name in "abcdefghij":
+        (tmp_path / f"{name}x").mkdir()
+        shutil.copy(files / "0.png", tmp_path / f"{name}x")
+    d = run("eval", files / "ten.safetensors", tmp_path, "--json").json
+    assert [c["name"] for c in d["per_class"]] == [f"{name}x" for name in "abcdefghij"]
 
 
 def test_eval_of_a_part(run: Run, files: Path, classified: Path) -> None:
@@ -583,7 +738,7 @@ def test_eval_by_number_and_position(run: Run, files: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["nowhere"], 1, "nowhere: no such folder"),
+        (["nowhere"], 1, "nowhere: no such folder; data sets known by name are cifar10, "),
         (["{files}/0.png"], 1, "is a file; a folder of pictures is expected"),
         (["{empty}"], 1, "the folder is empty"),
         (["{files}"], 1, "each file name must hold a wnid"),
@@ -647,6 +802,7 @@ def test_real_accuracy(run: Run, shared_data: Path, by_wnid: Path) -> None:
     for folder in (by_wnid, shared_data / "imagenet_sample"):
         d = run("eval", REAL, folder, *options).json
         assert (d["n"], d["top1_correct"], d["top5_correct"]) == (200, 115, 153)
+        assert (d["loss"], d["ece"]) == (pytest.approx(1.8898, abs=0.002), pytest.approx(13.46, abs=0.2))
         assert d["weights"]["published"] == REAL
         assert d["weights"]["sha256"] == get_weights(REAL).sha256
     other = ["--mean", "0.485", "0.456", "0.406", "--std", "0.229", "0.224", "0.225"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from proxylessnas.errors import DataError, WeightsCorruptError
-from proxylessnas.evaluate import Evaluation, evaluate, top_classes
+from proxylessnas.evaluate import Evaluation, evaluate, evaluate_batches, top_classes
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +79,50 @@ def test_unreadable_pictures_are_named_and_left_out(samples: list[tuple[str, int
     result = evaluate(ByRed(), samples, to_tensor, batch_size=1, workers=workers)
     assert (result.n, result.top1_correct, result.top5_correct) == (5, 3, 4)
     assert [reason.split(": ")[0] for reason in result.unreadable] == [samples[1][0], samples[5][0]]
+
+
+@pytest.mark.parametrize(("batch_size", "workers"), [(1, 0), (3, 0), (100, 2)])
+def test_loss_calibration_and_confusion(
+    samples: list[tuple[str, int]], batch_size: int, workers: int
+) -> None:
+    seen: list[Evaluation] = []
+    result = evaluate(
+        ByRed(), samples, to_tensor, batch_size=batch_size, workers=workers, progress=seen.append
+    )
+    logits = -(torch.tensor([3.0, 3, 3, 3, 5, 5, 9])[:, None] - torch.arange(10)).abs()
+    probabilities = logits.double().softmax(1)
+    assert result.loss == pytest.approx(float(-probabilities[:, 3].log().mean()), rel=1e-5)
+    # Four right with the confidence of the middle, two wrong with the same bin's, one at the end.
+    confidence, bins = probabilities.amax(1), (probabilities.amax(1) * 15).ceil()
+    gaps = [
+        (torch.tensor([1.0] * 4 + [0.0] * 3, dtype=torch.float64) - confidence)[bins == b].sum().abs()
+        for b in bins.unique()
+    ]
+    assert result.ece == pytest.approx(100 * float(sum(gaps)) / 7, rel=1e-5)
+    assert result.confusion[3] == [0, 0, 0, 4, 0, 2, 0, 0, 0, 1]
+    assert sum(map(sum, result.confusion)) == 7
+    assert result.per_class == [None] * 3 + [pytest.approx(100 * 4 / 7)] + [None] * 6
+    assert math.isnan(seen[0].loss)  # not before the end
+    assert seen[0].confusion == seen[0].per_class == []
+
+
+def test_batches_from_elsewhere(samples: list[tuple[str, int]]) -> None:
+    inputs = torch.stack([to_tensor(Image.open(path)) for path, _ in samples])
+    batches = [
+        (inputs[:4], torch.full((4,), 3), []),
+        (None, None, ["gone"]),
+        (inputs[4:], torch.full((3,), 3), ["x"]),
+    ]
+    found, same = evaluate_batches(ByRed(), batches), evaluate(ByRed(), samples, to_tensor)
+    assert (found.n, found.top1_correct, found.top5_correct) == (7, 4, 6)
+    assert found.unreadable == ("gone", "x")
+    assert (found.confusion, found.loss) == (same.confusion, pytest.approx(same.loss))
+    assert evaluate_batches(ByRed(), [(None, None, ["gone"])]).n == 0
+
+
+def test_a_class_that_the_net_does_not_have(samples: list[tuple[str, int]]) -> None:
+    with pytest.raises(DataError, match="targets 3 to 10: the classes are 0 to 9"):
+        evaluate(ByRed(), [*samples, (samples[0][0], 10)], to_tensor)
 
 
 def test_nothing_to_count(samples: list[tuple[str, int]]) -> None:

@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
+from ._eval_data import EvalData, check_source, open_source
 from ._net import add_net_options, check_options, open_net, running
-from ._output import Progress, error, note, pairs, plural, print_json, printable
+from ._output import Progress, error, note, pairs, plural, print_json, printable, table
 from ._verb import UsageError, Verb
+
+if TYPE_CHECKING:
+    from ..evaluate import Evaluation
 
 _MANY = 500  # pictures from which on worker processes pay for their start
 
 
 class Eval(Verb):
-    """Measures top-1 and top-5 accuracy on a folder of pictures."""
+    """Measures accuracy and calibration on a folder of pictures or a known data set."""
 
     name = "eval"
     order = 60
     summary = "measure top-1 and top-5 accuracy on a folder of pictures"
     description = (
-        "Measure accuracy on DIR, which holds one folder of pictures a class. Folders are matched to the "
-        "net's classes by wnid (n01440764, also if only some of the 1000 are there), by class name, or by "
-        "number; if none of these fits, by sorted position, with a note. A folder without sub-folders will "
-        "do if the file names hold wnids. Pictures that cannot be read are named and left out, and the exit "
-        "code is 1."
+        "Measure accuracy on DATA: a folder with one folder of pictures a class, or the test part of a data "
+        "set known by name (cifar10, cifar100, fashion-mnist, digits). Folders are matched to the net's "
+        "classes by wnid (n01440764, also if only some of the 1000 are there), by class name, or by number; "
+        "if none of these fits, by sorted position, with a note. A folder without sub-folders will do if the "
+        "file names hold wnids. Pictures that cannot be read are named and left out, and the exit code is 1."
     )
     example = """\
   $ proxylessnas eval proxyless_w025_r112 photos
@@ -36,13 +42,30 @@ class Eval(Verb):
   pictures   200 of 200 classes (labels: wnid)
   top-1      57.50 %  (115 of 200)
   top-5      76.50 %  (153 of 200)
+  loss       1.8898  (cross-entropy, nats)
+  ece        13.46 %  (calibration error: confidence against accuracy)
   speed      260 pictures/s on cpu
+
+  which classes are bad, and what they are taken for:
+  $ proxylessnas eval runs/a/model.safetensors data/test --per-class --confusion c.png
 """
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the verb's arguments."""
         add_net_options(parser)
-        parser.add_argument("folder", metavar="DIR", help="the pictures, one folder a class")
+        parser.add_argument(
+            "data",
+            metavar="DATA",
+            help="a folder of pictures, one folder a class; or cifar10, cifar100, fashion-mnist, digits",
+        )
+        parser.add_argument(
+            "--per-class", action="store_true", help="list the classes, those with the lowest accuracy first"
+        )
+        parser.add_argument(
+            "--confusion",
+            metavar="FILE",
+            help="write which class was taken for which: a table (.csv) or a picture (.png)",
+        )
         parser.add_argument(
             "--batch-size", type=int, default=32, metavar="N", help="pictures at a time (default: 32)"
         )
@@ -61,7 +84,7 @@ class Eval(Verb):
             help="read folder names as class numbers, or take the folders in sorted order",
         )
         parser.add_argument("--quiet", action="store_true", help="no progress bar")
-        parser.add_argument("--json", action="store_true", help="print one JSON document")
+        parser.add_argument("--json", action="store_true", help="print one JSON document, which holds it all")
 
     def run(self, args: argparse.Namespace) -> int:
         """Evaluate and report."""
@@ -72,43 +95,28 @@ class Eval(Verb):
         if args.workers is not None and not 0 <= args.workers <= 256:
             raise UsageError(f"--workers must be 0 to 256, not {args.workers}")
         check_options(args)
-        if not os.path.isdir(args.folder):  # before anything is downloaded
-            what = (
-                "is a file; a folder of pictures is expected"
-                if os.path.exists(args.folder)
-                else "no such folder"
-            )
-            raise DataError(f"{args.folder}: {what}")
+        # Before anything is downloaded or computed:
+        if args.confusion is not None:
+            _check_output(args.confusion)
+        check_source(args.data, args.labels)
 
-        from ..datasets import labelled_images
-        from ..evaluate import evaluate
+        from ..evaluate import evaluate_batches
         from ..memory import keep_freed_pages
 
         keep_freed_pages()
         net = open_net(args)
-        pictures = labelled_images(
-            args.folder,
-            net.model.num_classes,
-            net.dataset,
-            names=net.model.categories,
-            labels=args.labels,
-        )
-        for text in pictures.notes:
+        data = open_source(args.data, net, labels=args.labels, limit=args.limit)
+        for text in data.notes:
             note(text)
-        if args.limit is not None:
-            pictures = pictures.limit(args.limit)
         workers = args.workers
         if workers is None:
-            workers = min(4, os.cpu_count() or 1) if len(pictures) >= _MANY else 0
-        progress = Progress(0 if args.quiet else len(pictures))
+            workers = min(4, os.cpu_count() or 1) if data.n >= _MANY else 0
+        progress = Progress(0 if args.quiet else data.n)
         try:
             with running(net, "use a smaller --batch-size or --input-size"):
-                result = evaluate(
+                result = evaluate_batches(
                     net.model,
-                    pictures.samples,
-                    net.preprocessing.build(),
-                    batch_size=args.batch_size,
-                    workers=workers,
+                    data.batches(args.batch_size, workers),
                     device=net.device,
                     progress=lambda r: progress.update(r.n + len(r.unreadable), f"top-1 {r.top1:.1f} %"),
                 )
@@ -118,14 +126,16 @@ class Eval(Verb):
             error(reason)
         document: dict[str, Any] = {
             **net.to_dict(),
-            "data": args.folder,
-            "labels_from": pictures.labels_from,
-            "classes": pictures.classes,
+            "data": args.data,
+            "labels_from": data.labels_from,
+            "classes": data.classes,
             "n": result.n,
             "top1": round(result.top1, 4),
             "top5": round(result.top5, 4),
             "top1_correct": result.top1_correct,
             "top5_correct": result.top5_correct,
+            "loss": _finite(result.loss),
+            "ece": _finite(result.ece),
             "images_per_second": round(result.images_per_second, 2),
             "unreadable": list(result.unreadable),
             "device": str(net.device),
@@ -133,12 +143,94 @@ class Eval(Verb):
             "workers": workers,
         }
         if args.json:
-            print_json(document)
+            classes = _classes(result, data.names)
+            print_json({**document, "per_class": classes, "confusion": _confusion(result, data.names)})
         elif result.n:
             _show(document)
+            if args.per_class:
+                print("\n" + printable(_table(_classes(result, data.names))))
+        failed = bool(result.unreadable)
+        if args.confusion is not None and result.metrics is not None:
+            failed |= not _write(args.confusion, result, data)
         if result.unreadable:
-            error(f"{len(result.unreadable)} of {plural(len(pictures), 'picture')} could not be read")
-        return 1 if result.unreadable else 0
+            error(f"{len(result.unreadable)} of {plural(data.n, 'picture')} could not be read")
+        return int(failed)
+
+
+def _check_output(file: str) -> None:
+    """Check where the confusion matrix is to be written.
+
+    Raises:
+        UsageError: neither a table nor a picture by its ending.
+        DataError: it cannot be written there.
+        MissingExtraError: what draws it is not installed.
+    """
+    ending = os.path.splitext(file)[1].lower()
+    if ending not in (".csv", ".png"):
+        raise UsageError(f"--confusion writes a .csv or a .png file, not {file!r}")
+    folder = os.path.dirname(file) or os.curdir
+    if not os.path.isdir(folder):
+        raise DataError(f"--confusion {file}: there is no folder {folder}")
+    if os.path.isdir(file):
+        raise DataError(f"--confusion {file}: is a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise DataError(f"--confusion {file}: the folder {folder} cannot be written")
+    if ending == ".png":
+        from ..charts import require_matplotlib
+
+        require_matplotlib()
+
+
+def _write(file: str, result: Evaluation, data: EvalData) -> bool:
+    """Write the confusion matrix; the results are out already, so a full disk is no reason to lose them."""
+    from ..charts import confusion_csv, confusion_png
+
+    assert result.metrics is not None
+    write = confusion_csv if Path(file).suffix.lower() == ".csv" else confusion_png
+    try:
+        write(result.metrics.confusion, data.names, file)
+    except OSError as e:
+        error(f"{file}: cannot be written ({e.strerror or e})")
+        return False
+    return True
+
+
+def _finite(value: float) -> float | None:
+    return round(value, 6) if math.isfinite(value) else None
+
+
+def _classes(result: Evaluation, names: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Return what happened to the pictures of each class that has any, in output order."""
+    found = []
+    for i, row in enumerate(result.confusion):
+        n, correct = sum(row), row[i]
+        if n:
+            wrong = [*row[:i], 0, *row[i + 1 :]]
+            most = max(range(len(row)), key=wrong.__getitem__)
+            taken = {"index": most, "name": names[most], "n": wrong[most]} if wrong[most] else None
+            share = round(100 * correct / n, 4)
+            found.append(
+                {"index": i, "name": names[i], "n": n, "correct": correct, "top1": share, "taken_for": taken}
+            )
+    return found
+
+
+def _confusion(result: Evaluation, names: tuple[str, ...]) -> dict[str, dict[str, int]]:
+    """Return how often each class was taken for which: a matrix of 1000 x 1000 is nearly all zeros."""
+    return {
+        names[i]: {names[j]: n for j, n in enumerate(row) if n}
+        for i, row in enumerate(result.confusion)
+        if any(row)
+    }
+
+
+def _table(classes: list[dict[str, Any]]) -> str:
+    """Return the classes as a table, the worst first; of equals, those with more pictures."""
+    rows = [("class", "pictures", "top-1", "most often taken for")]
+    for c in sorted(classes, key=lambda c: (c["top1"], -c["n"])):
+        taken = f"{c['taken_for']['name']} ({c['taken_for']['n']:,})" if c["taken_for"] else "-"
+        rows.append((c["name"], f"{c['n']:,}", f"{c['top1']:.2f} %", taken))
+    return table(rows, "<>><")
 
 
 def _show(d: dict[str, Any]) -> None:
@@ -153,6 +245,8 @@ def _show(d: dict[str, Any]) -> None:
         ("pictures", f"{n:,} of {d['classes']:,} classes (labels: {d['labels_from']})"),
         ("top-1", f"{d['top1']:.2f} %  ({d['top1_correct']:,} of {n:,})"),
         ("top-5", f"{d['top5']:.2f} %  ({d['top5_correct']:,} of {n:,})"),
+        ("loss", f"{d['loss']:.4f}  (cross-entropy, nats)"),
+        ("ece", f"{d['ece']:.2f} %  (calibration error: confidence against accuracy)"),
         ("speed", f"{speed:.{0 if speed >= 10 else 1}f} pictures/s on {d['device']}"),
     ]
     print(printable(pairs(rows)))
