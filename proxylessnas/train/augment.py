@@ -1,7 +1,7 @@
 """Augmentation: picture by picture with torchvision's transforms, or a whole batch of small ones at once.
 
 The second way exists because at 32 x 32 px the calls cost more than the arithmetic: a batch of 128 takes
-2 ms instead of TIME2. It does crops with padding, mirroring and cutout; anything else goes the first way.
+2 ms instead of 17. It does crops with padding, mirroring and cutout; anything else goes the first way.
 Which way is taken follows from the recipe and the pictures, never from the machine.
 """
 
@@ -116,7 +116,7 @@ def train_transform(
         steps.append(
             v2.RandomResizedCrop(size, (recipe.crop_scale_min, 1.0), interpolation=how, antialias=True)
         )
-    elif recipe.crop == "padded" and recipe.crop_padding:
+    elif recipe.crop == "padded":
         steps.append(v2.RandomCrop(size, padding=recipe.crop_padding))
     if recipe.flip:
         steps.append(v2.RandomHorizontalFlip())

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import DataError
 from ..transforms import Preprocessing
 from .augment import Geometry, normalised
-from .ram import Progress, RamPictures, load_into_memory, pictures_of
+from .ram import LIMIT_BYTES, Progress, RamPictures, load_into_memory, pictures_of
 from .reading import BatchReader, EvalBatches
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class EvalLoader:
         world: how many processes share the work.
         workers: processes that read pictures for this one; 0 does it in this one.
         device: where the batches are put.
+        limit_bytes: most memory for keeping the pictures.
         progress: called while pictures are read into memory, with how many are done and how many there are.
 
     Attributes:
@@ -53,6 +54,7 @@ class EvalLoader:
         world: int = 1,
         workers: int = 0,
         device: str | torch.device = "cpu",
+        limit_bytes: int = LIMIT_BYTES,
         progress: Progress | None = None,
     ) -> None:
         self.preprocessing, self.batch_size, self.device = preprocessing, batch_size, torch.device(device)
@@ -61,7 +63,10 @@ class EvalLoader:
         self._pictures, self._workers = pictures, workers
         self._geometry = Geometry(preprocessing)
         size = (preprocessing.input_size, preprocessing.input_size)
-        kept = load_into_memory(pictures, self._geometry, size=size, indices=self.indices, progress=progress)
+        kept = load_into_memory(
+            pictures, self._geometry, size=size, indices=self.indices, limit_bytes=limit_bytes,
+            progress=progress,
+        )  # fmt: skip
         self.in_memory = kept is not None
         if kept is not None:
             self._keep(kept)

@@ -15,7 +15,7 @@ from .augment import BatchAugment, preparation, train_transform
 from .eval_loader import EvalLoader
 from .mixing import Mixing
 from .preprocess import preprocessing_of
-from .ram import Progress, RamPictures, load_into_memory, pictures_of
+from .ram import LIMIT_BYTES, Progress, RamPictures, load_into_memory, pictures_of
 from .reading import BatchReader, Item, TrainBatches
 from .recipe import Recipe
 from .sampler import Steps
@@ -58,6 +58,8 @@ class TrainLoader:
         workers: processes that read and augment pictures for this one; 0 does it in this one.
         device: where the batches are put.
         max_unreadable: share of all pictures that may be unreadable.
+        limit_bytes: most memory for keeping the pictures. With the recipe and the pictures it decides how
+            batches are made, and so which random numbers they get.
         progress: called while pictures are read into memory, with how many are done and how many there are.
 
     Attributes:
@@ -83,6 +85,7 @@ class TrainLoader:
         workers: int = 0,
         device: str | torch.device = "cpu",
         max_unreadable: float = 0.01,
+        limit_bytes: int = LIMIT_BYTES,
         progress: Progress | None = None,
     ) -> None:
         self.recipe, self.preprocessing, self.device = recipe, preprocessing, torch.device(device)
@@ -99,7 +102,7 @@ class TrainLoader:
                 f"0 to {num_classes - 1}"
             )
         self._mixing = Mixing(recipe, num_classes, rank)
-        kept = self._in_memory(pictures, progress)
+        kept = self._in_memory(pictures, limit_bytes, progress)
         self.in_memory = kept is not None
         if kept is not None:
             self._record(kept.unreadable)
@@ -141,10 +144,12 @@ class TrainLoader:
         """End the worker processes, if there are any; the next epoch starts new ones."""
         self._source.close()
 
-    def _in_memory(self, pictures: Pictures, progress: Progress | None) -> RamPictures | None:
+    def _in_memory(
+        self, pictures: Pictures, limit_bytes: int, progress: Progress | None
+    ) -> RamPictures | None:
         prepare = preparation(self.recipe, self.preprocessing)
         size = None if prepare is None else (prepare.size, prepare.size)
-        return load_into_memory(pictures, prepare, size=size, progress=progress)
+        return load_into_memory(pictures, prepare, size=size, limit_bytes=limit_bytes, progress=progress)
 
     def _record(self, unreadable: dict[str, str]) -> None:
         if not unreadable:

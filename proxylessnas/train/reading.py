@@ -130,6 +130,7 @@ class BatchReader:
                 pin_memory=self.pin_memory,
                 worker_init_fn=_start_worker if self.workers else None,
                 persistent_workers=self.persistent,
+                generator=torch.Generator(),  # else each pass draws from the global one
             )
         # Workers have one thread anyway; here more than one would get in the way of the training step's.
         alone: Callable[[], contextlib.AbstractContextManager[None]] = (

@@ -1,0 +1,465 @@
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import proxylessnas
+from proxylessnas.errors import DataError
+from proxylessnas.train.data import Data, open_data
+from proxylessnas.train.loader import Batch, EvalLoader, TrainLoader, measure_loader, preprocessing_of
+from proxylessnas.train.pictures import Pictures, TensorPictures
+from proxylessnas.train.ram import load_into_memory
+from proxylessnas.train.recipe import Recipe
+from proxylessnas.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+
+# a hint of torch's on machines with fewer cores than the workers asked for
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+
+SMALL = Preprocessing(16, 16)
+WHOLE = Recipe(crop="padded", crop_padding=2, cutout=4, batch_size=8, seed=1)  # augmented a batch at a time
+SINGLE = WHOLE.replace(rand_augment=1)  # picture by picture
+PHOTOS = Recipe(crop="resized", batch_size=8, seed=1)
+
+
+def tensors(n: int = 40, classes: int = 4, size: int = 16) -> TensorPictures:
+    """Return pictures in memory; every one is one of a kind."""
+    images = torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8)
+    return TensorPictures(images, [i % classes for i in range(n)], "train")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Data:
+    """Return photos of different sizes in files: 2 classes, 20 to train on and 7 to validate on in each."""
+    return open_data(photo_folder(tmp_path_factory.mktemp("photos")))
+
+
+def photo_folder(root: Path, height: int | None = None) -> Path:
+    from PIL import Image
+
+    dice = np.random.default_rng(0)
+    for part, count in (("train", 20), ("val", 7)):
+        for kind in ("cat", "dog"):
+            folder = root / part / kind
+            folder.mkdir(parents=True)
+            for i in range(count):
+                coarse = dice.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+                picture = Image.fromarray(coarse).resize((24, height or 20 + i))
+                picture.save(folder / f"{i:02d}.jpg")
+    return root
+
+
+def loader(pictures: Pictures, recipe: Recipe = WHOLE, **more: object) -> TrainLoader:
+    return TrainLoader(pictures, recipe, SMALL, num_classes=4, **more)  # type: ignore[arg-type]
+
+
+def assert_same(some: Iterator[Batch] | list[Batch], others: Iterator[Batch] | list[Batch]) -> None:
+    for a, b in zip(some, others, strict=True):
+        assert torch.equal(a.inputs, b.inputs)
+        assert torch.equal(a.targets, b.targets)
+
+
+# ---- what comes out
+
+
+def test_batches_in_memory() -> None:
+    pictures = tensors(43)
+    train = loader(pictures)
+    batches = list(train.epoch(0))
+    assert (train.in_memory, train.steps_per_epoch, len(batches)) == (True, 5, 5)
+    for batch in batches:
+        assert (batch.inputs.shape, batch.inputs.dtype) == ((8, 3, 16, 16), torch.float32)
+        assert batch.inputs.is_contiguous(memory_format=torch.channels_last)
+        assert (batch.targets.shape, batch.targets.dtype) == ((8,), torch.int64)
+    assert not torch.equal(batches[0].inputs, batches[1].inputs)
+
+
+@pytest.mark.parametrize("limit_bytes", [1 << 30, 0])
+def test_without_augmentation_the_pictures_are_those_of_the_evaluation(limit_bytes: int) -> None:
+    pictures = tensors(16)
+    train = loader(pictures, Recipe(crop="none", flip=False, batch_size=16), limit_bytes=limit_bytes)
+    (batch,) = train.epoch(0)
+    transform = SMALL.build()
+    expected = {transform(pictures.read(i)).numpy().tobytes(): pictures.labels[i] for i in range(16)}
+    found = {x.contiguous().numpy().tobytes(): int(y) for x, y in zip(*batch, strict=True)}
+    assert found == expected
+    assert train.in_memory is bool(limit_bytes)
+
+
+def test_other_memory_layout() -> None:
+    for recipe in (WHOLE, SINGLE):
+        batch = next(loader(tensors(), recipe.replace(channels_last=False)).epoch(0))
+        assert batch.inputs.is_contiguous()
+
+
+@pytest.mark.parametrize("recipe", [WHOLE, SINGLE, WHOLE.replace(mixup_alpha=0.5, cutmix_alpha=1.0)])
+def test_a_batch_follows_from_seed_epoch_and_step(recipe: Recipe) -> None:
+    pictures = tensors()
+    train = loader(pictures, recipe)
+    first, second = list(train.epoch(0)), list(train.epoch(1))
+    assert not torch.equal(first[0].inputs, second[0].inputs)
+    assert_same(train.epoch(0), first)
+    assert_same(loader(pictures, recipe).epoch(1, first_step=3), second[3:])
+    assert not torch.equal(next(loader(pictures, recipe.replace(seed=2)).epoch(0)).inputs, first[0].inputs)
+
+
+@pytest.mark.parametrize("recipe", [SINGLE, PHOTOS])
+def test_the_number_of_workers_changes_nothing(photos: Data, recipe: Recipe) -> None:
+    pictures = tensors() if recipe is SINGLE else photos.train
+    alone = loader(pictures, recipe)
+    assert alone.in_memory is (recipe is SINGLE)
+    first, second = list(alone.epoch(0)), list(alone.epoch(1))
+    with_workers = loader(pictures, recipe, workers=2)
+    next(with_workers.epoch(7))  # an epoch that is left while its batches are being made
+    assert_same(with_workers.epoch(0), first)
+    assert_same(with_workers.epoch(1, first_step=2), second[2:])
+    with_workers.close()
+    assert_same(with_workers.epoch(0, first_step=4), first[4:])
+    with_workers.close()
+
+
+@pytest.mark.parametrize("recipe", [WHOLE, SINGLE])
+def test_parts_of_two_processes_make_up_the_batch(recipe: Recipe) -> None:
+    pictures = tensors()
+    whole = loader(pictures, recipe).epoch(2)
+    parts = zip(*(loader(pictures, recipe, rank=r, world=2).epoch(2) for r in range(2)), strict=True)
+    joined = [Batch(*(torch.cat(pair) for pair in zip(*part, strict=True))) for part in parts]
+    assert len(joined[0].inputs) == 8
+    assert_same(whole, joined)
+
+
+def test_pictures_are_augmented_anew_in_each_epoch() -> None:
+    for recipe in (WHOLE, SINGLE):
+        train = loader(tensors(8), recipe)
+        seen = [
+            {x.contiguous().numpy().tobytes() for x in next(train.epoch(epoch)).inputs} for epoch in range(3)
+        ]
+        assert len(set.union(*seen)) > 20  # of 24
+
+
+def test_memory_changes_nothing_where_pictures_are_augmented_one_by_one(photos: Data) -> None:
+    for recipe in (SINGLE, Recipe(crop="none", rand_augment=1, batch_size=8)):
+        kept, read = (loader(photos.train, recipe, limit_bytes=limit) for limit in (1 << 30, 0))
+        assert (kept.in_memory, read.in_memory) == (True, False)
+        assert_same(kept.epoch(0), read.epoch(0))
+
+
+def test_mixing_can_be_left_out() -> None:
+    pictures = tensors()
+    train = loader(pictures, WHOLE.replace(mixup_alpha=0.5))
+    mixed = next(train.epoch(0))
+    assert (mixed.targets.shape, mixed.targets.dtype) == ((8, 4), torch.float32)
+    assert torch.allclose(mixed.targets.sum(1), torch.ones(8))
+    assert_same(train.epoch(0, mix=False), loader(pictures).epoch(0))
+
+
+@pytest.mark.parametrize("recipe", [WHOLE, SINGLE, PHOTOS.replace(mixup_alpha=1.0)])
+def test_the_callers_random_numbers_stay(photos: Data, recipe: Recipe) -> None:
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    train = loader(photos.train, recipe)
+    for _ in train.epoch(0):
+        assert torch.equal(torch.get_rng_state(), states[0])
+        assert random.getstate() == states[1]
+        assert np.random.get_state()[1].tolist() == states[2]
+
+
+def test_waiting_is_counted(photos: Data) -> None:
+    train = loader(photos.train, PHOTOS)
+    list(train.epoch(0))
+    waited = train.waited_s
+    assert waited > 0
+    assert measure_loader(train, seconds=0.05) > 10
+    assert train.waited_s == waited
+
+
+# ---- pictures in memory
+
+
+def test_photos_are_kept_once_they_are_of_one_size(photos: Data) -> None:
+    calls: list[tuple[int, int]] = []
+    train = loader(photos.train, WHOLE, progress=lambda done, n: calls.append((done, n)))
+    assert train.in_memory
+    assert calls[-1] == (40, 40)
+    assert not loader(photos.train, PHOTOS).in_memory
+
+
+def test_files_are_read_by_several_threads_like_by_one(tmp_path: Path) -> None:
+    data = open_data(photo_folder(tmp_path, height=24))
+    indices = list(range(40)) * 10
+    kept = load_into_memory(data.train, indices=indices)
+    assert kept is not None
+    assert kept.images.shape == (400, 24, 24, 3)
+    for i in (0, 63, 64, 399):
+        assert torch.equal(kept.read(i), data.train.read(indices[i]))
+        assert kept.labels[i] == data.train.labels[indices[i]]
+
+
+def test_not_kept_if_too_large_or_of_two_sizes() -> None:
+    pictures = tensors(10)
+    assert load_into_memory(pictures, limit_bytes=10 * 3 * 16 * 16) is not None
+    assert load_into_memory(pictures, limit_bytes=10 * 3 * 16 * 16 - 1) is None
+    odd_one = Replaced(tensors(200), {101: torch.zeros(3, 16, 17, dtype=torch.uint8)})
+    assert load_into_memory(odd_one) is None  # none of the first few that are looked at has this size
+
+
+class Replaced:
+    """Pictures some of which are others."""
+
+    def __init__(self, pictures: TensorPictures, others: dict[int, Tensor]) -> None:
+        self.pictures, self.others = pictures, others
+        self.labels = pictures.labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, index: int) -> str:
+        return self.pictures.name(index)
+
+    def read(self, index: int) -> Tensor:
+        return self.others[index] if index in self.others else self.pictures.read(index)
+
+
+class Restless(Replaced):
+    """Pictures that are augmented already when they are read."""
+
+    def read(self, index: int) -> Tensor:
+        image = super().read(index)
+        return image.flip(-1) if random.random() < 0.5 else image
+
+
+def test_a_data_set_with_augmentation_of_its_own_is_not_frozen() -> None:
+    pictures = Restless(tensors(), {})
+    recipe = Recipe(crop="none", flip=False, batch_size=8)
+    train = loader(pictures, recipe)
+    assert not train.in_memory
+    first, second = (list(loader(pictures, recipe, workers=w).epoch(0)) for w in (0, 2))
+    assert_same(first, second)
+    epochs = [torch.cat([batch.inputs for batch in train.epoch(e)]) for e in range(2)]
+    seen = {x.contiguous().numpy().tobytes() for inputs in epochs for x in inputs}
+    assert 50 < len(seen) < 70  # of 40 pictures, half of which are turned between the epochs
+
+
+# ---- pictures that cannot be read
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> Data:
+    """Return photos of one size; the first and the last but one training picture are damaged."""
+    folder = photo_folder(tmp_path, height=24)
+    for name in ("train/cat/00.jpg", "train/dog/18.jpg", "val/dog/03.jpg"):
+        path = folder / name
+        path.write_bytes(path.read_bytes()[:200])
+    return open_data(folder)
+
+
+@pytest.mark.parametrize("limit_bytes", [1 << 30, 0])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_next_readable_picture_stands_in(damaged: Data, limit_bytes: int, workers: int) -> None:
+    recipe = Recipe(crop="none", flip=False, batch_size=40)
+    train = loader(damaged.train, recipe, max_unreadable=0.05, limit_bytes=limit_bytes, workers=workers)
+    (batch,) = train.epoch(0)
+    read = [damaged.train.read(i) for i in range(40) if i not in (0, 38)]
+    expected = SMALL.build()(torch.stack([read[0], *read[:37], read[37], read[37]]))
+    found = sorted(x.contiguous().numpy().tobytes() for x in batch.inputs)
+    assert found == sorted(x.contiguous().numpy().tobytes() for x in expected)
+    assert sorted(Path(name).name for name in train.unreadable) == ["00.jpg", "18.jpg"]
+    assert all("truncated" in reason for reason in train.unreadable.values())
+
+
+@pytest.mark.parametrize("limit_bytes", [1 << 30, 0])
+def test_too_many_unreadable_pictures(damaged: Data, limit_bytes: int) -> None:
+    message = r"(?s)2 of 40 training pictures cannot be read, more than the 4.900% .*00\.jpg: .*18\.jpg: "
+    recipe = Recipe(crop="none", batch_size=40)
+    with pytest.raises(DataError, match=message):
+        list(loader(damaged.train, recipe, max_unreadable=0.049, limit_bytes=limit_bytes).epoch(0))
+
+
+@pytest.mark.parametrize("limit_bytes", [1 << 30, 0])
+def test_nothing_can_be_read(tmp_path: Path, limit_bytes: int) -> None:
+    folder = photo_folder(tmp_path)
+    data = open_data(folder)
+    for path in folder.rglob("*.jpg"):
+        path.write_bytes(b"nothing")
+    with pytest.raises(DataError, match=r"(?s)none of 40 .*pictures can be read; .*\.jpg: "):
+        next(loader(data.train, WHOLE, max_unreadable=1, limit_bytes=limit_bytes).epoch(0))
+    with pytest.raises(DataError, match=r"(?s)none of 14 validation pictures can be read; .*\.jpg: "):
+        list(EvalLoader(data.val, SMALL, batch_size=8, limit_bytes=limit_bytes))  # type: ignore[arg-type]
+
+
+# ---- wrong data
+
+
+def test_fewer_pictures_than_a_batch() -> None:
+    with pytest.raises(DataError, match="there are 7 training pictures, fewer than one batch of 8"):
+        loader(tensors(7))
+
+
+def test_labels_that_the_net_has_no_output_for() -> None:
+    with pytest.raises(DataError, match="labels run from 0 to 4; a net of 4 outputs takes 0 to 3"):
+        loader(tensors(classes=5))
+
+
+# ---- worker processes
+
+
+class Killing(Replaced):
+    """Pictures whose reading sends a signal to the worker process that does it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(tensors(16), {})
+        self.number, self.main, self.sent = number, os.getpid(), False
+
+    def read(self, index: int) -> Tensor:
+        if os.getpid() != self.main and not self.sent:
+            self.sent = True
+            os.kill(os.getpid(), self.number)
+        return super().read(index)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_workers_leave_stopping_to_the_main_process(number: int) -> None:
+    train = loader(Killing(number), SINGLE, workers=1, limit_bytes=0)
+    assert len(list(train.epoch(0))) == 2
+    train.close()
+
+
+def test_a_worker_that_dies() -> None:
+    train = loader(Killing(signal.SIGKILL), SINGLE, workers=1, limit_bytes=0)
+    with pytest.raises(DataError, match=r"a process that reads pictures died .* try 0 workers"):
+        next(train.epoch(0))
+
+
+def test_python_exits_while_workers_are_busy() -> None:
+    # The first SIGTERM, which is what Python ends them with, does not end them.
+    code = (
+        "import torch\n"
+        "from proxylessnas.train.loader import EvalLoader\n"
+        "from proxylessnas.train.pictures import TensorPictures\n"
+        "from proxylessnas.transforms import Preprocessing\n"
+        "pictures = TensorPictures(torch.zeros(4000, 3, 16, 16, dtype=torch.uint8), [0] * 4000, 'train')\n"
+        "loader = EvalLoader(pictures, Preprocessing(16, 16), batch_size=8, workers=2, limit_bytes=0)\n"
+        "batches = iter(loader)\n"
+        "next(batches)\n"
+    )
+    repo = Path(proxylessnas.__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", code], cwd=repo, timeout=40, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# ---- validation
+
+
+@pytest.mark.parametrize(("limit_bytes", "workers"), [(1 << 30, 0), (0, 0), (0, 2)])
+def test_validation_sees_what_evaluation_sees(photos: Data, limit_bytes: int, workers: int) -> None:
+    val = photos.val
+    assert val is not None
+    preprocessing = Preprocessing(16, 18, interpolation="bicubic")
+    batches = EvalLoader(val, preprocessing, batch_size=4, workers=workers, limit_bytes=limit_bytes)
+    transform = preprocessing.build()
+    for _ in range(2):
+        found = list(batches)
+        assert len(found) == len(batches) == 4
+        assert torch.equal(
+            torch.cat([x for x, _ in found]), torch.stack([transform(val.read(i)) for i in range(14)])
+        )
+        assert torch.cat([y for _, y in found]).tolist() == list(val.labels)
+        assert all(x.is_contiguous(memory_format=torch.channels_last) for x, _ in found)
+    assert not batches.unreadable
+
+
+@pytest.mark.parametrize("limit_bytes", [1 << 30, 0])
+def test_each_validation_picture_counts_in_one_process(limit_bytes: int) -> None:
+    pictures = tensors(5)
+    transform = SMALL.build()
+    for rank in range(7):
+        batches = EvalLoader(pictures, SMALL, batch_size=2, rank=rank, world=7, limit_bytes=limit_bytes)
+        found = [x for inputs, _ in batches for x in inputs]
+        assert len(found) == (rank < 5)
+        assert all(torch.equal(x, transform(pictures.read(rank))) for x in found)
+
+
+@pytest.mark.parametrize("limit_bytes", [1 << 30, 0])
+def test_unreadable_validation_pictures_are_left_out(damaged: Data, limit_bytes: int) -> None:
+    val = damaged.val
+    assert val is not None
+    batches = EvalLoader(val, SMALL, batch_size=4, limit_bytes=limit_bytes)
+    targets = [y for _, labels in batches for y in labels.tolist()]
+    assert targets == [0] * 7 + [1] * 6
+    assert [Path(name).name for name in batches.unreadable] == ["03.jpg"]
+
+
+def test_validation_works_in_inference_mode(photos: Data) -> None:
+    assert photos.val is not None
+    batches = EvalLoader(photos.val, SMALL, batch_size=8)
+    with torch.inference_mode():
+        first = [x for x, _ in batches]
+    assert all(torch.equal(a, b) for a, (b, _) in zip(first, batches, strict=True))
+
+
+# ---- preprocessing
+
+
+def net(preprocessing: Preprocessing | None = None) -> proxylessnas.Classifier:
+    model = proxylessnas.create_model("proxyless_mobile", num_classes=2)
+    model.preprocessing = preprocessing
+    return model
+
+
+def test_preprocessing_of_a_new_net(photos: Data) -> None:
+    resolution = net().arch.resolution or 224
+    found = preprocessing_of(Recipe(), net(), photos)
+    assert found == Preprocessing(resolution, round(resolution * 256 / 224), IMAGENET_MEAN, IMAGENET_STD)
+    sizes = {63: 63, 64: 73, 128: 146, 224: 256}
+    for size, resize in sizes.items():
+        found = preprocessing_of(Recipe(image_size=size), net(), photos)
+        assert (found.input_size, found.resize) == (size, resize)
+
+
+def test_preprocessing_of_a_trained_net(photos: Data) -> None:
+    own = Preprocessing(160, 176, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert preprocessing_of(Recipe(), net(own), photos) == own
+    assert preprocessing_of(Recipe(image_size=160), net(own), photos) == own
+    found = preprocessing_of(Recipe(image_size=32, interpolation="bicubic"), net(own), photos)
+    assert found == Preprocessing(32, 32, own.mean, own.std, "bicubic")
+    mean = (0.5, 0.5, 0.5)
+    recipe = Recipe(resize=200, mean=mean, std=mean)
+    assert preprocessing_of(recipe, net(own), photos) == Preprocessing(160, 200, mean, mean)
+
+
+def test_preprocessing_from_the_data() -> None:
+    data = open_data("digits")
+    found = preprocessing_of(Recipe(image_size=16), net(), data)
+    assert (found.mean, found.std) == (data.mean or IMAGENET_MEAN, data.std or IMAGENET_STD)
+
+
+def test_resize_below_the_input_size(photos: Data) -> None:
+    own = Preprocessing(160, 176)
+    with pytest.raises(DataError, match="resize 100 is smaller than the net's input of 160 px: set resize"):
+        preprocessing_of(Recipe(resize=100), net(own), photos)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("recipe", [WHOLE, SINGLE])
+def test_batches_on_a_gpu_are_those_on_the_cpu(recipe: Recipe) -> None:
+    pictures = tensors()
+    here, there = loader(pictures, recipe), loader(pictures, recipe, device="cuda", workers=2)
+    for a, b in zip(here.epoch(0), there.epoch(0), strict=True):
+        assert b.inputs.device.type == b.targets.device.type == "cuda"
+        assert b.inputs.is_contiguous(memory_format=torch.channels_last)
+        assert torch.allclose(a.inputs, b.inputs.cpu(), atol=1e-5)
+        assert torch.equal(a.targets, b.targets.cpu())
+    for (a, _), (b, _) in zip(
+        EvalLoader(pictures, SMALL, batch_size=7),
+        EvalLoader(pictures, SMALL, batch_size=7, device="cuda", limit_bytes=0, workers=1),
+        strict=True,
+    ):
+        assert torch.allclose(a, b.cpu(), atol=1e-5)
