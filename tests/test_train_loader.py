@@ -16,8 +16,9 @@ from torch import Tensor
 import proxylessnas
 from proxylessnas.errors import DataError
 from proxylessnas.train.data import Data, open_data
-from proxylessnas.train.loader import Batch, EvalLoader, TrainLoader, measure_loader, preprocessing_of
+from proxylessnas.train.loader import Batch, EvalLoader, TrainLoader, measure_loader
 from proxylessnas.train.pictures import Pictures, TensorPictures
+from proxylessnas.train.preprocess import preprocessing_of
 from proxylessnas.train.ram import load_into_memory
 from proxylessnas.train.recipe import Recipe
 from proxylessnas.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing

@@ -14,7 +14,6 @@ from ..transforms import Preprocessing
 from .augment import BatchAugment, preparation, train_transform
 from .eval_loader import EvalLoader
 from .mixing import Mixing
-from .preprocess import preprocessing_of
 from .ram import LIMIT_BYTES, Progress, RamPictures, load_into_memory, pictures_of
 from .reading import BatchReader, Item, TrainBatches
 from .recipe import Recipe
@@ -23,7 +22,7 @@ from .sampler import Steps
 if TYPE_CHECKING:
     from .pictures import Pictures
 
-__all__ = ["Batch", "EvalLoader", "TrainLoader", "measure_loader", "preprocessing_of"]
+__all__ = ["Batch", "EvalLoader", "TrainLoader", "measure_loader"]
 
 _SHOWN = 3  # at most so many unreadable pictures in a message
 

@@ -87,7 +87,7 @@ class RamPictures:
 def pictures_of(images: Tensor, indices: Tensor, device: torch.device) -> Tensor:
     """Return some of the images, on a device; ``indices`` are on the CPU."""
     chosen = images.index_select(0, indices.to(images.device))
-    if chosen.device != device and device.type == "cuda":
+    if chosen.device.type == "cpu" and device.type == "cuda":
         chosen = chosen.pin_memory()
     return chosen.to(device, non_blocking=True)
 
