@@ -8,7 +8,10 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from typing import IO, Any
+from typing import Any
+
+from ..progress import clock, is_terminal, make_room
+from ..progress import printable as printable
 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
@@ -18,11 +21,6 @@ def prepare_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-
-
-def printable(text: str) -> str:
-    """Return ``text`` with control characters but line ends escaped: names must not steer the terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def note(text: str) -> None:
@@ -38,6 +36,7 @@ def error(text: str) -> None:
 def _to_stderr(text: str) -> None:
     if sys.stderr is None:  # closed by the caller; print() would take standard output instead
         return
+    make_room()
     with contextlib.suppress(OSError, ValueError, AttributeError):
         sys.stdout.flush()  # keep the order where both streams are the same terminal
     with contextlib.suppress(OSError, ValueError):
@@ -49,13 +48,9 @@ def print_json(document: Any) -> None:
     print(json.dumps(document, indent=2, allow_nan=False))
 
 
-def _is_terminal(stream: IO[str] | None) -> bool:
-    return stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"
-
-
 def bold(text: str) -> str:
     """Return ``text`` in bold, on a terminal that wants colours (see https://no-color.org)."""
-    if os.environ.get("NO_COLOR") or not _is_terminal(sys.stdout):
+    if os.environ.get("NO_COLOR") or not is_terminal(sys.stdout):
         return text
     return f"\x1b[1m{text}\x1b[0m"
 
@@ -116,7 +111,7 @@ class Progress:
     def __init__(self, total: int, noun: str = "pictures") -> None:
         self._total, self._noun = total, noun
         self._start = self._shown = time.monotonic()
-        self._on = _is_terminal(sys.stderr)
+        self._on = is_terminal(sys.stderr)
         self._length = 0
 
     def update(self, done: int, text: str = "") -> None:
@@ -126,7 +121,7 @@ class Progress:
             return
         self._shown = now
         speed = done / max(now - self._start, 1e-9)
-        left = f", {_clock((self._total - done) / speed)} left" if 0 < done < self._total else ""
+        left = f", {clock((self._total - done) / speed)} left" if 0 < done < self._total else ""
         part = done / max(self._total, 1)
         line = f"{100 * part:3.0f} % {bar(part, 16)} {done}/{self._total}"
         line = f"{line}  {speed:.0f} {self._noun}/s{left}{'  ' + text if text else ''}"
@@ -144,9 +139,3 @@ class Progress:
         with contextlib.suppress(OSError, ValueError):
             sys.stderr.write(text)
             sys.stderr.flush()
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

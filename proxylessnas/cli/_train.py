@@ -26,7 +26,11 @@ DATA_HELP = (
 def add_arguments(parser: argparse.ArgumentParser, recipe: str) -> None:
     """Declare the arguments of both verbs; ``recipe`` is the default one."""
     parser.add_argument("data", metavar="DATA", help=DATA_HELP)
-    parser.add_argument("--val", metavar="DIR", help="validation pictures, where DATA does not hold them")
+    parser.add_argument(
+        "--val",
+        metavar="DIR",
+        help="validation pictures, where DATA does not hold them; or a share to hold out",
+    )
     parser.add_argument(
         "--out", metavar="DIR", type=Path,
         help="folder of the run (default: runs/NET-DATA); a run that is there is continued",
@@ -78,17 +82,12 @@ def add_arguments(parser: argparse.ArgumentParser, recipe: str) -> None:
 
 def resolved_recipe(args: argparse.Namespace, **more: Any) -> Recipe:
     """Return the recipe with the changes that the options ask for."""
-    from ..train.recipe import read_recipe
-    from ..train.recipe_toml import parse_set
+    from ..train.recipe import changed, read_recipe
 
-    recipe = read_recipe(args.recipe)
-    names = ("batch_size", "learning_rate", "image_size", "seed")
-    changes = {name: value for name in names if (value := getattr(args, name)) is not None}
-    changes |= {name: value for name, value in more.items() if value is not None}
-    changes |= dict(parse_set(text) for text in args.changes)
-    if args.epochs is not None:
-        recipe = recipe.with_epochs(args.epochs)
-    return recipe.replace(**changes)
+    names = ("epochs", "batch_size", "learning_rate", "image_size", "seed")
+    options = {name: getattr(args, name) for name in names} | more
+    given = {name: value for name, value in options.items() if value is not None}
+    return changed(read_recipe(args.recipe), args.changes, given)
 
 
 def opened_data(args: argparse.Namespace, recipe: Recipe) -> Data:
@@ -96,8 +95,22 @@ def opened_data(args: argparse.Namespace, recipe: Recipe) -> Data:
     from ..train import open_data
 
     return open_data(
-        args.data, val=args.val, val_fraction=recipe.val_fraction, seed=recipe.seed, limit=args.limit
+        args.data,
+        val=_share_or_folder(args.val),
+        val_fraction=recipe.val_fraction,
+        seed=recipe.seed,
+        limit=args.limit,
     )
+
+
+def _share_or_folder(text: str | None) -> float | str | None:
+    """Return ``--val`` as a number where it is one and no folder is called so."""
+    if text is None or os.path.exists(text):
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def settings(args: argparse.Namespace) -> Settings:

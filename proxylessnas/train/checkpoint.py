@@ -26,7 +26,7 @@ from ..filesystem import sync_folder, write_atomically
 FORMAT, VERSION = "proxylessnas training checkpoint", 1
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 _NEXT = "next.pt"
-_KEYS = ("position", "model", "optimizer", "recipe", "arch", "data", "rng", "sums")
+_KEYS = ("position", "model", "optimizer", "recipe", "arch", "data", "rng")
 
 
 def save(folder: Path, state: Mapping[str, Any], *, best: bool = False, keep_as: str | None = None) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import logging
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,7 +38,6 @@ from .settings import Settings
 from .step import WeightStep
 from .stop import StopRequest
 
-log = logging.getLogger("proxylessnas")
 _SYNC_STEPS = 10  # steps between looks at the losses where looking waits for a GPU or for other processes
 
 
@@ -223,6 +221,9 @@ class Trainer:
                 self.save()
                 return False
             self._end_of_epoch(run)
+            more = self.position.epoch < self.recipe.epochs
+            if more and self.processes.any_of(stop.signal is not None):
+                return False
         return True
 
     def _epoch(self, stop: StopRequest, run: RunLog) -> bool:
@@ -286,7 +287,7 @@ class Trainer:
     def _end_of_epoch(self, run: RunLog) -> None:
         p = self.position
         started = time.monotonic()
-        metrics = self.validate()
+        metrics = self.validate(run)
         best = False
         if metrics is not None and metrics.top1 > p.best.get("top1", -1.0):
             best = True
@@ -310,21 +311,21 @@ class Trainer:
         run.epoch(record)  # before the checkpoint: a run killed in between cuts it off again
         self.save(best=best)
 
-    @torch.no_grad()
-    def validate(self) -> Metrics | None:
+    def validate(self, run: RunLog) -> Metrics | None:
         """Return the accuracy on the validation pictures (of the averaged weights, if there are any)."""
-        if self.val_loader is None:
-            return None
         if self.average is not None:
             with self.average.applied(self.net):
-                return self._measure()
-        return self._measure()
+                return self.measure(run)
+        return self.measure(run)
 
-    def _measure(self) -> Metrics:
-        assert self.val_loader is not None
+    def measure(self, run: RunLog) -> Metrics | None:
+        """Return the accuracy of the net as it is on the validation pictures; None if there are none."""
+        if self.val_loader is None:
+            return None
         metrics = Metrics(self.net.num_classes, device=self.device)
         with evaluation_mode(self.net), torch.inference_mode():
-            for inputs, targets in self.val_loader:
+            for done, (inputs, targets) in enumerate(self.val_loader):
+                run.validating(done, len(self.val_loader))
                 with self.step.autocast():
                     logits = self.net(inputs)
                 metrics.add(logits.float(), targets)
@@ -353,7 +354,7 @@ class Trainer:
 
     # ---- the end
 
-    def finish(self) -> Metrics | None:
+    def finish(self, run: RunLog) -> Metrics | None:
         """Give the net the weights the run ends with, and return their validation accuracy.
 
         Those are the last or the best ones (averaged, if the recipe averages), with BatchNorm statistics
@@ -373,8 +374,8 @@ class Trainer:
             self.average.copy_to(self.net)
         if self.recipe.recalibrate_batches:
             inputs = (batch.inputs for batch in self.loader.epoch(self.recipe.epochs))
-            recalibrate(self.net, inputs, self.recipe.recalibrate_batches)
-        metrics = self._measure() if self.val_loader is not None else None
+            recalibrate(self.net, inputs, self.recipe.recalibrate_batches, processes=self.processes)
+        metrics = self.measure(run)
         revert_sync_bn(self.net)
         self.net.eval()
         return metrics

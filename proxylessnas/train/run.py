@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,13 +28,13 @@ from .recipe import Recipe, read_recipe
 from .runlog import RunLog
 from .settings import Settings
 from .stop import StopRequest
+from .tensorboard_log import load_tensorboard
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
     from ..tree_arch import TreeArch
 
-log = logging.getLogger("proxylessnas")
 MODEL_FILE, RECIPE_FILE, RESULT_FILE = "model.safetensors", "recipe.toml", "result.json"
 
 
@@ -128,6 +127,8 @@ def _run(
     model: Any, data: Any, recipe: Recipe, out: Any, val: Any, *, pretrained: bool, weights: Any
 ) -> Result:
     settings = out if isinstance(out, Settings) else Settings(Path(out))
+    if settings.tensorboard:
+        load_tensorboard()  # in every process, and before they join: one that fails leaves the others waiting
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     with processes(settings.device) as group, _held(settings.out, group):
@@ -213,7 +214,7 @@ def _build(model: Any, data: Data, recipe: Recipe, pretrained: bool, weights: An
 
 
 def _finish(trainer: Trainer, run: RunLog, group: Processes) -> Result:
-    metrics = trainer.finish()
+    metrics = trainer.finish(run)
     p, out = trainer.position, trainer.settings.out
     result = Result(
         True,

@@ -1,0 +1,82 @@
+"""Several processes train as one, with the real command under torchrun (gloo, on this CPU)."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from train_tools import (
+    BUSY,
+    arch_file,
+    checkpoint_of,
+    command,
+    differences_of,
+    environment,
+    run_command,
+    tensors,
+)
+
+RECIPE = BUSY.replace(
+    epochs=2, mixup_alpha=0.0, dropout=0.0, drop_path=0.0, sync_bn=True, learning_rate=0.02, clip_norm=1.0
+)
+
+
+def _words(folder: Path, name: str, *more: str) -> list[str]:
+    recipe = folder / "recipe.toml"
+    recipe.write_text(RECIPE.to_toml(), encoding="utf-8")
+    words = ["train", str(arch_file(folder)), "digits", "--recipe", str(recipe), "--limit", "10"]
+    return [*words, "--out", str(folder / name), "--threads", "1", *more]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("processes")
+    for name, processes in (("one", 1), ("two", 2)):
+        done = run_command(*_words(folder, name), processes=processes)
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_two_processes_give_the_weights_of_one_with_the_whole_batch(runs: Path) -> None:
+    one, two = tensors(runs / "one" / "model.safetensors"), tensors(runs / "two" / "model.safetensors")
+    assert differences_of(one, two) < 1e-5
+    states = [checkpoint_of(runs / name) for name in ("one", "two")]
+    assert states[1]["run"]["processes"] == 2
+    assert len(states[1]["rng"]) == 2
+    assert differences_of(states[0]["model"], states[1]["model"]) < 1e-5
+
+
+def test_validation_is_summed_over_the_processes(runs: Path) -> None:
+    rows = [(runs / name / "epochs.csv").read_text().splitlines() for name in ("one", "two")]
+    for one, two in zip(rows[0][1:], rows[1][1:], strict=True):
+        a, b = ([float(v) for v in row.split(",")[:6]] for row in (one, two))
+        assert a == pytest.approx(b, abs=2e-4)
+
+
+def test_a_run_goes_on_with_another_number_of_processes(runs: Path) -> None:
+    """Two processes are stopped by SIGTERM; one goes on, and says that the last digits may differ."""
+    words = _words(runs, "changed", "--save-every", "1")
+    child = subprocess.Popen(
+        command(*words, processes=2), env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    newest = runs / "changed" / "checkpoints" / "last.pt"
+    deadline = time.monotonic() + 120
+    while not newest.exists() and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    child.send_signal(signal.SIGTERM)
+    child.communicate(timeout=120)
+    reached = checkpoint_of(runs / "changed")["position"]["global_step"]
+    assert 1 <= reached <= 10
+    done = run_command(*words)
+    assert done.returncode == 0, done.stderr
+    if reached < 10:
+        assert "processes: 1, was 2" in done.stderr
+    assert (
+        differences_of(
+            tensors(runs / "one" / "model.safetensors"), tensors(runs / "changed" / "model.safetensors")
+        )
+        < 1e-5
+    )

@@ -1,0 +1,85 @@
+"""What the tests of training share: a tiny net, a few pictures, short recipes, runs in other processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from proxylessnas import Arch, Stage
+from proxylessnas.train import Data, Recipe, open_data
+
+TINY = Arch(
+    "tiny",
+    stem=8,
+    first=8,
+    last=32,
+    stem_stride=1,
+    num_classes=10,
+    resolution=8,
+    stages=(Stage(16, 2, "k3e3 k3e3"), Stage(24, 2, "k3e3")),
+)
+# Everything that draws random numbers is on, so that a resumed run has all of it to restore.
+BUSY = Recipe(
+    epochs=3, batch_size=20, image_size=8, resize=8, crop="padded", crop_padding=1, flip=True, cutout=2,
+    mixup_alpha=0.2, learning_rate=0.1, ema_decay=0.9, dropout=0.2, drop_path=0.1, warmup_epochs=0.5,
+)  # fmt: skip
+
+
+def few_digits(limit: int = 10) -> Data:
+    """Return 8x8 digits, ``limit`` a class to train on."""
+    return open_data("digits", limit=limit)
+
+
+def differences_of(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    """Return the greatest difference between two state dicts."""
+    assert a.keys() == b.keys()
+    return max((float((a[k].double() - b[k].double()).abs().max()) for k in a), default=0.0)
+
+
+def tensors(path: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+def run_command(
+    *words: str, processes: int = 1, env: dict[str, str] | None = None, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run ``proxylessnas WORDS``, under torchrun if there are several processes."""
+    return subprocess.run(
+        command(*words, processes=processes),
+        env=environment(env),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        **options,
+    )
+
+
+def command(*words: str, processes: int = 1) -> list[str]:
+    start = [sys.executable]
+    if processes > 1:
+        start += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return [*start, "-m", "proxylessnas", *words]
+
+
+def environment(more: dict[str, str] | None = None) -> dict[str, str]:
+    root = str(Path(__file__).resolve().parent.parent)
+    return {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", **(more or {})}
+
+
+def arch_file(folder: Path) -> Path:
+    path = folder / "tiny.txt"
+    path.write_text(str(TINY), encoding="utf-8")
+    return path
+
+
+def checkpoint_of(folder: Path, name: str = "last.pt") -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(folder / "checkpoints" / name, weights_only=True)
+    return state
