@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help:  ## show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
 
-demo: $(VENV)/ready  ## classify a photo with a real net, and show the nets there are
+demo: $(VENV)/ready  ## photos through a real net, then the same net learns digits; no network
 	@$(BIN)/python examples/demo.py
 
 test: lint  ## lint, check types, run the tests

@@ -1,10 +1,8 @@
-"""What `make demo` runs: the nets there are, then photos through a real net, if its weights can be had."""
+"""What `make demo` runs, without any network: photos through a real net, then the same net learns digits."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import statistics
+import argparse
 import time
 from pathlib import Path
 
@@ -12,67 +10,68 @@ import torch
 
 import proxylessnas
 from proxylessnas import cli
-from proxylessnas.errors import ProxylessError
-from proxylessnas.images import load_image
+from proxylessnas.charts import confusion_png
+from proxylessnas.metrics import Metrics
+from proxylessnas.train import Recipe, finetune, open_data
 
-NAME = "proxyless_w025_r112"
-ROOT = Path(__file__).resolve().parent.parent
-FOLDER = ROOT.parent / "shared" / "data" / "weights"  # a checkout may have weights beside it
-
-
-def find_weights(weights: proxylessnas.Weights) -> Path | None:
-    """Return a verified file: from the cache, the folder beside the checkout, or the network."""
-    beside = [FOLDER / url.rpartition("/")[2] for url in weights.sources]
-    for path in (None, *beside):
-        with contextlib.suppress(ProxylessError):
-            found = weights.verify(path)
-            print(f"  from {path.parent if path else 'the cache'}: {found.name}, digest verified")
-            return found
-    try:
-        found = weights.fetch()
-    except ProxylessError as error:
-        print(f"  not in the cache, not in {FOLDER}, and not from the network:")
-        print("  " + str(error).replace("\n", "\n  "))
-        return None
-    print(f"  from the network: {found}, digest verified")
-    return found
+NAME = "proxyless_cifar10_demo"  # its weights come with the package
+PHOTOS = Path(__file__).resolve().parent / "photos" / "cifar10"
+SHADES = " .:-=+*#%@"
+RECIPE = Recipe(
+    batch_size=32, learning_rate=0.1, warmup_epochs=0.5, crop="padded", crop_padding=2, flip=False
+)
 
 
-def milliseconds(model: torch.nn.Module, image: torch.Tensor) -> float:
-    """Return the median time of one image, after a warm-up."""
-    times = []
-    for _ in range(10):
+def classify() -> None:
+    """Name what is on the photos that come with the repository."""
+    net = proxylessnas.create_model(NAME, pretrained=True).eval()
+    print(f"\nPhotos, as {NAME} sees them ({net.preprocessing.input_size} pixels wide)")
+    for photo in sorted(PHOTOS.glob("*.jpg")):
         start = time.perf_counter()
-        model(image)
-        times.append(1e3 * (time.perf_counter() - start))
-    return statistics.median(times[3:])
+        found = net.predict(photo, top=2)
+        ms = 1e3 * (time.perf_counter() - start)
+        words = ", ".join(f"{guess.name} {guess.probability:.0%}" for guess in found)
+        verdict = "right" if found[0].name == photo.stem.split("_")[0] else "WRONG"
+        print(f"  {photo.name:12} {words:32} {verdict} {ms:7.1f} ms with reading the file")
 
 
-@torch.inference_mode()
-def main() -> int:
-    os.environ.setdefault("PROXYLESSNAS_TIMEOUT", "10")  # where there is no network, do not wait long for it
-    os.environ.setdefault("PROXYLESSNAS_RETRIES", "1")
+def learn(folder: Path, epochs: int, limit: int | None) -> None:
+    """Give the net a new head, train it on handwritten digits, and draw what came of it."""
+    data = open_data("digits", val_fraction=0.2, limit=limit)
+    assert data.val is not None
+    print(f"\nThe same net learns {len(data.categories)} digits from {len(data.train):,} pictures")
+    result = finetune(NAME, data, RECIPE.replace(epochs=epochs), out=folder)
+    if result.model is None:  # Ctrl-C
+        raise SystemExit(130)
+
+    net = proxylessnas.create_model(result.model).eval()
+    images = [data.val.read(i) for i in range(len(data.val))]
+    labels = torch.tensor(data.val.labels)
+    with torch.inference_mode():
+        logits = net(torch.stack([net.preprocessing.build()(image) for image in images]))
+    metrics = Metrics(len(data.categories))
+    metrics.add(logits, labels)
+    print(f"\n{metrics.top1:.1f} % of {metrics.n} pictures that it never saw are right.")
+    for i in (logits.argmax(1) != labels).nonzero()[:1].flatten().tolist():
+        for row in images[i][0].tolist():
+            print("    " + "".join(2 * SHADES[value * 9 // 255] for value in row))
+        print(f"    This {data.categories[labels[i]]} it takes for a {data.categories[logits[i].argmax()]}.")
+    confusion_png(metrics.confusion, data.categories, folder / "confusion.png")
+    print(f"\nTo look at: {folder / 'confusion.png'} and {folder / 'curves.png'}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, help="folder of the run; default: a new one below runs/")
+    parser.add_argument("--epochs", type=int, default=4, help="default 4")
+    parser.add_argument("--limit", type=int, help="digits a class; default: all")
+    args = parser.parse_args(arguments)
+    torch.set_num_threads(1)  # quick enough for this small net, and steady where other programs run
+    proxylessnas.keep_freed_pages()  # much faster steps on many virtual machines
     print(f"proxylessnas {proxylessnas.__version__}, torch {torch.__version__}\n")
     cli.main(["list"])
-
-    print(f"\nWeights of {NAME}")
-    weights = proxylessnas.get_weights(NAME)
-    path = find_weights(weights)
-    if path is None:
-        print("\nNo photo was classified: without weights a net only guesses. Its speed can be shown:")
-        for name in proxylessnas.list_models():
-            size = proxylessnas.get_weights(name).input_size
-            ms = milliseconds(proxylessnas.create_model(name).eval(), torch.rand(1, 3, size, size))
-            print(f"  {name:20} {ms:6.1f} ms an image of {size} px, {torch.get_num_threads()} threads")
-        return 0
-    model = proxylessnas.create_model(NAME, weights=path).eval()
-    for photo in sorted((ROOT / "examples" / "photos").glob("*.jpg")):
-        image = weights.transforms()(load_image(photo))
-        values, indices = model(image.unsqueeze(0)).softmax(dim=1)[0].topk(5)
-        ms = milliseconds(model, image.unsqueeze(0))
-        print(f"\n{photo.relative_to(ROOT)}  ({ms:.1f} ms)")
-        for value, index in zip(values.tolist(), indices.tolist(), strict=True):
-            print(f"  {weights.categories[index]:20} {value:6.1%}  {'#' * round(40 * value)}".rstrip())
+    classify()
+    learn(args.out or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S"), args.epochs, args.limit)
     return 0
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import socket
+import re
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -92,52 +93,37 @@ def test_transfer_head(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert found.name == "fine"
 
 
-def test_demo_without_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """No cache, no folder, no network: it says so, shows what works, and ends well."""
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
-        port = closed.getsockname()[1]
-    monkeypatch.setenv("PROXYLESSNAS_WEIGHTS_URL", f"http://127.0.0.1:{port}")
-    demo = load("demo.py")
-    monkeypatch.setattr(demo, "FOLDER", tmp_path / "nothing")
-    assert demo.main() == 0
-    text = capsys.readouterr().out
-    assert "proxyless_mobile_14" in text
-    assert f"127.0.0.1:{port}" in text
-    assert str(tmp_path / "nothing") in text
-    assert "No photo was classified" in text
-    assert text.count("ms an image") == 7
-    assert "%" not in text.split("No photo")[1]
-
-
-@pytest.mark.parametrize("place", ["folder", "network", "cache"])
-def test_demo_says_where_the_weights_are_from(
-    place: str,
-    tmp_path: Path,
-    shared_data: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def _demo(folder: Path, *options: str) -> None:
+    """Run the demo, with nothing but what the repository holds."""
     import proxylessnas
 
-    demo = load("demo.py")
-    folder = shared_data / "weights" if place == "folder" else tmp_path / "nothing"
-    monkeypatch.setattr(demo, "FOLDER", folder)
-    if place == "folder":
-        assert demo.main() == 0
-    else:
-        with serve_real_weights(shared_data / "weights") as url:
-            monkeypatch.setenv("PROXYLESSNAS_WEIGHTS_URL", url)
-            if place == "cache":
-                proxylessnas.get_weights(demo.NAME).fetch(progress=False)
-            assert demo.main() == 0
+    pytest.importorskip("matplotlib", reason="the demo draws pictures")
+    if proxylessnas.get_weights("proxyless_cifar10_demo").sha256 == "0" * 64:
+        pytest.skip("the demo net is still being trained: its file is not in the package yet")
+    assert load("demo.py").main(["--out", str(folder), *options]) == 0
+    for name in ("confusion.png", "curves.png"):
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With few digits, for an epoch: every part works."""
+    _demo(tmp_path / "run", "--limit", "10", "--epochs", "1")
     text = capsys.readouterr().out
-    assert f"from {folder}" in text if place == "folder" else f"from the {place}" in text
-    cat, coffee = text.split("cat.jpg")[1].split("coffee.jpg")
-    assert "cat" in cat.splitlines()[1]
-    assert "espresso" in coffee
+    assert "in the package" in text
+    assert text.count("right ") + text.count("WRONG ") == 6
+    assert text.count("right ") >= 5
+    assert "learns 10 digits from 100 pictures" in text
+    assert "% of 100 pictures that it never saw are right" in text
+
+
+@pytest.mark.slow
+def test_the_whole_demo_is_quick_and_learns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    start = time.monotonic()
+    _demo(tmp_path / "run")
+    assert time.monotonic() - start < 180
+    found = re.search(r"([\d.]+) % of 359 pictures", capsys.readouterr().out)
+    assert found is not None
+    assert float(found[1]) > 97
 
 
 def test_photos_have_a_licence_note() -> None:
