@@ -23,7 +23,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that learns the digits."""
     out = tmp_path_factory.mktemp("runs") / "digits"
     recipe = BUSY.replace(
-        epochs=8,
+        epochs=5,
         batch_size=50,
         mixup_alpha=0.0,
         cutout=0,
@@ -57,12 +57,12 @@ def test_a_run_learns_and_leaves_a_net_that_opens(trained: Path) -> None:
 
 
 def test_a_run_leaves_its_recipe_and_its_history(trained: Path) -> None:
-    assert Recipe.from_toml(trained / "recipe.toml").epochs == 8
+    assert Recipe.from_toml(trained / "recipe.toml").epochs == 5
     lines = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
-    assert [line["epoch"] for line in lines if line["event"] == "epoch"] == list(range(1, 9))
+    assert [line["epoch"] for line in lines if line["event"] == "epoch"] == list(range(1, 6))
     rows = (trained / "epochs.csv").read_text().splitlines()
-    assert len(rows) == 9
-    assert checkpoint_of(trained)["position"]["epoch"] == 8
+    assert len(rows) == 6
+    assert checkpoint_of(trained)["position"]["epoch"] == 5
     assert any("held out" in line.get("text", "") for line in lines)
 
 
@@ -309,3 +309,21 @@ def test_wrong_use_is_told_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="threads"):
         Settings(out, threads=0)
     assert not (out / "checkpoints").exists()
+
+
+def test_damaged_pictures_are_named_and_too_many_stop_the_run(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for name, colour in (("red", (200, 0, 0)), ("blue", (0, 0, 200))):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(30):
+            Image.new("RGB", (12, 10), (colour[0] + i, 0, colour[2])).save(
+                tmp_path / "data" / name / f"{i}.png"
+            )
+    (tmp_path / "data" / "red" / "7.png").write_bytes(b"no picture")
+    recipe = BUSY.replace(epochs=1, batch_size=8, resize=None, val_fraction=0.2)
+    with pytest.raises(DataError, match=r"(?s)1 of 48 training pictures cannot be read.*7\.png"):
+        train(TINY, tmp_path / "data", recipe, out=Settings(tmp_path / "strict", console=False, workers=0))
+    loose = Settings(tmp_path / "loose", console=False, workers=0, max_unreadable=0.1)
+    assert train(TINY, tmp_path / "data", recipe, out=loose).finished
+    assert "7.png" in (tmp_path / "loose" / "log.jsonl").read_text()

@@ -7,9 +7,6 @@ step, and a checkpoint holds the rest.
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,9 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .._version import __version__
 from ..classifier import Classifier
-from ..errors import CheckpointError, ProxylessError
+from ..errors import ProxylessError
 from ..evaluate import evaluation_mode
 from ..metrics import Metrics
 from . import checkpoint
@@ -32,12 +28,14 @@ from .eval_loader import EvalLoader
 from .loader import TrainLoader
 from .optim import head_parameters, make_optimizer, parameter_groups, rate_factor, set_train_mode
 from .preprocess import preprocessing_of
-from .recipe import Recipe, differences
+from .recipe import Recipe
+from .resume import run_state
 from .runlog import RunLog, memory_mib
 from .settings import Settings
 from .step import WeightStep
 from .stop import StopRequest
 
+_SHOWN = 10  # unreadable pictures that are named
 _SYNC_STEPS = 10  # steps between looks at the losses where looking waits for a GPU or for other processes
 
 
@@ -104,94 +102,12 @@ class Trainer:
         self.average = WeightAverage(net, recipe.ema_decay) if recipe.ema_decay else None
         self.step = WeightStep(net, self.optimizer, recipe, self.device, self.average)
         self._head_only: bool | None = None
+        self._named: set[str] = set()  # unreadable pictures that the user has been told of
         self._wanted = {name for name, p in net.named_parameters() if p.requires_grad}
-
-    # ---- state
-
-    def state(self) -> dict[str, Any]:
-        """Return everything a run goes on from (the same on every process but for the generators)."""
-        own = checkpoint.pack(checkpoint.generator_states(self.device))
-        generators = [checkpoint.unpack(part) for part in self.processes.gather(own)]
-        scaler, average = self.step.scaler, self.average
-        return {
-            "position": dataclasses.asdict(self.position),
-            "model": self.net.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "average": average.state_dict() if average else None,
-            "scaler": scaler.state_dict() if scaler else None,
-            "rng": generators,
-            "recipe": self.recipe.to_dict(),
-            "arch": self._arch(),
-            "data": self.data.fingerprint,
-            "run": self._circumstances(),
-        }
-
-    def _arch(self) -> str:
-        return f"{self.net.arch} classes={self.net.num_classes} channels={self.net.in_chans}"
-
-    def _circumstances(self) -> dict[str, Any]:
-        """Return what may change between two parts of a run, at the price of the last digits."""
-        return {
-            "processes": self.processes.world,
-            "device": self.device.type,
-            "threads": torch.get_num_threads(),
-            "torch": str(torch.__version__),
-            "proxylessnas": __version__,
-        }
-
-    def resume(self) -> list[str]:
-        """Go on from the newest checkpoint, if there is one; return what the user should know.
-
-        Raises:
-            CheckpointError: it belongs to another run (recipe, data or net differ), or none is sound.
-        """
-        state, problems = checkpoint.newest(self.checkpoints) if self.processes.main else (None, [])
-        packed = self.processes.broadcast(checkpoint.pack({"state": state}) if self.processes.main else None)
-        state = checkpoint.unpack(packed)["state"]
-        if state is None:
-            torch.manual_seed(_mixed(self.recipe.seed, self.processes.rank))
-            return []
-        notes = [f"{problem}; the checkpoint before it is used" for problem in problems]
-        self._check_same(state)
-        self.position = Position(**state["position"])
-        self.net.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.average is not None:
-            self.average.load_state_dict(state["average"])
-        if self.step.scaler is not None:
-            self.step.scaler.load_state_dict(state["scaler"])
-        rank, generators = self.processes.rank, state["rng"]
-        if rank < len(generators):
-            checkpoint.set_generator_states(generators[rank], self.device)
-        else:
-            torch.manual_seed(_mixed(self.recipe.seed, rank, self.position.global_step))
-        changed = [
-            f"{key}: {value}, was {state['run'].get(key)}"
-            for key, value in self._circumstances().items()
-            if state["run"].get(key) != value
-        ]
-        notes.append(f"continued from step {self.position.global_step:,} (epoch {self.position.epoch + 1})")
-        if changed:
-            notes.append(
-                "the result can differ in its last digits from a run in one piece: " + "; ".join(changed)
-            )
-        return notes
-
-    def _check_same(self, state: dict[str, Any]) -> None:
-        where = f"{self.settings.out} holds another run"
-        advice = "use another --out, or remove that folder to start over"
-        before = Recipe.from_dict(state["recipe"], f"the recipe in {self.checkpoints}")
-        different = differences(self.recipe, before)
-        if different:
-            raise CheckpointError(f"{where}; its recipe differs ({'; '.join(different)}): {advice}")
-        if state["arch"] != self._arch():
-            raise CheckpointError(f"{where}, of another net ({state['arch'][:200]}): {advice}")
-        if state["data"] != self.data.fingerprint:
-            raise CheckpointError(f"{where}, on other pictures than those of {self.data.name} now: {advice}")
 
     def save(self, *, best: bool = False) -> None:
         """Write a checkpoint; every process takes part."""
-        state = self.state()
+        state = run_state(self)
         if self.processes.main:
             at_end = self.position.step == 0 and self.position.epoch > 0
             every = self.settings.keep_every
@@ -216,15 +132,33 @@ class Trainer:
             CheckpointError, DataError: see those.
         """
         while self.position.epoch < self.recipe.epochs:
+            self._name_unreadable(run)
             self._enter_phase(self.position.epoch)
             if not self._epoch(stop, run):
                 self.save()
                 return False
             self._end_of_epoch(run)
+            self._name_unreadable(run)
             more = self.position.epoch < self.recipe.epochs
             if more and self.processes.any_of(stop.signal is not None):
                 return False
         return True
+
+    def _name_unreadable(self, run: RunLog) -> None:
+        """Tell of pictures that were found unreadable since this was last called."""
+        loaders = {"training": self.loader, "validation": self.val_loader}
+        for part, loader in loaders.items():
+            reasons = {} if loader is None else loader.unreadable
+            fresh = [reason for name, reason in reasons.items() if name not in self._named]
+            self._named.update(reasons)
+            if fresh:
+                instead = "others take their place" if part == "training" else "they are left out"
+                more = f"\n  and {len(fresh) - _SHOWN} more" if len(fresh) > _SHOWN else ""
+                run.note(
+                    f"{len(fresh)} {part} picture(s) cannot be read, {instead}:\n  "
+                    + "\n  ".join(fresh[:_SHOWN])
+                    + more
+                )
 
     def _epoch(self, stop: StopRequest, run: RunLog) -> bool:
         """Train to the end of the present epoch; return False if a signal asked to stop before."""
@@ -373,15 +307,9 @@ class Trainer:
         if self.average is not None:
             self.average.copy_to(self.net)
         if self.recipe.recalibrate_batches:
-            inputs = (batch.inputs for batch in self.loader.epoch(self.recipe.epochs))
+            inputs = (batch.inputs for batch in self.loader.epoch(self.recipe.epochs, mix=False))
             recalibrate(self.net, inputs, self.recipe.recalibrate_batches, processes=self.processes)
         metrics = self.measure(run)
         revert_sync_bn(self.net)
         self.net.eval()
         return metrics
-
-
-def _mixed(*numbers: int) -> int:
-    """Return a seed made of several numbers."""
-    digest = hashlib.sha256(json.dumps(numbers).encode()).digest()
-    return int.from_bytes(digest[:7], "little")

@@ -25,6 +25,7 @@ from .data import Data, open_data
 from .distributed import Processes, processes
 from .engine import Trainer
 from .recipe import Recipe, read_recipe
+from .resume import go_on
 from .runlog import RunLog
 from .settings import Settings
 from .stop import StopRequest
@@ -140,7 +141,7 @@ def _run(
         torch.manual_seed(recipe.seed)
         net = _build(model, opened, recipe, pretrained, weights)
         trainer = Trainer(net, opened, recipe, settings, group)
-        notes = [*opened.notes, *trainer.resume()]
+        notes = [*opened.notes, *go_on(trainer)]
         p = trainer.position
         log_of_run = (
             RunLog(
@@ -151,11 +152,12 @@ def _run(
             if group.main
             else RunLog.silent()
         )  # fmt: skip
-        with log_of_run as run, StopRequest() as stop:
+        with log_of_run as run, StopRequest() as stop, contextlib.ExitStack() as stack:
             if group.main:
                 write_atomically(settings.out / RECIPE_FILE, recipe.to_toml().encode())
             for text in notes:
                 run.note(text)
+            stack.callback(trainer.loader.close)
             if not trainer.fit(stop, run):
                 run.note(f"stopped and saved at step {p.global_step:,}; the same command goes on from there")
                 return Result(
