@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .datasets import ImageDataset
 from .errors import DataError, WeightsCorruptError
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from .metrics import Metrics
 
+T = TypeVar("T")
 #: Inputs [B, 3, H, W] and class indices [B], or None for both; reasons of what could not be read.
 Batch = tuple[Any, Any, list[str]]
 
@@ -235,16 +236,25 @@ def read_batches(
         batch_size=batch_size,
         num_workers=min(workers, -(-len(samples) // batch_size)),
         collate_fn=_collate,
-        worker_init_fn=_ignore_interrupt if workers else None,
+        worker_init_fn=ignore_interrupt if workers else None,
     )
+    yield from read_ahead(iter(loader), workers=workers)
+
+
+def read_ahead(items: Iterator[T], *, workers: int) -> Iterator[T]:
+    """Yield what a ``DataLoader``'s iterator gives, read with one thread where this process does it.
+
+    Raises:
+        DataError: a worker process died.
+    """
+    alone: Any = contextlib.nullcontext if workers else one_thread  # workers have one thread anyway
     try:
-        batches = iter(loader)
         while True:
-            with one_thread():
-                batch = next(batches, None)
-            if batch is None:
+            with alone():
+                item = next(items, None)
+            if item is None:
                 return
-            yield batch
+            yield item
     except RuntimeError as e:
         if "DataLoader worker" in str(e):
             why = "too little memory, or too small a /dev/shm?"
@@ -263,6 +273,6 @@ def _collate(items: list[tuple[Any, int, str]]) -> Batch:
     return torch.stack([x for x, _ in good]), torch.tensor([y for _, y in good]), reasons
 
 
-def _ignore_interrupt(worker: int) -> None:
-    # Ctrl-C reaches every process of the terminal; only the main one should speak.
+def ignore_interrupt(worker: int) -> None:
+    """Make a worker process deaf to Ctrl-C, which reaches every process; only the main one should speak."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
 import signal
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError, ImageError
-from ..evaluate import _ignore_interrupt, one_thread
+from ..evaluate import ignore_interrupt, read_ahead
 from .sampler import PICTURE, mix64
 from .seeding import keep_random_state, seed_everything
 
@@ -132,25 +131,13 @@ class BatchReader:
                 persistent_workers=self.persistent,
                 generator=torch.Generator(),  # else each pass draws from the global one
             )
-        # Workers have one thread anyway; here more than one would get in the way of the training step's.
-        alone: Callable[[], contextlib.AbstractContextManager[None]] = (
-            contextlib.nullcontext if self.workers else one_thread
-        )
+        items = self._items = iter(self._loader)
+        if self.workers:
+            _RUNNING.add(items)
         try:
-            items = self._items = iter(self._loader)
-            if self.workers:
-                _RUNNING.add(items)
-            while True:
-                with alone():
-                    item = next(items, None)
-                if item is None:
-                    return
-                yield item
-        except RuntimeError as e:
-            if "DataLoader worker" in str(e):
-                self.close()
-                why = "too little memory, or too small a /dev/shm?"
-                raise DataError(f"a process that reads pictures died ({why}); try 0 workers") from e
+            yield from read_ahead(items, workers=self.workers)
+        except DataError:
+            self.close()
             raise
 
     def close(self) -> None:
@@ -174,7 +161,7 @@ def _unchanged(item: Any) -> Any:
 
 
 def _start_worker(worker: int) -> None:
-    _ignore_interrupt(worker)
+    ignore_interrupt(worker)
     signal.signal(signal.SIGTERM, _pass_over_once)
 
 
