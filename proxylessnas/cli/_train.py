@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..names import looks_like_path
-from ._output import note, print_json
+from ._output import note, pairs, print_json
 from ._verb import UsageError
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser, recipe: str) -> None:
     group.add_argument(
         "--show-recipe", action="store_true", help="print the resolved recipe as TOML and stop"
     )
+    group.add_argument("--list-recipes", action="store_true", help="list the presets and stop")
     group.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="changes",
         help="change any value of the recipe, such as mixup_alpha=0.2; may be repeated",
@@ -78,6 +79,17 @@ def add_arguments(parser: argparse.ArgumentParser, recipe: str) -> None:
     )
     group.add_argument("--quiet", action="store_true", help="no progress on the terminal")
     group.add_argument("--json", action="store_true", help="print the result as one JSON document")
+
+
+def told(args: argparse.Namespace, **more: Any) -> bool:
+    """Print what was asked to be shown instead of a run, and return whether there was anything."""
+    from ..train.presets import ABOUT
+
+    if args.list_recipes:
+        print(pairs(list(ABOUT.items())))
+    elif args.show_recipe:
+        print(resolved_recipe(args, **more).to_toml(), end="")
+    return args.list_recipes or args.show_recipe
 
 
 def resolved_recipe(args: argparse.Namespace, **more: Any) -> Recipe:
@@ -143,7 +155,7 @@ def keep_pages(args: argparse.Namespace) -> None:
         return
     from ..memory import keep_freed_pages
 
-    if keep_freed_pages() and not args.quiet:
+    if keep_freed_pages() and not args.quiet and _main_process():
         note("freed memory stays in the process (glibc's mallopt): steps on a CPU are faster and steadier; "
              "--system-malloc leaves that out")  # fmt: skip
 

@@ -41,13 +41,12 @@ class Finetune(Verb):
 
     def run(self, args: argparse.Namespace) -> int:
         """Train and report."""
-        from ._train import keep_pages, opened_data, report, resolved_recipe, settings
+        from ._train import keep_pages, opened_data, report, resolved_recipe, settings, told
 
+        if told(args, freeze_epochs=args.freeze_epochs):
+            return 0
         keep_pages(args)
         recipe = resolved_recipe(args, freeze_epochs=args.freeze_epochs)
-        if args.show_recipe:
-            print(recipe.to_toml(), end="")
-            return 0
         from ..train import finetune
 
         where = settings(args)

@@ -32,13 +32,12 @@ class Train(Verb):
 
     def run(self, args: argparse.Namespace) -> int:
         """Train and report."""
-        from ._train import keep_pages, opened_data, report, resolved_recipe, settings
+        from ._train import keep_pages, opened_data, report, resolved_recipe, settings, told
 
+        if told(args):
+            return 0
         keep_pages(args)
         recipe = resolved_recipe(args)
-        if args.show_recipe:
-            print(recipe.to_toml(), end="")
-            return 0
         from ..train import train
 
         where = settings(args)
