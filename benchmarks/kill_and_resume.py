@@ -74,7 +74,7 @@ def step_reached(folder: Path) -> int:
 def main() -> int:
     parser = harness.make_parser(__doc__, "kill_and_resume")
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
     args = parser.parse_args()
     harness.start(args)
@@ -88,32 +88,35 @@ def main() -> int:
         subprocess.run(command(root / "whole", arch, args.epochs), env=env, check=True)
         whole = time.monotonic() - start
         print(f"in one piece: {whole:.1f} s, {step_reached(root / 'whole')} steps")
-        rows, killed = [], 0
+        rows, killed, runs = [], 0, 1
         broken = root / "broken"
         while True:
             child = subprocess.Popen(command(broken, arch, args.epochs), env=env)
             try:
                 if killed < args.kills:
-                    child.wait(timeout=rng.uniform(0.3, 1.0) * whole)
+                    child.wait(timeout=rng.uniform(0.1, 0.5) * whole)
                 else:
                     child.wait()
             except subprocess.TimeoutExpired:
                 child.send_signal(signal.SIGKILL)
                 child.wait()
                 killed += 1
-                rows.append({"kill": killed, "checkpoint_step": step_reached(broken)})
+                rows.append({"kill": killed, "run": runs, "checkpoint_step": step_reached(broken)})
                 print(f"kill {killed}: the newest checkpoint is of step {rows[-1]['checkpoint_step']}")
                 continue
             if child.returncode:
                 print(f"error: exit code {child.returncode}", file=sys.stderr)
                 return 1
             same = digest(broken) == digest(root / "whole")
-            print(f"after {killed} kills the weights are {'bitwise equal' if same else 'DIFFERENT'}")
+            print(
+                f"run {runs}, after {killed} kills in all: the weights are {'bitwise equal' if same else 'DIFFERENT'}"
+            )
             if not same:
                 return 1
             if killed >= args.kills:
                 break
-            broken = root / f"broken{killed}"  # finished before enough kills: another run
+            runs += 1  # it ended before enough kills: another run
+            broken = root / f"broken{runs}"
     harness.write_rows(args, rows)
     return 0
 
