@@ -108,9 +108,8 @@ def main() -> int:
                 print(f"error: exit code {child.returncode}", file=sys.stderr)
                 return 1
             same = digest(broken) == digest(root / "whole")
-            print(
-                f"run {runs}, after {killed} kills in all: the weights are {'bitwise equal' if same else 'DIFFERENT'}"
-            )
+            verdict = "bitwise equal" if same else "DIFFERENT"
+            print(f"run {runs}, after {killed} kills in all: the weights are {verdict}", flush=True)
             if not same:
                 return 1
             if killed >= args.kills:

@@ -172,6 +172,7 @@ def _held(out: Path, group: Processes) -> Iterator[None]:
     if not group.main:
         yield
         return
+    fresh = not out.exists()
     try:
         out.mkdir(parents=True, exist_ok=True)
         with locked(out / ".running", 0.0):
@@ -184,6 +185,10 @@ def _held(out: Path, group: Processes) -> Iterator[None]:
         if e.filename is None or not str(e.filename).startswith(str(out)):
             raise
         raise CheckpointError(f"{out}: cannot be used as the folder of a run ({e.strerror})") from e
+    finally:
+        if fresh:  # a run that failed before it wrote anything leaves no folder
+            with contextlib.suppress(OSError):
+                out.rmdir()
 
 
 def _build(model: Any, data: Data, recipe: Recipe, pretrained: bool, weights: Any) -> Classifier:
