@@ -269,7 +269,8 @@ def test_parts_of_a_step_add_up(tmp_path: Path) -> None:
     assert differences_of(*nets) < 1e-5
 
 
-def test_bfloat16_learns_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_half_precision_learns_too(amp: str, tmp_path: Path) -> None:
     recipe = BUSY.replace(
         epochs=4,
         batch_size=50,
@@ -278,7 +279,7 @@ def test_bfloat16_learns_too(tmp_path: Path) -> None:
         flip=False,
         crop="none",
         learning_rate=0.3,
-        amp="bf16",
+        amp=amp,
         clip_norm=5.0,
     )
     result = train(TINY, "digits", recipe, out=Settings(tmp_path / "run", console=False))
@@ -327,3 +328,16 @@ def test_damaged_pictures_are_named_and_too_many_stop_the_run(tmp_path: Path) ->
     loose = Settings(tmp_path / "loose", console=False, workers=0, max_unreadable=0.1)
     assert train(TINY, tmp_path / "data", recipe, out=loose).finished
     assert "7.png" in (tmp_path / "loose" / "log.jsonl").read_text()
+
+
+def test_a_compiled_net_is_trained_and_saved_under_its_own_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The backend is torch's own "eager", as a C compiler is not everywhere and takes a minute."""
+    compiled = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda net: compiled(net, backend="eager"))
+    recipe = BUSY.replace(epochs=1, compile=True)
+    train(TINY, few_digits(), recipe, out=Settings(tmp_path / "run", console=False))
+    train(TINY, few_digits(), recipe.replace(compile=False), out=Settings(tmp_path / "plain", console=False))
+    nets = [tensors(tmp_path / name / "model.safetensors") for name in ("run", "plain")]
+    assert differences_of(*nets) < 1e-4
