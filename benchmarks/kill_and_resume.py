@@ -71,6 +71,14 @@ def step_reached(folder: Path) -> int:
     return state["position"]["global_step"] if state else 0
 
 
+def wait_for_work(child: subprocess.Popen[bytes], folder: Path) -> None:
+    """Wait until a process is through its start-up, which would else take most of the kills."""
+    log = folder / "log.jsonl"
+    before = log.stat().st_mtime_ns if log.exists() else 0
+    while child.poll() is None and (not log.exists() or log.stat().st_mtime_ns == before):
+        time.sleep(0.02)
+
+
 def main() -> int:
     parser = harness.make_parser(__doc__, "kill_and_resume")
     parser.add_argument("--kills", type=int, default=20)
@@ -94,7 +102,9 @@ def main() -> int:
             child = subprocess.Popen(command(broken, arch, args.epochs), env=env)
             try:
                 if killed < args.kills:
-                    child.wait(timeout=rng.uniform(0.1, 0.5) * whole)
+                    if killed % 5:  # every fifth is killed at any moment, the others once they train
+                        wait_for_work(child, broken)
+                    child.wait(timeout=rng.uniform(0.0, 0.4) * whole)
                 else:
                     child.wait()
             except subprocess.TimeoutExpired:
