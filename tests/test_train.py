@@ -236,11 +236,12 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     """The last checkpoint is from before, and is sound."""
-    settings = Settings(tmp_path / "run", console=False, save_every=1)
-    recipe = BUSY.replace(learning_rate=1000.0, weight_decay=1.0, warmup_epochs=0.0, epochs=5)
-    with pytest.raises(ProxylessError, match=r"not finite .* since step (\d+) \(epoch \d\)") as caught:
+    settings = Settings(tmp_path / "run", console=False, save_every=2)
+    recipe = BUSY.replace(learning_rate=1000.0, weight_decay=1.0, warmup_epochs=0.0, batch_size=5)
+    recipe = recipe.replace(ema_decay=0.0)
+    with pytest.raises(ProxylessError, match=r"not finite .* (since|after) step (\d+)") as caught:
         train(TINY, few_digits(), recipe, out=settings)
-    step = int(str(caught.value).split("since step ")[1].split()[0])
+    step = int(str(caught.value).split(" step ")[1].split()[0].strip(";"))
     state = checkpoint_of(settings.out)
     assert state["position"]["global_step"] <= step
 
@@ -341,3 +342,93 @@ def test_a_compiled_net_is_trained_and_saved_under_its_own_names(
     train(TINY, few_digits(), recipe.replace(compile=False), out=Settings(tmp_path / "plain", console=False))
     nets = [tensors(tmp_path / name / "model.safetensors") for name in ("run", "plain")]
     assert differences_of(*nets) < 1e-4
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
+    """The loss of a step may be fine and its update not; the last step's is seen by no later loss."""
+    settings = Settings(tmp_path / "run", console=False, save_every=1)
+    recipe = BUSY.replace(
+        optimizer="adamw", learning_rate=1000.0, weight_decay=1.0, schedule="constant", warmup_epochs=0.0,
+        ema_decay=0.0, epochs=5,
+    )  # fmt: skip
+    with pytest.raises(ProxylessError, match="not finite"):
+        train(TINY, few_digits(), recipe, out=settings)
+    for name in ("last.pt", "previous.pt"):
+        state = checkpoint_of(settings.out, name)
+        assert checkpoints.all_finite(state["model"])
+    assert not (settings.out / "model.safetensors").exists()
+
+
+def test_a_net_of_the_users_is_given_back_unfrozen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopper = Stopper(monkeypatch)
+    stopper.at = 2
+    net = proxylessnas.create_model(TINY)
+    recipe = BUSY.replace(freeze_epochs=2, drop_path=0.0)
+    settings = Settings(tmp_path / "run", console=False)
+    assert not train(net, few_digits(), recipe, out=settings).finished
+    assert all(p.requires_grad for p in net.parameters())
+    stopper.at = None
+    assert train(net, few_digits(), recipe, out=settings).finished
+    with pytest.raises(DataError, match="drop_path is built into a net"):
+        train(net, few_digits(), BUSY, out=tmp_path / "other")
+    with pytest.raises(DataError, match="trained with the weights it has"):
+        finetune(net, few_digits(), recipe, out=tmp_path / "other", weights="none.pth")
+
+
+def test_the_best_is_there_when_a_run_is_killed_before_the_last_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = BUSY.replace(keep="best")
+    whole = Settings(tmp_path / "whole", console=False)
+    train(TINY, few_digits(), recipe, out=whole)
+    replace = os.replace
+
+    def killed(source: object, target: object) -> None:
+        if str(target).endswith("best.pt"):
+            replace(source, target)  # type: ignore[arg-type]
+            raise KeyboardInterrupt  # as good as a kill: nothing after it is written
+        replace(source, target)  # type: ignore[arg-type]
+
+    broken = Settings(tmp_path / "broken", console=False)
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(TINY, few_digits(), recipe, out=broken)
+    monkeypatch.setattr(os, "replace", replace)
+    train(TINY, few_digits(), recipe, out=broken)
+    nets = [tensors(s.out / "model.safetensors") for s in (whole, broken)]
+    assert differences_of(*nets) == 0
+
+
+def test_other_weights_to_start_from_are_another_run(trained: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    base = tmp_path / "base.safetensors"
+    net = proxylessnas.create_model(trained / "model.safetensors")
+    proxylessnas.save_weights(net, base)
+    recipe = BUSY.replace(epochs=1, mixup_alpha=0)
+    settings = Settings(tmp_path / "run", console=False)
+    finetune(base, few_digits(), recipe, out=settings)
+    state = load_file(base)
+    state["first_conv.conv.weight"] += 1
+    net.load_state_dict(state)
+    proxylessnas.save_weights(net, base)
+    with pytest.raises(CheckpointError, match="began with other weights"):
+        finetune(base, few_digits(), recipe, out=settings)
+
+
+def test_from_scratch_takes_the_architecture_of_a_file_alone(trained: Path, tmp_path: Path) -> None:
+    recipe = BUSY.replace(epochs=1, learning_rate=1e-9)
+    train(trained / "model.safetensors", few_digits(), recipe, out=Settings(tmp_path / "run", console=False))
+    old, new = tensors(trained / "model.safetensors"), tensors(tmp_path / "run" / "model.safetensors")
+    assert differences_of(old, new) > 0.1
+
+
+def test_nets_and_batches_that_cannot_work_are_named(tmp_path: Path) -> None:
+    grey = proxylessnas.create_model(TINY, in_chans=1)
+    with pytest.raises(DataError, match="takes pictures of 1 channels"):
+        train(grey, few_digits(), BUSY.replace(drop_path=0.0), out=tmp_path / "grey")
+    recipe = BUSY.replace(batch_size=1, image_size=4, resize=4, cutout=0, mixup_alpha=0)
+    with pytest.raises(DataError, match="BatchNorm cannot work with 1 picture"):
+        train(TINY, few_digits(), recipe, out=Settings(tmp_path / "one", console=False))
+    with pytest.raises(DataError, match="leave val out"):
+        train(TINY, few_digits(), BUSY, out=tmp_path / "val", val=tmp_path)

@@ -49,7 +49,7 @@ def build_parser(known: dict[str, Verb]) -> argparse.ArgumentParser:
         prog="proxylessnas",
         description="Specialised image nets: look at them, get their weights, classify pictures.",
         epilog="example:\n  proxylessnas predict proxyless_w025_r112 photo.jpg\n\n"
-        "exit codes: 0 done, 1 something failed, 2 wrong usage",
+        "exit codes: 0 done, 1 something failed, 2 wrong usage, 128 + n stopped by signal n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

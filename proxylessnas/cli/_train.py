@@ -35,6 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser, recipe: str) -> None:
         "--out", metavar="DIR", type=Path,
         help="folder of the run (default: runs/NET-DATA); a run that is there is continued",
     )  # fmt: skip
+    parser.add_argument(
+        "--limit", type=int, metavar="N", help="only so many training pictures a class, for a try"
+    )
     group = parser.add_argument_group("recipe", "What decides the result; it is written to DIR/recipe.toml.")
     group.add_argument(
         "--recipe", default=recipe, metavar="NAME", help=f"preset or .toml file (default: {recipe})"
@@ -53,9 +56,6 @@ def add_arguments(parser: argparse.ArgumentParser, recipe: str) -> None:
     group.add_argument("--image-size", type=int, metavar="N", help="side of the net's input, px")
     group.add_argument("--seed", type=int, metavar="N", help="of everything random (default: 0)")
     group = parser.add_argument_group("run", "Where and how; none of it changes the result.")
-    group.add_argument(
-        "--limit", type=int, metavar="N", help="only so many training pictures a class, for a try"
-    )
     group.add_argument(
         "--device", default="auto", help="auto (default: a GPU if there is one), cpu, cuda, mps"
     )
@@ -162,10 +162,10 @@ def keep_pages(args: argparse.Namespace) -> None:
 
 def report(args: argparse.Namespace, result: Any) -> int:
     """Print the result; return 0, or what a shell reports for the signal that stopped the run."""
-    if args.json:
+    if args.json and _main_process():
         document = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(result).items()}
         print_json(document)
-    elif result.finished and _main_process():
+    elif result.finished and not args.json and _main_process():
         print(result.model)
     return 0 if result.finished else 128 + (result.signal or 2)
 

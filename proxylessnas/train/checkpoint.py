@@ -46,13 +46,14 @@ def save(folder: Path, state: Mapping[str, Any], *, best: bool = False, keep_as:
     data = buffer.getbuffer()
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        # The last one comes last: it says which the best is, so that one must be there.
+        for name in ([BEST] if best else []) + ([keep_as] if keep_as else []):
+            write_atomically(folder / name, data)
         write_atomically(folder / _NEXT, data)
         with contextlib.suppress(FileNotFoundError):
             os.replace(folder / LAST, folder / PREVIOUS)
         os.replace(folder / _NEXT, folder / LAST)
         sync_folder(folder)
-        for name in ([BEST] if best else []) + ([keep_as] if keep_as else []):
-            write_atomically(folder / name, data)
     except OSError as e:
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
             need = f"the disk is full ({len(data) / 1e6:.1f} MB are needed): free some space"
@@ -93,6 +94,9 @@ def load(path: Path) -> dict[str, Any]:
             f"reads {VERSION})"
         )
     missing = [key for key in _KEYS if key not in state]
+    position = state.get("position")
+    if not missing and not (isinstance(position, dict) and isinstance(position.get("global_step"), int)):
+        missing = ["the step"]
     if missing:
         raise CheckpointError(f"{path}: incomplete; {', '.join(missing)} missing")
     return state
@@ -126,6 +130,13 @@ def newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
             + f"\nput a good copy there, or remove {folder} to start from the beginning"
         )
     return found, problems
+
+
+def all_finite(*states: Mapping[str, Tensor]) -> bool:
+    """Return whether the tensors of some state dicts hold finite numbers only."""
+    tensors = [t for state in states for t in state.values() if t.is_floating_point()]
+    norms = torch._foreach_norm(tensors, float("inf"))
+    return bool(torch.stack([norm.float() for norm in norms]).isfinite().all())
 
 
 def generator_states(device: torch.device) -> dict[str, Any]:

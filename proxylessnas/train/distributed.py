@@ -19,6 +19,8 @@ from torch import Tensor
 from ..errors import ProxylessError
 
 _TIMEOUT = datetime.timedelta(minutes=30)  # decoding a large data set into memory may keep one process away
+# What the messages of gloo and NCCL hold when a process is gone.
+_BROKEN = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe", "Timed out waiting")
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,15 @@ class Processes:
         total = torch.tensor(values, dtype=torch.float64)
         self.sum_([total])
         return total.tolist()
+
+    def copy_first_(self, tensors: Iterable[Tensor]) -> None:
+        """Replace each tensor by the first process's (in place)."""
+        if self.world > 1:
+            for tensor in tensors:
+                shared = self._reachable(tensor)
+                dist.broadcast(shared, 0)
+                if shared is not tensor:
+                    tensor.copy_(shared)
 
     def any_of(self, flag: bool) -> bool:
         """Return whether ``flag`` is true in any process."""
@@ -133,6 +144,10 @@ def processes(device: str = "auto") -> Iterator[Processes]:
         ) from e
     try:
         yield Processes(dist.get_rank(), dist.get_world_size(), chosen)
+    except RuntimeError as e:
+        if isinstance(e, ProxylessError) or not any(word in str(e) for word in _BROKEN):
+            raise
+        raise ProxylessError("another process of this run stopped; its message says why") from e
     finally:
         dist.destroy_process_group()
 

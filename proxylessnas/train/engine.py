@@ -7,8 +7,9 @@ step, and a checkpoint holds the rest.
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import time
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,35 +28,18 @@ from .ema import WeightAverage
 from .eval_loader import EvalLoader
 from .loader import TrainLoader
 from .optim import head_parameters, make_optimizer, parameter_groups, rate_factor, set_train_mode
+from .position import Position
 from .preprocess import preprocessing_of
 from .recipe import Recipe
 from .resume import run_state
 from .runlog import RunLog, memory_mib
 from .settings import Settings
 from .step import WeightStep
-from .stop import StopRequest
+from .stop import Stopped, StopRequest
 
+_ADVICE = 'Try a lower learning_rate, clip_norm = 1, or amp = "off"'
 _SHOWN = 10  # unreadable pictures that are named
-_SYNC_STEPS = 10  # steps between looks at the losses where looking waits for a GPU or for other processes
-
-
-@dataclass
-class Position:
-    """How far a run is: whole epochs, steps in the present one, and sums over those steps."""
-
-    epoch: int = 0
-    step: int = 0
-    global_step: int = 0
-    loss_sum: float = 0.0
-    seconds: float = 0.0
-    waited: float = 0.0
-    total_seconds: float = 0.0
-    best: dict[str, float] = field(default_factory=dict)
-
-    def next_epoch(self) -> None:
-        """Go to the start of the next epoch."""
-        self.epoch, self.step = self.epoch + 1, 0
-        self.loss_sum = self.seconds = self.waited = 0.0
+_SYNC_STEPS = 10  # steps between looks at the losses where looking waits for a GPU
 
 
 class Trainer:
@@ -67,11 +51,19 @@ class Trainer:
         recipe: how.
         settings: where.
         processes: this process among the others of the run.
+        start: what the net's weights are, where that matters to a continued run.
     """
 
     def __init__(
-        self, net: Classifier, data: Data, recipe: Recipe, settings: Settings, processes: Processes
+        self,
+        net: Classifier,
+        data: Data,
+        recipe: Recipe,
+        settings: Settings,
+        processes: Processes,
+        start: str = "",
     ) -> None:
+        self.start = start
         self.data, self.recipe, self.settings, self.processes = data, recipe, settings, processes
         self.device = processes.device
         self.checkpoints = settings.out / "checkpoints"
@@ -106,7 +98,13 @@ class Trainer:
         self._wanted = {name for name, p in net.named_parameters() if p.requires_grad}
 
     def save(self, *, best: bool = False) -> None:
-        """Write a checkpoint; every process takes part."""
+        """Write a checkpoint; every process takes part.
+
+        Raises:
+            ProxylessError: the weights are not finite; the last checkpoint is from before.
+            CheckpointError: it cannot be written; the one before is kept.
+        """
+        self._check_finite()
         state = run_state(self)
         if self.processes.main:
             at_end = self.position.step == 0 and self.position.epoch > 0
@@ -137,7 +135,12 @@ class Trainer:
             if not self._epoch(stop, run):
                 self.save()
                 return False
-            self._end_of_epoch(run)
+            if self.val_loader is not None:
+                self.save()  # validation may take longer than a job scheduler waits
+            try:
+                self._end_of_epoch(run, stop)
+            except Stopped:
+                return False
             self._name_unreadable(run)
             more = self.position.epoch < self.recipe.epochs
             if more and self.processes.any_of(stop.signal is not None):
@@ -164,7 +167,7 @@ class Trainer:
         """Train to the end of the present epoch; return False if a signal asked to stop before."""
         p, recipe = self.position, self.recipe
         set_train_mode(self.net, bool(self._head_only))
-        alone = self.processes.world == 1 and self.device.type == "cpu"
+        every = 1 if self.device.type == "cpu" else _SYNC_STEPS
         pending: list[Tensor] = []
         batches = self.loader.epoch(p.epoch, first_step=p.step)
         before = last = time.monotonic()
@@ -175,7 +178,7 @@ class Trainer:
             p.step, p.global_step = p.step + 1, p.global_step + 1
             end = p.step == self.steps_per_epoch
             save = bool(self.settings.save_every) and p.global_step % self.settings.save_every == 0
-            if not (alone or end or save or p.step % _SYNC_STEPS == 0):
+            if not (end or save or p.step % every == 0):
                 continue
             loss, stopping = self._look(pending, stop)
             now = time.monotonic()
@@ -203,7 +206,7 @@ class Trainer:
         Raises:
             ProxylessError: a loss was not finite.
         """
-        loss, stopping = float(torch.stack(pending).double().mean()), float(stop.signal is not None)
+        loss, stopping = float(torch.stack(pending).cpu().double().mean()), float(stop.signal is not None)
         if self.processes.world > 1:
             loss, stopping, bad = self.processes.sum_of(loss, stopping, float(self.step.broke_down))
             loss /= self.processes.world
@@ -214,14 +217,25 @@ class Trainer:
             raise ProxylessError(
                 f"the loss is not finite (NaN or infinite) since step {first} (epoch "
                 f"{first // self.steps_per_epoch + 1}); the last good checkpoint is kept in "
-                f'{self.checkpoints}. Try a lower learning_rate, clip_norm = 1, or amp = "off"'
+                f"{self.checkpoints}. {_ADVICE}"
             )
+        if stopping and stop.signal is None:  # another process was told
+            stop.signal = signal.SIGTERM
         return loss, stopping > 0
 
-    def _end_of_epoch(self, run: RunLog) -> None:
+    def _check_finite(self) -> None:
+        """Raise if weights or statistics are not finite: an update can spoil them after a good loss."""
+        states = [self.net.state_dict(), self.average.state_dict() if self.average else {}]
+        if self.processes.any_of(not checkpoint.all_finite(*states)):
+            raise ProxylessError(
+                f"the weights are not finite (NaN or infinite) after step {self.position.global_step - 1}; "
+                f"the last good checkpoint is kept in {self.checkpoints}. {_ADVICE}"
+            )
+
+    def _end_of_epoch(self, run: RunLog, stop: StopRequest) -> None:
         p = self.position
         started = time.monotonic()
-        metrics = self.validate(run)
+        metrics = self.validate(run, stop)
         best = False
         if metrics is not None and metrics.top1 > p.best.get("top1", -1.0):
             best = True
@@ -245,22 +259,41 @@ class Trainer:
         run.epoch(record)  # before the checkpoint: a run killed in between cuts it off again
         self.save(best=best)
 
-    def validate(self, run: RunLog) -> Metrics | None:
-        """Return the accuracy on the validation pictures (of the averaged weights, if there are any)."""
+    def validate(self, run: RunLog, stop: StopRequest) -> Metrics | None:
+        """Return the accuracy on the validation pictures (of the averaged weights, if there are any).
+
+        Raises:
+            Stopped: a signal came; only where there is no other process that would have to be told.
+        """
+        self._share_statistics()
         if self.average is not None:
             with self.average.applied(self.net):
-                return self.measure(run)
-        return self.measure(run)
+                return self.measure(run, stop)
+        return self.measure(run, stop)
 
-    def measure(self, run: RunLog) -> Metrics | None:
-        """Return the accuracy of the net as it is on the validation pictures; None if there are none."""
+    def _share_statistics(self) -> None:
+        """Give every process the first one's BatchNorm statistics: they are those that are saved."""
+        averaged = self.average.state_dict() if self.average else {}
+        names = [name for name, _ in self.net.named_buffers()]
+        self.processes.copy_first_([*self.net.buffers(), *(averaged[n] for n in names if n in averaged)])
+
+    def measure(self, run: RunLog, stop: StopRequest | None = None, *, amp: bool = True) -> Metrics | None:
+        """Return the accuracy of the net as it is on the validation pictures; None if there are none.
+
+        Args:
+            run: shows how far it is.
+            stop: looked at between batches.
+            amp: compute in the recipe's precision, as in training; False in that of the saved file.
+        """
         if self.val_loader is None:
             return None
         metrics = Metrics(self.net.num_classes, device=self.device)
         with evaluation_mode(self.net), torch.inference_mode():
             for done, (inputs, targets) in enumerate(self.val_loader):
                 run.validating(done, len(self.val_loader))
-                with self.step.autocast():
+                if stop is not None and stop.signal is not None and self.processes.world == 1:
+                    raise Stopped
+                with self.step.autocast() if amp else contextlib.nullcontext():
                     logits = self.net(inputs)
                 metrics.add(logits.float(), targets)
         self.processes.sum_(metrics.tensors())
@@ -302,14 +335,21 @@ class Trainer:
             self.net.load_state_dict(state["model"])
             if self.average is not None:
                 self.average.load_state_dict(state["average"])
-        for name, p in self.net.named_parameters():
-            p.requires_grad_(name in self._wanted)
+        self._share_statistics()
         if self.average is not None:
             self.average.copy_to(self.net)
         if self.recipe.recalibrate_batches:
             inputs = (batch.inputs for batch in self.loader.epoch(self.recipe.epochs, mix=False))
             recalibrate(self.net, inputs, self.recipe.recalibrate_batches, processes=self.processes)
-        metrics = self.measure(run)
-        revert_sync_bn(self.net)
+        self._check_finite()
+        metrics = self.measure(run, amp=False)
         self.net.eval()
         return metrics
+
+    def release(self) -> None:
+        """Give the net back as an ordinary one, whatever happened: nothing frozen that was not before."""
+        self.loader.close()
+        for name, p in self.net.named_parameters():
+            p.requires_grad_(name in self._wanted)
+            p.grad = None
+        revert_sync_bn(self.net)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .._version import __version__
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ProxylessError
 from . import checkpoint
 from .recipe import Recipe, differences
 from .sampler import mix64
@@ -32,6 +32,8 @@ def run_state(trainer: Trainer) -> dict[str, Any]:
         "recipe": trainer.recipe.to_dict(),
         "arch": _arch(trainer),
         "data": trainer.data.fingerprint,
+        "start": trainer.start,
+        "preprocessing": _preprocessing(trainer),
         "run": _circumstances(trainer),
     }
 
@@ -54,6 +56,8 @@ def go_on(trainer: Trainer) -> list[str]:
     try:
         _check_same(trainer, state)
         _restore(trainer, state)
+    except ProxylessError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as e:
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise CheckpointError(f"{trainer.checkpoints}: the checkpoint is malformed ({reason[:200]})") from e
@@ -96,6 +100,13 @@ def _check_same(trainer: Trainer, state: dict[str, Any]) -> None:
         raise CheckpointError(f"{where}, of another net ({str(state['arch'])[:200]}): {advice}")
     if state["data"] != trainer.data.fingerprint:
         raise CheckpointError(f"{where}, on other pictures than those of {trainer.data.name} now: {advice}")
+    if state["start"] != trainer.start or state["preprocessing"] != _preprocessing(trainer):
+        raise CheckpointError(f"{where}, which began with other weights or another preprocessing: {advice}")
+
+
+def _preprocessing(trainer: Trainer) -> dict[str, Any] | None:
+    known = trainer.net.preprocessing
+    return known.to_dict() if known is not None else None
 
 
 def _arch(trainer: Trainer) -> str:

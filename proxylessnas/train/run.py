@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,12 +17,13 @@ import torch
 from torch import nn
 
 from ..arch import Arch
-from ..builders import create_model
+from ..builders import create_model, read_arch
 from ..classifier import Classifier
 from ..errors import CheckpointError, DataError, ProxylessError
-from ..filesystem import LockTimeout, locked, write_atomically
+from ..filesystem import LockTimeout, locked, unlink_quietly, write_atomically
 from ..metrics import Metrics
 from ..model_file import save_weights
+from ..names import is_weights_file
 from .data import Data, open_data
 from .distributed import Processes, processes
 from .engine import Trainer
@@ -110,7 +113,8 @@ def finetune(
     Everything else is as in :func:`train`.
 
     Args:
-        model: a net of the zoo with published weights, a ``.safetensors`` file, or a net.
+        model: a net of the zoo with published weights, or a ``.safetensors`` file; or a net, which is trained
+            in place with the weights and the classifier it has.
         data: see :func:`train`.
         recipe: see :func:`train`; ``freeze_epochs``, ``layer_decay`` and ``head_rate`` are meant for this.
         out: see :func:`train`.
@@ -128,6 +132,8 @@ def _run(
     model: Any, data: Any, recipe: Recipe, out: Any, val: Any, *, pretrained: bool, weights: Any
 ) -> Result:
     settings = out if isinstance(out, Settings) else Settings(Path(out))
+    if isinstance(data, Data) and val is not None:
+        raise DataError("these data have their validation part already: leave val out")
     if settings.tensorboard:
         load_tensorboard()  # in every process, and before they join: one that fails leaves the others waiting
     if settings.threads is not None:
@@ -140,30 +146,44 @@ def _run(
         )
         torch.manual_seed(recipe.seed)
         net = _build(model, opened, recipe, pretrained, weights)
-        trainer = Trainer(net, opened, recipe, settings, group)
-        notes = [*opened.notes, *go_on(trainer)]
-        p = trainer.position
-        log_of_run = (
-            RunLog(
-                settings.out, epochs=recipe.epochs, steps_per_epoch=trainer.steps_per_epoch,
-                batch_size=recipe.batch_size, tensorboard=settings.tensorboard, console=settings.console,
-                resume_step=p.global_step, resume_epoch=p.epoch,
-            )
-            if group.main
-            else RunLog.silent()
-        )  # fmt: skip
-        with log_of_run as run, StopRequest() as stop, contextlib.ExitStack() as stack:
-            if group.main:
-                write_atomically(settings.out / RECIPE_FILE, recipe.to_toml().encode())
-            for text in notes:
-                run.note(text)
-            stack.callback(trainer.loader.close)
-            if not trainer.fit(stop, run):
-                run.note(f"stopped and saved at step {p.global_step:,}; the same command goes on from there")
-                return Result(
-                    False, None, None, p.best.get("top1"), p.global_step, p.total_seconds, stop.signal
-                )
-            return _finish(trainer, run, group)
+        given = not isinstance(model, nn.Module) and (pretrained or weights is not None)
+        trainer = Trainer(net, opened, recipe, settings, group, _digest(net) if given else "")
+        try:
+            return _carry_out(trainer)
+        except Exception as e:
+            if recipe.compile and type(e).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                reason = str(e).strip().splitlines()[0]
+                raise ProxylessError(
+                    f"torch.compile does not work here ({reason}); set compile to false"
+                ) from e
+            raise
+        finally:
+            trainer.release()
+
+
+def _carry_out(trainer: Trainer) -> Result:
+    """Train from where the run is to its end, or to where a signal stops it."""
+    settings, recipe, group = trainer.settings, trainer.recipe, trainer.processes
+    notes = [*trainer.data.notes, *go_on(trainer)]
+    p = trainer.position
+    log_of_run = (
+        RunLog(
+            settings.out, epochs=recipe.epochs, steps_per_epoch=trainer.steps_per_epoch,
+            batch_size=recipe.batch_size, tensorboard=settings.tensorboard, console=settings.console,
+            resume_step=p.global_step, resume_epoch=p.epoch,
+        )
+        if group.main
+        else RunLog.silent()
+    )  # fmt: skip
+    with log_of_run as run, StopRequest() as stop:
+        if group.main:
+            write_atomically(settings.out / RECIPE_FILE, recipe.to_toml().encode())
+        for text in notes:
+            run.note(text)
+        if trainer.fit(stop, run):
+            return _finish(trainer, run)
+        run.note(f"stopped and saved at step {p.global_step:,}; the same command goes on from there")
+        return Result(False, None, None, p.best.get("top1"), p.global_step, p.total_seconds, stop.signal)
 
 
 @contextlib.contextmanager
@@ -176,6 +196,8 @@ def _held(out: Path, group: Processes) -> Iterator[None]:
     try:
         out.mkdir(parents=True, exist_ok=True)
         with locked(out / ".running", 0.0):
+            for path in [*out.glob("*.tmp"), *out.glob("checkpoints/*.tmp")]:
+                unlink_quietly(path)  # what a killed process was writing
             yield
     except LockTimeout as e:
         raise CheckpointError(
@@ -196,13 +218,33 @@ def _build(model: Any, data: Data, recipe: Recipe, pretrained: bool, weights: An
     classes = len(data.categories)
     if classes < 2:
         raise DataError(f"{data.name}: {classes} class; a classifier needs at least two")
+    net = _net(model, data, recipe, pretrained, weights)
+    if net.in_chans != 3:
+        raise DataError(
+            f"{net.arch.name} takes pictures of {net.in_chans} channels, but they are read as RGB"
+        )
+    return net
+
+
+def _net(model: Any, data: Data, recipe: Recipe, pretrained: bool, weights: Any) -> Classifier:
+    classes = len(data.categories)
     if isinstance(model, nn.Module):
         if not isinstance(model, Classifier):
             raise TypeError(f"a net of this package is trained, not a {type(model).__name__}")
         if model.num_classes != classes:
             raise DataError(f"the net has {model.num_classes} outputs, but {data.name} has {classes} classes")
+        if weights is not None:
+            raise DataError("a net is trained with the weights it has: load others first, or name the net")
+        if recipe.drop_path:
+            raise DataError(
+                "drop_path is built into a net: make it with create_model(..., drop_path_rate=...) and set "
+                "drop_path to 0 in the recipe"
+            )
+        model.drop_rate = model.drop_rate if recipe.dropout is None else recipe.dropout
         return model
     given = pretrained or weights is not None
+    if not given and isinstance(model, (str, os.PathLike)) and is_weights_file(Path(model)):
+        model = read_arch(model)  # from scratch: the architecture alone
     net = create_model(
         model,
         pretrained,
@@ -220,8 +262,17 @@ def _build(model: Any, data: Data, recipe: Recipe, pretrained: bool, weights: An
     return net
 
 
-def _finish(trainer: Trainer, run: RunLog, group: Processes) -> Result:
-    metrics = trainer.finish(run)
+def _digest(net: Classifier) -> str:
+    """Return a digest of the weights a net starts from, without its new classifier."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(net.state_dict().items()):
+        if not name.startswith("classifier."):
+            found.update(name.encode() + tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def _finish(trainer: Trainer, run: RunLog) -> Result:
+    metrics, group = trainer.finish(run), trainer.processes
     p, out = trainer.position, trainer.settings.out
     result = Result(
         True,
@@ -237,7 +288,7 @@ def _finish(trainer: Trainer, run: RunLog, group: Processes) -> Result:
             document = {
                 **dataclasses.asdict(result),
                 "model": MODEL_FILE,
-                "val_loss": metrics.loss if metrics else None,
+                "val_loss": metrics.loss if metrics and math.isfinite(metrics.loss) else None,
             }
             write_atomically(out / RESULT_FILE, (json.dumps(document, indent=2) + "\n").encode())
         except OSError as e:

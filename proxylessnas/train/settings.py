@@ -40,6 +40,8 @@ class Settings:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
                 raise ValueError(f"{name} must be a whole number of at least {low}, not {value!r}")
+        if self.threads is not None and self.threads > 1024:
+            raise ValueError(f"threads must be at most 1024, not {self.threads}")
         if not 0 <= self.max_unreadable <= 1:
             raise ValueError(f"max_unreadable is a share, 0 to 1, not {self.max_unreadable!r}")
 

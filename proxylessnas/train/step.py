@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+from ..errors import DataError
 from .ema import WeightAverage
 from .optim import set_rates
 from .recipe import Recipe
@@ -71,12 +72,14 @@ class WeightStep:
         """
         set_rates(self.optimizer, factor)
         self.optimizer.zero_grad(set_to_none=True)
-        parts = self.recipe.accumulate
+        parts = list(
+            zip(inputs.chunk(self.recipe.accumulate), targets.chunk(self.recipe.accumulate), strict=True)
+        )
         total: Tensor | None = None
-        for i, (x, y) in enumerate(zip(inputs.chunk(parts), targets.chunk(parts), strict=True)):
-            with self._last(i == parts - 1):
+        for i, (x, y) in enumerate(parts):
+            with self._last(i == len(parts) - 1):
                 loss = self.loss(x, y)
-                share = loss * (x.shape[0] / inputs.shape[0]) if parts > 1 else loss
+                share = loss * (x.shape[0] / inputs.shape[0]) if len(parts) > 1 else loss
                 (self.scaler.scale(share) if self.scaler else share).backward()
             total = share.detach() if total is None else total + share.detach()
         assert total is not None
@@ -91,8 +94,16 @@ class WeightStep:
 
     def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean cross-entropy (with label smoothing) of a batch, []."""
-        with self.autocast():
-            logits = self.model(inputs)
+        try:
+            with self.autocast():
+                logits = self.model(inputs)
+        except ValueError as e:
+            if "more than 1 value per channel" not in str(e):
+                raise
+            raise DataError(
+                f"BatchNorm cannot work with {len(inputs)} picture(s) of {inputs.shape[-1]} px at once, as a "
+                "single value a channel is left: use a larger batch_size or image_size, or accumulate less"
+            ) from e
         return F.cross_entropy(logits.float(), targets, label_smoothing=self.recipe.label_smoothing)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:

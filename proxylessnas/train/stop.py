@@ -11,6 +11,10 @@ from typing import Any
 _IMPATIENT_S = 2.0  # torchrun hands a Ctrl-C on to processes that the terminal has told already
 
 
+class Stopped(Exception):
+    """A signal came while something was done that can be done again."""
+
+
 class StopRequest:
     """Notes the first SIGTERM or SIGINT while the block runs; a second Ctrl-C interrupts at once.
 
