@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .datasets import ImageDataset
-from .errors import DataError, WeightsCorruptError
+from .errors import DataError, ProxylessError, WeightsCorruptError
 
 if TYPE_CHECKING:
     import torch
@@ -248,18 +248,47 @@ def read_ahead(items: Iterator[T], *, workers: int) -> Iterator[T]:
         DataError: a worker process died.
     """
     alone: Any = contextlib.nullcontext if workers else one_thread  # workers have one thread anyway
+    while True:
+        with alone(), dead_workers_as_data_error(fetching=workers > 0):
+            item = next(items, None)
+        if item is None:
+            return
+        yield item
+
+
+@contextlib.contextmanager
+def dead_workers_as_data_error(*, fetching: bool = False) -> Iterator[None]:
+    """Turn what torch raises if a worker process died into a :class:`DataError`.
+
+    To be put around a whole loop over batches: torch hears of the death by a signal, and raises its error
+    wherever the main thread happens to be, say in the middle of a backward pass.
+
+    Args:
+        fetching: the code in it only fetches from worker processes, and a connection that breaks is one to
+            them.
+
+    Raises:
+        DataError: a worker process died.
+    """
     try:
-        while True:
-            with alone():
-                item = next(items, None)
-            if item is None:
-                return
-            yield item
-    except RuntimeError as e:
-        if "DataLoader worker" in str(e):
-            why = "too little memory, or too small a /dev/shm?"
-            raise DataError(f"a process that reads pictures died ({why}); try 0 workers") from e
-        raise
+        yield
+    except Exception as e:
+        if isinstance(e, ProxylessError) or not _worker_died(e, fetching):
+            raise
+        why = "too little memory, or too small a /dev/shm?"
+        raise DataError(f"a process that reads pictures died ({why}); try 0 workers") from e
+
+
+def _worker_died(error: Exception, fetching: bool) -> bool:
+    # What is raised in a worker comes as "Caught ... in DataLoader worker process 0": that one lives.
+    if fetching and isinstance(error, (ConnectionError, EOFError, FileNotFoundError)):
+        return "DataLoader worker process" not in str(error)
+    cause: BaseException | None = error
+    while cause is not None:  # torch's error may have met code that raises another one as it is left
+        if isinstance(cause, RuntimeError) and "DataLoader worker (pid" in str(cause):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
 
 
 def _collate(items: list[tuple[Any, int, str]]) -> Batch:

@@ -122,7 +122,7 @@ def test_wrong_values(name: str, value: Any, message: str) -> None:
         ({"epochs": 1, "freeze_epochs": 1}, "freeze_epochs 1 must be below epochs, which is 1"),
         ({"crop": "padded", "crop_padding": 0}, 'use crop "none"'),
         ({"image_size": 224, "resize": 223}, "resize 223 is below image_size 224"),
-        ({"image_size": 8, "cutout": 9}, "cutout 9 is larger"),
+        ({"image_size": 8, "cutout": 8}, "cutout 8 must be below image_size, which is 8"),
         ({"image_size": 8, "crop": "padded", "crop_padding": 8}, "crop_padding 8 must be below image_size"),
     ],
 )
@@ -134,7 +134,8 @@ def test_values_that_do_not_fit_together(values: dict[str, Any], message: str) -
 
 def test_bounds_belong_to_the_range() -> None:
     Recipe(epochs=1, batch_size=1, seed=2**32 - 1, val_fraction=0, crop_scale_min=1, final_rate=1)
-    Recipe(label_smoothing=0, momentum=0, weight_decay=0, layer_decay=1, image_size=32, resize=32, cutout=32)
+    Recipe(label_smoothing=0, momentum=0, weight_decay=0, layer_decay=1, image_size=32, resize=32, cutout=31)
+    Recipe(val_fraction=0.9)
 
 
 def test_numbers_take_the_type_of_their_field() -> None:

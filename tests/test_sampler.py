@@ -56,6 +56,19 @@ def test_parts_of_all_processes_make_up_the_batch() -> None:
     assert [torch.cat(p).tolist() for p in parts] == [w.tolist() for w in whole]
 
 
+@pytest.mark.parametrize(("world", "accumulate"), [(1, 1), (3, 1), (1, 2), (2, 2), (2, 3)])
+def test_in_each_part_of_a_step_all_processes_see_what_one_would(world: int, accumulate: int) -> None:
+    whole = list(Steps(50, 12, seed=3).indices(2))
+    shares = [
+        list(Steps(50, 12, seed=3, rank=rank, world=world, accumulate=accumulate).indices(2, first_step=1))
+        for rank in range(world)
+    ]
+    for step, expected in enumerate(whole[1:]):
+        parts = [share[step].chunk(accumulate) for share in shares]  # as a step takes its batch apart
+        for k, part in enumerate(expected.chunk(accumulate)):
+            assert torch.equal(torch.cat([pieces[k] for pieces in parts]), part)
+
+
 def test_iterates_over_the_epoch_that_was_set() -> None:
     steps = Steps(20, 4, seed=0)
     steps.epoch, steps.first_step = 5, 3
@@ -74,3 +87,15 @@ def test_too_few_pictures() -> None:
 def test_a_batch_that_cannot_be_shared() -> None:
     with pytest.raises(DataError, match="a batch of 10 pictures cannot be shared evenly by 4 processes"):
         Steps(100, 10, seed=0, world=4)
+
+
+@pytest.mark.parametrize(
+    ("n", "batch_size", "such_as"), [(100, 10, "8 or 16"), (14, 10, "8"), (100, 3, "8"), (9, 7, "8")]
+)
+def test_a_batch_that_cannot_be_shared_in_parts(n: int, batch_size: int, such_as: str) -> None:
+    message = (
+        rf"a batch of {batch_size} pictures cannot be shared evenly by 4 processes, each in 2 parts "
+        rf"\(accumulate\): batch_size has to be a multiple of 8, such as {such_as}$"
+    )
+    with pytest.raises(DataError, match=message):
+        Steps(n, batch_size, seed=0, world=4, accumulate=2)

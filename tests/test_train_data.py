@@ -287,8 +287,42 @@ def test_limits_that_make_no_sense(tmp_path: Path, limit: Any) -> None:
         open_data(classes(tmp_path, {"a": 2, "b": 2}), limit=limit)
 
 
-@pytest.mark.parametrize("share", [0, 0.0, -0.1, 0.91, 1, 2.0, float("nan"), True])
-@pytest.mark.parametrize("name", ["val", "val_fraction"])
+def test_nothing_is_held_out(tmp_path: Path) -> None:
+    classes(tmp_path / "plain", {"a": 5, "b": 5})
+    data = open_data(tmp_path / "plain", val_fraction=0, limit=4)
+    assert (len(data.train), data.val) == (8, None)
+    assert data.notes[0].startswith(f"no validation part in {tmp_path / 'plain'}, and none held out")
+    assert open_data(tmp_path / "plain", val_fraction=0.0).fingerprint != data.fingerprint
+    asked_for = open_data(tmp_path / "plain", val=0.2, val_fraction=0)
+    assert len(asked_for.val or ()) == 2
+
+    classes(tmp_path / "parts" / "train", {"a": 5, "b": 5})
+    classes(tmp_path / "parts" / "val", {"a": 2, "b": 2})
+    own = open_data(tmp_path / "parts", val_fraction=0)
+    assert (len(own.train), len(own.val or ()), own.notes) == (10, 4, ())
+    assert own.fingerprint == open_data(tmp_path / "parts").fingerprint
+
+
+def test_class_folders_whose_names_are_not_utf8(tmp_path: Path) -> None:
+    classes(tmp_path, {"cat": 3})
+    try:
+        os.mkdir(os.path.join(os.fsencode(tmp_path), b"caf\xe9"))
+    except OSError as e:
+        pytest.skip(f"the file system takes UTF-8 only: {e}")
+    open_folder = os.path.join(os.fsencode(tmp_path), b"caf\xe9")
+    for i in range(3):
+        Path(os.fsdecode(os.path.join(open_folder, b"%d.jpg" % i))).write_bytes(b"")
+    with pytest.raises(DataError, match=r"'caf\\udce9' is not valid UTF-8, .*weights file: rename it"):
+        open_data(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "share"),
+    [
+        *(("val", share) for share in (0, 0.0, -0.1, 0.91, 1, 2.0, float("nan"), True)),
+        *(("val_fraction", share) for share in (-0.1, 0.91, 1, 2.0, float("nan"), True, False)),
+    ],
+)
 def test_shares_that_make_no_sense(tmp_path: Path, name: str, share: Any) -> None:
     with pytest.raises(DataError, match=f"{name} is {share}; .* above 0 and at most 0.9"):
         open_data(classes(tmp_path, {"a": 2, "b": 2}), **{name: share})

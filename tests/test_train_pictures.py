@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import pickle
+import random
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -16,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from proxylessnas.errors import DataError, ImageError
 from proxylessnas.train.data import open_data
-from proxylessnas.train.pictures import FilePictures, Pictures, TensorPictures, pixels
+from proxylessnas.train.pictures import DatasetPictures, FilePictures, Pictures, TensorPictures, pixels
 
 
 def names(pictures: Pictures | None) -> list[str]:
@@ -165,6 +167,45 @@ def test_data_set_objects(kind: str) -> None:
     assert own_val is not None
     assert own_val.name(3) == "val/00003"
     assert list(own_val.labels) == [0, 1, 2, 3] * 2
+
+
+class Flickering(Listed):
+    """Pictures that are augmented already: with noise from the generators that everybody shares, or its own."""
+
+    def __init__(self, own: bool = False, noise: int = 50, **options: Any) -> None:
+        super().__init__([0, 1, 2, 3] * 5, **options)
+        self.noise, self.own = noise, random.Random() if own else None
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        if self.own is not None:
+            value = self.own.randrange(self.noise)
+        else:
+            value = random.randrange(self.noise) + int(torch.randint(self.noise, ()))
+            value += int(np.random.randint(self.noise))
+        return torch.full((3, 5, 6), 100 + value, dtype=torch.uint8), index % 4
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_the_fingerprint_of_a_data_set_that_augments_by_itself(own: bool) -> None:
+    seen = set()
+    for seed in (1, 2):  # two processes
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)
+        expected = random.Random(seed).random(), np.random.RandomState(seed).rand()
+        pictures = DatasetPictures(Flickering(own), [0, 1, 2, 3] * 5, "train")
+        seen |= {pictures.digest(), pictures.digest()}
+        assert (random.random(), np.random.rand()) == expected  # the caller's numbers stay
+    assert len(seen) == 1
+    for seed in (1, 2):
+        random.seed(seed)
+        torch.manual_seed(seed)
+        seen.add(open_data(Flickering(own)).fingerprint)
+    assert len(seen) == 2  # of the parts that were split off, and the same again
+    assert DatasetPictures(Flickering(own), [1, 0, 2, 3] * 5, "train").digest() not in seen
+    still = [DatasetPictures(Flickering(own, noise=1), [0] * 20, "train").digest() for _ in range(2)]
+    assert still[0] == still[1]  # where the pictures are the same again, they count
+    assert still[0] != DatasetPictures(Shades(kind="tensor"), [0] * 20, "train").digest()
 
 
 @pytest.mark.parametrize("targets", [[0, 1, 2, 3] * 5, torch.arange(20) % 4, (torch.arange(20) % 4).numpy()])

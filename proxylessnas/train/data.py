@@ -22,7 +22,8 @@ from .dataset_source import is_dataset, open_dataset
 from .folders import folder_pictures, parts_of
 from .named_data import NAMES, open_named, parse_name
 from .parts import Classes, Parts
-from .pictures import Data, FilePictures, Pictures, Source
+from .pictures import Data, FilePictures, Pictures, Source, seeded_read
+from .seeding import keep_random_state
 from .split import few_of_each, hold_out
 
 if TYPE_CHECKING:
@@ -61,8 +62,8 @@ def open_data(
         source: see above; a folder that is called like a data set is written ``./cifar10``.
         val: a folder of class folders (or a data set) to validate on, or the share of each training class to
             hold out for it; None takes the source's own validation part, or else holds out ``val_fraction``.
-        val_fraction: share of each class that is held out where there is nothing to validate on, above 0 and
-            up to 0.9.
+        val_fraction: share of each class that is held out where there is nothing to validate on, up to 0.9; 0
+            holds out nothing, and does without validation.
         seed: of the choice of what is held out, or kept under a limit.
         limit: train on at most so many pictures a class, and validate on no more if these were held out (a
             validation part of its own is kept whole).
@@ -72,7 +73,7 @@ def open_data(
     Raises:
         DataError: there is nothing to train on; says where, and what is expected there.
     """
-    held_out = _fraction(val_fraction, "val_fraction")
+    held_out = 0.0 if _is_zero(val_fraction) else _fraction(val_fraction, "val_fraction")
     if isinstance(val, (int, float)):
         held_out = _fraction(val, "val")
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
@@ -137,7 +138,9 @@ def _finished(parts: Parts, why: str, held_out: float, seed: int, limit: int | N
     train, val, notes = parts.train, parts.val, parts.notes
     names = parts.classes.names
     _check_classes(parts)
-    if val is None:
+    if val is None and not held_out:
+        notes.append(f"{why}, and none held out (val_fraction is 0): there are no validation figures")
+    elif val is None:
         train, val = _split(parts, why, held_out, seed)
         if limit is not None and val is not None:
             val = val.take(few_of_each(val.labels, limit, seed))
@@ -155,6 +158,8 @@ def _finished(parts: Parts, why: str, held_out: float, seed: int, limit: int | N
             notes.append(
                 f"no validation pictures for {len(missing)} of {len(names)} classes: {some_of(missing)}"
             )
+    with keep_random_state():
+        size = _common_size([train] if val is None else [train, val])
     data = Data(
         parts.name,
         train,
@@ -163,7 +168,7 @@ def _finished(parts: Parts, why: str, held_out: float, seed: int, limit: int | N
         parts.classes.wnids,
         parts.mean,
         parts.std,
-        _common_size([train] if val is None else [train, val]),
+        size,
         tuple(notes),
     )
     digests = "\n".join([train.digest(), "" if val is None else val.digest(), *names])
@@ -193,6 +198,13 @@ def _split(parts: Parts, why: str, fraction: float, seed: int) -> tuple[Source, 
 
 def _check_classes(parts: Parts) -> None:
     names = parts.classes.names
+    odd = [name for name in names if not _is_text(name)]
+    if odd:
+        # Weights files and logs hold them as UTF-8. Better now than at the end of the training.
+        raise DataError(
+            f"{parts.name}: the name of the class (folder) {odd[0]!r} is not valid UTF-8, and cannot be "
+            "written to a weights file: rename it (convmv does so for many files of another encoding)"
+        )
     used = set(parts.train.labels)
     if len(used) < 2:
         raise DataError(
@@ -218,13 +230,25 @@ def _common_size(parts: Sequence[Pictures]) -> tuple[int, int] | None:
         total = len(pictures)
         for i in range(min(total, _SIZE_SAMPLE)):
             try:
-                height, width = pictures.read(i * total // min(total, _SIZE_SAMPLE)).shape[1:]
+                height, width = seeded_read(pictures, i * total // min(total, _SIZE_SAMPLE), i).shape[1:]
             except ImageError:
                 continue
             if size not in (None, (height, width)):
                 return None
             size = (height, width)
     return size
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:  # bytes of a file name that Python could only wrap
+        return False
+    return True
+
+
+def _is_zero(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == 0
 
 
 def _fraction(value: float, name: str) -> float:

@@ -68,8 +68,8 @@ class TrainLoader:
         in_memory: whether the pictures are kept in memory.
 
     Raises:
-        DataError: fewer pictures than a batch, a label the net has no output for, or too many unreadable
-            pictures.
+        DataError: fewer pictures than a batch, a batch that the processes cannot share evenly in the recipe's
+            ``accumulate`` parts, a label the net has no output for, or too many unreadable pictures.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class TrainLoader:
         self.unreadable: dict[str, str] = {}
         self.waited_s = 0.0
         self._n = len(pictures)
-        self._steps = Steps(self._n, recipe.batch_size, recipe.seed, rank, world)
+        self._steps = Steps(self._n, recipe.batch_size, recipe.seed, rank, world, recipe.accumulate)
         self.steps_per_epoch = len(self._steps)
         lowest, highest = min(pictures.labels), max(pictures.labels)
         if lowest < 0 or highest >= num_classes:

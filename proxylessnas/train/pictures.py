@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..errors import ImageError, shown
 from ..images import load_image, to_rgb
+from .seeding import keep_random_state, seed_everything
 
 #: What Pillow and torchvision's decoders raise for a damaged file.
 UNREADABLE = (OSError, ValueError, SyntaxError, RuntimeError)
@@ -222,7 +223,7 @@ class DatasetPictures:
         )
 
     def digest(self) -> str:
-        """Return a hash of numbers, labels and some of the pictures."""
+        """Return a hash of numbers, labels and, unless they change, some of the pictures."""
         return _sha256(self.part.encode(), self.numbers, torch.tensor(self.labels), *_some_pictures(self))
 
 
@@ -258,15 +259,36 @@ def _checked(index: int, length: int) -> int:
     return index
 
 
+def seeded_read(pictures: Pictures, index: int, seed: int) -> Tensor:
+    """Read a picture after seeding the global random generators, for data sets that augment by themselves.
+
+    It leaves them seeded: call it within :func:`~.seeding.keep_random_state`.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    seed_everything(seed)
+    return pictures.read(index)
+
+
 def _some_pictures(pictures: Pictures) -> list[Tensor]:
-    """Return some pictures, spread evenly; one that cannot be read is empty."""
+    """Return some pictures, spread evenly; one that cannot be read is empty.
+
+    There are none if the same picture is another one the next time: a data set with augmentation of its own
+    would get another hash in each process, and no run on it could be continued.
+    """
     found = []
     total = len(pictures)
-    for i in range(min(total, _HASHED_PICTURES)):
-        try:
-            found.append(pictures.read(i * total // min(total, _HASHED_PICTURES)))
-        except ImageError:
-            found.append(torch.empty(0, dtype=torch.uint8))
+    with keep_random_state():
+        for i in range(min(total, _HASHED_PICTURES)):
+            index = i * total // min(total, _HASHED_PICTURES)
+            try:
+                image, again = (seeded_read(pictures, index, seed) for seed in (1, 2))
+            except ImageError:
+                image = again = torch.empty(0, dtype=torch.uint8)
+            if not torch.equal(image, again):
+                return []
+            found.append(image)
     return found
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ..errors import DataError
 from ..transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from .recipe import Recipe
+from .recipe_rules import problems_error, size_problems
 
 if TYPE_CHECKING:
     from ..classifier import Classifier
@@ -26,7 +27,7 @@ def preprocessing_of(recipe: Recipe, model: Classifier, data: Data) -> Preproces
     net's weights, else the data set's, else ImageNet's.
 
     Raises:
-        DataError: a value is out of range.
+        DataError: a value is out of range, or the recipe's augmentation does not go with pictures of the size.
     """
     own = model.preprocessing
     size = recipe.image_size
@@ -42,6 +43,9 @@ def preprocessing_of(recipe: Recipe, model: Classifier, data: Data) -> Preproces
             f"resize {resize} is smaller than the net's input of {size} px: set resize to at least {size}, "
             f"or image_size to at most {resize}"
         )
+    found = size_problems(recipe, size)  # the recipe could only look at a size of its own
+    if found:
+        raise problems_error("the recipe does not go with this net's input", found)
     mean = recipe.mean or (own.mean if own is not None else None) or data.mean or IMAGENET_MEAN
     std = recipe.std or (own.std if own is not None else None) or data.std or IMAGENET_STD
     return Preprocessing(size, resize, mean, std, recipe.interpolation)

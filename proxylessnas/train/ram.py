@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ..errors import DataError, ImageError
 from ..evaluate import one_thread
-from .pictures import FilePictures
-from .seeding import keep_random_state, seed_everything
+from .pictures import FilePictures, seeded_read
+from .seeding import keep_random_state
 
 if TYPE_CHECKING:
     from .pictures import Pictures
@@ -143,7 +143,7 @@ def _common_size(
     for k in range(probes):
         index = chosen[k * len(chosen) // probes]
         try:
-            image, again = (_seeded_read(pictures, index, seed) for seed in (1, 2))
+            image, again = (seeded_read(pictures, index, seed) for seed in (1, 2))
         except ImageError:
             continue
         if not torch.equal(image, again):
@@ -152,11 +152,6 @@ def _common_size(
             image = image if prepare is None else prepare(image)
             sizes.add((image.shape[-2], image.shape[-1]))
     return sizes.pop() if len(sizes) == 1 else None
-
-
-def _seeded_read(pictures: Pictures, index: int, seed: int) -> Tensor:
-    seed_everything(seed)
-    return pictures.read(index)
 
 
 class _Reader:

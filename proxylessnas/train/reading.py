@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
+import functools
+import os
 import signal
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,14 +16,12 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError, ImageError
-from ..evaluate import ignore_interrupt, read_ahead
+from ..evaluate import dead_workers_as_data_error, ignore_interrupt, read_ahead
 from .sampler import PICTURE, mix64
 from .seeding import keep_random_state, seed_everything
 
 if TYPE_CHECKING:
     from .pictures import Pictures
-
-_PATIENCE_S = 60  # in which the main process has to end a step after a SIGTERM to all
 
 Transform = Callable[[Tensor], Tensor]
 
@@ -131,10 +132,13 @@ class BatchReader:
                 persistent_workers=self.persistent,
                 generator=torch.Generator(),  # else each pass draws from the global one
             )
-        items = self._items = iter(self._loader)
-        if self.workers:
-            _RUNNING.add(items)
         try:
+            with dead_workers_as_data_error(fetching=self.workers > 0):
+                items = self._items = iter(self._loader)
+            if self.workers:
+                _RUNNING.add(items)
+                for worker in getattr(items, "_workers", ()):
+                    worker.terminate = worker.kill  # SIGTERM they pass over
             yield from read_ahead(items, workers=self.workers)
         except DataError:
             self.close()
@@ -162,28 +166,27 @@ def _unchanged(item: Any) -> Any:
 
 def _start_worker(worker: int) -> None:
     ignore_interrupt(worker)
-    signal.signal(signal.SIGTERM, _pass_over_once)
+    signal.signal(signal.SIGTERM, functools.partial(_leave_if_alone, os.getppid()))
 
 
-def _pass_over_once(number: int, frame: FrameType | None) -> None:
-    # A job scheduler sends SIGTERM to every process; the main one still has to end its step and save, for
-    # which this one must live. The next one comes from the main process, and ends this one.
-    signal.signal(number, signal.SIG_DFL)
-    if hasattr(signal, "alarm"):
-        signal.alarm(_PATIENCE_S)
+def _leave_if_alone(parent: int, number: int, frame: FrameType | None) -> None:
+    # A job scheduler sends SIGTERM to every process; the main one still has to end its step, or a validation
+    # of many minutes, and save, for which this one must live. Once the main process has gone this one leaves
+    # anyway: a DataLoader's workers look for it between two batches and every few seconds.
+    if os.getppid() != parent:
+        os._exit(1)
 
 
-# Passes with worker processes. When Python exits, it sends each worker that is left one SIGTERM and waits for
-# it to end, which the first SIGTERM does not do: the workers must have gone by then.
+# Passes with worker processes. When Python exits, it sends each worker that is left a SIGTERM and waits for
+# it to end, which it does not do: the workers must have gone by then.
 _RUNNING: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def _end_workers(items: Any) -> None:
-    end = getattr(
-        items, "_shutdown_workers", None
-    )  # not public; what a DataLoader's iterator does when freed
+    end = getattr(items, "_shutdown_workers", None)  # not public; what the iterator does when it is freed
     if end is not None:
-        end()
+        with contextlib.suppress(DataError), dead_workers_as_data_error():  # dead is what they shall be
+            end()
 
 
 @atexit.register

@@ -39,7 +39,7 @@ _PIXELS = Range(1, 4096)
 
 RANGES: dict[str, Range] = {
     "epochs": Range(1, 1_000_000), "batch_size": Range(1, 1_000_000), "accumulate": Range(1, 1_000_000),
-    "seed": Range(0, 2**32 - 1), "val_fraction": _PROBABILITY,
+    "seed": Range(0, 2**32 - 1), "val_fraction": Range(0, 0.9),
     "image_size": _PIXELS, "resize": _PIXELS, "mean": _SHARE, "std": Range(0, 10, open_low=True),
     "crop_scale_min": Range(0, 1, open_low=True), "crop_padding": Range(0, 4096),
     "jitter_brightness": Range(0, 10), "jitter_contrast": Range(0, 10), "jitter_saturation": Range(0, 10),
@@ -141,10 +141,17 @@ def combination_problems(recipe: Any) -> list[str]:
     if r.image_size is not None:
         if r.resize is not None and r.resize < r.image_size:
             found.append(f"resize {r.resize} is below image_size {r.image_size}: no crop that large is in it")
-        if r.cutout > r.image_size:
-            found.append(f"cutout {r.cutout} is larger than the picture, image_size {r.image_size}")
-        if r.crop == "padded" and r.crop_padding >= r.image_size:
-            found.append(f"crop_padding {r.crop_padding} must be below image_size, which is {r.image_size}")
+        found += size_problems(r, r.image_size)
+    return found
+
+
+def size_problems(recipe: Any, size: int) -> list[str]:
+    """Return what of a recipe's augmentation does not go with pictures of ``size`` px."""
+    r, found = recipe, []
+    if r.cutout >= size:
+        found.append(f"cutout {r.cutout} must be below image_size, which is {size}")
+    if r.crop == "padded" and r.crop_padding >= size:
+        found.append(f"crop_padding {r.crop_padding} must be below image_size, which is {size}")
     return found
 
 

@@ -47,10 +47,14 @@ def order(n: int, seed: int, epoch: int) -> Tensor:
 class Steps:
     """The pictures of every optimiser step, for one process of several.
 
-    Step ``t`` of an epoch takes pictures ``[t * batch_size, (t + 1) * batch_size)`` of the epoch's order, and
-    process ``rank`` of ``world`` the ``rank``-th part of them; what does not fill a batch is left out. As the
-    sampler of a ``DataLoader`` it yields the batches of one epoch, each a list of ``(epoch, picture)``: this
-    is how the epoch gets to worker processes that outlive it.
+    Step ``t`` of an epoch takes pictures ``[t * batch_size, (t + 1) * batch_size)`` of the epoch's order;
+    what does not fill a batch is left out. A step is computed in ``accumulate`` parts, one after the other,
+    and of each part process ``rank`` of ``world`` takes the ``rank``-th piece. Its share of the step is these
+    pieces in their order, so that in each part all processes together see what a single one would: this
+    matters to BatchNorm, where its statistics are taken over all of them.
+
+    As the sampler of a ``DataLoader`` this yields the batches of one epoch, each a list of ``(epoch,
+    picture)``: so the epoch gets to worker processes that outlive it.
 
     Attributes:
         epoch: the epoch to iterate over.
@@ -60,11 +64,17 @@ class Steps:
         DataError: fewer pictures than a batch, or a batch that cannot be shared evenly.
     """
 
-    def __init__(self, n: int, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
-        if batch_size < 1 or batch_size % world:
+    def __init__(
+        self, n: int, batch_size: int, seed: int, rank: int = 0, world: int = 1, accumulate: int = 1
+    ) -> None:
+        pieces = world * accumulate
+        if batch_size < 1 or batch_size % pieces:
+            below = batch_size // pieces * pieces
+            usable = [size for size in (below, below + pieces) if 0 < size <= n] or [pieces]
+            parts = f", each in {accumulate} parts (accumulate)" if accumulate > 1 else ""
             raise DataError(
-                f"a batch of {batch_size} pictures cannot be shared evenly by {world} processes: choose a "
-                f"batch_size that is a multiple of {world}"
+                f"a batch of {batch_size} pictures cannot be shared evenly by {world} processes{parts}: "
+                f"batch_size has to be a multiple of {pieces}, such as {' or '.join(map(str, usable))}"
             )
         if n < batch_size:
             raise DataError(
@@ -72,7 +82,7 @@ class Steps:
                 f"choose a batch_size of at most {n}, or add pictures"
             )
         self.n, self.batch_size, self.seed = n, batch_size, seed
-        self.share, self.rank = batch_size // world, rank
+        self.rank, self.world, self.accumulate = rank, world, accumulate
         self.epoch = self.first_step = 0
 
     def __len__(self) -> int:
@@ -82,8 +92,8 @@ class Steps:
         """Yield this process's pictures, long [batch_size / world], for each step of an epoch."""
         everything = order(self.n, self.seed, epoch)
         for step in range(first_step, len(self)):
-            start = step * self.batch_size + self.rank * self.share
-            yield everything[start : start + self.share]
+            whole = everything[step * self.batch_size : (step + 1) * self.batch_size]
+            yield whole.view(self.accumulate, self.world, -1)[:, self.rank].flatten()
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch = self.epoch  # the worker processes are fed ahead, while the attribute may change
