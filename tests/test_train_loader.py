@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from torch import Tensor
 
 import proxylessnas
 from proxylessnas.errors import DataError
+from proxylessnas.evaluate import dead_workers_as_data_error
 from proxylessnas.train.data import Data, open_data
 from proxylessnas.train.loader import Batch, EvalLoader, TrainLoader, measure_loader
 from proxylessnas.train.pictures import Pictures, TensorPictures
@@ -136,6 +140,20 @@ def test_parts_of_two_processes_make_up_the_batch(recipe: Recipe) -> None:
     joined = [Batch(*(torch.cat(pair) for pair in zip(*part, strict=True))) for part in parts]
     assert len(joined[0].inputs) == 8
     assert_same(whole, joined)
+
+
+@pytest.mark.parametrize("recipe", [WHOLE, SINGLE])
+def test_parts_of_a_step_hold_the_same_pictures_on_two_processes(recipe: Recipe) -> None:
+    pictures, recipe = tensors(), recipe.replace(accumulate=2)
+    for whole, *shares in zip(
+        loader(pictures, recipe).epoch(1),
+        *(loader(pictures, recipe, rank=r, world=2).epoch(1) for r in range(2)),
+        strict=True,
+    ):
+        for k, part in enumerate(whole.inputs.chunk(2)):
+            assert torch.equal(torch.cat([share.inputs.chunk(2)[k] for share in shares]), part)
+    with pytest.raises(DataError, match=r"by 3 processes, each in 2 parts .* multiple of 6, such as 6 or 12"):
+        loader(pictures, recipe, world=3)
 
 
 def test_pictures_are_augmented_anew_in_each_epoch() -> None:
@@ -311,9 +329,11 @@ def test_labels_that_the_net_has_no_output_for() -> None:
 
 # ---- worker processes
 
+DIED = r"a process that reads pictures died .* try 0 workers"
+
 
 class Killing(Replaced):
-    """Pictures whose reading sends a signal to the worker process that does it, from the second batch on."""
+    """Pictures whose reading kills the worker process that does it, or sends it another signal."""
 
     def __init__(self, number: int, spared: int = 0) -> None:
         super().__init__(tensors(16), {})
@@ -334,20 +354,24 @@ def test_workers_leave_stopping_to_the_main_process(number: int) -> None:
     train.close()
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT])
-def test_a_worker_that_dies(number: int) -> None:
-    train = loader(Killing(number), SINGLE, workers=1, limit_bytes=0)
+def test_a_worker_that_dies() -> None:
+    train = loader(Killing(signal.SIGKILL), SINGLE, workers=1, limit_bytes=0)
     with pytest.raises(DataError, match=DIED):
         next(train.epoch(0))
 
 
 def test_a_worker_that_dies_while_the_main_process_does_something_else() -> None:
     train = loader(Killing(signal.SIGKILL, spared=8), SINGLE, workers=1, limit_bytes=0)
-    with pytest.raises(DataError, match=DIED), dead_workers_as_data_error():
-        for _ in train.epoch(0):
-            time.sleep(20)
-    train.close()
-    train = loader(Killing(signal.SIGKILL, spared=8), SINGLE, workers=1, limit_bytes=0)
+
+    def work() -> None:
+        with dead_workers_as_data_error():
+            for _ in train.epoch(0):
+                time.sleep(20)
+
+    start = time.monotonic()
+    with pytest.raises(DataError, match=DIED):
+        work()
+    assert time.monotonic() - start < 20
     train.close()
 
 
@@ -363,7 +387,7 @@ def test_what_passes_for_a_worker_that_died() -> None:
                 raise error from cause
         except DataError as e:
             return e is not error
-        except Exception:
+        except (RuntimeError, ValueError, OSError, EOFError):
             return False
 
     for fetching in (False, True):
@@ -375,34 +399,67 @@ def test_what_passes_for_a_worker_that_died() -> None:
         assert [translated(error, fetching) for error in torn] == [fetching] * 3
 
 
+# Reads one batch, and leaves two workers with others that take long.
 BUSY = """
-import os, signal, sys, time
+import sys, time
 import torch
 import torch.utils.data._utils as internals
-internals.MP_STATUS_CHECK_INTERVAL = internals.worker.MP_STATUS_CHECK_INTERVAL = 0.3  # else 5 s
-from proxylessnas.train.loader import TrainLoader
+from proxylessnas.train.loader import EvalLoader
 from proxylessnas.train.pictures import TensorPictures
-from proxylessnas.train.recipe import Recipe
 from proxylessnas.transforms import Preprocessing
+
+internals.MP_STATUS_CHECK_INTERVAL = internals.worker.MP_STATUS_CHECK_INTERVAL = 0.3  # else 5 s
 
 class Slow(TensorPictures):
     def read(self, index):
-        time.sleep(float(sys.argv[1]) * (os.getpid() != main and index > 20))
+        time.sleep(float(sys.argv[1]) if index >= 8 else 0)
         return super().read(index)
 
-main = os.getpid()
-pictures = Slow(torch.zeros(4000, 3, 16, 16, dtype=torch.uint8), [0] * 4000, 'train')
-loader = TrainLoader(pictures, Recipe(crop="none", batch_size=8, seed=1), Preprocessing(16, 16), num_classes=1,
-                     workers=2, limit_bytes=0)
-batches = loader.epoch(0)
-if float(sys.argv[1]) < 1:
+if __name__ == "__main__":
+    pictures = Slow(torch.zeros(4000, 3, 16, 16, dtype=torch.uint8), [0] * 4000, "train")
+    loader = EvalLoader(pictures, Preprocessing(16, 16), batch_size=8, workers=2, limit_bytes=0)
+    batches = iter(loader)
     next(batches)
-else:
-    import threading
-    threading.Thread(target=lambda: [next(batches)], daemon=True).start()
-    time.sleep(1)
-print("ready", flush=True)
+    print("ready", flush=True)
+    if sys.argv[2] == "raise":
+        raise ValueError("of the main process")
+    if sys.argv[2] == "wait":
+        time.sleep(60)
 """
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+@pytest.mark.parametrize(
+    ("pause_s", "then", "code"),
+    [
+        ("0.01", "end", 0),
+        ("60", "end", 0),
+        ("0.01", "raise", 1),
+        ("0.01", "SIGTERM", -signal.SIGTERM),
+        ("0.01", "SIGKILL", -signal.SIGKILL),
+    ],
+)
+def test_no_worker_is_left(tmp_path: Path, pause_s: str, then: str, code: int) -> None:
+    script = tmp_path / "busy.py"
+    script.write_text(BUSY)
+    env = {**os.environ, "PYTHONPATH": str(Path(proxylessnas.__file__).parent.parent)}
+    words = [sys.executable, str(script), pause_s, "wait" if then.startswith("SIG") else then]
+    process = subprocess.Popen(
+        words, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        if then == "SIGTERM":  # as a job scheduler does; this main process does not care to save anything
+            os.killpg(process.pid, signal.SIGTERM)
+        elif then == "SIGKILL":
+            process.kill()
+        _, errors = process.communicate(timeout=30)  # to the end of the pipe, which the workers hold too
+        assert process.returncode == code
+        assert errors.endswith("ValueError: of the main process\n") if then == "raise" else not errors
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 # ---- validation
@@ -495,6 +552,24 @@ def test_resize_below_the_input_size(photos: Data) -> None:
     own = Preprocessing(160, 176)
     with pytest.raises(DataError, match="resize 100 is smaller than the net's input of 160 px: set resize"):
         preprocessing_of(Recipe(resize=100), net(own), photos)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"cutout": 16}, "cutout 16 must be below image_size, which is 16"),
+        ({"crop": "padded", "crop_padding": 16}, "crop_padding 16 must be below image_size, which is 16"),
+    ],
+)
+def test_augmentation_that_leaves_nothing_of_a_picture(
+    photos: Data, changes: dict[str, Any], problem: str
+) -> None:
+    model = net(Preprocessing(16, 16))
+    with pytest.raises(DataError, match=problem):
+        preprocessing_of(Recipe(**changes), model, photos)
+    smaller = {name: value - 1 if value == 16 else value for name, value in changes.items()}
+    assert preprocessing_of(Recipe(**smaller), model, photos).input_size == 16
+    assert preprocessing_of(Recipe(crop_padding=16), model, photos).input_size == 16  # not a padded crop
 
 
 @pytest.mark.gpu

@@ -170,7 +170,7 @@ def test_data_set_objects(kind: str) -> None:
 
 
 class Flickering(Listed):
-    """Pictures that are augmented already: with noise from the generators that everybody shares, or its own."""
+    """Pictures that are augmented already, with noise from everybody's generators or one of its own."""
 
     def __init__(self, own: bool = False, noise: int = 50, **options: Any) -> None:
         super().__init__([0, 1, 2, 3] * 5, **options)

@@ -27,7 +27,7 @@ def preprocessing_of(recipe: Recipe, model: Classifier, data: Data) -> Preproces
     net's weights, else the data set's, else ImageNet's.
 
     Raises:
-        DataError: a value is out of range, or the recipe's augmentation does not go with pictures of the size.
+        DataError: a value is out of range, or the recipe's augmentation does not go with the pictures' size.
     """
     own = model.preprocessing
     size = recipe.image_size
