@@ -286,10 +286,14 @@ class VerifiedLoader:
         self._thread, self._data = None, b""
         if self._error is None and self._digest != self._wanted:
             problem = f"sha256 is {self._digest}, expected {self._wanted}"
+            if self._wanted is None:
+                problem = "no .sha256 file beside it says what its digest should be"
         if self._error is None and problem is None:
             return state
         _LOG.warning("%s is not used: %s; making it again", self._copy, self._error or problem)
-        unlink_quietly(self._copy)
+        # Without the published file beside it, and without a network, it may be all that somebody has.
+        if weights_path(self._weights).is_file():
+            unlink_quietly(self._copy)
         return None
 
 

@@ -162,3 +162,63 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path) -> None:
     assert again.returncode == 0, again.stderr
     files = [tensors(tmp_path / name / "model.safetensors") for name in ("run", "broken")]
     assert differences_of(*files) == 0
+
+
+def test_few_pictures_make_small_batches_with_a_lower_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [
+        "train",
+        str(arch_file(tmp_path)),
+        "digits",
+        "--recipe",
+        "small-images",
+        "--epochs",
+        "1",
+        "--limit",
+        "6",
+    ]
+    words += ["--image-size", "8", "--set", "cutout=0", "--quiet", "--out"]
+    assert cli.main([*words, "a"]) == 0
+    assert "60 training pictures: batches of 4 in place of 128" in capsys.readouterr().err
+    recipe = Recipe.from_toml(Path("a/recipe.toml"))
+    assert (recipe.batch_size, recipe.learning_rate) == (4, pytest.approx(0.1 / 32))
+    assert cli.main([*words, "b", "--batch-size", "32"]) == 0
+    assert Recipe.from_toml(Path("b/recipe.toml")).learning_rate == pytest.approx(0.1 / 4)
+    assert cli.main([*words, "c", "--batch-size", "32", "--lr", "0.1"]) == 0
+    assert Recipe.from_toml(Path("c/recipe.toml")).learning_rate == pytest.approx(0.1)
+
+
+def test_a_file_with_little_in_it_starts_from_the_default_of_the_verb(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.toml").write_text("epochs = 7\n", encoding="utf-8")
+    assert cli.main(["finetune", "x", "y", "--recipe", str(tmp_path / "mine.toml"), "--show-recipe"]) == 0
+    recipe = Recipe.from_toml(capsys.readouterr().out)
+    assert (recipe.epochs, recipe.learning_rate, recipe.freeze_epochs) == (7, 0.02, 1)
+
+
+def test_a_folder_of_something_else_is_no_place_for_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "photos" / "cat").mkdir(parents=True)
+    words = ["train", str(arch_file(tmp_path)), "digits", *SHORT, "--quiet", "--out"]
+    assert cli.main([*words, str(tmp_path / "photos")]) == 1
+    assert "holds other files and no run" in capsys.readouterr().err
+    assert [p.name for p in (tmp_path / "photos").iterdir()] == ["cat"]
+
+
+def test_a_run_is_begun_anew_beside_the_earlier_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    words = ["train", str(arch_file(tmp_path)), "digits", *SHORT, "--quiet", "--out", str(out)]
+    assert cli.main(words) == 0
+    assert cli.main([*words, "--seed", "1"]) == 1
+    assert "seed: 1, was 0" in (err := capsys.readouterr().err)
+    assert "--restart" in err
+    assert cli.main([*words, "--seed", "1", "--restart"]) == 0
+    assert Recipe.from_toml(tmp_path / "run.old1" / "recipe.toml").seed == 0
+    assert Recipe.from_toml(out / "recipe.toml").seed == 1
+    assert (out / "validation.txt").read_text().count("\n") == 50

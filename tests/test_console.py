@@ -109,7 +109,7 @@ def test_nobody_listens(tmp_path: Path, stderr: str, monkeypatch: pytest.MonkeyP
 def test_a_slow_loader_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with RunLog(tmp_path, **SIZES, console=False, curves=False) as log:
         for epoch, waiting in enumerate((0.25, 0.41, 0.6), 1):
-            log.epoch({"epoch": epoch, "waiting": waiting})
+            log.epoch({"epoch": epoch, "waiting": waiting, "seconds": 60.0})
     told = capsys.readouterr().err
     assert told.count("the loader is the bottleneck") == 1
     assert "41 % of epoch 2" in told

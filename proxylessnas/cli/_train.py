@@ -23,6 +23,22 @@ DATA_HELP = (
 )
 
 
+_FEW_STEPS = 8  # an epoch: below that, smaller batches
+
+
+class _ListRecipes(argparse.Action):
+    """Prints the presets and ends, as ``--help`` does."""
+
+    def __init__(self, option_strings: list[str], dest: str, help: str | None = None) -> None:
+        super().__init__(option_strings, dest, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from ..train.presets import ABOUT
+
+        print(pairs(list(ABOUT.items())))
+        parser.exit()
+
+
 def add_arguments(parser: argparse.ArgumentParser, recipe: str) -> None:
     """Declare the arguments of both verbs; ``recipe`` is the default one."""
     parser.add_argument("data", metavar="DATA", help=DATA_HELP)
@@ -45,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser, recipe: str) -> None:
     group.add_argument(
         "--show-recipe", action="store_true", help="print the resolved recipe as TOML and stop"
     )
-    group.add_argument("--list-recipes", action="store_true", help="list the presets and stop")
+    group.add_argument("--list-recipes", action=_ListRecipes, help="list the presets and stop")
     group.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="changes",
         help="change any value of the recipe, such as mixup_alpha=0.2; may be repeated",
@@ -56,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser, recipe: str) -> None:
     group.add_argument("--image-size", type=int, metavar="N", help="side of the net's input, px")
     group.add_argument("--seed", type=int, metavar="N", help="of everything random (default: 0)")
     group = parser.add_argument_group("run", "Where and how; none of it changes the result.")
+    group.add_argument("--restart", action="store_true", help="begin anew; an earlier run in DIR is renamed")
     group.add_argument(
         "--device", default="auto", help="auto (default: a GPU if there is one), cpu, cuda, mps"
     )
@@ -83,23 +100,44 @@ def add_arguments(parser: argparse.ArgumentParser, recipe: str) -> None:
 
 def told(args: argparse.Namespace, **more: Any) -> bool:
     """Print what was asked to be shown instead of a run, and return whether there was anything."""
-    from ..train.presets import ABOUT
-
-    if args.list_recipes:
-        print(pairs(list(ABOUT.items())))
-    elif args.show_recipe:
+    if args.show_recipe:
         print(resolved_recipe(args, **more).to_toml(), end="")
-    return args.list_recipes or args.show_recipe
+    return bool(args.show_recipe)
 
 
 def resolved_recipe(args: argparse.Namespace, **more: Any) -> Recipe:
     """Return the recipe with the changes that the options ask for."""
-    from ..train.recipe import changed, read_recipe
+    from ..train.presets import preset
+    from ..train.recipe import Recipe, changed, read_recipe
 
+    # A file that says only what is different is meant to start from what the verb would do without it.
+    base = preset(args.parser.get_default("recipe"))
+    is_file = args.recipe.lower().endswith(".toml")
+    recipe = Recipe.from_toml(Path(args.recipe), base=base) if is_file else read_recipe(args.recipe)
     names = ("epochs", "batch_size", "learning_rate", "image_size", "seed")
     options = {name: getattr(args, name) for name in names} | more
     given = {name: value for name, value in options.items() if value is not None}
-    return changed(read_recipe(args.recipe), args.changes, given)
+    if args.batch_size is not None and args.learning_rate is None:
+        recipe = recipe.with_batch_size(args.batch_size)
+    return changed(recipe, args.changes, given)
+
+
+def fitted(recipe: Recipe, data: Data, args: argparse.Namespace) -> Recipe:
+    """Return the recipe with smaller batches where the pictures would make a few steps an epoch only."""
+    pictures, size = len(data.train), recipe.batch_size
+    if args.batch_size is not None or any(text.startswith("batch_size") for text in args.changes):
+        return recipe
+    while size > 4 and pictures // size < _FEW_STEPS:
+        size //= 2
+    if size == recipe.batch_size or size % recipe.accumulate:
+        return recipe
+    smaller = recipe.with_batch_size(size)
+    if _main_process():
+        note(
+            f"{pictures:,} training pictures: batches of {size} in place of {recipe.batch_size}, with a "
+            f"learning rate of {smaller.learning_rate:.3g} (--batch-size and --lr say otherwise)"
+        )
+    return smaller
 
 
 def opened_data(args: argparse.Namespace, recipe: Recipe) -> Data:
@@ -130,6 +168,8 @@ def settings(args: argparse.Namespace) -> Settings:
     from ..train import Settings
 
     out = args.out if args.out is not None else Path("runs", f"{_plain(args.net)}-{_plain(args.data)}")
+    if args.restart and _main_process():
+        _move_aside(out)
     try:
         return Settings(
             out, args.device, args.workers, args.threads, args.save_every, args.keep_every,
@@ -137,6 +177,22 @@ def settings(args: argparse.Namespace) -> Settings:
         )  # fmt: skip
     except ValueError as e:
         raise UsageError("--" + re.sub(r"^\w+", lambda m: m[0].replace("_", "-"), str(e))) from e
+
+
+def _move_aside(out: Path) -> None:
+    """Rename the folder of an earlier run, if there is one."""
+    from ..errors import CheckpointError
+
+    if not out.exists():
+        return
+    number = 1
+    while (old := out.with_name(f"{out.name}.old{number}")).exists():
+        number += 1
+    try:
+        out.rename(old)
+    except OSError as e:
+        raise CheckpointError(f"{out}: cannot be renamed to {old.name} ({e.strerror})") from e
+    note(f"the run that was in {out} is now in {old}")
 
 
 def _plain(text: str) -> str:
@@ -167,6 +223,7 @@ def report(args: argparse.Namespace, result: Any) -> int:
         print_json(document)
     elif result.finished and not args.json and _main_process():
         print(result.model)
+        note(f"use it: proxylessnas predict {result.model} PICTURE")
     return 0 if result.finished else 128 + (result.signal or 2)
 
 

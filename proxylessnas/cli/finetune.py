@@ -41,7 +41,7 @@ class Finetune(Verb):
 
     def run(self, args: argparse.Namespace) -> int:
         """Train and report."""
-        from ._train import keep_pages, opened_data, report, resolved_recipe, settings, told
+        from ._train import fitted, keep_pages, opened_data, report, resolved_recipe, settings, told
 
         if told(args, freeze_epochs=args.freeze_epochs):
             return 0
@@ -49,9 +49,9 @@ class Finetune(Verb):
         recipe = resolved_recipe(args, freeze_epochs=args.freeze_epochs)
         from ..train import finetune
 
-        where = settings(args)
         data = opened_data(args, recipe)
-        return report(args, finetune(args.net, data, recipe, out=where, weights=args.weights))
+        recipe = fitted(recipe, data, args)
+        return report(args, finetune(args.net, data, recipe, out=settings(args), weights=args.weights))
 
 
 VERB = Finetune()

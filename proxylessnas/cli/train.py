@@ -32,7 +32,7 @@ class Train(Verb):
 
     def run(self, args: argparse.Namespace) -> int:
         """Train and report."""
-        from ._train import keep_pages, opened_data, report, resolved_recipe, settings, told
+        from ._train import fitted, keep_pages, opened_data, report, resolved_recipe, settings, told
 
         if told(args):
             return 0
@@ -40,8 +40,9 @@ class Train(Verb):
         recipe = resolved_recipe(args)
         from ..train import train
 
-        where = settings(args)
-        return report(args, train(args.net, opened_data(args, recipe), recipe, out=where))
+        data = opened_data(args, recipe)
+        recipe = fitted(recipe, data, args)
+        return report(args, train(args.net, data, recipe, out=settings(args)))
 
 
 VERB = Train()

@@ -159,7 +159,7 @@ class TrainLoader:
             more = "\n  ..." if len(self.unreadable) > _SHOWN else ""
             raise DataError(
                 f"{len(self.unreadable)} of {self._n} training pictures cannot be read, more than the "
-                f"{self.max_unreadable:.3%} that are let pass; repair or remove them:\n  {first}{more}"
+                f"{100 * self.max_unreadable:g} % that are let pass; repair or remove them:\n  {first}{more}"
             )
 
 

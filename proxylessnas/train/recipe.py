@@ -14,6 +14,7 @@ in ``presets.py``.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -157,6 +158,18 @@ class Recipe:
             return self.replace(epochs=epochs)  # which says what is wrong
         warmup, freeze = min(self.warmup_epochs, epochs / 2), min(self.freeze_epochs, epochs // 2)
         return self.replace(epochs=epochs, warmup_epochs=warmup, freeze_epochs=freeze)
+
+    def with_batch_size(self, batch_size: int) -> Recipe:
+        """Return the recipe for batches of another size, with the learning rate that suits them.
+
+        The rate follows the batch size (its square root for AdamW): the usual rule, without which a rate made
+        for large batches wrecks a net in small ones.
+        """
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            return self.replace(batch_size=batch_size)  # which says what is wrong
+        share = batch_size / self.batch_size
+        rate = self.learning_rate * (share if self.optimizer == "sgd" else math.sqrt(share))
+        return self.replace(batch_size=batch_size, learning_rate=rate)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values as plain JSON types; :meth:`from_dict` reads them back."""

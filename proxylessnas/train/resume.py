@@ -63,6 +63,8 @@ def go_on(trainer: Trainer) -> list[str]:
         raise CheckpointError(f"{trainer.checkpoints}: the checkpoint is malformed ({reason[:200]})") from e
     position = trainer.position
     notes = [f"{problem}; the checkpoint before it is used" for problem in problems]
+    if position.epoch >= trainer.recipe.epochs:
+        return [*notes, "this run is finished: only its end is repeated"]
     notes.append(f"continued from step {position.global_step:,} (epoch {position.epoch + 1})")
     before = state.get("run") or {}
     now = _circumstances(trainer)
@@ -91,7 +93,7 @@ def _restore(trainer: Trainer, state: dict[str, Any]) -> None:
 
 def _check_same(trainer: Trainer, state: dict[str, Any]) -> None:
     where = f"{trainer.settings.out} holds another run"
-    advice = "use another --out, or remove that folder to start over"
+    advice = "use another --out, or --restart, which keeps that folder under another name"
     before = Recipe.from_dict(state["recipe"], f"the recipe in {trainer.checkpoints}")
     different = differences(trainer.recipe, before)
     if different:

@@ -27,6 +27,7 @@ from ..names import is_weights_file
 from .data import Data, open_data
 from .distributed import Processes, processes
 from .engine import Trainer
+from .reading import dead_workers_as_data_error
 from .recipe import Recipe, read_recipe
 from .resume import go_on
 from .runlog import RunLog
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
     from ..tree_arch import TreeArch
 
 MODEL_FILE, RECIPE_FILE, RESULT_FILE = "model.safetensors", "recipe.toml", "result.json"
+VALIDATION_FILE = "validation.txt"
+_SIGNS = (RECIPE_FILE, "log.jsonl", "checkpoints", ".running")  # of a folder that is a run's
+_FEW = 50  # validation pictures, below which a user should know what one of them weighs
 
 
 @dataclass(frozen=True)
@@ -175,9 +179,14 @@ def _carry_out(trainer: Trainer) -> Result:
         if group.main
         else RunLog.silent()
     )  # fmt: skip
-    with log_of_run as run, StopRequest() as stop:
+    val = trainer.data.val
+    if val is not None and 0 < len(val) < _FEW:
+        notes.append(f"only {len(val)} validation pictures: one is {100 / len(val):.0f} points of accuracy")
+    with log_of_run as run, StopRequest() as stop, dead_workers_as_data_error():
         if group.main:
             write_atomically(settings.out / RECIPE_FILE, recipe.to_toml().encode())
+            names = [] if val is None else [val.name(i) for i in range(len(val))]
+            write_atomically(settings.out / VALIDATION_FILE, "".join(f"{n}\n" for n in names).encode())
         for text in notes:
             run.note(text)
         if trainer.fit(stop, run):
@@ -195,6 +204,8 @@ def _held(out: Path, group: Processes) -> Iterator[None]:
     fresh = not out.exists()
     try:
         out.mkdir(parents=True, exist_ok=True)
+        if any(out.iterdir()) and not any((out / name).exists() for name in _SIGNS):
+            raise CheckpointError(f"{out}: holds other files and no run; choose another folder with --out")
         with locked(out / ".running", 0.0):
             for path in [*out.glob("*.tmp"), *out.glob("checkpoints/*.tmp")]:
                 unlink_quietly(path)  # what a killed process was writing
@@ -296,6 +307,8 @@ def _finish(trainer: Trainer, run: RunLog) -> Result:
                 f"{out}: the trained net cannot be written ({e.strerror}); free space, run again"
             ) from e
         accuracy = f", top-1 {metrics.top1:.2f} % on {metrics.n:,} validation pictures" if metrics else ""
+        if metrics and trainer.recipe.keep == "last" and p.best.get("top1", 0.0) > metrics.top1:
+            accuracy += f'; the best epoch was {p.best["epoch"]} with {p.best["top1"]:.2f} % (keep = "best")'
         run.note(f"done: {out / MODEL_FILE}{accuracy}")
         run.event("done", top1=result.top1, seconds=result.seconds)
     group.wait()

@@ -30,6 +30,7 @@ from .tensorboard_log import TensorBoardLog
 _LOG = logging.getLogger("proxylessnas")
 _STEP_KEYS = ("loss", "rate", "images_per_second", "waiting", "memory_mib")
 _EPOCH_KEYS = ("train_loss", "val_loss", "val_top1", "val_top5")
+_SHORT_EPOCH_S = 20.0
 _WAITING_TOO_LONG = 0.25
 
 
@@ -233,7 +234,8 @@ class RunLog:
         self._table.add(full)
         if self._board is not None:
             self._board.write(self._step, full, _EPOCH_KEYS)
-        if (full["waiting"] or 0.0) > _WAITING_TOO_LONG:
+        long_enough = (full["seconds"] or 0.0) > _SHORT_EPOCH_S  # in a short one the start-up is most of it
+        if long_enough and (full["waiting"] or 0.0) > _WAITING_TOO_LONG:
             self._note_once(
                 f"the loader is the bottleneck: {100 * full['waiting']:.0f} % of epoch {epoch} was spent "
                 "waiting for pictures. More worker processes (--workers), smaller pictures on disk, or a "
