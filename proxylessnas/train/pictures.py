@@ -140,18 +140,10 @@ class FilePictures:
         return _sha256(names, self._ends, self.sizes, torch.tensor(self.labels))
 
 
-class TensorPictures:
-    """Pictures of one size in memory.
+class _NumberedPictures:
+    """Pictures without file names: they are known by the part they belong to and a number."""
 
-    Args:
-        images: uint8 [N, 1 or 3, H, W]; grey ones are read as RGB.
-        labels: their class indices.
-        part: what they are called in messages: "train" gives ``train/00012``.
-        numbers: the pictures' numbers in messages; None counts them.
-    """
-
-    def __init__(self, images: Tensor, labels: list[int], part: str, numbers: Tensor | None = None) -> None:
-        self.images = images
+    def __init__(self, labels: list[int], part: str, numbers: Tensor | None) -> None:
         self.labels = labels
         self.part = part
         self.numbers = torch.arange(len(labels)) if numbers is None else numbers
@@ -165,6 +157,29 @@ class TensorPictures:
 
     def read(self, index: int) -> Tensor:
         """Return a picture, uint8 [3, H, W]."""
+        raise NotImplementedError  # pragma: no cover
+
+    def digest(self) -> str:
+        """Return a hash of numbers, labels and, unless they change, some of the pictures."""
+        return _sha256(self.part.encode(), self.numbers, torch.tensor(self.labels), *_some_pictures(self))
+
+
+class TensorPictures(_NumberedPictures):
+    """Pictures of one size in memory.
+
+    Args:
+        images: uint8 [N, 1 or 3, H, W]; grey ones are read as RGB.
+        labels: their class indices.
+        part: what they are called in messages: "train" gives ``train/00012``.
+        numbers: the pictures' numbers in messages; None counts them.
+    """
+
+    def __init__(self, images: Tensor, labels: list[int], part: str, numbers: Tensor | None = None) -> None:
+        super().__init__(labels, part, numbers)
+        self.images = images
+
+    def read(self, index: int) -> Tensor:
+        """Return a picture, uint8 [3, H, W]."""
         image = self.images[_checked(index, len(self))]
         return image.expand(3, -1, -1).contiguous() if image.shape[0] == 1 else image
 
@@ -174,12 +189,8 @@ class TensorPictures:
         labels = [self.labels[i] for i in chosen]
         return TensorPictures(self.images[chosen], labels, self.part, self.numbers[chosen])
 
-    def digest(self) -> str:
-        """Return a hash of numbers, labels and some of the pictures."""
-        return _sha256(self.part.encode(), self.numbers, torch.tensor(self.labels), *_some_pictures(self))
 
-
-class DatasetPictures:
+class DatasetPictures(_NumberedPictures):
     """Pictures of a ``torch.utils.data.Dataset`` whose items are (picture, class index).
 
     Args:
@@ -191,17 +202,8 @@ class DatasetPictures:
     """
 
     def __init__(self, dataset: Any, labels: list[int], part: str, numbers: Tensor | None = None) -> None:
+        super().__init__(labels, part, numbers)
         self.dataset = dataset
-        self.labels = labels
-        self.part = part
-        self.numbers = torch.arange(len(labels)) if numbers is None else numbers
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def name(self, index: int) -> str:
-        """Return such as ``train/00012``."""
-        return f"{self.part}/{int(self.numbers[index]):05d}"
 
     def read(self, index: int) -> Tensor:
         """Return a picture, uint8 [3, H, W].
@@ -221,10 +223,6 @@ class DatasetPictures:
         return DatasetPictures(
             self.dataset, [self.labels[i] for i in chosen], self.part, self.numbers[chosen]
         )
-
-    def digest(self) -> str:
-        """Return a hash of numbers, labels and, unless they change, some of the pictures."""
-        return _sha256(self.part.encode(), self.numbers, torch.tensor(self.labels), *_some_pictures(self))
 
 
 def pixels(image: Any) -> Tensor:
