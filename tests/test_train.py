@@ -432,3 +432,28 @@ def test_nets_and_batches_that_cannot_work_are_named(tmp_path: Path) -> None:
         train(TINY, few_digits(), recipe, out=Settings(tmp_path / "one", console=False))
     with pytest.raises(DataError, match="leave val out"):
         train(TINY, few_digits(), BUSY, out=tmp_path / "val", val=tmp_path)
+
+
+def test_a_signal_during_validation_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The epoch is saved before it is validated; going on validates first."""
+    whole, broken = (Settings(tmp_path / name, console=False) for name in ("whole", "broken"))
+    train(TINY, few_digits(), BUSY, out=whole)
+    measure = engine_module.Trainer.measure
+    signals = [signal.SIGTERM]
+
+    def interrupted(self: engine_module.Trainer, *args: object, **options: object) -> object:
+        if signals:
+            os.kill(os.getpid(), signals.pop())
+        return measure(self, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(engine_module.Trainer, "measure", interrupted)
+    stopped = train(TINY, few_digits(), BUSY, out=broken)
+    assert not stopped.finished
+    assert stopped.steps == 5
+    state = checkpoint_of(broken.out)["position"]
+    assert (state["epoch"], state["step"]) == (0, 5)
+    assert train(TINY, few_digits(), BUSY, out=broken).finished
+    nets = [tensors(s.out / "model.safetensors") for s in (whole, broken)]
+    assert differences_of(*nets) == 0
+    tables = [(s.out / "epochs.csv").read_text().splitlines() for s in (whole, broken)]
+    assert [row.split(",")[:6] for row in tables[0]] == [row.split(",")[:6] for row in tables[1]]
