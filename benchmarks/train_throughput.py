@@ -22,7 +22,7 @@ from typing import Any
 
 import harness
 
-STEPS = 8
+STEPS = 4
 NETS = {
     "proxyless_cifar10_demo": (32, 128),
     "proxyless_w025_r112": (112, 32),
@@ -97,6 +97,23 @@ def ours(name: str, size: int, batch: int, folder: Path, **changes: Any) -> Call
     return run
 
 
+def alone(name: str, size: int, batch: int, threads: int) -> dict[str, Any]:
+    """Return what the loader of these pictures gives when nobody trains."""
+    from proxylessnas import create_model
+    from proxylessnas.train import Recipe, open_data
+    from proxylessnas.train.loader import TrainLoader, measure_loader
+    from proxylessnas.train.preprocess import preprocessing_of
+
+    data = open_data("digits")
+    recipe = Recipe(batch_size=batch, image_size=size, crop="padded")
+    preprocessing = preprocessing_of(recipe, create_model(name, num_classes=10), data)
+    speed = round(measure_loader(TrainLoader(data.train, recipe, preprocessing, num_classes=10), 2.0), 1)
+    return {
+        "net": name, "input": size, "batch": batch, "threads": threads, "loop": "loader alone",
+        "images_per_second": speed, "slowest": speed, "fastest": speed, "ratio_to_bare": "",
+    }  # fmt: skip
+
+
 def compare(args: Any) -> list[dict[str, Any]]:
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
@@ -118,6 +135,7 @@ def compare(args: Any) -> list[dict[str, Any]]:
                     if round_number:  # the first one warms up
                         times[key].append(seconds)
             base = statistics.median(times["bare loop, channels-last"])
+            rows.append(alone(name, size, batch, args.threads))
             for key, seconds in times.items():
                 middle = statistics.median(seconds)
                 rows.append(
