@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format wheel clean
+.PHONY: help demo test lint format proofs wheel clean
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -29,6 +29,11 @@ lint: $(VENV)/ready  ## check style and format
 format: $(VENV)/ready  ## put the code in shape
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
+
+proofs: $(VENV)/ready  ## what is too slow for the tests: kills, throughput; results in benchmarks/results
+	$(BIN)/python benchmarks/kill_and_resume.py --kills 20
+	$(BIN)/python benchmarks/train_throughput.py
+	$(BIN)/python benchmarks/train_throughput.py --malloc
 
 wheel: $(VENV)/ready  ## build the sdist and the wheel into dist/
 	$(BIN)/python -m build

@@ -10,6 +10,7 @@ settings instead, in processes of their own.
 
 from __future__ import annotations
 
+import itertools
 import os
 import statistics
 import subprocess
@@ -30,8 +31,24 @@ NETS = {
 }
 
 
-def bare(name: str, size: int, batch: int) -> Callable[[], float]:
-    """Return a function that trains for STEPS steps and gives the seconds they took."""
+def train_loader(name: str, size: int, batch: int) -> Any:
+    """Return the loader that a run on the digits would have."""
+    from proxylessnas import create_model
+    from proxylessnas.train import Recipe, open_data
+    from proxylessnas.train.loader import TrainLoader
+    from proxylessnas.train.preprocess import preprocessing_of
+
+    data = open_data("digits")
+    recipe = Recipe(batch_size=batch, image_size=size, crop="padded")
+    preprocessing = preprocessing_of(recipe, create_model(name, num_classes=10), data)
+    return TrainLoader(data.train, recipe, preprocessing, num_classes=10)
+
+
+def bare(name: str, size: int, batch: int, *, loader: bool = False) -> Callable[[], float]:
+    """Return a function that trains for STEPS steps and gives the seconds they took.
+
+    ``loader`` takes augmented pictures from our loader in place of ready ones.
+    """
     import torch
     from torch.nn import functional as F
 
@@ -45,10 +62,12 @@ def bare(name: str, size: int, batch: int) -> Callable[[], float]:
         for _ in range(2)
     ]
 
+    loaded = train_loader(name, size, batch)
+
     def run() -> float:
         start = time.perf_counter()
-        for i in range(STEPS):
-            inputs, targets = batches[i % 2]
+        source = itertools.islice(loaded.epoch(0), STEPS) if loader else itertools.cycle(batches)
+        for inputs, targets in itertools.islice(source, STEPS):
             optimizer.zero_grad()
             loss = F.cross_entropy(net(inputs), targets, label_smoothing=0.1)
             loss.backward()
@@ -99,15 +118,9 @@ def ours(name: str, size: int, batch: int, folder: Path, **changes: Any) -> Call
 
 def alone(name: str, size: int, batch: int, threads: int) -> dict[str, Any]:
     """Return what the loader of these pictures gives when nobody trains."""
-    from proxylessnas import create_model
-    from proxylessnas.train import Recipe, open_data
-    from proxylessnas.train.loader import TrainLoader, measure_loader
-    from proxylessnas.train.preprocess import preprocessing_of
+    from proxylessnas.train.loader import measure_loader
 
-    data = open_data("digits")
-    recipe = Recipe(batch_size=batch, image_size=size, crop="padded")
-    preprocessing = preprocessing_of(recipe, create_model(name, num_classes=10), data)
-    speed = round(measure_loader(TrainLoader(data.train, recipe, preprocessing, num_classes=10), 2.0), 1)
+    speed = round(measure_loader(train_loader(name, size, batch), 2.0), 1)
     return {
         "net": name, "input": size, "batch": batch, "threads": threads, "loop": "loader alone",
         "images_per_second": speed, "slowest": speed, "fastest": speed, "ratio_to_bare": "",
@@ -122,6 +135,7 @@ def compare(args: Any) -> list[dict[str, Any]]:
             folder.mkdir()
             variants = {
                 "bare loop, channels-last": bare(name, size, batch),
+                "bare loop, channels-last, our loader": bare(name, size, batch, loader=True),
                 "ours, channels-last": ours(name, size, batch, folder),
                 "ours, channels-last, averaged weights": ours(name, size, batch, folder, ema_decay=0.99),
                 "ours, contiguous": ours(name, size, batch, folder, channels_last=False),
