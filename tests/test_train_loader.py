@@ -296,7 +296,7 @@ def test_the_next_readable_picture_stands_in(damaged: Data, limit_bytes: int, wo
 
 @pytest.mark.parametrize("limit_bytes", [1 << 30, 0])
 def test_too_many_unreadable_pictures(damaged: Data, limit_bytes: int) -> None:
-    message = r"(?s)2 of 40 training pictures cannot be read, more than the 4.900% .*00\.jpg: .*18\.jpg: "
+    message = r"(?s)2 of 40 training pictures cannot be read, more than the 4.9 % .*00\.jpg: .*18\.jpg: "
     recipe = Recipe(crop="none", batch_size=40)
     with pytest.raises(DataError, match=message):
         list(loader(damaged.train, recipe, max_unreadable=0.049, limit_bytes=limit_bytes).epoch(0))

@@ -125,7 +125,8 @@ def resolved_recipe(args: argparse.Namespace, **more: Any) -> Recipe:
 def fitted(recipe: Recipe, data: Data, args: argparse.Namespace) -> Recipe:
     """Return the recipe with smaller batches where the pictures would make a few steps an epoch only."""
     pictures, size = len(data.train), recipe.batch_size
-    if args.batch_size is not None or any(text.startswith("batch_size") for text in args.changes):
+    asked = args.batch_size is not None or any(text.startswith("batch_size") for text in args.changes)
+    if asked or args.recipe.lower().endswith(".toml"):
         return recipe
     while size > 4 and pictures // size < _FEW_STEPS:
         size //= 2
