@@ -15,6 +15,7 @@ from train_tools import (
     command,
     differences_of,
     environment,
+    noise_folder,
     run_command,
     tensors,
 )
@@ -27,13 +28,14 @@ RECIPE = BUSY.replace(
 def _words(folder: Path, name: str, *more: str) -> list[str]:
     recipe = folder / "recipe.toml"
     recipe.write_text(RECIPE.to_toml(), encoding="utf-8")
-    words = ["train", str(arch_file(folder)), "digits", "--recipe", str(recipe), "--limit", "10"]
+    words = ["train", str(arch_file(folder)), str(folder / "data"), "--recipe", str(recipe)]
     return [*words, "--out", str(folder / name), "--threads", "1", *more]
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("processes")
+    noise_folder(folder / "data")
     for name, processes in (("one", 1), ("two", 2)):
         done = run_command(*_words(folder, name), processes=processes)
         assert done.returncode == 0, done.stderr
@@ -75,5 +77,4 @@ def test_a_run_goes_on_with_another_number_of_processes(runs: Path) -> None:
     if reached < 10:
         assert "processes: 1, was 2" in done.stderr
     one, changed = (tensors(runs / name / "model.safetensors") for name in ("one", "changed"))
-    # Where rounding moves an activation across the kink of a ReLU6, 1e-7 becomes 1e-3: it was seen to.
-    assert differences_of(one, changed) < 5e-3
+    assert differences_of(one, changed) < 1e-5
