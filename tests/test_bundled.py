@@ -288,10 +288,10 @@ def test_the_real_net_reaches_its_target(real: Weights) -> None:
 
 @pytest.mark.slow
 def test_the_figures_of_the_real_net_are_measured_again(real: Weights) -> None:
-    """With the test pictures, where somebody has them: PROXYLESSNAS_CIFAR10_TEST names the folder."""
-    folder = os.environ.get("PROXYLESSNAS_CIFAR10_TEST")
+    """With the test pictures, where somebody has them: CIFAR10_TEST_FOLDER names the folder."""
+    folder = os.environ.get("CIFAR10_TEST_FOLDER")
     if not folder:
-        pytest.skip("PROXYLESSNAS_CIFAR10_TEST names no folder of test pictures")
+        pytest.skip("CIFAR10_TEST_FOLDER names no folder of test pictures")
     from proxylessnas.datasets import labelled_images
     from proxylessnas.evaluate import evaluate
 
