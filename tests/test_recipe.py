@@ -98,7 +98,7 @@ def test_every_value_has_a_rule() -> None:
         ("layer_decay", 0.0, "layer_decay"),
         ("jitter_hue", 0.6, "jitter_hue must be a number from 0 to 0.5"),
         ("flip", 1, "flip must be true or false, not 1"),
-        ("optimizer", "adam", 'optimizer must be "sgd" or "adamw", not \'adam\''),
+        ("optimizer", "adam", 'optimizer must be "sgd", "adamw" or "muon", not \'adam\''),
         ("crop", None, 'crop must be "resized", "padded" or "none", not None'),
         ("schedule", ["cosine"], "schedule"),
         ("epochs", None, "epochs"),

@@ -44,6 +44,7 @@ RECIPES = st.fixed_dictionaries(
     {name: _values(name, kind) for name, kind in KINDS.items() if name not in ("batch_size", "accumulate")}
     | {"epochs": st.integers(1000, 10**6), "image_size": st.none(), "crop_padding": st.integers(1, 4096)}
     | {"warmup_epochs": st.floats(0, 999), "freeze_epochs": st.integers(0, 999)}
+    | {"start_size": st.integers(1, 64), "grow_epochs": st.integers(1, 999)}
 ).map(lambda values: Recipe(**values))
 
 
@@ -56,10 +57,11 @@ def test_toml_and_back(recipe: Recipe) -> None:
 
 def test_toml_holds_every_value_once_in_groups() -> None:
     recipe = Recipe(image_size=64, resize=64, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2), dropout=0.1)
+    recipe = recipe.replace(start_size=32, grow_epochs=2)
     lines = recipe.to_toml().splitlines()
     names = [line.split(" = ")[0] for line in lines if line and not line.startswith("#")]
     assert sorted(names) == sorted(KINDS)
-    assert 'optimizer = "sgd"  # sgd | adamw' in lines
+    assert 'optimizer = "sgd"  # sgd | adamw | muon' in lines
     assert "weight_decay = 4e-05" in lines
     assert "image_size" not in Recipe().to_toml().replace("image_size;", "")
     for preset_recipe in PRESETS.values():

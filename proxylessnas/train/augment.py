@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import missing_extra
 from ..transforms import Preprocessing
 from .recipe import Recipe
-from .sampler import BATCHES, generator
+from .sampler import BATCHES, MIRRORS, generator
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,6 +58,15 @@ def normalised(images: Tensor, preprocessing: Preprocessing) -> Tensor:
         for v in (preprocessing.mean, preprocessing.std)
     )
     return images.float().div_(255).sub_(mean).div_(std)
+
+
+def shrunk(images: Tensor, side: int) -> Tensor:
+    """Return pictures [B, C, H, W] with the short side ``side`` px, if it is longer now."""
+    height, width = images.shape[-2:]
+    if min(height, width) <= side:
+        return images
+    size = [max(side, round(n * side / min(height, width))) for n in (height, width)]
+    return torch.nn.functional.interpolate(images, size, mode="bilinear", antialias=True)
 
 
 class Normalise:
@@ -191,7 +200,10 @@ class BatchAugment:
         """Return what happens to ``n`` pictures in an epoch; drawn on the CPU, so the same for any device."""
         random = generator(self.seed, BATCHES, epoch)
         offsets = torch.randint(0, 2 * self.padding + 1, (n, 2), generator=random)
-        flips = torch.rand(n, generator=random) < (0.5 if self.flip else 0.0)
+        # Of two epochs each picture is mirrored in one, so that both together show all there is to see; at
+        # equal accuracy this saves a good part of the epochs (Jordan 2024, "94 % on CIFAR-10 in 3.29 s").
+        pair = generator(self.seed, MIRRORS, epoch // 2)
+        flips = (torch.rand(n, generator=pair) < (0.5 if self.flip else 0.0)) ^ (self.flip and epoch % 2 == 1)
         centres = torch.randint(0, self.size, (n, 2), generator=random)
         return Draws(offsets, flips, centres)
 

@@ -21,6 +21,7 @@ from ..errors import ProxylessError
 from ..evaluate import evaluation_mode
 from ..metrics import Metrics
 from . import checkpoint
+from .augment import shrunk
 from .batchnorm import convert_sync_bn, recalibrate, revert_sync_bn
 from .data import Data
 from .distributed import Processes
@@ -169,12 +170,13 @@ class Trainer:
         set_train_mode(self.net, bool(self._head_only))
         every = 1 if self.device.type == "cpu" else _SYNC_STEPS
         pending: list[Tensor] = []
+        side = recipe.side_at(p.epoch, self.loader.preprocessing.input_size)
         batches = self.loader.epoch(p.epoch, first_step=p.step)
         before = last = time.monotonic()
         self.loader.waited_s = 0.0
         for batch in batches:
             factor = rate_factor(p.global_step, recipe, self.steps_per_epoch)
-            pending.append(self.step(batch.inputs, batch.targets, p.global_step, factor))
+            pending.append(self.step(shrunk(batch.inputs, side), batch.targets, p.global_step, factor))
             p.step, p.global_step = p.step + 1, p.global_step + 1
             end = p.step == self.steps_per_epoch
             save = bool(self.settings.save_every) and p.global_step % self.settings.save_every == 0

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..classifier import Classifier
+from .muon import Muon, is_matrix
 from .recipe import Recipe
 
 _WARMUP_START = 0.01  # share of the rate at the first step of a warm-up
@@ -52,38 +53,38 @@ def parameter_groups(model: Classifier, recipe: Recipe) -> list[dict[str, Any]]:
     parts = sections(model)
     last = len(parts) - 1
     places = {id(param): i for i, (_, part) in enumerate(parts) for param in part.parameters()}
-    groups: dict[tuple[bool, float, float], dict[str, Any]] = {}
+    groups: dict[tuple[bool, float, float, bool], dict[str, Any]] = {}
     seen: set[int] = set()  # two modules may share a parameter
-    for param, decays in _with_decay(model, recipe):
+    for param, decays, matrix in _with_kind(model, recipe):
         if id(param) in seen or not param.requires_grad:
             continue
         seen.add(id(param))
         place = places.get(id(param), 0)  # what hangs on the net itself goes with its first part
         factor = recipe.head_rate if place == last else recipe.layer_decay ** (last - place)
-        decay = recipe.weight_decay if decays else 0.0
-        rate = recipe.learning_rate * factor
+        decay = 0.0 if not decays else recipe.muon_decay if matrix else recipe.weight_decay
+        rate = (recipe.muon_rate if matrix else recipe.learning_rate) * factor
         name = parts[place][0] if place == last or recipe.layer_decay != 1.0 else "body"
+        name += (", matrices" if matrix else "") + ("" if decays else ", no decay")
         group = groups.setdefault(
-            (place == last, factor, decay),
-            {
-                "params": [], "lr": rate, "weight_decay": decay, "base": rate, "factor": factor,
-                "name": name if decays else f"{name}, no decay",
-            },
-        )  # fmt: skip
+            (place == last, factor, decay, matrix),
+            {"params": [], "lr": rate, "weight_decay": decay, "base": rate, "factor": factor, "name": name},
+        )
+        if matrix:
+            group["matrix"] = True
         group["params"].append(param)
     if not groups:
         raise ValueError("no parameter of the net has requires_grad: there is nothing to train")
     return list(groups.values())
 
 
-def _with_decay(model: nn.Module, recipe: Recipe) -> Iterator[tuple[nn.Parameter, bool]]:
-    """Yield each parameter of a net and whether it decays."""
+def _with_kind(model: nn.Module, recipe: Recipe) -> Iterator[tuple[nn.Parameter, bool, bool]]:
+    """Yield each parameter of a net, whether it decays, and whether Muon steps it as a matrix."""
     for module in model.modules():
         norm = isinstance(module, _NORMS)
         for name, param in module.named_parameters(recurse=False):
             spared = recipe.no_decay != "none" and norm
             spared |= recipe.no_decay == "bn+bias" and name == "bias"
-            yield param, not spared
+            yield param, not spared, recipe.optimizer == "muon" and is_matrix(module, name)
 
 
 def make_optimizer(groups: Iterable[dict[str, Any]], recipe: Recipe) -> torch.optim.Optimizer:
@@ -97,6 +98,8 @@ def make_optimizer(groups: Iterable[dict[str, Any]], recipe: Recipe) -> torch.op
     options: dict[str, Any] = {"lr": recipe.learning_rate, "fused": fused or None}
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, betas=recipe.betas, **options)
+    if recipe.optimizer == "muon":
+        return Muon(groups, momentum=recipe.momentum)
     return torch.optim.SGD(groups, momentum=recipe.momentum, nesterov=recipe.momentum > 0, **options)
 
 

@@ -40,6 +40,10 @@ class Recipe:
         image_size: side of the net's input, px; None takes the net's own.
         resize: length of the short side before the validation crop, px; None keeps the usual proportion
             (256 / 224; none below 64 px).
+        start_size: side of the training pictures in the first epoch, px; they are shrunk on the device. None
+            trains at full size throughout.
+        grow_epochs: epochs over which the side grows from start_size to the full size (progressive
+            resizing, as in EfficientNetV2, section 4.2): small pictures are quick, and do at first.
         mean, std: normalisation per channel on a scale of 0 to 1; None takes the net's weights' own, else
             the data set's, else ImageNet's.
         interpolation: "bilinear" or "bicubic".
@@ -53,9 +57,12 @@ class Recipe:
         cutout: side of a square set to the mean colour, px; 0 for none.
         mixup_alpha, cutmix_alpha: of the Beta distributions; 0 is off; with both, each batch takes one.
         label_smoothing: share of the target spread over all classes.
-        optimizer: "sgd" (with Nesterov momentum) or "adamw".
+        optimizer: "sgd" (with Nesterov momentum), "adamw", or "muon" (SGD, but for the matrices of dense
+            convolutions, which it orthogonalises: far fewer epochs from scratch; see ``muon.py``).
         learning_rate: at the end of the warm-up, for ``batch_size`` pictures.
-        momentum: of SGD.
+        momentum: of SGD and Muon.
+        muon_rate, muon_decay: Muon's learning rate and (decoupled) weight decay for matrices; all else has
+            ``learning_rate`` and ``weight_decay``.
         betas: of AdamW.
         weight_decay: L2 (SGD) or decoupled (AdamW).
         no_decay: parameters without decay: "none", "bn" (scales and shifts of BatchNorm) or "bn+bias".
@@ -89,6 +96,8 @@ class Recipe:
     val_fraction: float = 0.1
     image_size: int | None = None
     resize: int | None = None
+    start_size: int | None = None
+    grow_epochs: int = 0
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     interpolation: str = "bilinear"
@@ -110,6 +119,8 @@ class Recipe:
     optimizer: str = "sgd"
     learning_rate: float = 0.05
     momentum: float = 0.9
+    muon_rate: float = 0.03
+    muon_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 4e-5
     no_decay: str = "bn+bias"
@@ -152,24 +163,36 @@ class Recipe:
         """Return the recipe for another number of epochs.
 
         Where the warm-up or the epochs with a frozen body would not leave at least half of the epochs to the
-        rest, they are shortened to that, so that any recipe can be tried in a single epoch.
+        rest, they are shortened to that, so that any recipe can be tried in a single epoch. Pictures grow
+        over the same share of the epochs as before.
         """
         if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
             return self.replace(epochs=epochs)  # which says what is wrong
         warmup, freeze = min(self.warmup_epochs, epochs / 2), min(self.freeze_epochs, epochs // 2)
-        return self.replace(epochs=epochs, warmup_epochs=warmup, freeze_epochs=freeze)
+        grow = self.grow_epochs * epochs // self.epochs
+        start = self.start_size if grow else None
+        return self.replace(
+            epochs=epochs, warmup_epochs=warmup, freeze_epochs=freeze, grow_epochs=grow, start_size=start
+        )
+
+    def side_at(self, epoch: int, full: int) -> int:
+        """Return the side of the training pictures in an epoch (from 0), in px; ``full`` is the net's own."""
+        if self.start_size is None or epoch >= self.grow_epochs:
+            return full
+        return self.start_size + (full - self.start_size) * epoch // self.grow_epochs
 
     def with_batch_size(self, batch_size: int) -> Recipe:
         """Return the recipe for batches of another size, with the learning rate that suits them.
 
-        The rate follows the batch size (its square root for AdamW): the usual rule, without which a rate made
-        for large batches wrecks a net in small ones.
+        The rate follows the batch size (its square root for AdamW and for Muon's matrices): the usual rule,
+        without which a rate made for large batches wrecks a net in small ones.
         """
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             return self.replace(batch_size=batch_size)  # which says what is wrong
         share = batch_size / self.batch_size
-        rate = self.learning_rate * (share if self.optimizer == "sgd" else math.sqrt(share))
-        return self.replace(batch_size=batch_size, learning_rate=rate)
+        rate = self.learning_rate * (math.sqrt(share) if self.optimizer == "adamw" else share)
+        muon_rate = self.muon_rate * (math.sqrt(share) if self.optimizer == "muon" else 1.0)
+        return self.replace(batch_size=batch_size, learning_rate=rate, muon_rate=muon_rate)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values as plain JSON types; :meth:`from_dict` reads them back."""

@@ -40,13 +40,15 @@ _PIXELS = Range(1, 4096)
 RANGES: dict[str, Range] = {
     "epochs": Range(1, 1_000_000), "batch_size": Range(1, 1_000_000), "accumulate": Range(1, 1_000_000),
     "seed": Range(0, 2**32 - 1), "val_fraction": Range(0, 0.9),
-    "image_size": _PIXELS, "resize": _PIXELS, "mean": _SHARE, "std": Range(0, 10, open_low=True),
+    "image_size": _PIXELS, "resize": _PIXELS, "start_size": _PIXELS, "grow_epochs": _COUNT,
+    "mean": _SHARE, "std": Range(0, 10, open_low=True),
     "crop_scale_min": Range(0, 1, open_low=True), "crop_padding": Range(0, 4096),
     "jitter_brightness": Range(0, 10), "jitter_contrast": Range(0, 10), "jitter_saturation": Range(0, 10),
     "jitter_hue": Range(0, 0.5), "rand_augment": Range(0, 14), "rand_augment_magnitude": Range(0, 30),
     "random_erasing": _SHARE, "cutout": Range(0, 4096),
     "mixup_alpha": Range(0, 100), "cutmix_alpha": Range(0, 100), "label_smoothing": _PROBABILITY,
-    "learning_rate": Range(0, 1000, open_low=True), "momentum": _PROBABILITY, "betas": _PROBABILITY,
+    "learning_rate": Range(0, 1000, open_low=True), "muon_rate": Range(0, 1000, open_low=True),
+    "muon_decay": _SHARE, "momentum": _PROBABILITY, "betas": _PROBABILITY,
     "weight_decay": _SHARE, "warmup_epochs": _COUNT, "final_rate": _SHARE,
     "layer_decay": Range(0, 1, open_low=True), "head_rate": Range(0, 1000, open_low=True),
     "freeze_epochs": _COUNT, "clip_norm": Range(0, 1_000_000), "dropout": _PROBABILITY,
@@ -56,7 +58,7 @@ RANGES: dict[str, Range] = {
 CHOICES: dict[str, tuple[str, ...]] = {
     "interpolation": ("bilinear", "bicubic"),
     "crop": ("resized", "padded", "none"),
-    "optimizer": ("sgd", "adamw"),
+    "optimizer": ("sgd", "adamw", "muon"),
     "no_decay": ("none", "bn", "bn+bias"),
     "schedule": ("cosine", "linear", "constant"),
     "amp": ("off", "bf16", "fp16"),
@@ -136,6 +138,10 @@ def combination_problems(recipe: Any) -> list[str]:
         found.append(f"warmup_epochs {r.warmup_epochs:g} must be below epochs, which is {r.epochs}")
     if r.freeze_epochs >= r.epochs:
         found.append(f"freeze_epochs {r.freeze_epochs} must be below epochs, which is {r.epochs}")
+    if r.grow_epochs >= r.epochs:
+        found.append(f"grow_epochs {r.grow_epochs} must be below epochs, which is {r.epochs}")
+    if (r.start_size is None) != (r.grow_epochs == 0):
+        found.append("start_size and grow_epochs go together: name both or neither")
     if r.crop == "padded" and not r.crop_padding:
         found.append('crop "padded" with crop_padding 0 shifts nothing: use crop "none"')
     if r.image_size is not None:
@@ -150,6 +156,8 @@ def size_problems(recipe: Any, size: int) -> list[str]:
     r, found = recipe, []
     if r.cutout >= size:
         found.append(f"cutout {r.cutout} must be below image_size, which is {size}")
+    if r.start_size is not None and r.start_size >= size:
+        found.append(f"start_size {r.start_size} must be below image_size, which is {size}")
     if r.crop == "padded" and r.crop_padding >= size:
         found.append(f"crop_padding {r.crop_padding} must be below image_size, which is {size}")
     return found

@@ -21,13 +21,14 @@ from .recipe_rules import CHOICES, check_value, problems_error, unknown
 _GROUPS = {
     "length and batch": "epochs batch_size accumulate seed val_fraction",
     "pictures; sizes in px; a value that is left out is the net's or the data set's own":
-        "image_size resize mean std interpolation",
+        "image_size resize start_size grow_epochs mean std interpolation",
     "augmentation; 0 is off":
         "crop crop_scale_min crop_padding flip "
         "jitter_brightness jitter_contrast jitter_saturation jitter_hue "
         "rand_augment rand_augment_magnitude random_erasing cutout mixup_alpha cutmix_alpha",
     "loss": "label_smoothing",
-    "optimiser": "optimizer learning_rate momentum betas weight_decay no_decay clip_norm",
+    "optimiser":
+        "optimizer learning_rate momentum betas muon_rate muon_decay weight_decay no_decay clip_norm",
     "learning rate over time": "schedule warmup_epochs final_rate",
     "parts of the net": "layer_decay head_rate freeze_epochs dropout drop_path zero_init_residual",
     "weights that are kept": "ema_decay recalibrate_batches keep",

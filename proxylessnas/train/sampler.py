@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import DataError
 
 # What a stream of random numbers is for. Two streams of one seed must not be equal.
-ORDER, PICTURE, BATCHES, MIXING = 1, 2, 3, 4
+ORDER, PICTURE, BATCHES, MIXING, MIRRORS = 1, 2, 3, 4, 5
 
 _MASK = (1 << 64) - 1
 
