@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from proxylessnas.train.augment import BatchAugment, Cutout, Geometry, normalised, train_transform
+from proxylessnas.train.augment import BatchAugment, Cutout, Geometry, normalised, shrunk, train_transform
 from proxylessnas.train.mixing import Mixing
 from proxylessnas.train.recipe import Recipe
 from proxylessnas.transforms import Preprocessing
@@ -284,3 +284,22 @@ def test_shares_of_mixup_come_from_its_beta_distribution() -> None:
 
 def test_no_mixing() -> None:
     assert not Mixing(Recipe(), 5)
+
+
+def test_every_picture_is_mirrored_once_in_two_epochs() -> None:
+    augment = BatchAugment(PADDED, PREPROCESSING, CPU)
+    flips = [augment.draws(500, epoch).flips for epoch in range(6)]
+    for first, second in zip(flips[::2], flips[1::2], strict=True):
+        assert torch.equal(first, ~second)
+    assert not torch.equal(flips[0], flips[2])  # each pair of epochs draws anew
+    assert not BatchAugment(PADDED.replace(flip=False), PREPROCESSING, CPU).draws(500, 1).flips.any()
+
+
+def test_shrunk() -> None:
+    images = torch.rand(2, 3, 32, 48).to(memory_format=torch.channels_last)
+    small = shrunk(images, 20)
+    assert small.shape == (2, 3, 20, 30)
+    assert small.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(small.mean((2, 3)), images.mean((2, 3)), rtol=0, atol=0.02)
+    assert shrunk(images, 32) is images
+    assert shrunk(images, 40) is images

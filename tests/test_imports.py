@@ -20,6 +20,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "proxylessnas"
 LAYERS = [
     {"_version", "errors", "fetch_settings", "filesystem", "json_fields", "memory", "progress"},
     {"names", "arch", "arch_official", "arch_official_tree", "arch_text", "published", "tree_arch"},
+    {"space", "spaces", "space_toml"},
     {"layers"},
     {"classifier", "profiling"},
     {"model", "pyramid"},
@@ -52,6 +53,12 @@ LAZY = {
     "filelock",
     "matplotlib",
     "tensorboard",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "openvino",
+    "executorch",
+    "timm",
 }
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from proxylessnas import Arch, create_model
 from proxylessnas.arch import Stage
 from proxylessnas.classifier import Classifier
+from proxylessnas.train.muon import Muon, orthogonalized
 from proxylessnas.train.optim import (
     head_parameters,
     make_optimizer,
@@ -176,7 +177,60 @@ def test_without_momentum() -> None:
     torch.testing.assert_close(model.weight.detach(), before - 0.5)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("shape", [(24, 24), (16, 96), (96, 16), (1, 7)])
+def test_orthogonalized(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+    matrix = u @ torch.diag(torch.linspace(0.2, 1.0, len(s))) @ v  # no direction that is nearly absent
+    # Five iterations, as its authors take; with the three taken here, faint directions are not full yet.
+    for iterations, low in ((5, 0.6), (3, 0.3)):
+        found = torch.linalg.svdvals(orthogonalized(matrix, iterations))
+        assert found.min() > low
+        assert found.max() < 1.25
+    torch.testing.assert_close(orthogonalized(3 * matrix), orthogonalized(matrix), rtol=1e-3, atol=1e-4)
+    # The singular vectors stay: what the step turns is the sizes only.
+    inner = u.T @ orthogonalized(matrix) @ v.T
+    torch.testing.assert_close(inner, torch.diag(inner.diagonal()), rtol=0, atol=1e-4)
+    assert not orthogonalized(torch.zeros(shape)).any()
+
+
+def test_muon_steps_matrices_and_leaves_the_rest_to_sgd() -> None:
+    model, plain = net(), net()
+    plain.load_state_dict(model.state_dict())
+    recipe = Recipe(learning_rate=0.1, weight_decay=1e-3, muon_rate=0.02, muon_decay=0.5, layer_decay=0.9)
+    ours = make_optimizer(
+        parameter_groups(model, recipe.replace(optimizer="muon")), recipe.replace(optimizer="muon")
+    )
+    theirs = make_optimizer(parameter_groups(plain, recipe), recipe)
+    assert isinstance(ours, Muon)
+    groups = named(model, ours.param_groups)
+    matrices = {name for name, group in groups.items() if group.get("matrix")}
+    expected = {
+        f"{name}.weight" for name, m in model.named_modules() if isinstance(m, nn.Conv2d) and m.groups == 1
+    }
+    assert matrices == expected
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    for i in range(2):  # the second with momentum; gradients are the same in both nets
+        _gradients(plain, i)
+        for (_, p), (_, q) in zip(model.named_parameters(), plain.named_parameters(), strict=True):
+            p.grad = q.grad
+        theirs.step()
+        ours.step()
+        if i == 0:
+            first = {n: p.detach().clone() for n, p in model.named_parameters()}
+    for (n, p), (_, q) in zip(model.named_parameters(), plain.named_parameters(), strict=True):
+        if n not in matrices:
+            torch.testing.assert_close(p, q)
+    for n in matrices:
+        group, rows = groups[n], len(before[n])
+        assert group["weight_decay"] == 0.5
+        assert group["base"] == pytest.approx(0.02 * group["factor"])
+        step = (first[n] - before[n] * (1 - group["lr"] * 0.5)).reshape(rows, -1)
+        size = torch.linalg.svdvals(step) / (group["lr"] * max(1.0, rows / step.shape[1]) ** 0.5)
+        assert 0.9 < size.max() < 1.25, n  # the strongest direction moves by the rate, whatever the gradient
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
 def test_state_goes_on_in_a_new_optimizer(optimizer: str) -> None:
     recipe = Recipe(optimizer=optimizer, learning_rate=0.01, layer_decay=0.8)
     one = net()

@@ -191,3 +191,16 @@ def test_differences_are_named() -> None:
         "mean: [0.5, 0.5, 0.5], was None", "learning_rate: 0.05, was 0.1"
     ]  # fmt: skip
     assert differences(new, new) == []
+
+
+def test_pictures_grow() -> None:
+    recipe = Recipe(epochs=10, start_size=16, grow_epochs=4)
+    assert [recipe.side_at(epoch, 32) for epoch in range(7)] == [16, 20, 24, 28, 32, 32, 32]
+    assert Recipe().side_at(0, 32) == 32
+    assert recipe.with_epochs(20).grow_epochs == 8
+    assert recipe.with_epochs(2).start_size is None  # too short to grow
+    for wrong in ({"start_size": 16}, {"grow_epochs": 3}, {"start_size": 16, "grow_epochs": 100}):
+        with pytest.raises(DataError, match="grow_epochs"):
+            Recipe(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="start_size 32 must be below image_size, which is 32"):
+        Recipe(start_size=32, grow_epochs=2, image_size=32)

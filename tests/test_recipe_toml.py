@@ -94,7 +94,7 @@ def test_toml_with_mistakes_lists_them_all(tmp_path: Path) -> None:
     assert lines[0] == f"{path}: 4 problems"
     for expected in (
         "base: no recipe is called 'imagenet'",
-        "there is no 'epoch': did you mean epochs?",
+        "there is no 'epoch': did you mean epochs",
         "seed must be a whole number",
         "[optimizer] is a table, but a recipe has none: write learning_rate = ...",
     ):

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -104,22 +105,32 @@ class Stopper:
         monkeypatch.setattr(engine_module.WeightStep, "__call__", call)
 
 
-@pytest.mark.parametrize("stops", [[1], [2, 3, 7], [5], [4, 9, 14]])
+@pytest.mark.parametrize(
+    ("stops", "changes"),
+    [
+        ([1], {}),
+        ([2, 3, 7], {}),
+        ([5], {}),
+        ([4, 9, 14], {}),
+        ([2, 6, 13], {"optimizer": "muon", "start_size": 5, "grow_epochs": 2}),
+    ],
+)
 def test_an_interrupted_run_ends_with_the_same_bits(
-    stops: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stops: list[int], changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, settings = few_digits(), Settings(tmp_path / "whole", console=False)
-    assert train(TINY, data, BUSY, out=settings).finished
+    recipe = BUSY.replace(**changes)
+    assert train(TINY, data, recipe, out=settings).finished
     stopper = Stopper(monkeypatch)
     broken = Settings(tmp_path / "broken", console=False)
     for stopper.at in stops:
-        result = train(TINY, data, BUSY, out=broken)
+        result = train(TINY, data, recipe, out=broken)
         assert not result.finished
         assert result.signal == signal.SIGTERM
         assert result.steps == stopper.at
         torch.manual_seed(99)  # whatever the next process has drawn before
     stopper.at = None
-    assert train(TINY, data, BUSY, out=broken).finished
+    assert train(TINY, data, recipe, out=broken).finished
     whole, parts = (checkpoint_of(tmp_path / name) for name in ("whole", "broken"))
     for key in ("model", "average"):
         assert all(torch.equal(whole[key][n], parts[key][n]) for n in whole[key])
