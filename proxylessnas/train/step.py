@@ -6,6 +6,7 @@ Plain training and the weight step of a search are this same step; a search only
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,6 +32,8 @@ class WeightStep:
         recipe: label smoothing, accumulation, clipping and precision are taken from it.
         device: where the net is.
         average: moving average to be updated after each step, or None.
+        exchange: called with the parameters between the backward pass and the update, to exchange their
+            gradients with other processes where the model does not do so itself.
 
     Attributes:
         scaler: of fp16 gradients, None for other precisions.
@@ -45,13 +48,14 @@ class WeightStep:
         recipe: Recipe,
         device: torch.device,
         average: WeightAverage | None = None,
+        exchange: Callable[[list[Tensor]], None] | None = None,
     ) -> None:
         self.model, self.optimizer, self.recipe, self.device, self.average = (
             model, optimizer, recipe, device, average,
         )  # fmt: skip
         self.scaler = torch.amp.GradScaler(device.type) if recipe.amp == "fp16" else None
         self.first_bad = torch.tensor(_NEVER, device=device)
-        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.exchange = exchange
 
     @property
     def broke_down(self) -> bool:
@@ -119,10 +123,14 @@ class WeightStep:
         return contextlib.nullcontext()
 
     def _update(self) -> None:
+        # Asked for each time: a search trains other parameters in each step.
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        if self.exchange is not None:
+            self.exchange(parameters)
         if self.recipe.clip_norm:
             if self.scaler:
                 self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self._parameters, self.recipe.clip_norm)
+            nn.utils.clip_grad_norm_(parameters, self.recipe.clip_norm)
         if self.scaler:
             self.scaler.step(self.optimizer)
             self.scaler.update()

@@ -1,0 +1,143 @@
+"""The arch step of the gradient algorithm: one update of alpha on held-out pictures (section 3.2.1, 3.3.1)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..errors import DataError, ProxylessError, shown
+from .objective import Objective, Pull, expected_cost
+
+if TYPE_CHECKING:
+    from ..train.distributed import Processes
+    from .paths import PathParameters
+    from .supernet import SuperNet
+
+MODES = ("two", "full", "full_v2")
+
+
+class ArchStepResult(NamedTuple):
+    """What an arch step came to.
+
+    Attributes:
+        loss: cross-entropy on the held-out pictures, over all processes.
+        pull: the objective and its derivatives.
+        expected: the expected cost that was in the objective: over all candidates, or over the pairs.
+        gradient_norm: Euclidean norm of alpha's gradient.
+    """
+
+    loss: float
+    pull: Pull
+    expected: float
+    gradient_norm: float
+
+
+class ArchStep:
+    """Updates the architecture parameters.
+
+    The modes differ in which candidates a sampled path is compared with:
+
+    * ``two``: per block two candidates are drawn; one is on the path, the other is evaluated. Their alphas
+      alone are updated, and shifted so that all other probabilities stay what they were. The paper's method.
+    * ``full_v2``: all candidates are evaluated in the backward pass; nothing of theirs is stored. The
+      original code's default.
+    * ``full``: all are evaluated in the forward pass, and their outputs stored.
+
+    Weights are frozen: no gradient of a weight is computed. Statistics of BatchNorm are the batch's, and the
+    running ones stay as they are (the original code lets held-out pictures into them). A sampled Zero takes
+    part like any other candidate; the original code leaves its block out of the step.
+
+    Args:
+        supernet: the net, with alpha.
+        optimizer: of ``supernet.alphas.logits``; published: Adam, rate 1e-3, betas (0, 0.999).
+        paths: of the supernet's weights.
+        costs: cost of each candidate, float64 [blocks, candidates], 0 for Zero.
+        fixed_cost: of what every net has.
+        mode: see above.
+        generator: of the sampling; the same in every process.
+        processes: those that share the step; gradients are averaged.
+        autocast: makes the context of the forward pass.
+    """
+
+    def __init__(
+        self,
+        supernet: SuperNet,
+        optimizer: torch.optim.Optimizer,
+        paths: PathParameters,
+        costs: Tensor,
+        fixed_cost: float,
+        *,
+        mode: str = "full_v2",
+        generator: torch.Generator,
+        processes: Processes | None = None,
+        autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+    ) -> None:
+        if mode not in MODES:
+            raise DataError(f"the arch step's mode is {shown(mode)}; known are {', '.join(MODES)}")
+        self.supernet, self.optimizer, self.paths, self.mode = supernet, optimizer, paths, mode
+        self.costs, self.fixed_cost = costs, fixed_cost
+        self.generator, self.processes, self.autocast = generator, processes, autocast
+        self._blocks, self._columns = costs.shape
+
+    def __call__(self, inputs: Tensor, targets: Tensor, objective: Objective) -> ArchStepResult:
+        """Do one update.
+
+        Args:
+            inputs: [N, channels, H, W], held out from the training of the weights.
+            targets: [N] class indices.
+            objective: what to minimise.
+
+        Raises:
+            ProxylessError: the gradient of alpha is not finite; alpha is as before.
+        """
+        alphas = self.supernet.alphas
+        pairs = alphas.sample_pairs(self.generator) if self.mode == "two" else None
+        if pairs is None:
+            path = alphas.sample(self.generator)
+            wanted: list[Any] = [range(self._columns)] * self._blocks
+        else:
+            path = pairs.indices[:, 0].tolist()
+            wanted = [[k] for k in pairs.indices[:, 1].tolist()]
+        self.supernet.set_path(path)
+        loss, gates = self._gate_gradient(inputs, targets, wanted)
+        self.optimizer.zero_grad(set_to_none=True)
+        probs = alphas.probs() if pairs is None else alphas.pair_probs(pairs)
+        expected = expected_cost(probs, self.costs, self.fixed_cost)
+        pull = objective.pull(loss, float(expected))
+        (expected * pull.by_cost).backward()
+        alphas.add_gate_gradient(gates * pull.by_loss, pairs)
+        gradient = alphas.logits.grad
+        assert gradient is not None
+        norm = float(gradient.norm())
+        if not norm < float("inf"):  # NaN too
+            raise ProxylessError("the gradient of the architecture parameters is not finite (NaN or infinite)")
+        before = alphas.logits.detach().clone()
+        self.optimizer.step()
+        if pairs is not None:
+            alphas.keep_others(before, pairs)
+        return ArchStepResult(loss, pull, float(expected), norm)
+
+    def _gate_gradient(
+        self, inputs: Tensor, targets: Tensor, wanted: list[Any]
+    ) -> tuple[float, Tensor]:
+        """Return the cross-entropy and its derivative by each gate, [blocks, columns], over all processes."""
+        net = self.supernet
+        gates = torch.zeros(
+            self._blocks, self._columns, device=inputs.device, dtype=torch.float32, requires_grad=True
+        )
+        with torch.enable_grad(), net.statistics_kept(), self.paths.frozen():
+            with self.autocast(), net.gated(gates, wanted, store=self.mode == "full"):
+                logits = net(inputs)
+            loss = F.cross_entropy(logits.float(), targets)
+            loss.backward()
+        assert gates.grad is not None
+        both = torch.cat([gates.grad.reshape(-1), loss.detach().reshape(1)]).to("cpu", torch.float64)
+        if self.processes is not None and self.processes.world > 1:
+            self.processes.sum_([both])
+            both /= self.processes.world
+        return float(both[-1]), both[:-1].view(self._blocks, self._columns)

@@ -1,0 +1,201 @@
+"""The net that a search ends with: the most probable one within the budgets, found exactly.
+
+The most probable candidate of each block (what the original code derives) may well cost too much together.
+Here the product of the probabilities is maximised over all nets that meet every budget: a knapsack problem
+with one choice a block, solved by dynamic programming over the blocks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+from .budgets import Budget
+
+_MOST_STATES = 2_000_000
+
+
+class Infeasible(DataError):
+    """No net meets all budgets."""
+
+
+def most_probable_within(
+    log_probs: Tensor,
+    budgets: Sequence[Budget],
+    *,
+    stages: Sequence[int] | None = None,
+    zero_column: int | None = None,
+    least_depth: int = 0,
+) -> list[int]:
+    """Return the picks of the most probable net that meets every budget.
+
+    After each block, the states are the sums (log-probability, one cost a budget) that some choice of the
+    blocks so far has. A state is dropped if another one is no less probable and costs no more in any budget,
+    or if the cheapest completion breaks a budget, or if the best completion stays below a net that is known
+    to fit. What is left at the end holds an optimum; nothing is rounded.
+
+    Args:
+        log_probs: [blocks, candidates], -inf for candidates that a block does not have.
+        budgets: limits; with none, the most probable candidate of each block wins.
+        stages: stage of each block, for ``least_depth``.
+        zero_column: the candidate that skips its block.
+        least_depth: blocks of each stage that may not be skipped at least, where it has as many.
+
+    Returns:
+        One candidate a block. Of equally probable nets it is the cheapest by the first budget.
+
+    Raises:
+        Infeasible: no net meets all budgets together.
+    """
+    scores = log_probs.detach().to("cpu", torch.float64)
+    blocks, _ = scores.shape
+    if not budgets and not least_depth:
+        return scores.argmax(1).tolist()
+    costs = torch.stack([b.costs.table for b in budgets], -1) if budgets else torch.zeros(*scores.shape, 0)
+    # Limits get a hair more, as sums of the same numbers in another order differ in their last digits.
+    limits = torch.tensor([b.limit - b.costs.fixed + 1e-9 * abs(b.limit) for b in budgets], dtype=torch.float64)
+    allowed = scores > -math.inf
+    spread = costs.masked_fill(~allowed[..., None], math.inf).amin(1)
+    cheapest_left = _after(spread)
+    best_left = _after(scores.amax(1)[:, None])[:, 0]
+    need = _needed(stages, zero_column, least_depth, allowed)
+    score = torch.zeros(1, dtype=torch.float64)
+    cost = torch.zeros(1, len(budgets), dtype=torch.float64)
+    depth = torch.zeros(1, dtype=torch.long)
+    back: list[tuple[Tensor, Tensor]] = []
+    floor = -math.inf
+    for i in range(blocks):
+        options = allowed[i].nonzero()[:, 0]
+        n = len(score)
+        score = (score[:, None] + scores[i, options]).reshape(-1)
+        cost = (cost[:, None] + costs[i, options]).flatten(0, 1)
+        parent = torch.arange(n).repeat_interleave(len(options))
+        pick = options.repeat(n)
+        fits = (cost + cheapest_left[i + 1] <= limits).all(1)
+        if need is not None:
+            starts, required = need[i]
+            depth = (torch.zeros_like(depth) if starts else depth)[parent] + (pick != zero_column)
+            fits &= depth >= required
+        else:
+            depth = depth[parent]
+        fits &= score + best_left[i + 1] >= floor
+        kept = fits.nonzero()[:, 0]
+        kept = kept[_undominated(score[kept], cost[kept], depth[kept] if need is not None else None)]
+        if not len(kept):
+            raise Infeasible(_why(budgets, least_depth))
+        if len(kept) > _MOST_STATES:
+            raise DataError(f"the budgets leave over {_MOST_STATES:,} nets to compare: drop one of them")
+        score, cost, depth = score[kept], cost[kept], depth[kept]
+        back.append((parent[kept], pick[kept]))
+        floor = max(floor, _greedy_floor(i, score, cost, scores, costs, limits, cheapest_left, need))
+    # Among equals the cheapest: sort by cost first, then (stably) by probability.
+    order = torch.arange(len(score))
+    if budgets:
+        order = order[cost[:, 0].argsort(stable=True)]
+    order = order[score[order].argsort(descending=True, stable=True)]
+    at, picks = int(order[0]), []
+    for parent, pick in reversed(back):
+        picks.append(int(pick[at]))
+        at = int(parent[at])
+    return picks[::-1]
+
+
+def _after(rows: Tensor) -> Tensor:
+    """Return, for each block, the sum of the rows of all later ones: [blocks + 1, ...]."""
+    tail = rows.flip(0).cumsum(0).flip(0)
+    return torch.cat([tail, torch.zeros_like(tail[:1])])
+
+
+def _needed(
+    stages: Sequence[int] | None, zero: int | None, least: int, allowed: Tensor
+) -> list[tuple[bool, int]] | None:
+    """Return for each block whether a stage starts there, and how many of its blocks so far must not be Zero.
+
+    The count is that which leaves the stage a chance: what the later blocks of the stage cannot make up for.
+    """
+    if not least or zero is None or stages is None:
+        return None
+    found = []
+    for i, stage in enumerate(stages):
+        later = sum(1 for s in stages[i + 1 :] if s == stage)
+        size = sum(1 for s in stages if s == stage)
+        found.append((i == 0 or stages[i - 1] != stage, max(0, min(least, size) - later)))
+    return found
+
+
+def _undominated(score: Tensor, cost: Tensor, depth: Tensor | None) -> Tensor:
+    """Return the places of the states that no other one beats in every respect."""
+    n, budgets = len(score), cost.shape[1]
+    if n <= 1:
+        return torch.arange(n)
+    columns = [cost] if depth is None else [cost, -depth[:, None].double()]
+    keys = torch.cat(columns, 1)
+    if keys.shape[1] == 0:
+        return score.argmax()[None]
+    # From the most probable down (of equals the cheaper first): a state stays if it is cheaper than all before.
+    order = torch.arange(n)
+    for k in reversed(range(keys.shape[1])):
+        order = order[keys[order, k].argsort(stable=True)]
+    order = order[score[order].argsort(descending=True, stable=True)]
+    if keys.shape[1] == 1:
+        sorted_cost = keys[order, 0]
+        lowest = torch.cat([sorted_cost.new_full((1,), math.inf), sorted_cost.cummin(0).values[:-1]])
+        return order[sorted_cost < lowest]
+    del budgets
+    return order[_front(keys[order])]
+
+
+def _front(keys: Tensor) -> Tensor:
+    """Return the rows that no earlier row beats or equals in every column; by blocks, to bound the work."""
+    kept = keys[:0]
+    places: list[Tensor] = []
+    for start in range(0, len(keys), 512):
+        block = keys[start : start + 512]
+        alive = torch.ones(len(block), dtype=torch.bool)
+        for part in kept.split(4096):
+            alive &= ~(part[None] <= block[:, None]).all(2).any(1)
+        inside = (block[None] <= block[:, None]).all(2).tril(-1)
+        alive &= ~(inside & alive[None]).any(1)
+        kept = torch.cat([kept, block[alive]])
+        places.append(start + alive.nonzero()[:, 0])
+    return torch.cat(places)
+
+
+def _greedy_floor(
+    i: int,
+    score: Tensor,
+    cost: Tensor,
+    scores: Tensor,
+    costs: Tensor,
+    limits: Tensor,
+    cheapest_left: Tensor,
+    need: object,
+) -> float:
+    """Return the log-probability of a net that fits: the best state completed greedily. -inf if unknown."""
+    if need is not None:
+        return -math.inf  # the completion would have to mind the depths
+    at = int(score.argmax())
+    total, spent = float(score[at]), cost[at].clone()
+    for j in range(i + 1, len(scores)):
+        fits = (spent + costs[j] + cheapest_left[j + 1] <= limits).all(1)
+        options = scores[j].masked_fill(~fits, -math.inf)
+        k = int(options.argmax())
+        if options[k] == -math.inf:
+            return -math.inf
+        total, spent = total + float(options[k]), spent + costs[j, k]
+    return total - 1e-9
+
+
+def _why(budgets: Sequence[Budget], least_depth: int) -> str:
+    wanted = [f"{b.costs.name} of at most {b.costs.show(b.limit)}" for b in budgets]
+    if least_depth:
+        wanted.append(f"at least {least_depth} blocks a stage")
+    ranges = ", ".join(
+        f"{b.costs.name} from {b.costs.show(b.costs.range()[0])} to {b.costs.show(b.costs.range()[1])}"
+        for b in budgets
+    )
+    return f"no net of this space meets: {' and '.join(wanted)} (it has {ranges})"

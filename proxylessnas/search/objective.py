@@ -1,0 +1,115 @@
+"""What an arch step minimises: the loss on held-out pictures, and how costly the net is expected to be."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ..errors import DataError, shown
+
+KINDS = ("mul_log", "add_linear", "none")
+
+
+class Pull(NamedTuple):
+    """The derivative of the objective, taken apart.
+
+    Attributes:
+        value: of the objective.
+        by_loss: derivative by the cross-entropy.
+        by_cost: derivative by the expected cost.
+    """
+
+    value: float
+    by_loss: float
+    by_cost: float
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A trade-off between cross-entropy CE and expected cost E, with target T (original code, B.8).
+
+    * ``mul_log``: ``scale * CE * (log E / log T) ** strength``; published: scale 0.2, strength 0.3
+    * ``add_linear``: ``CE + strength * (E - T) / T``; published: strength 0.1
+    * ``none``: ``CE``, the search without a cost
+
+    The paper's own form is ``CE + lambda_2 E`` (section 3.3.1), which is ``add_linear`` but for a constant.
+
+    ``mul_log`` depends on the unit: its logarithms are those of milliseconds (or of millions, for MACs and
+    parameters), and E and T must be above 1 of them. Where they might not be, E and T are both multiplied by
+    ``unit_scale``.
+
+    Attributes:
+        kind: see above.
+        target: T, in the unit of E; None only for "none".
+        strength: see above.
+        scale: of mul_log.
+    """
+
+    kind: str = "mul_log"
+    target: float | None = None
+    strength: float = 0.3
+    scale: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise DataError(f"the regulariser is {shown(self.kind)}; known are {', '.join(KINDS)}")
+        if self.kind != "none" and not (self.target and self.target > 0 and math.isfinite(self.target)):
+            raise DataError(f"{self.kind} needs a target above 0, not {shown(self.target)}")
+        for name in ("strength", "scale"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise DataError(f"{name} must be a number of at least 0, not {shown(getattr(self, name))}")
+
+    @property
+    def unit_scale(self) -> float:
+        """Factor on E and T in mul_log, 1 for targets of at least 10; it keeps the logarithms well above 0.
+
+        A target of 0.5 ms would have a negative logarithm, one of 1 ms would divide by 0. Published targets
+        are 80 ms.
+        """
+        assert self.target is not None
+        return 1.0 if self.target >= 10 else 10.0 ** math.ceil(math.log10(10.0 / self.target))
+
+    def pull(self, loss: float, cost: float) -> Pull:
+        """Return the objective and its derivatives at one point.
+
+        Args:
+            loss: cross-entropy.
+            cost: E, in the unit of the target.
+        """
+        if self.kind == "none":
+            return Pull(loss, 1.0, 0.0)
+        assert self.target is not None
+        if self.kind == "add_linear":
+            excess = (cost - self.target) / self.target
+            return Pull(loss + self.strength * excess, 1.0, self.strength / self.target)
+        unit = self.unit_scale
+        # E below one unit is far below any target: log E would change its sign.
+        log_cost, log_target = math.log(max(cost * unit, 1.0 + 1e-6)), math.log(self.target * unit)
+        ratio = log_cost / log_target
+        by_loss = self.scale * ratio**self.strength
+        slope = self.scale * loss * self.strength * ratio ** (self.strength - 1.0)
+        return Pull(by_loss * loss, by_loss, slope / (max(cost, 1e-12) * log_target))
+
+
+def reward(accuracy: float, cost: float | None, target: float | None, exponent: float) -> float:
+    """Return the reward of a sampled net, ``accuracy * (target / cost) ** exponent``.
+
+    Published (B.9): exponent 0.1; the paper writes ``ACC * [LAT / T] ** w`` with a negative w.
+
+    Args:
+        accuracy: 0 to 1.
+        cost: of the net; None, or no target, leaves the accuracy.
+        target: in the unit of the cost.
+        exponent: w.
+    """
+    if cost is None or target is None:
+        return accuracy
+    return accuracy * (target / cost) ** exponent
+
+
+def expected_cost(probs: Tensor, costs: Tensor, fixed: float) -> Tensor:
+    """Return the mean cost of a net drawn from ``probs`` [blocks, candidates]: [], differentiable."""
+    return (probs * costs.to(probs)).sum() + fixed
