@@ -71,7 +71,7 @@ class Alphas(nn.Module):
 
     @torch.no_grad()
     def sample_pairs(self, generator: torch.Generator) -> Pairs:
-        """Draw two different candidates a block from p, and from their two-way softmax which one is active."""
+        """Draw two different candidates a block from p, and by their two-way softmax which is active."""
         p = self.probs()
         real = self.mask.sum(1) > 1
         # Alone, a candidate is drawn with itself; a probability that rounds to 0 must not make this fail.

@@ -1,4 +1,4 @@
-"""The arch step of the gradient algorithm: one update of alpha on held-out pictures (section 3.2.1, 3.3.1)."""
+"""The arch step of the gradient algorithm: one update of alpha on held-out pictures (sections 3.2, 3.3)."""
 
 from __future__ import annotations
 
@@ -108,23 +108,23 @@ class ArchStep:
         self.optimizer.zero_grad(set_to_none=True)
         probs = alphas.probs() if pairs is None else alphas.pair_probs(pairs)
         expected = expected_cost(probs, self.costs, self.fixed_cost)
-        pull = objective.pull(loss, float(expected))
+        pull = objective.pull(loss, float(expected.detach()))
         (expected * pull.by_cost).backward()
         alphas.add_gate_gradient(gates * pull.by_loss, pairs)
         gradient = alphas.logits.grad
         assert gradient is not None
         norm = float(gradient.norm())
         if not norm < float("inf"):  # NaN too
-            raise ProxylessError("the gradient of the architecture parameters is not finite (NaN or infinite)")
+            raise ProxylessError(
+                "the gradient of the architecture parameters is not finite (NaN or infinite)"
+            )
         before = alphas.logits.detach().clone()
         self.optimizer.step()
         if pairs is not None:
             alphas.keep_others(before, pairs)
-        return ArchStepResult(loss, pull, float(expected), norm)
+        return ArchStepResult(loss, pull, float(expected.detach()), norm)
 
-    def _gate_gradient(
-        self, inputs: Tensor, targets: Tensor, wanted: list[Any]
-    ) -> tuple[float, Tensor]:
+    def _gate_gradient(self, inputs: Tensor, targets: Tensor, wanted: list[Any]) -> tuple[float, Tensor]:
         """Return the cross-entropy and its derivative by each gate, [blocks, columns], over all processes."""
         net = self.supernet
         gates = torch.zeros(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from .gates import echo
@@ -28,7 +29,7 @@ class Choice(nn.Module):
             code: faster where launching work costs more than memory), instead of in the backward pass.
     """
 
-    def __init__(self, candidates: Sequence[nn.Module | None | bool], shortcut: bool) -> None:
+    def __init__(self, candidates: Sequence[nn.Module | bool | None], shortcut: bool) -> None:
         super().__init__()
         self.candidates = nn.ModuleList(
             op if isinstance(op, nn.Module) else nn.Identity() for op in candidates
@@ -63,8 +64,6 @@ class Choice(nn.Module):
         wanted = [(k, o) for k in self.others if (o := self._ops[k]) is not None]
         y = None if op is None else op(x)
         if self.store:
-            import torch
-
             with torch.no_grad():
                 stored = [(k, o(x)) for k, o in wanted]
             y = echo(x, y, self.gates, self.active, (), stored)

@@ -57,7 +57,9 @@ def most_probable_within(
         return scores.argmax(1).tolist()
     costs = torch.stack([b.costs.table for b in budgets], -1) if budgets else torch.zeros(*scores.shape, 0)
     # Limits get a hair more, as sums of the same numbers in another order differ in their last digits.
-    limits = torch.tensor([b.limit - b.costs.fixed + 1e-9 * abs(b.limit) for b in budgets], dtype=torch.float64)
+    limits = torch.tensor(
+        [b.limit - b.costs.fixed + 1e-9 * abs(b.limit) for b in budgets], dtype=torch.float64
+    )
     allowed = scores > -math.inf
     spread = costs.masked_fill(~allowed[..., None], math.inf).amin(1)
     cheapest_left = _after(spread)
@@ -136,7 +138,7 @@ def _undominated(score: Tensor, cost: Tensor, depth: Tensor | None) -> Tensor:
     keys = torch.cat(columns, 1)
     if keys.shape[1] == 0:
         return score.argmax()[None]
-    # From the most probable down (of equals the cheaper first): a state stays if it is cheaper than all before.
+    # From the most probable down (of equals the cheaper first): what is cheaper than all before stays.
     order = torch.arange(n)
     for k in reversed(range(keys.shape[1])):
         order = order[keys[order, k].argsort(stable=True)]

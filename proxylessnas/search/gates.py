@@ -5,9 +5,9 @@ sampled candidate, 0 for the others. So ``y`` is the sampled candidate's output,
 
     dL/dg_k = <dL/dy, o_k(x)>
 
-is defined for all of them (ProxylessNAS, section 3.2.1, after BinaryConnect). The gate *echoes* the output of
-the sampled candidate: weights get ordinary gradients, and only the gate's own gradient needs the others. It is
-computed in the backward pass, where ``dL/dy`` is at hand, and nothing of the others is stored.
+is defined for all of them (ProxylessNAS, section 3.2.1, after BinaryConnect). The gate *echoes* the output
+of the sampled candidate: weights get ordinary gradients, and only the gate's own gradient needs the others.
+It is computed in the backward pass, where ``dL/dy`` is at hand, and nothing of the others is stored.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class _Echo(torch.autograd.Function):
                     gates[k] = inner_product(grad, op(x))
         for k, output in zip(ctx.stored_at, saved, strict=True):
             gates[k] = inner_product(grad, output)
-        # With Zero, x itself is the output, so the gradient goes to x; else it goes to y, and x has its own way.
+        # With Zero, x itself is the output and gets the gradient; else y does, and x has its own way.
         return None if ctx.zero_active else grad, gates, grad if ctx.zero_active else None, None, None, None
 
 
@@ -104,9 +104,9 @@ def echo(
     Args:
         x: the block's input, [N, C, H, W].
         y: the sampled candidate's output, [N, C', H', W']; None if it is Zero, whose output is 0 but whose
-            block passes ``x`` on: then the return value stands for ``x + 0``, and the caller adds no shortcut.
+            block passes ``x`` on: then the return value stands for ``x + 0``, and no shortcut is added to it.
         gates: the block's row of gates, [candidates]; gets ``<dL/dy, o_k(x)>``, 0 for candidates that are
-            neither active, nor in ``others`` or ``stored``. (The output of Zero is 0, and so is its gradient.)
+            neither active, nor in ``others`` or ``stored``. (Zero's output is 0, and so is its gradient.)
         active: index of the sampled candidate.
         others: candidates whose outputs are computed in the backward pass, with their indices.
         stored: outputs that were computed already, with their candidates' indices (without a graph).

@@ -58,6 +58,7 @@ class PathParameters:
         """Let the optimiser see the present path's parameters only; their gradients are gone afterwards."""
         groups = self.of_path()
         active = [p for params in groups for p in params]
+        self._prepare(groups)
         try:
             for group, params in zip(self.optimizer.param_groups, groups, strict=True):
                 group["params"] = params
@@ -67,6 +68,20 @@ class PathParameters:
                 group["params"] = params
             for p in active:
                 p.grad = None
+
+    def _prepare(self, groups: Sequence[Sequence[Tensor]]) -> None:
+        """Start the momentum of weights that are active for the first time.
+
+        The fused kernel of SGD wants it for all of its parameters or for none. Zero is what it starts from.
+        """
+        if not isinstance(self.optimizer, torch.optim.SGD):
+            return
+        state = self.optimizer.state
+        for group, params in zip(self.optimizer.param_groups, groups, strict=True):
+            if group["momentum"]:
+                for p in params:
+                    if p not in state:
+                        state[p]["momentum_buffer"] = torch.zeros_like(p)
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:

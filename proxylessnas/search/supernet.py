@@ -12,6 +12,7 @@ stay where they are: switching paths is setting one number a block.
 from __future__ import annotations
 
 import contextlib
+import copy
 import random
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -56,15 +57,7 @@ class SuperNet(nn.Module):
             fixed.append(ResidualBlock(block, **options))
         self.choices: list[Choice] = []
         for position in space.positions:
-            candidates = [
-                None if column == ZERO else _candidate(position, column, options)
-                if column in position.choices else False
-                for column in space.columns
-            ]  # fmt: skip
-            candidates = [
-                c if column in position.choices else False
-                for c, column in zip(candidates, space.columns, strict=True)
-            ]
+            candidates = [_candidate(position, column, options) for column in space.columns]
             self.choices.append(Choice(candidates, position.shortcut))
         self.blocks = nn.ModuleList([*fixed, *self.choices])
         self._fixed = len(fixed)
@@ -107,9 +100,7 @@ class SuperNet(nn.Module):
         return picks
 
     @contextlib.contextmanager
-    def gated(
-        self, gates: Tensor, wanted: Sequence[Sequence[int]], *, store: bool = False
-    ) -> Iterator[None]:
+    def gated(self, gates: Tensor, wanted: Sequence[Sequence[int]], *, store: bool = False) -> Iterator[None]:
         """Give the gates a gradient while the block runs.
 
         Args:
@@ -188,10 +179,16 @@ class SuperNet(nn.Module):
         missing = net.load_state_dict(copies, strict=False, assign=True).missing_keys
         assert not [key for key in missing if ".mobile_inverted_conv." not in key or key in source], missing
         net.preprocessing = self.preprocessing
-        return net.to(device).train(self.training)
+        net.to(device).train(self.training)
+        return net
 
 
-def _candidate(position: Position, token: str, options: dict[str, Any]) -> nn.Module:
+def _candidate(position: Position, token: str, options: dict[str, Any]) -> nn.Module | bool | None:
+    """Return what :class:`Choice` takes for a column: a module, None for Zero, False where there is none."""
+    if token not in position.choices:
+        return False
+    if token == ZERO:
+        return None
     kind, kernel, expand, _ = parse_token(token)
     if kind == "custom":
         op = custom_op(token)(position.in_channels, position.out_channels, position.stride)
@@ -210,18 +207,11 @@ def _named(prefix: str, module: nn.Module) -> dict[str, Tensor]:
 
 
 def _copy(module: nn.Module) -> nn.Module:
-    import copy
-
     twin = copy.deepcopy(module)
     for p in twin.parameters():
         p.grad = None
         p.requires_grad_(True)
     return twin
-
-
-def batch_norms(module: nn.Module) -> list[_BatchNorm]:
-    """Return the BatchNorm layers of a net."""
-    return [m for m in module.modules() if isinstance(m, _BatchNorm)]
 
 
 def seeded(space: SearchSpace, seed: int, device: Any = None) -> SuperNet:

@@ -140,7 +140,7 @@ class _SyncBatchNorm(_BatchNorm):
         if alone or not self.training:
             return super().forward(input)
         y, mean, var, total = _GlobalNorm.apply(input, self.weight, self.bias, self.eps, self.process_group)
-        if self.running_mean is not None and self.running_var is not None:
+        if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
             assert self.num_batches_tracked is not None
             with torch.no_grad():
                 self.num_batches_tracked.add_(1)

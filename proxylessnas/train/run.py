@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 MODEL_FILE, RECIPE_FILE, RESULT_FILE = "model.safetensors", "recipe.toml", "result.json"
 VALIDATION_FILE = "validation.txt"
-_SIGNS = (RECIPE_FILE, "log.jsonl", "checkpoints", ".running")  # of a folder that is a run's
+_SIGNS = (RECIPE_FILE, "search.toml", "log.jsonl", "checkpoints", ".running")  # of a folder that is a run's
 _FEW = 50  # validation pictures, below which a user should know what one of them weighs
 
 
@@ -142,7 +142,7 @@ def _run(
         load_tensorboard()  # in every process, and before they join: one that fails leaves the others waiting
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    with processes(settings.device) as group, _held(settings.out, group):
+    with processes(settings.device) as group, held_folder(settings.out, group):
         opened = (
             data
             if isinstance(data, Data)
@@ -196,8 +196,12 @@ def _carry_out(trainer: Trainer) -> Result:
 
 
 @contextlib.contextmanager
-def _held(out: Path, group: Processes) -> Iterator[None]:
-    """Keep other runs out of the folder."""
+def held_folder(out: Path, group: Processes) -> Iterator[None]:
+    """Keep other runs out of the folder of a run while the block runs; make it if it is not there.
+
+    Raises:
+        CheckpointError: another run writes there, or it holds something else.
+    """
     if not group.main:
         yield
         return

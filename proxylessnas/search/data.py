@@ -1,0 +1,283 @@
+"""The pictures of a search: those that train the weights, and those that judge the architecture.
+
+Both come out of the *training* part of a source. Its validation and test pictures have no part in a search,
+so that the net that comes out of it can be judged by them.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError, shown
+from ..train.augment import Geometry, normalised
+from ..train.data import Data, Pictures, open_data
+from ..train.ram import LIMIT_BYTES, Progress, load_into_memory, pictures_of
+from ..train.reading import BatchReader, Item, TrainBatches
+from ..train.sampler import Steps, mix64
+from ..transforms import Preprocessing
+
+if TYPE_CHECKING:
+    from torch.utils.data import Dataset
+
+_ARCH_ORDER = 103  # keeps this order of pictures apart from all streams of random numbers in train.sampler
+_SHOWN = 3  # at most so many unreadable pictures in a message
+
+
+@dataclass(frozen=True)
+class SearchData:
+    """What a search learns from.
+
+    Attributes:
+        name: of the data set or its folder, for logs.
+        weights: its ``train`` holds the pictures to train weights on; it has no ``val``.
+        arch: pictures to judge architectures on, held out of the training part, some of each class.
+        notes: what a user should know, one line each.
+        fingerprint: SHA-256 (hex) of names, labels, file sizes and classes of both.
+    """
+
+    name: str
+    weights: Data
+    arch: Pictures
+    notes: tuple[str, ...] = ()
+    fingerprint: str = ""
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """Class names, in the order of the labels."""
+        return self.weights.categories
+
+    @property
+    def wnids(self) -> tuple[str, ...]:
+        """WordNet ids of the classes, or ()."""
+        return self.weights.wnids
+
+    @property
+    def mean(self) -> tuple[float, float, float] | None:
+        """Mean per channel on a scale of 0 to 1, where it is known for a data set."""
+        return self.weights.mean
+
+    @property
+    def std(self) -> tuple[float, float, float] | None:
+        """Standard deviation per channel on a scale of 0 to 1, where it is known for a data set."""
+        return self.weights.std
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(height, width) in px if the pictures seem to be all alike."""
+        return self.weights.size
+
+
+def open_search_data(
+    source: str | os.PathLike[str] | Dataset[Any],
+    *,
+    arch_fraction: float,
+    seed: int,
+    limit: int | None = None,
+    categories: Sequence[str] | None = None,
+) -> SearchData:
+    """Return the pictures of a search.
+
+    Of each class of the training part, a share is held out for the architecture. The choice is that which
+    :func:`~proxylessnas.train.data.open_data` makes for a share and a seed: whoever trains the derived net
+    further with the same two validates it on pictures that its inherited weights have never seen.
+
+    Args:
+        source: whatever :func:`~proxylessnas.train.data.open_data` takes. Folders called val or test beside
+            train are not looked into.
+        arch_fraction: share of each class that is held out, above 0 and at most 0.9.
+        seed: of the choice of what is held out, or kept under a limit.
+        limit: take at most so many pictures a class for the weights, and as many for the architecture.
+        categories: the class names in the order wanted; see :func:`~proxylessnas.train.data.open_data`.
+
+    Raises:
+        DataError: there is nothing to learn from; says where, and what is expected there.
+    """
+    number = isinstance(arch_fraction, (int, float)) and not isinstance(arch_fraction, bool)
+    if not number or not 0 < arch_fraction <= 0.9:
+        raise DataError(
+            f"arch_fraction is {shown(arch_fraction)}; the share of each class to hold out for the "
+            "architecture is above 0 and at most 0.9"
+        )
+    # With a share as `val`, the source's own validation part is passed over; the share comes out of train.
+    data = open_data(source, val=float(arch_fraction), seed=seed, limit=limit, categories=categories)
+    if data.val is None:
+        raise DataError(
+            f"{data.name}: no class has two pictures, so that none can be held out for the architecture"
+        )
+    notes = [_reworded(note, data.name) for note in data.notes]
+    short = sum(1 for _ in set(data.train.labels) - set(data.val.labels))
+    if short:
+        notes.append(f"architectures are judged without {short} of {len(data.categories)} classes")
+    weights = replace(data, val=None, notes=tuple(notes))
+    return SearchData(data.name, weights, data.val, tuple(notes), data.fingerprint)
+
+
+def _reworded(note: str, name: str) -> str:
+    """Return a note of ``open_data`` in the words of a search: what is held out is no validation part."""
+    return note.replace(f"validation part taken from {name}: ", f"held out of {name} for the architecture: ")
+
+
+class ArchLoader:
+    """Batches of held-out pictures without augmentation, for one process of several.
+
+    Batch ``number`` is a pure function of the seed and this number, with any number of worker processes and
+    whatever was asked for before. The batches go through the pictures in an order drawn anew for each pass;
+    what does not fill a batch at the end of a pass is left out. A picture that cannot be read is replaced by
+    the next readable one. Asked for one after the other, batches are made ahead by the worker processes;
+    pictures that fit into memory are read and resized once, in the constructor, and need none.
+
+    Args:
+        pictures: the held-out pictures.
+        preprocessing: size and normalisation of the net's input.
+        batch_size: pictures a batch of all processes together, as in a recipe; each gets its equal share, so
+            that together they see what a single one would. Where there are fewer pictures, a batch is as many
+            of them as the processes can share.
+        seed: of the order.
+        rank: number of this process.
+        world: how many processes there are.
+        workers: processes that read pictures for this one; 0 does it in this one.
+        device: where the batches are put.
+        channels_last: memory layout of the inputs.
+        max_unreadable: share of all pictures that may be unreadable.
+        limit_bytes: most memory for keeping the pictures.
+        progress: called while pictures are read into memory, with how many are done and how many there are.
+
+    Attributes:
+        batch_size: pictures a batch of all processes together.
+        batches_per_pass: whole batches until the order is drawn anew.
+        unreadable: name to reason of the pictures that could not be read so far.
+        waited_s: seconds that the consumer waited for batches so far; may be set back to 0.
+        in_memory: whether the pictures are kept in memory.
+
+    Raises:
+        DataError: a batch that the processes cannot share evenly, fewer pictures than processes, or too many
+            unreadable pictures.
+    """
+
+    def __init__(
+        self,
+        pictures: Pictures,
+        preprocessing: Preprocessing,
+        *,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        workers: int = 0,
+        device: str | torch.device = "cpu",
+        channels_last: bool = True,
+        max_unreadable: float = 0.01,
+        limit_bytes: int = LIMIT_BYTES,
+        progress: Progress | None = None,
+    ) -> None:
+        self.preprocessing, self.device = preprocessing, torch.device(device)
+        self.max_unreadable = max_unreadable
+        self.unreadable: dict[str, str] = {}
+        self.waited_s = 0.0
+        self._layout = torch.channels_last if channels_last else torch.contiguous_format
+        self._n = len(pictures)
+        self._order = _Order(self._n, batch_size, seed, rank, world)
+        self.batch_size, self.batches_per_pass = self._order.steps.batch_size, len(self._order.steps)
+        geometry = Geometry(preprocessing)
+        size = (preprocessing.input_size, preprocessing.input_size)
+        kept = load_into_memory(pictures, geometry, size=size, limit_bytes=limit_bytes, progress=progress)
+        self.in_memory = kept is not None
+        self._next = -1
+        self._items: Iterator[Item] = iter(())
+        if kept is not None:
+            self._record(kept.unreadable)
+            kept.fill_gaps()
+            self._images, self._labels = kept.on(self.device), torch.tensor(kept.labels)
+        else:
+            batches = TrainBatches(pictures, geometry, mix64(seed, _ARCH_ORDER))
+            self._reader = BatchReader(batches, self._order, workers=workers, device=self.device)
+
+    def batch(self, number: int) -> tuple[Tensor, Tensor]:
+        """Return this process's share of a batch.
+
+        Args:
+            number: from 0; there is no last one.
+
+        Returns:
+            float32 [B, 3, S, S], normalised, and long [B]; B is ``batch_size`` over the number of processes.
+
+        Raises:
+            DataError: too many pictures cannot be read, or a worker process died.
+        """
+        if number < 0:
+            raise ValueError(f"batches are numbered from 0, not {number}")
+        start = time.perf_counter()
+        images, targets = self._from_memory(number) if self.in_memory else self._read(number)
+        inputs = normalised(images.to(self.device, non_blocking=True), self.preprocessing)
+        inputs = inputs.contiguous(memory_format=self._layout)
+        targets = targets.to(self.device, non_blocking=True)
+        self.waited_s += time.perf_counter() - start
+        return inputs, targets
+
+    def close(self) -> None:
+        """End the worker processes, if there are any; the next batch starts new ones."""
+        self._next, self._items = -1, iter(())
+        if not self.in_memory:
+            self._reader.close()
+
+    def _from_memory(self, number: int) -> tuple[Tensor, Tensor]:
+        chosen = self._order.pictures(number)
+        return pictures_of(self._images, chosen, self.device).permute(0, 3, 1, 2), self._labels[chosen]
+
+    def _read(self, number: int) -> tuple[Tensor, Tensor]:
+        if number != self._next:
+            self.close()
+            self._order.first = number
+            self._items = iter(self._reader)
+        self._next = -1  # should reading fail
+        images, targets, unreadable = next(self._items)
+        self._record(unreadable)
+        assert images is not None
+        self._next = number + 1
+        return images, targets
+
+    def _record(self, unreadable: dict[str, str]) -> None:
+        if not unreadable:
+            return
+        self.unreadable.update(unreadable)
+        if len(self.unreadable) > self.max_unreadable * self._n:
+            first = "\n  ".join(list(self.unreadable.values())[:_SHOWN])
+            more = "\n  ..." if len(self.unreadable) > _SHOWN else ""
+            raise DataError(
+                f"{len(self.unreadable)} of {self._n} pictures held out for the architecture cannot be read, "
+                f"more than the {100 * self.max_unreadable:g} % that are let pass; repair or remove them:\n"
+                f"  {first}{more}"
+            )
+
+
+class _Order:
+    """Which pictures are in which batch of one process; as a sampler, all batches from ``first`` on."""
+
+    def __init__(self, n: int, batch_size: int, seed: int, rank: int, world: int) -> None:
+        if n < world:
+            raise DataError(f"{n} pictures held out for the architecture, fewer than the {world} processes")
+        size = batch_size if n >= batch_size else n // world * world
+        self.steps = Steps(n, size, mix64(seed, _ARCH_ORDER), rank, world)
+        self.first = 0
+        self._pass, self._batches = -1, list[Tensor]()
+
+    def pictures(self, number: int) -> Tensor:
+        """Return the places of this process's pictures in a batch, long [B]."""
+        which, step = divmod(number, len(self.steps))
+        if which != self._pass:
+            self._pass, self._batches = which, list(self.steps.indices(which))
+        return self._batches[step]
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        number = self.first
+        while True:
+            which = number // len(self.steps)
+            yield [(which, i) for i in self.pictures(number).tolist()]
+            number += 1

@@ -1,0 +1,322 @@
+"""The recipe of a search: everything that decides what comes out of it, as one small table.
+
+    >>> from proxylessnas.search.recipe import read_search_recipe
+    >>> recipe = read_search_recipe("tiny").with_epochs(1, 2).replace(target_ms=1.5, batch_size=32)
+    >>> recipe.weights.batch_size, recipe.weights.epochs
+    (32, 3)
+
+The space, the pictures and the latency table are no part of it; nor is where and how the search is carried
+out (:class:`proxylessnas.train.Settings`). The rules that values keep are in ``recipe_rules.py``, the TOML
+form in ``recipe_toml.py``, ready-made recipes in ``presets.py``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from ..errors import DataError
+from ..train.recipe import KINDS as WEIGHT_KINDS
+from ..train.recipe import Recipe
+from ..train.recipe import completed as completed_weights
+from ..train.recipe_rules import problems_error
+from .recipe_rules import PLAIN, check, combination_problems, unknown
+
+#: What a strength of None stands for (original code, B.8 and its script).
+PUBLISHED_STRENGTH = {"mul_log": 0.3, "add_linear": 0.1, "none": 0.0}
+
+
+@dataclass(frozen=True)
+class SearchRecipe:
+    """How an architecture is searched. The defaults are the published ones (original code, B.7 to B.11).
+
+    Attributes:
+        algorithm: "gradient" (ProxylessNAS, section 3.3.1), "reinforce" (section 3.3.2), "random" (the best
+            of some nets drawn evenly) or "evolution", both over a supernet trained on paths drawn evenly.
+        weights: how the weights are trained: batches, augmentation, optimiser, precision, seed. Its
+            ``learning_rate`` is that of the warm-up. Its ``epochs`` are those of both phases together, and
+            follow from them; what weight steps do not know (``recipe_rules.PLAIN``) keeps a fixed value.
+        warmup_epochs: passes over the training pictures with weight steps alone, on paths drawn evenly; the
+            rate falls along a cosine to 0.
+        epochs: passes of the search that follows.
+        search_rate: learning rate of the weights at the start of the search; it falls along a cosine to 0.
+        arch_fraction: share of each training class that is held out for the architecture.
+        arch_mode: which candidates an arch step compares: "two", "full" or "full_v2"; see ``arch_step.py``.
+        arch_every: weight steps to an arch step of "gradient".
+        arch_batch_size: held-out pictures an arch step, over all processes; None takes the weights' batch
+            size. Where fewer are held out, it is all of them.
+        arch_rate: Adam's learning rate for alpha (published: ImageNet 1e-3; CIFAR-10 6e-3 for "gradient" and
+            1e-2 for "reinforce").
+        arch_betas: Adam's betas for alpha.
+        arch_init: standard deviation of alpha at the start.
+        frozen_epochs: epochs at the start of the search without arch steps.
+        regulariser: how the expected cost enters the loss of "gradient": "mul_log", "add_linear" or "none";
+            see ``objective.py``. Without a target there is nothing to enter.
+        strength: of the regulariser; None takes the published one (mul_log 0.3, add_linear 0.1).
+        scale: factor of mul_log.
+        adapt: let a controller adapt the strength, so that the expected cost arrives at the target; off as
+            published, on by default.
+        least_share: the derived net uses at least this share of its latency target where one does.
+        min_depth: blocks of each stage that may not be skipped at least.
+        reinforce_samples: nets drawn for an update of "reinforce".
+        reinforce_updates: updates an epoch of "reinforce", spread evenly.
+        reinforce_baseline: decay of the moving average that rewards are compared with.
+        reinforce_exponent: w of the reward ``accuracy * (target / cost) ** w``.
+        evaluations: nets that "random" and "evolution" evaluate.
+        population: nets that "evolution" keeps.
+        mutation: probability that "evolution" draws a block of a child anew.
+        recalibrate_batches: batches from which BatchNorm statistics are computed anew for a net that is
+            evaluated or derived, on a copy.
+        stuck_epochs: epochs without any movement of alpha after which a search is stopped; 0 never does.
+        target_ms: most latency of the derived net, in ms by the table; None for no limit.
+        target_macs_m: most multiply-accumulates, in millions; None for no limit.
+        target_params_m: most parameters, in millions; None for no limit.
+
+    Raises:
+        DataError: a value is of the wrong type or out of range, or values do not fit together; the message
+            lists every problem.
+    """
+
+    algorithm: str = "gradient"
+    weights: Recipe = field(default_factory=lambda: Recipe(epochs=160, batch_size=256, no_decay="none"))
+    warmup_epochs: int = 40
+    epochs: int = 120
+    search_rate: float = 0.025
+    arch_fraction: float = 0.1
+    arch_mode: str = "full_v2"
+    arch_every: int = 5
+    arch_batch_size: int | None = None
+    arch_rate: float = 1e-3
+    arch_betas: tuple[float, float] = (0.0, 0.999)
+    arch_init: float = 1e-3
+    frozen_epochs: int = 1
+    regulariser: str = "mul_log"
+    strength: float | None = None
+    scale: float = 0.2
+    adapt: bool = True
+    least_share: float = 0.85
+    min_depth: int = 0
+    reinforce_samples: int = 10
+    reinforce_updates: int = 300
+    reinforce_baseline: float = 0.99
+    reinforce_exponent: float = 0.1
+    evaluations: int = 200
+    population: int = 50
+    mutation: float = 0.1
+    recalibrate_batches: int = 20
+    stuck_epochs: int = 10
+    target_ms: float | None = None
+    target_macs_m: float | None = None
+    target_params_m: float | None = None
+
+    def __post_init__(self) -> None:
+        total = _total({"warmup_epochs": self.warmup_epochs, "epochs": self.epochs})
+        if isinstance(self.weights, Recipe) and total > 0 and self.weights.epochs != total:
+            object.__setattr__(self, "weights", self.weights.with_epochs(total))
+        values, found = check(KINDS, {name: getattr(self, name) for name in KINDS})
+        if not found:
+            for name, value in values.items():
+                object.__setattr__(self, name, value)
+            found = combination_problems(self)
+        if found:
+            raise problems_error("search recipe", found)
+
+    @property
+    def seed(self) -> int:
+        """The seed of everything random: that of the weights."""
+        return self.weights.seed
+
+    @property
+    def cost_strength(self) -> float:
+        """The strength of the regulariser, the published one if none is set."""
+        return PUBLISHED_STRENGTH[self.regulariser] if self.strength is None else self.strength
+
+    @property
+    def targets(self) -> dict[str, float]:
+        """The targets that are set: "latency" in ms, "macs" and "params" in millions."""
+        limits = {"latency": self.target_ms, "macs": self.target_macs_m, "params": self.target_params_m}
+        return {name: limit for name, limit in limits.items() if limit is not None}
+
+    def with_epochs(self, warmup: int | None, search: int | None) -> SearchRecipe:
+        """Return the recipe with other numbers of epochs; None leaves one as it is.
+
+        Epochs without arch steps are at most half of those of the search then, so that any recipe can be
+        tried in a single epoch.
+        """
+        changes: dict[str, Any] = {}
+        if warmup is not None:
+            changes["warmup_epochs"] = warmup
+        if search is not None:
+            changes["epochs"] = search
+            if isinstance(search, int) and not isinstance(search, bool) and search > 0:
+                changes["frozen_epochs"] = min(self.frozen_epochs, search // 2)
+        return self.replace(**changes)
+
+    def replace(self, **changes: Any) -> SearchRecipe:
+        """Return a recipe with some values changed, those of the weights too: ``replace(batch_size=64)``.
+
+        A name that both have (``epochs``, ``warmup_epochs``, ``recalibrate_batches``) is the search's;
+        ``weights`` takes a recipe or a table of values.
+
+        Raises:
+            DataError: there is no such value, or the new ones are wrong; the message lists every problem.
+        """
+        return SearchRecipe.from_dict(changes, "search recipe", base=self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the values as plain JSON types; :meth:`from_dict` reads them back."""
+        values = {name: getattr(self, name) for name in KINDS if name != "weights"}
+        plain = {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+        return {**plain, "weights": self.weights.to_dict()}
+
+    @classmethod
+    def from_dict(
+        cls, mapping: Mapping[str, Any], where: str = "search recipe", *, base: SearchRecipe | None = None
+    ) -> SearchRecipe:
+        """Return the recipe that a mapping describes.
+
+        Args:
+            mapping: values by name; ``weights`` is a mapping of its own, whose values may also stand outside.
+            where: what the mapping was read from, for messages.
+            base: gives the values that the mapping lacks; None stands for ``SearchRecipe()``.
+
+        Raises:
+            DataError: a name is unknown, a value is wrong, or values do not fit together; the message lists
+                every problem.
+        """
+        if not isinstance(mapping, Mapping):
+            raise DataError(f"{where}: must be a table of values, not {type(mapping).__name__}")
+        values, found = completed(mapping, cls() if base is None else base)
+        if found:
+            raise problems_error(where, found)
+        return cls(**values)
+
+    @classmethod
+    def from_toml(cls, source: str | os.PathLike[str], *, base: SearchRecipe | None = None) -> SearchRecipe:
+        """Return the recipe in a TOML file or text; see :func:`.recipe_toml.from_toml`."""
+        from .recipe_toml import from_toml
+
+        return from_toml(source, base=base)
+
+    def to_toml(self) -> str:
+        """Return the recipe as TOML, grouped and commented; :meth:`from_toml` reads it back exactly."""
+        from .recipe_toml import to_toml
+
+        return to_toml(self)
+
+    def differences(self, old: SearchRecipe) -> list[str]:
+        """Return a line for each value that is not that of ``old``, as in ``arch_rate: 0.01, was 0.001``."""
+        a, b = _flat(self), _flat(old)
+        return [f"{name}: {a[name]}, was {b[name]}" for name in a if a[name] != b[name]]
+
+
+# With `from __future__ import annotations` the type of a field is the text of its annotation.
+KINDS: dict[str, str] = {f.name: str(f.type) for f in dataclasses.fields(SearchRecipe)}
+#: Names of all values, those of the weights after the search's own.
+NAMES: tuple[str, ...] = (*KINDS, *(name for name in WEIGHT_KINDS if name not in KINDS))
+
+
+def _flat(recipe: SearchRecipe) -> dict[str, Any]:
+    values = recipe.to_dict()
+    weights = values.pop("weights")
+    weights.pop("epochs")  # follows from the others
+    return values | {f"weights.{name}": value for name, value in weights.items()}
+
+
+def completed(given: Mapping[str, Any], base: SearchRecipe) -> tuple[dict[str, Any], list[str]]:
+    """Return all values of a recipe, the given ones over those of ``base``, and what is wrong with them."""
+    own = {name: value for name, value in given.items() if name in KINDS and name != "weights"}
+    outside = {name: v for name, v in given.items() if name not in KINDS and name in WEIGHT_KINDS}
+    found = [unknown(name, NAMES) for name in given if name not in KINDS and name not in WEIGHT_KINDS]
+    known, wrong = check(KINDS, own)
+    values = {name: getattr(base, name) for name in KINDS} | known
+    table: Any = given.get("weights", {})
+    start = base.weights
+    if isinstance(table, Recipe):
+        table, start = {}, table
+    if not isinstance(table, Mapping):
+        return values, [*found, *wrong, f"weights must be a table of values, not {type(table).__name__}"]
+    twice = [name for name in outside if name in table]
+    found += [f"{name} is set both in weights and outside: leave one out" for name in twice]
+    total = _total(values)
+    asked = {"epochs": total, **table, **outside} if total else {**table, **outside}
+    numbers, problems = completed_weights(asked, plain_weights(start.with_epochs(total) if total else start))
+    wrong += [f"weights: {line}" for line in problems]
+    if not wrong:
+        values["weights"] = Recipe(**numbers)
+        wrong = combination_problems(SimpleNamespace(**values))
+    return values, found + wrong
+
+
+def plain_weights(recipe: Recipe) -> Recipe:
+    """Return a training recipe without what the weight steps of a search do not know: averages, ..."""
+    return recipe.replace(**PLAIN)
+
+
+def _total(values: Mapping[str, Any]) -> int:
+    """Return the epochs of both phases together, or 0 if one is wrong."""
+    names = ("warmup_epochs", "epochs")
+    known, problems = check(KINDS, {name: values[name] for name in names})
+    return 0 if problems else sum(known.values())
+
+
+def read_search_recipe(name_or_path: str | os.PathLike[str]) -> SearchRecipe:
+    """Return a preset by its name, or the recipe in a file, whose name ends in ``.toml``.
+
+    Raises:
+        DataError: there is no such preset, or the file is missing or wrong.
+        MissingExtraError: Python is 3.10 and tomli is not installed.
+    """
+    from .presets import preset
+
+    if isinstance(name_or_path, str) and not name_or_path.lower().endswith(".toml"):
+        return preset(name_or_path)
+    return SearchRecipe.from_toml(Path(name_or_path))
+
+
+def changed(
+    recipe: SearchRecipe, settings: Iterable[str] = (), values: Mapping[str, Any] | None = None
+) -> SearchRecipe:
+    """Return a recipe with changes as a command line has them.
+
+    With another number of epochs, epochs without arch steps that are not set here are shortened as
+    :meth:`SearchRecipe.with_epochs` does it.
+
+    Args:
+        recipe: what is changed.
+        settings: ``name=value`` texts; see :func:`.recipe_toml.parse_set`.
+        values: values by name, which win.
+
+    Raises:
+        DataError: a name or a value is wrong; the message lists every problem.
+    """
+    from .recipe_toml import parse_set
+
+    given: dict[str, Any] = {}
+    weights: dict[str, Any] = {}
+    found = []
+    for text in settings:
+        try:
+            name, value = parse_set(text)
+        except DataError as e:
+            found.append(str(e))
+            continue
+        if name.startswith("weights."):
+            weights[name.removeprefix("weights.")] = value
+        else:
+            given[name] = value
+    given |= values or {}
+    epochs = given.get("epochs")
+    if type(epochs) is int and epochs > 0:
+        given = {"frozen_epochs": min(recipe.frozen_epochs, epochs // 2)} | given
+    if weights:
+        given["weights"] = {name: value for name, value in weights.items() if name not in given}
+    complete, wrong = completed(given, recipe)
+    if found or wrong:
+        raise problems_error("search recipe", found + wrong)
+    return SearchRecipe(**complete)

@@ -1,0 +1,188 @@
+"""The recipe of a search as a TOML file: flat values, and a table for those of the weights.
+
+base = "small"
+target_ms = 2.5
+epochs = 60
+
+[weights]
+base = "small-images"
+batch_size = 64
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError, missing_extra, shown
+from ..train.presets import preset as train_preset
+from ..train.recipe import KINDS as WEIGHT_KINDS
+from ..train.recipe_rules import problems_error
+from ..train.recipe_toml import parse_set as parse_weight_set
+from ..train.recipe_toml import to_toml as weights_to_toml
+from .presets import preset
+from .recipe import KINDS, NAMES, SearchRecipe, completed
+from .recipe_rules import CHOICES, PLAIN, check, unknown
+
+_GROUPS = {
+    "algorithm": "algorithm",
+    "what the net may cost at most: ms by the table, millions of multiply-accumulates and of parameters":
+        "target_ms target_macs_m target_params_m least_share min_depth",
+    "phases, in epochs": "warmup_epochs epochs frozen_epochs search_rate",
+    "held-out pictures, and steps on them":
+        "arch_fraction arch_batch_size arch_mode arch_every arch_rate arch_betas arch_init",
+    "how the cost enters the loss (gradient)": "regulariser strength scale adapt",
+    "reinforce": "reinforce_samples reinforce_updates reinforce_baseline reinforce_exponent",
+    "random and evolution": "evaluations population mutation",
+    "evaluation and health": "recalibrate_batches stuck_epochs",
+}  # fmt: skip
+
+
+def to_toml(recipe: SearchRecipe) -> str:
+    """Return a recipe as TOML text with every value but those that are None or follow from others."""
+    lines: list[str] = []
+    for title, names in _GROUPS.items():
+        found = [(name, getattr(recipe, name)) for name in names.split()]
+        lines += ["", f"# {title}"]
+        for name, value in found:
+            if value is not None:
+                choices = " | ".join(CHOICES.get(name, ()))
+                lines.append(f"{name} = {_to_toml(value)}" + (f"  # {choices}" if choices else ""))
+    lines += ["", "[weights]"]
+    for group in weights_to_toml(recipe.weights).strip().split("\n\n"):
+        title, *values = group.split("\n")
+        kept = [line for line in values if line.partition(" =")[0] not in {*PLAIN, "epochs"}]
+        if kept:
+            lines += ["", title, *kept]
+    return "\n".join(lines[1:]) + "\n"
+
+
+def _to_toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_to_toml, value))}]"
+    return f'"{value}"' if isinstance(value, str) else repr(value)
+
+
+def from_toml(source: str | os.PathLike[str], *, base: SearchRecipe | None = None) -> SearchRecipe:
+    """Return the recipe in a TOML file or text.
+
+    The file may name a preset of searches as its ``base``, and its table ``[weights]`` one of trainings; of
+    the latter, what the weight steps of a search do not know is left out. A value that can be absent may be
+    ``"none"``.
+
+    Args:
+        source: a path, or the text itself. A string of one line that ends in ``.toml`` is a path.
+        base: gives the values that the file lacks, unless it names a base of its own; None stands for
+            ``SearchRecipe()``.
+
+    Raises:
+        DataError: the file cannot be read, is not TOML, or holds a wrong recipe; the message lists every
+            problem.
+        MissingExtraError: Python is 3.10 and tomli is not installed.
+    """
+    if isinstance(source, str) and not ("\n" not in source and source.lower().endswith(".toml")):
+        where, text = "search recipe", source
+    else:
+        where = os.fspath(source)
+        try:
+            text = Path(source).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as e:
+            reason = e.strerror if isinstance(e, OSError) and e.strerror else str(e)
+            raise DataError(f"{where}: cannot be read as a recipe of a search ({reason})") from e
+    table = _parse(text, where)
+    found: list[str] = []
+    start = SearchRecipe() if base is None else base
+    name = table.pop("base", None)
+    if name is not None:
+        try:
+            start = preset(name)
+        except DataError as e:
+            found.append(f"base: {e}")
+    given: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping) and key != "weights":
+            found.append(f"[{key}] is a table, but a search has only [weights]")
+        else:
+            given[key] = _absent(KINDS.get(key, WEIGHT_KINDS.get(key, "")), value)
+    weights = given.get("weights")
+    if isinstance(weights, Mapping):
+        weights = dict(weights)
+        name = weights.pop("base", None)
+        if name is not None:
+            try:
+                start_weights = train_preset(name)
+            except DataError as e:
+                found.append(f"[weights] base: {e}")
+            else:
+                start = start.replace(weights=start_weights)
+        given["weights"] = {k: _absent(WEIGHT_KINDS.get(k, ""), v) for k, v in weights.items()}
+    values, wrong = completed(given, start)
+    if found or wrong:
+        raise problems_error(where, found + wrong)
+    return SearchRecipe(**values)
+
+
+def _absent(kind: str, value: Any) -> Any:
+    return None if kind.endswith("None") and isinstance(value, str) and value.lower() == "none" else value
+
+
+def _parse(text: str, where: str) -> dict[str, Any]:
+    name = "tomllib" if sys.version_info >= (3, 11) else "tomli"
+    try:
+        library = importlib.import_module(name)
+    except ModuleNotFoundError as e:
+        raise missing_extra(name, "reading a recipe on Python 3.10") from e
+    try:
+        return library.loads(text)
+    except (library.TOMLDecodeError, RecursionError) as e:
+        raise DataError(f"{where}: not valid TOML ({e})") from e
+
+
+def parse_set(text: str) -> tuple[str, Any]:
+    """Return the name and value in ``name=value``, as a command line has it.
+
+    Strings need no quotes, several numbers are joined by commas, and ``none`` is no value. A value of the
+    weights needs no prefix, but where both have the name: ``arch_rate=0.01``, ``batch_size=64``,
+    ``weights.recalibrate_batches=0``.
+
+    Returns:
+        The name, with the prefix ``weights.`` if it was there, and the value.
+
+    Raises:
+        DataError: there is no such name, or the value is wrong.
+    """
+    name, equals, word = (part.strip() for part in text.partition("="))
+    name = name.replace("-", "_")
+    if not equals or not name:
+        raise DataError(f"{shown(text)}: write name=value, as in arch_rate=0.01")
+    bare = name.removeprefix("weights.")
+    if name not in KINDS and bare in WEIGHT_KINDS:
+        return name, parse_weight_set(f"{bare}={word}")[1]
+    if name not in KINDS or name == "weights":
+        raise DataError(f"{text}: {unknown(name, [n for n in NAMES if n != 'weights'])}")
+    checked, problems = check({name: KINDS[name]}, {name: _from_word(word, KINDS[name])})
+    if problems:
+        raise DataError(problems[0])
+    return name, checked[name]
+
+
+def _from_word(word: str, kind: str) -> Any:
+    """Return what a word means for a kind of value; the word itself if it cannot mean any."""
+    if kind.endswith("| None") and word.lower() == "none":
+        return None
+    if kind == "str":
+        return word.strip("\"'")
+    if kind == "bool":
+        return {"true": True, "false": False}.get(word.lower(), word)
+    try:
+        if kind.startswith("tuple"):
+            return tuple(float(part) for part in word.strip("[]()").split(","))
+        return (int if kind.startswith("int") else float)(word)
+    except ValueError:
+        return word

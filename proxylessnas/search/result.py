@@ -1,0 +1,131 @@
+"""What a search leaves behind: the net as text, as the original JSON, as weights; and how it was found."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..arch import Arch
+from ..errors import ProxylessError
+from ..filesystem import write_atomically
+from ..model_file import save_weights
+
+if TYPE_CHECKING:
+    from ..latency.timing import Timing
+    from ..metrics import Metrics
+    from ..model import ProxylessNAS
+
+ARCH_FILE, CONFIG_FILE, CHILD_FILE, RESULT_FILE = "arch.txt", "net.config", "child.safetensors", "result.json"
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search came to.
+
+    Attributes:
+        finished: False if a signal stopped it; the same call goes on.
+        folder: of the run.
+        arch: the net; None before the end.
+        picks: its columns in the space, one a block.
+        model: its weights' file, which ``create_model`` opens; None before the end.
+        top1: accuracy on the pictures held out for alpha, percent, with inherited weights and recalibrated
+            BatchNorm. These pictures chose the net, so this is no unbiased figure; and a net trained on its
+            own does better.
+        costs: what it costs by each budget (and by size), name to value: "latency" in ms, "macs" and "params"
+            in millions.
+        limits: the budgets, by the same names.
+        predicted_ms: its latency by the table; None without one.
+        measured: its latency on this machine; None if the table is of another one.
+        measured_note: why it was not measured, if so.
+        seconds: of all parts of the run.
+        signal: number of the signal that stopped it, or None.
+    """
+
+    finished: bool
+    folder: Path
+    arch: Arch | None = None
+    picks: tuple[int, ...] = ()
+    model: Path | None = None
+    top1: float | None = None
+    costs: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    limits: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    predicted_ms: float | None = None
+    measured: Timing | None = None
+    measured_note: str = ""
+    seconds: float = 0.0
+    signal: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        m = self.measured
+        return {
+            "finished": self.finished,
+            "arch": None if self.arch is None else str(self.arch),
+            "picks": list(self.picks),
+            "model": None if self.model is None else self.model.name,
+            "top1_held_out": self.top1,
+            "costs": dict(self.costs),
+            "limits": dict(self.limits),
+            "predicted_ms": self.predicted_ms,
+            "measured_ms": None if m is None else m.median_ms,
+            "measured_p10_ms": None if m is None else m.p10_ms,
+            "measured_p90_ms": None if m is None else m.p90_ms,
+            "measured_noise": None if m is None else list(m.noise),
+            "measured_note": self.measured_note,
+            "seconds": self.seconds,
+        }
+
+
+def write_child(
+    child: ProxylessNAS,
+    folder: Path,
+    metadata: Mapping[str, str],
+    categories: Sequence[str],
+    wnids: Sequence[str],
+) -> Path:
+    """Write a net's three files and return the path of its weights.
+
+    Raises:
+        ProxylessError: they cannot be written.
+    """
+    child.categories, child.wnids = tuple(categories), tuple(wnids)
+    arch = child.arch
+    assert isinstance(arch, Arch)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / ARCH_FILE, (str(arch) + "\n").encode())
+        if all(block.kind != "custom" for block in arch.blocks):  # the original format has no others
+            text = json.dumps(arch.to_official(), indent=2) + "\n"
+            write_atomically(folder / CONFIG_FILE, text.encode())
+        save_weights(child, folder / CHILD_FILE, metadata=dict(metadata))
+    except OSError as e:
+        raise ProxylessError(
+            f"{folder}: the derived net cannot be written ({e.strerror or e}); free space, run again"
+        ) from e
+    return folder / CHILD_FILE
+
+
+def write_result(result: SearchResult, extra: Mapping[str, Any], path: Path) -> None:
+    """Write ``result.json``."""
+    document = _finite({**result.to_dict(), **extra})
+    write_atomically(path, (json.dumps(document, indent=2, allow_nan=False) + "\n").encode())
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return value
+
+
+def top1_text(metrics: Metrics) -> str:
+    """Return an accuracy in words."""
+    return f"top-1 {metrics.top1:.2f} % on {metrics.n:,} held-out pictures"
