@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from ..arch import Arch
 from ..errors import CheckpointError, DataError
 from ..space import SearchSpace
 from ..spaces import read_space
@@ -102,8 +103,9 @@ def derive(
         child, out, {"searched": f"derived from {folder}"}, job.data.categories, job.data.wnids
     )
     timing, why = (None, "") if job.table is None else measured_like(model, job.table)
+    arch = cast(Arch, child.arch)
     result = SearchResult(
-        True, out, space.arch(picks, out.resolve().name or "derived"), tuple(picks), model, metrics.top1, costs,
+        True, out, arch, tuple(picks), model, metrics.top1, costs,
         {b.costs.name: b.limit for b in job.budgets}, costs.get("latency"), timing, why,
     )  # fmt: skip
     extra = {"derived_from": str(folder), "step": state["position"]["global_step"], "problems": problems}

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..datasets import counted
 from ..errors import DataError, shown
 from ..train.augment import Geometry, normalised
 from ..train.data import Data, Pictures, open_data
@@ -262,7 +263,8 @@ class _Order:
 
     def __init__(self, n: int, batch_size: int, seed: int, rank: int, world: int) -> None:
         if n < world:
-            raise DataError(f"{n} pictures held out for the architecture, fewer than the {world} processes")
+            what = f"{counted(n, 'picture')} held out for the architecture"
+            raise DataError(f"{what}, fewer than the {world} processes")
         size = batch_size if n >= batch_size else n // world * world
         self.steps = Steps(n, size, mix64(seed, _ARCH_ORDER), rank, world)
         self.first = 0

@@ -182,8 +182,8 @@ class Searcher:
             if not abs(loss) < float("inf"):
                 raise ProxylessError(
                     f"the loss is not finite (NaN or infinite) since step {p.global_step} (epoch "
-                    f"{p.epoch + 1}); the last good checkpoint is kept in {self.checkpoints}. Try a lower learning_rate, "
-                    'clip_norm = 1, or amp = "off"'
+                    f"{p.epoch + 1}); the last good checkpoint is kept in {self.checkpoints}. Try a "
+                    'lower learning_rate, clip_norm = 1, or amp = "off"'
                 )
             due = self.schedule.arch_steps_after(p.epoch, p.step) if self.learns else 0
             p.step, p.global_step, p.loss_sum = p.step + 1, p.global_step + 1, p.loss_sum + loss

@@ -34,9 +34,8 @@ class Health:
         Both are shares of the blocks that may be skipped.
         """
         entropy = float(alphas.entropy().mean())
-        skippable = (
-            [] if self.zero_column is None else alphas.mask[:, self.zero_column].nonzero()[:, 0].tolist()
-        )
+        zero = self.zero_column
+        skippable = [] if zero is None else alphas.mask[:, zero].nonzero()[:, 0].tolist()
         if not skippable:
             return {"entropy": entropy, "skip_share": 0.0, "skip_share_now": 0.0}
         expected = float(alphas.probs().detach()[skippable, zero].mean())
@@ -66,8 +65,8 @@ class Health:
             self.warned = True
             notes.append(
                 f"{found['skip_share_now']:.0%} of the blocks that may be skipped are: the search collapses "
-                "to a shallow net. A longer warm-up, a weaker pull of the cost (strength, or a higher target) or "
-                "min_depth help"
+                "to a shallow net. A longer warm-up, a weaker pull of the cost (strength, or a higher "
+                "target) or min_depth help"
             )
         return notes
 

@@ -157,6 +157,15 @@ class SearchRecipe:
                 changes["frozen_epochs"] = min(self.frozen_epochs, search // 2)
         return self.replace(**changes)
 
+    def with_batch_size(self, batch_size: int) -> SearchRecipe:
+        """Return the recipe for batches of another size, with the weights' learning rates that suit them.
+
+        See :meth:`proxylessnas.train.Recipe.with_batch_size`.
+        """
+        weights = self.weights.with_batch_size(batch_size)
+        share = weights.learning_rate / self.weights.learning_rate
+        return self.replace(weights=weights, search_rate=self.search_rate * share)
+
     def replace(self, **changes: Any) -> SearchRecipe:
         """Return a recipe with some values changed, those of the weights too: ``replace(batch_size=64)``.
 
