@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .errors import CheckpointError as CheckpointError
     from .errors import DataError as DataError
     from .errors import ImageError as ImageError
+    from .errors import LatencyError as LatencyError
     from .errors import LatencyKeyError as LatencyKeyError
     from .errors import ManifestError as ManifestError
     from .errors import MissingExtraError as MissingExtraError
@@ -66,6 +67,7 @@ _HOME = {
     "CheckpointError": "errors",
     "DataError": "errors",
     "ImageError": "errors",
+    "LatencyError": "errors",
     "LatencyKeyError": "errors",
     "ManifestError": "errors",
     "MissingExtraError": "errors",

@@ -110,6 +110,10 @@ class DataError(ProxylessError, ValueError):
     """A data folder cannot be used; the message names the folder and what is expected in it."""
 
 
+class LatencyError(ProxylessError, ValueError):
+    """A latency cannot be measured, or a latency table cannot be made, read or used; the message says why."""
+
+
 class LatencyKeyError(ProxylessError, KeyError):
     """A latency table has no entry for a key; the message names the key and the nearest one."""
 

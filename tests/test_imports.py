@@ -20,7 +20,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "proxylessnas"
 LAYERS = [
     {"_version", "errors", "fetch_settings", "filesystem", "json_fields", "memory", "progress"},
     {"names", "arch", "arch_official", "arch_official_tree", "arch_text", "published", "tree_arch"},
-    {"space", "spaces", "space_toml"},
+    {"space", "spaces", "space_rules", "space_toml"},
     {"layers"},
     {"classifier", "profiling"},
     {"model", "pyramid"},

@@ -114,6 +114,8 @@ def open_search_data(
         )
     notes = [_reworded(note, data.name) for note in data.notes]
     short = sum(1 for _ in set(data.train.labels) - set(data.val.labels))
+    if limit is not None:
+        notes.append(f"architectures are judged by {counted(len(data.val), 'held-out picture')}")
     if short:
         notes.append(f"architectures are judged without {short} of {len(data.categories)} classes")
     weights = replace(data, val=None, notes=tuple(notes))

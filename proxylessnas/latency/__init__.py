@@ -1,0 +1,64 @@
+"""Latency: measure this device, predict any net of a space, and say how wrong the prediction is.
+
+    >>> from proxylessnas import latency
+    >>> latency.measure("proxyless_cifar10_demo").median_ms  # doctest: +SKIP
+    3.4
+
+The paper's latency model (ProxylessNAS, section 3.3.1): a net's latency is the sum of its operations'. What each
+costs on a device is measured once and kept in a :class:`LatencyTable`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .bench import bench as bench
+    from .building import build_table as build_table
+    from .importing import import_table as import_table
+    from .keys import OpKey as OpKey
+    from .keys import arch_keys as arch_keys
+    from .keys import space_keys as space_keys
+    from .kit import read_results as read_results
+    from .kit import write_kit as write_kit
+    from .measuring import measure as measure
+    from .predictor import Predictor as Predictor
+    from .settings import Conditions as Conditions
+    from .settings import Settings as Settings
+    from .table import LatencyTable as LatencyTable
+    from .timing import Timing as Timing
+    from .validation import Validation as Validation
+    from .validation import validate_table as validate_table
+
+_HOME = {
+    "bench": "bench",
+    "build_table": "building",
+    "import_table": "importing",
+    "OpKey": "keys",
+    "arch_keys": "keys",
+    "space_keys": "keys",
+    "read_results": "kit",
+    "write_kit": "kit",
+    "measure": "measuring",
+    "Predictor": "predictor",
+    "Conditions": "settings",
+    "Settings": "settings",
+    "LatencyTable": "table",
+    "Timing": "timing",
+    "Validation": "validation",
+    "validate_table": "validation",
+}
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

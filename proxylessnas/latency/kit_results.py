@@ -1,0 +1,216 @@
+"""Read what a latency kit measured on another device."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import ArchError, LatencyError
+from ..json_fields import Fields, check_keys, is_hex, is_int, is_text, show
+from ..space import SearchSpace
+from .keys import OpKey, space_keys
+from .settings import Conditions
+from .table_json import read_json
+from .table_parts import ForeignConditions, is_date, is_ms, raise_problems
+from .timing import Samples
+
+KIT_FORMAT, KIT_VERSION = "proxylessnas latency kit", 1
+RESULTS_FORMAT, RESULTS_VERSION = "proxylessnas latency results", 1
+MAX_ITEMS = 100_000
+MAX_RUNS = 1_000_000
+_CPU = "CPUExecutionProvider"
+
+_MANIFEST = frozenset("format version date made_by space batch_size dtype programs items".split())
+_RESULTS = frozenset(
+    "format version unit kit_sha256 runtime provider threads batch_size dtype device_name system versions "
+    "rounds seconds min_runs date items".split()
+)
+
+
+@dataclass(frozen=True)
+class KitResults:
+    """What a kit measured.
+
+    Attributes:
+        space: the search space of the kit.
+        ops_ms: the runs of every operation of the space.
+        nets: ``(picks, median ms)`` of the whole nets; ``space.arch(picks)`` is the net.
+        conditions: the device and how it measured; those of a provider other than the CPU's are
+            :class:`~proxylessnas.latency.table_parts.ForeignConditions`.
+        date: ISO day on which the measurement began.
+    """
+
+    space: SearchSpace
+    ops_ms: dict[OpKey, Samples]
+    nets: list[tuple[tuple[int, ...], float]]
+    conditions: Conditions
+    date: str
+
+
+def read_results(kit: str | os.PathLike[str], results: str | os.PathLike[str] | None = None) -> KitResults:
+    """Read the file that a kit's ``run.py`` wrote.
+
+    Args:
+        kit: the kit's folder, or its ``manifest.json``.
+        results: the results file; None takes ``results.json`` in the kit's folder.
+
+    Raises:
+        LatencyError: a file cannot be read or is malformed, the results are those of another kit, or
+            something was not measured; all problems are listed.
+        ArchError: the kit's space has operations that are not registered here.
+    """
+    manifest = Path(kit)
+    if manifest.is_dir():
+        manifest = manifest / "manifest.json"
+    path = Path(results) if results is not None else manifest.with_name("results.json")
+    space, items, batch_size = _read_manifest(manifest)
+    data = _read(path, RESULTS_FORMAT, RESULTS_VERSION, "results of a latency kit")
+    problems: list[str] = []
+    check_keys(problems, "the results", data, required=_RESULTS, optional=frozenset())
+    fields = Fields(problems, "the results", data)
+    fields.take("unit", lambda v: v == "ms", '"ms"')
+    fields.take("batch_size", lambda v: v == batch_size, f"{batch_size}, that of the kit")
+    digest = hashlib.sha256(manifest.read_bytes()).hexdigest()
+    fields.take(
+        "kit_sha256", lambda v: v == digest, f"that of {manifest}: these are the results of another kit"
+    )
+    date = fields.take("date", is_date, "a day such as 2026-11-21")
+    conditions = _conditions(problems, fields)
+    samples = _samples(problems, fields, items)
+    raise_problems(problems, str(path))
+    ops = {OpKey.parse(item["key"]): samples[item["id"]] for item in items if "key" in item}
+    nets = [(tuple(item["picks"]), samples[item["id"]].median_ms) for item in items if "picks" in item]
+    return KitResults(space, ops, nets, conditions, date)
+
+
+def _read(path: Path, kind: str, version: int, what: str) -> dict[str, Any]:
+    data = read_json(path)
+    if not isinstance(data, dict) or data.get("format") != kind:
+        raise LatencyError(f'{path} holds no {what} (its "format" is not {kind!r})')
+    if not is_int(data.get("version"), 1, 10**6):
+        raise LatencyError(f"{path}: version is {show(data.get('version'))}; wanted a whole number")
+    if data["version"] > version:
+        raise LatencyError(
+            f"{path} is of schema version {data['version']}, this package reads up to {version}: "
+            "pip install --upgrade proxylessnas"
+        )
+    return data
+
+
+def _read_manifest(path: Path) -> tuple[SearchSpace, list[dict[str, Any]], int]:
+    """Return the kit's space, its items and the batch size."""
+    data = _read(path, KIT_FORMAT, KIT_VERSION, "manifest of a latency kit")
+    problems: list[str] = []
+    check_keys(problems, "the kit", data, required=_MANIFEST, optional=frozenset())
+    fields = Fields(problems, "the kit", data)
+    batch_size = fields.take("batch_size", lambda v: is_int(v, 1, 65_536), "a whole number")
+    fields.take("dtype", lambda v: v == "float32", '"float32"')
+    items = fields.take("items", lambda v: isinstance(v, list) and len(v) <= MAX_ITEMS, "a list") or []
+    raw = fields.take("space", lambda v: isinstance(v, dict), "an object")
+    raise_problems(problems, str(path))
+    try:
+        space = SearchSpace.from_dict(raw)
+    except ArchError as e:
+        raise ArchError(f"{path}: {e}") from e
+    known = {str(key) for key in space_keys(space)}
+    missing, seen = set(known), set()
+    for i, item in enumerate(items):
+        where = f"items[{i}]"
+        if not isinstance(item, dict) or not is_text(item.get("id"), 100) or item["id"] in seen:
+            problems.append(f"{where} has no id of its own")
+            continue
+        seen.add(item["id"])
+        if ("key" in item) == ("picks" in item):
+            problems.append(f"{where} has either a key or picks, not both")
+        elif "key" in item and item["key"] not in missing:
+            problems.append(
+                f"{where}: key is {show(item['key'])}; wanted an operation of the space, each once"
+            )
+        elif "key" in item:
+            missing.remove(item["key"])
+        else:
+            _check_picks(problems, where, item["picks"], space)
+    problems += [f"no item for {key}" for key in sorted(missing)]
+    raise_problems(problems, str(path))
+    return space, items, batch_size
+
+
+def _check_picks(problems: list[str], where: str, picks: Any, space: SearchSpace) -> None:
+    if not isinstance(picks, list):
+        problems.append(f"{where}: picks is {show(picks)}; wanted a list")
+        return
+    try:
+        space.arch(picks)
+    except ArchError as e:
+        problems.append(f"{where}: {e}")
+
+
+def _conditions(problems: list[str], fields: Fields) -> Any:
+    """Return the Conditions; whatever if there are problems."""
+    runtime = fields.take(
+        "runtime", lambda v: v in ("onnxruntime", "executorch"), "onnxruntime or executorch"
+    )
+    provider = fields.take(
+        "provider", lambda v: v == "" or is_text(v, 100), "the name of a provider, or empty"
+    )
+    threads = fields.take("threads", lambda v: is_int(v, 1, 1024), "a whole number from 1 to 1024")
+    fields.take("dtype", lambda v: v == "float32", '"float32"')
+    name = fields.take("device_name", lambda v: is_text(v, 300), "a short text")
+    system = fields.take("system", lambda v: is_text(v, 300), "a short text")
+    versions = fields.take(
+        "versions",
+        lambda v: isinstance(v, dict) and len(v) <= 20 and all(is_text(t, 200) for t in (*v, *v.values())),
+        "names and texts",
+    )
+    fields.take("kit_sha256", lambda v: is_hex(v, 64), "64 hexadecimal digits")
+    if problems:
+        return None
+    common: dict[str, Any] = {
+        "threads": threads, "batch_size": fields.data["batch_size"], "memory_format": "contiguous",
+        "device_name": name, "allocator": "unknown", "versions": versions, "system": system,
+    }  # fmt: skip
+    if provider in ("", _CPU):
+        return Conditions(runtime=runtime, **common)
+    # Such as a phone's neural processor: nothing that this package could measure on itself.
+    return ForeignConditions(runtime=f"{runtime} ({provider})", **{**common, "memory_format": "unknown"})
+
+
+def _samples(problems: list[str], fields: Fields, items: list[dict[str, Any]]) -> dict[str, Samples]:
+    rows = fields.take("items", lambda v: isinstance(v, list) and len(v) <= MAX_ITEMS, "a list") or []
+    wanted = {item["id"] for item in items}
+    found: dict[str, Samples] = {}
+    for i, row in enumerate(rows):
+        where = f"items[{i}]"
+        name = row.get("id") if isinstance(row, dict) else None
+        if not isinstance(name, str) or name not in wanted or name in found:
+            problems.append(f"{where}: id is {show(name)}; wanted one of the kit's, each once")
+            continue
+        ms = _runs(row.get("ms"))
+        warmup = row.get("warmup_runs")
+        if ms is None or not is_int(warmup, 0, MAX_RUNS):
+            problems.append(
+                f"{where} ({name}): wanted lists of times in ms above 0 and a number of warm-up runs"
+            )
+            continue
+        found[name] = Samples(ms, warmup, stable=True, other_load=None)
+        if row.get("median_ms") is None or not _close(row["median_ms"], found[name].median_ms):
+            problems.append(f"{where} ({name}): median_ms is not the median of its runs")
+    missing = [item for item in items if item["id"] not in found]
+    if not problems:
+        problems += [f"{item['id']} ({item.get('key', 'a net')}) was not measured" for item in missing]
+    return found
+
+
+def _runs(visits: Any) -> tuple[float, ...] | None:
+    """Return the times of all visits in one row; None if they are malformed."""
+    if not isinstance(visits, list) or not all(isinstance(v, list) for v in visits):
+        return None
+    ms = [value for visit in visits for value in visit]
+    return tuple(map(float, ms)) if 0 < len(ms) <= MAX_RUNS and all(map(is_ms, ms)) else None
+
+
+def _close(a: Any, b: float) -> bool:
+    return is_ms(a) and abs(a - b) <= 1e-6 * b + 1e-9

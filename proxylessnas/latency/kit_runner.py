@@ -1,0 +1,341 @@
+"""Measure the nets of this folder on this device and write results.json.
+
+    python run.py
+
+Needs Python 3.8 or later, numpy, and onnxruntime (or executorch). Nothing is sent anywhere. It may be stopped
+at any time: the same command goes on where it was.
+"""
+
+# This file is copied into every kit as run.py and must run on its own: no imports but these, no syntax or
+# functions newer than Python 3.8.
+# ruff: noqa: SIM115, T201, UP006, UP007, UP035, UP045
+from __future__ import annotations
+
+import argparse
+import datetime
+import hashlib
+import json
+import os
+import platform
+import random
+import sys
+import time
+from importlib import import_module
+from typing import Any, Callable, Dict, List, Optional, Tuple, Union
+
+FORMAT = "proxylessnas latency results"
+VERSION = 1
+PROGRAMS = {"onnxruntime": "onnx", "executorch": "executorch"}
+CPU = "CPUExecutionProvider"
+
+
+class Problem(Exception):
+    """Something the user can mend; shown without a traceback."""
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    """Run the command; return its exit status."""
+    options = parse(argv)
+    try:
+        return measure(options)
+    except Problem as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+    except OSError as e:
+        print(f"error: {e.filename or options.output}: {e.strerror or e}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def parse(argv: Optional[List[str]]) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--threads", type=int, default=1, help="of the runtime (default: 1)")
+    parser.add_argument("--runtime", choices=sorted(PROGRAMS), default="onnxruntime")
+    parser.add_argument("--provider", default=CPU, help="of ONNX Runtime, such as XnnpackExecutionProvider")
+    parser.add_argument("--output", help="file to write (default: results.json, beside this program)")
+    parser.add_argument(
+        "--device-name", help="as the table should call this device (default: what it says itself)"
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="visits to each file (default: 5)")
+    parser.add_argument("--seconds", type=float, default=0.2, help="of timed runs a visit (default: 0.2)")
+    parser.add_argument("--runs", type=int, default=5, help="timed runs a visit at least (default: 5)")
+    parser.add_argument("--force", action="store_true", help="measure anew although there are results")
+    options = parser.parse_args(argv)
+    for name, low in (("threads", 1), ("rounds", 1), ("runs", 1), ("seconds", 0)):
+        if not low <= getattr(options, name) <= 1000:
+            parser.error(f"--{name} must be from {low} to 1000")
+    beside = os.path.join(os.path.dirname(os.path.abspath(__file__)), "results.json")
+    options.output = os.path.abspath(options.output or beside)
+    return options
+
+
+def read_kit(folder: str, kind: str) -> Tuple[Dict[str, Any], str]:
+    """Return (manifest, its digest) after checking every file.
+
+    A damaged or exchanged file would give a wrong table and no error.
+    """
+    try:
+        with open(os.path.join(folder, "manifest.json"), "rb") as file:
+            content = file.read()
+        manifest = json.loads(content.decode("utf-8"))
+    except (OSError, ValueError) as e:
+        raise Problem(f"manifest.json cannot be read: {e}") from e
+    if manifest.get("format") != "proxylessnas latency kit" or manifest.get("version") != 1:
+        raise Problem("manifest.json is not that of a kit of version 1")
+    if kind not in manifest["programs"]:
+        raise Problem(
+            f"this kit has no files for this runtime; it was written for {', '.join(manifest['programs'])}"
+        )
+    for item in manifest["items"]:
+        record = item["files"][kind]
+        try:
+            with open(os.path.join(folder, record["path"]), "rb") as file:
+                digest = hashlib.sha256(file.read()).hexdigest()
+        except OSError as e:
+            raise Problem(f"{record['path']} cannot be read: {e.strerror}; copy the whole kit again") from e
+        if digest != record["sha256"]:
+            raise Problem(f"{record['path']} is damaged; copy the kit again")
+    return manifest, hashlib.sha256(content).hexdigest()
+
+
+class OnnxRuntime:
+    """Loads ONNX files."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        try:
+            onnxruntime = import_module("onnxruntime")
+        except ImportError as e:
+            raise Problem(f"onnxruntime is missing: pip install onnxruntime ({e})") from e
+        self.numpy = import_module("numpy")  # comes with it
+        self.library, self.threads, self.provider = onnxruntime, options.threads, options.provider
+        known = onnxruntime.get_available_providers()
+        if self.provider not in known:
+            raise Problem(f"this onnxruntime has no provider {self.provider!r}; it has {', '.join(known)}")
+        self.versions = {"onnxruntime": onnxruntime.__version__}
+
+    def load(self, path: str, shape: List[int]) -> Callable[[], None]:
+        """Return a function that runs the file once."""
+        settings = self.library.SessionOptions()
+        settings.intra_op_num_threads = self.threads
+        settings.inter_op_num_threads = 1
+        settings.log_severity_level = 3
+        wanted = [self.provider] + ([CPU] if self.provider != CPU else [])
+        session = self.library.InferenceSession(path, settings, providers=wanted)
+        if session.get_providers()[0] != self.provider:
+            raise Problem(f"{self.provider} could not be started")
+        values = self.numpy.random.RandomState(0).standard_normal(shape).astype("float32")
+        binding = session.io_binding()
+        binding.bind_cpu_input(session.get_inputs()[0].name, values)
+        for output in session.get_outputs():
+            binding.bind_output(output.name)
+
+        def run() -> None:
+            session.run_with_iobinding(binding)
+
+        return run
+
+
+class ExecuTorch:
+    """Loads ExecuTorch programs."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        try:
+            torch = import_module("torch")
+            portable_lib = import_module("executorch.extension.pybindings.portable_lib")
+        except ImportError as e:
+            raise Problem(f"executorch is missing: pip install executorch ({e})") from e
+        self.torch, self.library = torch, portable_lib
+        portable_lib._unsafe_reset_threadpool(options.threads)
+        if portable_lib._threadpool_get_thread_count() != options.threads:
+            raise Problem(f"ExecuTorch cannot use {options.threads} threads here")
+        try:
+            from importlib.metadata import version
+
+            self.versions = {"executorch": version("executorch")}
+        except ImportError:
+            self.versions = {"executorch": "unknown"}
+
+    def load(self, path: str, shape: List[int]) -> Callable[[], None]:
+        """Return a function that runs the file once."""
+        module = self.library._load_for_executorch(path)
+        values = (self.torch.randn(*shape),)
+
+        def run() -> None:
+            module.forward(values, clone_outputs=False)
+
+        return run
+
+
+def device_name(options: argparse.Namespace) -> str:
+    """Return what this device is called."""
+    if options.device_name:
+        return options.device_name
+    name = platform.processor() or platform.machine()
+    for path, field in (("/sys/firmware/devicetree/base/model", None), ("/proc/cpuinfo", "model name")):
+        try:
+            with open(path, encoding="utf-8", errors="replace") as file:
+                text = file.read()
+        except OSError:
+            continue
+        found = [
+            line.partition(":")[2].strip() for line in text.splitlines() if field and line.startswith(field)
+        ]
+        name = text.strip("\0 \n") if field is None else (found[0] if found else name)
+        break
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{name}, {processors} processor{'s' if processors != 1 else ''}"
+
+
+def visit(run: Callable[[], None], options: argparse.Namespace) -> Tuple[List[float], int]:
+    """Time a loaded file after a warm-up; return (milliseconds of each run, warm-up runs)."""
+    clock = time.perf_counter
+    start, warmup = clock(), 0
+    while warmup < 3 or (clock() - start < options.seconds / 2 and warmup < 1000):
+        run()
+        warmup += 1
+    found: List[float] = []
+    start = clock()
+    while len(found) < options.runs or (clock() - start < options.seconds and len(found) < 200):
+        before = clock()
+        run()
+        found.append(round((clock() - before) * 1000, 6))
+    return found, warmup
+
+
+class Journal:
+    """Keeps every visit in a file from the moment it was made, so that nothing is measured twice."""
+
+    def __init__(self, path: str, head: Dict[str, Any]) -> None:
+        self.path, self.head = path, head
+        self.visits: Dict[Tuple[int, str], Tuple[List[float], int]] = {}
+        if os.path.exists(path):
+            self._read()
+        self.file = open(path, "a", encoding="utf-8")
+        if not self.visits and not os.path.getsize(path):
+            self._write(head)
+
+    def _read(self) -> None:
+        with open(self.path, "rb") as file:
+            lines = file.read().split(b"\n")
+        whole, rest = lines[:-1], lines[-1]
+        if rest:  # the last line was being written when the program was stopped
+            with open(self.path, "r+b") as file:
+                file.truncate(sum(len(line) + 1 for line in whole))
+        try:
+            records = [json.loads(line.decode("utf-8")) for line in whole]
+            for record in records[1:]:
+                self.visits[record["round"], record["id"]] = (record["ms"], record["warmup"])
+        except (ValueError, KeyError, TypeError) as e:
+            raise Problem(f"{self.path} is damaged; remove it to start anew") from e
+        if records and records[0] != self.head:
+            changed = [k for k in self.head if records[0].get(k) != self.head[k] and k != "date"]
+            if changed:
+                raise Problem(
+                    f"{self.path} holds unfinished results of another command ({', '.join(changed)} differ): "
+                    "repeat that command, or remove the file to start anew"
+                )
+            self.head = records[0]
+
+    def _write(self, record: Dict[str, Any]) -> None:
+        self.file.write(json.dumps(record) + "\n")
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+    def add(self, number: int, name: str, ms: List[float], warmup: int) -> None:
+        """Keep a visit."""
+        self.visits[number, name] = (ms, warmup)
+        self._write({"round": number, "id": name, "ms": ms, "warmup": warmup})
+
+
+class Reporter:
+    """Tells how far it is: one line that changes on a terminal, now and then a new one elsewhere."""
+
+    def __init__(self, done: int, total: int) -> None:
+        self.first, self.total, self.start, self.shown = done, total, time.monotonic(), 0.0
+        self.terminal = sys.stdout.isatty()
+
+    def show(self, done: int, text: str) -> None:
+        """Show the state after a visit."""
+        now = time.monotonic()
+        left = (now - self.start) / (done - self.first) * (self.total - done)
+        if not self.terminal and done < self.total and now - self.shown < 10:
+            return
+        self.shown = now
+        line = f"{done}/{self.total}  {int(left) // 60}:{int(left) % 60:02d} left  {text}"
+        print(f"\r{line[:78]:78}" if self.terminal else line, end="" if self.terminal else "\n", flush=True)
+
+
+def measure(options: argparse.Namespace) -> int:
+    """Measure everything and write the results."""
+    folder = os.path.dirname(os.path.abspath(__file__))
+    if os.path.exists(options.output) and not options.force:
+        raise Problem(f"{options.output} is there already; --force measures anew")
+    kind = PROGRAMS[options.runtime]
+    manifest, digest = read_kit(folder, kind)
+    runtime: Union[OnnxRuntime, ExecuTorch] = (
+        OnnxRuntime(options) if options.runtime == "onnxruntime" else ExecuTorch(options)
+    )
+    head = {
+        "format": FORMAT, "version": VERSION, "unit": "ms", "kit_sha256": digest, "runtime": options.runtime,
+        "provider": options.provider if kind == "onnx" else "", "threads": options.threads,
+        "batch_size": manifest["batch_size"], "dtype": "float32", "device_name": device_name(options),
+        "system": platform.platform(), "versions": dict(python=platform.python_version(), **runtime.versions),
+        "rounds": options.rounds, "seconds": options.seconds, "min_runs": options.runs,
+        "date": datetime.date.today().isoformat(),
+    }  # fmt: skip
+    journal = Journal(options.output + ".part", head)
+    items = {item["id"]: item for item in manifest["items"]}
+    # Rounds in fresh random order: a device that grows warm and slow does so for all files alike.
+    plan = []
+    for number in range(options.rounds):
+        names = sorted(items)
+        random.Random(number).shuffle(names)
+        plan += [(number, name) for name in names if (number, name) not in journal.visits]
+    reporter = Reporter(len(journal.visits), options.rounds * len(items))
+    if journal.visits:
+        print(f"going on: {len(journal.visits)} of {reporter.total} visits are there")
+    for number, name in plan:
+        item = items[name]
+        try:
+            run = runtime.load(os.path.join(folder, item["files"][kind]["path"]), item["input"])
+            ms, warmup = visit(run, options)
+        except (Problem, MemoryError):
+            raise
+        except Exception as e:
+            raise Problem(f"{item['files'][kind]['path']} cannot be run: {e}") from e
+        del run  # one file in memory at a time
+        journal.add(number, name, ms, warmup)
+        reporter.show(len(journal.visits), f"{sorted(ms)[len(ms) // 2]:.3f} ms  {item['label']}")
+    if reporter.terminal:
+        print()
+    write_results(options.output, journal, items)
+    print(f"wrote {options.output}")
+    return 0
+
+
+def write_results(path: str, journal: Journal, items: Dict[str, Any]) -> None:
+    """Write the results file; it is there whole or not at all."""
+    measured = []
+    for name in sorted(items):
+        visits = [ms for (_, other), (ms, _) in sorted(journal.visits.items()) if other == name]
+        warmups = sum(count for (_, other), (_, count) in journal.visits.items() if other == name)
+        runs = sorted(value for ms in visits for value in ms)
+        middle = len(runs) // 2
+        median = runs[middle] if len(runs) % 2 else (runs[middle - 1] + runs[middle]) / 2
+        measured.append(
+            {"id": name, "median_ms": median, "runs": len(runs), "warmup_runs": warmups, "ms": visits}
+        )
+    with open(path + ".tmp", "w", encoding="utf-8") as file:
+        json.dump(dict(journal.head, items=measured), file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(path + ".tmp", path)
+    journal.file.close()
+    os.remove(journal.path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""How busy everybody else keeps the processors while something is measured."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+_STAT = Path("/proc/stat")
+#: Below this many ticks (a tick is 10 ms of one processor) the counters are too coarse to tell 8 % from none.
+_ENOUGH_TICKS = 50
+
+
+@dataclass(frozen=True)
+class Ticks:
+    """CPU time since the system started, summed over all processors, in ticks.
+
+    Attributes:
+        total: all time, idle or not.
+        busy: what any program used, and what the host of this virtual machine gave to others ("steal").
+        own: what this process and its finished children used.
+    """
+
+    total: float
+    busy: float
+    own: float
+
+
+def read_ticks() -> Ticks | None:
+    """Return the counters as they are now; None where the system does not tell (no Linux)."""
+    try:
+        first = _STAT.read_text(encoding="ascii").split("\n", 1)[0]
+        own = sum(os.times()[:4]) * os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError, ValueError):
+        return None
+    return _parse(first, own)
+
+
+def _parse(line: str, own: float) -> Ticks | None:
+    """Read the first line of /proc/stat: user nice system idle iowait irq softirq steal guest guest_nice.
+
+    A guest's time is part of ``user`` already. Very old kernels have fewer columns.
+    """
+    words = line.split()
+    if len(words) < 5 or words[0] != "cpu" or not all(word.isdigit() for word in words[1:]):
+        return None
+    times = [int(word) for word in words[1:9]]
+    waiting = sum(times[3:5])
+    return Ticks(sum(times), sum(times) - waiting, own)
+
+
+class OtherLoad:
+    """The share of all processors that others use from the moment this is created."""
+
+    def __init__(self) -> None:
+        self._start = read_ticks()
+
+    def share(self) -> float | None:
+        """Return the share so far, 0 to 1; None if the system does not tell, or too little time went by."""
+        now = read_ticks()
+        if self._start is None or now is None:
+            return None
+        return share_between(self._start, now)
+
+
+def share_between(start: Ticks, end: Ticks) -> float | None:
+    """Return others' share of all processors between two moments, 0 to 1; None if they are too close."""
+    total = end.total - start.total
+    if total < _ENOUGH_TICKS:
+        return None
+    others = (end.busy - start.busy) - (end.own - start.own)
+    return min(1.0, max(0.0, others / total))

@@ -1,0 +1,272 @@
+"""How long one forward pass of a net takes here: :func:`measure`."""
+
+from __future__ import annotations
+
+import copy
+import datetime
+import logging
+import os
+import pickle
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..arch import Arch
+from ..builders import create_model, read_arch
+from ..errors import LatencyError, ProxylessError, shown
+from ..names import is_weights_file, looks_like_path
+from ..published import PUBLISHED, normalise_name
+from ..tree_arch import TreeArch
+from .keys import DEFAULT_RESOLUTION
+from .nets import CannotTravel, example_input, place, seeded
+from .process import Worker
+from .sampling import Limits, sample_session
+from .settings import Conditions, Settings
+from .spec import NetSpec
+from .timing import Samples, Timing, quantile
+
+_LOG = logging.getLogger("proxylessnas")
+_NAME = "net"
+
+
+def measure(
+    model_or_arch: nn.Module | Arch | TreeArch | str | os.PathLike[str],
+    *,
+    batch_size: int = 1,
+    device: str | torch.device | None = None,
+    threads: int | None = None,
+    runtime: str = "torch",
+    dtype: str = "float32",
+    memory_format: str = "channels_last",
+    cuda_graph: bool = False,
+    input_size: tuple[int, int, int] | int | None = None,
+    min_runs: int = 20,
+    min_seconds: float = 0.5,
+    max_seconds: float = 20.0,
+) -> Timing:
+    """Measure how long a forward pass takes on this machine.
+
+    The net runs in a process of its own: its number of threads is what was asked for, freed memory is kept
+    (:func:`proxylessnas.keep_freed_pages`), and nothing that this process did before disturbs it. A warm-up
+    comes first and does not count. The model is not touched: a copy is measured, in evaluation mode.
+
+    >>> measure("proxyless_mobile", threads=2).median_ms  # doctest: +SKIP
+    9.1
+
+    Args:
+        model_or_arch: a module; an architecture, a zoo name or an architecture's file, with random weights;
+            or a file of weights that names its architecture.
+        batch_size: pictures a forward pass.
+        device: "cpu" or "cuda"; None takes the module's own, "cpu" if it has several or none.
+        threads: of the runtime, on a CPU; None means 1.
+        runtime: "torch", "torch-compile", "onnxruntime", "openvino" or "executorch".
+        dtype: that weights and input are converted to: "float32", "bfloat16" or "float16".
+        memory_format: "channels_last" or "contiguous", for weights and input.
+        cuda_graph: replay a captured CUDA graph (device "cuda", runtime "torch").
+        input_size: (channels, height, width) of one picture; one number is the height and width. None takes
+            the net's own; (3, 224, 224) for a module that does not come from an architecture.
+        min_runs: timed runs.
+        min_seconds: time they take together at least.
+        max_seconds: no timed run is started later than this; half of it is the limit of the warm-up.
+
+    Returns:
+        Median, 10 % and 90 % quantile in milliseconds, and reasons to distrust them, if any.
+
+    Raises:
+        LatencyError: it cannot be measured so; the message says why.
+        ArchError, UnknownModelError: the architecture is malformed, or there is no such net.
+        MissingExtraError: the runtime's library is not installed; the message gives the pip line.
+
+    A module whose classes other processes cannot import (they are defined in ``__main__`` or inside a
+    function) is measured in this process, on a deep copy; the state of this process's memory allocator is
+    then in ``conditions.allocator``. That needs runtime "torch". Its hooks run there as in any forward pass.
+    """
+    limits = _limits(min_runs, min_seconds, max_seconds)
+    subject = _resolve(model_or_arch)
+    settings = Settings(
+        runtime=runtime,
+        device=_device(device, subject.module),
+        threads=1 if threads is None else threads,
+        batch_size=batch_size,
+        dtype=dtype,
+        memory_format=memory_format,
+        cuda_graph=cuda_graph,
+    )
+    size = _input_size(input_size, subject)
+    if subject.module is None:
+        with Worker(settings) as worker:
+            worker.load(_NAME, NetSpec("arch", str(subject.arch), size))
+            samples, conditions = worker.sample(_NAME, **limits), worker.conditions
+    else:
+        samples, conditions = _measure_module(subject.module, settings, size, limits)
+    return _timing(samples, conditions, size)
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is to be measured: a module, or else an architecture alone."""
+
+    module: nn.Module | None
+    arch: Arch | TreeArch | None
+    channels: int
+
+
+def _resolve(what: object) -> _Subject:
+    """Find out what the caller named."""
+    if isinstance(what, nn.Module):
+        if any(tensor.is_meta for tensor in [*what.parameters(), *what.buffers()]):
+            raise LatencyError("the module is on the device 'meta': it has no weights to run with")
+        arch = getattr(what, "arch", None)
+        arch = arch if isinstance(arch, (Arch, TreeArch)) else None
+        channels = getattr(what, "in_chans", None)
+        return _Subject(what, arch, channels if arch is not None and isinstance(channels, int) else 3)
+    if isinstance(what, (Arch, TreeArch)):
+        return _from_arch(what)
+    if not isinstance(what, (str, os.PathLike)):
+        raise LatencyError(
+            "what is to be measured must be a module, an architecture, a zoo name or a file, not "
+            f"{shown(what)}"
+        )
+    if not looks_like_path(what):
+        return _from_arch(PUBLISHED[normalise_name(str(what))])
+    if is_weights_file(what):
+        return _resolve(create_model(what))
+    return _from_arch(read_arch(what))
+
+
+def _from_arch(arch: Arch | TreeArch) -> _Subject:
+    if isinstance(arch, Arch) and any(block.kind == "custom" for block in arch.iter_blocks()):
+        # Another process knows nothing of operations that were registered here.
+        with seeded(str(arch)):
+            return _Subject(create_model(arch), arch, arch.in_channels)
+    return _Subject(None, arch, arch.in_channels)
+
+
+def _limits(min_runs: object, min_seconds: object, max_seconds: object) -> Limits:
+    if isinstance(min_runs, bool) or not isinstance(min_runs, int) or not 1 <= min_runs <= 1_000_000:
+        raise LatencyError(f"min_runs must be a whole number from 1 to 1000000, not {shown(min_runs)}")
+    seconds = [_seconds("min_seconds", min_seconds), _seconds("max_seconds", max_seconds)]
+    return {"min_runs": min_runs, "min_seconds": seconds[0], "max_seconds": seconds[1]}
+
+
+def _seconds(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 86_400:
+        raise LatencyError(f"{name} must be a number from 0 to 86400, not {shown(value)}")
+    return value
+
+
+def _device(device: object, module: nn.Module | None) -> str:
+    if device is not None:
+        return str(device)
+    tensors = [] if module is None else [*module.parameters(), *module.buffers()]
+    kinds = {tensor.device.type for tensor in tensors}
+    return kinds.pop() if len(kinds) == 1 else "cpu"
+
+
+def _input_size(given: object, subject: _Subject) -> tuple[int, int, int]:
+    resolution = getattr(subject.arch, "resolution", None) or DEFAULT_RESOLUTION
+    size: object = (subject.channels, resolution, resolution)
+    if isinstance(given, int):
+        size = (subject.channels, given, given)
+    elif given is not None:
+        size = given
+    if (
+        isinstance(size, Sequence)
+        and len(size) == 3
+        and all(isinstance(n, int) and not isinstance(n, bool) and 1 <= n <= 65_536 for n in size)
+    ):
+        return size[0], size[1], size[2]
+    raise LatencyError(
+        f"input_size must be (channels, height, width), or one number of pixels, all from 1 to 65536, not "
+        f"{shown(given)}"
+    )
+
+
+def _measure_module(
+    module: nn.Module, settings: Settings, size: tuple[int, int, int], limits: Limits
+) -> tuple[Samples, Conditions]:
+    """Send a module to a process of its own; where that cannot be done, measure a copy of it here."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="proxylessnas-module-") as folder:
+            path = Path(folder) / "module.pkl"
+            _pickle(module, path)
+            with Worker(settings) as worker:
+                worker.load(_NAME, NetSpec("module", str(path), size))
+                path.unlink()
+                return worker.sample(_NAME, **limits), worker.conditions
+    except CannotTravel as e:
+        if settings.runtime != "torch":
+            raise LatencyError(
+                f"runtime {settings.runtime!r} runs in a process of its own, and {e}. Define the module's "
+                "classes and functions in a file that can be imported, not in the main program or inside a "
+                "function; or use runtime 'torch'"
+            ) from e
+        _LOG.info("measuring in this process: %s", e)
+    return _measure_here(module, settings, size, limits)
+
+
+def _pickle(module: nn.Module, path: Path) -> None:
+    """Write a module to a file.
+
+    Raises:
+        CannotTravel: it cannot be pickled, or not so that another process could read it.
+    """
+    here = {type(part).__qualname__ for part in module.modules() if type(part).__module__ == "__main__"}
+    if here:
+        raise CannotTravel(f"the module cannot be sent there: {min(here)} is defined in the main program")
+    try:
+        with path.open("wb") as file:
+            pickle.dump(module, file, pickle.HIGHEST_PROTOCOL)
+    except OSError as e:
+        raise LatencyError(f"{path}: {e.strerror or e}") from e
+    except Exception as e:  # whatever is in a user's module says in its own way that it cannot be pickled
+        raise CannotTravel(f"the module cannot be sent there: {type(e).__name__}: {e}") from e
+
+
+def _measure_here(
+    module: nn.Module, settings: Settings, size: tuple[int, int, int], limits: Limits
+) -> tuple[Samples, Conditions]:
+    """Measure a deep copy in this process, and leave every setting of it as it was."""
+    from ..train.seeding import keep_random_state
+    from .machine import conditions
+    from .runtimes.torch_eager import RUNTIME, check_device, session_for
+
+    check_device(settings)
+    threads = torch.get_num_threads()
+    gpus = [torch.cuda.current_device()] if settings.device == "cuda" else []
+    torch.set_num_threads(settings.threads)
+    try:
+        with (
+            keep_random_state(),
+            torch.random.fork_rng(devices=gpus),
+            torch.inference_mode(False),
+            torch.no_grad(),
+            torch.autocast(settings.device, enabled=False),
+        ):
+            twin = place(copy.deepcopy(module), settings)
+            session = session_for(twin, example_input(size, settings), settings, [])
+            return sample_session(session, **limits), conditions(settings, RUNTIME)
+    except ProxylessError:
+        raise
+    except Exception as e:  # copying and running a user's module may fail in any way
+        raise LatencyError(f"the module cannot be run: {type(e).__name__}: {e}") from e
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _timing(samples: Samples, conditions: Conditions, size: tuple[int, int, int]) -> Timing:
+    return Timing(
+        median_ms=samples.median_ms,
+        p10_ms=quantile(samples.ms, 0.1),
+        p90_ms=quantile(samples.ms, 0.9),
+        runs=len(samples.ms),
+        warmup_runs=samples.warmup_runs,
+        noise=samples.noise,
+        conditions=conditions,
+        input_size=size,
+        date=datetime.date.today().isoformat(),
+    )

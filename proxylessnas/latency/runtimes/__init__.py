@@ -1,0 +1,1 @@
+"""One file a runtime; imported only in the measuring process."""

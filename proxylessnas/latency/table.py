@@ -1,0 +1,345 @@
+"""A latency table: what each operation of a search space costs on one device, and nets predicted from it.
+
+The paper's latency model (ProxylessNAS, section 3.3.1): a net's latency is the sum of its operations'. Two
+constants may come on top, which belong to no operation: ``offset_ms``, found when a table is fitted to whole
+nets, and a :class:`Correction`, a line through the predictions, which changes nothing unless it was adopted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+import json
+import math
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..arch import Arch
+from ..errors import LatencyError, LatencyKeyError
+from ..filesystem import write_atomically
+from ..space import SearchSpace
+from .keys import OpKey, arch_keys, space_keys
+from .settings import Conditions
+from .table_costs import check_probs, cost_matrix, missing_entries
+from .table_json import parse_table, read_json, table_to_dict, table_to_text
+from .table_parts import Breakdown, Correction, Entry, ForeignConditions, doubts, problems_of, raise_problems
+
+if TYPE_CHECKING:
+    from .predictor import Predictor
+    from .validation import Validation
+
+__all__ = ["BUNDLED", "Breakdown", "Correction", "Entry", "ForeignConditions", "LatencyTable"]
+
+DATA = Path(__file__).resolve().parent.parent / "data"
+BUNDLED = {"pixel1": DATA / "pixel1.json"}
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """What each operation costs on one device under one set of conditions. It never changes.
+
+    Attributes:
+        conditions: runtime, device, threads, batch size and versions that it holds for.
+        entries: milliseconds of each operation, in order of first use.
+        space: the search space that it was made for, if any.
+        offset_ms: a constant of every net that belongs to no operation.
+        correction: a line through the predictions; the identity unless one was adopted.
+        statistic: what an entry is over its runs, "median", "mean" or "unknown".
+        source: where the figures were published, if they were.
+        method: how they were found, as JSON values, for the record.
+        date: ISO day of the measurement, or "unknown".
+        validation: how well it predicted whole nets, as JSON values: those of
+            :class:`~proxylessnas.latency.Validation`; None if nobody tried.
+
+    Raises:
+        LatencyError: a value is impossible; the message lists every problem.
+    """
+
+    conditions: Conditions
+    entries: Mapping[OpKey, Entry]
+    space: SearchSpace | None = None
+    offset_ms: float = 0.0
+    correction: Correction = field(default_factory=Correction)
+    statistic: str = "median"
+    source: str | None = None
+    method: Mapping[str, Any] = field(default_factory=dict)
+    date: str = field(default_factory=lambda: datetime.date.today().isoformat())
+    validation: Mapping[str, Any] | None = None
+    _costs: dict[SearchSpace, tuple[Tensor, float]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        problems = problems_of(self.entries, self.offset_ms, self.correction, self.statistic, self.date)
+        # Copies, so that nobody's later change is ours.
+        object.__setattr__(self, "entries", MappingProxyType(dict(self.entries)))
+        for name in ("method", "validation"):
+            value = getattr(self, name)
+            try:
+                copied = json.loads(json.dumps(None if value is None else dict(value), allow_nan=False))
+                object.__setattr__(self, name, copied)
+            except (TypeError, ValueError) as e:
+                problems.append(f"{name} cannot be written as JSON: {e}")
+        raise_problems(problems, "a latency table")
+
+    def __reduce__(self) -> Any:  # pickle and deepcopy know no read-only mapping
+        return LatencyTable.from_dict, (self.to_dict(),)
+
+    # What it says about operations and nets.
+
+    def lookup(self, key: OpKey) -> float:
+        """Return the milliseconds that an operation adds to a net's latency.
+
+        Raises:
+            LatencyKeyError: it is not in the table; the message names its nearest neighbour.
+        """
+        return self.correction.scale * self._entry(key).ms
+
+    def _entry(self, key: OpKey) -> Entry:
+        if key in self.entries:
+            return self.entries[key]
+        raise self._missing([key])
+
+    def _missing(self, keys: Sequence[OpKey]) -> LatencyKeyError:
+        return missing_entries(keys, self.entries, self.space)
+
+    def explain(
+        self, arch: Arch, *, resolution: int | None = None, num_classes: int | None = None
+    ) -> Breakdown:
+        """Return the latency of a net and what it is made of.
+
+        Args:
+            arch: the net.
+            resolution: height and width of its input in pixels; by default the architecture's own.
+            num_classes: outputs of its classifier; by default the architecture's own.
+
+        Raises:
+            LatencyKeyError: the table lacks one of its operations.
+            LatencyError: it is no chain of blocks, or its resolution is not known.
+        """
+        keys = arch_keys(arch, resolution=resolution, num_classes=num_classes)
+        missing = [key for key in dict.fromkeys(keys) if key not in self.entries]
+        if missing:
+            raise self._missing(missing)
+        parts = tuple((key, self.lookup(key), self.entries[key].how) for key in keys)
+        total = sum(ms for _, ms, _ in parts) + self._offset_ms
+        return Breakdown(total, parts, self._offset_ms, sum(how == "predicted" for _, _, how in parts))
+
+    def predict(self, arch: Arch, *, resolution: int | None = None, num_classes: int | None = None) -> float:
+        """Return the latency of a net in milliseconds: one forward pass of the table's whole batch.
+
+        Arguments and errors are those of :meth:`explain`.
+        """
+        return self.explain(arch, resolution=resolution, num_classes=num_classes).total_ms
+
+    @property
+    def _offset_ms(self) -> float:
+        return self.correction.scale * self.offset_ms + self.correction.offset_ms
+
+    # What it says about a space.
+
+    def costs(self, space: SearchSpace | None = None) -> tuple[Tensor, float]:
+        """Return what each candidate of each block costs, and what all nets of a space have in common.
+
+        Args:
+            space: by default the one that the table was made for.
+
+        Returns:
+            ``(costs, fixed_ms)``: float64 [blocks, columns] in milliseconds, 0 for "-" and where a block
+            does not have the candidate (``space.mask`` tells them apart); and the milliseconds of stem,
+            first block, last layer, classifier and offset together. A net's latency is ``fixed_ms`` plus
+            one cell of each row.
+
+        Raises:
+            LatencyKeyError: the table does not cover the space.
+            LatencyError: no space is given, and the table was made for none.
+        """
+        costs, fixed_ms = self._costs_of(self._space(space))
+        return costs.clone(), fixed_ms
+
+    def _costs_of(self, space: SearchSpace) -> tuple[Tensor, float]:
+        if space not in self._costs:
+            missing = self.coverage(space)[2]
+            if missing:
+                raise self._missing(missing)
+            costs, fixed_ms = cost_matrix(space, self.lookup)
+            self._costs[space] = costs, fixed_ms + self._offset_ms
+        return self._costs[space]
+
+    def _space(self, space: SearchSpace | None) -> SearchSpace:
+        found = self.space if space is None else space
+        if found is None:
+            raise LatencyError("the table was made for no search space: give one")
+        return found
+
+    def expected(self, probs: Tensor, space: SearchSpace | None = None) -> Tensor:
+        """Return the mean latency, in milliseconds, of a network drawn from ``probs``.
+
+        Each block adds its candidates' costs weighted by their probability; everything else is a constant.
+        Differentiable in ``probs`` (ProxylessNAS, section 3.3.1).
+
+        Args:
+            probs: [blocks, columns], floating; each row sums to 1, and is 0 where ``space.mask`` is False.
+            space: by default the one that the table was made for.
+
+        Returns:
+            A scalar with the dtype and on the device of ``probs``.
+
+        Raises:
+            LatencyKeyError: the table does not cover the space.
+            LatencyError: ``probs`` has the wrong shape or holds no probabilities.
+        """
+        space = self._space(space)
+        costs, fixed_ms = self._costs_of(space)
+        check_probs(probs, space)
+        # Sums of a hundred terms in half precision would be off by whole milliseconds.
+        exact = torch.float32 if probs.device.type == "mps" else torch.float64
+        mean = (probs.to(exact) * costs.to(probs.device, exact)).sum() + fixed_ms
+        return mean.to(probs.dtype)
+
+    def range_ms(self, space: SearchSpace | None = None) -> tuple[float, float]:
+        """Return the latencies of the fastest and the slowest net of a space (exactly, as predicted).
+
+        Raises:
+            LatencyKeyError, LatencyError: as :meth:`costs`.
+        """
+        space = self._space(space)
+        costs, fixed_ms = self._costs_of(space)
+        mask = torch.tensor(space.mask, device="cpu")
+        least = costs.masked_fill(~mask, math.inf).amin(1).sum()
+        most = costs.masked_fill(~mask, -math.inf).amax(1).sum()
+        return float(least) + fixed_ms, float(most) + fixed_ms
+
+    def coverage(self, space: SearchSpace | None = None) -> tuple[int, int, tuple[OpKey, ...]]:
+        """Return how many of a space's operations the table has, how many it needs, and those it lacks."""
+        needed = space_keys(self._space(space))
+        missing = tuple(key for key in needed if key not in self.entries)
+        return len(needed) - len(missing), len(needed), missing
+
+    # How far to trust it.
+
+    def trust(self) -> list[str]:
+        """Return reasons not to search with this table; empty if there are none."""
+        return doubts(self.validation)
+
+    def require_trust(self, force: bool = False) -> None:
+        """Refuse a table that :meth:`trust` finds fault with; ``force`` makes it a warning.
+
+        Raises:
+            LatencyError: it is not to be trusted.
+        """
+        problems = self.trust()
+        if not problems:
+            return
+        message = (
+            f"this latency table ({self.conditions.describe()}) is not to be trusted: {'; '.join(problems)}"
+        )
+        if not force:
+            raise LatencyError(message)
+        warnings.warn(message, stacklevel=2)
+
+    # Changed copies.
+
+    def with_validation(self, validation: Validation | Mapping[str, Any] | None) -> LatencyTable:
+        """Return the table with the result of a validation."""
+        if validation is None or isinstance(validation, Mapping):
+            data: Any = validation
+        else:
+            data = validation.to_dict()
+        return dataclasses.replace(self, validation=data)
+
+    def with_correction(self, scale: float, offset_ms: float) -> LatencyTable:
+        """Return the table with another line through its predictions, and without a validation.
+
+        The line is that of the corrected table over the uncorrected one, not over an earlier correction.
+        """
+        return dataclasses.replace(self, correction=Correction(scale, offset_ms), validation=None)
+
+    def extended(self, keys: Sequence[OpKey] | SearchSpace, predictor: Predictor) -> LatencyTable:
+        """Return the table with predicted entries for those of ``keys`` (or of a space) that it lacks.
+
+        They are marked "predicted", and :meth:`explain` counts them.
+
+        Raises:
+            LatencyKeyError: the predictor knows nothing of such an operation.
+        """
+        wanted = space_keys(keys) if isinstance(keys, SearchSpace) else keys
+        new = {
+            key: Entry(predictor.predict(key), how="predicted") for key in wanted if key not in self.entries
+        }
+        return dataclasses.replace(self, entries={**self.entries, **new})
+
+    # Files.
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON values, those of its file."""
+        return table_to_dict(self)
+
+    @classmethod
+    def from_dict(cls, data: Any, where: str = "the latency table") -> LatencyTable:
+        """Read a table from JSON values; ``where`` names them in messages.
+
+        Raises:
+            LatencyError: with every problem.
+        """
+        return cls(**parse_table(data, where))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of everything in it, the same on every machine."""
+        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the table as JSON. The file appears under its name only when it is complete.
+
+        Raises:
+            LatencyError: it cannot be written.
+        """
+        path = Path(path)
+        try:
+            write_atomically(path, table_to_text(self).encode())
+        except OSError as e:
+            raise LatencyError(f"cannot write {path}: {e.strerror or e}") from e
+        return path
+
+    @classmethod
+    def load(cls, source: str | os.PathLike[str]) -> LatencyTable:
+        """Read a table from a file, or one that comes with the package by its name ("pixel1").
+
+        Raises:
+            LatencyError: there is no such file, or it is no valid table; every problem is listed.
+        """
+        if isinstance(source, str) and source in BUNDLED:
+            path = BUNDLED[source]
+        else:
+            path = Path(source)
+            if not path.exists():
+                raise LatencyError(
+                    f"no latency table at {path}; those that come with the package: {', '.join(BUNDLED)}"
+                )
+        return cls.from_dict(read_json(path), str(path))
+
+    # Making and judging one.
+
+    @classmethod
+    def measure(cls, space: SearchSpace | str | Path, **options: Any) -> LatencyTable:
+        """Measure a table on this machine; see :func:`proxylessnas.latency.build_table` for the options."""
+        from .building import build_table
+
+        return build_table(space, **options)
+
+    def validate(self, space: SearchSpace | None = None, **options: Any) -> Validation:
+        """Measure whole nets and compare; see :func:`proxylessnas.latency.validate_table`."""
+        from .validation import validate_table
+
+        return validate_table(self, space, **options)

@@ -1,0 +1,346 @@
+"""How well a table predicts whole nets that it was not fitted on."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import math
+import random
+import statistics
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..arch import Arch
+from ..errors import LatencyError
+from ..space import SearchSpace
+from .journal import Journal
+from .keys import DEFAULT_RESOLUTION
+from .random_nets import random_nets
+from .settings import Conditions
+from .spec import NetSpec
+from .table import LatencyTable
+from .visits import Job, Lab, Progress, Visit, combined, conditions_differ
+
+#: Every net is visited so many times, in a fresh measuring process each time.
+ROUNDS = 3
+#: A net that takes longer than this to load is visited once.
+SLOW_LOAD_S = 2.0
+LEAST_NETS = 2
+_NO_FLOATS = {"pairs", "date", "conditions", "nets", "noisy_nets", "seed"}
+_MAY_DIFFER = ("Python", "torch")  # versions, for a runtime that is neither
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Predicted against measured latencies of random nets (:func:`.random_nets.random_nets`).
+
+    Attributes:
+        nets: how many.
+        mape_percent: mean absolute error, relative to the measured latency.
+        rmspe_percent: root mean square of the relative error.
+        within_5_percent, within_10_percent: share of the nets whose error is at most 5 and 10 %, in percent.
+        bias_percent: mean relative error; positive if the table predicts too much.
+        kendall_tau: Kendall's tau-b of the two orders: 1 if the table orders all nets rightly.
+        uniform_kendall_tau: that of the uniform nets alone, whose latencies lie close together.
+        scale, offset_ms: the line from predictions to measured latencies, fitted on half of the nets.
+        judged_before_percent, judged_after_percent: mean absolute error on the other half, without and with
+            that line.
+        noisy_nets: nets that were disturbed whenever they were measured.
+        seed: of the nets.
+        date: ISO day.
+        conditions: what was measured with, in words.
+        pairs: (block tokens, predicted ms, measured ms) of each net.
+    """
+
+    nets: int
+    mape_percent: float
+    rmspe_percent: float
+    within_5_percent: float
+    within_10_percent: float
+    bias_percent: float
+    kendall_tau: float
+    uniform_kendall_tau: float
+    scale: float
+    offset_ms: float
+    judged_before_percent: float
+    judged_after_percent: float
+    noisy_nets: int
+    seed: int
+    date: str
+    conditions: str
+    pairs: tuple[tuple[str, float, float], ...]
+
+    @property
+    def verdict(self) -> str:
+        """What to make of it, in one line."""
+        if self.kendall_tau < 0.8 or self.mape_percent > 15:
+            word = "not to be trusted"
+        elif self.kendall_tau < 0.9 or self.mape_percent > 5:
+            word = "fair"
+        else:
+            word = "good"
+        noisy = f"; {self.noisy_nets} were disturbed while they were measured" if self.noisy_nets else ""
+        return (
+            f"{word}: off by {self.mape_percent:.1f} % on average (bias {self.bias_percent:+.1f} %), "
+            f"Kendall tau {self.kendall_tau:.3f}, on {self.nets} random nets{noisy}"
+        )
+
+    @property
+    def correction_helps(self) -> bool:
+        """Whether the line made the other half of the nets clearly better predicted."""
+        return self.judged_after_percent < min(
+            0.9 * self.judged_before_percent, self.judged_before_percent - 0.3
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return {**dataclasses.asdict(self), "pairs": [list(pair) for pair in self.pairs]}
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Validation:
+        """Undo :meth:`to_dict`; what a later version added is left out.
+
+        Raises:
+            LatencyError: something is missing or of the wrong type.
+        """
+        names = {f.name for f in dataclasses.fields(Validation)}
+        try:
+            values: dict[str, Any] = {name: float(data[name]) for name in names - _NO_FLOATS}
+            values |= {name: str(data[name]) for name in ("date", "conditions")}
+            values |= {name: int(data[name]) for name in ("nets", "noisy_nets", "seed")}
+            pairs = tuple((str(text), float(a), float(b)) for text, a, b in data["pairs"])
+            return Validation(**values, pairs=pairs)
+        except (KeyError, TypeError, ValueError) as e:
+            raise LatencyError(f"a table's validation cannot be read: {type(e).__name__}: {e}") from e
+
+
+def judge(
+    nets: Sequence[tuple[str, float, float]],
+    *,
+    seed: int = 0,
+    conditions: str = "unknown",
+    noisy_nets: int = 0,
+    date: str | None = None,
+) -> Validation:
+    """Compare predictions with measurements.
+
+    Args:
+        nets: (block tokens, predicted ms, measured ms); of those of :func:`.random_nets.random_nets`, in its
+            order, every second is uniform.
+        seed: of the nets; it also halves them.
+        conditions: what was measured with, in words.
+        noisy_nets: nets that were disturbed at every visit.
+        date: ISO day; by default today.
+
+    Raises:
+        LatencyError: there are fewer than two nets, or a latency is not positive.
+    """
+    if len(nets) < LEAST_NETS:
+        raise LatencyError(f"a table is judged on at least {LEAST_NETS} nets, not {len(nets)}")
+    if not all(math.isfinite(a) and math.isfinite(b) and b > 0 for _, a, b in nets):
+        raise LatencyError("a table is judged on finite latencies, and on measured ones that are positive")
+    predicted, measured = [a for _, a, _ in nets], [b for _, _, b in nets]
+    errors = [a / b - 1 for a, b in zip(predicted, measured, strict=True)]
+    order = list(range(len(nets)))
+    random.Random(seed).shuffle(order)
+    first, second = order[: (len(order) + 1) // 2], order[(len(order) + 1) // 2 :]
+    scale, offset = fit_line([predicted[i] for i in first], [measured[i] for i in first])
+    after = [(scale * predicted[i] + offset) / measured[i] - 1 for i in second]
+    return Validation(
+        nets=len(nets),
+        mape_percent=_mape(errors),
+        rmspe_percent=100 * math.sqrt(statistics.fmean(e * e for e in errors)),
+        within_5_percent=_within(errors, 0.05),
+        within_10_percent=_within(errors, 0.10),
+        bias_percent=100 * statistics.fmean(errors),
+        kendall_tau=kendall_tau(predicted, measured),
+        uniform_kendall_tau=kendall_tau(predicted[::2], measured[::2]),
+        scale=scale,
+        offset_ms=offset,
+        judged_before_percent=_mape([errors[i] for i in second]),
+        judged_after_percent=_mape(after),
+        noisy_nets=noisy_nets,
+        seed=seed,
+        date=date or datetime.date.today().isoformat(),
+        conditions=conditions,
+        pairs=tuple(nets),
+    )
+
+
+def kendall_tau(a: Sequence[float], b: Sequence[float]) -> float:
+    """Return Kendall's tau-b of two lists: how far they put things in the same order, -1 to 1.
+
+    0 where either list is constant or shorter than two.
+    """
+    agree = ties_a = ties_b = 0
+    pairs = len(a) * (len(a) - 1) // 2
+    for i in range(len(a)):
+        for j in range(i):
+            x, y = _sign(a[i] - a[j]), _sign(b[i] - b[j])
+            agree += x * y
+            ties_a += x == 0
+            ties_b += y == 0
+    untied = (pairs - ties_a) * (pairs - ties_b)
+    return agree / math.sqrt(untied) if untied else 0.0
+
+
+def fit_line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
+    """Return (scale, offset) of the line from x to y that has the least squared relative error.
+
+    The identity where x does not tell: fewer than three different values, or a line that falls.
+    """
+    if len(set(x)) < 3:
+        return 1.0, 0.0
+    weights = [1 / (v * v) for v in y]
+    total = sum(weights)
+    mean_x = sum(w * v for w, v in zip(weights, x, strict=True)) / total
+    mean_y = sum(w * v for w, v in zip(weights, y, strict=True)) / total
+    spread = sum(w * (v - mean_x) ** 2 for w, v in zip(weights, x, strict=True))
+    both = sum(w * (u - mean_x) * (v - mean_y) for w, u, v in zip(weights, x, y, strict=True))
+    scale = both / spread
+    return (scale, mean_y - scale * mean_x) if scale > 0 else (1.0, 0.0)
+
+
+def validate_table(
+    table: LatencyTable,
+    space: SearchSpace | None = None,
+    *,
+    nets: int = 30,
+    seed: int = 1,
+    force: bool = False,
+    imports: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Validation:
+    """Measure random nets on this machine with the table's own settings, and compare.
+
+    Nets that the table was fitted on are not among them. Every net is measured in several processes; its
+    latency is the median.
+
+    Args:
+        table: made on this machine.
+        space: the nets are drawn from; by default the one that the table was made for.
+        nets: how many; 30 are enough to tell a good table from a bad one.
+        seed: of the nets.
+        force: measure even if this machine or the runtime's version differs from the table's. The result then
+            says how well the table does here.
+        imports: names of modules that register operations.
+        progress: called with (steps done, steps in all, what comes next).
+
+    Raises:
+        LatencyError: the table was made on another device or with another version of the runtime (see
+            ``force``), or by another program, or for no space; or measuring failed.
+        LatencyKeyError: the table does not cover the space.
+    """
+    space = space or table.space
+    if space is None:
+        raise LatencyError("the table was made for no search space: give one")
+    check_count("nets", nets, LEAST_NETS)
+    table.costs(space)  # raises if it does not cover the space
+    drawn = random_nets(space, nets, seed=seed, avoid=_fitted_on(table, space))
+    with Journal(None, {}) as journal, Lab(
+        table.conditions.settings, imports, journal, net_spec(space.arch(drawn[0])), progress
+    ) as lab:  # fmt: skip
+        differences = _elsewhere(table.conditions, lab.conditions)
+        if differences and not force:
+            raise LatencyError(
+                f"the table was made under other conditions: {'; '.join(differences)}. Its validation would "
+                "say nothing about the device it is for; force=True (--force) compares it all the same"
+            )
+        measured, noisy = measure_nets(lab, [space.arch(picks) for picks in drawn], seed=seed)
+        return judge(
+            compared(table, space, drawn, measured),
+            seed=seed,
+            conditions=lab.conditions.describe(),
+            noisy_nets=noisy,
+        )
+
+
+def measure_nets(
+    lab: Lab, archs: Sequence[Arch], *, seed: int = 0, rounds: int = ROUNDS
+) -> tuple[list[float], int]:
+    """Measure nets end to end, in every round in a fresh process and in another order.
+
+    Args:
+        lab: makes the visits.
+        archs: the nets.
+        seed: of the orders.
+        rounds: visits to each net; it stays at one where loading takes long.
+
+    Returns:
+        Their latencies in milliseconds, and how many of them were disturbed at every visit.
+    """
+    what = "whole nets, to judge the table"
+    jobs = [Job(f"check {i}", net_spec(arch), what) for i, arch in enumerate(archs)]
+    found: list[list[Visit]] = [[] for _ in jobs]
+    lab.total = max(lab.total, lab.done + rounds * len(jobs))
+    for number in range(rounds):
+        lab.new_process()
+        order = list(range(len(jobs)))
+        random.Random(f"{seed} {number}").shuffle(order)
+        for i in order:
+            found[i].append(lab.visit(jobs[i], f"round {number}"))
+        again = [i for i in order if found[i][-1].noisy]
+        lab.total += len(again)
+        for i in again:
+            found[i].append(lab.visit(jobs[i], f"round {number} again"))
+        if statistics.fmean(visits[0].load_s for visits in found) > SLOW_LOAD_S:
+            break
+    lab.new_process()
+    values = [combined([v.ms for v in visits], [v.noisy for v in visits]) for visits in found]
+    return values, sum(all(v.noisy for v in visits) for visits in found)
+
+
+def net_spec(arch: Arch) -> NetSpec:
+    """Return what a measuring process is given to load a net."""
+    size = arch.resolution or DEFAULT_RESOLUTION
+    return NetSpec("arch", str(arch), (arch.in_channels, size, size), arch.num_classes)
+
+
+def compared(
+    table: LatencyTable, space: SearchSpace, drawn: Sequence[tuple[int, ...]], measured: Sequence[float]
+) -> list[tuple[str, float, float]]:
+    """Return (block tokens, stages apart by "|"; predicted ms; measured ms) of each net."""
+    archs = [space.arch(picks) for picks in drawn]
+    return [
+        (" | ".join(stage.ops for stage in arch.stages), table.predict(arch), ms)
+        for arch, ms in zip(archs, measured, strict=True)
+    ]
+
+
+def check_count(name: str, value: object, least: int, most: int = 100_000) -> None:
+    """Raise LatencyError unless ``value`` is a whole number from ``least`` to ``most``."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise LatencyError(f"{name} must be a whole number from {least} to {most}, not {value!r}")
+
+
+def _fitted_on(table: LatencyTable, space: SearchSpace) -> Collection[tuple[int, ...]]:
+    """Return the nets that the table was fitted on, if it was fitted on nets of this space."""
+    nets, seed = table.method.get("nets"), table.method.get("seed")
+    if table.space is None or table.space.digest != space.digest:
+        return ()
+    if not isinstance(nets, int) or not isinstance(seed, int) or not 0 < nets < 100_000:
+        return ()
+    return random_nets(space, nets, seed=seed)
+
+
+def _elsewhere(before: Conditions, now: Conditions) -> list[str]:
+    """Return in words what differs, but for versions that the runtime does not depend on."""
+    ours = {n: v for n, v in before.versions.items() if n not in _MAY_DIFFER or before.runtime.startswith(n)}
+    theirs = {n: v for n, v in now.versions.items() if n not in _MAY_DIFFER or now.runtime.startswith(n)}
+    return conditions_differ(
+        dataclasses.replace(before, versions=ours, allocator=now.allocator),
+        dataclasses.replace(now, versions=theirs),
+    )
+
+
+def _mape(errors: Sequence[float]) -> float:
+    return 100 * statistics.fmean(map(abs, errors)) if errors else 0.0
+
+
+def _within(errors: Sequence[float], share: float) -> float:
+    return 100 * sum(abs(e) <= share for e in errors) / len(errors)
+
+
+def _sign(value: float) -> int:
+    return (value > 0) - (value < 0)

@@ -1,0 +1,144 @@
+"""A search space as JSON values and as a TOML file.
+
+    stem = 16
+    first = 16
+    last = 640
+    candidates = ["k3e3", "k5e6"]
+    stages = [
+        { width = 24, stride = 1, blocks = 2 },
+        { width = 48, stride = 2, blocks = 4 },
+    ]
+
+The other fields of a :class:`~proxylessnas.space.SearchSpace` may be left out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from .errors import ArchError, missing_extra, shown
+from .space import SearchSpace, SpaceStage
+from .space_rules import problems_error, value_problems
+
+MAX_BYTES = 1_000_000
+_FIELDS = {f.name: f.default is dataclasses.MISSING for f in dataclasses.fields(SearchSpace)}
+_STAGE_FIELDS = [f.name for f in dataclasses.fields(SpaceStage)]
+
+_GROUPS = {
+    "fixed layers: channels of the stem, the first block (0 for none) and the last 1x1 convolution":
+        "stem first last stem_stride",
+    "input: pictures of resolution x resolution px": "resolution in_channels num_classes",
+    "BatchNorm": "bn_eps bn_momentum",
+    "what every block can be; with zero, a block with a shortcut can also be skipped": "candidates zero",
+}  # fmt: skip
+
+
+# What is missing has been noted; the other values are checked beside these.
+_STAND_INS: dict[str, Any] = {
+    **{f.name: f.default for f in dataclasses.fields(SearchSpace)},
+    "name": "space", "stem": 8, "first": 0, "last": 8, "candidates": ("k3e6",),
+    "stages": (SpaceStage(8, 1, 1),),
+}  # fmt: skip
+
+
+def from_dict(data: Mapping[str, Any], where: str = "search space") -> SearchSpace:
+    """Read a space from JSON or TOML values.
+
+    Raises:
+        ArchError: with every problem.
+    """
+    if not isinstance(data, Mapping):
+        raise ArchError(f"{where}: wanted an object with {', '.join(_FIELDS)}, not {shown(data)}")
+    found = [f"{name} is missing" for name, needed in _FIELDS.items() if needed and name not in data]
+    found += _unknown(data, list(_FIELDS), "")
+    values: dict[str, Any] = {name: data[name] for name in _FIELDS if name in data}
+    if isinstance(values.get("stages"), (list, tuple)):
+        values["stages"] = tuple(
+            _stage(f"stage {s}", stage, found) for s, stage in enumerate(values["stages"], 1)
+        )
+    found += value_problems(SimpleNamespace(**{**_STAND_INS, **values}))
+    if found:
+        raise problems_error(where, found)
+    try:
+        return SearchSpace(**values)
+    except ArchError as e:
+        raise ArchError(f"{where}: {e}") from e
+
+
+def _stage(where: str, data: Any, found: list[str]) -> Any:
+    """Return one stage, or what else was given, which is noted later."""
+    if not isinstance(data, Mapping):
+        return data
+    found += [f"{where}: {name} is missing" for name in _STAGE_FIELDS if name not in data]
+    found += _unknown(data, _STAGE_FIELDS, f"{where}: ")
+    return SpaceStage(**{name: data.get(name, 1) for name in _STAGE_FIELDS})
+
+
+def _unknown(data: Mapping[str, Any], known: list[str], where: str) -> list[str]:
+    found = []
+    for name in [name for name in data if name not in known][:10]:
+        near = difflib.get_close_matches(str(name), known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}"
+        found.append(f"{where}there is no {shown(name)}: {hint}")
+    return found
+
+
+def read_toml(path: str | os.PathLike[str]) -> SearchSpace:
+    """Read a space from a TOML file; without a ``name``, it is called like the file.
+
+    Raises:
+        ArchError: the file cannot be read, is not TOML or holds no space; every problem is listed.
+        MissingExtraError: Python is 3.10 and tomli is not installed.
+    """
+    where = os.fspath(path)
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        text = content.decode("utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        reason = e.strerror if isinstance(e, OSError) and e.strerror else str(e)
+        raise ArchError(f"{where}: cannot be read as a search space ({reason})") from e
+    if len(content) > MAX_BYTES:
+        raise ArchError(f"{where}: too large for a search space (over {MAX_BYTES} bytes)")
+    name = "tomllib" if sys.version_info >= (3, 11) else "tomli"
+    try:
+        library = importlib.import_module(name)
+    except ModuleNotFoundError as e:
+        raise missing_extra(name, "reading a search space on Python 3.10") from e
+    try:
+        data = library.loads(text)
+    except (ValueError, RecursionError) as e:  # TOMLDecodeError, or a number of over 4,300 digits
+        raise ArchError(f"{where}: not valid TOML ({e})") from e
+    return from_dict({"name": Path(path).stem, **data}, where)
+
+
+def to_toml(space: SearchSpace) -> str:
+    """Return a space as TOML text, with every value."""
+    lines = [f"name = {_quoted(space.name)}"]
+    for title, names in _GROUPS.items():
+        lines += ["", f"# {title}"]
+        lines += [f"{name} = {_value(getattr(space, name))}" for name in names.split()]
+    lines += ["", "# the searched blocks; stride is that of a stage's first block", "stages = ["]
+    lines += [f"    {{ width = {s.width}, stride = {s.stride}, blocks = {s.blocks} }}," for s in space.stages]
+    return "\n".join([*lines, "]", ""])
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_quoted, value))}]"
+    return repr(value)
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)  # its escapes are those of TOML

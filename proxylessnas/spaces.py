@@ -1,0 +1,78 @@
+"""The search spaces that come with the package, and reading one of your own."""
+
+from __future__ import annotations
+
+import difflib
+import os
+
+from .errors import ArchError, shown
+from .space import SearchSpace, SpaceStage
+
+
+def _stages(*rows: tuple[int, int, int]) -> tuple[SpaceStage, ...]:
+    return tuple(SpaceStage(width, stride, blocks) for width, stride, blocks in rows)
+
+
+#: The published one (ProxylessNAS, section 4.2): 21 blocks of three kernels and two ratios, 2.2e17 nets.
+IMAGENET = SearchSpace(
+    "imagenet", stem=32, first=16, last=1280,
+    stages=_stages((24, 2, 4), (40, 2, 4), (80, 2, 4), (96, 1, 4), (192, 2, 4), (320, 1, 1)),
+    candidates=("k3e3", "k3e6", "k5e3", "k5e6", "k7e3", "k7e6"),
+)  # fmt: skip
+
+#: For pictures of 28 to 64 px, whose resolution is kept early; it holds ``proxyless_cifar10_demo``.
+SMALL = SearchSpace(
+    "small", stem=16, first=16, last=640, stages=_stages((24, 1, 2), (48, 2, 4), (112, 2, 5)),
+    candidates=("k3e2", "k3e3", "k3e4", "k3e6", "k5e2", "k5e3", "k5e4", "k5e6"),
+    resolution=32, num_classes=10, stem_stride=1,
+)  # fmt: skip
+
+#: Searched, measured and trained in minutes on a CPU.
+TINY = SearchSpace(
+    "tiny", stem=8, first=8, last=64, stages=_stages((16, 1, 2), (24, 2, 2), (40, 2, 2)),
+    candidates=("k3e2", "k3e4", "k5e2", "k5e4"), resolution=32, num_classes=10,
+)  # fmt: skip
+
+SPACES: dict[str, SearchSpace] = {space.name: space for space in (IMAGENET, SMALL, TINY)}
+
+
+def read_space(name_or_path: str | os.PathLike[str]) -> SearchSpace:
+    """Return a search space by name, or read it from a file.
+
+    >>> read_space("imagenet@1.4").stem
+    48
+
+    Args:
+        name_or_path: "imagenet", "small" or "tiny"; with "@" and a number, that space with its widths
+            multiplied; or the path of a ``.toml`` file.
+
+    Raises:
+        ArchError: there is no such space (the nearest names are listed), or the file is wrong (every problem
+            is listed).
+        MissingExtraError: Python is 3.10 and tomli, which reads TOML, is not installed.
+    """
+    if not isinstance(name_or_path, str):
+        return _read_file(os.fspath(name_or_path))
+    word = name_or_path.strip()
+    if word.lower().endswith(".toml") or "/" in word or os.sep in word:
+        return _read_file(word)
+    name, at, factor = word.partition("@")
+    key = name.strip().lower()
+    if key not in SPACES:
+        near = difflib.get_close_matches(key, SPACES, n=2, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}? Known" if near else "known"
+        known = f"{', '.join(SPACES)}, and files whose names end in .toml"
+        raise ArchError(f"unknown search space {shown(name_or_path)}: {hint} are {known}")
+    if not at:
+        return SPACES[key]
+    try:
+        multiplier = float(factor)
+    except ValueError:
+        raise ArchError(f"{shown(name_or_path)}: wanted a number after @, as in {key}@1.4") from None
+    return SPACES[key].scaled(multiplier)
+
+
+def _read_file(path: str) -> SearchSpace:
+    from .space_toml import read_toml
+
+    return read_toml(path)

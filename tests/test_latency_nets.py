@@ -1,0 +1,163 @@
+"""Nets as a measuring process builds them, and the runtimes of torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from proxylessnas.arch import Arch, Stage
+from proxylessnas.errors import LatencyError
+from proxylessnas.latency.keys import arch_keys
+from proxylessnas.latency.nets import build_net, op_module
+from proxylessnas.latency.process import Worker
+from proxylessnas.latency.runtimes import registry
+from proxylessnas.latency.runtimes.torch_compile import own_function
+from proxylessnas.latency.runtimes.torch_eager import parts_of, session_for
+from proxylessnas.latency.settings import RUNTIMES, Settings
+from proxylessnas.latency.spec import NetSpec
+
+ARCH = Arch("small", stem=8, first=8, last=32, num_classes=10, resolution=32,
+            stages=(Stage(16, 2, "k3e2 - k5e3"), Stage(24, 2, "k3e4! k7e2")))  # fmt: skip
+SPEC = NetSpec("arch", str(ARCH), (3, 32, 32))
+QUICK = {"min_runs": 5, "min_seconds": 0.0, "max_seconds": 2.0}
+
+
+def test_every_runtime_is_known_by_name() -> None:
+    assert list(registry.available()) == list(RUNTIMES)
+    assert registry.available(["torch"]) == {"torch": None}
+    assert registry.get_runtime("torch").name == "torch"
+    for call in (registry.get_runtime, lambda name: registry.available([name])):
+        with pytest.raises(LatencyError, match="runtime is 'tensorrt'; known are torch, torch-compile"):
+            call("tensorrt")
+
+
+def test_a_runtime_without_its_library_names_the_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    found = registry.available()
+    assert found["torch"] is None
+    assert found["onnxruntime"] == "pip install 'proxylessnas[onnx]'"
+    assert found["executorch"] == "pip install 'proxylessnas[mobile]'"
+    assert "install a C++ compiler" in str(found["torch-compile"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nets_are_built_as_asked_for_and_the_same_every_time(dtype: torch.dtype) -> None:
+    settings = Settings(batch_size=3, dtype=str(dtype).removeprefix("torch."))
+    state = torch.get_rng_state()
+    (net, x), (again, y) = (build_net(SPEC, settings) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert x.shape == (3, 3, 32, 32)
+    assert x.dtype == dtype
+    assert x.is_contiguous(memory_format=torch.channels_last)
+    assert not net.training
+    assert not any(p.requires_grad for p in net.parameters())
+    assert {p.dtype for p in net.parameters()} == {dtype}
+    weights = [p for p in net.parameters() if p.dim() == 4 and p.shape[2] > 1 and p.shape[1] > 1]
+    assert weights
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in weights)
+    with torch.inference_mode():
+        assert torch.equal(net(x), again(y))
+        assert net(x).std() > 0.01
+
+
+def test_the_parts_of_a_net_make_its_output() -> None:
+    net, x = build_net(SPEC, Settings(batch_size=2))
+    y = x
+    with torch.inference_mode():
+        for _, step in parts_of(net, SPEC):
+            y = step(y)
+        assert torch.equal(y, net(x))
+    keys = [key for key, _ in parts_of(net, SPEC) if key]
+    assert keys == [str(key) for key in arch_keys(ARCH)]
+    assert parts_of(net, NetSpec("arch", str(ARCH), (3, 32, 24))) == []  # keys are of square inputs
+    other = parts_of(net, NetSpec("arch", str(ARCH), (3, 64, 64)))
+    assert other[0][0] == "stem in=3x64x64 out=8 stride=2"
+
+
+def test_an_operation_alone_does_what_it_does_in_a_net() -> None:
+    net, x = build_net(SPEC, Settings())
+    with torch.inference_mode():
+        for key, step in parts_of(net, SPEC):
+            if key:
+                alone = op_module(key).eval()
+                state = dict(zip(alone.state_dict(), _state_of(step).values(), strict=True))
+                alone.load_state_dict(state)
+                assert torch.equal(alone(x), step(x)), key
+            x = step(x)
+
+
+def _state_of(step: object) -> dict[str, torch.Tensor]:
+    module = step if isinstance(step, nn.Module) else step.__self__.classifier  # type: ignore[attr-defined]
+    return module.state_dict()
+
+
+def test_every_compiled_net_has_a_function_of_its_own() -> None:
+    """The compiler keeps a few results for each function, and runs the rest uncompiled without a word."""
+    compiled: list[int] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        compiled.append(1)
+        return graph.forward
+
+    nets = [nn.Sequential(nn.Conv2d(2, 2, 1), nn.Conv2d(2, n, 1)) for n in range(1, 13)]
+    with torch.no_grad():
+        calls = [torch.compile(own_function(net), backend=backend, dynamic=False) for net in nets]
+        for _ in range(2):
+            for n, call in enumerate(calls):
+                assert call(torch.zeros(1, 2, 4, 4)).shape[1] == n + 1
+    torch.compiler.reset()
+    assert len(compiled) == len(nets)
+
+
+@pytest.mark.slow
+def test_compiled_nets_are_timed() -> None:
+    if registry.available(["torch-compile"])["torch-compile"]:
+        pytest.skip("no compiler")
+    with Worker(Settings(runtime="torch-compile")) as worker:
+        assert not worker.has_parts
+        for name in "ab":
+            worker.load(name, SPEC)
+            assert worker.sample(name, **QUICK).median_ms > 0
+        with pytest.raises(LatencyError, match="cannot time the parts"):
+            worker.parts("a", runs=1)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_a_gpu_times_by_its_own_clock(cuda_graph: bool) -> None:
+    settings = Settings(device="cuda", cuda_graph=cuda_graph)
+    with Worker(settings) as worker:
+        worker.load("net", SPEC)
+        whole = worker.sample("net", min_runs=50).median_ms
+        parts = worker.parts("net", runs=50)
+        assert [key for key, _ in parts] == [str(key) for key in arch_keys(ARCH)]
+        total = sum(sorted(ms)[25] for _, ms in parts)
+        assert 0.2 < total / whole < 5
+        assert torch.cuda.get_device_name() == worker.conditions.device_name
+    net, x = build_net(SPEC, settings)
+    with torch.inference_mode():
+        expected = net(x)
+        session = session_for(net, x, settings, parts_of(net, SPEC))
+        session.run()
+        session.parts_ms(1)
+        if cuda_graph:
+            torch.testing.assert_close(session.kept[0], expected)
+            torch.testing.assert_close(session.kept[-1], expected)
+
+
+def test_a_gpu_that_is_not_there_is_named(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with (
+        pytest.raises(LatencyError, match="device 'cuda' cannot be used"),
+        Worker(Settings(device="cuda")) as worker,
+    ):
+        worker.load("net", SPEC)
