@@ -291,6 +291,20 @@ def test_nearest_key() -> None:
     assert nearest_key(OpKey("mine", 80, 80, 14), own) == own[0]
 
 
+@pytest.mark.parametrize(
+    ("key", "farther", "nearer"),
+    [
+        ("k3e6 in=80x14x14 out=80 stride=1", "mine in=80x14x14 out=80 stride=1",
+         "k3e6 in=8x224x224 out=8 stride=1"),
+        ("mine in=320x7x7 out=1280 stride=1", "last in=320x7x7 out=1280", "k3e6 in=8x224x224 out=8 stride=1"),
+        ("k3e6 in=80x15x15 out=80 stride=1 shortcut", "k3e6 in=80x14x14 out=80 stride=1",
+         "k3e6 in=80x14x14 out=80 stride=1 shortcut"),
+    ],
+)  # fmt: skip
+def test_a_key_of_the_same_kind_is_nearer(key: str, farther: str, nearer: str) -> None:
+    assert str(nearest_key(OpKey.parse(key), [OpKey.parse(farther), OpKey.parse(nearer)])) == nearer
+
+
 def test_bytes_by_hand() -> None:
     # 1x1 8 -> 16, depthwise 3x3 with stride 2, 1x1 16 -> 12; maps of 4x4, then 2x2
     key = OpKey("k3e2", 8, 12, 4, 2)
