@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
     Confusion = Tensor | Sequence[Sequence[int]]
 
-_BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#6b6b6b"
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6b6b6b"
 _SHADES = ("#ffffff", "#a9cdea", "#3f8fca", "#08306b")  # of one hue, evenly darker
-_ABSENT = _GRID = "#e4e4e4"
+_ABSENT = GRID = "#e4e4e4"
 
 _NUMBERS_UP_TO = 25  # classes, for which a count fits into each cell
 _NAMES_UP_TO = 60  # classes, whose names all fit along an axis
@@ -50,10 +50,10 @@ _LOSS = _Panel(
     "Loss",
     "cross-entropy (nats)",
     2.7,
-    (("train_loss", "training", _BLUE, "-"), ("val_loss", "validation", _ORANGE, "--")),
+    (("train_loss", "training", BLUE, "-"), ("val_loss", "validation", ORANGE, "--")),
 )
-_ACCURACY = _Panel("Accuracy on the validation pictures", "top-1 (%)", 2.7, (("val_top1", "", _ORANGE, "-"),))
-_RATE = _Panel("Learning rate", "per step", 1.4, (("rate", "", _GREEN, "-"),))
+_ACCURACY = _Panel("Accuracy on the validation pictures", "top-1 (%)", 2.7, (("val_top1", "", ORANGE, "-"),))
+_RATE = _Panel("Learning rate", "per step", 1.4, (("rate", "", GREEN, "-"),))
 
 
 def require_matplotlib() -> None:
@@ -118,7 +118,7 @@ def confusion_png(confusion: Confusion, names: Sequence[str], path: str | os.Pat
     share = 100 * counts.double() / counts.sum(1, keepdim=True)  # NaN in the rows of absent classes
     with_numbers = n <= _NUMBERS_UP_TO
     side = max(0.52 * n, 3.6) if with_numbers else 10
-    with _figure(path, side + 2.6, side + 1.4, dpi=150 if n <= 500 else 220) as figure:
+    with open_figure(path, side + 2.6, side + 1.4, dpi=150 if n <= 500 else 220) as figure:
         axes = figure.add_subplot()
         _draw_shares(figure, axes, share, lines=with_numbers)
         _name_classes(axes, [names[i] for i in seen], seen, group)
@@ -130,7 +130,7 @@ def confusion_png(confusion: Confusion, names: Sequence[str], path: str | os.Pat
         notes = ["numbers of pictures"] * with_numbers + ["grey rows: no pictures"] * absent
         if left_out:
             notes.append(f"left out: {left_out:,} of {len(names):,} classes, without pictures or predictions")
-        _above(axes, "; ".join(notes))
+        write_above(axes, "; ".join(notes))
 
 
 def curves_png(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
@@ -153,7 +153,7 @@ def curves_png(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) 
     if not found:
         raise DataError("no epoch with a loss, an accuracy or a learning rate: nothing to draw")
     heights = [panel.height_in for panel, _ in found]
-    with _figure(path, 8, 0.7 + sum(heights)) as figure:
+    with open_figure(path, 8, 0.7 + sum(heights)) as figure:
         column = figure.subplots(len(found), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
         for axes, (panel, points) in zip(column, found, strict=True):
             _draw_panel(axes, panel, points)
@@ -267,7 +267,7 @@ def _draw_panel(axes: Any, panel: _Panel, lines: list[list[tuple[float, float]]]
             axes.plot(x, y, style, marker=marker, markersize=3.5, linewidth=1.6, color=color, label=name)
     axes.set_title(panel.title, loc="left", fontsize=11)
     axes.set_ylabel(panel.unit)
-    axes.grid(color=_GRID, linewidth=0.8)
+    axes.grid(color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
@@ -280,7 +280,7 @@ def _draw_panel(axes: Any, panel: _Panel, lines: list[list[tuple[float, float]]]
             axes.set_ylabel(f"{panel.unit}, log scale")
     elif panel is _ACCURACY:
         epoch, best = max(lines[0], key=lambda point: point[1])
-        _above(axes, f"best: {best:.2f} % in epoch {epoch:g}", right=True)
+        write_above(axes, f"best: {best:.2f} % in epoch {epoch:g}", right=True)
     else:
         axes.set_ylim(0, 1.1 * max(values) or 1)
         axes.yaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 5, 10]))
@@ -290,14 +290,15 @@ def _draw_panel(axes: Any, panel: _Panel, lines: list[list[tuple[float, float]]]
 # ---- both
 
 
-def _above(axes: Any, text: str, *, right: bool = False) -> None:
+def write_above(axes: Any, text: str, *, right: bool = False) -> None:
+    """Write small grey text above a panel, at its left or right end."""
     place = {"xycoords": "axes fraction", "xytext": (0, 4), "textcoords": "offset points"}
-    style = {"ha": "right" if right else "left", "va": "bottom", "fontsize": 9, "color": _GREY}
+    style = {"ha": "right" if right else "left", "va": "bottom", "fontsize": 9, "color": GREY}
     axes.annotate(text, (float(right), 1), **place, **style)
 
 
 @contextlib.contextmanager
-def _figure(path: str | os.PathLike[str], width: float, height: float, dpi: int = 150) -> Iterator[Any]:
+def open_figure(path: str | os.PathLike[str], width: float, height: float, dpi: int = 150) -> Iterator[Any]:
     """Give an empty figure (sizes in inches) and write it to a file afterwards."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

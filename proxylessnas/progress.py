@@ -125,8 +125,9 @@ class StepBar:
         class Line(tqdm):
             monitor_interval = 0  # no thread, which worker processes would be forked with
 
-        # A delay for ever: nothing is shown before the first show().
-        self._tqdm = Line(total=1, file=sys.stderr, leave=False, delay=1e9)
+        # A delay for ever: nothing is shown before the first show(). Rows without end: a terminal that does
+        # not know how many it has would show nothing.
+        self._tqdm = Line(total=1, file=sys.stderr, leave=False, delay=1e9, nrows=10**6)
 
     def is_due(self) -> bool:
         """Return whether enough time went by to show something new."""

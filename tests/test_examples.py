@@ -14,7 +14,7 @@ from weights_tools import serve_real_weights, stand_in_weights
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*.py"))
-TESTED = ["backbone_features.py", "classify_photo.py", "demo.py", "transfer_head.py"]
+TESTED = ["backbone_features.py", "classify_photo.py", "demo.py", "latency_table.py", "transfer_head.py"]
 
 
 def load(name: str) -> ModuleType:
@@ -131,3 +131,11 @@ def test_photos_have_a_licence_note() -> None:
         (line,) = [line for line in part.splitlines() if line.startswith(f"| `{photo.name}` |")]
         assert "CC0" in line or "public domain" in line
         assert photo.stat().st_size < 60_000
+
+
+def test_latency_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = tmp_path / "table.json"
+    assert load("latency_table.py").main(["--out", str(table), "--nets", "4", "--minutes", "0.01"]) == 0
+    text = capsys.readouterr().out
+    assert "28 of 28" in text
+    assert table.exists()

@@ -76,14 +76,13 @@ def test_a_panel_a_setting(tmp_path: Path, count: int) -> None:
 def test_small_and_large_latencies_in_one_panel(tmp_path: Path) -> None:
     """A logarithmic axis, on which neither is squeezed to the edge."""
     path = tmp_path / "a.png"
-    accuracy_png(
-        {"torch": [point("small", 0.01), point("large", 1e4, top1=99.9), point("low", top1=0.1)]}, path
-    )
+    nets = [point("small", 0.01), point("large", 1e4, top1=99.9), point("low", top1=0.1)]
+    accuracy_png({"torch": nets}, path)
     with Image.open(path) as image:
-        columns = {
-            x for x in range(image.width) for y in range(image.height) if image.getpixel((x, y))[:3] == BLUE
-        }
-    assert max(columns) - min(columns) > 0.5 * image.width
+        pixels = image.convert("RGB")
+    sides = range(pixels.width), range(pixels.height)
+    columns = [x for x in sides[0] if any(pixels.getpixel((x, y)) == BLUE for y in sides[1])]
+    assert max(columns) - min(columns) > 0.5 * pixels.width
 
 
 def test_any_names_and_crowds(tmp_path: Path) -> None:
@@ -110,9 +109,7 @@ def test_nothing_or_too_much_to_draw(tmp_path: Path) -> None:
 def test_predictions(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     prediction_png([(i, 1.05 * i) for i in range(10, 30)], path, summary="good")
-    assert (
-        share_of(path, BLUE) > 1e-5 or share_of(path, (64, 149, 198)) > 1e-5
-    )  # dots let others show through
+    assert share_of(path, BLUE) > 1e-5
     assert share_of(path, ORANGE) == 0
     width, height = size_of(path)
     assert 0.8 < width / height < 1.2  # one scale for both axes

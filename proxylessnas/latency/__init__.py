@@ -4,8 +4,8 @@
     >>> latency.measure("proxyless_cifar10_demo").median_ms  # doctest: +SKIP
     3.4
 
-The paper's latency model (ProxylessNAS, section 3.3.1): a net's latency is the sum of its operations'. What each
-costs on a device is measured once and kept in a :class:`LatencyTable`.
+The paper's latency model (ProxylessNAS, section 3.3.1): a net's latency is the sum of its operations'. What
+each costs on a device is measured once and kept in a :class:`LatencyTable`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .keys import space_keys as space_keys
     from .kit import read_results as read_results
     from .kit import write_kit as write_kit
+    from .kit_table import kit_table as kit_table
     from .measuring import measure as measure
     from .predictor import Predictor as Predictor
     from .settings import Conditions as Conditions
@@ -40,6 +41,7 @@ _HOME = {
     "space_keys": "keys",
     "read_results": "kit",
     "write_kit": "kit",
+    "kit_table": "kit_table",
     "measure": "measuring",
     "Predictor": "predictor",
     "Conditions": "settings",

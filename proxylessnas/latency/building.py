@@ -251,7 +251,7 @@ def _affordable(plan: _Plan, lab: Lab, reserved_s: float, cost_s: float) -> int:
 
 def _table(plan: _Plan, lab: Lab, nets: int) -> LatencyTable:
     """Fit the entries to what the journal has."""
-    found = lab.found()
+    found = lab.found("net ", "op ", "extra ")
     net_visits = [found[f"net {i}"] for i in range(nets)]
     own = _own_times(plan, found, lab.has_parts)
     measured = [

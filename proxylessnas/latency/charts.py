@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..charts import _BLUE, _GREY, _GRID, _ORANGE, _above, _figure, require_matplotlib
+from ..charts import BLUE, GREY, GRID, ORANGE, open_figure, require_matplotlib, write_above
 from ..errors import DataError
 
 _LOG_FROM = 8.0  # ratio of the largest to the smallest latency from which a linear axis would crowd the small
@@ -80,7 +80,7 @@ def accuracy_png(
     across = 1 if len(drawn) == 1 else 2 if len(drawn) <= 4 else 3
     down = -(-len(drawn) // across)
     width, height = (7.6, 4.8) if across == 1 else (5.4, 3.9)
-    with _figure(path, width * across, height * down + 0.7) as figure:
+    with open_figure(path, width * across, height * down + 0.7) as figure:
         grid = figure.subplots(down, across, squeeze=False, sharey=True).flatten().tolist()
         for axes in grid[len(drawn) :]:
             axes.set_visible(False)
@@ -130,28 +130,28 @@ def prediction_png(
         raise DataError("a latency is not a positive number")
     margin = 0.06 * (max(values) - min(values)) or 0.1 * max(values)
     low, high = max(0.0, min(values) - margin), max(values) + margin
-    with _figure(path, 6.4, 6.6) as figure:
+    with open_figure(path, 6.4, 6.6) as figure:
         axes = figure.add_subplot()
         for share, shade in zip(_BANDS, ("#eef2f6", "#dce5ee"), strict=True):
             # An error is a share of what was measured, as in MAPE.
             below, above = ([end / (1 + sign * share) for end in (low, high)] for sign in (1, -1))
             label = f"error of at most {100 * share:.0f} %"
             axes.fill_between([low, high], below, above, color=shade, linewidth=0, label=label, zorder=0)
-        axes.plot([low, high], [low, high], color=_GREY, linewidth=1, zorder=1)
+        axes.plot([low, high], [low, high], color=GREY, linewidth=1, zorder=1)
         diagonal = [low + i * (high - low) / 200 for i in range(201)]
         if dots:
             x, y = zip(*dots, strict=True)
-            style = {"s": 30, "color": _BLUE, "edgecolor": "white", "linewidth": 0.7, "zorder": 3}
+            style = {"s": 30, "color": BLUE, "edgecolor": "white", "linewidth": 0.7, "zorder": 3}
             axes.scatter(x, y, **style, label="random nets")
         if named:
-            style = {"s": 46, "color": _ORANGE, "marker": "D", "zorder": 4, "label": "nets by name"}
+            style = {"s": 46, "color": ORANGE, "marker": "D", "zorder": 4, "label": "nets by name"}
             axes.scatter([net[1] for net in named], [net[2] for net in named], **style)
         _clean(axes)
         axes.set(xlim=(low, high), ylim=(low, high), xlabel="predicted (ms)", ylabel="measured (ms)")
         axes.set_aspect("equal")
         lines = textwrap.wrap(summary, _SUMMARY_LENGTH)
         axes.set_title(_short(title, 56), loc="left", pad=8 + 13 * len(lines), fontsize=12, parse_math=False)
-        _above(axes, "\n".join(lines))
+        write_above(axes, "\n".join(lines))
         handles, labels = axes.get_legend_handles_labels()
         axes.legend(handles[::-1], labels[::-1], loc="lower right", frameon=False, fontsize=9)
         figure.draw_without_rendering()
@@ -185,7 +185,7 @@ def _draw_nets(axes: Any, points: Sequence[Point]) -> None:
 
 
 def _clean(axes: Any) -> None:
-    axes.grid(color=_GRID, linewidth=0.8)
+    axes.grid(color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -197,7 +197,7 @@ def _limit_accuracy(axes: Any, values: Sequence[float]) -> None:
 
 
 def _color(point: Point) -> str:
-    return _ORANGE if point.peer else _BLUE
+    return ORANGE if point.peer else BLUE
 
 
 def _mark(point: Point) -> dict[str, Any]:
@@ -217,10 +217,10 @@ def _explain(figure: Any, points: Sequence[Point], note: str) -> None:
     for (peer, published), point in kinds:
         whose, how = "other libraries" if peer else "this package", "published" if published else "measured"
         handles.append(Line2D([], [], label=f"{whose}, top-1 {how}", **_mark(point)))
-    handles.append(Line2D([], [], color=_GREY, linewidth=1.4, alpha=0.6, label="10 % to 90 % of the calls"))
+    handles.append(Line2D([], [], color=GREY, linewidth=1.4, alpha=0.6, label="10 % to 90 % of the calls"))
     place = {"loc": "outside lower center", "ncols": 2 if len(handles) > 3 else len(handles)}
     legend = figure.legend(handles=handles, **place, frameon=False, fontsize=9, title=note or None)
-    legend.get_title().set(fontsize=8, color=_GREY, parse_math=False)
+    legend.get_title().set(fontsize=8, color=GREY, parse_math=False)
 
 
 def _name_points(axes: Any, points: Sequence[tuple[float, float, str]], lines: Sequence[_Line] = ()) -> None:

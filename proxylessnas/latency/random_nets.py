@@ -13,7 +13,8 @@ from .keys import OpKey, key_macs
 
 #: A tilted net prefers the dearest candidate of a block over the cheapest by up to e to this power.
 STRONGEST_TILT = 4.0
-_TRIES = 200
+_TRIES = 200  # to find a new net
+_VAIN = 6  # times in a row that these were not enough: there are none left, or hardly any
 
 Picks = tuple[int, ...]
 
@@ -46,7 +47,10 @@ def random_nets(space: SearchSpace, count: int, *, seed: int, avoid: Collection[
     seen = {_canonical(space, picks) for picks in avoid}
     uniform = _balanced(space, -(-count // 2), seed)
     found: list[Picks] = []
+    vain = 0
     for i in range(count):
+        if vain == _VAIN:
+            break
         for attempt in range(_TRIES):
             if i % 2:
                 picks = _tilted(space, rng)
@@ -55,7 +59,10 @@ def random_nets(space: SearchSpace, count: int, *, seed: int, avoid: Collection[
             if (name := _canonical(space, picks)) not in seen:
                 seen.add(name)
                 found.append(picks)
+                vain = 0
                 break
+        else:
+            vain += 1
     if not found and count > 0:
         raise LatencyError(
             f"the space {space.name!r} has too few nets ({space.count}) to measure a table on some and to "

@@ -22,6 +22,7 @@ Progress = Callable[[int, int, str], None]
 
 _REFERENCE_EVERY = 4  # visits
 _DRIFT_WINDOW = 8  # visits to each side
+_BY_CHANCE = 0.04  # how far the reference may be off in a process
 _MIN_SECONDS = 0.15
 _MAX_SECONDS = 5.0
 _CONDITIONS = "conditions"
@@ -216,13 +217,18 @@ class Lab:
                 "Go on where it was begun, or delete the file to begin anew"
             )
 
-    def found(self) -> dict[str, list[Visit]]:
-        """Return all visits so far by the names of their jobs, with slow drift taken out."""
-        names = [name for name in self.journal if "ms" in self.journal[name]]
-        visits = without_drift([Visit.from_record(self.journal[name]) for name in names])
+    def found(self, *kinds: str) -> dict[str, list[Visit]]:
+        """Return the visits so far by the names of their jobs, with slow drift taken out.
+
+        Args:
+            kinds: how the names of the jobs may begin.
+        """
+        records = [record for record in map(self.journal.__getitem__, self.journal) if "ms" in record]
+        records = [record for record in records if record["job"].startswith(kinds)]
         found: dict[str, list[Visit]] = {}
-        for name, visit in zip(names, visits, strict=True):
-            found.setdefault(self.journal[name]["job"], []).append(visit)
+        visits = without_drift([Visit.from_record(record) for record in records])
+        for record, visit in zip(records, visits, strict=True):
+            found.setdefault(record["job"], []).append(visit)
         return found
 
 
@@ -238,16 +244,21 @@ def conditions_differ(before: Conditions, now: Conditions) -> list[str]:
 def without_drift(visits: Sequence[Visit]) -> list[Visit]:
     """Return visits, which are given in the order they were made, with slow changes of speed taken out.
 
-    Their times are divided by how slow the reference net was around then, compared with all visits of the
-    same process (between processes the reference differs by chance, as any net does).
+    Their times are divided by how slow the reference net was around then. Between processes it differs by a
+    percent or two by chance, as any net does: so each process's visits are compared with its own median,
+    unless that is so far from the others' that the machine itself must have changed.
     """
     corrected = list(visits)
+    overall = statistics.median(visit.reference_ms for visit in visits) if visits else 1.0
     for process in {visit.process for visit in visits}:
         places = [i for i, visit in enumerate(visits) if visit.process == process]
         readings = [visits[i].reference_ms for i in places]
         usual = statistics.median(readings)
+        if abs(usual / overall - 1) > _BY_CHANCE:
+            usual = overall
         for n, i in enumerate(places):
-            factor = statistics.median(readings[max(0, n - _DRIFT_WINDOW) : n + _DRIFT_WINDOW + 1]) / usual
+            near = readings[max(0, n - _DRIFT_WINDOW) : n + _DRIFT_WINDOW + 1]
+            factor = statistics.median(near) / usual
             visit = visits[i]
             corrected[i] = dataclasses.replace(
                 visit,

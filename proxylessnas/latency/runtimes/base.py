@@ -26,7 +26,7 @@ class PartsSession(Session, Protocol):
     """A session that can also tell how long each operation took inside the whole net."""
 
     def parts_ms(self, runs: int) -> list[tuple[str, list[float]]]:
-        """Return ``(text of the operation's key, ms of each run)`` for stem, blocks, last layer, classifier."""
+        """Return ``(text of an operation's key, ms of each run)`` for each operation, stem to classifier."""
 
 
 class Runtime(Protocol):

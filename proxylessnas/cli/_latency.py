@@ -1,0 +1,221 @@
+"""What the verbs that measure or use latencies have in common: options, progress, and how numbers look."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import LatencyError
+from ..latency.settings import DEVICES, DTYPES, MEMORY_FORMATS, RUNTIMES
+from ..names import looks_like_path
+from ..progress import StepBar, clock, is_terminal
+from ._output import note
+from ._verb import UsageError
+
+if TYPE_CHECKING:
+    from ..arch import Arch, TreeArch
+    from ..latency import LatencyTable
+    from ..space import SearchSpace
+
+SPACE_HELP = "imagenet, small, tiny (imagenet@1.4: widths times 1.4), or a .toml file"
+NET_HELP = "a net of the zoo, or a file with an architecture (.txt, .json, .safetensors)"
+TABLE_HELP = "a latency table (.json), or pixel1, which comes with the package"
+_LOG_EVERY_S = 60.0
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Declare where and how a net is run, one value each."""
+    group = parser.add_argument_group("settings", "What the latencies hold for; a table keeps them.")
+    group.add_argument(
+        "--runtime", default="torch", metavar="R", help=f"{', '.join(RUNTIMES)} (default: torch)"
+    )
+    group.add_argument("--threads", type=int, default=1, metavar="N", help="threads on a CPU (default: 1)")
+    group.add_argument(
+        "--batch", type=int, default=1, metavar="N", help="pictures a call (default: 1)", dest="batch_size"
+    )
+    add_where(group)
+    group.add_argument("--cuda-graph", action="store_true", help="replay a CUDA graph (with --device cuda)")
+
+
+def add_where(group: Any) -> None:
+    """Declare the settings that have one value even in a bench."""
+    group.add_argument("--device", default="cpu", metavar="D", help=f"{' or '.join(DEVICES)} (default: cpu)")
+    group.add_argument("--dtype", default="float32", metavar="T", help=f"{', '.join(DTYPES)}")
+    group.add_argument(
+        "--memory-format", default="channels_last", metavar="F",
+        help=f"{' or '.join(MEMORY_FORMATS)}, for torch (default: channels_last)",
+    )  # fmt: skip
+    group.add_argument(
+        "--import", action="append", default=[], metavar="MODULE", dest="imports",
+        help="import this first: a module that registers operations; may be repeated",
+    )  # fmt: skip
+
+
+def add_space(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Declare a search space and what may differ from its defaults."""
+    default = "" if required else " (default: the table's)"
+    parser.add_argument("--space", required=required, metavar="S", help=SPACE_HELP + default)
+    add_sizes(parser)
+
+
+def add_sizes(parser: argparse.ArgumentParser) -> None:
+    """Declare the sizes of input and output."""
+    parser.add_argument("--image-size", type=int, metavar="N", help="side of the input, px")
+    parser.add_argument("--classes", type=int, metavar="N", help="outputs of the classifier")
+
+
+def add_quiet(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--quiet`` and ``--json``."""
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def import_modules(args: argparse.Namespace) -> None:
+    """Import what ``--import`` names, here too: a net with its operations cannot be read otherwise.
+
+    Raises:
+        UsageError: there is no such module, or it fails.
+    """
+    import importlib
+
+    if args.imports and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # as `python -m` has it
+    for name in args.imports:
+        try:
+            importlib.import_module(name)
+        except Exception as e:  # whatever the user's module raises
+            raise UsageError(f"--import {name}: {type(e).__name__}: {e}") from e
+
+
+def the_space(args: argparse.Namespace) -> SearchSpace | None:
+    """Return the space that the options name; None where they name none.
+
+    Raises:
+        ArchError: there is none, or it is malformed.
+        UsageError: sizes without a space.
+    """
+    from ..spaces import read_space
+
+    changes = {
+        name: value
+        for name, value in (("resolution", args.image_size), ("num_classes", args.classes))
+        if value is not None
+    }
+    if args.space is None:
+        if changes:
+            raise UsageError("--image-size and --classes change a space: name it with --space")
+        return None
+    space = read_space(args.space)
+    return space.replace(**changes) if changes else space
+
+
+def read_net(word: str) -> Arch | TreeArch:
+    """Return the architecture of a zoo net or of a file.
+
+    Raises:
+        UnknownModelError, ArchError: there is none.
+    """
+    from ..published import PUBLISHED, normalise_name
+
+    if looks_like_path(word):
+        from ..builders import read_arch
+
+        return read_arch(word)
+    return PUBLISHED[normalise_name(word)]
+
+
+def read_table(word: str) -> LatencyTable:
+    """Return a latency table.
+
+    Raises:
+        LatencyError: there is none, or it is malformed.
+    """
+    from ..latency import LatencyTable
+
+    return LatencyTable.load(word)
+
+
+def check_output(file: str | os.PathLike[str], option: str, *endings: str) -> None:
+    """Check that a file can be written, before anything long is measured for it.
+
+    Raises:
+        UsageError: it has another ending.
+        LatencyError: it cannot be written there.
+        MissingExtraError: it is a picture, and what draws it is not installed.
+    """
+    path = Path(file)
+    if endings and path.suffix.lower() not in endings:
+        raise UsageError(f"{option} writes a {' or '.join(endings)} file, not {str(file)!r}")
+    folder = path.parent
+    if not folder.is_dir():
+        raise LatencyError(f"{option} {file}: there is no folder {folder}")
+    if path.is_dir():
+        raise LatencyError(f"{option} {file}: is a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise LatencyError(f"{option} {file}: the folder {folder} cannot be written")
+    if path.suffix.lower() == ".png":
+        from ..charts import require_matplotlib
+
+        require_matplotlib()
+
+
+class Steps:
+    """Progress of a long measurement: a bar on a terminal, a line now and then elsewhere.
+
+    It is called with the steps done, the steps in all, and what is going on.
+    """
+
+    def __init__(self, quiet: bool, head: str) -> None:
+        self._head, self._quiet = head, quiet
+        self._bar = StepBar() if not quiet and is_terminal(sys.stderr) else None
+        self._start: tuple[float, int] | None = None  # time and steps done when it began, or went on
+        self._logged = time.monotonic()
+        self._what = ""
+
+    def __call__(self, done: int, total: int, what: str = "") -> None:
+        now = time.monotonic()
+        if self._start is None:
+            self._start = (now, done)
+        self._what = what or self._what
+        left = self._left(now, done, total)
+        if self._bar is not None:
+            if self._bar.is_due() or done >= total:
+                fields = [(f"{clock(left)} left", 0)] if left is not None else []
+                self._bar.show(self._head, done, total, [*fields, (self._what, 1)])
+        elif not self._quiet and now - self._logged >= _LOG_EVERY_S:
+            self._logged = now
+            rest = f", {clock(left)} left" if left is not None else ""
+            note(f"{self._head}: {done} of {total} steps{rest}")
+
+    def _left(self, now: float, done: int, total: int) -> float | None:
+        assert self._start is not None
+        begin, before = self._start
+        return (now - begin) * (total - done) / (done - before) if done > before else None
+
+    def close(self) -> None:
+        """Wipe the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def __enter__(self) -> Steps:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def ms(value: float) -> str:
+    """Return milliseconds to three digits or to the hundredth of a millisecond, whichever is longer."""
+    if not math.isfinite(value):
+        return "-"
+    return f"{value:.{3 if value < 0.995 else 2}f}"
+
+
+def percent(value: float | None, *, sign: bool = False) -> str:
+    """Return a number of percent as in "3.1 %"."""
+    return "-" if value is None else f"{value:{'+' if sign else ''}.1f} %"

@@ -1,0 +1,247 @@
+"""``proxylessnas latency build``, ``validate`` and ``kit``: tables in the making."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ._latency import (
+    TABLE_HELP,
+    Steps,
+    add_quiet,
+    add_settings,
+    add_space,
+    check_output,
+    import_modules,
+    read_table,
+    the_space,
+)
+from ._latency_facts import facts, show
+from ._latency_table import check_table_output, report_table
+from ._output import error, note, plural, print_json
+from ._verb import UsageError, Verb
+
+if TYPE_CHECKING:
+    from ..latency import LatencyTable, Validation
+    from ..space import SearchSpace
+
+
+class Build(Verb):
+    """Measures a table."""
+
+    name = "build"
+    summary = "measure a table of this device for a search space"
+    description = (
+        "Measure what each operation of a search space costs on this device, and check the result on whole "
+        "random nets that it was not made from. Killed at any moment, the same command goes on where it "
+        "stopped. Keep the machine quiet meanwhile: the latencies are those of a machine as busy as it was."
+    )
+    example = """\
+  $ proxylessnas latency build --space imagenet --runtime onnxruntime --threads 2 -o table.json
+"""
+
+    def arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the action's arguments."""
+        add_space(parser)
+        parser.add_argument(
+            "-o", "--output", required=True, metavar="FILE", help="where to write the table (.json)"
+        )
+        parser.add_argument("--force", action="store_true", help="replace a table that is there")
+        group = parser.add_argument_group("effort")
+        group.add_argument("--minutes", type=float, metavar="M", help="about as long as this")
+        group.add_argument("--nets", type=int, metavar="N", help="whole nets to fit it on", dest="anchors")
+        group.add_argument(
+            "--validation-nets", type=int, default=30, metavar="N", help="others to check it on (default: 30)"
+        )
+        group.add_argument("--seed", type=int, default=0, metavar="N", help="of the random nets (default: 0)")
+        add_settings(parser)
+        add_quiet(parser)
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Measure, write and report."""
+        check_table_output(args.output, args.force)
+        import_modules(args)
+        space = the_space(args)
+        assert space is not None
+        from ..latency import build_table
+
+        with Steps(args.quiet, "building") as steps:
+            found = build_table(
+                space,
+                runtime=args.runtime,
+                device=args.device,
+                threads=args.threads,
+                batch_size=args.batch_size,
+                dtype=args.dtype,
+                memory_format=args.memory_format,
+                cuda_graph=args.cuda_graph,
+                path=args.output,
+                nets=args.anchors,
+                validation_nets=args.validation_nets,
+                minutes=args.minutes,
+                seed=args.seed,
+                progress=steps,
+                imports=tuple(args.imports),
+            )
+        report_table(args.output, found, args)
+        return 0
+
+
+class Validate(Verb):
+    """Compares a table with measured nets."""
+
+    name = "validate"
+    summary = "compare a table with whole nets measured on this device"
+    description = (
+        "Measure random whole nets of a table's space on this device, with the table's own settings, and "
+        "compare them with its predictions. The result is stored in the table. The exit code is 1 if the "
+        "table is not to be trusted: Kendall tau below 0.8, or a mean error above 15 %."
+    )
+    example = """\
+  $ proxylessnas latency validate table.json --nets 50 --png table.png
+"""
+
+    def arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the action's arguments."""
+        parser.add_argument("table", metavar="TABLE", help=TABLE_HELP)
+        parser.add_argument(
+            "-o", "--output", metavar="FILE", help="write the table here (default: TABLE, in place)"
+        )
+        parser.add_argument("--nets", type=int, default=30, metavar="N", help="how many", dest="count")
+        parser.add_argument(
+            "--seed", type=int, default=1, metavar="N", help="of the random nets (default: 1)"
+        )
+        parser.add_argument(
+            "--force", action="store_true", help="also where the device or versions are not the table's"
+        )
+        parser.add_argument("--png", metavar="FILE", help="draw predicted against measured latencies")
+        add_space(parser, required=False)
+        add_quiet(parser)
+        parser.add_argument(
+            "--import", action="append", default=[], metavar="MODULE", dest="imports",
+            help="import this first: a module that registers operations; may be repeated",
+        )  # fmt: skip
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Measure, store and report."""
+        from ..latency.table import BUNDLED
+
+        output = args.output or args.table
+        if args.output is None and args.table in BUNDLED:
+            raise UsageError(f"{args.table} comes with the package: -o says where to write the result")
+        check_output(output, "-o", ".json")
+        if args.png is not None:
+            check_output(args.png, "--png", ".png")
+        import_modules(args)
+        found = read_table(args.table)
+        space = the_space(args) or found.space
+        if space is None:
+            raise UsageError(f"{args.table} was made for no space: --space says which")
+        from ..latency import validate_table
+
+        with Steps(args.quiet, "validating") as steps:
+            result = validate_table(
+                found,
+                space,
+                nets=args.count,
+                seed=args.seed,
+                force=args.force,
+                imports=tuple(args.imports),
+                progress=steps,
+            )
+        found = found.with_validation(result)
+        found.save(output)
+        known = facts(found, space)
+        if args.json:
+            print_json({"table": str(output), **known})
+        else:
+            show(str(output), known, found.conditions.describe())
+        drawn = args.png is None or _draw(args.png, found, space, result)
+        for problem in known["trust"]:
+            error(f"{output} is not to be trusted: {problem}")
+        return 0 if drawn and not known["trust"] else 1
+
+
+class Kit(Verb):
+    """Writes what another device needs to measure a space."""
+
+    name = "kit"
+    summary = "write a folder with which a device without PyTorch measures a search space"
+    description = (
+        "Write a folder for a device that has no PyTorch: every operation of a search space and some whole "
+        "nets as ONNX (or ExecuTorch) files, and a script that measures them with Python and ONNX Runtime. "
+        "`proxylessnas latency import results.json --kit DIR` makes a table of what it finds."
+    )
+    example = """\
+  $ proxylessnas latency kit --space imagenet -o kit
+  (copy the folder to the device; there:)
+  $ python run.py --threads 4
+  (copy results.json back; here:)
+  $ proxylessnas latency import results.json --kit kit -o phone.json
+"""
+
+    def arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the action's arguments."""
+        add_space(parser)
+        parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder to write")
+        parser.add_argument(
+            "--formats", default="onnx", metavar="F,F", help="onnx, executorch, or both (default: onnx)"
+        )
+        parser.add_argument(
+            "--nets", type=int, default=48, metavar="N", help="whole nets (default: 48)", dest="count"
+        )
+        parser.add_argument("--batch", type=int, default=1, metavar="N", help="pictures a call (default: 1)")
+        parser.add_argument(
+            "--seed", type=int, default=0, metavar="N", help="of the random nets (default: 0)"
+        )
+        parser.add_argument(
+            "--import", action="append", default=[], metavar="MODULE", dest="imports",
+            help="import this first: a module that registers operations; may be repeated",
+        )  # fmt: skip
+        add_quiet(parser)
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Write it."""
+        import_modules(args)
+        space = the_space(args)
+        assert space is not None
+        from ..latency import write_kit
+
+        formats = tuple(args.formats.replace(",", " ").split())
+        with Steps(args.quiet, "writing") as steps:
+            folder = write_kit(
+                space,
+                args.output,
+                formats=formats,
+                nets=args.count,
+                batch_size=args.batch,
+                seed=args.seed,
+                progress=steps,
+            )
+        files = [path for path in Path(folder).rglob("*") if path.is_file()]
+        size = sum(path.stat().st_size for path in files)
+        if args.json:
+            print_json({"folder": str(folder), "files": len(files), "size": size, "formats": list(formats)})
+            return 0
+        print(folder)
+        count = plural(len(files), "file")
+        note(f"{count}, {size / 1e6:.1f} MB; README.txt in it says what to do on the device")
+        return 0
+
+
+def _draw(file: str, found: LatencyTable, space: SearchSpace, result: Validation) -> bool:
+    """Draw the nets; the table is written already, so that a full disk loses nothing."""
+    from ..latency.bench import describe
+    from ..latency.charts import prediction_png
+
+    title = f"Nets of the space {space.name!r}: {describe(found.conditions)}"
+    try:
+        prediction_png([pair[1:] for pair in result.pairs], file, title=title, summary=result.verdict)
+    except OSError as e:
+        error(f"{file}: cannot be written ({e.strerror or e})")
+        return False
+    return True
+
+
+BUILD, VALIDATE, KIT = Build(), Validate(), Kit()

@@ -1,0 +1,116 @@
+"""``proxylessnas latency measure``: how long do these nets take here?"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from ._latency import NET_HELP, Steps, add_quiet, add_settings, import_modules, ms, read_net
+from ._output import bold, note, print_json, printable, table
+from ._verb import UsageError, Verb
+
+if TYPE_CHECKING:
+    from ..latency import Timing
+
+
+class Measure(Verb):
+    """Measures whole nets, one after another."""
+
+    name = "measure"
+    summary = "measure nets on this device"
+    description = (
+        "Measure the latency of nets on this device: the median over many calls, after a warm-up, in a "
+        "process of their own. Their weights are random, which makes no difference. To compare nets with "
+        "each other, `proxylessnas bench` is fairer: it interleaves them."
+    )
+    example = """\
+  $ proxylessnas latency measure proxyless_cpu proxyless_mobile --threads 2
+  net               median   p10   p90  runs  images/s
+  proxyless_cpu       9.41  9.30  9.77    84       106
+  proxyless_mobile    8.52  8.44  8.90    93       117
+
+  milliseconds a call of 1 picture; p10, p90: quantiles of the calls
+"""
+    rest = "nets"
+
+    def arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the action's arguments."""
+        parser.add_argument("nets", metavar="NET", nargs="+", help=NET_HELP)
+        parser.add_argument("--image-size", type=int, metavar="N", help="side of the input, px")
+        parser.add_argument(
+            "--seconds", type=float, default=1.0, metavar="S", help="measure so long, at least (default: 1)"
+        )
+        add_settings(parser)
+        add_quiet(parser)
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Measure and report."""
+        if not 0 < args.seconds <= 3600:
+            raise UsageError(f"--seconds must be over 0 and at most 3600, not {args.seconds:g}")
+        import_modules(args)
+        from ..latency import Settings
+
+        settings = Settings(
+            args.runtime, args.device, args.threads, args.batch_size, args.dtype, args.memory_format,
+            args.cuda_graph,
+        )  # fmt: skip
+        words = list(dict.fromkeys(args.nets))
+        timings: dict[str, Timing] = {}
+        with Steps(args.quiet, "measuring") as steps:
+            for i, word in enumerate(words):
+                steps(i, len(words), word)
+                timings[word] = _measure(word, args, settings)
+        if args.json:
+            print_json({"nets": [_facts(word, timing) for word, timing in timings.items()]})
+            return 0
+        rows = [("net", "median", "p10", "p90", "runs", "images/s")]
+        for word, t in timings.items():
+            speed = f"{t.images_per_second:.{0 if t.images_per_second >= 100 else 1}f}"
+            rows.append((word, ms(t.median_ms), ms(t.p10_ms), ms(t.p90_ms), f"{t.runs:,}", speed))
+        head, _, body = table(rows, "<>>>>>").partition("\n")
+        print(bold(head))
+        print(printable(body))
+        conditions = next(iter(timings.values())).conditions
+        of = "1 picture" if args.batch_size == 1 else f"{args.batch_size} pictures"
+        print(f"\nmilliseconds a call of {of}; p10, p90: quantiles of the calls")
+        print(printable(f"{conditions.describe()}; memory allocator: {conditions.allocator}"))
+        for word, t in timings.items():
+            if t.noisy:
+                note(f"{word}: noisy: {'; '.join(t.noise)}")
+        return 0
+
+
+def _measure(word: str, args: argparse.Namespace, settings: Any) -> Timing:
+    from ..latency import measure
+
+    net: Any = word
+    size: Any = args.image_size
+    if args.imports:  # the measuring process does not know these operations, but can unpickle them
+        from ..builders import create_model
+
+        arch = read_net(word)
+        net, side = create_model(arch), size or arch.resolution or 224
+        size = (arch.in_channels, side, side)
+    options: dict[str, Any] = dataclasses.asdict(settings)
+    limit = max(20.0, 4 * args.seconds)
+    return measure(net, input_size=size, min_seconds=args.seconds, max_seconds=limit, **options)
+
+
+def _facts(word: str, t: Timing) -> dict[str, Any]:
+    return {
+        "net": word,
+        "median_ms": t.median_ms,
+        "p10_ms": t.p10_ms,
+        "p90_ms": t.p90_ms,
+        "runs": t.runs,
+        "warmup_runs": t.warmup_runs,
+        "images_per_second": t.images_per_second,
+        "noise": list(t.noise),
+        "input_size": list(t.input_size),
+        "date": t.date,
+        "conditions": {**t.conditions.to_dict(), "versions": dict(t.conditions.versions)},
+    }
+
+
+MEASURE = Measure()

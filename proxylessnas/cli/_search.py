@@ -1,0 +1,292 @@
+"""``proxylessnas search run``, ``resume`` and ``derive``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ._latency import SPACE_HELP, TABLE_HELP, import_modules
+from ._output import note, pairs
+from ._search_report import cost_notes, main_process, report, report_dry_run
+from ._train import DATA_HELP, keep_pages, settings
+from ._verb import UsageError, Verb
+
+if TYPE_CHECKING:
+    from ..search import SearchRecipe
+
+ALGORITHMS = ("gradient", "reinforce", "random", "evolution")
+_DEFAULT_RECIPE = "small"
+_FEW_STEPS = 8  # an epoch: below that, smaller batches
+
+
+class _ListRecipes(argparse.Action):
+    """Prints the presets and ends, as ``--help`` does."""
+
+    def __init__(self, option_strings: list[str], dest: str, help: str | None = None) -> None:
+        super().__init__(option_strings, dest, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from ..search.presets import ABOUT
+
+        print(pairs(list(ABOUT.items())))
+        parser.exit()
+
+
+class Run(Verb):
+    """Searches."""
+
+    name = "run"
+    summary = "search for a net"
+    description = (
+        "Search the space S for a net that is accurate on the pictures in DATA and meets the targets. A part "
+        "of the training pictures is held out to judge nets by; folders called val or test are not looked "
+        "into. Killed at any moment, the same command (or `search resume DIR`) goes on. Under torchrun it "
+        "searches on several GPUs, CPUs or machines. DIR gets arch.txt, net.config, child.safetensors, the "
+        "recipe and the logs."
+    )
+    example = """\
+  $ proxylessnas search run --space tiny --data digits --target-macs 2 --recipe tiny --out runs/digits
+"""
+
+    def arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the action's arguments."""
+        parser.add_argument("--space", required=True, metavar="S", help=SPACE_HELP)
+        parser.add_argument("--data", required=True, metavar="DATA", help=DATA_HELP)
+        parser.add_argument(
+            "--out", metavar="DIR", type=Path,
+            help="folder of the run (default: runs/search-SPACE-DATA); a run that is there is continued",
+        )  # fmt: skip
+        parser.add_argument("--limit", type=int, metavar="N", help="only so many pictures a class, for a try")
+        _add_targets(parser, "the net that is searched")
+        group = parser.add_argument_group(
+            "recipe", "What decides the result; it is written to DIR/search.toml."
+        )
+        group.add_argument("--algorithm", metavar="A", help=f"{', '.join(ALGORITHMS)} (default: gradient)")
+        group.add_argument(
+            "--recipe", metavar="NAME",
+            help=f"preset or .toml file (default: the one called like the space, else {_DEFAULT_RECIPE})",
+        )  # fmt: skip
+        group.add_argument("--show-recipe", action="store_true", help="print the resolved recipe and stop")
+        group.add_argument("--list-recipes", action=_ListRecipes, help="list the presets and stop")
+        group.add_argument(
+            "--set", action="append", default=[], metavar="KEY=VALUE", dest="changes",
+            help="change any value of the recipe, such as arch_rate=0.01; may be repeated",
+        )  # fmt: skip
+        group.add_argument("--warmup-epochs", type=int, metavar="N", help="epochs before the search proper")
+        group.add_argument("--epochs", type=int, metavar="N", help="epochs of the search")
+        group.add_argument("--batch-size", type=int, metavar="N", help="pictures a step, over all processes")
+        group.add_argument("--image-size", type=int, metavar="N", help="side of the nets' input, px")
+        group.add_argument("--seed", type=int, metavar="N", help="of everything random (default: 0)")
+        group = _add_how(parser)
+        group.add_argument("--dry-run", action="store_true", help="time a few steps, and train nothing")
+        group.add_argument("--force", action="store_true", help="search with a table that predicts badly too")
+        group.add_argument("--restart", action="store_true", help="begin anew; a run in DIR is renamed")
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Search and report."""
+        recipe = resolved_recipe(args)
+        if args.show_recipe:
+            print(recipe.to_toml(), end="")
+            return 0
+        import_modules(args)
+        if args.dry_run and args.restart:
+            raise UsageError(
+                "--restart moves a run out of the way, and --dry-run touches none: leave one out"
+            )
+        keep_pages(args)
+        recipe = _fitted(recipe, args)
+        if not recipe.targets and main_process():
+            note("no target is set (--target-ms, --target-macs, --target-params): accuracy alone decides")
+        asked: dict[str, Any] = {"table": args.table, "force": args.force, "limit": args.limit}
+        args.net = f"search-{_space_name(args.space)}"
+        if args.dry_run:
+            from ..search.dry_run import dry_run
+
+            found = dry_run(args.space, args.data, recipe, settings=settings(args), **asked)
+            return report_dry_run(args, found)
+        from ..search import search
+
+        return report(args, search(args.space, args.data, recipe, out=settings(args), **asked))
+
+
+class Resume(Verb):
+    """Goes on with a search."""
+
+    name = "resume"
+    summary = "go on with a search that was stopped"
+    description = (
+        "Go on with the search in DIR from its last checkpoint, with the recipe, the space, the pictures and "
+        "the table that it began with. On a CPU the result is that of a search in one piece, to the bit."
+    )
+    example = """\
+  $ proxylessnas search resume runs/a
+"""
+
+    def arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the action's arguments."""
+        parser.add_argument("out", metavar="DIR", type=Path, help="folder of the search")
+        parser.add_argument("--data", metavar="DATA", help="the pictures, where they are somewhere else now")
+        _add_how(parser)
+        parser.set_defaults(restart=False, net="")
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Search and report."""
+        import_modules(args)
+        keep_pages(args)
+        from ..search.after import resume
+
+        return report(args, resume(args.out, settings(args), data=args.data))
+
+
+class Derive(Verb):
+    """Derives another net."""
+
+    name = "derive"
+    summary = "derive another net from a search"
+    description = (
+        "Write the most probable net of the search in DIR that meets other targets, with the weights that it "
+        "inherits. The search need not have come to its end. What was learnt for one target is a compromise "
+        "for another: far from it, search anew."
+    )
+    example = """\
+  $ proxylessnas search derive runs/a --target-ms 3 -o nets/fast
+"""
+
+    def arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the action's arguments."""
+        parser.add_argument("folder", metavar="DIR", type=Path, help="folder of the search")
+        parser.add_argument(
+            "-o", "--output", required=True, metavar="FOLDER", type=Path, help="folder for the net; a new one"
+        )
+        _add_targets(parser, "the net; with none of them, those of the search hold", table=False)
+        parser.add_argument("--data", metavar="DATA", help="the pictures, where they are somewhere else now")
+        parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, mps")
+        parser.add_argument("--threads", type=int, metavar="N", help="threads of torch on a CPU")
+        _add_import(parser)
+        parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Derive and report."""
+        if args.threads is not None and not 1 <= args.threads <= 1024:
+            raise UsageError(f"--threads must be from 1 to 1024, not {args.threads}")
+        import_modules(args)
+        import torch
+
+        from ..search.after import derive
+
+        if args.threads is not None:
+            torch.set_num_threads(args.threads)
+        result = derive(args.folder, args.output, data=args.data, device=args.device, **_targets(args))
+        for text in cost_notes(result):
+            note(text)
+        return report(args, result)
+
+
+def _add_targets(parser: argparse.ArgumentParser, what: str, *, table: bool = True) -> None:
+    """Declare the limits on a net, which may be several."""
+    group = parser.add_argument_group("targets", f"At most so much, of {what}; several may be given.")
+    group.add_argument("--target-ms", type=float, metavar="MS", help="latency by the table, milliseconds")
+    group.add_argument(
+        "--target-macs", type=float, metavar="M", dest="target_macs_m", help="multiply-accumulates, millions"
+    )
+    group.add_argument(
+        "--target-params", type=float, metavar="M", dest="target_params_m", help="parameters, millions"
+    )
+    if table:
+        group.add_argument("--table", metavar="T", help=TABLE_HELP)
+
+
+def _add_how(parser: argparse.ArgumentParser) -> Any:
+    """Declare where and how a search is carried out."""
+    group = parser.add_argument_group("run", "Where and how; none of it changes the result.")
+    group.add_argument(
+        "--device", default="auto", help="auto (default: a GPU if there is one), cpu, cuda, mps"
+    )
+    group.add_argument(
+        "--workers", type=int, metavar="N", help="processes that read pictures (default: chosen)"
+    )
+    group.add_argument("--threads", type=int, metavar="N", help="threads of torch on a CPU")
+    group.add_argument(
+        "--save-every", type=int, default=0, metavar="N", help="steps between checkpoints in an epoch"
+    )
+    group.add_argument("--tensorboard", action="store_true", help="write TensorBoard files too")
+    group.add_argument(
+        "--system-malloc", action="store_true", help="leave glibc's memory settings as they are"
+    )
+    _add_import(group)
+    group.add_argument("--quiet", action="store_true", help="no progress on the terminal")
+    group.add_argument("--json", action="store_true", help="print the result as one JSON document")
+    parser.set_defaults(keep_every=0, max_unreadable=0.01)
+    return group
+
+
+def _add_import(parser: Any) -> None:
+    parser.add_argument(
+        "--import", action="append", default=[], metavar="MODULE", dest="imports",
+        help="import this first: a module that registers operations; may be repeated",
+    )  # fmt: skip
+
+
+def resolved_recipe(args: argparse.Namespace) -> SearchRecipe:
+    """Return the recipe with the changes that the options ask for."""
+    from ..search.presets import PRESETS, preset
+    from ..search.recipe import SearchRecipe, changed, read_search_recipe
+
+    word = args.recipe
+    if word is None:
+        name = args.space.partition("@")[0].strip().lower()
+        word = name if name in PRESETS else _DEFAULT_RECIPE
+    # A file that says only what is different is meant to start from what would be done without it.
+    is_file = word.lower().endswith(".toml")
+    recipe = (
+        SearchRecipe.from_toml(Path(word), base=preset(_DEFAULT_RECIPE))
+        if is_file
+        else read_search_recipe(word)
+    )
+    names = ("algorithm", "warmup_epochs", "epochs", "batch_size", "image_size", "seed")
+    given = {name: getattr(args, name) for name in names} | _targets(args)
+    given = {name: value for name, value in given.items() if value is not None}
+    if args.batch_size is not None and not _is_set(args, "learning_rate"):
+        recipe = recipe.with_batch_size(args.batch_size)
+    return changed(recipe, args.changes, given)
+
+
+def _targets(args: argparse.Namespace) -> dict[str, float | None]:
+    return {name: getattr(args, name) for name in ("target_ms", "target_macs_m", "target_params_m")}
+
+
+def _is_set(args: argparse.Namespace, name: str) -> bool:
+    """Return whether ``--set`` changes a value of the weights."""
+    words = [text.partition("=")[0].strip().replace("-", "_") for text in args.changes]
+    return name in words or f"weights.{name}" in words
+
+
+def _fitted(recipe: SearchRecipe, args: argparse.Namespace) -> SearchRecipe:
+    """Return the recipe with smaller batches where the pictures would make a few steps an epoch only."""
+    asked = args.batch_size is not None or _is_set(args, "batch_size")
+    if asked or (args.recipe or "").lower().endswith(".toml"):
+        return recipe
+    from ..search.data import open_search_data
+
+    data = open_search_data(args.data, arch_fraction=recipe.arch_fraction, seed=recipe.seed, limit=args.limit)
+    pictures, size = len(data.weights.train), recipe.weights.batch_size
+    while size > 4 and pictures // size < _FEW_STEPS:
+        size //= 2
+    if size == recipe.weights.batch_size or size % recipe.weights.accumulate:
+        return recipe
+    smaller = recipe.with_batch_size(size)
+    if main_process():
+        note(
+            f"{pictures:,} pictures to train weights on: batches of {size} in place of "
+            f"{recipe.weights.batch_size}, with a learning rate of {smaller.weights.learning_rate:.3g} "
+            "(--batch-size says otherwise)"
+        )
+    return smaller
+
+
+def _space_name(word: str) -> str:
+    return Path(word).stem if word.lower().endswith(".toml") else word
+
+
+RUN, RESUME, DERIVE = Run(), Resume(), Derive()

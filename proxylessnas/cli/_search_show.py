@@ -1,0 +1,150 @@
+"""``proxylessnas search show``: how far a search is, and what it found."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..progress import clock
+from ._latency import import_modules
+from ._output import bar, pairs, print_json, table
+from ._search_report import UNITS, number
+from ._verb import Verb
+
+_WORDS = {"latency": "latency", "macs": "multiply-accumulates", "params": "parameters"}
+
+
+class Show(Verb):
+    """Prints a search."""
+
+    name = "show"
+    summary = "show how far a search is, and what it found"
+    description = (
+        "Show a search, running or finished: its targets, how far it is, the net that it found or would "
+        "derive now, and how sure it is of each block."
+    )
+    example = """\
+  $ proxylessnas search show runs/a
+"""
+
+    def arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the action's arguments."""
+        parser.add_argument("folder", metavar="DIR", type=Path, help="folder of the search")
+        parser.add_argument(
+            "--import", action="append", default=[], metavar="MODULE", dest="imports",
+            help="import this first: a module that registers operations; may be repeated",
+        )  # fmt: skip
+        parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Print it."""
+        import_modules(args)
+        from ..search.after import describe
+
+        found = describe(args.folder)
+        if args.json:
+            print_json(found)
+            return 0
+        print(pairs(_rows(found)))
+        blocks = _blocks(args.folder, found)
+        if blocks:
+            print("\n" + blocks)
+        result = found.get("result") or {}
+        if result.get("arch"):
+            print("\n" + result["arch"])
+        return 0
+
+
+def _rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the search in words."""
+    epoch = found.get("last_epoch") or {}
+    arch = found.get("last_arch") or {}
+    judged = found.get("last_judged") or {}
+    result = found.get("result") or {}
+    rows = [("search", f"{found['algorithm']} in the space {found['space']}"), ("state", _state(found))]
+    if not found.get("targets"):
+        rows.append(("target", "none"))
+    for name, value in found.get("targets", {}).items():
+        kind = name.rpartition("_")[0]
+        rows.append(("target", f"{_WORDS.get(kind, kind)} of at most {number(value)} {UNITS.get(kind, '')}"))
+    figures = {**arch, **epoch}
+    if "entropy" in figures:
+        skipped = f", {100 * figures.get('skip_share', 0):.0f} % of the skippable blocks skipped"
+        rows.append(("probabilities", f"entropy {figures['entropy']:.3f} nats{skipped}"))
+    if figures.get("expected") is not None and found.get("targets"):
+        kind = next(iter(found["targets"])).rpartition("_")[0]
+        rows.append(("expected", f"{number(figures['expected'])} {UNITS.get(kind, '')} of a net drawn now"))
+    if judged:
+        rows.append(("judged", f"{judged['number']:,} nets, the best with {judged['best']:.2f} %"))
+    costs = result.get("costs") or epoch.get("costs") or {}
+    for name, value in costs.items():
+        rows.append((_WORDS.get(name, name), f"{number(value)} {UNITS.get(name, '')}"))
+    if result:
+        rows += _measured(result)
+    top1 = result.get("top1_held_out", epoch.get("top1"))
+    if top1 is not None:
+        rows.append(("top-1", f"{top1:.2f} % on the pictures that chose it, with inherited weights"))
+    if result.get("seconds"):
+        rows.append(("time", clock(result["seconds"])))
+    return rows
+
+
+def _state(found: Mapping[str, Any]) -> str:
+    if found.get("finished"):
+        return "finished"
+    newest = max(
+        (
+            (row.get("step", 0), row.get("epoch", 0))
+            for row in map(found.get, ("last_arch", "last_epoch"))
+            if row
+        ),
+        default=None,
+    )
+    if newest is None:
+        return f"not finished; within the {found['warmup_epochs']} epochs of warm-up, or stopped there"
+    return f"not finished; in epoch {newest[1]} of {found['epochs']} (step {newest[0]:,})"
+
+
+def _measured(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    predicted, measured = result.get("predicted_ms"), result.get("measured_ms")
+    if measured is not None and predicted:
+        noise = result.get("measured_noise")
+        text = f"{number(measured)} ms, {100 * (measured / predicted - 1):+.1f} % of the prediction"
+        return [("measured", text + (f"; noisy: {'; '.join(noise)}" if noise else ""))]
+    if result.get("measured_note"):
+        return [("measured", str(result["measured_note"]))]
+    return []
+
+
+def _blocks(folder: Path, found: Mapping[str, Any]) -> str:
+    """Return a table of the blocks: what the net has there, and how probable that is."""
+    from ..search.run import SPACE_FILE
+    from ..spaces import read_space
+
+    epoch = found.get("last_epoch") or {}
+    picks: Sequence[int] = (found.get("result") or {}).get("picks") or epoch.get("picks") or ()
+    probs = epoch.get("probs")
+    if not picks:
+        return ""
+    space = read_space(folder / SPACE_FILE)
+    rows = [["stage", "block", "pick", "p", "most probable"]]
+    for i, (position, pick) in enumerate(zip(space.positions, picks, strict=True)):
+        row = probs[i] if probs else None
+        best = "" if row is None else space.columns[max(range(len(row)), key=row.__getitem__)]
+        shown = "-" if row is None else f"{row[pick]:.2f} {bar(row[pick], 10)}".rstrip()
+        pick_name = space.columns[pick]
+        rows.append(
+            [
+                str(position.stage + 1),
+                str(position.block + 1),
+                pick_name,
+                shown,
+                "" if best == pick_name else best,
+            ]
+        )
+    return table(rows, ">><<<")
+
+
+SHOW = Show()

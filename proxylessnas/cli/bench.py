@@ -1,0 +1,206 @@
+"""``proxylessnas bench``: nets side by side on this machine."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from ..errors import MissingExtraError
+from ._latency import NET_HELP, Steps, add_quiet, add_where, check_output, import_modules, ms
+from ._output import bold, error, millions, note, print_json, printable, table
+from ._verb import UsageError, Verb
+
+if TYPE_CHECKING:
+    from ..latency.bench import Bench, BenchRow
+
+
+_NOTES = 3  # lines whose noise is told one by one
+
+
+class BenchVerb(Verb):
+    """Measures nets under several settings in one interleaved run."""
+
+    name = "bench"
+    order = 76
+    summary = "compare nets on this device: latency, size and accuracy"
+    description = (
+        "Measure nets under every combination of runtimes, threads and batches, in one interleaved run: each "
+        "round measures everything once, in random order, so that a machine whose speed drifts is unfair to "
+        "none. Next to ImageNet nets, torchvision's mobilenet_v2, mobilenet_v3_large and efficientnet_b0 are "
+        "measured. Without NET, the authors' four nets."
+    )
+    example = """\
+  $ proxylessnas bench proxyless_cpu timm/mnasnet_100 --threads 1,2 --png bench.png
+  torch, 1 thread, batch 1
+  net                             ms    p10    p90  images/s  params   MACs  top-1
+  proxyless_cpu                15.42  15.30  15.91        65  4.36 M  439 M   75.3
+  timm/mnasnet_100             12.80  12.71  13.22        78  4.38 M  314 M      -
+  torchvision/mobilenet_v2     12.77  12.63  13.04        78  3.50 M  301 M   72.2
+  ...
+"""
+    rest = "nets"
+
+    def arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the verb's arguments."""
+        parser.add_argument(
+            "nets", metavar="NET", nargs="*", help=f"{NET_HELP}; torchvision/NAME or timm/NAME, if installed"
+        )
+        parser.add_argument(
+            "--no-peers", action="store_true", help="none of torchvision's nets but those named"
+        )
+        parser.add_argument(
+            "--image-size", type=int, metavar="N", help="side of the input, px (default: each net's own)"
+        )
+        group = parser.add_argument_group("settings", "R, T and B may be lists: --threads 1,2")
+        group.add_argument(
+            "--runtime", type=_words, default=("torch",), metavar="R", dest="runtimes",
+            help="torch, torch-compile, onnxruntime, openvino, executorch (default: torch)",
+        )  # fmt: skip
+        group.add_argument(
+            "--threads", type=_numbers, default=(1,), metavar="T", help="on a CPU (default: 1)"
+        )
+        group.add_argument(
+            "--batch", type=_numbers, default=(1,), metavar="B", dest="batches",
+            help="pictures a call (default: 1)",
+        )  # fmt: skip
+        group.add_argument("--cuda-graph", action="store_true", help="replay a CUDA graph (--device cuda)")
+        add_where(group)
+        group = parser.add_argument_group("effort and results")
+        group.add_argument("--rounds", type=int, default=7, metavar="N", help="how often each (default: 7)")
+        group.add_argument(
+            "--seconds", type=float, default=0.3, metavar="S", help="how long each time (default: 0.3)"
+        )
+        group.add_argument("--csv", metavar="FILE", help="write everything as a table, with the machine")
+        group.add_argument("--png", metavar="FILE", help="draw accuracy against latency")
+        add_quiet(parser)
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Measure and report."""
+        if not 1 <= args.rounds <= 1000:
+            raise UsageError(f"--rounds must be 1 to 1000, not {args.rounds}")
+        if not 0 < args.seconds <= 60:
+            raise UsageError(f"--seconds must be over 0 and at most 60, not {args.seconds:g}")
+        for option, ending in (("csv", ".csv"), ("png", ".png")):
+            if getattr(args, option) is not None:
+                check_output(getattr(args, option), f"--{option}", ending)
+        import_modules(args)
+        from ..latency.bench import PEERS, SPECIALISED, bench
+
+        with Steps(args.quiet, "bench") as steps:
+            result = bench(
+                args.nets or SPECIALISED,
+                runtimes=args.runtimes,
+                threads=args.threads,
+                batches=args.batches,
+                device=args.device,
+                dtype=args.dtype,
+                memory_format=args.memory_format,
+                cuda_graph=args.cuda_graph,
+                image_size=args.image_size,
+                peers=() if args.no_peers else PEERS,
+                rounds=args.rounds,
+                seconds=args.seconds,
+                imports=args.imports,
+                progress=steps,
+            )
+        if args.json:
+            rows = [row.to_dict() for row in result.rows]
+            print_json({"rows": rows, "notes": list(result.notes), "rounds": result.rounds})
+        else:
+            _show(result)
+        for text in result.notes:
+            note(text)
+        return 0 if _written(args, result) else 1
+
+
+def _written(args: argparse.Namespace, result: Bench) -> bool:
+    """Write the files; the figures are out already, so that what goes wrong here loses none."""
+    from ..errors import DataError
+
+    sound = True
+    for file, write in ((args.csv, result.write_csv), (args.png, result.write_png)):
+        if file is not None:
+            try:
+                write(file)
+            except OSError as e:
+                error(f"{file}: cannot be written ({e.strerror or e})")
+                sound = False
+            except (DataError, MissingExtraError) as e:
+                error(f"{file} is not written: {e}")
+                sound = False
+    return sound
+
+
+def _show(result: Bench) -> None:
+    groups: dict[str, list[BenchRow]] = {}
+    for row in result.rows:
+        groups.setdefault(row.setting, []).append(row)
+    head = ("net", "ms", "p10", "p90", "images/s", "params", "MACs", "top-1", "")
+    lines = {setting: [_cells(row) for row in rows] for setting, rows in groups.items()}
+    # All groups in one table, so that their columns are below each other.
+    text = iter(
+        table([head, *(cells for cells_ in lines.values() for cells in cells_)], "<>>>>>>><").splitlines()
+    )
+    titles = next(text)
+    for i, (setting, cells) in enumerate(lines.items()):
+        print(("\n" if i else "") + bold(setting))
+        print(titles)
+        for _ in cells:
+            print(printable(next(text)))
+    _explain(result)
+
+
+def _cells(row: BenchRow) -> tuple[str, ...]:
+    net, t = row.net, row.timing
+    speed = t.images_per_second
+    measured = "*" if net.top1_status == "measured here" else ""
+    return (
+        net.name, ms(t.median_ms), ms(t.p10_ms), ms(t.p90_ms), f"{speed:,.{0 if speed >= 100 else 1}f}",
+        millions(net.params), millions(net.macs), "-" if net.top1 is None else f"{net.top1:.1f}{measured}",
+        "noisy" if t.noisy else "",
+    )  # fmt: skip
+
+
+def _explain(result: Bench) -> None:
+    rows = result.rows
+    from ..latency.bench import DATASETS
+
+    first = rows[0].timing
+    sizes = sorted({row.timing.input_size[1] for row in rows})
+    pixels = f"{sizes[0]} px" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} px, each net's own"
+    print(f"\nms: median of {result.rounds} interleaved rounds, a call of a whole batch; input: {pixels}")
+    if any(row.net.top1 is not None for row in rows):
+        print("top-1: accuracy in percent as published, not re-measured" + _star(rows))
+    for name, dataset in {row.net.name: row.net.dataset for row in rows}.items():
+        if dataset not in (None, "imagenet"):
+            print(printable(f"top-1 of {name}: on {DATASETS.get(str(dataset), dataset)}, not on ImageNet"))
+    versions: dict[str, Any] = {}
+    for row in rows:
+        versions.update(row.timing.conditions.versions)
+    c = first.conditions
+    print(printable(f"{c.device_name}; memory allocator: {c.allocator}; {first.date}"))
+    print(printable(", ".join(f"{name} {version}" for name, version in versions.items())))
+    noisy = [row for row in rows if row.timing.noisy]
+    for row in noisy[:_NOTES]:
+        note(f"noisy: {row.net.name} ({row.setting}): {'; '.join(row.timing.noise)}")
+    if len(noisy) > _NOTES:
+        note(f"noisy: {len(noisy)} of {len(rows)} lines; --csv and --json write all reasons")
+
+
+def _star(rows: tuple[BenchRow, ...]) -> str:
+    measured = any(row.net.top1_status == "measured here" for row in rows)
+    return "; *: measured by this project" if measured else ""
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word for word in text.replace(",", " ").split())
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(word) for word in _words(text))
+    except ValueError as e:
+        raise argparse.ArgumentTypeError(f"wanted numbers such as 1,2, not {text!r}") from e
+
+
+VERB = BenchVerb()

@@ -1,0 +1,161 @@
+"""What the tests of the search's core share: a small space with operations of its own, and the explicit mixture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from proxylessnas import register_op
+from proxylessnas.search.choice import Choice
+from proxylessnas.search.paths import PathParameters
+from proxylessnas.search.supernet import SuperNet, seeded
+from proxylessnas.space import SearchSpace, SpaceStage
+
+
+class Curve(nn.Module):
+    """An operation unlike an MBConv: no BatchNorm, smooth, and a buffer that no checkpoint has."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.mix = nn.Conv2d(inputs, outputs, 1, stride)
+        self.register_buffer("scale", torch.full((outputs, 1, 1), 0.7), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.mix(x)) * self.scale
+
+
+class Pool(nn.Module):
+    """An operation without a weight, whose output's strides are not its input's."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.stride, self.outputs = stride, outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.avg_pool2d(x, 3, self.stride, 1).mean(1, keepdim=True)
+        return y.expand(-1, self.outputs, -1, -1)
+
+
+register_op("search_curve", Curve)
+register_op("search_pool", Pool)
+
+#: Blocks 0 and 2 halve the map and have no shortcut; 1 and 3 have one, and may be skipped (column 4).
+SPACE = SearchSpace(
+    "test", stem=4, first=4, last=16, stages=(SpaceStage(8, 2, 2), SpaceStage(12, 2, 2)),
+    candidates=("k3e2", "k5e3", "search_curve", "search_pool"), resolution=16, num_classes=5, in_channels=2,
+)  # fmt: skip
+BLOCKS, COLUMNS, ZERO_COLUMN = 4, 5, 4
+ALL = [range(COLUMNS)] * BLOCKS
+#: No Zero; one; both; every candidate somewhere.
+PATHS = ([0, 1, 2, 3], [1, 4, 0, 1], [2, 4, 3, 4], [3, 0, 1, 2], [0, 2, 0, 4])
+
+
+def small_net(seed: int = 0, space: SearchSpace = SPACE, dtype: torch.dtype = torch.float64) -> SuperNet:
+    """Return a net in training mode, with an alpha that is far from even."""
+    net = seeded(space, seed).to(dtype).train()
+    net.alphas.init(torch.Generator().manual_seed(seed), std=1.0)
+    return net
+
+
+def batch(
+    seed: int = 0, dtype: torch.dtype = torch.float64, n: int = 6, size: int = 16
+) -> tuple[Tensor, Tensor]:
+    """Return pictures and classes."""
+    g = torch.Generator().manual_seed(seed)
+    pictures = torch.randn(n, SPACE.in_channels, size, size, generator=g, dtype=torch.float64)
+    return pictures.to(dtype), torch.randint(0, SPACE.num_classes, (n,), generator=g)
+
+
+def sgd_paths(net: SuperNet, momentum: float = 0.9, fused: bool = False) -> PathParameters:
+    """Return the paths of a net with the optimiser of a search."""
+    optimizer = torch.optim.SGD(
+        net.parameters(), 0.05, momentum, weight_decay=1e-2, nesterov=momentum > 0, fused=fused
+    )
+    return PathParameters(net, optimizer)
+
+
+def mixture(net: SuperNet, gates: Tensor, x: Tensor) -> Tensor:
+    """Return the logits with every block written out as ``sum_k g_k o_k(x)``, plus ``x`` with a shortcut."""
+    x = net.first_conv(x)
+    for block in net.blocks:
+        if not isinstance(block, Choice):
+            x = block(x)
+            continue
+        row = gates[net.choices.index(block)]
+        y = torch.zeros(())
+        for k, allowed in enumerate(block.allowed):
+            op = block.op(k) if allowed else None
+            if op is not None:
+                y = y + row[k] * op(x)
+        x = x + y if block.shortcut else y
+    return net.classifier(net.feature_mix_layer(x).mean((2, 3)))
+
+
+def one_hot(path: Sequence[int], dtype: torch.dtype = torch.float64) -> Tensor:
+    """Return the gates of a path, [blocks, columns]."""
+    return F.one_hot(torch.tensor(list(path)), COLUMNS).to(dtype)
+
+
+def mixture_gradient(net: SuperNet, path: Sequence[int], x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the loss and what autograd makes of the mixture's gates."""
+    gates = one_hot(path, x.dtype).requires_grad_()
+    with net.statistics_kept():
+        loss = F.cross_entropy(mixture(net, gates, x), t)
+        (gradient,) = torch.autograd.grad(loss, gates)
+    return loss.detach(), gradient
+
+
+def gate_gradient(
+    net: SuperNet,
+    path: Sequence[int],
+    x: Tensor,
+    t: Tensor,
+    wanted: Sequence[Sequence[int]] = ALL,
+    store: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Return the loss and what the gates give."""
+    gates = torch.zeros(BLOCKS, COLUMNS, dtype=x.dtype, requires_grad=True)
+    net.set_path(path)
+    with net.statistics_kept():
+        with net.gated(gates, wanted, store=store):
+            loss = F.cross_entropy(net(x), t)
+        (gradient,) = torch.autograd.grad(loss, gates)
+    return loss.detach(), gradient
+
+
+def state_of(net: nn.Module) -> dict[str, Tensor]:
+    """Return copies of everything that a state dict has."""
+    return {key: value.clone() for key, value in net.state_dict().items()}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    """Return whether two states are equal to the bit."""
+    return a.keys() == b.keys() and all(torch.equal(value, b[key]) for key, value in a.items())
+
+
+def counted(net: SuperNet) -> Callable[[], list[list[int]]]:
+    """Count how often each candidate runs; the function returned gives the counts and starts over."""
+    counts = [[0] * COLUMNS for _ in range(BLOCKS)]
+
+    def hook(i: int, k: int) -> Callable[..., None]:
+        def count(*_: object) -> None:
+            counts[i][k] += 1
+
+        return count
+
+    for i, choice in enumerate(net.choices):
+        for k, allowed in enumerate(choice.allowed):
+            op = choice.op(k) if allowed else None
+            if op is not None:
+                op.register_forward_hook(hook(i, k))
+
+    def read() -> list[list[int]]:
+        found = [row.copy() for row in counts]
+        for row in counts:
+            row[:] = [0] * COLUMNS
+        return found
+
+    return read

@@ -1,0 +1,294 @@
+"""The bench: nets side by side in one interleaved run, with honest accuracies."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import statistics
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+
+from proxylessnas import Arch, cli, register_op
+from proxylessnas.errors import ArchError, LatencyError, MissingExtraError, UnknownModelError
+from proxylessnas.latency import Settings
+from proxylessnas.latency.bench import Bench, bench, describe, pool
+from proxylessnas.latency.bench_nets import PEERS, SPECIALISED, open_nets
+from proxylessnas.latency.timing import Samples
+
+LITTLE = """Arch("little", stem=8, first=8, last=16, resolution=16, num_classes=5, stages=(
+    Stage(8, 2, "k3e3 -"),))"""
+OTHER = LITTLE.replace("little", "other").replace("k3e3 -", "k5e6 k5e6")
+
+
+@pytest.fixture(scope="module")
+def measured() -> tuple[Bench, list[str]]:
+    """Return a real bench of two nets and two batch sizes, and what it told on the way."""
+    told = []
+    nets = [Arch.parse(LITTLE), Arch.parse(OTHER)]
+    result = bench(
+        nets, batches=(1, 4), peers=(), rounds=3, seconds=0.01,
+        progress=lambda done, total, what: told.append(f"{done}/{total} {what}"),
+    )  # fmt: skip
+    return result, told
+
+
+# ---- measuring
+
+
+def test_every_net_under_every_setting(measured: tuple[Bench, list[str]]) -> None:
+    result, _ = measured
+    assert [(row.net.name, row.setting) for row in result.rows] == [
+        ("little", "torch, 1 thread, batch 1"),
+        ("other", "torch, 1 thread, batch 1"),
+        ("little", "torch, 1 thread, batch 4"),
+        ("other", "torch, 1 thread, batch 4"),
+    ]
+    assert result.notes == ()
+    for row in result.rows:
+        t = row.timing
+        assert 0 < t.p10_ms <= t.median_ms <= t.p90_ms
+        assert t.runs >= 15  # five a round
+        assert t.input_size == (3, 16, 16)
+        assert t.images_per_second == pytest.approx(1000 * t.conditions.batch_size / t.median_ms)
+        assert t.conditions.threads == 1
+
+
+def test_rounds_are_interleaved_in_fresh_orders(measured: tuple[Bench, list[str]]) -> None:
+    found = [re.search(r"round (\d): (.*)", line) for line in measured[1]]
+    rounds = [(match[1], match[2]) for match in found if match]
+    orders = [tuple(what for number, what in rounds if number == str(i)) for i in (1, 2, 3)]
+    assert [number for number, _ in rounds] == sorted(number for number, _ in rounds)
+    assert all(Counter(order) == Counter(orders[0]) and len(order) == 4 for order in orders)
+    assert len(set(orders)) > 1
+
+
+def test_progress_ends_at_its_total(measured: tuple[Bench, list[str]]) -> None:
+    steps = [tuple(map(int, line.split()[0].split("/"))) for line in measured[1]]
+    assert [done for done, _ in steps] == sorted(done for done, _ in steps)
+    assert steps[-1] == (16, 16)  # two settings x two nets, loaded once and measured three times
+
+
+def test_rounds_are_pooled() -> None:
+    quiet, noisy = Samples((1.0, 2.0), 3, True, 0.0), Samples((9.0,), 2, False, 0.5)
+    found = pool([quiet, noisy])
+    assert (found.ms, found.warmup_runs, found.stable) == ((1.0, 2.0, 9.0), 5, False)
+    assert found.other_load == statistics.fmean([0.0, 0.5])
+    assert pool([Samples((1.0,), 1, True, None)]).other_load is None
+
+
+def test_settings_in_words() -> None:
+    assert describe(Settings(threads=2, batch_size=8)) == "torch, 2 threads, batch 8"
+    assert describe(Settings(device="cuda")) == "torch, GPU, batch 1"
+
+
+OPS = """
+from torch import nn
+from proxylessnas import register_op
+def build(i, o, s):
+    return nn.Conv2d(i, o, 3, s, 1)
+register_op("bench_plain", build)
+"""
+
+
+def test_a_net_that_cannot_be_loaded_is_left_out_with_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The measuring process knows an operation only if it imports the module that registers it."""
+    (tmp_path / "bench_ops.py").write_text(OPS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import bench_ops  # type: ignore[import-not-found]
+
+    register_op("bench_plain", bench_ops.build)
+    nets = [Arch.parse(LITTLE), Arch.parse(OTHER.replace("k5e6", "bench_plain"))]
+    few: dict[str, Any] = {"peers": (), "rounds": 1, "seconds": 0.001}
+    result = bench(nets, **few)
+    assert [row.net.name for row in result.rows] == ["little"]
+    assert "other is left out (torch, 1 thread, batch 1): " in result.notes[0]
+    assert "bench_plain" in result.notes[0]
+    assert len(bench(nets, imports=["bench_ops"], **few).rows) == 2
+
+
+@pytest.mark.slow
+def test_nothing_could_be_measured() -> None:
+    def build(i: int, o: int, s: int) -> nn.Module:
+        return nn.Conv2d(i, o, 3, s, 1)
+
+    register_op("bench_unknown_elsewhere", build)
+    net = Arch.parse(OTHER.replace("k5e6", "bench_unknown_elsewhere"))
+    with pytest.raises(LatencyError, match="nothing could be measured:\n  other is left out"):
+        bench([net], peers=(), rounds=1, seconds=0.001)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"nets": ["proxyless_cp"]}, UnknownModelError, "did you mean proxyless_cpu"),
+        ({"nets": ["nowhere/a.txt"]}, ArchError, "nowhere"),
+        ({"nets": []}, LatencyError, "no net to measure"),
+        ({"runtimes": ["tensorflow"]}, LatencyError, "tensorflow"),
+        ({"runtimes": []}, LatencyError, "no setting"),
+        ({"threads": [0]}, LatencyError, "threads"),
+        ({"threads": range(1, 27)}, LatencyError, "24 are the limit"),
+        ({"rounds": 0}, LatencyError, "rounds"),
+        ({"device": "tpu"}, LatencyError, "tpu"),
+    ],
+)
+def test_what_makes_no_sense(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        bench(**{"nets": [Arch.parse(LITTLE)], "peers": (), **options})
+
+
+# ---- nets and what is known about them
+
+
+def test_own_nets_have_the_published_figures(tmp_path: Path) -> None:
+    nets, notes = open_nets([*SPECIALISED, "proxyless_w025_r112", "proxyless_cifar10_demo"], tmp_path)
+    assert notes == []
+    by_name = {net.name: net for net in nets}
+    cpu = by_name["proxyless_cpu"]
+    assert (cpu.params, cpu.macs, cpu.top1, cpu.top1_status) == (4_361_648, 439_243_864, 75.29, "published")
+    small = by_name["proxyless_w025_r112"]
+    assert (small.spec.input_size, small.top1) == ((3, 112, 112), None)
+    demo = by_name["proxyless_cifar10_demo"]
+    assert (demo.top1_status, demo.dataset, demo.num_classes) == ("measured here", "cifar10", 10)
+    assert not any(net.peer for net in nets)
+
+
+def test_an_accuracy_belongs_to_its_input_size(tmp_path: Path) -> None:
+    (net,), _ = open_nets(["proxyless_cpu"], tmp_path, image_size=160)
+    assert (net.top1, net.top1_status, net.spec.input_size) == (None, None, (3, 160, 160))
+    assert net.macs < 439_243_864
+    (net,), _ = open_nets(["proxyless_cpu"], tmp_path, image_size=224)
+    assert net.top1 == 75.29
+
+
+def test_files_and_repeated_nets(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text(LITTLE)
+    words = [str(tmp_path / "a.txt"), str(tmp_path / "b.txt"), str(tmp_path / "a.txt")]
+    nets, _ = open_nets(words, tmp_path)
+    assert [net.name for net in nets] == ["little", "little (2)"]
+
+
+def test_torchvision_nets_come_with_imagenet_nets_only(tmp_path: Path) -> None:
+    pytest.importorskip("torchvision")
+    nets, notes = open_nets(["proxyless_cpu", PEERS[0]], tmp_path, peers=PEERS[:1])
+    assert [net.name for net in nets] == ["proxyless_cpu", "torchvision/mobilenet_v2"]
+    assert notes == []
+    peer = nets[1]
+    assert (peer.peer, peer.params, peer.macs, peer.num_classes) == (True, 3_504_872, 300_774_272, 1000)
+    assert (peer.top1_status, peer.dataset) == ("published", "imagenet")
+    assert 70 < float(peer.top1 or 0) < 75
+    assert "torchvision, MobileNet_V2_Weights" in str(peer.top1_source)
+    nets, notes = open_nets(["proxyless_cifar10_demo"], tmp_path, peers=PEERS)
+    assert len(nets) == 1
+    assert "left out" in notes[0]
+    with pytest.raises(UnknownModelError, match="did you mean torchvision/mobilenet_v2"):
+        open_nets(["torchvision/mobilenetv2"], tmp_path)
+
+
+def test_without_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its nets are left out with a note, but one that was asked for by name is an error."""
+    monkeypatch.setitem(sys.modules, "torchvision.models", None)
+    nets, notes = open_nets(["proxyless_cpu"], tmp_path, peers=PEERS)
+    assert [net.name for net in nets] == ["proxyless_cpu"]
+    assert len(notes) == 3
+    assert all("pip install torchvision" in text for text in notes)
+    with pytest.raises(MissingExtraError, match="pip install torchvision"):
+        open_nets(PEERS[:1], tmp_path)
+
+
+def test_without_timm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(MissingExtraError, match="pip install timm"):
+        open_nets(["timm/mnasnet_100"], tmp_path)
+
+
+def test_timm_nets(tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    (net,), _ = open_nets(["timm/mnasnet_small"], tmp_path)
+    assert (net.peer, net.num_classes, net.spec.input_size, net.top1) == (True, 1000, (3, 224, 224), None)
+    with pytest.raises(UnknownModelError, match="no net 'mnasnet_smal'; did you mean timm/mnasnet_small"):
+        open_nets(["timm/mnasnet_smal"], tmp_path)
+
+
+# ---- files and the command
+
+
+def test_csv(measured: tuple[Bench, list[str]], tmp_path: Path) -> None:
+    measured[0].write_csv(tmp_path / "a.csv")
+    with open(tmp_path / "a.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["net"], row["batch"]) for row in rows] == [
+        ("little", "1"), ("other", "1"), ("little", "4"), ("other", "4"),
+    ]  # fmt: skip
+    for row in rows:
+        assert float(row["median_ms"]) > 0
+        assert "torch" in row["versions"]
+        assert re.fullmatch(r"\d{4}-\d\d-\d\d", row["date"])
+        assert row["device_name"]
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    (tmp_path / "little.txt").write_text(LITTLE)
+    words = ["bench", "proxyless_cifar10_demo", "--rounds", "1", "--seconds", "0.001", "--quiet"]
+    words += [str(tmp_path / "little.txt")]
+    words += ["--csv", str(tmp_path / "a.csv"), "--png", str(tmp_path / "a.png")]
+    assert cli.main(words) == 0
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert lines[0] == "torch, 1 thread, batch 1"
+    assert lines[1].split() == ["net", "ms", "p10", "p90", "images/s", "params", "MACs", "top-1"]
+    assert re.match(r"proxyless_cifar10_demo +[\d.]+ .* 0\.59 M +52\.1 M +87\.5\*", lines[2])
+    assert re.match(r"little +[\d.]+ .* -( |$)", lines[3])
+    assert "*: measured by this project" in out
+    assert "top-1 of proxyless_cifar10_demo: on CIFAR-10, not on ImageNet" in out
+    assert all(len(line) <= 100 for line in lines)
+    assert "torchvision's nets are left out" in err
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert len((tmp_path / "a.csv").read_text().splitlines()) == 3
+
+
+def test_command_as_json_without_any_accuracy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The figures are printed even if there is nothing to draw."""
+    pytest.importorskip("matplotlib")
+    (tmp_path / "little.txt").write_text(LITTLE)
+    words = ["bench", str(tmp_path / "little.txt"), "--rounds", "1", "--seconds", "0.001"]
+    words += ["--json", "--no-peers"]
+    assert cli.main([*words, "--png", str(tmp_path / "a.png")]) == 1
+    out, err = capsys.readouterr()
+    (row,) = json.loads(out)["rows"]
+    assert (row["net"], row["top1"], row["runtime"], row["input_size"]) == ("little", None, "torch", 16)
+    assert "nothing to draw" in err
+    assert not (tmp_path / "a.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--threads", "one"], 2, "wanted numbers such as 1,2"),
+        (["--rounds", "0"], 2, "--rounds must be"),
+        (["--seconds", "nan"], 2, "--seconds must be"),
+        (["--csv", "a.txt"], 2, "--csv writes a .csv file"),
+        (["--png", "nowhere/a.png"], 1, "there is no folder nowhere"),
+        (["--runtime", "tensorflow"], 1, "runtime is 'tensorflow'"),
+        (["--import", "no_such_module"], 2, "--import no_such_module: ModuleNotFoundError"),
+        (["no_such_net"], 1, "unknown net 'no_such_net'"),
+    ],
+)
+def test_wrong_use_is_one_clear_error(
+    words: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if "a.png" in words[-1]:
+        pytest.importorskip("matplotlib")
+    assert cli.main(["bench", *words]) == code
+    err = capsys.readouterr().err
+    assert message in err
+    assert "Traceback" not in err

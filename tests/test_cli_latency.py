@@ -1,0 +1,419 @@
+"""`proxylessnas latency` as typed: what each action does, prints and exits with, for good input and bad."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from latency_table_tools import SPACE, little
+
+from proxylessnas import cli
+from proxylessnas.cli._latency import Steps
+from proxylessnas.cli.bench import VERB as BENCH
+from proxylessnas.cli.latency import VERB as LATENCY
+from proxylessnas.errors import LatencyError
+from proxylessnas.latency import LatencyTable
+from proxylessnas.spaces import read_space
+
+ACTIONS = ["measure", "build", "validate", "show", "predict", "import", "kit"]
+TOML = """name = "micro"
+stem = 4
+first = 4
+last = 8
+resolution = 16
+num_classes = 3
+candidates = ["k3e2", "k5e2"]
+stages = [{ width = 8, stride = 2, blocks = 2 }, { width = 16, stride = 2, blocks = 1 }]
+"""
+NET = """Arch("mine", stem=8, first=8, last=32, resolution=32, stages=(
+    Stage(16, 2, "k3e2 -"), Stage(24, 1, "k5e2 k3e2")))"""
+GOOD = {
+    "nets": 30, "date": "2026-11-21", "mape_percent": 2.4, "bias_percent": -0.3, "kendall_tau": 0.961,
+    "within_5_percent": 93.3, "within_10_percent": 100.0, "noisy_nets": 0,
+}  # fmt: skip
+
+
+@dataclasses.dataclass
+class Ran:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Return a function that runs the command in this process."""
+
+    def run(*words: object) -> Ran:
+        capsys.readouterr()
+        code = cli.main(["latency", *map(str, words)])
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return Ran(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """Return the file of a table that was validated."""
+    return little().with_validation(GOOD).save(tmp_path / "table.json")
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.txt"
+    path.write_text(NET)
+    return path
+
+
+def is_narrow(text: str) -> bool:
+    return all(len(line) <= 100 for line in text.splitlines())
+
+
+# ---- the verb as a whole
+
+
+def test_the_actions_explain_themselves(run: Run) -> None:
+    assert list(_actions()) == ACTIONS
+    for name, parser in _actions().items():
+        assert run(name, "--help").code == 0
+        assert is_narrow(run(name, "--help").out)
+        assert f"$ proxylessnas latency {name}" in str(parser.epilog)
+        assert len(parser._actions) < 30
+    ran = run()
+    assert (ran.code, ran.out) == (2, "")
+    assert all(re.search(rf"^    {name} ", ran.err, re.MULTILINE) for name in ACTIONS)
+
+
+def _actions() -> dict[str, argparse.ArgumentParser]:
+    parser = argparse.ArgumentParser()
+    LATENCY.arguments(parser)
+    (sub,) = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return dict(sub.choices)
+
+
+def test_help_imports_no_torch(repo: Path) -> None:
+    """The heavy libraries are imported once it is known what to do."""
+    code = "import sys; from proxylessnas.cli import main; main({words!r}); assert 'torch' not in sys.modules"
+    for words in (["latency", "build", "--help"], ["bench", "--help"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(words=words)], cwd=repo, capture_output=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def test_there_are_not_too_many_options() -> None:
+    parser = argparse.ArgumentParser()
+    BENCH.arguments(parser)
+    assert len(parser._actions) < 30
+
+
+# ---- show
+
+
+def test_show_the_published_table(run: Run) -> None:
+    """Bounds of the space as in the paper's own code: 29.61 and 191.03 ms."""
+    ran = run("show", "pixel1")
+    assert ran.code == 0
+    assert is_narrow(ran.out)
+    text = re.sub(r"\s+", " ", ran.out)
+    assert "fastest net 29.61 ms k3e3 - - - | k3e3" in text
+    assert "slowest net 191.03 ms k7e6 k7e6 k7e6 k7e6 | k7e6" in text
+    assert "coverage 70 of 70 operations (100 %)" in text
+    assert "not re-measured" in text
+    assert "24x56 24x56 + 6.273 11.095 7.902 14.131 10.215 18.541" in text
+    assert "never compared with measured nets" in ran.err
+
+
+def test_show_a_table(run: Run, table: Path) -> None:
+    ran = run("show", table)
+    text = re.sub(r"\s+", " ", ran.out)
+    assert "on 30 random nets that it was not made from, 2026-11-21: mean error 2.4 %, bias -0.3 %" in text
+    assert "Kendall tau 0.961" in text
+    assert "coverage 12 of 12 operations (100 %)" in text
+    assert ran.err == ""
+
+
+def test_show_as_json(run: Run, table: Path) -> None:
+    found = run("show", table, "--json").json
+    loaded = LatencyTable.load(table)
+    assert found["digest"] == loaded.digest
+    assert found["trust"] == []
+    assert (found["space"]["fastest"]["ms"], found["space"]["slowest"]["ms"]) == loaded.range_ms()
+    from proxylessnas import Arch
+
+    for name in ("fastest", "slowest"):
+        arch = Arch.parse(found["space"][name]["arch"])
+        assert loaded.predict(arch) == pytest.approx(found["space"][name]["ms"])  # type: ignore[arg-type]
+    assert len(found["operations"]) == len(loaded.entries)
+
+
+def test_show_a_net(run: Run, table: Path, net: Path) -> None:
+    from proxylessnas import Arch
+
+    total = LatencyTable.load(table).predict(Arch.parse(NET))  # type: ignore[arg-type]
+    ran = run("show", table, net)
+    assert ran.code == 0
+    lines = ran.out.splitlines()
+    operations = ["stem", "k3e1", "k3e2", "k5e2", "k3e2", "last", "classifier"]
+    assert [line.split()[0] for line in lines[2:-3]] == operations
+    assert lines[-3].split() == ["total", f"{total:.3f}"]
+    shares = [float(match) for match in re.findall(r"([\d.]+) %", ran.out)]
+    assert sum(shares) == pytest.approx(100, abs=0.5)
+    assert run("show", table, net, "--json").json["predicted_ms"] == pytest.approx(total)
+
+
+def test_another_space_is_covered_or_not(run: Run, table: Path, tmp_path: Path) -> None:
+    (tmp_path / "space.toml").write_text(TOML)
+    ran = run("show", table, "--space", tmp_path / "space.toml")
+    assert ran.code == 0
+    assert re.search(r"coverage +0 of \d+ operations \(0 %\)", ran.out)
+    assert re.search(r"and \d+ more", ran.out)
+    assert "fastest" not in ran.out
+    (tmp_path / "own.toml").write_text(SPACE.to_toml())
+    assert "(100 %)" in run("show", table, "--space", tmp_path / "own.toml").out
+    other = run("show", table, "--space", tmp_path / "own.toml", "--image-size", 64, "--predict-missing")
+    assert "(100 %)" in other.out
+    assert "~" in other.out
+    assert "guessed operations are off by" in other.err
+
+
+# ---- predict
+
+
+def test_predict(run: Run, table: Path, net: Path) -> None:
+    ran = run("predict", table, net)
+    assert re.match(rf"net +predicted\n{net} +[\d.]+\n\nmilliseconds a call; torch on a test", ran.out)
+    assert ran.err == ""
+    found = run("predict", table, net, "--json").json
+    assert found["nets"][0]["guessed_operations"] == 0
+
+
+def test_operations_that_were_not_measured(run: Run, table: Path, net: Path) -> None:
+    """An error that names the nearest, unless guesses are allowed, which are marked and judged."""
+    net.write_text(NET.replace("Stage(24", "Stage(40"))
+    ran = run("predict", table, net)
+    assert (ran.code, ran.out) == (1, "")
+    assert f"{net}: the latency table has no entry for k5e2 in=16x8x8 out=40 stride=1" in ran.err
+    assert "the nearest it has is k5e2 in=16x8x8 out=24" in ran.err
+    assert "KeyError" in run("predict", table, net, "--json").json["error"]["type"]
+    ran = run("predict", table, net, "--predict-missing")
+    assert re.search(r"guessed operations\n.* 3 of 7", ran.out)
+    assert re.search(r"guessed operations are off by [\d.]+ %", ran.err)
+    shown = run("show", table, net, "--predict-missing")
+    assert shown.out.count("~") == 4  # three operations and the legend
+
+
+def test_words_behind_options(run: Run, table: Path, net: Path) -> None:
+    assert run("predict", table, net, "--json", net).code == 0
+    ran = run("show", table, net, "--json", "more")
+    assert ran.code == 2
+    assert "unrecognised arguments: more" in ran.err
+
+
+# ---- import
+
+
+def test_import_a_csv_file(run: Run, tmp_path: Path) -> None:
+    lines = [f"{key},{1000 * entry.ms}" for key, entry in little().entries.items()]
+    (tmp_path / "a.csv").write_text("\n".join(["key,us", *lines]))
+    (tmp_path / "s.toml").write_text(SPACE.to_toml())
+    words = ["import", tmp_path / "a.csv", "-o", tmp_path / "t.json", "--device", "A Phone"]
+    ran = run(*words, "--space", tmp_path / "s.toml", "--threads", 4)
+    assert ran.code == 0, ran.err
+    assert "A Phone, 4 threads" in ran.out
+    found = LatencyTable.load(tmp_path / "t.json")
+    assert {key: round(entry.ms, 6) for key, entry in found.entries.items()} == {
+        key: round(entry.ms, 6) for key, entry in little().entries.items()
+    }
+    again = run(*words)
+    assert (again.code, "--force replaces it" in again.err) == (1, True)
+    assert run(*words, "--force", "--json").json["space"] is None
+
+
+def test_import_says_what_is_missing(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"stem in=3x32x32 out=8 stride=2": 1.5}')
+    ran = run("import", tmp_path / "a.json", "-o", tmp_path / "t.json")
+    assert ran.code == 1
+    assert "unit" in ran.err
+    ran = run("import", tmp_path / "a.json", "-o", tmp_path / "t.json", "--kit", tmp_path, "--device", "x")
+    assert ran.code == 2
+    assert "--device does not go with --kit" in ran.err
+    assert not (tmp_path / "t.json").exists()
+
+
+def test_a_kit_there_and_back(run: Run, tmp_path: Path) -> None:
+    """Written here, run as on a device without PyTorch, and imported as a table that can be used."""
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    (tmp_path / "space.toml").write_text(TOML)
+    kit = tmp_path / "kit"
+    ran = run("kit", "--space", tmp_path / "space.toml", "-o", kit, "--nets", 12, "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["folder"] == str(kit)
+    assert ran.json["files"] == len([path for path in kit.rglob("*") if path.is_file()])
+    words = [sys.executable, "run.py", "--rounds", "1", "--seconds", "0.001"]
+    done = subprocess.run(words, cwd=kit, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    ran = run("import", kit / "results.json", "--kit", kit, "-o", tmp_path / "t.json")
+    assert ran.code == 0, ran.err
+    found = LatencyTable.load(tmp_path / "t.json")
+    space = read_space(tmp_path / "space.toml")
+    assert found.space == space
+    have, need, _ = found.coverage()
+    assert have == need
+    assert {entry.how for entry in found.entries.values()} == {"fitted"}
+    assert found.method["nets"] == 12
+    assert found.validation is None  # too few nets to judge it
+    assert "never compared with measured nets" in ran.err
+    assert run("kit", "--space", tmp_path / "space.toml", "-o", kit).code == 1
+
+
+# ---- what measures
+
+
+def test_measure(run: Run, net: Path) -> None:
+    ran = run("measure", net, "--seconds", "0.01", "--image-size", 16, "--batch", 2, "--json")
+    assert ran.code == 0, ran.err
+    (found,) = ran.json["nets"]
+    assert 0 < found["p10_ms"] <= found["median_ms"] <= found["p90_ms"]
+    assert (found["input_size"], found["conditions"]["batch_size"]) == ([3, 16, 16], 2)
+    assert found["runs"] >= 20
+    ran = run("measure", net, "--seconds", "0.01")
+    head, line, _, legend, conditions = ran.out.splitlines()
+    assert head.split() == ["net", "median", "p10", "p90", "runs", "images/s"]
+    assert line.split()[0] == str(net)
+    assert legend == "milliseconds a call of 1 picture; p10, p90: quantiles of the calls"
+    assert "memory allocator: " in conditions
+
+
+def test_build_and_show(run: Run, tmp_path: Path) -> None:
+    """Without validation, which takes as many processes again."""
+    (tmp_path / "space.toml").write_text(TOML)
+    file = tmp_path / "t.json"
+    words = ["build", "--space", tmp_path / "space.toml", "-o", file, "--minutes", "0.01"]
+    ran = run(*words, "--validation-nets", 0)
+    assert ran.code == 0, ran.err
+    assert "(100 %)" in ran.out
+    assert "a search would refuse this table: it was never compared" in ran.err
+    assert [path.name for path in tmp_path.glob("t.json*")] == ["t.json"]
+    assert "micro" in run("show", file).out
+    ran = run(*words)
+    assert (ran.code, f"error: {file} is there already" in ran.err) == (1, True)
+
+
+@pytest.mark.slow
+def test_validate(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    (tmp_path / "space.toml").write_text(TOML)
+    file, png = tmp_path / "t.json", tmp_path / "t.png"
+    words = ["build", "--space", tmp_path / "space.toml", "-o", file, "--minutes", "0.01"]
+    assert run(*words, "--validation-nets", 0).code == 0
+    ran = run("validate", file, "--nets", 4, "--png", png, "--json")
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert ran.json["validation"]["nets"] == 4
+    assert ran.code == (1 if ran.json["trust"] else 0)
+    assert LatencyTable.load(file).digest == ran.json["digest"]
+
+
+# ---- wrong use
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["show", "nowhere.json"], 1, "no latency table at nowhere.json"),
+        (["show", "pixel1", "no_such_net"], 1, "unknown net 'no_such_net'"),
+        (["show", "pixel1", "proxyless_cifar"], 1, "proxyless_cifar is no chain of blocks"),
+        (["show", "pixel1", "proxyless_cpu", "--space", "tiny"], 2, "--space is for"),
+        (["show", "pixel1", "--image-size", "32"], 2, "name it with --space"),
+        (["predict", "pixel1"], 2, "NET"),
+        (["predict", "pixel1", "proxyless_cpu", "--image-size", "0"], 1, "resolution must be"),
+        (["build", "--space", "imagnet", "-o", "t.json"], 1, "did you mean imagenet?"),
+        (["build", "--space", "tiny", "-o", "t.txt"], 2, "-o writes a .json file"),
+        (["build", "--space", "tiny", "-o", "nowhere/t.json"], 1, "there is no folder nowhere"),
+        (["build", "--space", "tiny", "-o", "t.json", "--runtime", "tflite"], 1, "runtime is 'tflite'"),
+        (["build", "--space", "tiny", "-o", "t.json", "--threads", "0"], 1, "threads must be"),
+        (["build", "--space", "tiny", "-o", "t.json", "--minutes", "nan"], 1, "minutes must be"),
+        (["build", "--space", "tiny", "-o", "t.json", "--nets", "1"], 1, "nets must be"),
+        (["build", "--space", "tiny", "-o", "t.json", "--image-size", "4"], 1, "tiny"),
+        (["build", "--space", "tiny", "-o", "t.json", "--cuda-graph"], 1, "cuda_graph needs device 'cuda'"),
+        (["validate", "pixel1"], 2, "-o says where to write"),
+        (["validate", "pixel1", "-o", "t.json"], 1, "measured by another program"),
+        (["validate", "nowhere.json"], 1, "no latency table at nowhere.json"),
+        (["import", "a.csv"], 2, "-o"),
+        (["import", "nowhere.csv", "-o", "t.json", "--unit", "ms", "--device", "x"], 1, "nowhere.csv"),
+        (["import", "a.csv", "-o", "t.json", "--unit", "minutes"], 2, "--unit"),
+        (["kit", "--space", "tiny", "-o", "k", "--formats", "tflite"], 1, "formats are onnx"),
+        (["kit", "--space", "tiny", "-o", "k", "--nets", "-1"], 1, "nets must be"),
+        (["measure"], 2, "NET"),
+        (["measure", "no_such_net"], 1, "no_such_net"),
+        (["measure", "proxyless_cpu", "--seconds", "nan"], 2, "--seconds must be"),
+        (["measure", "proxyless_cpu", "--import", "no_such_module"], 2, "--import no_such_module"),
+        (["weigh"], 2, "weigh"),
+    ],
+)
+def test_one_clear_error(
+    words: list[str], code: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran = run(*words)
+    assert message in ran.err
+    assert ran.code == code
+    assert len(ran.err.splitlines()) <= 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_table_in_place_that_cannot_be_written(run: Run, table: Path) -> None:
+    ran = run("validate", table, "-o", table.parent)
+    assert ran.code == 2
+    ran = run("validate", table, "-o", table.parent / "none" / "t.json")
+    assert (ran.code, "there is no folder" in ran.err) == (1, True)
+
+
+# ---- progress
+
+
+def test_progress_is_silent_where_nobody_looks(capsys: pytest.CaptureFixture[str]) -> None:
+    with Steps(False, "building") as steps:
+        for i in range(100):
+            steps(i, 100, "nets")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_long_measurement_logs_a_line_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where standard error is a file: at most one a minute, with the time left."""
+    now = 0.0
+    monkeypatch.setattr("proxylessnas.cli._latency.time.monotonic", lambda: now)
+    with Steps(False, "building") as steps, contextlib.suppress(LatencyError):
+        for i in range(100):
+            steps(i, 100)
+            now += 5.0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "note: building: 12 of 100 steps, 7:20 left"
+    assert len(lines) == 8
+    with Steps(True, "building") as steps:
+        for i in range(100):
+            steps(i, 100)
+            now += 50.0
+    assert capsys.readouterr().err == ""
