@@ -12,7 +12,8 @@ How a block is run, so that the documents need no hidden set-up:
 * `torch.hub.load("OWNER/REPOSITORY:TAG", ..., trust_repo=True)` is sent to this checkout.
 * A comment line before a block says that this is not enough:
   `<!-- needs: weights -->` runs it with the real weights of the tiny nets, served on this machine, where they
-  are there; `<!-- needs: network -->` runs it only with `pytest -m network`.
+  are there; `<!-- needs: network -->` runs it only with `pytest -m network`; of one with
+  `<!-- needs: minutes -->` the commands are parsed, not run (their own tests run them on smaller things).
 """
 
 from __future__ import annotations
@@ -186,8 +187,23 @@ def test_blocks_run_on_the_network(block: Block, monkeypatch: pytest.MonkeyPatch
     _run(block, {"__name__": str(block)}, monkeypatch)
 
 
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block.needs == "minutes"], ids=str)
+def test_long_commands_parse(block: Block) -> None:
+    from proxylessnas.cli._main import build_parser, verbs
+
+    parser = build_parser(verbs())
+    for words in commands_of(block):
+        if words[0] == "proxylessnas":
+            parser.parse_args(words[1:])
+        else:
+            assert words[:2] == ["python", "run.py"], shlex.join(words)  # of a kit
+            from proxylessnas.latency import kit_runner
+
+            kit_runner.parse(words[2:])
+
+
 def test_needs_are_known() -> None:
-    assert {block.needs for block in BLOCKS} <= {None, "weights", "network"}
+    assert {block.needs for block in BLOCKS} <= {None, "weights", "network", "minutes"}
 
 
 def test_the_readme_starts_with_the_one_liner_and_names_the_two_commands() -> None:
