@@ -1,4 +1,4 @@
-"""Entry points of ``torch.hub.load``; every public name here is one net."""
+"""Entry points of ``torch.hub.load``; every public name here is one net, or builds any."""
 
 dependencies = ["torch"]
 
@@ -10,6 +10,7 @@ from proxylessnas.zoo import (
     proxyless_cifar,
     proxyless_cifar10_demo,
     proxyless_cpu,
+    proxyless_custom,
     proxyless_gpu,
     proxyless_mobile,
     proxyless_mobile14,

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from .zoo import proxyless_cifar as proxyless_cifar
     from .zoo import proxyless_cifar10_demo as proxyless_cifar10_demo
     from .zoo import proxyless_cpu as proxyless_cpu
+    from .zoo import proxyless_custom as proxyless_custom
     from .zoo import proxyless_gpu as proxyless_gpu
     from .zoo import proxyless_mobile as proxyless_mobile
     from .zoo import proxyless_mobile14 as proxyless_mobile14
@@ -94,6 +95,7 @@ _HOME = {
     "proxyless_cifar": "zoo",
     "proxyless_cifar10_demo": "zoo",
     "proxyless_cpu": "zoo",
+    "proxyless_custom": "zoo",
     "proxyless_gpu": "zoo",
     "proxyless_mobile": "zoo",
     "proxyless_mobile14": "zoo",

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
+from .arch import Arch
 from .builders import create_model
 from .classifier import Classifier
 from .model import ProxylessNAS
 from .pyramid import PyramidTreeNet
 
 if TYPE_CHECKING:
+    from .tree_arch import TreeArch
     from .weights import Weights
 
 Net = TypeVar("Net", bound=Classifier, covariant=True)
@@ -145,3 +147,50 @@ proxyless_cifar10_demo = _builder(
 0.59 M parameters, 52 M MACs at 32 pixels; trained by this project, not the authors. Its accuracy is in
 get_weights("proxyless_cifar10_demo").metrics, how it was made in .training.""",
 )
+
+
+def proxyless_custom(
+    arch: str | os.PathLike[str] | Arch | TreeArch | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+    *,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    global_pool: str | None = None,
+    drop_rate: float = 0.0,
+    drop_path_rate: float = 0.0,
+) -> Classifier:
+    """Any other net: one that a search found, or that was trained or written down by somebody.
+
+    Args:
+        arch: an architecture, its text ("Arch(...)"), or the path of a file that holds it (.txt, the original
+            net.config, .safetensors); None takes the one in the header of the weights.
+        weights: a .safetensors or .pth file; None leaves the weights random.
+        progress: as everywhere; a local file needs no bar.
+        num_classes: outputs; 0 returns embeddings; None takes the weights' or the architecture's.
+        in_chans: input channels; the stem's weights are adapted.
+        global_pool: "avg", "max", "avgmax", or "" to keep the feature map (with num_classes=0).
+        drop_rate: dropout before the classifier.
+        drop_path_rate: stochastic depth.
+
+    Raises:
+        ValueError: neither an architecture nor weights are given.
+        ArchError, WeightsNotFoundError, WeightsCorruptError, WeightsMismatchError: see create_model.
+    """
+    if arch is None and weights is None:
+        raise ValueError(
+            "proxyless_custom needs arch=..., or weights=... of a file that holds its architecture"
+        )
+    if isinstance(arch, str) and "(" in arch and not os.path.exists(arch):
+        arch = Arch.parse(arch)
+    what = cast("Any", weights if arch is None else arch)
+    return create_model(
+        what,
+        progress=progress,
+        weights=weights,
+        num_classes=num_classes,
+        in_chans=in_chans,
+        global_pool=global_pool,
+        drop_rate=drop_rate,
+        drop_path_rate=drop_path_rate,
+    )

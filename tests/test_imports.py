@@ -11,7 +11,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 from packaging_tools import run_uninstalled
+
+from proxylessnas import Arch, Stage, create_model, save_weights
 
 PACKAGE = Path(__file__).resolve().parent.parent / "proxylessnas"
 
@@ -280,14 +283,33 @@ def test_hub_shows_exactly_the_documented_names(repo: Path) -> None:
     """As `torch.hub.list` and `torch.hub.help` see it; they themselves take no local folder."""
     module = _hubconf(repo)
     listed = {name for name in dir(module) if callable(getattr(module, name)) and not name.startswith("_")}
-    assert listed == HUB_NAMES
+    assert listed == HUB_NAMES | {"proxyless_custom"}
     assert module.dependencies == ["torch"]
     for name in listed:
         entry = getattr(module, name)
         assert inspect.isfunction(entry)
         assert entry.__name__ == name
         assert len((entry.__doc__ or "").strip()) > 60, f"torch.hub.help has nothing to show for {name}"
-        assert list(inspect.signature(entry).parameters)[:2] == ["pretrained", "progress"]
+        first = ["arch", "weights"] if name == "proxyless_custom" else ["pretrained", "progress"]
+        assert list(inspect.signature(entry).parameters)[:2] == first
+
+
+def test_hub_loads_any_other_net(repo: Path, tmp_path: Path) -> None:
+    arch = Arch("mine", stem=8, first=8, last=16, stages=(Stage(8, 2, "k3e2 -"),), num_classes=3)
+    net = create_model(arch).eval()
+    weights, text = save_weights(net, tmp_path / "mine.safetensors"), tmp_path / "mine.txt"
+    text.write_text(str(arch), encoding="utf-8")
+    x = torch.rand(2, 3, 32, 32)
+    for given in ({"weights": weights}, {"arch": str(text), "weights": str(weights)}, {"arch": weights},
+                  {"arch": str(arch), "weights": weights}, {"arch": arch, "weights": weights}):  # fmt: skip
+        found = torch.hub.load(str(repo), "proxyless_custom", source="local", **given).eval()
+        assert torch.equal(found(x), net(x))
+    assert (
+        torch.hub.load(str(repo), "proxyless_custom", source="local", arch=arch, num_classes=7)(x).shape[1]
+        == 7
+    )
+    with pytest.raises(ValueError, match="proxyless_custom needs arch"):
+        torch.hub.load(str(repo), "proxyless_custom", source="local")
 
 
 BROKEN_TORCHVISION = """
