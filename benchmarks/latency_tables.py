@@ -1,0 +1,154 @@
+"""How well latency tables of this machine predict whole nets: random ones, and the four published ones.
+
+    python benchmarks/latency_tables.py [--settings torch:1 torch:2 onnxruntime:1 onnxruntime:2] [--nets 50]
+
+For each setting (runtime:threads) a table of a search space is built, judged on random nets that it was not
+made from, and drawn (results/latency_tables_RUNTIME_DEVICE_THREADS.png). The published nets have other widths
+than the space, so their operations are measured too; how long they take as whole nets is predicted, and then
+measured in fresh processes. Keep the machine quiet meanwhile: the column noisy_nets says how many nets were
+disturbed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from harness import HERE, make_parser, write_rows
+
+from proxylessnas import Arch
+from proxylessnas.latency import Conditions, LatencyTable, Validation, build_table
+from proxylessnas.latency.journal import Journal
+from proxylessnas.latency.settings import DEVICES
+from proxylessnas.latency.validation import measure_nets, net_spec
+from proxylessnas.latency.visits import Lab
+from proxylessnas.published import PUBLISHED
+
+NETS = ("proxyless_cpu", "proxyless_gpu", "proxyless_mobile", "proxyless_mobile_14")
+
+
+def say(done: int, total: int, what: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{done:4d} of {total}: {what:40}", end="", file=sys.stderr, flush=True)
+
+
+def published() -> list[Arch]:
+    found = [PUBLISHED[name] for name in NETS]
+    return [arch for arch in found if isinstance(arch, Arch)]
+
+
+def measured(conditions: Conditions) -> list[float]:
+    """Return the measured latencies of the published nets, in ms."""
+    nets = published()
+    with Journal(None, {}) as journal, Lab(conditions.settings, (), journal, net_spec(nets[0]), say) as lab:
+        return measure_nets(lab, nets)[0]
+
+
+def one_setting(
+    args: argparse.Namespace, runtime: str, threads: int
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Build, judge and draw one table; return its row and those of the published nets."""
+    begin = time.perf_counter()
+    path = args.tables / f"{args.space.replace('@', '_')}_{runtime}_{args.device}_{threads}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = build_table(
+        args.space,
+        runtime=runtime,
+        threads=threads,
+        device=args.device,
+        batch_size=args.batch,
+        cuda_graph=args.cuda_graph,
+        path=path,
+        minutes=args.minutes,
+        validation_nets=args.nets,
+        extra=published(),
+        progress=say,
+    )
+    minutes = (time.perf_counter() - begin) / 60
+    found = Validation.from_dict(table.validation or {})
+    setting = {"space": args.space, "runtime": runtime, "device": args.device, "threads": threads}
+    setting["batch"] = args.batch
+    have, need, _ = table.coverage()
+    row = {
+        **setting,
+        "covered": f"{have}/{need}",
+        "minutes": round(minutes, 1),
+        "fitted_nets": table.method["nets"],
+        "checked_nets": found.nets,
+        "mape_percent": round(found.mape_percent, 2),
+        "rmspe_percent": round(found.rmspe_percent, 2),
+        "within_5_percent": round(found.within_5_percent, 1),
+        "within_10_percent": round(found.within_10_percent, 1),
+        "bias_percent": round(found.bias_percent, 2),
+        "kendall_tau": round(found.kendall_tau, 4),
+        "uniform_kendall_tau": round(found.uniform_kendall_tau, 4),
+        "noisy_nets": found.noisy_nets,
+    }
+    print(f"{runtime}, threads {threads}: {found.verdict}", flush=True)
+    nets = []
+    for arch, ms in zip(published(), measured(table.conditions), strict=True):
+        predicted = table.predict(arch)
+        nets.append(
+            {
+                **setting,
+                "net": arch.name,
+                "predicted_ms": round(predicted, 3),
+                "measured_ms": round(ms, 3),
+                "error_percent": round(100 * (predicted / ms - 1), 2),
+            }
+        )
+    draw(args, table, found, nets, runtime, threads)
+    return row, nets
+
+
+def draw(
+    args: argparse.Namespace,
+    table: LatencyTable,
+    found: Validation,
+    nets: list[dict[str, Any]],
+    runtime: str,
+    threads: int,
+) -> None:
+    from proxylessnas.latency.charts import Named, prediction_png
+
+    prediction_png(
+        [pair[1:] for pair in found.pairs],
+        args.csv.parent / f"{args.csv.stem}_{runtime}_{args.device}_{threads}.png",
+        title=f"Random nets of the {args.space} space: {runtime}, {threads} thread{'s' * (threads > 1)}",
+        summary=f"{found.verdict}\n{table.conditions.describe()}",
+        named=[Named(net["net"], net["predicted_ms"], net["measured_ms"]) for net in nets],
+    )
+
+
+def main() -> None:
+    parser = make_parser(__doc__, "latency_tables")
+    parser.add_argument(
+        "--settings", nargs="+", default=["torch:1", "torch:2", "onnxruntime:1", "onnxruntime:2"],
+        metavar="RUNTIME:THREADS",
+    )  # fmt: skip
+    parser.add_argument("--space", default="imagenet")
+    parser.add_argument("--device", default="cpu", choices=DEVICES)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--cuda-graph", action="store_true")
+    parser.add_argument("--nets", type=int, default=50, help="random nets to judge each table on")
+    parser.add_argument("--minutes", type=float, default=None, help="for each table")
+    parser.add_argument(
+        "--tables", type=Path, default=HERE / "results" / "tables", help="folder for the tables"
+    )
+    args = parser.parse_args()
+    rows, nets = [], []
+    for setting in args.settings:
+        runtime, _, threads = setting.partition(":")
+        row, named = one_setting(args, runtime, int(threads or 1))
+        rows.append(row)
+        nets += named
+    write_rows(args, rows)
+    args.csv = args.csv.with_name(f"{args.csv.stem}_published.csv")
+    write_rows(args, nets)
+
+
+if __name__ == "__main__":
+    main()
