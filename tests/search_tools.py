@@ -1,4 +1,4 @@
-"""What the tests of the search's core share: a small space with operations of its own, and the explicit mixture."""
+"""What the tests of the search's core share: a small space with operations of its own, and the mixture."""
 
 from __future__ import annotations
 

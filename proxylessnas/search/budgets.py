@@ -136,6 +136,6 @@ def check_reachable(budgets: Sequence[Budget], *, least_depth: Sequence[int] | N
         if budget.limit < low:
             show = budget.costs.show
             raise DataError(
-                f"no net of this space has a {budget.costs.name} of {show(budget.limit)} or less: they go "
-                f"from {show(low)} to {show(high)}; choose a target in between, or a narrower space"
+                f"no net of this space keeps to {budget.costs.name} {show(budget.limit)}: they go from "
+                f"{show(low)} to {show(high)}; choose a target in between, or a narrower space"
             )

@@ -91,7 +91,10 @@ class Searcher:
             num_classes=space.num_classes, max_unreadable=settings.max_unreadable, **shared,
         )  # fmt: skip
         size = recipe.arch_batch_size or weights.batch_size
-        self.arch_loader = ArchLoader(data.arch, preprocessing, batch_size=size, seed=recipe.seed, **shared)
+        self.arch_loader = ArchLoader(
+            data.arch, preprocessing, batch_size=size, seed=recipe.seed,
+            max_unreadable=settings.max_unreadable, channels_last=weights.channels_last, **shared,
+        )  # fmt: skip
         self.judge_loader = EvalLoader(
             data.arch, preprocessing, batch_size=max(1, min(256, size // processes.world)), **shared
         )

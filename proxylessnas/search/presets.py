@@ -35,7 +35,7 @@ _SMALL = SearchRecipe().replace(
     weights=train_preset("small-images"),
     batch_size=128, learning_rate=0.1, cutout=0,
     algorithm="gradient", warmup_epochs=20, epochs=40, search_rate=0.05,
-    arch_fraction=0.2, arch_mode="full_v2", arch_every=3, arch_rate=1e-2,
+    arch_fraction=0.2, arch_mode="full_v2", arch_every=3, arch_rate=1e-2, aligned_start=True,
     reinforce_updates=100, reinforce_samples=8,
 )  # fmt: skip
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..errors import shown
 from ..train.recipe import Recipe
 from ..train.recipe_rules import Range
+from ..train.recipe_rules import check as check_plain
 
 _COUNT, _SOME = Range(0, 1_000_000), Range(1, 1_000_000)
 _SHARE, _BELOW_ONE = Range(0, 1), Range(0, 1, open_high=True)
@@ -76,49 +77,13 @@ def check(kinds: Mapping[str, str], values: Mapping[str, Any]) -> tuple[dict[str
         kinds: annotation of each value, such as ``"float | None"``.
         values: a whole number also passes for a real one, a list for a tuple.
     """
-    checked, found = {}, []
-    for name, value in values.items():
-        checked[name], problem = _check_value(name, kinds[name], value)
-        if problem:
-            found.append(f"{name} must be {problem}, not {shown(value)}")
+    plain = {name: value for name, value in values.items() if kinds[name] != "Recipe"}
+    checked, found = check_plain(kinds, plain, RANGES, CHOICES)
+    for name in values.keys() - plain.keys():
+        checked[name] = values[name]
+        if not isinstance(values[name], Recipe):
+            found.append(f"{name} must be a training recipe, not {shown(values[name])}")
     return checked, found
-
-
-def _check_value(name: str, kind: str, value: Any) -> tuple[Any, str | None]:
-    """Return a value in its proper type, and what it should have been, or None."""
-    kind, optional = kind.removesuffix(" | None"), kind.endswith(" | None")
-    if value is None and optional:
-        return None, None
-    if kind == "bool":
-        return value, None if isinstance(value, bool) else "true or false"
-    if kind == "Recipe":
-        return value, None if isinstance(value, Recipe) else "a training recipe"
-    if kind == "str":
-        choices = CHOICES[name]
-        if isinstance(value, str) and value in choices:
-            return value, None
-        return value, ", ".join(f'"{c}"' for c in choices[:-1]) + f' or "{choices[-1]}"'
-    if kind.startswith("tuple"):
-        count = kind.count(",") + 1
-        if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) and len(value) == count:
-            numbers = [_number(v, False) for v in value]
-            if all(v is not None and v in RANGES[name] for v in numbers):
-                return tuple(numbers), None
-        return value, f"{count} numbers, each {RANGES[name]}"
-    number = _number(value, kind == "int")
-    if number is None or number not in RANGES[name]:
-        return value, f"{'a whole number' if kind == 'int' else 'a number'} {RANGES[name]}"
-    return number, None
-
-
-def _number(value: object, whole: bool) -> int | float | None:
-    """Return a number of the wanted type, or None; true and false are none."""
-    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-        return None
-    try:
-        return int(value) if whole else float(value)
-    except OverflowError:
-        return None
 
 
 def combination_problems(recipe: Any) -> list[str]:

@@ -34,7 +34,7 @@ _GROUPS = {
         "target_ms target_macs_m target_params_m least_share min_depth",
     "phases, in epochs": "warmup_epochs epochs frozen_epochs search_rate",
     "held-out pictures, and steps on them":
-        "arch_fraction arch_batch_size arch_mode arch_every arch_rate arch_betas arch_init",
+        "arch_fraction arch_batch_size arch_mode arch_every arch_rate arch_betas arch_init aligned_start",
     "how the cost enters the loss (gradient)": "regulariser strength scale adapt",
     "reinforce": "reinforce_samples reinforce_updates reinforce_baseline reinforce_exponent",
     "random and evolution": "evaluations population mutation",

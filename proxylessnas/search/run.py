@@ -20,10 +20,12 @@ from ..space import SearchSpace
 from ..spaces import read_space
 from ..train.distributed import Processes, processes
 from ..train.history import LineLog
+from ..train.named_data import parse_name
 from ..train.preprocess import preprocessing_of
 from ..train.reading import dead_workers_as_data_error
 from ..train.run import held_folder
 from ..train.runlog import RunLog
+from ..train.sampler import mix64
 from ..train.settings import Settings
 from ..train.stop import StopRequest
 from ..train.tensorboard_log import load_tensorboard
@@ -34,6 +36,7 @@ from .engine import Searcher
 from .recipe import SearchRecipe, read_search_recipe
 from .result import CHILD_FILE, RESULT_FILE, SearchResult, top1_text, write_child, write_result
 from .resume import go_on
+from .start import align
 from .supernet import SuperNet, seeded
 
 if TYPE_CHECKING:
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
 
 RECIPE_FILE, SPACE_FILE, TABLE_FILE, LOG_FILE = "search.toml", "space.toml", "table.json", "search.jsonl"
 SOURCE_FILE = "source.json"
+_START = 104  # what a generator is for
 
 
 def search(
@@ -101,7 +105,10 @@ class Job:
         from ..latency.table import LatencyTable
 
         # What `resume` and `derive` open again; a data set object cannot be written down.
-        self.source = {"data": str(data), "limit": limit} if isinstance(data, (str, Path)) else None
+        self.source = None
+        if isinstance(data, (str, Path)):
+            named = isinstance(data, str) and parse_name(data) is not None
+            self.source = {"data": str(data if named else Path(data).resolve()), "limit": limit}
         self.recipe = recipe if isinstance(recipe, SearchRecipe) else read_search_recipe(recipe)
         self.data: SearchData = (
             data
@@ -138,6 +145,8 @@ class Job:
         weights = self.recipe.weights
         recipe = weights if weights.image_size else weights.replace(image_size=self.space.resolution)
         supernet.preprocessing = preprocessing_of(recipe, supernet, self.data.weights)  # type: ignore[arg-type]
+        if self.recipe.aligned_start:
+            align(supernet, torch.Generator().manual_seed(mix64(self.recipe.seed, _START)))
         supernet.alphas.init(torch.Generator().manual_seed(self.recipe.seed), self.recipe.arch_init)
         self.costs = all_costs(supernet, self.table)
         self.budgets = budgets_of(self.recipe, self.costs)

@@ -96,12 +96,10 @@ def _open(source: Any, classes: Classes | None, own_val: bool) -> Parts:
     named = parse_name(source) if isinstance(source, str) else None
     if named is not None:
         name, root = named
-        parts = open_named(name, root, None if classes is None else classes.names)
+        parts = open_named(name, root, None if classes is None else classes.names, test=own_val)
         if root is None and os.path.isdir(source):
             parts.notes.append(f"{source} is the data set of this name; the folder is ./{source}")
-        if not own_val:
-            parts.val = None
-        elif parts.val is not None:
+        if parts.val is not None:
             parts.notes.append(f"validated on the {len(parts.val):,} test pictures of {name}")
         return parts
     root = os.fsdecode(source)

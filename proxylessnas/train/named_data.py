@@ -52,7 +52,9 @@ def parse_name(source: str) -> tuple[str, str | None] | None:
     return None if found is None else (found, os.path.expanduser(root) if colon else None)
 
 
-def open_named(name: str, root: str | None, categories: Sequence[str] | None = None) -> Parts:
+def open_named(
+    name: str, root: str | None, categories: Sequence[str] | None = None, *, test: bool = True
+) -> Parts:
     """Return the pictures of a data set known by name.
 
     Args:
@@ -60,6 +62,7 @@ def open_named(name: str, root: str | None, categories: Sequence[str] | None = N
         root: where its files are or will be put; None takes ``$PROXYLESSNAS_DATA``, else ``datasets`` in the
             cache folder.
         categories: the classes in another order than the data set's own.
+        test: read the test part too, as the validation part; else its pictures are not looked at.
 
     Raises:
         DataError: it is not there and cannot be downloaded, or is damaged.
@@ -76,7 +79,7 @@ def open_named(name: str, root: str | None, categories: Sequence[str] | None = N
         folder = os.path.abspath(os.path.expanduser(folder))
         if os.path.exists(folder) and not os.path.isdir(folder):
             raise DataError(f"{folder}: is a file; the folder of {name} is expected")
-        parts, names = _fashion(folder) if name == "fashion-mnist" else _cifar(name, folder)
+        parts, names = _fashion(folder, test) if name == "fashion-mnist" else _cifar(name, folder, test)
     place, classes = _order(name, names, categories)
     train, *val = (
         TensorPictures(images, [place[label] for label in labels], part)
@@ -97,7 +100,7 @@ def _order(name: str, own: Sequence[str], asked: Sequence[str] | None) -> tuple[
     return [found[label] for label in own], classes
 
 
-def _cifar(name: str, folder: str) -> tuple[dict[str, tuple[Tensor, list[int]]], list[str]]:
+def _cifar(name: str, folder: str, test: bool) -> tuple[dict[str, tuple[Tensor, list[int]]], list[str]]:
     cls = _torchvision_class(name)
     if os.path.basename(folder) == cls.base_folder:
         folder = os.path.dirname(folder)
@@ -116,13 +119,13 @@ def _cifar(name: str, folder: str) -> tuple[dict[str, tuple[Tensor, list[int]]],
         except (RuntimeError, OSError) as e:
             raise DataError(f"{name} in {folder} cannot be read after downloading it: {e}") from e
     parts = {}
-    for part, data in (("train", train), ("test", read(False))):
+    for part, data in [("train", train), *([("test", read(False))] if test else [])]:
         images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
         parts[part] = (images, list(data.targets))
     return parts, train.classes
 
 
-def _fashion(folder: str) -> tuple[dict[str, tuple[Tensor, list[int]]], Sequence[str]]:
+def _fashion(folder: str, test: bool) -> tuple[dict[str, tuple[Tensor, list[int]]], Sequence[str]]:
     found = _fashion_folder(folder)
     if found is None:
         cls = _torchvision_class("fashion-mnist")
@@ -131,7 +134,7 @@ def _fashion(folder: str) -> tuple[dict[str, tuple[Tensor, list[int]]], Sequence
         if found is None:
             raise DataError(f"fashion-mnist: no files in {folder} after downloading it")
     parts = {}
-    for part, prefix in (("train", "train"), ("test", "t10k")):
+    for part, prefix in (("train", "train"), ("test", "t10k"))[: 2 if test else 1]:
         images, labels = (read_idx(_idx_file(found, f"{prefix}-{kind}")) for kind in _IDX)
         fits = images.ndim == 3 and labels.shape == images.shape[:1]
         if not fits or not len(labels) or int(labels.max()) >= len(_FASHION):

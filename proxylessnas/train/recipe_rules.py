@@ -86,13 +86,21 @@ def unknown(name: object, known: Iterable[str]) -> str:
     return f"there is no {shown(name)}{hint}"
 
 
-def check_value(name: str, kind: str, value: object) -> tuple[Any, str | None]:
+def check_value(
+    name: str,
+    kind: str,
+    value: object,
+    ranges: Mapping[str, Range] = RANGES,
+    choices: Mapping[str, tuple[str, ...]] = CHOICES,
+) -> tuple[Any, str | None]:
     """Return a value in its proper type, and what is wrong with it or None.
 
     Args:
         name: of the field.
         kind: its annotation, such as ``"tuple[float, float] | None"``.
         value: a whole number also passes for a real one, a list for a tuple.
+        ranges: of numbers, by name.
+        choices: of strings, by name.
     """
     kind, optional = kind.removesuffix(" | None"), kind.endswith(" | None")
     if value is None and optional:
@@ -100,22 +108,22 @@ def check_value(name: str, kind: str, value: object) -> tuple[Any, str | None]:
     if kind == "bool":
         return value, None if isinstance(value, bool) else f"{name} must be true or false, not {shown(value)}"
     if kind == "str":
-        choices = CHOICES[name]
-        if isinstance(value, str) and value in choices:
+        known = choices[name]
+        if isinstance(value, str) and value in known:
             return value, None
-        listed = ", ".join(f'"{c}"' for c in choices[:-1]) + f' or "{choices[-1]}"'
+        listed = ", ".join(f'"{c}"' for c in known[:-1]) + f' or "{known[-1]}"'
         return value, f"{name} must be {listed}, not {shown(value)}"
     if kind.startswith("tuple"):
         count = kind.count(",") + 1
         if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) and len(value) == count:
             numbers = [_number(v, False) for v in value]
-            if all(v is not None and v in RANGES[name] for v in numbers):
+            if all(v is not None and v in ranges[name] for v in numbers):
                 return tuple(numbers), None
-        return value, f"{name} must be {count} numbers, each {RANGES[name]}, not {shown(value)}"
+        return value, f"{name} must be {count} numbers, each {ranges[name]}, not {shown(value)}"
     number = _number(value, kind == "int")
-    if number is None or number not in RANGES[name]:
+    if number is None or number not in ranges[name]:
         what = "a whole number" if kind == "int" else "a number"
-        return value, f"{name} must be {what} {RANGES[name]}, not {shown(value)}"
+        return value, f"{name} must be {what} {ranges[name]}, not {shown(value)}"
     return number, None
 
 
@@ -170,11 +178,16 @@ def problems_error(where: str, found: Sequence[str]) -> DataError:
     return DataError(f"{where}: {len(found)} problems\n  " + "\n  ".join(found))
 
 
-def check(kinds: Mapping[str, str], values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return all values in their proper types, and what is wrong with each of them."""
+def check(
+    kinds: Mapping[str, str],
+    values: Mapping[str, Any],
+    ranges: Mapping[str, Range] = RANGES,
+    choices: Mapping[str, tuple[str, ...]] = CHOICES,
+) -> tuple[dict[str, Any], list[str]]:
+    """Return all values in their proper types, and what is wrong with them; see :func:`check_value`."""
     checked, found = {}, []
     for name, value in values.items():
-        checked[name], problem = check_value(name, kinds[name], value)
+        checked[name], problem = check_value(name, kinds[name], value, ranges, choices)
         if problem:
             found.append(problem)
     return checked, found
