@@ -58,6 +58,6 @@ def test_the_same_generator_gives_the_same_weights_of_the_usual_scale() -> None:
     differs = False
     for (name, a), b, c in zip(one.named_parameters(), plain.parameters(), other.parameters(), strict=True):
         differs |= not torch.equal(a, c)
-        if a.dim() == 4 and a.shape[1] > 1:  # drawn by the same rule as everywhere
-            assert 0.6 < float((a.std() / b.std()).detach()) < 1.4, name
+        if a.dim() == 4 and a.shape[1] > 1:  # the usual rule, for the largest of the candidates
+            assert 0.5 < float((a.std() / b.std()).detach()) < 1.4, name
     assert differs
