@@ -123,19 +123,25 @@ def size_costs(supernet: SuperNet) -> dict[str, Costs]:
     return found
 
 
-def check_reachable(budgets: Sequence[Budget], *, least_depth: Sequence[int] | None = None) -> None:
-    """Refuse limits that no net of the space meets.
+def check_reachable(budgets: Sequence[Budget]) -> None:
+    """Refuse limits outside of what the nets of the space cost.
 
     Raises:
-        DataError: a limit is below the cheapest net, with the range that can be reached.
+        DataError: no net meets a limit, or every net does; the message says what can be reached.
     """
     for budget in budgets:
         low, high = budget.costs.range()
         if not budget.limit > 0 or not math.isfinite(budget.limit):
             raise DataError(f"a target must be a number above 0, not {budget.limit}")
+        show, name = budget.costs.show, budget.costs.name
+        reach = f"they go from {show(low)} to {show(high)}"
         if budget.limit < low:
-            show = budget.costs.show
             raise DataError(
-                f"no net of this space keeps to {budget.costs.name} {show(budget.limit)}: they go from "
-                f"{show(low)} to {show(high)}; choose a target in between, or a narrower space"
+                f"no net of this space keeps to {name} {show(budget.limit)}: {reach}; choose a target in "
+                "between, or a narrower space"
+            )
+        if budget.limit > high:
+            raise DataError(
+                f"every net of this space keeps to {name} {show(budget.limit)}: {reach}; choose a target in "
+                "between, leave it out, or choose a wider space"
             )

@@ -105,30 +105,48 @@ def random_within(
 def within(log_probs: Tensor, budgets: Sequence[Budget], least_share: float, **rules: Any) -> list[int]:
     """Return the most probable net within the budgets that uses at least a share of the first one.
 
-    If there is none that uses as much, the most probable within the budgets.
+    If the most probable net within the budgets uses less, candidates' scores are raised by a multiple of
+    their cost, as small a one as will do. That net keeps to the budgets exactly, while the share is met where
+    any net near the limit does; it need not be the most probable of those that meet both. (Upper and lower
+    limit together would leave nearly all nets to be compared.)
+
+    Args:
+        log_probs: [blocks, candidates], -inf for candidates that a block does not have.
+        budgets: limits.
+        least_share: 0 to 1.
+        rules: ``stages``, ``zero_column`` and ``least_depth`` of :func:`~.derive.most_probable_within`.
 
     Raises:
         Infeasible: no net meets the budgets.
     """
-    from .derive import Infeasible
+    best = most_probable_within(log_probs, budgets, **rules)
+    if not budgets:
+        return best
+    first = budgets[0]
+    floor = least_share * first.limit
+    if first.costs.of(best) >= floor:
+        return best
+    tilt = first.costs.table / first.limit
+    dearest = _tilted(log_probs, tilt, 1e6, budgets, rules)
+    if first.costs.of(dearest) < floor:
+        return dearest  # nothing within the budgets uses as much
+    low, high, found = 0.0, 1e6, dearest
+    for _ in range(30):
+        middle = high / 4 if low == 0.0 else (low + high) / 2
+        picks = _tilted(log_probs, tilt, middle, budgets, rules)
+        if first.costs.of(picks) >= floor:
+            high, found = middle, picks
+        else:
+            low = middle
+        if high - low < 1e-3 * high:
+            break
+    return found
 
-    if budgets and least_share > 0:
-        first = budgets[0]
-        try:
-            return most_probable_within(
-                log_probs, [*budgets, _at_least(first, least_share * first.limit)], **rules
-            )
-        except Infeasible:
-            pass
-    return most_probable_within(log_probs, budgets, **rules)
 
-
-def _at_least(budget: Budget, floor: float) -> Budget:
-    """Return a lower limit as an upper one, on negative costs."""
-    from .budgets import Costs
-
-    c = budget.costs
-    return Budget(Costs(c.name, c.unit, -c.table, -c.fixed, c.mask, c.exact), -floor)
+def _tilted(
+    log_probs: Tensor, tilt: Tensor, strength: float, budgets: Sequence[Budget], rules: dict[str, Any]
+) -> list[int]:
+    return most_probable_within(log_probs.detach().double() + strength * tilt, budgets, **rules)
 
 
 def fits(

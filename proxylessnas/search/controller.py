@@ -1,9 +1,11 @@
 """Adapts the trade-off during a search, so that the expected cost arrives at the target.
 
 With a fixed strength the cost at the end is anybody's guess (users report targets of 25 ms that end at 72).
-This is an integral controller: while nets are expected to cost more than wanted, each arch step makes the
-pull of the cost a little stronger, and weaker while they cost less. It is ours; the published searches have a
-fixed strength (``adapt = false``).
+This is a proportional-integral controller of the strength's logarithm: a net that is expected to cost more
+than wanted is pulled at harder at once, and a little harder for good. Alpha under Adam moves by about its
+learning rate a step, however hard it is pulled, so the integral part has to be as slow as that; integral
+control alone would swing for ever, as alpha is an integrator itself. It is ours; the published searches have
+a fixed strength (``adapt = false``).
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from dataclasses import dataclass
 from .objective import Objective
 
 _AIM = 0.97  # of the target: what is derived has to stay below it
-_GAIN = 0.05  # of the logarithm of the strength, for each arch step and each 100 % above the aim
+_PROPORTIONAL = 10.0  # of the logarithm of the strength, for each 100 % above the aim
 _RANGE = 1000.0  # the strength stays within this factor of where it started
 
 
@@ -26,23 +28,29 @@ class Controller:
     Attributes:
         objective: as given; its strength is the first one.
         adapt: False leaves the strength alone.
-        log_factor: logarithm of the present strength as a multiple of the first one.
+        rate: alpha's learning rate, which is the gain of the integral part.
+        integral: the integral part of the logarithm of the strength as a multiple of the first one.
+        error: share by which the expected cost was above the aim at last, -1 to 1.
     """
 
     objective: Objective
     adapt: bool = True
-    log_factor: float = 0.0
+    rate: float = 1e-3
+    integral: float = 0.0
+    error: float = 0.0
 
     @property
     def strength(self) -> float:
         """The present strength."""
-        return self.objective.strength * math.exp(self.log_factor)
+        limit = math.log(_RANGE)
+        total = max(-limit, min(limit, self.integral + _PROPORTIONAL * self.error))
+        return self.objective.strength * math.exp(total)
 
     def current(self) -> Objective:
         """Return the objective with the present strength."""
         if not self.adapt or self.objective.kind == "none":
             return self.objective
-        return dataclasses.replace(self.objective, strength=self.strength)
+        return dataclasses.replace(self.objective, strength=self.strength, normalised=True)
 
     def update(self, expected: float) -> None:
         """Take note of the cost that is expected after an arch step.
@@ -53,16 +61,15 @@ class Controller:
         target = self.objective.target
         if not self.adapt or self.objective.kind == "none" or target is None:
             return
-        error = expected / (_AIM * target) - 1.0
-        # At most as fast for a net that costs many times the target as for one that costs twice as much.
-        moved = self.log_factor + _GAIN * max(-1.0, min(1.0, error))
+        # At most as hard for a net that costs many times the target as for one that costs twice as much.
+        self.error = max(-1.0, min(1.0, expected / (_AIM * target) - 1.0))
         limit = math.log(_RANGE)
-        self.log_factor = max(-limit, min(limit, moved))
+        self.integral = max(-limit, min(limit, self.integral + self.rate * self.error))
 
     def state_dict(self) -> dict[str, float]:
         """Return what a run goes on from."""
-        return {"log_factor": self.log_factor}
+        return {"integral": self.integral, "error": self.error}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Undo :meth:`state_dict`."""
-        self.log_factor = float(state["log_factor"])
+        self.integral, self.error = float(state["integral"]), float(state["error"])

@@ -52,13 +52,30 @@ def most_probable_within(
         Infeasible: no net meets all budgets together.
     """
     scores = log_probs.detach().to("cpu", torch.float64)
-    blocks, _ = scores.shape
     if not budgets and not least_depth:
         return scores.argmax(1).tolist()
+    # Sums of the same numbers in another order differ in their last digits. So limits get a hair more, and in
+    # the rare case that the net found is dearer than they are, a hair less.
+    for slack in (1e-9, -1e-9):
+        picks = _solve(scores, budgets, slack, stages, zero_column, least_depth)
+        if all(b.costs.of(picks) <= b.limit for b in budgets):
+            return picks
+    raise Infeasible(_why(budgets, least_depth))
+
+
+def _solve(
+    scores: Tensor,
+    budgets: Sequence[Budget],
+    slack: float,
+    stages: Sequence[int] | None,
+    zero_column: int | None,
+    least_depth: int,
+) -> list[int]:
+    """Do what :func:`most_probable_within` says, with limits that are off by a share."""
+    blocks = len(scores)
     costs = torch.stack([b.costs.table for b in budgets], -1) if budgets else torch.zeros(*scores.shape, 0)
-    # Limits get a hair more, as sums of the same numbers in another order differ in their last digits.
     limits = torch.tensor(
-        [b.limit - b.costs.fixed + 1e-9 * abs(b.limit) for b in budgets], dtype=torch.float64
+        [b.limit - b.costs.fixed + slack * abs(b.limit) for b in budgets], dtype=torch.float64
     )
     allowed = scores > -math.inf
     spread = costs.masked_fill(~allowed[..., None], math.inf).amin(1)
@@ -131,7 +148,7 @@ def _needed(
 
 def _undominated(score: Tensor, cost: Tensor, depth: Tensor | None) -> Tensor:
     """Return the places of the states that no other one beats in every respect."""
-    n, budgets = len(score), cost.shape[1]
+    n = len(score)
     if n <= 1:
         return torch.arange(n)
     columns = [cost] if depth is None else [cost, -depth[:, None].double()]
@@ -147,7 +164,6 @@ def _undominated(score: Tensor, cost: Tensor, depth: Tensor | None) -> Tensor:
         sorted_cost = keys[order, 0]
         lowest = torch.cat([sorted_cost.new_full((1,), math.inf), sorted_cost.cummin(0).values[:-1]])
         return order[sorted_cost < lowest]
-    del budgets
     return order[_front(keys[order])]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ProxylessError
+from ..errors import DataError, ProxylessError
 from ..metrics import Metrics
 from ..train import checkpoint
 from ..train.augment import shrunk
@@ -33,7 +33,7 @@ from ..train.step import WeightStep
 from ..train.stop import StopRequest
 from .arch_step import ArchStep
 from .budgets import Budget
-from .candidates import Judged, Proposals, accuracy_of, best_of, within
+from .candidates import Judged, Proposals, accuracy_of, best_of, fits, within
 from .controller import Controller
 from .data import ArchLoader, SearchData
 from .health import Health
@@ -107,6 +107,12 @@ class Searcher:
             search_share=recipe.search_rate / weights.learning_rate,
         )  # fmt: skip
         self.learns = learns
+        if learns and not self.schedule.arch_steps():
+            raise DataError(
+                f"there would be no arch step: {self.loader.steps_per_epoch} weight steps an epoch, one "
+                f"arch step after every {recipe.arch_every}, {recipe.frozen_epochs} of {recipe.epochs} epochs without; "
+                "lower arch_every, frozen_epochs or batch_size"
+            )
         self.optimizer = make_optimizer(parameter_groups(self.net, weights), weights)  # type: ignore[arg-type]
         self.paths = PathParameters(self.net, self.optimizer)
         self.step = WeightStep(
@@ -118,7 +124,7 @@ class Searcher:
         self.arch_optimizer = torch.optim.Adam(
             [self.net.alphas.logits], lr=recipe.arch_rate, betas=recipe.arch_betas
         )
-        self.controller = Controller(self._objective(), adapt=recipe.adapt)
+        self.controller = Controller(self._objective(), adapt=recipe.adapt, rate=recipe.arch_rate)
         mask = torch.tensor(space.mask)
         costs = self.budgets[0].costs if self.budgets else None
         self.arch_step: ArchStep | None = None
@@ -245,6 +251,7 @@ class Searcher:
     def _arch(self, lines: LineLog | None) -> None:
         """Do one arch step, and write down what it came to."""
         figures = self.arch_update(self.arch_steps)
+        self.health.arch_step(figures["gradient_norm"])
         self.arch_steps += 1
         expected = self.expected()
         if expected is not None and self.arch_step is not None:
@@ -273,7 +280,8 @@ class Searcher:
         p, steps = self.position, self.schedule.steps_per_epoch
         started = time.monotonic()
         searching = self.schedule.searching(p.epoch) and self.learns
-        metrics = self.judge(self.derived()) if searching else None
+        picks = self.derived() if searching else []
+        metrics = self.judge(picks) if searching else None
         notes = self.health.end_of_epoch(self.net.alphas) if searching and self.arch_steps else []
         for note in notes:
             run.note(note)
@@ -288,7 +296,6 @@ class Searcher:
         }  # fmt: skip
         p.total_seconds += time.monotonic() - started
         if lines is not None and searching:
-            picks = self.derived()
             lines.write(
                 "epoch",
                 {
@@ -306,8 +313,15 @@ class Searcher:
 
     def derived(self) -> list[int]:
         """Return the most probable net within the budgets; for random and evolution the best one judged."""
-        if not self.learns and self.judged:
-            return list(best_of(self.judged).picks)
+        if not self.learns:
+            meeting = [j for j in self.judged if fits(j.picks, self.budgets, 0.0, **self.rules)]
+            if meeting:
+                return list(best_of(meeting).picks)
+            if self.judged:
+                raise DataError(
+                    f"none of the {len(self.judged)} nets that were judged keeps to the new targets; search "
+                    "again"
+                )
         log_probs = self.net.alphas.log_probs().detach()
         return within(log_probs, self.budgets, self.recipe.least_share, **self.rules)
 
@@ -337,18 +351,16 @@ class Searcher:
             self.judged.append(Judged(picks, metrics.top1, costs))
             run.validating(len(self.judged), r.evaluations)
             if lines is not None:
-                names = [b.costs.name for b in self.budgets]
-                lines.write(
-                    "judged",
-                    {
-                        "step": self.position.global_step, "number": len(self.judged), "picks": list(picks),
-                        "top1": metrics.top1, "costs": dict(zip(names, costs, strict=True)),
-                        "best": best_of(self.judged).top1,
-                    },
-                )  # fmt: skip
+                names, number = [b.costs.name for b in self.budgets], len(self.judged)
+                fields: dict[str, Any] = {
+                    "step": self.position.global_step + number, "number": number, "picks": list(picks),
+                    "top1": metrics.top1, "costs": dict(zip(names, costs, strict=True)),
+                    "best": best_of(self.judged).top1,
+                }  # fmt: skip
+                lines.write("judged", fields)
             if self.processes.any_of(stop.signal is not None):
                 return False
-            if time.monotonic() - saved > 30:
+            if self.processes.any_of(time.monotonic() - saved > 30):  # each has a clock of its own
                 self.save()
                 saved = time.monotonic()
         return True

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
 
 from ..errors import ProxylessError
 from .alphas import Alphas
 
 _COLLAPSED = 0.75  # share of the blocks that may be skipped, of which a healthy search keeps some
-_MOVED = 1e-7  # of the mean entropy, in nats, between two epochs
+_MOVED = 1e-9  # of any alpha, between two epochs
+_NO_GRADIENT = 50  # arch steps in a row
 
 
 @dataclass
@@ -19,13 +22,17 @@ class Health:
     Attributes:
         zero_column: the candidate that skips its block; None if there is none.
         stuck_epochs: epochs without any movement after which a search is stopped; 0 never does.
-        entropies: mean entropy at the end of each epoch with arch steps so far.
+        still: epochs up to now in which alpha did not move.
+        zeros: arch steps up to now whose gradient was zero.
+        last: alpha at the end of the last epoch with arch steps.
         warned: whether the collapse was told.
     """
 
     zero_column: int | None
     stuck_epochs: int
-    entropies: list[float] = field(default_factory=list)
+    still: int = 0
+    zeros: int = 0
+    last: Tensor | None = None
     warned: bool = False
 
     def figures(self, alphas: Alphas) -> dict[str, float]:
@@ -43,21 +50,34 @@ class Health:
         now = sum(best[i] == zero for i in skippable) / len(skippable)
         return {"entropy": entropy, "skip_share": expected, "skip_share_now": now}
 
+    def arch_step(self, gradient_norm: float) -> None:
+        """Take note of an arch step.
+
+        Raises:
+            ProxylessError: alpha has had no gradient for many steps.
+        """
+        self.zeros = 0 if gradient_norm > 0 else self.zeros + 1
+        if self.stuck_epochs and self.zeros >= _NO_GRADIENT:
+            raise ProxylessError(
+                f"the architecture parameters had no gradient in the last {self.zeros} arch steps: nothing "
+                "is being searched. Are all blocks left with one candidate, or all sampled nets equally good?"
+            )
+
     def end_of_epoch(self, alphas: Alphas) -> list[str]:
         """Take note of an epoch with arch steps, and return what a user should know.
 
         Raises:
             ProxylessError: alpha has not moved for ``stuck_epochs`` epochs.
         """
-        found = self.figures(alphas)
-        self.entropies.append(found["entropy"])
-        last = self.entropies[-(self.stuck_epochs + 1) :]
-        if self.stuck_epochs and len(last) > self.stuck_epochs and max(last) - min(last) < _MOVED:
+        now = alphas.logits.detach().clone()
+        moved = self.last is None or float((now - self.last).abs().max()) > _MOVED
+        self.last, self.still = now, 0 if moved else self.still + 1
+        if self.stuck_epochs and self.still >= self.stuck_epochs:
             raise ProxylessError(
-                f"the architecture parameters have not moved for {self.stuck_epochs} epochs (mean entropy "
-                f"{last[-1]:.6f} nats): raise arch_rate, or look at arch_every and frozen_epochs; "
-                "stuck_epochs = 0 goes on regardless"
+                f"the architecture parameters have not moved for {self.still} epochs: raise arch_rate, or "
+                "look at arch_every and frozen_epochs; a search may be continued with stuck_epochs = 0"
             )
+        found = self.figures(alphas)
         notes = []
         # At the start all candidates are as good as equal, and which is the most probable says nothing.
         meant = found["skip_share"] > 0.5 and found["skip_share_now"] > _COLLAPSED
@@ -70,10 +90,11 @@ class Health:
             )
         return notes
 
-    def state_dict(self) -> dict[str, object]:
+    def state_dict(self) -> dict[str, Any]:
         """Return what a run goes on from."""
-        return {"entropies": list(self.entropies), "warned": self.warned}
+        return {"still": self.still, "zeros": self.zeros, "last": self.last, "warned": self.warned}
 
-    def load_state_dict(self, state: dict[str, Sequence[float]]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Undo :meth:`state_dict`."""
-        self.entropies, self.warned = [float(e) for e in state["entropies"]], bool(state["warned"])
+        self.still, self.zeros = int(state["still"]), int(state["zeros"])
+        self.last, self.warned = state["last"], bool(state["warned"])

@@ -46,12 +46,16 @@ class Objective:
         target: T, in the unit of E; None only for "none".
         strength: see above.
         scale: of mul_log.
+        normalised: divide the derivatives of mul_log by ``ratio ** strength``, so that only their proportion
+            depends on the strength. A strength that changes in the course of a search needs this: Adam
+            remembers the largest gradients for a thousand steps.
     """
 
     kind: str = "mul_log"
     target: float | None = None
     strength: float = 0.3
     scale: float = 0.2
+    normalised: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -89,9 +93,11 @@ class Objective:
         # E below one unit is far below any target: log E would change its sign.
         log_cost, log_target = math.log(max(cost * unit, 1.0 + 1e-6)), math.log(self.target * unit)
         ratio = log_cost / log_target
-        by_loss = self.scale * ratio**self.strength
-        slope = self.scale * loss * self.strength * ratio ** (self.strength - 1.0)
-        return Pull(by_loss * loss, by_loss, slope / (max(cost, 1e-12) * log_target))
+        # Far from the target and with a huge strength this would leave the range of numbers.
+        factor = math.exp(max(-600.0, min(600.0, self.strength * math.log(ratio))))
+        value = self.scale * loss * factor
+        weight = self.scale if self.normalised else self.scale * factor
+        return Pull(value, weight, weight * loss * self.strength / (ratio * max(cost, 1e-12) * log_target))
 
 
 def reward(accuracy: float, cost: float | None, target: float | None, exponent: float) -> float:

@@ -222,9 +222,14 @@ class SearchRecipe:
         return to_toml(self)
 
     def differences(self, old: SearchRecipe) -> list[str]:
-        """Return a line for each value that is not that of ``old``, as in ``arch_rate: 0.01, was 0.001``."""
+        """Return a line for each value that is not that of ``old``, as in ``arch_rate: 0.01, was 0.001``.
+
+        ``stuck_epochs`` is left out: it stops a search, but changes nothing in it.
+        """
         a, b = _flat(self), _flat(old)
-        return [f"{name}: {a[name]}, was {b[name]}" for name in a if a[name] != b[name]]
+        return [
+            f"{name}: {a[name]}, was {b[name]}" for name in a if a[name] != b[name] and name != "stuck_epochs"
+        ]
 
 
 # With `from __future__ import annotations` the type of a field is the text of its annotation.

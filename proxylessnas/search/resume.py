@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -127,8 +128,9 @@ def _budgets(searcher: Searcher) -> list[list[Any]]:
     found: list[list[Any]] = []
     for b in searcher.budgets:
         table = b.costs.table.masked_fill(~b.costs.mask, 0.0)
-        weighted = table.flatten() @ torch.arange(1, table.numel() + 1, dtype=torch.float64)
-        found.append([b.costs.name, b.limit, b.costs.fixed, float(weighted)])
+        # Exactly rounded: the last digits of a dot product depend on the processor.
+        weighted = math.fsum(n * v for n, v in enumerate(table.flatten().tolist(), 1))
+        found.append([b.costs.name, b.limit, b.costs.fixed, weighted])
     return found
 
 

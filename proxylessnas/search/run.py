@@ -175,8 +175,6 @@ class Job:
                 f"target: {budget.costs.name} of at most {show(budget.limit)}; nets of this space go from "
                 f"{show(low)} to {show(high)}"
             )
-            if budget.limit >= high:
-                found.append(f"every net of this space meets the target of {show(budget.limit)}")
         return found
 
 
@@ -217,7 +215,7 @@ def _carry_out(job: Job, searcher: Searcher) -> SearchResult:
                 write_atomically(settings.out / SOURCE_FILE, (json.dumps(job.source) + "\n").encode())
         for text in [*notes, *job.reach()]:
             run.note(text)
-        if lines is not None and not p.global_step:
+        if lines is not None and not (settings.out / LOG_FILE).stat().st_size:
             lines.write("begin", {"step": 0, "epoch": 0, **_origin(job)})
         if searcher.fit(stop, run, lines):
             return _finish(job, searcher, run, lines)
@@ -238,7 +236,8 @@ def _logs(searcher: Searcher) -> Iterator[tuple[RunLog, LineLog | None]]:
         batch_size=searcher.recipe.weights.batch_size, tensorboard=settings.tensorboard,
         console=settings.console, resume_step=p.global_step, resume_epoch=p.epoch,
     ) as run:  # fmt: skip
-        lines = LineLog(settings.out / LOG_FILE, p.global_step, p.epoch, run.note)
+        judged = len(searcher.judged)
+        lines = LineLog(settings.out / LOG_FILE, p.global_step + judged, p.epoch, run.note)
         try:
             yield run, lines
         finally:
@@ -292,7 +291,8 @@ def _finish(job: Job, searcher: Searcher, run: RunLog, lines: LineLog | None) ->
         write_result(result, origin, out / RESULT_FILE)
         if lines is not None:
             p = searcher.position
-            lines.write("done", {"step": p.global_step, "epoch": p.epoch, **result.to_dict()})
+            # A step later than any checkpoint's, so that a repeated end cuts it off first.
+            lines.write("done", {"step": p.global_step + 10**9, "epoch": p.epoch, **result.to_dict()})
         for text in describe_result(result, job.budgets, top1_text(metrics)):
             run.note(text)
         run.event("done", top1=result.top1, seconds=result.seconds)

@@ -176,8 +176,12 @@ class SuperNet(nn.Module):
                 # A registered operation may hold buffers that no state dict has: take a copy of all of it.
                 net.blocks[i].mobile_inverted_conv = _copy(op)
         copies = {key: value.detach().clone() for key, value in source.items()}
-        missing = net.load_state_dict(copies, strict=False, assign=True).missing_keys
-        assert not [key for key in missing if ".mobile_inverted_conv." not in key or key in source], missing
+        found = net.load_state_dict(copies, strict=False, assign=True)
+        wrong = [
+            *found.unexpected_keys,
+            *(k for k in found.missing_keys if ".mobile_inverted_conv." not in k),
+        ]
+        assert not wrong, wrong
         net.preprocessing = self.preprocessing
         net.to(device).train(self.training)
         return net
