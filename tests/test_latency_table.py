@@ -190,13 +190,16 @@ def test_a_table_without_a_space_wants_one() -> None:
 def test_trust_asks_for_a_good_validation() -> None:
     table = little()
     assert "never compared" in table.trust()[0]
-    good = table.with_validation({"kendall_tau": 0.95, "mape_percent": 2.0})
+    good = table.with_validation({"kendall_tau": 0.95, "mape_percent": 2.0, "nets": 30})
     assert good.trust() == []
     good.require_trust()
-    bad = table.with_validation({"kendall_tau": 0.79, "mape_percent": 16})
+    bad = table.with_validation({"kendall_tau": 0.79, "mape_percent": 16, "nets": 30})
     assert [problem[:11] for problem in bad.trust()] == ["it orders n", "it is off b"]
-    assert len(table.with_validation({}).trust()) == 2
-    assert table.with_validation({"kendall_tau": 1.0000000000000002, "mape_percent": 0}).trust() == []
+    assert len(table.with_validation({}).trust()) == 3
+    judged = {"kendall_tau": 1.0, "mape_percent": 0, "nets": 29}
+    assert "29 nets" in table.with_validation(judged).trust()[0]
+    rounded = {"kendall_tau": 1.0000000000000002, "mape_percent": 0, "nets": 50}
+    assert table.with_validation(rounded).trust() == []
     with pytest.raises(LatencyError, match=r"not to be trusted: it orders nets badly: Kendall's tau is 0.79"):
         bad.require_trust()
     with pytest.warns(UserWarning, match="not to be trusted"):
@@ -204,7 +207,7 @@ def test_trust_asks_for_a_good_validation() -> None:
 
 
 def test_another_correction_needs_another_validation() -> None:
-    good = little().with_validation({"kendall_tau": 0.95, "mape_percent": 2.0})
+    good = little().with_validation({"kendall_tau": 0.95, "mape_percent": 2.0, "nets": 30})
     assert good.with_correction(1.1, 0.0).validation is None
     assert good.validation is not None
 
@@ -213,7 +216,7 @@ def test_a_validation_is_kept_as_json(tmp_path: Path) -> None:
     from proxylessnas.latency import Validation
     from proxylessnas.latency.validation import judge
 
-    result = judge([(f"net {i}", 1.0 + i, 1.01 + i) for i in range(10)])
+    result = judge([(f"net {i}", 1.0 + i, 1.01 + i) for i in range(30)])
     table = little().with_validation(result)
     assert table.trust() == []
     again = LatencyTable.load(table.save(tmp_path / "table.json"))

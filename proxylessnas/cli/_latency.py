@@ -50,7 +50,12 @@ def add_where(group: Any) -> None:
         "--memory-format", default="channels_last", metavar="F",
         help=f"{' or '.join(MEMORY_FORMATS)}, for torch (default: channels_last)",
     )  # fmt: skip
-    group.add_argument(
+    add_imports(group)
+
+
+def add_imports(parser: argparse._ActionsContainer) -> None:
+    """Declare ``--import``, which :func:`import_modules` obeys."""
+    parser.add_argument(
         "--import", action="append", default=[], metavar="MODULE", dest="imports",
         help="import this first: a module that registers operations; may be repeated",
     )  # fmt: skip

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ._latency import (
     TABLE_HELP,
     Steps,
+    add_imports,
     add_quiet,
     add_settings,
     add_space,
@@ -118,10 +119,7 @@ class Validate(Verb):
         parser.add_argument("--png", metavar="FILE", help="draw predicted against measured latencies")
         add_space(parser, required=False)
         add_quiet(parser)
-        parser.add_argument(
-            "--import", action="append", default=[], metavar="MODULE", dest="imports",
-            help="import this first: a module that registers operations; may be repeated",
-        )  # fmt: skip
+        add_imports(parser)
 
     def run(self, args: argparse.Namespace) -> int:
         """Measure, store and report."""
@@ -195,10 +193,7 @@ class Kit(Verb):
         parser.add_argument(
             "--seed", type=int, default=0, metavar="N", help="of the random nets (default: 0)"
         )
-        parser.add_argument(
-            "--import", action="append", default=[], metavar="MODULE", dest="imports",
-            help="import this first: a module that registers operations; may be repeated",
-        )  # fmt: skip
+        add_imports(parser)
         add_quiet(parser)
 
     def run(self, args: argparse.Namespace) -> int:

@@ -11,8 +11,10 @@ from ._latency import (
     NET_HELP,
     SPACE_HELP,
     TABLE_HELP,
+    add_imports,
     add_space,
     check_output,
+    import_modules,
     ms,
     read_net,
     read_table,
@@ -55,6 +57,7 @@ class Show(Verb):
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the action's arguments."""
         parser.add_argument("table", metavar="TABLE", help=TABLE_HELP)
+        add_imports(parser)
         parser.add_argument("net", metavar="NET", nargs="?", help=NET_HELP)
         add_space(parser, required=False)
         parser.add_argument("--predict-missing", action="store_true", help=_FILL_HELP)
@@ -62,6 +65,7 @@ class Show(Verb):
 
     def run(self, args: argparse.Namespace) -> int:
         """Print it."""
+        import_modules(args)
         if args.net is not None and args.space is not None:
             raise UsageError("--space is for a table's summary; a net needs none")
         found = read_table(args.table)
@@ -117,6 +121,7 @@ class Predict(Verb):
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the action's arguments."""
         parser.add_argument("table", metavar="TABLE", help=TABLE_HELP)
+        add_imports(parser)
         parser.add_argument("nets", metavar="NET", nargs="+", help=NET_HELP)
         parser.add_argument("--image-size", type=int, metavar="N", help="side of the input, px")
         parser.add_argument("--classes", type=int, metavar="N", help="outputs of the classifier")
@@ -125,6 +130,7 @@ class Predict(Verb):
 
     def run(self, args: argparse.Namespace) -> int:
         """Predict and report."""
+        import_modules(args)
         found = read_table(args.table)
         nets = [(word, _chain(word)) for word in dict.fromkeys(args.nets)]
         filled, predictor = _filled(found, nets, args)
@@ -173,6 +179,7 @@ class Import(Verb):
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the action's arguments."""
         parser.add_argument("file", metavar="FILE", help="a .yaml, .csv or .json file")
+        add_imports(parser)
         parser.add_argument(
             "-o", "--output", required=True, metavar="FILE", help="where to write the table (.json)"
         )
@@ -193,6 +200,7 @@ class Import(Verb):
 
     def run(self, args: argparse.Namespace) -> int:
         """Read, check and write it."""
+        import_modules(args)
         check_table_output(args.output, args.force)
         names = ("unit", "runtime", "threads", "batch_size", "statistic", "source")
         given = {name: getattr(args, name) for name in names}

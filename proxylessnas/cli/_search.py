@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ._latency import SPACE_HELP, TABLE_HELP, import_modules
+from ._latency import SPACE_HELP, TABLE_HELP, add_imports, import_modules
 from ._output import note, pairs
 from ._search_report import cost_notes, main_process, report, report_dry_run
 from ._train import DATA_HELP, keep_pages, settings
@@ -163,7 +163,7 @@ class Derive(Verb):
         parser.add_argument("--data", metavar="DATA", help="the pictures, where they are somewhere else now")
         parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, mps")
         parser.add_argument("--threads", type=int, metavar="N", help="threads of torch on a CPU")
-        _add_import(parser)
+        add_imports(parser)
         parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
 
     def run(self, args: argparse.Namespace) -> int:
@@ -214,18 +214,11 @@ def _add_how(parser: argparse.ArgumentParser) -> Any:
     group.add_argument(
         "--system-malloc", action="store_true", help="leave glibc's memory settings as they are"
     )
-    _add_import(group)
+    add_imports(group)
     group.add_argument("--quiet", action="store_true", help="no progress on the terminal")
     group.add_argument("--json", action="store_true", help="print the result as one JSON document")
     parser.set_defaults(keep_every=0, max_unreadable=0.01)
     return group
-
-
-def _add_import(parser: Any) -> None:
-    parser.add_argument(
-        "--import", action="append", default=[], metavar="MODULE", dest="imports",
-        help="import this first: a module that registers operations; may be repeated",
-    )  # fmt: skip
 
 
 def resolved_recipe(args: argparse.Namespace) -> SearchRecipe:

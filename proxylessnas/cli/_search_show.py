@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..progress import clock
-from ._latency import import_modules
+from ._latency import add_imports, import_modules
 from ._output import bar, pairs, print_json, table
 from ._search_report import UNITS, number
 from ._verb import Verb
@@ -32,10 +32,7 @@ class Show(Verb):
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the action's arguments."""
         parser.add_argument("folder", metavar="DIR", type=Path, help="folder of the search")
-        parser.add_argument(
-            "--import", action="append", default=[], metavar="MODULE", dest="imports",
-            help="import this first: a module that registers operations; may be repeated",
-        )  # fmt: skip
+        add_imports(parser)
         parser.add_argument("--json", action="store_true", help="print one JSON document")
 
     def run(self, args: argparse.Namespace) -> int:

@@ -229,7 +229,9 @@ class LatencyTable:
 
     def trust(self) -> list[str]:
         """Return reasons not to search with this table; empty if there are none."""
-        return doubts(self.validation)
+        guessed = sum(entry.how == "predicted" for entry in self.entries.values())
+        found = [f"{guessed} of its operations were guessed, not measured"] if guessed else []
+        return [*doubts(self.validation), *found]
 
     def require_trust(self, force: bool = False) -> None:
         """Refuse a table that :meth:`trust` finds fault with; ``force`` makes it a warning.

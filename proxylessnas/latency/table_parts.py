@@ -18,6 +18,7 @@ HOW = ("measured", "fitted", "predicted", "imported")
 UNKNOWN = "unknown"
 STATISTICS = ("median", "mean", UNKNOWN)
 LEAST_TAU = 0.8
+LEAST_JUDGED = 30  # nets a validation compares at least
 MOST_MAPE_PERCENT = 15.0
 LONGEST_MS = 1e9  # eleven days: whatever takes longer is not a latency
 
@@ -173,8 +174,13 @@ def doubts(validation: Mapping[str, Any] | None) -> list[str]:
     """Return reasons not to trust a table with this validation; empty if there are none."""
     if validation is None:
         return ["it was never compared with measured nets (`proxylessnas latency validate`)"]
-    tau, mape = validation.get("kendall_tau"), validation.get("mape_percent")
+    tau, mape, nets = (validation.get(key) for key in ("kendall_tau", "mape_percent", "nets"))
     problems = []
+    if not is_int(nets, LEAST_JUDGED, 10**9):
+        problems.append(
+            f"it was compared with {_rounded(nets)} nets only, wanted {LEAST_JUDGED} (`proxylessnas latency "
+            "validate`)"
+        )
     if not is_number(tau, LEAST_TAU, 1.001):  # rounding may leave it a little above 1
         problems.append(f"it orders nets badly: Kendall's tau is {_rounded(tau)}, wanted {LEAST_TAU} or more")
     if not is_number(mape, 0, MOST_MAPE_PERCENT):

@@ -83,7 +83,8 @@ class Validation:
         noisy = f"; {self.noisy_nets} were disturbed while they were measured" if self.noisy_nets else ""
         return (
             f"{word}: off by {self.mape_percent:.1f} % on average (bias {self.bias_percent:+.1f} %), "
-            f"Kendall tau {self.kendall_tau:.3f}, on {self.nets} random nets{noisy}"
+            f"Kendall tau {self.kendall_tau:.3f}, on {self.nets} random nets from cheap to dear (tau "
+            f"{self.uniform_kendall_tau:.3f} on the half drawn evenly){noisy}"
         )
 
     @property

@@ -110,8 +110,8 @@ class Searcher:
         if learns and not self.schedule.arch_steps():
             raise DataError(
                 f"there would be no arch step: {self.loader.steps_per_epoch} weight steps an epoch, one "
-                f"arch step after every {recipe.arch_every}, {recipe.frozen_epochs} of {recipe.epochs} epochs without; "
-                "lower arch_every, frozen_epochs or batch_size"
+                f"arch step after every {recipe.arch_every}, {recipe.frozen_epochs} of {recipe.epochs} "
+                "epochs without; lower arch_every, frozen_epochs or batch_size"
             )
         self.optimizer = make_optimizer(parameter_groups(self.net, weights), weights)  # type: ignore[arg-type]
         self.paths = PathParameters(self.net, self.optimizer)
