@@ -317,7 +317,6 @@ def test_the_real_net_names_most_photos(repo: Path) -> None:
     assert sum(right) > len(right) / 2
 
 
-@pytest.mark.xfail(reason="see above: it takes a kitten for an airplane and a dog for a deer")
 @pytest.mark.usefixtures("no_cache")
 def test_the_real_net_names_all_photos_but_one(repo: Path) -> None:
     right = photos_right(repo)

@@ -99,6 +99,9 @@ def _solve(
             starts, required = need[i]
             depth = (torch.zeros_like(depth) if starts else depth)[parent] + (pick != zero_column)
             fits &= depth >= required
+            # More than enough is no better than enough, and once a stage is over nothing depends on it.
+            ends = i + 1 == blocks or need[i + 1][0]
+            depth = torch.zeros_like(depth) if ends else depth.clamp_max(least_depth)
         else:
             depth = depth[parent]
         fits &= score + best_left[i + 1] >= floor

@@ -1,0 +1,135 @@
+"""Live memory of the steps of a search against a plain training step of the same sampled net.
+
+    python benchmarks/search_memory.py
+    python benchmarks/search_memory.py --candidates 12 --variants weight,full_v2
+
+Counted are the bytes of all tensors that a step makes, at the moment when they are the most: activations and
+gradients, without weights, BatchNorm statistics and the state of optimisers, and without the scratch memory
+inside an operation or what an allocator keeps. On a GPU it is what PyTorch's allocator hands out. Variants
+are those of search_step.py; the ratio is the geometric mean over the paths.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import harness
+import search_step
+
+
+def live_peak(torch: Any, step: Callable[[], object], known: list[Any]) -> int:
+    """Return the most bytes that tensors made by a step hold at the same time.
+
+    Args:
+        torch: the module.
+        step: what to watch.
+        known: tensors that are there before, and not counted.
+    """
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+    from torch.utils.weak import WeakIdKeyDictionary
+
+    seen: Any = WeakIdKeyDictionary()
+    now = peak = 0
+
+    def freed(size: int) -> None:
+        nonlocal now
+        now -= size
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal now, peak
+            result = func(*args, **(kwargs or {}))
+            for tensor in tree_leaves(result):
+                if not isinstance(tensor, torch.Tensor):
+                    continue
+                storage = tensor.untyped_storage()
+                if storage not in seen:
+                    seen[storage] = True
+                    now += storage.nbytes()
+                    weakref.finalize(storage, freed, storage.nbytes())
+            peak = max(peak, now)
+            return result
+
+    for tensor in known:
+        seen[tensor.untyped_storage()] = True
+    with Watch():
+        step()
+    return peak
+
+
+def tensors_of(torch: Any, bench: search_step.Bench) -> list[Any]:
+    """Return the weights, statistics, inputs and optimisers' state."""
+    found = [bench.inputs, bench.targets, bench.net.alphas.logits]
+    for net in (bench.net, bench.child):
+        found += [*net.parameters(), *net.buffers()]
+    for optimizer in (bench.optimizer, bench.child_optimizer):
+        for state in optimizer.state.values():
+            found += [value for value in state.values() if isinstance(value, torch.Tensor)]
+    return found
+
+
+def peak_of(torch: Any, bench: search_step.Bench, variant: str) -> int:
+    """Return the peak of one step, after one that makes the optimiser's state."""
+    step = bench.step(variant)
+    step()
+    for net in (bench.net, bench.child):
+        net.zero_grad(set_to_none=True)
+    if bench.device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        torch.cuda.synchronize()
+        peak = torch.cuda.max_memory_allocated() - before
+    else:
+        peak = live_peak(torch, step, tensors_of(torch, bench))
+    for net in (bench.net, bench.child):
+        net.zero_grad(set_to_none=True)
+    return peak
+
+
+def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return one row a variant."""
+    import torch
+
+    bench = search_step.Bench(args)
+    variants = search_step.variants_of(args)
+    peaks: dict[str, list[int]] = {variant: [] for variant in variants}
+    for picks in search_step.draw(bench, args.paths, args.seed):
+        bench.use(picks)
+        for variant in variants:
+            peaks[variant].append(peak_of(torch, bench, variant))
+        print({v: round(found[-1] / peaks["plain"][-1], 4) for v, found in peaks.items()}, flush=True)
+    weights = sum(p.numel() * p.element_size() for p in bench.net.parameters())
+    rows = []
+    for variant, found in peaks.items():
+        ratios = [peak / plain for peak, plain in zip(found, peaks["plain"], strict=True)]
+        rows.append(
+            {
+                "pixels": args.pixels, "batch": args.batch, "candidates": args.candidates,
+                "device": args.device, "amp": args.amp, "layout": args.layout,
+                "paths": len(ratios), "step": variant,
+                "ratio": round(statistics.geometric_mean(ratios), 4), "least": round(min(ratios), 4),
+                "most": round(max(ratios), 4), "live_mib": round(statistics.fmean(found) / 2**20, 2),
+                "weights_mib": round(weights / 2**20, 1),
+            }
+        )  # fmt: skip
+    return rows
+
+
+def main() -> int:
+    parser = search_step.make_parser(__doc__, "search_memory")
+    parser.set_defaults(paths=3)
+    args = parser.parse_args()
+    harness.start(args)
+    harness.write_rows(args, measure(args))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
