@@ -53,7 +53,7 @@ def test_version_1_files_stay_readable() -> None:
     assert table.correction == Correction(1.02, -0.01)
     assert (table.offset_ms, table.date, table.source) == (0.07, "2026-11-21", "a test")
     assert table.method["fit"] == {"strength": 0.5}
-    assert table.trust() == []
+    assert table.trust() == ["1 of its operations were guessed, not measured"]
 
 
 def test_a_file_states_its_unit_and_has_one_line_an_entry() -> None:
