@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -33,6 +34,10 @@ with contextlib.suppress(ImportError):
     # No deadline: the machines that run this are shared, and the first example pays for lazy imports.
     settings.register_profile("proxylessnas", deadline=None, print_blob=True)
     settings.load_profile("proxylessnas")
+
+# Started in the background, a shell's programs ignore Ctrl-C, and so would those that the tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -345,3 +345,11 @@ def test_the_published_nets_keep_their_order() -> None:
         for name, found in times.items():
             found.append(measure(name, min_seconds=0.3).median_ms)
     assert statistics.median(times["proxyless_w025_r112"]) * 3 < statistics.median(times["proxyless_gpu"])
+
+
+def test_a_device_may_be_given_as_a_module_says_it() -> None:
+    with pytest.raises(LatencyError, match="device cuda:7: set CUDA_VISIBLE_DEVICES"):
+        measure("proxyless_cifar10_demo", device=torch.device("cuda:7"))
+    net = create_model("proxyless_cifar10_demo")
+    found = measure(net, device=next(net.parameters()).device, min_runs=3, min_seconds=0.01)
+    assert found.conditions.device == "cpu"

@@ -235,5 +235,5 @@ def test_a_busy_loop_on_another_core_raises_the_flag() -> None:
             process.kill()
             process.wait()
     assert samples.other_load is not None
-    assert samples.other_load > NOISY_LOAD
+    assert samples.other_load * (os.cpu_count() or 1) > NOISY_LOAD
     assert any(reason.startswith("other programs used") for reason in samples.noise)

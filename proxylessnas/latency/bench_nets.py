@@ -85,6 +85,8 @@ def open_nets(
         MissingExtraError: a net's library is not installed.
         LatencyError: a net does not take pictures of this size.
     """
+    if image_size is not None and image_size < 1:
+        raise LatencyError(f"the image size must be at least 1 px, not {image_size}")
     nets: list[BenchNet] = []
     notes: list[str] = []
     seen: Counter[str] = Counter()
@@ -126,7 +128,8 @@ def _own(word: str | os.PathLike[str] | Arch | TreeArch, image_size: int | None)
         arch = PUBLISHED[normalise_name(str(word))]
         record = get_weights(arch.name)
     own_size = record.input_size if record else arch.resolution or 224
-    size = (arch.in_channels, image_size or own_size, image_size or own_size)
+    side = own_size if image_size is None else image_size
+    size = (arch.in_channels, side, side)
     with torch.device("meta"):
         params, macs = _counted(create_model(arch), size, arch.name)
     net = BenchNet(arch.name or "net", NetSpec("arch", str(arch), size), params, macs, arch.num_classes)
@@ -159,7 +162,8 @@ def _from_torchvision(name: str, folder: Path, image_size: int | None) -> BenchN
         net = dataclasses.replace(
             net, top1=float(top1), top1_status="published", top1_source=source, dataset="imagenet"
         )
-    return _saved(net, model, (3, image_size or own_size, image_size or own_size), folder)
+    side = own_size if image_size is None else image_size
+    return _saved(net, model, (3, side, side), folder)
 
 
 def _from_timm(name: str, folder: Path, image_size: int | None) -> BenchNet:
@@ -174,7 +178,9 @@ def _from_timm(name: str, folder: Path, image_size: int | None) -> BenchNet:
     model = timm.create_model(name, pretrained=False)
     channels, height, width = model.pretrained_cfg.get("input_size", (3, 224, 224))
     net = BenchNet(f"timm/{name}", NetSpec("module", "", (3, 224, 224)), 0, 0, 0, peer=True)
-    return _saved(net, model, (channels, image_size or height, image_size or width), folder)
+    if image_size is not None:
+        height = width = image_size
+    return _saved(net, model, (channels, height, width), folder)
 
 
 def _saved(net: BenchNet, model: nn.Module, size: tuple[int, int, int], folder: Path) -> BenchNet:

@@ -186,7 +186,7 @@ def device_name(options: argparse.Namespace) -> str:
         name = text.strip("\0 \n") if field is None else (found[0] if found else name)
         break
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{name}, {processors} processor{'s' if processors != 1 else ''}"
+    return f"{name}, {processors} core{'s' if processors != 1 else ''}"
 
 
 def visit(run: Callable[[], None], options: argparse.Namespace) -> Tuple[List[float], int]:
@@ -282,7 +282,7 @@ def measure(options: argparse.Namespace) -> int:
         "format": FORMAT, "version": VERSION, "unit": "ms", "kit_sha256": digest, "runtime": options.runtime,
         "provider": options.provider if kind == "onnx" else "", "threads": options.threads,
         "batch_size": manifest["batch_size"], "dtype": "float32", "device_name": device_name(options),
-        "system": platform.platform(), "versions": dict(python=platform.python_version(), **runtime.versions),
+        "system": platform.platform(), "versions": dict(Python=platform.python_version(), **runtime.versions),
         "rounds": options.rounds, "seconds": options.seconds, "min_runs": options.runs,
         "date": datetime.date.today().isoformat(),
     }  # fmt: skip

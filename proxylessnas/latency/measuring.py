@@ -161,6 +161,12 @@ def _seconds(name: str, value: object) -> float:
 
 def _device(device: object, module: nn.Module | None) -> str:
     if device is not None:
+        device = torch.device(device) if isinstance(device, str) else device
+        if isinstance(device, torch.device):
+            here = torch.cuda.current_device() if device.type == "cuda" and torch.cuda.is_available() else 0
+            if device.index not in (None, here):
+                raise LatencyError(f"device {device}: set CUDA_VISIBLE_DEVICES, so that it is the only one")
+            return device.type
         return str(device)
     tensors = [] if module is None else [*module.parameters(), *module.buffers()]
     kinds = {tensor.device.type for tensor in tensors}

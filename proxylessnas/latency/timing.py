@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from .settings import Conditions
 
 NOISY_SPREAD = 0.05  # interquartile range over median
-NOISY_LOAD = 0.08  # share of all processors that others used meanwhile
+NOISY_LOAD = 0.16  # processors that others used meanwhile: a sixth of one, however many there are
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,9 @@ class Samples:
         found = []
         if self.spread > NOISY_SPREAD:
             found.append(f"half of the runs lie {self.spread:.0%} of the median apart")
-        if self.other_load is not None and self.other_load > NOISY_LOAD:
-            found.append(f"other programs used {self.other_load:.0%} of the processors")
+        used = (self.other_load or 0.0) * (os.cpu_count() or 1)
+        if used > NOISY_LOAD:
+            found.append(f"other programs used {used:.2g} of {os.cpu_count() or 1} processors")
         if not self.stable:
             found.append("the warm-up did not settle")
         return tuple(found)
