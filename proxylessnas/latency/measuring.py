@@ -161,7 +161,8 @@ def _seconds(name: str, value: object) -> float:
 
 def _device(device: object, module: nn.Module | None) -> str:
     if device is not None:
-        device = torch.device(device) if isinstance(device, str) else device
+        if isinstance(device, str) and device.startswith("cuda:"):
+            device = torch.device(device)
         if isinstance(device, torch.device):
             here = torch.cuda.current_device() if device.type == "cuda" and torch.cuda.is_available() else 0
             if device.index not in (None, here):
