@@ -110,7 +110,7 @@ class OnnxRuntime:
         except ImportError as e:
             raise Problem(f"onnxruntime is missing: pip install onnxruntime ({e})") from e
         self.numpy = import_module("numpy")  # comes with it
-        self.library, self.threads, self.provider = onnxruntime, options.threads, options.provider
+        self.backend, self.threads, self.provider = onnxruntime, options.threads, options.provider
         known = onnxruntime.get_available_providers()
         if self.provider not in known:
             raise Problem(f"this onnxruntime has no provider {self.provider!r}; it has {', '.join(known)}")
@@ -118,12 +118,12 @@ class OnnxRuntime:
 
     def load(self, path: str, shape: List[int]) -> Callable[[], None]:
         """Return a function that runs the file once."""
-        settings = self.library.SessionOptions()
+        settings = self.backend.SessionOptions()
         settings.intra_op_num_threads = self.threads
         settings.inter_op_num_threads = 1
         settings.log_severity_level = 3
         wanted = [self.provider] + ([CPU] if self.provider != CPU else [])
-        session = self.library.InferenceSession(path, settings, providers=wanted)
+        session = self.backend.InferenceSession(path, settings, providers=wanted)
         if session.get_providers()[0] != self.provider:
             raise Problem(f"{self.provider} could not be started")
         values = self.numpy.random.RandomState(0).standard_normal(shape).astype("float32")
@@ -147,7 +147,7 @@ class ExecuTorch:
             portable_lib = import_module("executorch.extension.pybindings.portable_lib")
         except ImportError as e:
             raise Problem(f"executorch is missing: pip install executorch ({e})") from e
-        self.torch, self.library = torch, portable_lib
+        self.torch, self.backend = torch, portable_lib
         portable_lib._unsafe_reset_threadpool(options.threads)
         if portable_lib._threadpool_get_thread_count() != options.threads:
             raise Problem(f"ExecuTorch cannot use {options.threads} threads here")
@@ -160,7 +160,7 @@ class ExecuTorch:
 
     def load(self, path: str, shape: List[int]) -> Callable[[], None]:
         """Return a function that runs the file once."""
-        module = self.library._load_for_executorch(path)
+        module = self.backend._load_for_executorch(path)
         values = (self.torch.randn(*shape),)
 
         def run() -> None:
