@@ -2,7 +2,7 @@
 
     python examples/latency_table.py --out table.json
 
-Use --space imagenet for the paper's space (about eight minutes), --runtime onnxruntime for another runtime.
+Use --space imagenet for the paper's space (some minutes), --runtime onnxruntime for another runtime.
 """
 
 from __future__ import annotations

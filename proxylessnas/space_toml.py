@@ -16,20 +16,18 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import importlib
 import json
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from .errors import ArchError, missing_extra, shown
+from . import toml_text
+from .errors import ArchError, shown
 from .space import SearchSpace, SpaceStage
 from .space_rules import problems_error, value_problems
 
-MAX_BYTES = 1_000_000
 _FIELDS = {f.name: f.default is dataclasses.MISSING for f in dataclasses.fields(SearchSpace)}
 _STAGE_FIELDS = [f.name for f in dataclasses.fields(SpaceStage)]
 
@@ -99,25 +97,7 @@ def read_toml(path: str | os.PathLike[str]) -> SearchSpace:
         ArchError: the file cannot be read, is not TOML or holds no space; every problem is listed.
         MissingExtraError: Python is 3.10 and tomli is not installed.
     """
-    where = os.fspath(path)
-    try:
-        with open(path, "rb") as file:
-            content = file.read(MAX_BYTES + 1)
-        text = content.decode("utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        reason = e.strerror if isinstance(e, OSError) and e.strerror else str(e)
-        raise ArchError(f"{where}: cannot be read as a search space ({reason})") from e
-    if len(content) > MAX_BYTES:
-        raise ArchError(f"{where}: too large for a search space (over {MAX_BYTES} bytes)")
-    name = "tomllib" if sys.version_info >= (3, 11) else "tomli"
-    try:
-        library = importlib.import_module(name)
-    except ModuleNotFoundError as e:
-        raise missing_extra(name, "reading a search space on Python 3.10") from e
-    try:
-        data = library.loads(text)
-    except (ValueError, RecursionError) as e:  # TOMLDecodeError, or a number of over 4,300 digits
-        raise ArchError(f"{where}: not valid TOML ({e})") from e
+    where, data = toml_text.read_toml(Path(path), "search space", error=ArchError)
     return from_dict({"name": Path(path).stem, **data}, where)
 
 

@@ -212,7 +212,7 @@ def test_none_is_no_value() -> None:
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no\.toml: cannot be read as a recipe of a search"):
+    with pytest.raises(DataError, match=r"no\.toml: cannot be read as a search recipe"):
         read_search_recipe(str(tmp_path / "no.toml"))
     (tmp_path / "bad.toml").write_text("epochs = ")
     with pytest.raises(DataError, match=r"bad\.toml: not valid TOML"):

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._latency import SPACE_HELP, TABLE_HELP, add_imports, import_modules
-from ._output import note, pairs
+from ._output import note
 from ._search_report import cost_notes, main_process, report, report_dry_run
-from ._train import DATA_HELP, keep_pages, settings
+from ._train import DATA_HELP, add_list_recipes, fitting_batch, keep_pages, settings
 from ._verb import UsageError, Verb
 
 if TYPE_CHECKING:
@@ -17,20 +17,6 @@ if TYPE_CHECKING:
 
 ALGORITHMS = ("gradient", "reinforce", "random", "evolution")
 _DEFAULT_RECIPE = "small"
-_FEW_STEPS = 8  # an epoch: below that, smaller batches
-
-
-class _ListRecipes(argparse.Action):
-    """Prints the presets and ends, as ``--help`` does."""
-
-    def __init__(self, option_strings: list[str], dest: str, help: str | None = None) -> None:
-        super().__init__(option_strings, dest, nargs=0, help=help)
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from ..search.presets import ABOUT
-
-        print(pairs(list(ABOUT.items())))
-        parser.exit()
 
 
 class Run(Verb):
@@ -68,7 +54,7 @@ class Run(Verb):
             help=f"preset or .toml file (default: the one called like the space, else {_DEFAULT_RECIPE})",
         )  # fmt: skip
         group.add_argument("--show-recipe", action="store_true", help="print the resolved recipe and stop")
-        group.add_argument("--list-recipes", action=_ListRecipes, help="list the presets and stop")
+        add_list_recipes(group, "search")
         group.add_argument(
             "--set", action="append", default=[], metavar="KEY=VALUE", dest="changes",
             help="change any value of the recipe, such as arch_rate=0.01; may be repeated",
@@ -264,8 +250,7 @@ def _fitted(recipe: SearchRecipe, args: argparse.Namespace) -> SearchRecipe:
 
     data = open_search_data(args.data, arch_fraction=recipe.arch_fraction, seed=recipe.seed, limit=args.limit)
     pictures, size = len(data.weights.train), recipe.weights.batch_size
-    while size > 4 and pictures // size < _FEW_STEPS:
-        size //= 2
+    size = fitting_batch(pictures, size)
     if size == recipe.weights.batch_size or size % recipe.weights.accumulate:
         return recipe
     smaller = recipe.with_batch_size(size)

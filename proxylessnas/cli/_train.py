@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib
 import os
 import re
 import sys
@@ -26,17 +27,16 @@ DATA_HELP = (
 _FEW_STEPS = 8  # an epoch: below that, smaller batches
 
 
-class _ListRecipes(argparse.Action):
-    """Prints the presets and ends, as ``--help`` does."""
+def add_list_recipes(parser: argparse._ActionsContainer, package: str) -> None:
+    """Declare an option that, like ``--help``, prints the presets of ``train`` or ``search`` and ends."""
 
-    def __init__(self, option_strings: list[str], dest: str, help: str | None = None) -> None:
-        super().__init__(option_strings, dest, nargs=0, help=help)
+    class ListRecipes(argparse.Action):
+        def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+            presets = importlib.import_module(f"proxylessnas.{package}.presets")
+            print(pairs(list(presets.ABOUT.items())))
+            parser.exit()
 
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from ..train.presets import ABOUT
-
-        print(pairs(list(ABOUT.items())))
-        parser.exit()
+    parser.add_argument("--list-recipes", action=ListRecipes, nargs=0, help="list the presets and stop")
 
 
 def add_arguments(parser: argparse.ArgumentParser, recipe: str) -> None:
@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser, recipe: str) -> None:
     group.add_argument(
         "--show-recipe", action="store_true", help="print the resolved recipe as TOML and stop"
     )
-    group.add_argument("--list-recipes", action=_ListRecipes, help="list the presets and stop")
+    add_list_recipes(group, "train")
     group.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="changes",
         help="change any value of the recipe, such as mixup_alpha=0.2; may be repeated",
@@ -122,14 +122,20 @@ def resolved_recipe(args: argparse.Namespace, **more: Any) -> Recipe:
     return changed(recipe, args.changes, given)
 
 
+def fitting_batch(pictures: int, size: int) -> int:
+    """Return a batch size, halved until an epoch has some steps."""
+    while size > 4 and pictures // size < _FEW_STEPS:
+        size //= 2
+    return size
+
+
 def fitted(recipe: Recipe, data: Data, args: argparse.Namespace) -> Recipe:
     """Return the recipe with smaller batches where the pictures would make a few steps an epoch only."""
     pictures, size = len(data.train), recipe.batch_size
     asked = args.batch_size is not None or any(text.startswith("batch_size") for text in args.changes)
     if asked or args.recipe.lower().endswith(".toml"):
         return recipe
-    while size > 4 and pictures // size < _FEW_STEPS:
-        size //= 2
+    size = fitting_batch(pictures, size)
     if size == recipe.batch_size or size % recipe.accumulate:
         return recipe
     smaller = recipe.with_batch_size(size)

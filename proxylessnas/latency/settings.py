@@ -65,9 +65,8 @@ class Conditions(Settings):
 
     Attributes:
         device_name: of the processor or GPU, with the number of processors this process could use.
-        allocator: state of the memory allocator, which decides the latency of PyTorch on a CPU by up to a
-            factor of two: "pages kept" (see :func:`proxylessnas.keep_freed_pages`), "tcmalloc", "jemalloc",
-            "default", or "unknown".
+        allocator: state of the memory allocator, which moves the latency of PyTorch on a CPU: "pages kept"
+            (see :func:`proxylessnas.keep_freed_pages`), "tcmalloc", "jemalloc", "default", or "unknown".
         versions: of Python, torch and the runtime.
         system: operating system.
     """

@@ -20,6 +20,7 @@ from .random_nets import random_nets
 from .settings import Conditions
 from .spec import NetSpec
 from .table import LatencyTable
+from .table_parts import LEAST_TAU, MOST_MAPE_PERCENT
 from .visits import Job, Lab, Progress, Visit, combined, conditions_differ
 
 #: Every net is visited so many times, in a fresh measuring process each time.
@@ -74,7 +75,7 @@ class Validation:
     @property
     def verdict(self) -> str:
         """What to make of it, in one line."""
-        if self.kendall_tau < 0.8 or self.mape_percent > 15:
+        if self.kendall_tau < LEAST_TAU or self.mape_percent > MOST_MAPE_PERCENT:
             word = "not to be trusted"
         elif self.kendall_tau < 0.9 or self.mape_percent > 5:
             word = "fair"

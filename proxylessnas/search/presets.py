@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
-import re
-
-from ..errors import DataError, shown
 from ..train.presets import preset as train_preset
+from ..train.recipe_rules import by_name
 from .recipe import SearchRecipe
 
 # The authors' script (original code, B.7 and B.11), but for `adapt`, with which a target is met. Held out are
@@ -69,17 +66,4 @@ def preset(name: str) -> SearchRecipe:
     Raises:
         DataError: there is none of this name; the message names the nearest and lists all.
     """
-    names = {_squeeze(known): known for known in PRESETS}
-    key = _squeeze(name) if isinstance(name, str) else ""
-    if key in names:
-        return PRESETS[names[key]]
-    near = [names[n] for n in difflib.get_close_matches(key, names, n=2, cutoff=0.6)]
-    hint = f": did you mean {' or '.join(near)}?" if near else ""
-    raise DataError(
-        f"no recipe of a search is called {shown(name)}{hint} (known: {', '.join(PRESETS)}; a file's name "
-        "ends in .toml)"
-    )
-
-
-def _squeeze(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())
+    return by_name(PRESETS, name, "recipe of a search")

@@ -11,14 +11,12 @@ batch_size = 64
 
 from __future__ import annotations
 
-import importlib
 import os
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from ..errors import DataError, missing_extra, shown
+from ..errors import DataError, shown
+from ..toml_text import absent, read_toml, split_word, toml_value, value_of_word
 from ..train.presets import preset as train_preset
 from ..train.recipe import KINDS as WEIGHT_KINDS
 from ..train.recipe_rules import problems_error
@@ -51,7 +49,7 @@ def to_toml(recipe: SearchRecipe) -> str:
         for name, value in found:
             if value is not None:
                 choices = " | ".join(CHOICES.get(name, ()))
-                lines.append(f"{name} = {_to_toml(value)}" + (f"  # {choices}" if choices else ""))
+                lines.append(f"{name} = {toml_value(value)}" + (f"  # {choices}" if choices else ""))
     lines += ["", "[weights]"]
     for group in weights_to_toml(recipe.weights).strip().split("\n\n"):
         title, *values = group.split("\n")
@@ -59,14 +57,6 @@ def to_toml(recipe: SearchRecipe) -> str:
         if kept:
             lines += ["", title, *kept]
     return "\n".join(lines[1:]) + "\n"
-
-
-def _to_toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, tuple):
-        return f"[{', '.join(map(_to_toml, value))}]"
-    return f'"{value}"' if isinstance(value, str) else repr(value)
 
 
 def from_toml(source: str | os.PathLike[str], *, base: SearchRecipe | None = None) -> SearchRecipe:
@@ -86,16 +76,7 @@ def from_toml(source: str | os.PathLike[str], *, base: SearchRecipe | None = Non
             problem.
         MissingExtraError: Python is 3.10 and tomli is not installed.
     """
-    if isinstance(source, str) and not ("\n" not in source and source.lower().endswith(".toml")):
-        where, text = "search recipe", source
-    else:
-        where = os.fspath(source)
-        try:
-            text = Path(source).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as e:
-            reason = e.strerror if isinstance(e, OSError) and e.strerror else str(e)
-            raise DataError(f"{where}: cannot be read as a recipe of a search ({reason})") from e
-    table = _parse(text, where)
+    where, table = read_toml(source, "search recipe")
     found: list[str] = []
     start = SearchRecipe() if base is None else base
     name = table.pop("base", None)
@@ -109,7 +90,7 @@ def from_toml(source: str | os.PathLike[str], *, base: SearchRecipe | None = Non
         if isinstance(value, Mapping) and key != "weights":
             found.append(f"[{key}] is a table, but a search has only [weights]")
         else:
-            given[key] = _absent(KINDS.get(key, WEIGHT_KINDS.get(key, "")), value)
+            given[key] = absent(KINDS.get(key, WEIGHT_KINDS.get(key, "")), value)
     weights = given.get("weights")
     if isinstance(weights, Mapping):
         weights = dict(weights)
@@ -121,27 +102,11 @@ def from_toml(source: str | os.PathLike[str], *, base: SearchRecipe | None = Non
                 found.append(f"[weights] base: {e}")
             else:
                 start = start.replace(weights=start_weights)
-        given["weights"] = {k: _absent(WEIGHT_KINDS.get(k, ""), v) for k, v in weights.items()}
+        given["weights"] = {k: absent(WEIGHT_KINDS.get(k, ""), v) for k, v in weights.items()}
     values, wrong = completed(given, start)
     if found or wrong:
         raise problems_error(where, found + wrong)
     return SearchRecipe(**values)
-
-
-def _absent(kind: str, value: Any) -> Any:
-    return None if kind.endswith("None") and isinstance(value, str) and value.lower() == "none" else value
-
-
-def _parse(text: str, where: str) -> dict[str, Any]:
-    name = "tomllib" if sys.version_info >= (3, 11) else "tomli"
-    try:
-        library = importlib.import_module(name)
-    except ModuleNotFoundError as e:
-        raise missing_extra(name, "reading a recipe on Python 3.10") from e
-    try:
-        return library.loads(text)
-    except (library.TOMLDecodeError, RecursionError) as e:
-        raise DataError(f"{where}: not valid TOML ({e})") from e
 
 
 def parse_set(text: str) -> tuple[str, Any]:
@@ -157,32 +122,15 @@ def parse_set(text: str) -> tuple[str, Any]:
     Raises:
         DataError: there is no such name, or the value is wrong.
     """
-    name, equals, word = (part.strip() for part in text.partition("="))
-    name = name.replace("-", "_")
-    if not equals or not name:
+    name, word = split_word(text)
+    if not name:
         raise DataError(f"{shown(text)}: write name=value, as in arch_rate=0.01")
     bare = name.removeprefix("weights.")
     if name not in KINDS and bare in WEIGHT_KINDS:
         return name, parse_weight_set(f"{bare}={word}")[1]
     if name not in KINDS or name == "weights":
         raise DataError(f"{text}: {unknown(name, [n for n in NAMES if n != 'weights'])}")
-    checked, problems = check({name: KINDS[name]}, {name: _from_word(word, KINDS[name])})
+    checked, problems = check({name: KINDS[name]}, {name: value_of_word(word, KINDS[name])})
     if problems:
         raise DataError(problems[0])
     return name, checked[name]
-
-
-def _from_word(word: str, kind: str) -> Any:
-    """Return what a word means for a kind of value; the word itself if it cannot mean any."""
-    if kind.endswith("| None") and word.lower() == "none":
-        return None
-    if kind == "str":
-        return word.strip("\"'")
-    if kind == "bool":
-        return {"true": True, "false": False}.get(word.lower(), word)
-    try:
-        if kind.startswith("tuple"):
-            return tuple(float(part) for part in word.strip("[]()").split(","))
-        return (int if kind.startswith("int") else float)(word)
-    except ValueError:
-        return word

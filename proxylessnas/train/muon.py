@@ -2,8 +2,8 @@
 
 A 1x1 convolution is a matrix, and most of an MBConv net's weights are in such. Muon (Jordan et al. 2024,
 "Muon: An optimizer for hidden layers in neural networks") replaces the momentum of a matrix by the nearest
-matrix with orthogonal rows or columns, so that every direction is learnt at the same rate. On small pictures
-MBConv nets then need about half the epochs.
+matrix with orthogonal rows or columns, so that every direction is learnt at the same rate. From scratch,
+MBConv nets then get further in few epochs.
 
 ``torch.optim.Muon`` takes matrices only, needs torch 2.9, and wants a second optimiser for everything else;
 this one takes all parameters of a net, so that a checkpoint holds one state.

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
-import re
-
-from ..errors import DataError, shown
 from ..transforms import IMAGENET_MEAN, IMAGENET_STD
 from .recipe import Recipe
+from .recipe_rules import by_name
 
 # The authors' script for retraining on ImageNet: SGD with Nesterov momentum 0.9, the rate 0.05 lowered along
 # a cosine at every step, decay for everything but BatchNorm (so for the classifier's bias too), colour jitter
@@ -109,16 +106,4 @@ def preset(name: str) -> Recipe:
     Raises:
         DataError: there is none of this name; the message names the nearest and lists all.
     """
-    names = {_squeeze(known): known for known in PRESETS}
-    key = _squeeze(name) if isinstance(name, str) else ""
-    if key in names:
-        return PRESETS[names[key]]
-    near = [names[n] for n in difflib.get_close_matches(key, names, n=2, cutoff=0.6)]
-    hint = f": did you mean {' or '.join(near)}?" if near else ""
-    raise DataError(
-        f"no recipe is called {shown(name)}{hint} (known: {', '.join(PRESETS)}; a file's name ends in .toml)"
-    )
-
-
-def _squeeze(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())
+    return by_name(PRESETS, name, "recipe")

@@ -58,7 +58,7 @@ class Recipe:
         mixup_alpha, cutmix_alpha: of the Beta distributions; 0 is off; with both, each batch takes one.
         label_smoothing: share of the target spread over all classes.
         optimizer: "sgd" (with Nesterov momentum), "adamw", or "muon" (SGD, but for the matrices of dense
-            convolutions, which it orthogonalises: far fewer epochs from scratch; see ``muon.py``).
+            convolutions, which it orthogonalises: fewer epochs from scratch; see ``muon.py``).
         learning_rate: at the end of the warm-up, for ``batch_size`` pictures.
         momentum: of SGD and Muon.
         muon_rate, muon_decay: Muon's learning rate and (decoupled) weight decay for matrices; all else has

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import DataError, shown
+
+P = TypeVar("P")
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,27 @@ def unknown(name: object, known: Iterable[str]) -> str:
     near = [alias] if alias else difflib.get_close_matches(key, list(known), n=2, cutoff=0.6)
     hint = f": did you mean {' or '.join(near)}?" if near else ""
     return f"there is no {shown(name)}{hint}"
+
+
+def by_name(presets: Mapping[str, P], name: str, what: str) -> P:
+    """Return a preset; case, hyphens and underscores in its name do not matter.
+
+    Raises:
+        DataError: there is none of this name; the message names the nearest and lists all.
+    """
+    names = {_squeezed(known): known for known in presets}
+    key = _squeezed(name) if isinstance(name, str) else ""
+    if key in names:
+        return presets[names[key]]
+    near = [names[n] for n in difflib.get_close_matches(key, names, n=2, cutoff=0.6)]
+    hint = f": did you mean {' or '.join(near)}?" if near else ""
+    raise DataError(
+        f"no {what} is called {shown(name)}{hint} (known: {', '.join(presets)}; a file's name ends in .toml)"
+    )
+
+
+def _squeezed(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def check_value(

@@ -7,13 +7,11 @@ learning_rate = 0.1
 
 from __future__ import annotations
 
-import importlib
 import os
-import sys
-from pathlib import Path
 from typing import Any
 
-from ..errors import DataError, missing_extra, shown
+from ..errors import DataError, shown
+from ..toml_text import absent, read_toml, split_word, toml_value, value_of_word
 from .presets import preset
 from .recipe import KINDS, Recipe, completed
 from .recipe_rules import CHOICES, check_value, problems_error, unknown
@@ -45,16 +43,8 @@ def to_toml(recipe: Recipe) -> str:
             value = getattr(recipe, name)
             if value is not None:
                 choices = " | ".join(CHOICES.get(name, ()))
-                lines.append(f"{name} = {_to_toml(value)}" + (f"  # {choices}" if choices else ""))
+                lines.append(f"{name} = {toml_value(value)}" + (f"  # {choices}" if choices else ""))
     return "\n".join(lines[1:]) + "\n"
-
-
-def _to_toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, tuple):
-        return f"[{', '.join(map(_to_toml, value))}]"
-    return f'"{value}"' if isinstance(value, str) else repr(value)
 
 
 def from_toml(source: str | os.PathLike[str], *, base: Recipe | None = None) -> Recipe:
@@ -73,16 +63,7 @@ def from_toml(source: str | os.PathLike[str], *, base: Recipe | None = None) -> 
             problem.
         MissingExtraError: Python is 3.10 and tomli is not installed.
     """
-    if isinstance(source, str) and not ("\n" not in source and source.lower().endswith(".toml")):
-        where, text = "recipe", source
-    else:
-        where = os.fspath(source)
-        try:
-            text = Path(source).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as e:
-            reason = e.strerror if isinstance(e, OSError) and e.strerror else str(e)
-            raise DataError(f"{where}: cannot be read as a recipe ({reason})") from e
-    table = _parse(text, where)
+    where, table = read_toml(source, "recipe")
     found, given = [], {}
     name = table.pop("base", None)
     if name is not None:
@@ -95,24 +76,11 @@ def from_toml(source: str | os.PathLike[str], *, base: Recipe | None = None) -> 
             hint = f"write {next(iter(value), 'epochs')} = ... above it, without [{key}]"
             found.append(f"[{key}] is a table, but a recipe has none: {hint}")
         else:
-            none = isinstance(value, str) and value.lower() == "none" and KINDS.get(key, "").endswith("None")
-            given[key] = None if none else value
+            given[key] = absent(KINDS.get(key, ""), value)
     values, wrong = completed(given, Recipe() if base is None else base)
     if found or wrong:
         raise problems_error(where, found + wrong)
     return Recipe(**values)
-
-
-def _parse(text: str, where: str) -> dict[str, Any]:
-    name = "tomllib" if sys.version_info >= (3, 11) else "tomli"
-    try:
-        library = importlib.import_module(name)
-    except ModuleNotFoundError as e:
-        raise missing_extra(name, "reading a recipe on Python 3.10") from e
-    try:
-        return library.loads(text)
-    except (library.TOMLDecodeError, RecursionError) as e:
-        raise DataError(f"{where}: not valid TOML ({e})") from e
 
 
 def parse_set(text: str) -> tuple[str, Any]:
@@ -124,31 +92,13 @@ def parse_set(text: str) -> tuple[str, Any]:
     Raises:
         DataError: there is no such name, or the value is wrong.
     """
-    name, equals, word = (part.strip() for part in text.partition("="))
-    name = name.replace("-", "_")
-    if not equals or not name:
+    name, word = split_word(text)
+    if not name:
         raise DataError(f"{shown(text)}: write name=value, as in learning_rate=0.05")
     if name not in KINDS:
         raise DataError(f"{text}: {unknown(name, KINDS)}")
     kind = KINDS[name]
-    value, problem = check_value(name, kind, _from_word(word, kind))
+    value, problem = check_value(name, kind, value_of_word(word, kind))
     if problem:
         raise DataError(problem)
     return name, value
-
-
-def _from_word(word: str, kind: str) -> Any:
-    """Return what a word means for a kind of value; the word itself if it cannot mean any."""
-    if kind.endswith("| None") and word.lower() == "none":
-        return None
-    if kind == "str":
-        return word.strip("\"'")
-    if kind == "bool":
-        return {"true": True, "false": False}.get(word.lower(), word)
-    number = int if kind.startswith("int") else float
-    try:
-        if kind.startswith("tuple"):
-            return tuple(float(part) for part in word.strip("[]()").split(","))
-        return number(word)
-    except ValueError:
-        return word
