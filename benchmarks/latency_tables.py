@@ -44,7 +44,7 @@ def measured(conditions: Conditions) -> list[float]:
     """Return the measured latencies of the published nets, in ms."""
     nets = published()
     with Journal(None, {}) as journal, Lab(conditions.settings, (), journal, net_spec(nets[0]), say) as lab:
-        return measure_nets(lab, nets)[0]
+        return measure_nets(lab, nets).ms
 
 
 def one_setting(

@@ -9,10 +9,10 @@ import pytest
 from simulated_machine import OFFSET_MS, maps_mb, true_ms, true_net_ms
 
 from proxylessnas.errors import LatencyError
+from proxylessnas.latency.agreement import kendall_tau
 from proxylessnas.latency.fitting import Fit, fit_entries
 from proxylessnas.latency.keys import OpKey, arch_keys, space_keys
 from proxylessnas.latency.random_nets import random_nets
-from proxylessnas.latency.validation import kendall_tau
 from proxylessnas.spaces import read_space
 
 SPACE = read_space("imagenet")

@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .agreement import Validation as Validation
     from .bench import bench as bench
     from .building import build_table as build_table
     from .importing import import_table as import_table
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from .settings import Settings as Settings
     from .table import LatencyTable as LatencyTable
     from .timing import Timing as Timing
-    from .validation import Validation as Validation
     from .validation import validate_table as validate_table
 
 _HOME = {
@@ -48,7 +48,7 @@ _HOME = {
     "Settings": "settings",
     "LatencyTable": "table",
     "Timing": "timing",
-    "Validation": "validation",
+    "Validation": "agreement",
     "validate_table": "validation",
 }
 __all__ = list(_HOME)

@@ -5,7 +5,7 @@
    net of its own.
 2. Random whole nets, end to end. Operations and nets come in random order, from several measuring processes
    one after the other, because where a process has its memory moves its times by a percent; a reference net
-   in between shows whether the machine gets slower, and what other programs disturbed is measured again.
+   in between tells the machine's pace, and what other programs or another pace disturbed is measured again.
 3. Entries, fitted so that sums are the latencies of whole nets (:mod:`.fitting`).
 4. A check on nets that were not used so far, in fresh processes (:mod:`.validation`).
 """
@@ -24,6 +24,7 @@ from ..arch import Arch
 from ..errors import LatencyError, shown
 from ..space import SearchSpace
 from ..spaces import read_space
+from .agreement import Validation, judge
 from .fitting import fit_entries
 from .journal import Journal
 from .keys import OpKey, arch_keys, space_keys
@@ -32,16 +33,7 @@ from .settings import Settings
 from .spec import NetSpec
 from .table import Entry, LatencyTable
 from .timing import quantile
-from .validation import (
-    ROUNDS,
-    SLOW_LOAD_S,
-    Validation,
-    check_count,
-    compared,
-    judge,
-    measure_nets,
-    net_spec,
-)
+from .validation import ROUNDS, SLOW_LOAD_S, check_count, compared, measure_nets, net_spec
 from .visits import Job, Lab, Progress, Visit, combined
 
 #: Measuring processes that share the work, and rounds of the check; one where there is little time.
@@ -114,9 +106,16 @@ def build_table(
     space = space if isinstance(space, SearchSpace) else read_space(space)
     plan = _Plan(space, nets, validation_nets, minutes, seed, tuple(extra))
     request = {"settings": settings.to_dict(), "imports": list(imports), **plan.request()}
-    with (
+    with (  # fmt: skip
         Journal(path, request) as journal,
-        Lab(settings, imports, journal, net_spec(space.arch(plan.drawn[0])), progress) as lab,
+        Lab(
+            settings,
+            imports,
+            journal,
+            net_spec(space.arch(plan.drawn[0])),
+            progress,
+            patience_s=plan.budget_s / 2,
+        ) as lab,
     ):
         table = _table(plan, lab, _measure(plan, lab))
         if validation_nets:
@@ -228,13 +227,23 @@ def _measure(plan: _Plan, lab: Lab) -> int:
         todo = [plan.net_job(i, parts) for i in range(_PROBE, nets) if i % plan.processes == process]
         todo += others if process < rounds else []
         random.Random(f"{plan.seed} {process}").shuffle(todo)
-        noisy = [job for job in todo if lab.visit(job, label).noisy]
+        noisy = [job for job in todo if lab.disturbed(lab.visit(job, label))]
         noisy += [job for job, visit in zip(first, probes, strict=True) if visit.noisy and process == 0]
-        for job in noisy:
-            if lab.spent_s < plan.budget_s - cost_s * checks:
-                lab.total += 1
-                lab.visit(job, f"{label} again")
+        _again(noisy, f"{label} again", lab, plan.budget_s - cost_s * checks)
+    # Only now is it known which pace was the usual one.
+    found = lab.found("net ", "op ", "extra ")
+    every = [*first, *(plan.net_job(i, parts) for i in range(_PROBE, nets)), *others]
+    noisy = [job for job in every if all(visit.noisy for visit in found[job.name])]
+    _again(noisy, "at last", lab, plan.budget_s - cost_s * checks)
     return nets
+
+
+def _again(jobs: Sequence[Job], label: str, lab: Lab, until_s: float) -> None:
+    """Visit jobs once more, as long as there is time."""
+    for job in jobs:
+        if lab.spent_s < until_s:
+            lab.total += 1
+            lab.visit(job, label)
 
 
 def _affordable(plan: _Plan, lab: Lab, reserved_s: float, cost_s: float) -> int:
@@ -252,6 +261,7 @@ def _affordable(plan: _Plan, lab: Lab, reserved_s: float, cost_s: float) -> int:
 def _table(plan: _Plan, lab: Lab, nets: int) -> LatencyTable:
     """Fit the entries to what the journal has."""
     found = lab.found("net ", "op ", "extra ")
+    usual_ms = statistics.median(visit.reference_ms for visits in found.values() for visit in visits)
     net_visits = [found[f"net {i}"] for i in range(nets)]
     own = _own_times(plan, found, lab.has_parts)
     measured = [
@@ -280,6 +290,7 @@ def _table(plan: _Plan, lab: Lab, nets: int) -> LatencyTable:
             "seed": plan.seed,
             "noisy_nets": sum(all(v.noisy for v in visits) for visits in net_visits),
             "minutes": round(lab.spent_s / 60, 2),
+            "pace": {"net": str(plan.space.arch(plan.drawn[0])), "reference_ms": usual_ms},
             "fit": {
                 "left_out_rmspe_percent": fit.loo_percent,
                 "strength": fit.strength,
@@ -320,6 +331,12 @@ def _own_times(plan: _Plan, found: Mapping[str, Sequence[Visit]], parts: bool) -
 def _validated(plan: _Plan, lab: Lab, table: LatencyTable) -> Validation:
     """Judge the table on nets that it was not fitted on."""
     archs = [plan.space.arch(picks) for picks in plan.checked]
-    measured, noisy = measure_nets(lab, archs, seed=plan.seed + 1, rounds=plan.processes)
-    pairs = compared(table, plan.space, plan.checked, measured)
-    return judge(pairs, seed=plan.seed + 1, conditions=lab.conditions.describe(), noisy_nets=noisy)
+    lab.pace.given_ms = usual_ms = table.method["pace"]["reference_ms"]
+    measured = measure_nets(lab, archs, seed=plan.seed + 1, rounds=plan.processes)
+    return judge(
+        compared(table, plan.space, plan.checked, measured.ms),
+        seed=plan.seed + 1,
+        conditions=lab.conditions.describe(),
+        noisy_nets=measured.noisy_nets,
+        pace=measured.reference_ms / usual_ms,
+    )

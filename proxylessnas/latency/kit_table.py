@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from .agreement import judge
 from .fitting import fit_entries
 from .keys import OpKey, arch_keys
 from .kit_results import KitResults
 from .table import Entry, LatencyTable
 from .timing import quantile
-from .validation import compared, judge
+from .validation import compared
 
 #: Nets from which on entries are fitted to them, and from which on the fit is judged.
 LEAST_TO_FIT, LEAST_TO_JUDGE = 8, 16

@@ -1,207 +1,33 @@
-"""How well a table predicts whole nets that it was not fitted on."""
+"""Measure whole nets that a table was not fitted on, and compare."""
 
 from __future__ import annotations
 
 import dataclasses
-import datetime
-import math
 import random
 import statistics
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 from ..arch import Arch
-from ..errors import LatencyError
+from ..errors import LatencyError, ProxylessError
 from ..space import SearchSpace
+from .agreement import LEAST_NETS, Validation, judge
 from .journal import Journal
 from .keys import DEFAULT_RESOLUTION
 from .random_nets import random_nets
 from .settings import Conditions
 from .spec import NetSpec
 from .table import LatencyTable
-from .table_parts import LEAST_TAU, MOST_MAPE_PERCENT
+from .table_parts import LONGEST_MS
 from .visits import Job, Lab, Progress, Visit, combined, conditions_differ
 
 #: Every net is visited so many times, in a fresh measuring process each time.
 ROUNDS = 3
 #: A net that takes longer than this to load is visited once.
 SLOW_LOAD_S = 2.0
-LEAST_NETS = 2
-_NO_FLOATS = {"pairs", "date", "conditions", "nets", "noisy_nets", "seed"}
+_PATIENCE_S = 2.0  # for each net, until the machine has its usual pace
+_MOST_PATIENCE_S = 180.0
 _MAY_DIFFER = ("Python", "torch")  # versions, for a runtime that is neither
-
-
-@dataclass(frozen=True)
-class Validation:
-    """Predicted against measured latencies of random nets (:func:`.random_nets.random_nets`).
-
-    Attributes:
-        nets: how many.
-        mape_percent: mean absolute error, relative to the measured latency.
-        rmspe_percent: root mean square of the relative error.
-        within_5_percent, within_10_percent: share of the nets whose error is at most 5 and 10 %, in percent.
-        bias_percent: mean relative error; positive if the table predicts too much.
-        kendall_tau: Kendall's tau-b of the two orders: 1 if the table orders all nets rightly.
-        uniform_kendall_tau: that of the uniform nets alone, whose latencies lie close together.
-        scale, offset_ms: the line from predictions to measured latencies, fitted on half of the nets.
-        judged_before_percent, judged_after_percent: mean absolute error on the other half, without and with
-            that line.
-        noisy_nets: nets that were disturbed whenever they were measured.
-        seed: of the nets.
-        date: ISO day.
-        conditions: what was measured with, in words.
-        pairs: (block tokens, predicted ms, measured ms) of each net.
-    """
-
-    nets: int
-    mape_percent: float
-    rmspe_percent: float
-    within_5_percent: float
-    within_10_percent: float
-    bias_percent: float
-    kendall_tau: float
-    uniform_kendall_tau: float
-    scale: float
-    offset_ms: float
-    judged_before_percent: float
-    judged_after_percent: float
-    noisy_nets: int
-    seed: int
-    date: str
-    conditions: str
-    pairs: tuple[tuple[str, float, float], ...]
-
-    @property
-    def verdict(self) -> str:
-        """What to make of it, in one line."""
-        if self.kendall_tau < LEAST_TAU or self.mape_percent > MOST_MAPE_PERCENT:
-            word = "not to be trusted"
-        elif self.kendall_tau < 0.9 or self.mape_percent > 5:
-            word = "fair"
-        else:
-            word = "good"
-        noisy = f"; {self.noisy_nets} were disturbed while they were measured" if self.noisy_nets else ""
-        return (
-            f"{word}: off by {self.mape_percent:.1f} % on average (bias {self.bias_percent:+.1f} %), "
-            f"Kendall tau {self.kendall_tau:.3f}, on {self.nets} random nets from cheap to dear (tau "
-            f"{self.uniform_kendall_tau:.3f} on the half drawn evenly){noisy}"
-        )
-
-    @property
-    def correction_helps(self) -> bool:
-        """Whether the line made the other half of the nets clearly better predicted."""
-        return self.judged_after_percent < min(
-            0.9 * self.judged_before_percent, self.judged_before_percent - 0.3
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON values."""
-        return {**dataclasses.asdict(self), "pairs": [list(pair) for pair in self.pairs]}
-
-    @staticmethod
-    def from_dict(data: Mapping[str, Any]) -> Validation:
-        """Undo :meth:`to_dict`; what a later version added is left out.
-
-        Raises:
-            LatencyError: something is missing or of the wrong type.
-        """
-        names = {f.name for f in dataclasses.fields(Validation)}
-        try:
-            values: dict[str, Any] = {name: float(data[name]) for name in names - _NO_FLOATS}
-            values |= {name: str(data[name]) for name in ("date", "conditions")}
-            values |= {name: int(data[name]) for name in ("nets", "noisy_nets", "seed")}
-            pairs = tuple((str(text), float(a), float(b)) for text, a, b in data["pairs"])
-            return Validation(**values, pairs=pairs)
-        except (KeyError, TypeError, ValueError) as e:
-            raise LatencyError(f"a table's validation cannot be read: {type(e).__name__}: {e}") from e
-
-
-def judge(
-    nets: Sequence[tuple[str, float, float]],
-    *,
-    seed: int = 0,
-    conditions: str = "unknown",
-    noisy_nets: int = 0,
-    date: str | None = None,
-) -> Validation:
-    """Compare predictions with measurements.
-
-    Args:
-        nets: (block tokens, predicted ms, measured ms); of those of :func:`.random_nets.random_nets`, in its
-            order, every second is uniform.
-        seed: of the nets; it also halves them.
-        conditions: what was measured with, in words.
-        noisy_nets: nets that were disturbed at every visit.
-        date: ISO day; by default today.
-
-    Raises:
-        LatencyError: there are fewer than two nets, or a latency is not positive.
-    """
-    if len(nets) < LEAST_NETS:
-        raise LatencyError(f"a table is judged on at least {LEAST_NETS} nets, not {len(nets)}")
-    if not all(math.isfinite(a) and math.isfinite(b) and b > 0 for _, a, b in nets):
-        raise LatencyError("a table is judged on finite latencies, and on measured ones that are positive")
-    predicted, measured = [a for _, a, _ in nets], [b for _, _, b in nets]
-    errors = [a / b - 1 for a, b in zip(predicted, measured, strict=True)]
-    order = list(range(len(nets)))
-    random.Random(seed).shuffle(order)
-    first, second = order[: (len(order) + 1) // 2], order[(len(order) + 1) // 2 :]
-    scale, offset = fit_line([predicted[i] for i in first], [measured[i] for i in first])
-    after = [(scale * predicted[i] + offset) / measured[i] - 1 for i in second]
-    return Validation(
-        nets=len(nets),
-        mape_percent=_mape(errors),
-        rmspe_percent=100 * math.sqrt(statistics.fmean(e * e for e in errors)),
-        within_5_percent=_within(errors, 0.05),
-        within_10_percent=_within(errors, 0.10),
-        bias_percent=100 * statistics.fmean(errors),
-        kendall_tau=kendall_tau(predicted, measured),
-        uniform_kendall_tau=kendall_tau(predicted[::2], measured[::2]),
-        scale=scale,
-        offset_ms=offset,
-        judged_before_percent=_mape([errors[i] for i in second]),
-        judged_after_percent=_mape(after),
-        noisy_nets=noisy_nets,
-        seed=seed,
-        date=date or datetime.date.today().isoformat(),
-        conditions=conditions,
-        pairs=tuple(nets),
-    )
-
-
-def kendall_tau(a: Sequence[float], b: Sequence[float]) -> float:
-    """Return Kendall's tau-b of two lists: how far they put things in the same order, -1 to 1.
-
-    0 where either list is constant or shorter than two.
-    """
-    agree = ties_a = ties_b = 0
-    pairs = len(a) * (len(a) - 1) // 2
-    for i in range(len(a)):
-        for j in range(i):
-            x, y = _sign(a[i] - a[j]), _sign(b[i] - b[j])
-            agree += x * y
-            ties_a += x == 0
-            ties_b += y == 0
-    untied = (pairs - ties_a) * (pairs - ties_b)
-    return agree / math.sqrt(untied) if untied else 0.0
-
-
-def fit_line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
-    """Return (scale, offset) of the line from x to y that has the least squared relative error.
-
-    The identity where x does not tell: fewer than three different values, or a line that falls.
-    """
-    if len(set(x)) < 3:
-        return 1.0, 0.0
-    weights = [1 / (v * v) for v in y]
-    total = sum(weights)
-    mean_x = sum(w * v for w, v in zip(weights, x, strict=True)) / total
-    mean_y = sum(w * v for w, v in zip(weights, y, strict=True)) / total
-    spread = sum(w * (v - mean_x) ** 2 for w, v in zip(weights, x, strict=True))
-    both = sum(w * (u - mean_x) * (v - mean_y) for w, u, v in zip(weights, x, y, strict=True))
-    scale = both / spread
-    return (scale, mean_y - scale * mean_x) if scale > 0 else (1.0, 0.0)
 
 
 def validate_table(
@@ -240,8 +66,11 @@ def validate_table(
     check_count("nets", nets, LEAST_NETS)
     table.costs(space)  # raises if it does not cover the space
     drawn = random_nets(space, nets, seed=seed, avoid=_fitted_on(table, space))
+    pace = table.method.get("pace")
+    reference, usual_ms = _reference(pace, space.arch(drawn[0]))
     with Journal(None, {}) as journal, Lab(
-        table.conditions.settings, imports, journal, net_spec(space.arch(drawn[0])), progress
+        table.conditions.settings, imports, journal, net_spec(reference), progress,
+        usual_ms=usual_ms, patience_s=min(_MOST_PATIENCE_S, _PATIENCE_S * nets),
     ) as lab:  # fmt: skip
         differences = _elsewhere(table.conditions, lab.conditions)
         if differences and not force:
@@ -249,18 +78,31 @@ def validate_table(
                 f"the table was made under other conditions: {'; '.join(differences)}. Its validation would "
                 "say nothing about the device it is for; force=True (--force) compares it all the same"
             )
-        measured, noisy = measure_nets(lab, [space.arch(picks) for picks in drawn], seed=seed)
+        if differences:
+            lab.pace.given_ms = usual_ms = None  # another machine has a pace of its own
+        found = measure_nets(lab, [space.arch(picks) for picks in drawn], seed=seed)
         return judge(
-            compared(table, space, drawn, measured),
+            compared(table, space, drawn, found.ms),
             seed=seed,
             conditions=lab.conditions.describe(),
-            noisy_nets=noisy,
+            noisy_nets=found.noisy_nets,
+            pace=found.reference_ms / usual_ms if usual_ms else 1.0,
         )
 
 
-def measure_nets(
-    lab: Lab, archs: Sequence[Arch], *, seed: int = 0, rounds: int = ROUNDS
-) -> tuple[list[float], int]:
+class MeasuredNets(NamedTuple):
+    """What :func:`measure_nets` found: latencies in milliseconds, and how far to trust them.
+
+    ``noisy_nets`` were disturbed at every visit, or never visited at the usual pace; ``reference_ms`` is the
+    median latency of the lab's reference net meanwhile.
+    """
+
+    ms: list[float]
+    noisy_nets: int
+    reference_ms: float
+
+
+def measure_nets(lab: Lab, archs: Sequence[Arch], *, seed: int = 0, rounds: int = ROUNDS) -> MeasuredNets:
     """Measure nets end to end, in every round in a fresh process and in another order.
 
     Args:
@@ -268,9 +110,6 @@ def measure_nets(
         archs: the nets.
         seed: of the orders.
         rounds: visits to each net; it stays at one where loading takes long.
-
-    Returns:
-        Their latencies in milliseconds, and how many of them were disturbed at every visit.
     """
     what = "whole nets, to judge the table"
     jobs = [Job(f"check {i}", net_spec(arch), what) for i, arch in enumerate(archs)]
@@ -282,15 +121,20 @@ def measure_nets(
         random.Random(f"{seed} {number}").shuffle(order)
         for i in order:
             found[i].append(lab.visit(jobs[i], f"round {number}"))
-        again = [i for i in order if found[i][-1].noisy]
+        again = [i for i in order if lab.disturbed(found[i][-1])]
         lab.total += len(again)
         for i in again:
             found[i].append(lab.visit(jobs[i], f"round {number} again"))
         if statistics.fmean(visits[0].load_s for visits in found) > SLOW_LOAD_S:
             break
     lab.new_process()
-    values = [combined([v.ms for v in visits], [v.noisy for v in visits]) for visits in found]
-    return values, sum(all(v.noisy for v in visits) for visits in found)
+    noisy = [[lab.disturbed(v) for v in visits] for visits in found]
+    values = [combined([v.ms for v in visits], bad) for visits, bad in zip(found, noisy, strict=True)]
+    return MeasuredNets(
+        values,
+        sum(map(all, noisy)),
+        statistics.median(visit.reference_ms for visits in found for visit in visits),
+    )
 
 
 def net_spec(arch: Arch) -> NetSpec:
@@ -316,6 +160,16 @@ def check_count(name: str, value: object, least: int, most: int = 100_000) -> No
         raise LatencyError(f"{name} must be a whole number from {least} to {most}, not {value!r}")
 
 
+def _reference(pace: object, other: Arch) -> tuple[Arch, float | None]:
+    """Return the net that tells the pace, and its latency when the table was made, if that is known."""
+    try:
+        assert isinstance(pace, Mapping)
+        ms, net = float(pace["reference_ms"]), Arch.parse(pace["net"])
+        return (net, ms) if isinstance(net, Arch) and 0 < ms < LONGEST_MS else (other, None)
+    except (AssertionError, KeyError, TypeError, ValueError, ProxylessError):
+        return other, None
+
+
 def _fitted_on(table: LatencyTable, space: SearchSpace) -> Collection[tuple[int, ...]]:
     """Return the nets that the table was fitted on, if it was fitted on nets of this space."""
     nets, seed = table.method.get("nets"), table.method.get("seed")
@@ -334,15 +188,3 @@ def _elsewhere(before: Conditions, now: Conditions) -> list[str]:
         dataclasses.replace(before, versions=ours, allocator=now.allocator),
         dataclasses.replace(now, versions=theirs),
     )
-
-
-def _mape(errors: Sequence[float]) -> float:
-    return 100 * statistics.fmean(map(abs, errors)) if errors else 0.0
-
-
-def _within(errors: Sequence[float], share: float) -> float:
-    return 100 * sum(abs(e) <= share for e in errors) / len(errors)
-
-
-def _sign(value: float) -> int:
-    return (value > 0) - (value < 0)

@@ -1,0 +1,217 @@
+"""How far a table's predictions and measured latencies agree."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import math
+import random
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import LatencyError
+from .pace import OFF
+from .table_parts import LEAST_TAU, MOST_MAPE_PERCENT
+
+LEAST_NETS = 2
+_NO_FLOATS = {"pairs", "date", "conditions", "nets", "noisy_nets", "seed", "pace"}
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Predicted against measured latencies of random nets (:func:`.random_nets.random_nets`).
+
+    Attributes:
+        nets: how many.
+        mape_percent: mean absolute error, relative to the measured latency.
+        rmspe_percent: root mean square of the relative error.
+        within_5_percent, within_10_percent: share of the nets whose error is at most 5 and 10 %, in percent.
+        bias_percent: mean relative error; positive if the table predicts too much.
+        kendall_tau: Kendall's tau-b of the two orders: 1 if the table orders all nets rightly.
+        uniform_kendall_tau: that of the uniform nets alone, whose latencies lie close together.
+        scale, offset_ms: the line from predictions to measured latencies, fitted on half of the nets.
+        judged_before_percent, judged_after_percent: mean absolute error on the other half, without and with
+            that line.
+        noisy_nets: nets that were disturbed whenever they were measured, or were never measured at the pace
+            that the machine had when the table was made.
+        seed: of the nets.
+        date: ISO day.
+        conditions: what was measured with, in words.
+        pairs: (block tokens, predicted ms, measured ms) of each net.
+        pace: how many times longer a reference net took than when the table was made.
+    """
+
+    nets: int
+    mape_percent: float
+    rmspe_percent: float
+    within_5_percent: float
+    within_10_percent: float
+    bias_percent: float
+    kendall_tau: float
+    uniform_kendall_tau: float
+    scale: float
+    offset_ms: float
+    judged_before_percent: float
+    judged_after_percent: float
+    noisy_nets: int
+    seed: int
+    date: str
+    conditions: str
+    pairs: tuple[tuple[str, float, float], ...]
+    pace: float = 1.0
+
+    @property
+    def verdict(self) -> str:
+        """What to make of it, in one line."""
+        if self.kendall_tau < LEAST_TAU or self.mape_percent > MOST_MAPE_PERCENT:
+            word = "not to be trusted"
+        elif self.kendall_tau < 0.9 or self.mape_percent > 5:
+            word = "fair"
+        else:
+            word = "good"
+        noisy = f"; {self.noisy_nets} were disturbed while they were measured" if self.noisy_nets else ""
+        if self.pace > 1 + OFF or 1 / self.pace > 1 + OFF:
+            noisy += (
+                f"; the machine took {self.pace:.2f} times as long as when the table was made, so one of "
+                "the two was disturbed"
+            )
+        return (
+            f"{word}: off by {self.mape_percent:.1f} % on average (bias {self.bias_percent:+.1f} %), "
+            f"Kendall tau {self.kendall_tau:.3f}, on {self.nets} random nets from cheap to dear (tau "
+            f"{self.uniform_kendall_tau:.3f} on the half drawn evenly){noisy}"
+        )
+
+    @property
+    def correction_helps(self) -> bool:
+        """Whether the line made the other half of the nets clearly better predicted."""
+        return self.judged_after_percent < min(
+            0.9 * self.judged_before_percent, self.judged_before_percent - 0.3
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return {**dataclasses.asdict(self), "pairs": [list(pair) for pair in self.pairs]}
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Validation:
+        """Undo :meth:`to_dict`; what a later version added is left out.
+
+        Raises:
+            LatencyError: something is missing or of the wrong type.
+        """
+        names = {f.name for f in dataclasses.fields(Validation)}
+        try:
+            values: dict[str, Any] = {name: float(data[name]) for name in names - _NO_FLOATS}
+            values |= {name: str(data[name]) for name in ("date", "conditions")}
+            values |= {name: int(data[name]) for name in ("nets", "noisy_nets", "seed")}
+            pairs = tuple((str(text), float(a), float(b)) for text, a, b in data["pairs"])
+            pace = float(data.get("pace", 1.0))
+            if not 0 < pace < math.inf:
+                raise ValueError(f"pace is {pace}")
+            return Validation(**values, pairs=pairs, pace=pace)
+        except (KeyError, TypeError, ValueError) as e:
+            raise LatencyError(f"a table's validation cannot be read: {type(e).__name__}: {e}") from e
+
+
+def judge(
+    nets: Sequence[tuple[str, float, float]],
+    *,
+    seed: int = 0,
+    conditions: str = "unknown",
+    noisy_nets: int = 0,
+    date: str | None = None,
+    pace: float = 1.0,
+) -> Validation:
+    """Compare predictions with measurements.
+
+    Args:
+        nets: (block tokens, predicted ms, measured ms); of those of :func:`.random_nets.random_nets`, in its
+            order, every second is uniform.
+        seed: of the nets; it also halves them.
+        conditions: what was measured with, in words.
+        noisy_nets: nets that were disturbed at every visit.
+        date: ISO day; by default today.
+        pace: how many times longer a reference net took than when the table was made.
+
+    Raises:
+        LatencyError: there are fewer than two nets, or a latency is not positive.
+    """
+    if len(nets) < LEAST_NETS:
+        raise LatencyError(f"a table is judged on at least {LEAST_NETS} nets, not {len(nets)}")
+    if not all(math.isfinite(a) and math.isfinite(b) and b > 0 for _, a, b in nets):
+        raise LatencyError("a table is judged on finite latencies, and on measured ones that are positive")
+    predicted, measured = [a for _, a, _ in nets], [b for _, _, b in nets]
+    errors = [a / b - 1 for a, b in zip(predicted, measured, strict=True)]
+    order = list(range(len(nets)))
+    random.Random(seed).shuffle(order)
+    first, second = order[: (len(order) + 1) // 2], order[(len(order) + 1) // 2 :]
+    scale, offset = fit_line([predicted[i] for i in first], [measured[i] for i in first])
+    after = [(scale * predicted[i] + offset) / measured[i] - 1 for i in second]
+    return Validation(
+        nets=len(nets),
+        mape_percent=_mape(errors),
+        rmspe_percent=100 * math.sqrt(statistics.fmean(e * e for e in errors)),
+        within_5_percent=_within(errors, 0.05),
+        within_10_percent=_within(errors, 0.10),
+        bias_percent=100 * statistics.fmean(errors),
+        kendall_tau=kendall_tau(predicted, measured),
+        uniform_kendall_tau=kendall_tau(predicted[::2], measured[::2]),
+        scale=scale,
+        offset_ms=offset,
+        judged_before_percent=_mape([errors[i] for i in second]),
+        judged_after_percent=_mape(after),
+        noisy_nets=noisy_nets,
+        seed=seed,
+        date=date or datetime.date.today().isoformat(),
+        conditions=conditions,
+        pairs=tuple(nets),
+        pace=pace,
+    )
+
+
+def kendall_tau(a: Sequence[float], b: Sequence[float]) -> float:
+    """Return Kendall's tau-b of two lists: how far they put things in the same order, -1 to 1.
+
+    0 where either list is constant or shorter than two.
+    """
+    agree = ties_a = ties_b = 0
+    pairs = len(a) * (len(a) - 1) // 2
+    for i in range(len(a)):
+        for j in range(i):
+            x, y = _sign(a[i] - a[j]), _sign(b[i] - b[j])
+            agree += x * y
+            ties_a += x == 0
+            ties_b += y == 0
+    untied = (pairs - ties_a) * (pairs - ties_b)
+    return agree / math.sqrt(untied) if untied else 0.0
+
+
+def fit_line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
+    """Return (scale, offset) of the line from x to y that has the least squared relative error.
+
+    The identity where x does not tell: fewer than three different values, or a line that falls.
+    """
+    if len(set(x)) < 3:
+        return 1.0, 0.0
+    weights = [1 / (v * v) for v in y]
+    total = sum(weights)
+    mean_x = sum(w * v for w, v in zip(weights, x, strict=True)) / total
+    mean_y = sum(w * v for w, v in zip(weights, y, strict=True)) / total
+    spread = sum(w * (v - mean_x) ** 2 for w, v in zip(weights, x, strict=True))
+    both = sum(w * (u - mean_x) * (v - mean_y) for w, u, v in zip(weights, x, y, strict=True))
+    scale = both / spread
+    return (scale, mean_y - scale * mean_x) if scale > 0 else (1.0, 0.0)
+
+
+def _mape(errors: Sequence[float]) -> float:
+    return 100 * statistics.fmean(map(abs, errors)) if errors else 0.0
+
+
+def _within(errors: Sequence[float], share: float) -> float:
+    return 100 * sum(abs(e) <= share for e in errors) / len(errors)
+
+
+def _sign(value: float) -> int:
+    return (value > 0) - (value < 0)
