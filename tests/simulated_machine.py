@@ -43,6 +43,8 @@ class Machine:
         drift: how much slower it gets in the course of 300 loadings, as a share.
         disturbed: share of the visits during which another program runs.
         load_s: what loading a net takes.
+        shared: (first, last) loading during which its processors share a core, and all takes half as long
+            again, but small maps are slowed less.
     """
 
     def __init__(
@@ -53,8 +55,10 @@ class Machine:
         drift: float = 0.0,
         disturbed: float = 0.0,
         load_s: float = 0.0,
+        shared: tuple[int, int] = (0, 0),
         name: str = "simulated",
     ) -> None:
+        self.shared = shared
         self.parts, self.placement, self.drift = parts, placement, drift
         self.disturbed, self.load_s, self.name = disturbed, load_s, name
         self.rng = random.Random(0)
@@ -101,7 +105,7 @@ class SimulatedWorker:
         else:
             arch = Arch.parse(spec.text)
             assert isinstance(arch, Arch)
-            ms = true_net_ms(arch)
+            ms = OFFSET_MS + sum(true_ms(key) * self._sharing(key) for key in arch_keys(arch))
         ms *= placement * self._slow()
         bad = machine.rng.random() < machine.disturbed
         times = [
@@ -118,13 +122,19 @@ class SimulatedWorker:
         assert isinstance(arch, Arch)
         found = []
         for key in arch_keys(arch):
-            ms = (1.03 * true_ms(key) + 0.004) * placement * self._slow()  # the clock costs something
+            ms = (
+                (1.03 * true_ms(key) + 0.004) * self._sharing(key) * placement * self._slow()
+            )  # the clock costs something
             noise = [math.exp(machine.rng.gauss(0, 0.03)) for _ in range(runs)]
             found.append((str(key), tuple(ms * n for n in noise)))
         return found
 
     def _slow(self) -> float:
         return self.speed * (1 + self.machine.drift * self.machine.loaded / 300)
+
+    def _sharing(self, key: OpKey) -> float:
+        first, last = self.machine.shared
+        return (1.35 if key.size < 30 else 1.6) if first <= self.machine.loaded < last else 1.0
 
     def close(self) -> None:
         self.closed = True

@@ -12,39 +12,26 @@
 
 from __future__ import annotations
 
-import math
 import os
 import random
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from ..arch import Arch
-from ..errors import LatencyError, shown
 from ..space import SearchSpace
 from ..spaces import read_space
 from .agreement import Validation, judge
 from .fitting import fit_entries
 from .journal import Journal
-from .keys import OpKey, arch_keys, space_keys
-from .random_nets import random_nets
+from .keys import OpKey, arch_keys
+from .plan import PARTS_RUNS, Plan
 from .settings import Settings
-from .spec import NetSpec
 from .table import Entry, LatencyTable
 from .timing import quantile
-from .validation import ROUNDS, SLOW_LOAD_S, check_count, compared, measure_nets, net_spec
+from .validation import SLOW_LOAD_S, compared, measure_nets, net_spec
 from .visits import Job, Lab, Progress, Visit, combined
 
-#: Measuring processes that share the work, and rounds of the check; one where there is little time.
-PROCESSES = ROUNDS
-LITTLE_MINUTES = 2.0
-DEFAULT_MINUTES = 8.0
-#: Nets a table is fitted on: at least, and by default for each operation, and at most.
-LEAST_NETS = 24
-NETS_PER_OPERATION = 2.2
-MOST_NETS = 240
-_PARTS_RUNS = 8
 _PROBE = 4  # nets after which it is known what one costs
 _FOR_REPEATS = 1.15  # nets that are disturbed are measured again
 _ENOUGH_QUIET = 3  # undisturbed times of an operation; with fewer all count
@@ -104,7 +91,7 @@ def build_table(
     """
     settings = Settings(runtime, device, threads, batch_size, dtype, memory_format, cuda_graph)
     space = space if isinstance(space, SearchSpace) else read_space(space)
-    plan = _Plan(space, nets, validation_nets, minutes, seed, tuple(extra))
+    plan = Plan(space, nets, validation_nets, minutes, seed, tuple(extra))
     request = {"settings": settings.to_dict(), "imports": list(imports), **plan.request()}
     with (  # fmt: skip
         Journal(path, request) as journal,
@@ -128,84 +115,7 @@ def build_table(
     return table
 
 
-class _Plan:
-    """What is to be measured, apart from how many nets, which depends on what one costs."""
-
-    def __init__(
-        self,
-        space: SearchSpace,
-        nets: int | None,
-        validation_nets: int,
-        minutes: float | None,
-        seed: int,
-        extra: tuple[Arch, ...],
-    ) -> None:
-        least = max(LEAST_NETS, 2 * max(len(p.choices) for p in space.positions))
-        if nets is not None:
-            check_count("nets", nets, least)
-        check_count("validation_nets", validation_nets, 0)
-        check_count("seed", seed, 0, 2**63)
-        if minutes is not None and (
-            isinstance(minutes, bool) or not isinstance(minutes, (int, float)) or not 0 < minutes < 1e6
-        ):
-            raise LatencyError(f"minutes must be a positive number, not {shown(minutes)}")
-        if validation_nets == 1:
-            raise LatencyError("validation_nets must be 0 or at least 2")
-        for arch in extra:
-            arch_keys(arch)  # raises if it is not made of blocks
-        self.space, self.seed, self.extra = space, seed, extra
-        self.given, self.minutes = nets, minutes
-        self.budget_s = 60 * (minutes or DEFAULT_MINUTES)
-        self.processes = PROCESSES if self.budget_s >= 60 * LITTLE_MINUTES else 1
-        self.keys = space_keys(space)
-        self.all_keys = list(dict.fromkeys([*self.keys, *(key for arch in extra for key in arch_keys(arch))]))
-        wanted = nets or min(MOST_NETS, max(least, 40, math.ceil(NETS_PER_OPERATION * len(self.keys))))
-        self.drawn = random_nets(space, _leaving_some(space, wanted, validation_nets, seed), seed=seed)
-        self.least = min(least, len(self.drawn))
-        self.checked = []
-        if validation_nets:
-            self.checked = random_nets(space, validation_nets, seed=seed + 1, avoid=self.drawn)
-
-    def request(self) -> dict[str, Any]:
-        """Return what a journal must agree with, as JSON values."""
-        return {
-            "space": self.space.digest,
-            "nets": self.given,
-            "validation_nets": len(self.checked),
-            "minutes": self.minutes,
-            "seed": self.seed,
-            "extra": [str(arch) for arch in self.extra],
-        }
-
-    def net_job(self, i: int, parts: bool) -> Job:
-        """Return the job of the i-th net."""
-        spec = net_spec(self.space.arch(self.drawn[i]))
-        return Job(f"net {i}", spec, "whole nets", parts_runs=_PARTS_RUNS if parts else 0)
-
-    def op_jobs(self) -> list[Job]:
-        """Return a job for each operation alone."""
-        return [
-            Job(f"op {key}", NetSpec("op", str(key), (key.in_channels, key.size, key.size)), "operations", 20)
-            for key in self.all_keys
-        ]
-
-    def extra_jobs(self) -> list[Job]:
-        """Return a job for each net outside the space, for its parts."""
-        return [
-            Job(f"extra {i}", net_spec(arch), "operations of other nets", parts_runs=2 * _PARTS_RUNS)
-            for i, arch in enumerate(self.extra)
-        ]
-
-
-def _leaving_some(space: SearchSpace, wanted: int, others: int, seed: int) -> int:
-    """Return how many nets to fit on, so that a space of few nets has others left to judge by."""
-    every = wanted + max(others, wanted // 2)
-    if space.count > 4 * every:
-        return wanted
-    return min(wanted, math.ceil(len(random_nets(space, every, seed=seed)) * 2 / 3))
-
-
-def _measure(plan: _Plan, lab: Lab) -> int:
+def _measure(plan: Plan, lab: Lab) -> int:
     """Measure operations and nets; return how many nets there was time for."""
     parts = lab.has_parts
     lab.total = len(plan.drawn) + plan.processes * len(plan.checked)
@@ -246,7 +156,7 @@ def _again(jobs: Sequence[Job], label: str, lab: Lab, until_s: float) -> None:
             lab.visit(job, label)
 
 
-def _affordable(plan: _Plan, lab: Lab, reserved_s: float, cost_s: float) -> int:
+def _affordable(plan: Plan, lab: Lab, reserved_s: float, cost_s: float) -> int:
     """Return how many nets there is time for; once found, it is kept for whoever continues."""
     if plan.given is not None:
         return len(plan.drawn)
@@ -258,7 +168,7 @@ def _affordable(plan: _Plan, lab: Lab, reserved_s: float, cost_s: float) -> int:
     return int(lab.journal[_DECIDED]["nets"])
 
 
-def _table(plan: _Plan, lab: Lab, nets: int) -> LatencyTable:
+def _table(plan: Plan, lab: Lab, nets: int) -> LatencyTable:
     """Fit the entries to what the journal has."""
     found = lab.found("net ", "op ", "extra ")
     usual_ms = statistics.median(visit.reference_ms for visits in found.values() for visit in visits)
@@ -302,7 +212,7 @@ def _table(plan: _Plan, lab: Lab, nets: int) -> LatencyTable:
     )
 
 
-def _own_times(plan: _Plan, found: Mapping[str, Sequence[Visit]], parts: bool) -> dict[OpKey, Entry]:
+def _own_times(plan: Plan, found: Mapping[str, Sequence[Visit]], parts: bool) -> dict[OpKey, Entry]:
     """Return each operation's own time, in the order of the plan."""
     if not parts:
         own = {}
@@ -324,11 +234,11 @@ def _own_times(plan: _Plan, found: Mapping[str, Sequence[Visit]], parts: bool) -
         quiet = [ms for ms, noisy in every if not noisy]
         used = quiet if len(quiet) >= _ENOUGH_QUIET else [ms for ms, _ in every]
         low, high = quantile(used, 0.1), quantile(used, 0.9)
-        own[key] = Entry(statistics.median(used), low, high, _PARTS_RUNS * len(used))
+        own[key] = Entry(statistics.median(used), low, high, PARTS_RUNS * len(used))
     return own
 
 
-def _validated(plan: _Plan, lab: Lab, table: LatencyTable) -> Validation:
+def _validated(plan: Plan, lab: Lab, table: LatencyTable) -> Validation:
     """Judge the table on nets that it was not fitted on."""
     archs = [plan.space.arch(picks) for picks in plan.checked]
     lab.pace.given_ms = usual_ms = table.method["pace"]["reference_ms"]

@@ -64,11 +64,16 @@ def random_nets(space: SearchSpace, count: int, *, seed: int, avoid: Collection[
         else:
             vain += 1
     if not found and count > 0:
-        raise LatencyError(
-            f"the space {space.name!r} has too few nets ({space.count}) to measure a table on some and to "
-            "judge it on others"
-        )
+        raise too_few(space)
     return found
+
+
+def too_few(space: SearchSpace) -> LatencyError:
+    """Return the error for a space that has too few nets for a table."""
+    return LatencyError(
+        f"the space {space.name!r} has too few nets ({space.count}) to measure a table on some and to judge "
+        "it on others"
+    )
 
 
 def _canonical(space: SearchSpace, picks: Picks) -> tuple[tuple[int, ...], ...]:
