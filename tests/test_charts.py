@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
+from chart_tools import share_of, size_of
 
 from proxylessnas.categories import categories
 from proxylessnas.charts import confusion_csv, confusion_png, curves_png, require_matplotlib
@@ -29,21 +29,6 @@ def _matplotlib() -> None:
 
 def identity(n: int) -> torch.Tensor:
     return 5 * torch.eye(n, dtype=torch.long)
-
-
-def share_of(path: Path, color: tuple[int, int, int]) -> float:
-    """Return which share of a picture has just this colour."""
-    with Image.open(path) as image:
-        image.load()
-        assert image.format == "PNG"
-        found = image.convert("RGB").getcolors(1 << 24)
-    assert found is not None
-    return sum(n for n, c in found if c == color) / sum(n for n, _ in found)
-
-
-def size_of(path: Path) -> tuple[int, int]:
-    with Image.open(path) as image:
-        return image.size
 
 
 # ---- confusion matrices

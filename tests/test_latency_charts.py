@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chart_tools import share_of, size_of
 from PIL import Image
 
 from proxylessnas.errors import DataError, MissingExtraError
@@ -27,21 +28,6 @@ def _matplotlib(request: pytest.FixtureRequest) -> None:
 def point(name: str = "net", ms: float = 10.0, **changes: Any) -> Point:
     values = {"name": name, "ms": ms, "low_ms": 0.9 * ms, "high_ms": 1.2 * ms, "top1": 70 + ms / 10}
     return Point(**{**values, "published": True, "peer": False, **changes})
-
-
-def share_of(path: Path, color: tuple[int, int, int]) -> float:
-    """Return which share of a picture has just this colour."""
-    with Image.open(path) as image:
-        image.load()
-        assert image.format == "PNG"
-        found = image.convert("RGB").getcolors(1 << 24)
-    assert found is not None
-    return sum(n for n, c in found if c == color) / sum(n for n, _ in found)
-
-
-def size_of(path: Path) -> tuple[int, int]:
-    with Image.open(path) as image:
-        return image.size
 
 
 # ---- accuracy against latency
