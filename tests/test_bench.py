@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import json
 import re
 import statistics
@@ -17,10 +18,11 @@ from torch import nn
 from proxylessnas import Arch, cli, get_weights, register_op
 from proxylessnas.errors import ArchError, LatencyError, MissingExtraError, UnknownModelError
 from proxylessnas.latency import Settings
-from proxylessnas.latency.bench import Bench, bench, describe, pool
+from proxylessnas.latency.bench import Bench, _thread_counts, bench, describe
 from proxylessnas.latency.bench_nets import PEERS, SPECIALISED, open_nets
-from proxylessnas.latency.timing import Samples
+from proxylessnas.latency.timing import Samples, pool
 
+TORCHVISION, TIMM = PEERS[:3], PEERS[3:]
 LITTLE = """Arch("little", stem=8, first=8, last=16, resolution=16, num_classes=5, stages=(
     Stage(8, 2, "k3e3 -"),))"""
 OTHER = LITTLE.replace("little", "other").replace("k3e3 -", "k5e6 k5e6")
@@ -188,7 +190,7 @@ def test_torchvision_nets_come_with_imagenet_nets_only(tmp_path: Path) -> None:
     assert "torchvision, MobileNet_V2_Weights" in str(peer.top1_source)
     nets, notes = open_nets(["proxyless_cifar10_demo"], tmp_path, peers=PEERS)
     assert len(nets) == 1
-    assert "left out" in notes[0]
+    assert notes == ["other libraries' nets are left out: none of these is an ImageNet net"]
     with pytest.raises(UnknownModelError, match="did you mean torchvision/mobilenet_v2"):
         open_nets(["torchvision/mobilenetv2"], tmp_path)
 
@@ -196,7 +198,7 @@ def test_torchvision_nets_come_with_imagenet_nets_only(tmp_path: Path) -> None:
 def test_without_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its nets are left out with a note, but one that was asked for by name is an error."""
     monkeypatch.setitem(sys.modules, "torchvision.models", None)
-    nets, notes = open_nets(["proxyless_cpu"], tmp_path, peers=PEERS)
+    nets, notes = open_nets(["proxyless_cpu"], tmp_path, peers=TORCHVISION)
     assert [net.name for net in nets] == ["proxyless_cpu"]
     assert len(notes) == 3
     assert all("pip install torchvision" in text for text in notes)
@@ -205,9 +207,47 @@ def test_without_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_without_timm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its nets are peers only where it is installed; one that was asked for by name is an error."""
     monkeypatch.setitem(sys.modules, "timm", None)
+    nets, notes = open_nets(["proxyless_cpu"], tmp_path, peers=TIMM)
+    assert ([net.name for net in nets], notes) == (["proxyless_cpu"], [])
     with pytest.raises(MissingExtraError, match="pip install timm"):
         open_nets(["timm/mnasnet_100"], tmp_path)
+
+
+def test_timm_nets_are_peers_without_being_asked_for(tmp_path: Path) -> None:
+    """Their accuracies are those that timm publishes for its default weights at 224 px."""
+    pytest.importorskip("timm")
+    assert inspect.signature(bench).parameters["peers"].default == PEERS
+    assert {*TORCHVISION, *TIMM} == {*PEERS}
+    nets, notes = open_nets(["proxyless_cpu"], tmp_path, peers=TIMM)
+    assert notes == []
+    assert [(net.name, net.top1, net.peer, net.spec.input_size[1]) for net in nets[1:]] == [
+        ("timm/mobilenetv3_large_100", 75.766, True, 224),
+        ("timm/efficientnet_lite0", 75.48, True, 224),
+        ("timm/mnasnet_100", 74.65, True, 224),
+    ]
+    assert {net.top1_status for net in nets} == {"published"}
+    assert all("results-imagenet.csv" in str(net.top1_source) for net in nets[1:])
+    smaller, _ = open_nets(["proxyless_cpu"], tmp_path, peers=TIMM[2:], image_size=160)
+    assert smaller[1].top1 is smaller[1].top1_source is None
+
+
+def test_a_broken_timm_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "timm.py").write_text("raise RuntimeError('a build for another torch')")
+    monkeypatch.delitem(sys.modules, "timm", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    nets, notes = open_nets(["proxyless_cpu"], tmp_path, peers=TIMM[:1])
+    assert len(nets) == 1
+    assert notes[0].startswith("timm/mobilenetv3_large_100 is left out: ")
+
+
+def test_threads_that_make_no_difference_are_said() -> None:
+    assert _thread_counts((1, 2, 1), "cpu") == ([1, 2], [])
+    assert _thread_counts((2,), "cuda") == ([2], [])
+    assert _thread_counts((1, 2, 4), "cuda") == (
+        [1], ["threads are of a CPU: with device cuda nothing is measured for 2, 4 threads"],
+    )  # fmt: skip
 
 
 def test_timm_nets(tmp_path: Path) -> None:
@@ -252,7 +292,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "*: measured by this project" in out
     assert "top-1 of proxyless_cifar10_demo: on CIFAR-10, not on ImageNet" in out
     assert all(len(line) <= 100 for line in lines)
-    assert "torchvision's nets are left out" in err
+    assert "other libraries' nets are left out" in err
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     assert len((tmp_path / "a.csv").read_text().splitlines()) == 3
 
@@ -274,12 +314,16 @@ def test_command_as_json_without_any_accuracy(tmp_path: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["--threads", "one"], 2, "wanted numbers such as 1,2"),
-        (["--rounds", "0"], 2, "--rounds must be"),
-        (["--seconds", "nan"], 2, "--seconds must be"),
+        (["--threads", "one"], 2, "--threads: wanted numbers such as 1,2, each from 1 to 1024"),
+        (["--threads", "1,0"], 2, "--threads: wanted numbers such as 1,2, each from 1 to 1024, not '1,0'"),
+        (["--batch", "0"], 2, "--batch: wanted numbers such as 1,2, each from 1 to 65536"),
+        (["--rounds", "0"], 2, "--rounds: wanted a whole number from 1 to 1000, not '0'"),
+        (["--seconds", "nan"], 2, "--seconds: wanted a number over 0 and at most 60"),
+        (["--image-size", "0"], 2, "--image-size: wanted a whole number from 1"),
+        (["--cuda-graph"], 2, "--cuda-graph needs --device cuda and --runtime torch"),
         (["--csv", "a.txt"], 2, "--csv writes a .csv file"),
         (["--png", "nowhere/a.png"], 1, "there is no folder nowhere"),
-        (["--runtime", "tensorflow"], 1, "runtime is 'tensorflow'"),
+        (["--runtime", "tensorflow"], 2, "--runtime: 'tensorflow' is none of torch, "),
         (["--import", "no_such_module"], 2, "--import no_such_module: ModuleNotFoundError"),
         (["no_such_net"], 1, "unknown net 'no_such_net'"),
     ],

@@ -18,6 +18,7 @@ from latency_table_tools import SPACE, little
 
 from proxylessnas import cli
 from proxylessnas.cli._latency import Steps
+from proxylessnas.cli._latency_types import in_options
 from proxylessnas.cli.bench import VERB as BENCH
 from proxylessnas.cli.latency import VERB as LATENCY
 from proxylessnas.errors import LatencyError
@@ -34,6 +35,8 @@ num_classes = 3
 candidates = ["k3e2", "k5e2"]
 stages = [{ width = 8, stride = 2, blocks = 2 }, { width = 16, stride = 2, blocks = 1 }]
 """
+ONE_TO_1024 = "--threads: wanted a whole number from 1 to 1024, not '0'"
+NONE_OR_SOME = "--validation-nets: wanted 0 or a whole number from 2"
 NET = """Arch("mine", stem=8, first=8, last=32, resolution=32, stages=(
     Stage(16, 2, "k3e2 -"), Stage(24, 1, "k5e2 k3e2")))"""
 GOOD = {
@@ -151,6 +154,39 @@ def test_show_a_table(run: Run, table: Path) -> None:
     assert ran.err == ""
 
 
+def test_show_says_what_became_of_disturbed_visits(run: Run, tmp_path: Path) -> None:
+    """An entry is no median where a visit was disturbed."""
+    here = dataclasses.replace(little(), method={"noisy_nets": 3, "nets": 50})
+    ran = run("show", here.save(tmp_path / "a.json"))
+    assert is_narrow(ran.out)
+    text = re.sub(r"\s+", " ", ran.out)
+    assert (
+        "statistic median of the runs disturbed of disturbed visits the 10 % quantile of the runs; 3 of 50"
+        in text
+    )
+    noise = {
+        "visits": 50, "disturbed": 4, "nets": 1, "load_known": False,
+        "most": "half of the runs lie 33% of the median apart",
+    }  # fmt: skip
+    method = {"noise": noise, "disturbed": "left out where others were not"}
+    kit = dataclasses.replace(little(), method=method).save(tmp_path / "b.json")
+    text = re.sub(r"\s+", " ", run("show", kit).out)
+    assert (
+        "disturbed 4 of 50 visits, left out where others were not; at worst half of the runs lie 33%" in text
+    )
+    assert "what other programs used is not known" in text
+    assert run("show", kit, "--json").json["disturbed"].startswith("4 of 50 visits")
+    assert run("show", little().save(tmp_path / "c.json"), "--json").json["disturbed"] is None
+
+
+def test_show_says_whether_a_correction_would_help(run: Run, table: Path, tmp_path: Path) -> None:
+    found = run("show", table, "--json").json["correction"]
+    assert (found["scale"], found["another_would_help"], found["adopted"]) == (1.0, None, None)
+    assert "correction" not in run("show", table).out
+    corrected = little().with_correction(1.25, -0.5).save(tmp_path / "corrected.json")
+    assert re.search(r"correction +1\.25 x prediction -0\.500 ms\n", run("show", corrected).out)
+
+
 def test_show_as_json(run: Run, table: Path) -> None:
     found = run("show", table, "--json").json
     loaded = LatencyTable.load(table)
@@ -246,6 +282,20 @@ def test_import_a_csv_file(run: Run, tmp_path: Path) -> None:
     again = run(*words)
     assert (again.code, "--force replaces it" in again.err) == (1, True)
     assert run(*words, "--force", "--json").json["space"] is None
+
+
+def test_import_doubts_a_unit(run: Run, tmp_path: Path) -> None:
+    """A fast computer's microseconds called milliseconds."""
+    phone = LatencyTable.load("pixel1").entries
+    (tmp_path / "a.csv").write_text("\n".join(["key,ms", *(f"{k},{50 * e.ms}" for k, e in phone.items())]))
+    ran = run("import", tmp_path / "a.csv", "-o", tmp_path / "t.json", "--device", "x")
+    assert ran.code == 0
+    assert "a search would refuse this table: together its operations do" in ran.err
+    assert "is the unit 'ms' right; in us they would be ordinary?" in ran.err
+    assert "UserWarning" not in ran.err
+    (tmp_path / "b.csv").write_text("\n".join(["key,ms", *(f"{k},{1000 * e.ms}" for k, e in phone.items())]))
+    ran = run("import", tmp_path / "b.csv", "-o", tmp_path / "u.json", "--device", "x")
+    assert (ran.code, "beyond the slowest device" in ran.err) == (1, True)
 
 
 def test_import_says_what_is_missing(run: Run, tmp_path: Path) -> None:
@@ -346,16 +396,23 @@ def test_validate(run: Run, tmp_path: Path) -> None:
         (["show", "pixel1", "proxyless_cpu", "--space", "tiny"], 2, "--space is for"),
         (["show", "pixel1", "--image-size", "32"], 2, "name it with --space"),
         (["predict", "pixel1"], 2, "NET"),
-        (["predict", "pixel1", "proxyless_cpu", "--image-size", "0"], 1, "resolution must be"),
+        (["predict", "pixel1", "proxyless_cpu", "--image-size", "0"], 2, "--image-size: wanted a whole"),
         (["build", "--space", "imagnet", "-o", "t.json"], 1, "did you mean imagenet?"),
         (["build", "--space", "tiny", "-o", "t.txt"], 2, "-o writes a .json file"),
         (["build", "--space", "tiny", "-o", "nowhere/t.json"], 1, "there is no folder nowhere"),
-        (["build", "--space", "tiny", "-o", "t.json", "--runtime", "tflite"], 1, "runtime is 'tflite'"),
-        (["build", "--space", "tiny", "-o", "t.json", "--threads", "0"], 1, "threads must be"),
-        (["build", "--space", "tiny", "-o", "t.json", "--minutes", "nan"], 1, "minutes must be"),
+        (["build", "--space", "tiny", "-o", "t.json", "--runtime", "tflite"], 2, "--runtime: 'tflite' is"),
+        (["build", "--space", "tiny", "-o", "t.json", "--threads", "0"], 2, ONE_TO_1024),
+        (["measure", "proxyless_cpu", "--threads", "0"], 2, ONE_TO_1024),
+        (["import", "a.csv", "-o", "t.json", "--threads", "0"], 2, ONE_TO_1024),
+        (["measure", "proxyless_cpu", "--batch", "0"], 2, "--batch: wanted a whole number from 1 to 65536"),
+        (["measure", "proxyless_cpu", "--dtype", "int8"], 2, "--dtype: 'int8' is none of float32"),
+        (["measure", "proxyless_cpu", "--memory-format", "rows"], 2, "--memory-format: 'rows' is none of"),
+        (["build", "--space", "tiny", "-o", "t.json", "--validation-nets", "1"], 2, NONE_OR_SOME),
+        (["build", "--space", "tiny", "-o", "t.json", "--minutes", "nan"], 2, "--minutes: wanted a number"),
         (["build", "--space", "tiny", "-o", "t.json", "--nets", "1"], 1, "nets must be"),
+        (["validate", "pixel1", "-o", "t.json", "--nets", "1"], 2, "--nets: wanted a whole number from 2"),
         (["build", "--space", "tiny", "-o", "t.json", "--image-size", "4"], 1, "tiny"),
-        (["build", "--space", "tiny", "-o", "t.json", "--cuda-graph"], 1, "cuda_graph needs device 'cuda'"),
+        (["build", "--space", "tiny", "-o", "t.json", "--cuda-graph"], 2, "--cuda-graph needs --device cuda"),
         (["validate", "pixel1"], 2, "-o says where to write"),
         (["validate", "pixel1", "-o", "t.json"], 1, "measured by another program"),
         (["validate", "nowhere.json"], 1, "no latency table at nowhere.json"),
@@ -363,10 +420,12 @@ def test_validate(run: Run, tmp_path: Path) -> None:
         (["import", "nowhere.csv", "-o", "t.json", "--unit", "ms", "--device", "x"], 1, "nowhere.csv"),
         (["import", "a.csv", "-o", "t.json", "--unit", "minutes"], 2, "--unit"),
         (["kit", "--space", "tiny", "-o", "k", "--formats", "tflite"], 1, "formats are onnx"),
-        (["kit", "--space", "tiny", "-o", "k", "--nets", "-1"], 1, "nets must be"),
+        (["kit", "--space", "tiny", "-o", "k", "--nets", "-1"], 2, "--nets: wanted a whole number from 0"),
+        (["kit", "--space", "tiny", "-o", "k", "--batch", "0"], 2, "--batch: wanted a whole number from 1"),
+        (["import", "a.json", "-o", "t.json"], 1, "cannot read a.json"),
         (["measure"], 2, "NET"),
         (["measure", "no_such_net"], 1, "no_such_net"),
-        (["measure", "proxyless_cpu", "--seconds", "nan"], 2, "--seconds must be"),
+        (["measure", "proxyless_cpu", "--seconds", "nan"], 2, "--seconds: wanted a number over 0"),
         (["measure", "proxyless_cpu", "--import", "no_such_module"], 2, "--import no_such_module"),
         (["weigh"], 2, "weigh"),
     ],
@@ -380,6 +439,21 @@ def test_one_clear_error(
     assert ran.code == code
     assert len(ran.err.splitlines()) <= 2
     assert list(tmp_path.iterdir()) == []
+
+
+def test_errors_of_the_library_name_the_options_of_the_command(run: Run, tmp_path: Path) -> None:
+    """Wherever Python's name of an option differs from the command line's."""
+    for text, said in (
+        ("validation_nets must be 0 or at least 2", "--validation-nets must be 0 or at least 2"),
+        ("a.part: validation_nets was 3, now 4", "a.part: --validation-nets was 3, now 4"),
+        ("cuda_graph needs device 'cuda'", "--cuda-graph needs device 'cuda'"),
+        ("the table: batch_size is 0", "the table: batch_size is 0"),  # a file's, not an option
+    ):
+        assert str(in_options(LatencyError(text))) == said
+    (tmp_path / "a.json").write_text('{"stem in=3x32x32 out=8 stride=2": 1.5}')
+    words = ["import", tmp_path / "a.json", "-o", tmp_path / "t.json"]
+    assert "--unit" in run(*words).err
+    assert "--device" in run(*words, "--unit", "ms").err
 
 
 def test_a_table_in_place_that_cannot_be_written(run: Run, table: Path) -> None:

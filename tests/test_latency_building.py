@@ -39,6 +39,7 @@ MINI = SearchSpace(
 def simulate(monkeypatch: pytest.MonkeyPatch, **traits: object) -> Machine:
     machine = Machine(**traits)  # type: ignore[arg-type]
     monkeypatch.setattr(visits, "Worker", machine.worker)
+    monkeypatch.setattr(visits, "time", machine)
     return machine
 
 
@@ -184,16 +185,7 @@ def test_journal_belongs_to_one_process(tmp_path: Path) -> None:
 
 def test_slow_loading_means_fewer_nets(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where loading takes as long as compiling does, about the time given is used, and at least 24 nets."""
-    now = [0.0]
     machine = simulate(monkeypatch, parts=False, load_s=10.0)
-
-    class Clock:
-        @staticmethod
-        def perf_counter() -> float:
-            now[0] += 10.0  # begin and end of each visit
-            return now[0]
-
-    monkeypatch.setattr(visits, "time", Clock)
     table = build_table("imagenet", runtime="executorch", minutes=30, validation_nets=30)
     assert 24 <= table.method["nets"] < 154
     assert max(machine.loads.values()) <= 2  # the check visits each net once

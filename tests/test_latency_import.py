@@ -202,6 +202,49 @@ def test_an_implausible_unit_is_asked_about(tmp_path: Path, factor: float, unit:
         read(tmp_path, "a.json", content, unit=unit)
 
 
+@pytest.fixture(scope="module")
+def phone() -> dict[str, float]:
+    """Return a slow phone's operations in milliseconds."""
+    return {str(key): entry.ms for key, entry in LatencyTable.load("pixel1").entries.items()}
+
+
+def test_the_unit_of_ordinary_devices_is_not_doubted(tmp_path: Path, phone: dict[str, float]) -> None:
+    """From a phone five times slower than that one to a GPU four hundred times faster."""
+    for factor in (5.0, 1.0, 0.1, 0.0025):
+        table = read(tmp_path, "a.json", {key: ms * factor for key, ms in phone.items()})
+        assert "doubt" not in table.method
+    # A GPU that takes 0.1 ms for whatever it does, in a little net: hardly any work, but an ordinary device.
+    little_net = {f"k3e3 in={n}x8x8 out={n} stride=1 shortcut": 0.1 for n in range(8, 24)}
+    assert "doubt" not in read(tmp_path, "a.json", little_net).method
+
+
+def test_microseconds_called_milliseconds(tmp_path: Path, phone: dict[str, float]) -> None:
+    """A phone's are refused: nothing is that slow. A fast computer's are those of a microcontroller."""
+    text = r"beyond the slowest device: is the unit 'ms' right; in us they would be ordinary\?"
+    with pytest.raises(LatencyError, match=text):
+        read(tmp_path, "a.json", {key: 1000 * ms for key, ms in phone.items()})
+    fast = {key: 1000 * ms / 20 for key, ms in phone.items()}
+    with pytest.warns(UserWarning, match="as slow as a microcontroller: is the unit 'ms' right; in us they"):
+        table = read(tmp_path, "a.json", fast)
+    assert any("as slow as a microcontroller" in problem for problem in table.trust())
+    again = LatencyTable.load(table.save(tmp_path / "table.json"))
+    assert again.trust() == table.trust()
+    assert "doubt" not in read(tmp_path, "a.json", fast, unit="us").method
+
+
+def test_seconds_called_milliseconds(tmp_path: Path, phone: dict[str, float]) -> None:
+    """A computer's are refused. A phone's are those of the fastest devices; of a large batch, of none."""
+    with pytest.raises(LatencyError, match=r"median operation takes .* ms; is the unit 'ms' right\?"):
+        read(tmp_path, "a.json", {key: ms / 20 / 1000 for key, ms in phone.items()})
+    seconds = {key: ms / 1000 for key, ms in phone.items()}
+    with pytest.warns(UserWarning, match="as fast as the very fastest devices: is the unit 'ms' right; in s"):
+        table = read(tmp_path, "a.json", seconds, batch_size=1)
+    assert "as fast as the very fastest" in table.trust()[1]
+    assert "doubt" not in read(tmp_path, "a.json", seconds, unit="s").method
+    with pytest.raises(LatencyError, match="beyond the fastest device"):
+        read(tmp_path, "a.json", seconds, batch_size=1024)
+
+
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(LatencyError, match="cannot read"):
         import_table(tmp_path / "a.yaml", unit="ms", device_name="a phone")
@@ -311,6 +354,7 @@ def test_a_table_states_everything_itself(tmp_path: Path) -> None:
         import_table(write(tmp_path, "native.json", data))
 
 
+@pytest.mark.filterwarnings("ignore:.*is the unit:UserWarning")
 def test_any_text_gives_a_table_or_one_clear_error(tmp_path: Path) -> None:
     """Hundreds of damaged files of each kind."""
     rng, refused, done = random.Random(0), 0, 0

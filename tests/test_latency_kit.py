@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import hashlib
+import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import statistics
@@ -22,10 +25,20 @@ from torch import Tensor, nn
 from proxylessnas.arch import register_op
 from proxylessnas.errors import LatencyError, MissingExtraError
 from proxylessnas.latency import kit as kit_module
-from proxylessnas.latency.keys import space_keys
+from proxylessnas.latency.history import OWN_NAME, elsewhere, fitted_on, misplaced
+from proxylessnas.latency.keys import arch_keys, key_macs, space_keys
 from proxylessnas.latency.kit import KitResults, read_results, write_kit
+from proxylessnas.latency.kit_results import KitNoise
+from proxylessnas.latency.kit_table import kit_table
+from proxylessnas.latency.machine import conditions
+from proxylessnas.latency.machine_load import NOISY_LOAD, read_ticks
+from proxylessnas.latency.machine_name import device_name
+from proxylessnas.latency.random_nets import random_nets
+from proxylessnas.latency.runtimes.registry import get_runtime
 from proxylessnas.latency.spec import NetSpec
+from proxylessnas.latency.table import LatencyTable
 from proxylessnas.latency.table_parts import ForeignConditions
+from proxylessnas.latency.timing import Samples
 from proxylessnas.space import SearchSpace, SpaceStage
 from proxylessnas.spaces import read_space
 
@@ -111,7 +124,7 @@ def test_a_kit_holds_every_operation_and_says_what_it_is(written: Path) -> None:
         assert shape[0] == 2
     assert SearchSpace.from_dict(manifest["space"]) == SPACE
     names = {path.name for path in written.iterdir()}
-    assert names == {"blocks", "nets", "manifest.json", "run.py", "README.txt"}
+    assert names == {"blocks", "nets", "manifest.json", "README.txt", *kit_module.PARTS}
     assert 'search space "kit", batch 2' in (written / "README.txt").read_text()
 
 
@@ -155,14 +168,15 @@ def test_repeated_weights_are_unrolled_when_the_file_is_loaded(tmp_path: Path) -
     assert not {"Tile", "Slice", "Reshape"} & kinds.keys()
 
 
-def test_the_runner_is_plain_old_python() -> None:
-    path = Path(kit_module.__file__).with_name("kit_runner.py")
+@pytest.mark.parametrize("name", kit_module.PARTS.values())
+def test_the_runner_is_plain_old_python(name: str) -> None:
+    path = Path(kit_module.__file__).with_name(name)
     tree = ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 8))
     imported = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
     imported |= {str(n.module) for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
     assert imported <= {
         "__future__", "argparse", "datetime", "hashlib", "json", "os", "platform", "random", "sys", "time",
-        "importlib", "importlib.metadata", "typing",
+        "importlib", "typing", "statistics", "ctypes", "dataclasses", "pathlib",
     }  # fmt: skip
     newer = {"removeprefix", "removesuffix", "bit_count", "is_relative_to", "pairwise", "strict"}
     used = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
@@ -191,6 +205,7 @@ def test_there_and_back(measured: Path) -> None:
             statistics.median([ms for visit in item["ms"] for ms in visit])
         )
         assert item["warmup_runs"] >= 6
+    assert results.own_name == device_name()
     assert read_results(measured / "manifest.json", measured / "results.json") == results
     assert not (measured / "results.json.part").exists()
 
@@ -335,12 +350,155 @@ def changed(measured: Path, tmp_path: Path, change: Any) -> Path:
         (lambda d: d["items"][1].update(ms=[[]]), "above 0"),
         (lambda d: d["items"][1].update(median_ms=1e6), "median_ms is not the median"),
         (lambda d: d["items"].append(3), "id is null"),
+        (lambda d: d["items"][1].update(other_load=[0.1]), "wanted a share for each visit"),
+        (lambda d: d["items"][1].update(other_load=[0.1, 1.5]), "wanted a share for each visit"),
+        (lambda d: d["items"][1].update(noise=["bad", []]), "wanted reasons for each visit"),
+        (lambda d: d.update(own_name=3), "own_name is 3"),
     ],
 )
 def test_results_that_are_wrong_are_refused(measured: Path, tmp_path: Path, change: Any, said: str) -> None:
     with pytest.raises(LatencyError) as caught:
         read_results(measured, changed(measured, tmp_path, change))
     assert said in str(caught.value)
+
+
+# What disturbs
+
+
+@pytest.fixture
+def runner(kit: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return a kit's run.py as a module; it leaves no trace in this process."""
+    spec = importlib.util.spec_from_file_location("kit_run", kit / "run.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "modules", {**sys.modules})
+    spec.loader.exec_module(module)
+    return module
+
+
+BUSY = "import time\nend = time.monotonic() + 60\nwhile time.monotonic() < end: pass"
+
+
+@pytest.mark.skipif(read_ticks() is None, reason="the system does not tell")
+def test_other_programs_are_noticed(runner: Any) -> None:
+    """Within a visit of the usual length, while another program computes."""
+    with subprocess.Popen([sys.executable, "-c", BUSY]) as busy:
+        try:
+            watch = runner.Watch()
+            watch.start()
+            assert watch.stop([1.0, 1.0, 1.0]) == {"other_load": None, "noise": []}  # too early to tell
+            time.sleep(1.0)  # the watch goes on, for all visits it has seen
+            watch.start()
+            found = watch.stop([1.0, 1.0, 1.0])
+        finally:
+            busy.kill()
+    assert found["other_load"] * (os.cpu_count() or 1) > NOISY_LOAD
+    (reason,) = found["noise"]
+    assert re.fullmatch(r"other programs used [\d.]+ of \d+ processors", reason)
+    assert watch.load is None  # the next visit starts anew
+
+
+@pytest.mark.parametrize(
+    "ms", [[1.0], [1.0, 1.04], [1.0, 1.2, 1.4, 1.6, 1.8], [2.0, 2.2, 1.9, 5.0, 2.1, 2.0]]
+)
+def test_unsteady_runs_are_noticed_as_here(runner: Any, ms: list[float]) -> None:
+    watch = runner.Watch()
+    watch.start()
+    assert watch.stop(ms)["noise"] == list(Samples(tuple(ms), 0, True, None).noise)
+
+
+def test_every_visit_says_what_disturbed_it(measured: Path) -> None:
+    for item in results_of(measured)["items"]:
+        assert len(item["noise"]) == len(item["other_load"]) == len(item["ms"]) == 2
+        assert all(load is None or 0 <= load <= 1 for load in item["other_load"])
+    noise = read_results(measured).noise
+    assert noise.visits == 2 * len(manifest_of(measured)["items"])
+    noisy = [bool(why) for item in results_of(measured)["items"] for why in item["noise"]]
+    assert noise.disturbed == sum(noisy)
+    assert bool(noise.most) == any(noisy)
+
+
+def quiet_but(*noisy: tuple[int, int]) -> Any:
+    """Return a change of results: of the named (item, visit) all runs took long, and it was disturbed."""
+
+    def change(data: Any) -> None:
+        for i, item in enumerate(data["items"]):
+            item["ms"] = [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
+            item["other_load"], item["noise"] = [0.0, 0.0], [[], []]
+            for which, visit in noisy:
+                if i == which:
+                    item["ms"][visit] = [3.0, 3.0, 3.0]
+                    item["other_load"][visit] = 0.25
+                    item["noise"][visit] = ["other programs used 1 of 4 processors"]
+            item["median_ms"] = statistics.median([*item["ms"][0], *item["ms"][1]])
+
+    return change
+
+
+def test_disturbed_visits_count_only_where_there_are_no_others(measured: Path, tmp_path: Path) -> None:
+    items = results_of(measured)["items"]
+    net = next(i for i, item in enumerate(items) if item["id"] == "net-001")
+    block = next(i for i, item in enumerate(items) if item["id"] == "block-000")
+    change = quiet_but((block, 0), (net, 0), (net, 1))
+    results = read_results(measured, changed(measured, tmp_path, change))
+    assert {samples.median_ms for samples in results.ops_ms.values()} == {1.0}
+    assert [ms for _, ms in results.nets] == [1.0, 3.0, 1.0]
+    noise = results.noise
+    assert (noise.disturbed, noise.nets, noise.load_known) == (3, 1, True)
+    assert noise.most == "other programs used 1 of 4 processors"
+    table = kit_table(results)
+    assert table.method["noise"] == dataclasses.asdict(noise)
+    assert table.method["disturbed"] == "left out where others were not"
+
+
+def test_results_of_the_first_runners_are_read(measured: Path, tmp_path: Path) -> None:
+    """They did not look at other programs; how steady the runs were is seen all the same."""
+
+    def change(data: Any) -> None:
+        quiet_but()(data)
+        del data["own_name"]
+        for item in data["items"]:
+            del item["noise"], item["other_load"]
+        data["items"][0]["ms"][0] = [1.0, 1.5, 2.0]
+        data["items"][0]["median_ms"] = 1.0
+
+    results = read_results(measured, changed(measured, tmp_path, change))
+    assert (results.noise.disturbed, results.noise.load_known, results.own_name) == (1, False, "")
+    assert results.noise.most == "half of the runs lie 33% of the median apart"
+
+
+def test_a_table_of_a_kit_is_one_of_this_device(measured: Path) -> None:
+    """Although its user gave the device a name, and its Python is another."""
+    table = kit_table(read_results(measured))
+    assert table.conditions.device_name == "Phone 1"
+    assert table.method[OWN_NAME] == device_name()
+    here = conditions(table.conditions.settings, get_runtime("onnxruntime"))
+    assert here.versions["torch"]  # which no kit has
+    assert elsewhere(table, here) == []
+    other = dataclasses.replace(here, device_name="another", threads=2)
+    differences = elsewhere(table, other)
+    assert differences == ["threads was 1, is 2", "device_name was Phone 1, is another"]
+    assert set(fitted_on(table, SPACE)) == set()  # of so few nets, none was used
+
+
+def test_the_nets_of_a_kit_are_not_those_of_a_later_validation(measured: Path) -> None:
+    space = read_space("small")
+    own = {key: 0.1 + (key_macs(key) or 0) / 1e7 for key in space_keys(space)}
+    ops = {key: Samples((ms, ms, ms), 3, True, None) for key, ms in own.items()}
+    picks = random_nets(space, 40, seed=0)
+    nets = [(one, 1.1 * sum(own[key] for key in arch_keys(space.arch(one)))) for one in picks]
+    noise = KitNoise(visits=50, disturbed=3, nets=2, load_known=True, most="other programs")
+    where = read_results(measured).conditions
+    table = kit_table(KitResults(space, ops, nets, where, "2026-11-21", noise, "board"))
+    assert set(fitted_on(table, space)) == set(picks)
+    validation = table.validation or {}
+    assert (validation["noisy_nets"], validation["space"]) == (2, space.digest)
+    assert misplaced(table) == table.trust() == []
+    assert table.method[OWN_NAME] == "board"
+    again = LatencyTable.from_dict(table.to_dict())
+    assert set(fitted_on(again, space)) == set(picks)
 
 
 def test_results_elsewhere(kit: Path, tmp_path: Path) -> None:
@@ -421,4 +579,5 @@ def test_executorch_programs(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     results = read_results(folder)
     assert results.conditions.runtime == "executorch"
+    assert results.noise.visits == 2 * len(manifest_of(folder)["items"])
     assert len(results.ops_ms) == len(space_keys(space))

@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import datetime
 import hashlib
+import os
 import random
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -260,6 +263,32 @@ def test_a_module_that_cannot_travel_is_measured_here() -> None:
     assert digest(net) == before
     with torch.autocast("cpu", torch.bfloat16):
         assert measure(net, input_size=16, **QUICK).conditions.dtype == "float32"
+
+
+IN_MAIN = """
+import proxylessnas, torch
+from proxylessnas import latency
+from proxylessnas.latency.machine import allocator
+{first}
+class Net(torch.nn.Sequential):
+    pass
+found = latency.measure(Net(torch.nn.Conv2d(3, 4, 3)), input_size=16, min_runs=3, min_seconds=0.0)
+assert found.conditions.allocator == allocator()
+print(found.conditions.allocator, any("hands freed memory back" in reason for reason in found.noise))
+"""
+
+
+@pytest.mark.skipif(allocator() not in ("pages kept", "default"), reason="not glibc's allocator")
+@pytest.mark.parametrize("keeps", [False, True])
+def test_freed_memory_that_is_not_kept_is_a_reason_to_distrust(keeps: bool) -> None:
+    """The state of this process's allocator decides the latency of what is measured in it."""
+    first = "assert proxylessnas.keep_freed_pages()" if keeps else ""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    done = subprocess.run(
+        [sys.executable, "-c", IN_MAIN.format(first=first)], env=plain, capture_output=True, text=True,
+        check=True, cwd=Path(__file__).resolve().parent.parent,
+    )  # fmt: skip
+    assert done.stdout.strip() == ("pages kept False" if keeps else "default True")
 
 
 def test_a_lambda_inside_is_no_obstacle() -> None:

@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from proxylessnas.latency.machine_load import OtherLoad, Ticks, _parse, read_ticks, share_between
+from proxylessnas.latency.machine_load import NOISY_LOAD, OtherLoad, Ticks, _parse, read_ticks, share_between
 from proxylessnas.latency.sampling import sample, sample_session, sample_times
-from proxylessnas.latency.timing import NOISY_LOAD
 
 
 class Clock:

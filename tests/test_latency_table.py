@@ -214,7 +214,7 @@ def test_another_correction_needs_another_validation() -> None:
 
 def test_a_validation_is_kept_as_json(tmp_path: Path) -> None:
     from proxylessnas.latency import Validation
-    from proxylessnas.latency.validation import judge
+    from proxylessnas.latency.agreement import judge
 
     result = judge([(f"net {i}", 1.0 + i, 1.01 + i) for i in range(30)])
     table = little().with_validation(result)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +19,7 @@ import pytest
 
 from proxylessnas.arch import Arch, Stage
 from proxylessnas.errors import ArchError, LatencyError, MissingExtraError
+from proxylessnas.latency import process
 from proxylessnas.latency.keys import arch_keys
 from proxylessnas.latency.machine import allocator
 from proxylessnas.latency.process import Worker
@@ -31,7 +34,7 @@ POSIX = pytest.mark.skipif(os.name != "posix", reason="signals")
 
 # Operations that misbehave in the measuring process. The child is told to import this file.
 BAD_OPS = """
-import ctypes, os, signal, sys, warnings
+import ctypes, os, signal, sys, time, warnings
 import torch
 from torch import nn
 from proxylessnas.arch import register_op
@@ -54,6 +57,10 @@ def noise():
 def tell():
     raise RuntimeError(f"threads {torch.get_num_threads()} {os.environ['OMP_NUM_THREADS']}")
 
+def hang():
+    print("about to hang", file=sys.stderr, flush=True)
+    time.sleep(600)
+
 def die():
     print("these are my last words", file=sys.stderr, flush=True)
     os._exit(7)
@@ -65,6 +72,7 @@ ACTS = {
     "killed_op": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "hungry_op": lambda: torch.empty(2**60),
     "reading_op": lambda: sys.stdin.readline(),
+    "hanging_op": hang,
 }
 for token, act in ACTS.items():
     register_op(token, lambda i, o, s, act=act: Op(act))
@@ -222,6 +230,42 @@ def ops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     (tmp_path / "misbehaving_ops.py").write_text(BAD_OPS)
     monkeypatch.syspath_prepend(tmp_path)
     return ["misbehaving_ops"]
+
+
+def test_a_child_that_hangs_is_stopped_and_said_so(
+    ops: list[str], temp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loading runs the net once, and hangs there."""
+    with Worker(Settings(), imports=ops) as worker:
+        pid = worker._process.pid
+        monkeypatch.setitem(process.LIMITS_S, "load", 1.5)
+        begin = time.monotonic()
+        with pytest.raises(
+            LatencyError, match=r"did not answer for 1.5 s while it was loading 'net'"
+        ) as caught:
+            worker.load("net", custom("hanging_op"))
+        assert time.monotonic() - begin < 60
+        assert "about to hang" in str(caught.value)
+        assert is_gone(pid)
+        with pytest.raises(LatencyError, match="was closed, or died"):
+            worker.load("net", SPEC)
+    assert list(temp.glob("proxylessnas-*")) == []
+
+
+@POSIX
+def test_a_child_that_is_held_up_while_it_times_is_stopped_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it was asked to spend counts on top of the limit."""
+    with Worker(Settings()) as worker:
+        worker.load("net", SPEC)
+        monkeypatch.setitem(process.LIMITS_S, "sample", 0.5)
+        os.kill(worker._process.pid, signal.SIGSTOP)
+        with pytest.raises(LatencyError, match=r"did not answer for 1.5 s while it was timing 'net'"):
+            worker.sample("net", min_runs=1, min_seconds=0.0, max_seconds=0.1)
+
+
+def test_no_request_is_waited_for_without_a_limit() -> None:
+    asked = set(re.findall(r'self\._ask\(\s*"(\w+)"', inspect.getsource(process)))
+    assert asked == process.LIMITS_S.keys() == process._DOING.keys()
 
 
 @POSIX

@@ -7,6 +7,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from ..errors import LatencyError
 from ..latency.settings import DEVICES, DTYPES, MEMORY_FORMATS, RUNTIMES
 from ..names import looks_like_path
 from ..progress import StepBar, clock, is_terminal
+from ._latency_types import MOST_CLASSES, MOST_PICTURES, MOST_PIXELS, MOST_THREADS, one_of, whole
 from ._output import note
 from ._verb import UsageError
 
@@ -32,22 +34,31 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     """Declare where and how a net is run, one value each."""
     group = parser.add_argument_group("settings", "What the latencies hold for; a table keeps them.")
     group.add_argument(
-        "--runtime", default="torch", metavar="R", help=f"{', '.join(RUNTIMES)} (default: torch)"
-    )
-    group.add_argument("--threads", type=int, default=1, metavar="N", help="threads on a CPU (default: 1)")
+        "--runtime", type=one_of(RUNTIMES), default="torch", metavar="R",
+        help=f"{', '.join(RUNTIMES)} (default: torch)",
+    )  # fmt: skip
     group.add_argument(
-        "--batch", type=int, default=1, metavar="N", help="pictures a call (default: 1)", dest="batch_size"
+        "--threads", type=whole(1, MOST_THREADS), default=1, metavar="N", help="threads on a CPU (default: 1)"
     )
+    group.add_argument(
+        "--batch", type=whole(1, MOST_PICTURES), default=1, metavar="N", dest="batch_size",
+        help="pictures a call (default: 1)",
+    )  # fmt: skip
     add_where(group)
     group.add_argument("--cuda-graph", action="store_true", help="replay a CUDA graph (with --device cuda)")
 
 
 def add_where(group: Any) -> None:
     """Declare the settings that have one value even in a bench."""
-    group.add_argument("--device", default="cpu", metavar="D", help=f"{' or '.join(DEVICES)} (default: cpu)")
-    group.add_argument("--dtype", default="float32", metavar="T", help=f"{', '.join(DTYPES)}")
     group.add_argument(
-        "--memory-format", default="channels_last", metavar="F",
+        "--device", type=one_of(DEVICES), default="cpu", metavar="D",
+        help=f"{' or '.join(DEVICES)} (default: cpu)",
+    )  # fmt: skip
+    group.add_argument(
+        "--dtype", type=one_of(DTYPES), default="float32", metavar="T", help=f"{', '.join(DTYPES)}"
+    )
+    group.add_argument(
+        "--memory-format", type=one_of(MEMORY_FORMATS), default="channels_last", metavar="F",
         help=f"{' or '.join(MEMORY_FORMATS)}, for torch (default: channels_last)",
     )  # fmt: skip
     add_imports(group)
@@ -68,16 +79,30 @@ def add_space(parser: argparse.ArgumentParser, *, required: bool = True) -> None
     add_sizes(parser)
 
 
-def add_sizes(parser: argparse.ArgumentParser) -> None:
+def add_sizes(parser: argparse._ActionsContainer, of: str = "") -> None:
     """Declare the sizes of input and output."""
-    parser.add_argument("--image-size", type=int, metavar="N", help="side of the input, px")
-    parser.add_argument("--classes", type=int, metavar="N", help="outputs of the classifier")
+    parser.add_argument(
+        "--image-size", type=whole(1, MOST_PIXELS), metavar="N", help=f"side of the input{of}, px"
+    )
+    parser.add_argument(
+        "--classes", type=whole(1, MOST_CLASSES), metavar="N", help=f"outputs of the classifier{of}"
+    )
 
 
 def add_quiet(parser: argparse.ArgumentParser) -> None:
     """Declare ``--quiet`` and ``--json``."""
     parser.add_argument("--quiet", action="store_true", help="no progress")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def check_graph(args: argparse.Namespace, runtimes: Sequence[str]) -> None:
+    """Check that ``--cuda-graph`` goes with the other settings.
+
+    Raises:
+        UsageError: it does not.
+    """
+    if args.cuda_graph and (args.device != "cuda" or set(runtimes) != {"torch"}):
+        raise UsageError("--cuda-graph needs --device cuda and --runtime torch")
 
 
 def import_modules(args: argparse.Namespace) -> None:

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import LatencyError
+from ..latency.table_parts import LEAST_JUDGED
 from ._latency import (
     TABLE_HELP,
     Steps,
@@ -13,6 +15,7 @@ from ._latency import (
     add_quiet,
     add_settings,
     add_space,
+    check_graph,
     check_output,
     import_modules,
     read_table,
@@ -20,12 +23,15 @@ from ._latency import (
 )
 from ._latency_facts import facts, show
 from ._latency_table import check_table_output, report_table
+from ._latency_types import MOST_NETS, MOST_PICTURES, above, whole
 from ._output import error, note, plural, print_json
 from ._verb import UsageError, Verb
 
 if TYPE_CHECKING:
     from ..latency import LatencyTable, Validation
     from ..space import SearchSpace
+
+MOST_MINUTES, MOST_SEED = 1e6, 2**63
 
 
 class Build(Verb):
@@ -50,17 +56,25 @@ class Build(Verb):
         )
         parser.add_argument("--force", action="store_true", help="replace a table that is there")
         group = parser.add_argument_group("effort")
-        group.add_argument("--minutes", type=float, metavar="M", help="about as long as this")
-        group.add_argument("--nets", type=int, metavar="N", help="whole nets to fit it on", dest="anchors")
         group.add_argument(
-            "--validation-nets", type=int, default=30, metavar="N", help="others to check it on (default: 30)"
+            "--minutes", type=above(0, MOST_MINUTES), metavar="M", help="about as long as this"
         )
-        group.add_argument("--seed", type=int, default=0, metavar="N", help="of the random nets (default: 0)")
+        group.add_argument(
+            "--nets", type=whole(1, MOST_NETS), metavar="N", help="whole nets to fit it on", dest="anchors"
+        )
+        group.add_argument(
+            "--validation-nets", type=_none_or_some, default=30, metavar="N",
+            help="others to check it on (default: 30)",
+        )  # fmt: skip
+        group.add_argument(
+            "--seed", type=whole(0, MOST_SEED), default=0, metavar="N", help="of the random nets (default: 0)"
+        )
         add_settings(parser)
         add_quiet(parser)
 
     def run(self, args: argparse.Namespace) -> int:
         """Measure, write and report."""
+        check_graph(args, [args.runtime])
         check_table_output(args.output, args.force)
         import_modules(args)
         space = the_space(args)
@@ -97,10 +111,14 @@ class Validate(Verb):
     description = (
         "Measure random whole nets of a table's space on this device, with the table's own settings, and "
         "compare them with its predictions. The result is stored in the table. The exit code is 1 if the "
-        "table is not to be trusted: Kendall tau below 0.8, or a mean error above 15 %."
+        "table is not to be trusted: Kendall tau below 0.8, or a mean error above 15 %. A line through the "
+        "predictions is fitted on half of the nets and judged on the other; --adopt-correction makes it part "
+        "of the table if it helps (if not, the exit code is 1), and the result that is stored is then that "
+        "of the other half alone, with the corrected predictions."
     )
     example = """\
   $ proxylessnas latency validate table.json --nets 50 --png table.png
+  $ proxylessnas latency validate table.json --adopt-correction
 """
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -109,12 +127,19 @@ class Validate(Verb):
         parser.add_argument(
             "-o", "--output", metavar="FILE", help="write the table here (default: TABLE, in place)"
         )
-        parser.add_argument("--nets", type=int, default=30, metavar="N", help="how many", dest="count")
         parser.add_argument(
-            "--seed", type=int, default=1, metavar="N", help="of the random nets (default: 1)"
-        )
+            "--nets", type=whole(2, MOST_NETS), metavar="N", dest="count",
+            help=f"how many (default: {LEAST_JUDGED}, twice as many with --adopt-correction)",
+        )  # fmt: skip
+        parser.add_argument(
+            "--seed", type=whole(0, MOST_SEED), default=1, metavar="N",
+            help="of the random nets (default: 1)",
+        )  # fmt: skip
         parser.add_argument(
             "--force", action="store_true", help="also where the device or versions are not the table's"
+        )
+        parser.add_argument(
+            "--adopt-correction", action="store_true", help="correct the table by the line found, if it helps"
         )
         parser.add_argument("--png", metavar="FILE", help="draw predicted against measured latencies")
         add_space(parser, required=False)
@@ -136,19 +161,25 @@ class Validate(Verb):
         space = the_space(args) or found.space
         if space is None:
             raise UsageError(f"{args.table} was made for no space: --space says which")
-        from ..latency import validate_table
+        from ..latency import Validation, validate_table
 
         with Steps(args.quiet, "validating") as steps:
             result = validate_table(
                 found,
                 space,
-                nets=args.count,
+                nets=args.count or LEAST_JUDGED * (2 if args.adopt_correction else 1),
                 seed=args.seed,
                 force=args.force,
                 imports=tuple(args.imports),
                 progress=steps,
             )
-        found = found.with_validation(result)
+        found, refused = found.with_validation(result), None
+        if args.adopt_correction:
+            try:
+                found = found.adopt_correction()
+                result = Validation.from_dict(found.validation or {})
+            except LatencyError as e:
+                refused = str(e)
         found.save(output)
         known = facts(found, space)
         if args.json:
@@ -156,9 +187,11 @@ class Validate(Verb):
         else:
             show(str(output), known, found.conditions.describe())
         drawn = args.png is None or _draw(args.png, found, space, result)
+        if refused is not None:
+            error(f"the correction is not adopted, only the validation is stored: {refused}")
         for problem in known["trust"]:
             error(f"{output} is not to be trusted: {problem}")
-        return 0 if drawn and not known["trust"] else 1
+        return 0 if drawn and not known["trust"] and refused is None else 1
 
 
 class Kit(Verb):
@@ -187,12 +220,17 @@ class Kit(Verb):
             "--formats", default="onnx", metavar="F,F", help="onnx, executorch, or both (default: onnx)"
         )
         parser.add_argument(
-            "--nets", type=int, default=48, metavar="N", help="whole nets (default: 48)", dest="count"
-        )
-        parser.add_argument("--batch", type=int, default=1, metavar="N", help="pictures a call (default: 1)")
+            "--nets", type=whole(0, 10_000), default=48, metavar="N", help="whole nets (default: 48)",
+            dest="count",
+        )  # fmt: skip
         parser.add_argument(
-            "--seed", type=int, default=0, metavar="N", help="of the random nets (default: 0)"
-        )
+            "--batch", type=whole(1, MOST_PICTURES), default=1, metavar="N",
+            help="pictures a call (default: 1)",
+        )  # fmt: skip
+        parser.add_argument(
+            "--seed", type=whole(0, MOST_SEED), default=0, metavar="N",
+            help="of the random nets (default: 0)",
+        )  # fmt: skip
         add_imports(parser)
         add_quiet(parser)
 
@@ -223,6 +261,14 @@ class Kit(Verb):
         count = plural(len(files), "file")
         note(f"{count}, {size / 1e6:.1f} MB; README.txt in it says what to do on the device")
         return 0
+
+
+def _none_or_some(text: str) -> int:
+    """Read a number of nets to check a table on: one alone tells nothing."""
+    value = whole(0, MOST_NETS)(text)
+    if value == 1:
+        raise argparse.ArgumentTypeError(f"wanted 0 or a whole number from 2 to {MOST_NETS}, not {text!r}")
+    return value
 
 
 def _draw(file: str, found: LatencyTable, space: SearchSpace, result: Validation) -> bool:

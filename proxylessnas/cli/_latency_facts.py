@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import math
 import textwrap
 from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ..errors import LatencyError
 from ._latency import ms
 from ._output import bar, bold, pairs, printable, table
 
@@ -42,14 +45,49 @@ def facts(found: LatencyTable, space: SearchSpace | None) -> dict[str, Any]:
         "date": found.date,
         "source": found.source,
         "statistic": found.statistic,
+        "disturbed": _disturbed(found),
         "entries": len(found.entries),
         "how": dict(_counts(found)),
         "offset_ms": found.offset_ms,
+        "correction": _correction(found),
         "digest": found.digest,
         "validation": None if found.validation is None else dict(found.validation),
         "trust": found.trust(),
         "space": None if space is None else _space_facts(found, space),
     }
+    return known
+
+
+def _disturbed(found: LatencyTable) -> str | None:
+    """Return what an entry is where the measurement was disturbed; None if the table does not say."""
+    from ..latency.history import DISTURBED
+
+    what, nets, noise = (found.method.get(name) for name in (DISTURBED, "noisy_nets", "noise"))
+    if isinstance(noise, dict) and isinstance(what, str):
+        text = f"{noise.get('disturbed')} of {noise.get('visits')} visits, {what}"
+        unknown = "" if noise.get("load_known") else "; what other programs used is not known"
+        most = f"; at worst {noise['most']}" if noise.get("most") else ""
+        return text + most + unknown
+    if isinstance(nets, int):  # a table made here
+        every = found.method.get("nets", "all")
+        return f"of disturbed visits the 10 % quantile of the runs; {nets} of {every} nets had no others"
+    return None
+
+
+def _correction(found: LatencyTable) -> dict[str, Any]:
+    """Return the line through the predictions, and whether that of the validation would help."""
+    from ..latency import Validation
+
+    known: dict[str, Any] = {
+        **dataclasses.asdict(found.correction),
+        "adopted": found.method.get("correction"),
+        "another_would_help": None,
+    }
+    with contextlib.suppress(LatencyError):  # an older validation, or another program's
+        judged = Validation.from_dict(found.validation or {})
+        known["another_would_help"] = judged.correction_helps
+        known["judged_before_percent"] = judged.judged_before_percent
+        known["judged_after_percent"] = judged.judged_after_percent
     return known
 
 
@@ -96,13 +134,42 @@ def show(name: str, known: Mapping[str, Any], conditions: str) -> None:
     rows.append(("entries", f"{known['entries']}: {how}"))
     if known["statistic"] != "unknown":
         rows.append(("statistic", f"{known['statistic']} of the runs"))
+    if known["disturbed"]:
+        rows.append(("disturbed", textwrap.fill(known["disturbed"], _WIDTH)))
     if abs(known["offset_ms"]) >= 0.0005:
         rows.append(("offset", f"{known['offset_ms']:.3f} ms a net, which belong to no operation"))
     if known["space"]:
         rows += _space_rows(known["space"])
     rows.append(("validated", _validation(known["validation"])))
+    rows += [("correction", textwrap.fill(text, _WIDTH)) for text in _line(known["correction"])]
     print(bold(printable(name)))
     print(printable(pairs(rows, "  ")))
+
+
+def _line(known: Mapping[str, Any]) -> list[str]:
+    """Return what to say of a table's correction, if anything."""
+    is_none = (known["scale"], known["offset_ms"]) == (1.0, 0.0)
+    helps, adopted = known["another_would_help"], known["adopted"]
+    if is_none and helps is None:
+        return []
+    text = "none"
+    if not is_none:
+        text = f"{known['scale']:.4g} x prediction {known['offset_ms']:+.3f} ms"
+    if isinstance(adopted, dict) and not is_none:
+        text += (
+            f", fitted on {adopted.get('fitted_on_nets')} nets; validated is the corrected table on "
+            f"{adopted.get('judged_on_nets')} others"
+        )
+    if helps is not None:
+        errors = f"{known['judged_before_percent']:.1f} to {known['judged_after_percent']:.1f} %"
+        other = "one" if is_none else "another"
+        text += (
+            f"; {other} would help: mean error from {errors} on nets it was not fitted on (`proxylessnas "
+            "latency validate --adopt-correction`)"
+            if helps
+            else f"; {other} would not help (mean error from {errors})"
+        )
+    return [text]
 
 
 def _space_rows(space: Mapping[str, Any]) -> list[tuple[str, str]]:

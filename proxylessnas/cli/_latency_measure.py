@@ -6,9 +6,10 @@ import argparse
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from ._latency import NET_HELP, Steps, add_quiet, add_settings, import_modules, ms, read_net
+from ._latency import NET_HELP, Steps, add_quiet, add_settings, check_graph, import_modules, ms, read_net
+from ._latency_types import MOST_PIXELS, above, whole
 from ._output import bold, note, print_json, printable, table
-from ._verb import UsageError, Verb
+from ._verb import Verb
 
 if TYPE_CHECKING:
     from ..latency import Timing
@@ -37,17 +38,19 @@ class Measure(Verb):
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the action's arguments."""
         parser.add_argument("nets", metavar="NET", nargs="+", help=NET_HELP)
-        parser.add_argument("--image-size", type=int, metavar="N", help="side of the input, px")
         parser.add_argument(
-            "--seconds", type=float, default=1.0, metavar="S", help="measure so long, at least (default: 1)"
+            "--image-size", type=whole(1, MOST_PIXELS), metavar="N", help="side of the input, px"
         )
+        parser.add_argument(
+            "--seconds", type=above(0, 3600), default=1.0, metavar="S",
+            help="measure so long, at least (default: 1)",
+        )  # fmt: skip
         add_settings(parser)
         add_quiet(parser)
 
     def run(self, args: argparse.Namespace) -> int:
         """Measure and report."""
-        if not 0 < args.seconds <= 3600:
-            raise UsageError(f"--seconds must be over 0 and at most 3600, not {args.seconds:g}")
+        check_graph(args, [args.runtime])
         import_modules(args)
         from ..latency import Settings
 

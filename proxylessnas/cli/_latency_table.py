@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from ._latency import (
     SPACE_HELP,
     TABLE_HELP,
     add_imports,
+    add_sizes,
     add_space,
     check_output,
     import_modules,
@@ -21,6 +23,7 @@ from ._latency import (
     the_space,
 )
 from ._latency_facts import facts, show, show_breakdown, show_entries
+from ._latency_types import MOST_PICTURES, MOST_THREADS, whole
 from ._output import bold, note, print_json, printable, table
 from ._verb import UsageError, Verb
 
@@ -123,8 +126,7 @@ class Predict(Verb):
         parser.add_argument("table", metavar="TABLE", help=TABLE_HELP)
         add_imports(parser)
         parser.add_argument("nets", metavar="NET", nargs="+", help=NET_HELP)
-        parser.add_argument("--image-size", type=int, metavar="N", help="side of the input, px")
-        parser.add_argument("--classes", type=int, metavar="N", help="outputs of the classifier")
+        add_sizes(parser)
         parser.add_argument("--predict-missing", action="store_true", help=_FILL_HELP)
         parser.add_argument("--json", action="store_true", help="print one JSON document")
 
@@ -189,13 +191,14 @@ class Import(Verb):
         group.add_argument("--unit", choices=("ms", "s", "us"), help="of the figures")
         group.add_argument("--device", metavar="NAME", help="what it was measured on")
         group.add_argument("--runtime", metavar="NAME", help="the program that ran the operations")
-        group.add_argument("--threads", type=int, metavar="N")
-        group.add_argument("--batch", type=int, metavar="N", dest="batch_size", help="pictures a call")
+        group.add_argument("--threads", type=whole(1, MOST_THREADS), metavar="N", help="on a CPU")
+        group.add_argument(
+            "--batch", type=whole(1, MOST_PICTURES), metavar="N", dest="batch_size", help="pictures a call"
+        )
         group.add_argument("--statistic", choices=("median", "mean"), help="over the runs")
         group.add_argument("--source", metavar="TEXT", help="where the figures were published")
         group.add_argument("--space", metavar="S", help=f"that the table is for: {SPACE_HELP}")
-        group.add_argument("--image-size", type=int, metavar="N", help="side of the space's input, px")
-        group.add_argument("--classes", type=int, metavar="N", help="outputs of the space's nets")
+        add_sizes(group, " (of the space)")
         parser.add_argument("--json", action="store_true", help="print one JSON document")
 
     def run(self, args: argparse.Namespace) -> int:
@@ -215,7 +218,9 @@ class Import(Verb):
         else:
             from ..latency import import_table
 
-            found = import_table(args.file, space=space, **given)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # the report has it, under trust
+                found = import_table(args.file, space=space, **given)
         found.save(args.output)
         report_table(args.output, found, args)
         return 0

@@ -6,9 +6,11 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MissingExtraError
-from ._latency import NET_HELP, Steps, add_quiet, add_where, check_output, import_modules, ms
+from ..latency.settings import RUNTIMES
+from ._latency import NET_HELP, Steps, add_quiet, add_where, check_graph, check_output, import_modules, ms
+from ._latency_types import MOST_PICTURES, MOST_PIXELS, MOST_THREADS, above, several, whole, wholes
 from ._output import bold, error, millions, note, print_json, printable, table
-from ._verb import UsageError, Verb
+from ._verb import Verb
 
 if TYPE_CHECKING:
     from ..latency.bench import Bench, BenchRow
@@ -27,14 +29,15 @@ class BenchVerb(Verb):
         "Measure nets under every combination of runtimes, threads and batches, in one interleaved run: each "
         "round measures everything once, in random order, so that a machine whose speed drifts is unfair to "
         "none. Next to ImageNet nets, torchvision's mobilenet_v2, mobilenet_v3_large and efficientnet_b0 are "
-        "measured. Without NET, the authors' four nets."
+        "measured, and where timm is installed its mobilenetv3_large_100, efficientnet_lite0 and "
+        "mnasnet_100. Without NET, the authors' four nets."
     )
     example = """\
   $ proxylessnas bench proxyless_cpu timm/mnasnet_100 --threads 1,2 --png bench.png
   torch, 1 thread, batch 1
   net                             ms    p10    p90  images/s  params   MACs  top-1
   proxyless_cpu                15.42  15.30  15.91        65  4.36 M  439 M   75.3
-  timm/mnasnet_100             12.80  12.71  13.22        78  4.38 M  314 M      -
+  timm/mnasnet_100             12.80  12.71  13.22        78  4.38 M  314 M   74.7
   torchvision/mobilenet_v2     12.77  12.63  13.04        78  3.50 M  301 M   72.2
   ...
 """
@@ -46,29 +49,33 @@ class BenchVerb(Verb):
             "nets", metavar="NET", nargs="*", help=f"{NET_HELP}; torchvision/NAME or timm/NAME, if installed"
         )
         parser.add_argument(
-            "--no-peers", action="store_true", help="none of torchvision's nets but those named"
+            "--no-peers", action="store_true", help="none of torchvision's and timm's nets but those named"
         )
         parser.add_argument(
-            "--image-size", type=int, metavar="N", help="side of the input, px (default: each net's own)"
-        )
+            "--image-size", type=whole(1, MOST_PIXELS), metavar="N",
+            help="side of the input, px (default: each net's own)",
+        )  # fmt: skip
         group = parser.add_argument_group("settings", "R, T and B may be lists: --threads 1,2")
         group.add_argument(
-            "--runtime", type=_words, default=("torch",), metavar="R", dest="runtimes",
+            "--runtime", type=several(RUNTIMES), default=("torch",), metavar="R", dest="runtimes",
             help="torch, torch-compile, onnxruntime, openvino, executorch (default: torch)",
         )  # fmt: skip
         group.add_argument(
-            "--threads", type=_numbers, default=(1,), metavar="T", help="on a CPU (default: 1)"
-        )
+            "--threads", type=wholes(1, MOST_THREADS), default=(1,), metavar="T",
+            help="on a CPU (default: 1)",
+        )  # fmt: skip
         group.add_argument(
-            "--batch", type=_numbers, default=(1,), metavar="B", dest="batches",
+            "--batch", type=wholes(1, MOST_PICTURES), default=(1,), metavar="B", dest="batches",
             help="pictures a call (default: 1)",
         )  # fmt: skip
         group.add_argument("--cuda-graph", action="store_true", help="replay a CUDA graph (--device cuda)")
         add_where(group)
         group = parser.add_argument_group("effort and results")
-        group.add_argument("--rounds", type=int, default=7, metavar="N", help="how often each (default: 7)")
         group.add_argument(
-            "--seconds", type=float, default=0.3, metavar="S", help="how long each time (default: 0.3)"
+            "--rounds", type=whole(1, 1000), default=7, metavar="N", help="how often each (default: 7)"
+        )
+        group.add_argument(
+            "--seconds", type=above(0, 60), default=0.3, metavar="S", help="how long each time (default: 0.3)"
         )
         group.add_argument("--csv", metavar="FILE", help="write everything as a table, with the machine")
         group.add_argument("--png", metavar="FILE", help="draw accuracy against latency")
@@ -76,10 +83,7 @@ class BenchVerb(Verb):
 
     def run(self, args: argparse.Namespace) -> int:
         """Measure and report."""
-        if not 1 <= args.rounds <= 1000:
-            raise UsageError(f"--rounds must be 1 to 1000, not {args.rounds}")
-        if not 0 < args.seconds <= 60:
-            raise UsageError(f"--seconds must be over 0 and at most 60, not {args.seconds:g}")
+        check_graph(args, args.runtimes)
         for option, ending in (("csv", ".csv"), ("png", ".png")):
             if getattr(args, option) is not None:
                 check_output(getattr(args, option), f"--{option}", ending)
@@ -190,17 +194,6 @@ def _explain(result: Bench) -> None:
 def _star(rows: tuple[BenchRow, ...]) -> str:
     measured = any(row.net.top1_status == "measured here" for row in rows)
     return "; *: measured by this project" if measured else ""
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(word for word in text.replace(",", " ").split())
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(word) for word in _words(text))
-    except ValueError as e:
-        raise argparse.ArgumentTypeError(f"wanted numbers such as 1,2, not {text!r}") from e
 
 
 VERB = BenchVerb()

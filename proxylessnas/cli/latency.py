@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import textwrap
 
+from ..errors import LatencyError
 from ._latency_build import BUILD, KIT, VALIDATE
 from ._latency_measure import MEASURE
 from ._latency_table import IMPORT, PREDICT, SHOW
+from ._latency_types import in_options
 from ._verb import UsageError, Verb
 
 _ACTIONS = {action.name: action for action in (MEASURE, BUILD, VALIDATE, SHOW, PREDICT, IMPORT, KIT)}
@@ -58,7 +60,13 @@ class Latency(Verb):
         action = _ACTIONS[args.action]
         if args.nets and action.rest is None:
             raise UsageError(f"unrecognised arguments: {' '.join(args.nets)}")
-        return action.run(args)
+        try:
+            return action.run(args)
+        except LatencyError as e:
+            found = in_options(e)
+            if found is e:
+                raise
+            raise found from e
 
 
 VERB = Latency()

@@ -16,7 +16,8 @@ from .pace import OFF
 from .table_parts import LEAST_TAU, MOST_MAPE_PERCENT
 
 LEAST_NETS = 2
-_NO_FLOATS = {"pairs", "date", "conditions", "nets", "noisy_nets", "seed", "pace"}
+_LATER = ("pace", "measured_with", "space")  # older tables lack them
+_NO_FLOATS = {"pairs", "date", "conditions", "nets", "noisy_nets", "seed", *_LATER}
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Validation:
         conditions: what was measured with, in words.
         pairs: (block tokens, predicted ms, measured ms) of each net.
         pace: how many times longer a reference net took than when the table was made.
+        measured_with: the conditions as JSON values; None in tables that were made before they were kept.
+        space: digest of the space that the nets are of; empty in such tables.
     """
 
     nets: int
@@ -61,6 +64,8 @@ class Validation:
     conditions: str
     pairs: tuple[tuple[str, float, float], ...]
     pace: float = 1.0
+    measured_with: Mapping[str, Any] | None = None
+    space: str = ""
 
     @property
     def verdict(self) -> str:
@@ -110,7 +115,14 @@ class Validation:
             pace = float(data.get("pace", 1.0))
             if not 0 < pace < math.inf:
                 raise ValueError(f"pace is {pace}")
-            return Validation(**values, pairs=pairs, pace=pace)
+            where = data.get("measured_with")
+            return Validation(
+                **values,
+                pairs=pairs,
+                pace=pace,
+                measured_with=None if where is None else dict(where),
+                space=str(data.get("space", "")),
+            )
         except (KeyError, TypeError, ValueError) as e:
             raise LatencyError(f"a table's validation cannot be read: {type(e).__name__}: {e}") from e
 
@@ -144,9 +156,7 @@ def judge(
         raise LatencyError("a table is judged on finite latencies, and on measured ones that are positive")
     predicted, measured = [a for _, a, _ in nets], [b for _, _, b in nets]
     errors = [a / b - 1 for a, b in zip(predicted, measured, strict=True)]
-    order = list(range(len(nets)))
-    random.Random(seed).shuffle(order)
-    first, second = order[: (len(order) + 1) // 2], order[(len(order) + 1) // 2 :]
+    first, second = halves(len(nets), seed)
     scale, offset = fit_line([predicted[i] for i in first], [measured[i] for i in first])
     after = [(scale * predicted[i] + offset) / measured[i] - 1 for i in second]
     return Validation(
@@ -169,6 +179,13 @@ def judge(
         pairs=tuple(nets),
         pace=pace,
     )
+
+
+def halves(count: int, seed: int) -> tuple[list[int], list[int]]:
+    """Return the numbers of the nets on which the line is fitted, and of those on which it is judged."""
+    order = list(range(count))
+    random.Random(seed).shuffle(order)
+    return order[: (count + 1) // 2], order[(count + 1) // 2 :]
 
 
 def kendall_tau(a: Sequence[float], b: Sequence[float]) -> float:

@@ -14,7 +14,6 @@ import io
 import itertools
 import os
 import random
-import statistics
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -27,7 +26,7 @@ from ..filesystem import write_atomically
 from .bench_nets import PEERS, SPECIALISED, BenchNet, open_nets
 from .process import Worker
 from .settings import Settings
-from .timing import Samples, Timing, quantile
+from .timing import Samples, Timing, pool, quantile
 
 if TYPE_CHECKING:
     from ..arch import Arch
@@ -174,7 +173,7 @@ def bench(
         nets: of the zoo, files with an architecture, architectures, "torchvision/NAME" or "timm/NAME"; by
             default the authors' four.
         runtimes: see :data:`~proxylessnas.latency.settings.RUNTIMES`.
-        threads: sizes of the thread pool, on a CPU; on a GPU only the first counts.
+        threads: sizes of the thread pool, on a CPU; on a GPU only the first counts, which a note says.
         batches: pictures a call.
         device: "cpu" or "cuda".
         dtype: of weights and input.
@@ -182,7 +181,8 @@ def bench(
         cuda_graph: replay a captured graph (runtime "torch" on a GPU).
         image_size: side of the input in pixels; None takes each net's own. Accuracies that belong to another
             size are left out.
-        peers: other libraries' nets that are measured too if there is an ImageNet net among ``nets``.
+        peers: other libraries' nets that are measured too if there is an ImageNet net among ``nets``; () for
+            none.
         rounds: how often each net is measured under each setting.
         seconds: how long each time, at least.
         seed: of the order.
@@ -196,13 +196,11 @@ def bench(
     """
     if rounds < 1 or seconds <= 0:
         raise LatencyError(f"rounds ({rounds}) and seconds ({seconds:g}) must be positive")
+    counts, said = _thread_counts(threads, device)
     asked = [
         Settings(runtime, device, count, size, dtype, memory_format, cuda_graph)
-        for runtime, count, size in itertools.product(
-            dict.fromkeys(runtimes), dict.fromkeys(threads if device == "cpu" else threads[:1]),
-            dict.fromkeys(batches),
-        )
-    ]  # fmt: skip
+        for runtime, count, size in itertools.product(dict.fromkeys(runtimes), counts, dict.fromkeys(batches))
+    ]
     if not asked:
         raise LatencyError("no setting to measure: runtimes, threads and batches need a value each")
     if len(asked) > _PROCESSES_UP_TO:
@@ -215,11 +213,22 @@ def bench(
         entries, notes = open_nets(nets, folder, image_size=image_size, peers=peers)
         if not entries:
             raise LatencyError("no net to measure")
-        run = _Run(entries, asked, notes, rounds, progress)
+        run = _Run(entries, asked, [*said, *notes], rounds, progress)
         for settings in asked:
             run.start(settings, lambda s: stack.enter_context(Worker(s, imports=tuple(imports))))
         run.measure(random.Random(seed), seconds)
         return run.result()
+
+
+def _thread_counts(threads: Sequence[int], device: str) -> tuple[list[int], list[str]]:
+    """Return the thread counts that make a difference on a device, and what a user should know about that."""
+    counts = list(dict.fromkeys(threads))
+    if device == "cpu" or len(counts) < 2:
+        return counts, []
+    left_out = ", ".join(map(str, counts[1:]))
+    return counts[:1], [
+        f"threads are of a CPU: with device {device} nothing is measured for {left_out} threads"
+    ]
 
 
 class _Run:
@@ -303,14 +312,3 @@ class _Run:
                     )  # fmt: skip
                     rows.append(BenchRow(net, timing))
         return Bench(tuple(rows), (*self._notes, *failed), self._rounds)
-
-
-def pool(rounds: Sequence[Samples]) -> Samples:
-    """Return the runs of several rounds as if they had been measured at once."""
-    loads = [samples.other_load for samples in rounds if samples.other_load is not None]
-    return Samples(
-        tuple(ms for samples in rounds for ms in samples.ms),
-        sum(samples.warmup_runs for samples in rounds),
-        all(samples.stable for samples in rounds),
-        statistics.fmean(loads) if loads else None,
-    )

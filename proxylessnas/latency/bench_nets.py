@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import importlib.util
 import os
 import pickle
 import warnings
@@ -27,8 +28,21 @@ from ..tree_arch import TreeArch
 from ..weights import get_weights
 from .spec import NetSpec
 
-#: What most papers compare with; measured beside ImageNet nets unless that is unwanted.
-PEERS = ("torchvision/mobilenet_v2", "torchvision/mobilenet_v3_large", "torchvision/efficientnet_b0")
+#: What most papers compare with; measured beside ImageNet nets unless that is unwanted, timm's if it is
+#: installed.
+PEERS = (
+    "torchvision/mobilenet_v2", "torchvision/mobilenet_v3_large", "torchvision/efficientnet_b0",
+    "timm/mobilenetv3_large_100", "timm/efficientnet_lite0", "timm/mnasnet_100",
+)  # fmt: skip
+#: Top-1 accuracy in percent of timm's default weights (name, tag), at 224 px, from its list of results; the
+#: installed package has none.
+_TIMM_RESULTS = "results/results-imagenet.csv of github.com/huggingface/pytorch-image-models, commit 0173a13"
+_TIMM_TOP1 = {
+    ("mobilenetv3_large_100", "ra_in1k"): 75.766,
+    ("efficientnet_lite0", "ra_in1k"): 75.480,
+    ("mnasnet_100", "rmsp_in1k"): 74.650,
+}
+_TIMM_SIDE = 224
 #: The authors' four ImageNet nets.
 SPECIALISED = ("proxyless_gpu", "proxyless_cpu", "proxyless_mobile", "proxyless_mobile_14")
 
@@ -78,7 +92,8 @@ def open_nets(
         folder: for files that the measuring processes read.
         image_size: side of the input in pixels; None takes each net's own.
         peers: other libraries' nets that are added if there is an ImageNet net. One that cannot be had is
-            left out with a note, whereas one among ``words`` is an error.
+            left out, with a note unless it is timm's and timm is not there at all; one among ``words`` would
+            be an error.
 
     Raises:
         UnknownModelError, ArchError: there is no such net.
@@ -98,14 +113,23 @@ def open_nets(
         nets.append(net)
     if peers and any(net.num_classes == _IMAGENET_CLASSES for net in nets):
         for word in peers:
-            if all(word != net.name for net in nets):
-                try:
-                    nets.append(_open(word, folder, image_size))
-                except MissingExtraError as e:
-                    notes.append(f"{word} is left out: {e}")
+            if any(word == net.name for net in nets) or (word.startswith("timm/") and not _has_timm()):
+                continue
+            try:
+                nets.append(_open(word, folder, image_size))
+            except (MissingExtraError, UnknownModelError) as e:  # another version may lack a net
+                notes.append(f"{word} is left out: {e}")
     elif peers:
-        notes.append("torchvision's nets are left out: none of these is an ImageNet net")
+        notes.append("other libraries' nets are left out: none of these is an ImageNet net")
     return nets, notes
+
+
+def _has_timm() -> bool:
+    """Tell whether timm is installed, in whatever state."""
+    try:
+        return importlib.util.find_spec("timm") is not None
+    except ValueError:  # somebody put None in its place in sys.modules
+        return False
 
 
 def _open(word: str | os.PathLike[str] | Arch | TreeArch, folder: Path, image_size: int | None) -> BenchNet:
@@ -176,10 +200,17 @@ def _from_timm(name: str, folder: Path, image_size: int | None) -> BenchNet:
     if not timm.is_model(name):
         raise _unknown("timm", name, timm.list_models())
     model = timm.create_model(name, pretrained=False)
-    channels, height, width = model.pretrained_cfg.get("input_size", (3, 224, 224))
+    weights = model.pretrained_cfg
+    channels, height, width = weights.get("input_size", (3, 224, 224))
     net = BenchNet(f"timm/{name}", NetSpec("module", "", (3, 224, 224)), 0, 0, 0, peer=True)
     if image_size is not None:
         height = width = image_size
+    top1 = _TIMM_TOP1.get((str(weights.get("architecture")), str(weights.get("tag"))))
+    if top1 is not None and height == width == _TIMM_SIDE:
+        source = f"timm, weights {weights['tag']}: {_TIMM_RESULTS}"
+        net = dataclasses.replace(
+            net, top1=top1, top1_status="published", top1_source=source, dataset="imagenet"
+        )
     return _saved(net, model, (channels, height, width), folder)
 
 

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 import statistics
@@ -28,6 +29,7 @@ from .keys import OpKey, arch_keys
 from .plan import PARTS_RUNS, Plan
 from .settings import Settings
 from .table import Entry, LatencyTable
+from .table_json import conditions_to_dict
 from .timing import quantile
 from .validation import SLOW_LOAD_S, compared, measure_nets, net_spec
 from .visits import Job, Lab, Progress, Visit, combined
@@ -243,10 +245,13 @@ def _validated(plan: Plan, lab: Lab, table: LatencyTable) -> Validation:
     archs = [plan.space.arch(picks) for picks in plan.checked]
     lab.pace.given_ms = usual_ms = table.method["pace"]["reference_ms"]
     measured = measure_nets(lab, archs, seed=plan.seed + 1, rounds=plan.processes)
-    return judge(
+    judged = judge(
         compared(table, plan.space, plan.checked, measured.ms),
         seed=plan.seed + 1,
         conditions=lab.conditions.describe(),
         noisy_nets=measured.noisy_nets,
         pace=measured.reference_ms / usual_ms,
+    )
+    return dataclasses.replace(
+        judged, measured_with=conditions_to_dict(lab.conditions), space=plan.space.digest
     )

@@ -14,8 +14,9 @@ A key is that of a table of ours, ``k3e6 in=24x56x56 out=40 stride=2``, or that 
 
 from __future__ import annotations
 
+import dataclasses
 import os
-import statistics
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,10 @@ from ..json_fields import is_int, is_number, show
 from ..space import SearchSpace
 from .import_files import UNITS, ReadFile, parse_key, read_csv, read_mapping, read_yaml
 from .keys import OpKey
+from .plausible import doubt_about
 from .table import LatencyTable
 from .table_json import FORMAT, MAX_ENTRIES, read_json, read_text
 from .table_parts import LONGEST_MS, UNKNOWN, Entry, ForeignConditions, is_ms, raise_problems
-
-_PLAUSIBLE_MS = (0.001, 10_000.0)
 
 
 def import_table(
@@ -48,6 +48,9 @@ def import_table(
 
     A table of this package whose unit is not milliseconds is converted; it states everything else itself.
 
+    Figures that only a microcontroller or the fastest of GPUs could have are probably in another unit: that
+    is a warning, and :meth:`LatencyTable.trust` repeats it.
+
     Args:
         path: a ``.yaml``, ``.csv`` or ``.json`` file.
         unit: "ms", "s" or "us", unless the file states it.
@@ -61,7 +64,8 @@ def import_table(
         source: where the figures come from, for the record.
 
     Raises:
-        LatencyError: the unit or the device is not known, or the file is malformed; all problems are listed.
+        LatencyError: the unit or the device is not known, no device has such latencies, or the file is
+            malformed; all problems are listed.
     """
     path = Path(path)
     given = {
@@ -87,7 +91,7 @@ def import_table(
     found = _settle(given, file, path)
     entries = _entries(file, UNITS[found["unit"]])
     raise_problems(file.problems, str(path))
-    _check_plausible(entries, found["unit"], path)
+    doubt = _doubt(entries, found["unit"], found["batch_size"] or 0, path)
     conditions = ForeignConditions(
         runtime=found["runtime"] or UNKNOWN,
         device=UNKNOWN,
@@ -103,7 +107,7 @@ def import_table(
         space,
         statistic=found["statistic"] or UNKNOWN,
         source=found["source"],
-        method={"imported_from": path.name, "unit": found["unit"]},
+        method={"imported_from": path.name, "unit": found["unit"], **doubt},
         date=UNKNOWN,
     )
 
@@ -125,11 +129,15 @@ def _settle(given: Mapping[str, Any], file: ReadFile, path: Path) -> dict[str, A
             raise LatencyError(f"{path}: its {name} is {show(there)}, not {shown(value)}")
         found[name] = there if value is None else value
     if found["unit"] is None:
-        raise LatencyError(f"{path} does not say in which unit its figures are: give unit= 'ms', 's' or 'us'")
+        raise LatencyError(
+            f"{path} does not say in which unit its figures are: say ms, s or us (unit=, --unit)"
+        )
     if found["unit"] not in UNITS:
         raise LatencyError(f"{path}: unit is {shown(found['unit'])}; known are {', '.join(UNITS)}")
     if found["device_name"] is None:
-        raise LatencyError(f"{path} does not say on which device it was measured: give device_name=")
+        raise LatencyError(
+            f"{path} does not say on which device it was measured: name it (device_name=, --device)"
+        )
     return found
 
 
@@ -164,10 +172,13 @@ def _entries(file: ReadFile, factor: float) -> dict[OpKey, Entry]:
     return entries
 
 
-def _check_plausible(entries: Mapping[OpKey, Entry], unit: str, path: Path) -> None:
-    middle = statistics.median(entry.ms for entry in entries.values())
-    if not _PLAUSIBLE_MS[0] <= middle <= _PLAUSIBLE_MS[1]:
-        raise LatencyError(f"{path}: its median operation takes {middle:.3g} ms; is the unit {unit!r} right?")
+def _doubt(entries: Mapping[OpKey, Entry], unit: str, batch_size: int, path: Path) -> dict[str, str]:
+    """Return what a table's method says if its unit is to be doubted, after a warning."""
+    doubt = doubt_about(entries, unit, batch_size, str(path))
+    if doubt is None:
+        return {}
+    warnings.warn(f"{path}: {doubt}", stacklevel=4)
+    return {"doubt": doubt}
 
 
 def _convert(
@@ -194,8 +205,8 @@ def _convert(
     for name in ("entries", "correction"):
         changed[name] = _times_all(data.get(name), factor)
     table = LatencyTable.from_dict(changed, str(path))
-    _check_plausible(table.entries, unit, path)
-    return table
+    doubt = _doubt(table.entries, unit, table.conditions.batch_size, path)
+    return dataclasses.replace(table, method={**table.method, **doubt})
 
 
 def _times(value: Any, factor: float) -> Any:

@@ -32,6 +32,10 @@ Proto = Any  # an onnx.ModelProto
 __all__ = ["KitResults", "read_results", "write_kit"]
 
 PROGRAMS = {"onnx": "onnx", "executorch": "pte"}  # name: suffix of its files
+#: Python files of a kit, and which of this package they are.
+PARTS = {
+    "run.py": "kit_runner.py", "machine_load.py": "machine_load.py", "machine_name.py": "machine_name.py",
+}  # fmt: skip
 _FOLDERS = {"op": "blocks", "arch": "nets"}
 
 #: Random weights that all large weights of a file repeat; a prime number, so that no channel equals another.
@@ -52,7 +56,7 @@ Latency kit: {blocks} operations and {nets} whole nets of the search space "{spa
 
        proxylessnas latency import results.json --kit FOLDER -o table.json
 
-Files: manifest.json says what each file is and its SHA-256, which run.py checks. The weights are random
+Files: manifest.json says what each net is and its SHA-256, which run.py checks. The weights are random
 numbers, in the ONNX files a short pattern that the runtime repeats when it loads them: good for measuring,
 not for use.
 """
@@ -71,9 +75,9 @@ def write_kit(
     """Write a folder with which another device can measure a search space.
 
     It holds one file an operation (``blocks/``), whole random nets to fit a table on and to judge it
-    (``nets/``), ``manifest.json``, a program ``run.py`` that needs no PyTorch, and a ``README.txt``. ONNX
-    files are small, a few megabytes in all. ExecuTorch programs hold all weights and take up to ten seconds
-    each to make.
+    (``nets/``), ``manifest.json``, a program ``run.py`` that needs no PyTorch, with two modules that tell the
+    machine's name and load, and a ``README.txt``. ONNX files are small, a few megabytes in all. ExecuTorch
+    programs hold all weights and take up to ten seconds each to make.
 
     Args:
         space: the search space.
@@ -170,7 +174,8 @@ def _fill(
         "items": [item.record for item in items],
     }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    (folder / "run.py").write_bytes(resources.files(__package__).joinpath("kit_runner.py").read_bytes())
+    for name, source in PARTS.items():
+        (folder / name).write_bytes(resources.files(__package__).joinpath(source).read_bytes())
     text = _README.format(
         blocks=sum(item.spec.kind == "op" for item in items),
         nets=sum(item.spec.kind == "arch" for item in items),

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import os
+import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import ArchError, LatencyError
-from ..json_fields import Fields, check_keys, is_hex, is_int, is_text, show
+from ..json_fields import Fields, check_keys, is_hex, is_int, is_number, is_text, show
 from ..space import SearchSpace
 from .keys import OpKey, space_keys
 from .settings import Conditions
 from .table_json import read_json
 from .table_parts import ForeignConditions, is_date, is_ms, raise_problems
-from .timing import Samples
+from .timing import Samples, pool
 
 KIT_FORMAT, KIT_VERSION = "proxylessnas latency kit", 1
 RESULTS_FORMAT, RESULTS_VERSION = "proxylessnas latency results", 1
@@ -28,6 +30,26 @@ _RESULTS = frozenset(
     "format version unit kit_sha256 runtime provider threads batch_size dtype device_name system versions "
     "rounds seconds min_runs date items".split()
 )
+_LATER = frozenset({"own_name"})  # what the first runners did not write
+
+
+@dataclass(frozen=True)
+class KitNoise:
+    """What disturbed a kit's measurement.
+
+    Attributes:
+        visits: to all files together.
+        disturbed: how many of them were, by other programs or by what made the runs unsteady.
+        nets: whole nets of which every visit was.
+        load_known: whether the system told for most visits what other programs used.
+        most: the reason of the most disturbed visit, in words; empty if there is none.
+    """
+
+    visits: int = 0
+    disturbed: int = 0
+    nets: int = 0
+    load_known: bool = False
+    most: str = ""
 
 
 @dataclass(frozen=True)
@@ -36,11 +58,14 @@ class KitResults:
 
     Attributes:
         space: the search space of the kit.
-        ops_ms: the runs of every operation of the space.
-        nets: ``(picks, median ms)`` of the whole nets; ``space.arch(picks)`` is the net.
+        ops_ms: the runs of every operation of the space, without those of disturbed visits where there are
+            others.
+        nets: ``(picks, median ms)`` of the whole nets, likewise; ``space.arch(picks)`` is the net.
         conditions: the device and how it measured; those of a provider other than the CPU's are
             :class:`~proxylessnas.latency.table_parts.ForeignConditions`.
         date: ISO day on which the measurement began.
+        noise: what disturbed it.
+        own_name: what the device calls itself; empty if the results do not say.
     """
 
     space: SearchSpace
@@ -48,6 +73,8 @@ class KitResults:
     nets: list[tuple[tuple[int, ...], float]]
     conditions: Conditions
     date: str
+    noise: KitNoise = KitNoise()
+    own_name: str = ""
 
 
 def read_results(kit: str | os.PathLike[str], results: str | os.PathLike[str] | None = None) -> KitResults:
@@ -69,7 +96,7 @@ def read_results(kit: str | os.PathLike[str], results: str | os.PathLike[str] | 
     space, items, batch_size = _read_manifest(manifest)
     data = _read(path, RESULTS_FORMAT, RESULTS_VERSION, "results of a latency kit")
     problems: list[str] = []
-    check_keys(problems, "the results", data, required=_RESULTS, optional=frozenset())
+    check_keys(problems, "the results", data, required=_RESULTS, optional=_LATER)
     fields = Fields(problems, "the results", data)
     fields.take("unit", lambda v: v == "ms", '"ms"')
     fields.take("batch_size", lambda v: v == batch_size, f"{batch_size}, that of the kit")
@@ -79,11 +106,14 @@ def read_results(kit: str | os.PathLike[str], results: str | os.PathLike[str] | 
     )
     date = fields.take("date", is_date, "a day such as 2026-11-21")
     conditions = _conditions(problems, fields)
-    samples = _samples(problems, fields, items)
+    own_name = fields.take("own_name", lambda v: is_text(v, 300), "a short text") or ""
+    visits = _visits(problems, fields, items)
     raise_problems(problems, str(path))
+    samples = {name: _undisturbed(of_item) for name, of_item in visits.items()}
     ops = {OpKey.parse(item["key"]): samples[item["id"]] for item in items if "key" in item}
     nets = [(tuple(item["picks"]), samples[item["id"]].median_ms) for item in items if "picks" in item]
-    return KitResults(space, ops, nets, conditions, date)
+    noise = _noise(visits, [item["id"] for item in items if "picks" in item])
+    return KitResults(space, ops, nets, conditions, date, noise, own_name)
 
 
 def _read(path: Path, kind: str, version: int, what: str) -> dict[str, Any]:
@@ -178,25 +208,47 @@ def _conditions(problems: list[str], fields: Fields) -> Any:
     return ForeignConditions(runtime=f"{runtime} ({provider})", **{**common, "memory_format": "unknown"})
 
 
-def _samples(problems: list[str], fields: Fields, items: list[dict[str, Any]]) -> dict[str, Samples]:
+@dataclass(frozen=True)
+class _Visit:
+    """The runs of one visit to a file, and what disturbed them."""
+
+    samples: Samples
+    noise: tuple[str, ...]
+
+
+def _visits(problems: list[str], fields: Fields, items: list[dict[str, Any]]) -> dict[str, list[_Visit]]:
+    """Return the visits to each item."""
     rows = fields.take("items", lambda v: isinstance(v, list) and len(v) <= MAX_ITEMS, "a list") or []
     wanted = {item["id"] for item in items}
-    found: dict[str, Samples] = {}
+    found: dict[str, list[_Visit]] = {}
     for i, row in enumerate(rows):
         where = f"items[{i}]"
         name = row.get("id") if isinstance(row, dict) else None
         if not isinstance(name, str) or name not in wanted or name in found:
             problems.append(f"{where}: id is {show(name)}; wanted one of the kit's, each once")
             continue
-        ms = _runs(row.get("ms"))
-        warmup = row.get("warmup_runs")
-        if ms is None or not is_int(warmup, 0, MAX_RUNS):
+        runs, warmup = _runs(row.get("ms")), row.get("warmup_runs")
+        if runs is None or not is_int(warmup, 0, MAX_RUNS):
             problems.append(
                 f"{where} ({name}): wanted lists of times in ms above 0 and a number of warm-up runs"
             )
             continue
-        found[name] = Samples(ms, warmup, stable=True, other_load=None)
-        if row.get("median_ms") is None or not _close(row["median_ms"], found[name].median_ms):
+        loads = row.get("other_load", [None] * len(runs))
+        if not _each(loads, len(runs), lambda v: v is None or is_number(v, 0, 1)):
+            problems.append(f"{where} ({name}): other_load is {show(loads)}; wanted a share for each visit")
+            continue
+        warmups = [warmup] + [0] * (len(runs) - 1)
+        visits = [
+            Samples(ms, before, True, load) for ms, before, load in zip(runs, warmups, loads, strict=True)
+        ]
+        # What the first runners did not write is told by the runs themselves, but for others' load.
+        noise = row.get("noise", [list(visit.noise) for visit in visits])
+        if not _each(noise, len(runs), lambda v: isinstance(v, list) and all(is_text(t, 300) for t in v)):
+            problems.append(f"{where} ({name}): noise is {show(noise)}; wanted reasons for each visit")
+            continue
+        found[name] = [_Visit(visit, tuple(why)) for visit, why in zip(visits, noise, strict=True)]
+        median = statistics.median(ms for visit in runs for ms in visit)
+        if row.get("median_ms") is None or not _close(row["median_ms"], median):
             problems.append(f"{where} ({name}): median_ms is not the median of its runs")
     missing = [item for item in items if item["id"] not in found]
     if not problems:
@@ -204,12 +256,36 @@ def _samples(problems: list[str], fields: Fields, items: list[dict[str, Any]]) -
     return found
 
 
-def _runs(visits: Any) -> tuple[float, ...] | None:
-    """Return the times of all visits in one row; None if they are malformed."""
-    if not isinstance(visits, list) or not all(isinstance(v, list) for v in visits):
+def _undisturbed(visits: list[_Visit]) -> Samples:
+    """Return the runs of undisturbed visits in one row; of all, if there is none."""
+    used = [visit.samples for visit in visits if not visit.noise] or [visit.samples for visit in visits]
+    return pool(used)
+
+
+def _noise(visits: dict[str, list[_Visit]], nets: list[str]) -> KitNoise:
+    every = [visit for of_item in visits.values() for visit in of_item]
+    noisy = [visit for visit in every if visit.noise]
+    noisy.sort(key=lambda visit: (visit.samples.other_load or 0.0, visit.samples.spread))
+    return KitNoise(
+        visits=len(every),
+        disturbed=len(noisy),
+        nets=sum(all(visit.noise for visit in visits[name]) for name in nets),
+        load_known=2 * sum(visit.samples.other_load is not None for visit in every) > len(every),
+        most="; ".join(noisy[-1].noise) if noisy else "",
+    )
+
+
+def _runs(visits: Any) -> list[tuple[float, ...]] | None:
+    """Return the times of each visit; None if they are malformed."""
+    if not isinstance(visits, list) or not all(isinstance(v, list) and v for v in visits):
         return None
-    ms = [value for visit in visits for value in visit]
-    return tuple(map(float, ms)) if 0 < len(ms) <= MAX_RUNS and all(map(is_ms, ms)) else None
+    count = sum(map(len, visits))
+    fine = 0 < count <= MAX_RUNS and all(is_ms(value) for visit in visits for value in visit)
+    return [tuple(map(float, visit)) for visit in visits] if fine else None
+
+
+def _each(values: Any, count: int, ok: Callable[[Any], bool]) -> bool:
+    return isinstance(values, list) and len(values) == count and all(map(ok, values))
 
 
 def _close(a: Any, b: float) -> bool:

@@ -6,9 +6,9 @@ Needs Python 3.8 or later, numpy, and onnxruntime (or executorch). Nothing is se
 at any time: the same command goes on where it was.
 """
 
-# This file is copied into every kit as run.py and must run on its own: no imports but these, no syntax or
-# functions newer than Python 3.8.
-# ruff: noqa: SIM115, T201, UP006, UP007, UP035, UP045
+# This file is copied into every kit as run.py, beside machine_load.py and machine_name.py: no imports but
+# these, no syntax or functions newer than Python 3.8.
+# ruff: noqa: SIM115, T201, UP006, UP035, UP045
 from __future__ import annotations
 
 import argparse
@@ -18,15 +18,17 @@ import json
 import os
 import platform
 import random
+import statistics
 import sys
 import time
-from importlib import import_module
-from typing import Any, Callable, Dict, List, Optional, Tuple, Union
+from importlib import import_module, metadata
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 FORMAT = "proxylessnas latency results"
 VERSION = 1
 PROGRAMS = {"onnxruntime": "onnx", "executorch": "executorch"}
 CPU = "CPUExecutionProvider"
+FOLDER = os.path.dirname(os.path.abspath(__file__))
 
 
 class Problem(Exception):
@@ -67,8 +69,7 @@ def parse(argv: Optional[List[str]]) -> argparse.Namespace:
     for name, low in (("threads", 1), ("rounds", 1), ("runs", 1), ("seconds", 0)):
         if not low <= getattr(options, name) <= 1000:
             parser.error(f"--{name} must be from {low} to 1000")
-    beside = os.path.join(os.path.dirname(os.path.abspath(__file__)), "results.json")
-    options.output = os.path.abspath(options.output or beside)
+    options.output = os.path.abspath(options.output or os.path.join(FOLDER, "results.json"))
     return options
 
 
@@ -152,10 +153,8 @@ class ExecuTorch:
         if portable_lib._threadpool_get_thread_count() != options.threads:
             raise Problem(f"ExecuTorch cannot use {options.threads} threads here")
         try:
-            from importlib.metadata import version
-
-            self.versions = {"executorch": version("executorch")}
-        except ImportError:
+            self.versions = {"executorch": metadata.version("executorch")}
+        except metadata.PackageNotFoundError:
             self.versions = {"executorch": "unknown"}
 
     def load(self, path: str, shape: List[int]) -> Callable[[], None]:
@@ -169,24 +168,32 @@ class ExecuTorch:
         return run
 
 
-def device_name(options: argparse.Namespace) -> str:
-    """Return what this device is called."""
-    if options.device_name:
-        return options.device_name
-    name = platform.processor() or platform.machine()
-    for path, field in (("/sys/firmware/devicetree/base/model", None), ("/proc/cpuinfo", "model name")):
-        try:
-            with open(path, encoding="utf-8", errors="replace") as file:
-                text = file.read()
-        except OSError:
-            continue
-        found = [
-            line.partition(":")[2].strip() for line in text.splitlines() if field and line.startswith(field)
-        ]
-        name = text.strip("\0 \n") if field is None else (found[0] if found else name)
-        break
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{name}, {processors} core{'s' if processors != 1 else ''}"
+def beside(name: str) -> Any:
+    """Return a module that lies beside this file."""
+    sys.path.insert(0, FOLDER)  # Python may have been told to leave it out
+    try:
+        return import_module(name)
+    except ImportError as e:
+        raise Problem(f"{name}.py is missing; copy the whole kit again ({e})") from e
+
+
+class Watch:
+    """Tells what disturbed a visit."""
+
+    def __init__(self) -> None:
+        self.module, self.load = beside("machine_load"), None  # type: Any, Any
+
+    def start(self) -> None:
+        """Start to watch, unless the visit before was too short to tell: both are watched together then."""
+        self.load = self.load or self.module.OtherLoad()
+
+    def stop(self, ms: List[float]) -> Dict[str, Any]:
+        """Return others' share of all processors, if the system tells, and reasons to distrust the runs."""
+        share = self.load.share()
+        if share is not None:
+            self.load = None
+        low, middle, high = statistics.quantiles(ms, n=4, method="inclusive") if len(ms) > 1 else ms * 3
+        return {"other_load": share, "noise": self.module.disturbances((high - low) / middle, share)}
 
 
 def visit(run: Callable[[], None], options: argparse.Namespace) -> Tuple[List[float], int]:
@@ -210,7 +217,7 @@ class Journal:
 
     def __init__(self, path: str, head: Dict[str, Any]) -> None:
         self.path, self.head = path, head
-        self.visits: Dict[Tuple[int, str], Tuple[List[float], int]] = {}
+        self.visits: Dict[Tuple[int, str], Dict[str, Any]] = {}
         if os.path.exists(path):
             self._read()
         self.file = open(path, "a", encoding="utf-8")
@@ -227,7 +234,8 @@ class Journal:
         try:
             records = [json.loads(line.decode("utf-8")) for line in whole]
             for record in records[1:]:
-                self.visits[record["round"], record["id"]] = (record["ms"], record["warmup"])
+                record["ms"], record["warmup"], record["other_load"], record["noise"]
+                self.visits[record["round"], record["id"]] = record
         except (ValueError, KeyError, TypeError) as e:
             raise Problem(f"{self.path} is damaged; remove it to start anew") from e
         if records and records[0] != self.head:
@@ -244,10 +252,10 @@ class Journal:
         self.file.flush()
         os.fsync(self.file.fileno())
 
-    def add(self, number: int, name: str, ms: List[float], warmup: int) -> None:
+    def add(self, record: Dict[str, Any]) -> None:
         """Keep a visit."""
-        self.visits[number, name] = (ms, warmup)
-        self._write({"round": number, "id": name, "ms": ms, "warmup": warmup})
+        self.visits[record["round"], record["id"]] = record
+        self._write(record)
 
 
 class Reporter:
@@ -270,18 +278,18 @@ class Reporter:
 
 def measure(options: argparse.Namespace) -> int:
     """Measure everything and write the results."""
-    folder = os.path.dirname(os.path.abspath(__file__))
     if os.path.exists(options.output) and not options.force:
         raise Problem(f"{options.output} is there already; --force measures anew")
     kind = PROGRAMS[options.runtime]
-    manifest, digest = read_kit(folder, kind)
-    runtime: Union[OnnxRuntime, ExecuTorch] = (
-        OnnxRuntime(options) if options.runtime == "onnxruntime" else ExecuTorch(options)
-    )
+    manifest, digest = read_kit(FOLDER, kind)
+    loaders: Any = {"onnx": OnnxRuntime, "executorch": ExecuTorch}
+    runtime = loaders[kind](options)
+    own_name, watch = beside("machine_name").device_name(), Watch()
     head = {
         "format": FORMAT, "version": VERSION, "unit": "ms", "kit_sha256": digest, "runtime": options.runtime,
         "provider": options.provider if kind == "onnx" else "", "threads": options.threads,
-        "batch_size": manifest["batch_size"], "dtype": "float32", "device_name": device_name(options),
+        "batch_size": manifest["batch_size"], "dtype": "float32", "own_name": own_name,
+        "device_name": options.device_name or own_name,
         "system": platform.platform(), "versions": dict(Python=platform.python_version(), **runtime.versions),
         "rounds": options.rounds, "seconds": options.seconds, "min_runs": options.runs,
         "date": datetime.date.today().isoformat(),
@@ -300,19 +308,22 @@ def measure(options: argparse.Namespace) -> int:
     for number, name in plan:
         item = items[name]
         try:
-            run = runtime.load(os.path.join(folder, item["files"][kind]["path"]), item["input"])
+            watch.start()
+            run = runtime.load(os.path.join(FOLDER, item["files"][kind]["path"]), item["input"])
             ms, warmup = visit(run, options)
+            noise = watch.stop(ms)
         except (Problem, MemoryError):
             raise
         except Exception as e:
             raise Problem(f"{item['files'][kind]['path']} cannot be run: {e}") from e
         del run  # one file in memory at a time
-        journal.add(number, name, ms, warmup)
+        journal.add({"round": number, "id": name, "ms": ms, "warmup": warmup, **noise})
         reporter.show(len(journal.visits), f"{sorted(ms)[len(ms) // 2]:.3f} ms  {item['label']}")
     if reporter.terminal:
         print()
     write_results(options.output, journal, items)
-    print(f"wrote {options.output}")
+    noisy = sum(bool(record["noise"]) for record in journal.visits.values())
+    print(f"wrote {options.output}; {noisy} of {reporter.total} visits were disturbed, it says by what")
     return 0
 
 
@@ -320,14 +331,12 @@ def write_results(path: str, journal: Journal, items: Dict[str, Any]) -> None:
     """Write the results file; it is there whole or not at all."""
     measured = []
     for name in sorted(items):
-        visits = [ms for (_, other), (ms, _) in sorted(journal.visits.items()) if other == name]
-        warmups = sum(count for (_, other), (_, count) in journal.visits.items() if other == name)
-        runs = sorted(value for ms in visits for value in ms)
-        middle = len(runs) // 2
-        median = runs[middle] if len(runs) % 2 else (runs[middle - 1] + runs[middle]) / 2
-        measured.append(
-            {"id": name, "median_ms": median, "runs": len(runs), "warmup_runs": warmups, "ms": visits}
-        )
+        visits = [journal.visits[key] for key in sorted(journal.visits) if key[1] == name]
+        runs = [value for visit in visits for value in visit["ms"]]
+        row = {"id": name, "median_ms": statistics.median(runs), "runs": len(runs)}
+        row["warmup_runs"] = sum(visit["warmup"] for visit in visits)
+        row.update((field, [visit[field] for visit in visits]) for field in ("ms", "other_load", "noise"))
+        measured.append(row)
     with open(path + ".tmp", "w", encoding="utf-8") as file:
         json.dump(dict(journal.head, items=measured), file)
         file.flush()

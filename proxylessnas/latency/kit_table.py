@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 from .agreement import judge
 from .fitting import fit_entries
+from .history import DISTURBED, FITTED_ON, OWN_NAME
 from .keys import OpKey, arch_keys
 from .kit_results import KitResults
 from .table import Entry, LatencyTable
+from .table_json import conditions_to_dict
 from .timing import quantile
 from .validation import compared
 
@@ -26,6 +30,9 @@ def kit_table(results: KitResults) -> LatencyTable:
     The nets are split into eight parts; those of each part are predicted by a table that was fitted to the
     other seven, so the validation is of nets that the fit did not see. The table itself is fitted to all.
 
+    Disturbed visits count only where a file has no others; the method and the validation say how many there
+    were.
+
     With fewer than 8 nets, an entry is the operation's own time: such sums are not whole nets' latencies, and
     the table stays unvalidated, as it does with fewer than 16.
     """
@@ -35,7 +42,7 @@ def kit_table(results: KitResults) -> LatencyTable:
         for key, s in results.ops_ms.items()
     }
     if len(nets) < LEAST_TO_FIT:
-        method = {"own_times": _OWN_TIMES, "nets": 0}
+        method = {"own_times": _OWN_TIMES, "nets": 0, **_method(results)}
         return LatencyTable(results.conditions, own, space=space, method=method, date=results.date)
     table = _fitted(results, own, nets)
     if len(nets) < LEAST_TO_JUDGE:
@@ -45,8 +52,23 @@ def kit_table(results: KitResults) -> LatencyTable:
         others = _fitted(results, own, [net for i, net in enumerate(nets) if i % _PARTS != part])
         picks, ms = zip(*nets[part::_PARTS], strict=True)
         pairs[part::_PARTS] = compared(others, space, picks, ms)
-    found = judge(pairs, conditions=results.conditions.describe(), date=results.date)
-    return table.with_validation(found.to_dict())
+    found = judge(
+        pairs,
+        conditions=results.conditions.describe(),
+        date=results.date,
+        noisy_nets=results.noise.nets,
+    )
+    where = conditions_to_dict(results.conditions)
+    return table.with_validation(dataclasses.replace(found, measured_with=where, space=space.digest))
+
+
+def _method(results: KitResults) -> dict[str, Any]:
+    """Return what disturbed the measurement and what the device calls itself, for the record."""
+    return {
+        DISTURBED: "left out where others were not",
+        "noise": dataclasses.asdict(results.noise),
+        **({OWN_NAME: results.own_name} if results.own_name else {}),
+    }
 
 
 def _fitted(
@@ -70,6 +92,8 @@ def _fitted(
                 "scale": fit.scale,
                 "outliers": fit.outliers,
             },
+            FITTED_ON: [list(picks) for picks, _ in nets],
+            **_method(results),
         },
         date=results.date,
     )

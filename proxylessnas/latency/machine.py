@@ -3,52 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import platform
 import sys
 from pathlib import Path
 
+from .machine_name import device_name
 from .runtimes.base import Runtime
 from .settings import Conditions, Settings
 
 _PROBE_BYTES = 64 << 20  # above glibc's largest threshold for mapping a block of its own (32 MiB)
-
-
-def processors() -> int:
-    """Return how many processors this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def device_name() -> str:
-    """Return the processor's name and how many of its cores this process may use."""
-    count = processors()
-    return f"{_cpu_name()}, {count} core{'s' if count > 1 else ''}"
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
-        if line.startswith(("model name", "Model", "Hardware")):
-            return " ".join(line.split(":", 1)[-1].split()) or platform.machine()
-    if sys.platform == "darwin":
-        name = _sysctl("machdep.cpu.brand_string")
-        if name:
-            return name
-    return platform.processor() or platform.machine() or "unknown processor"
-
-
-def _sysctl(name: str) -> str | None:
-    size, text = ctypes.c_size_t(256), ctypes.create_string_buffer(256)
-    try:
-        failed = ctypes.CDLL(None).sysctlbyname(name.encode(), text, ctypes.byref(size), None, 0)
-    except (OSError, AttributeError):
-        return None
-    return None if failed else text.value.decode("utf-8", "replace")
 
 
 def allocator() -> str:

@@ -1,10 +1,16 @@
-"""How busy everybody else keeps the processors while something is measured."""
+"""How busy everybody else keeps the processors while something is measured, and when that is too much.
+
+The file goes into every kit: it must run alone, on Python 3.8.
+"""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
+
+NOISY_SPREAD = 0.05  # interquartile range over median
+NOISY_LOAD = 0.16  # processors that others used meanwhile: a sixth of one, however many there are
 
 _STAT = Path("/proc/stat")
 #: Below this many ticks (a tick is 10 ms of one processor) the counters are too coarse to tell 8 % from none.
@@ -70,3 +76,20 @@ def share_between(start: Ticks, end: Ticks) -> float | None:
         return None
     others = (end.busy - start.busy) - (end.own - start.own)
     return min(1.0, max(0.0, others / total))
+
+
+def disturbances(spread: float, other_load: float | None) -> list[str]:
+    """Return reasons to distrust runs, in words; none if they are to be trusted.
+
+    Args:
+        spread: their interquartile range as a share of their median.
+        other_load: share of all processors that others used meanwhile, 0 to 1; None if that is not known.
+    """
+    found = []
+    if spread > NOISY_SPREAD:
+        found.append(f"half of the runs lie {spread:.0%} of the median apart")
+    count = os.cpu_count() or 1
+    used = (other_load or 0.0) * count
+    if used > NOISY_LOAD:
+        found.append(f"other programs used {used:.2g} of {count} processors")
+    return found

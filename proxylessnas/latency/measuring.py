@@ -31,6 +31,10 @@ from .timing import Samples, Timing, quantile
 
 _LOG = logging.getLogger("proxylessnas")
 _NAME = "net"
+_HANDED_BACK = (
+    "measured in this process, whose memory allocator hands freed memory back to the system, which slows "
+    "nets down, in each process differently; proxylessnas.keep_freed_pages() at its start prevents that"
+)
 
 
 def measure(
@@ -83,7 +87,8 @@ def measure(
 
     A module whose classes other processes cannot import (they are defined in ``__main__`` or inside a
     function) is measured in this process, on a deep copy; the state of this process's memory allocator is
-    then in ``conditions.allocator``. That needs runtime "torch". Its hooks run there as in any forward pass.
+    then in ``conditions.allocator``, and a reason to distrust the figures if freed memory is not kept. That
+    needs runtime "torch". Its hooks run there as in any forward pass.
     """
     limits = _limits(min_runs, min_seconds, max_seconds)
     subject = _resolve(model_or_arch)
@@ -101,9 +106,10 @@ def measure(
         with Worker(settings) as worker:
             worker.load(_NAME, NetSpec("arch", str(subject.arch), size))
             samples, conditions = worker.sample(_NAME, **limits), worker.conditions
+        doubts: tuple[str, ...] = ()
     else:
-        samples, conditions = _measure_module(subject.module, settings, size, limits)
-    return _timing(samples, conditions, size)
+        samples, conditions, doubts = _measure_module(subject.module, settings, size, limits)
+    return _timing(samples, conditions, size, doubts)
 
 
 @dataclass(frozen=True)
@@ -195,8 +201,12 @@ def _input_size(given: object, subject: _Subject) -> tuple[int, int, int]:
 
 def _measure_module(
     module: nn.Module, settings: Settings, size: tuple[int, int, int], limits: Limits
-) -> tuple[Samples, Conditions]:
-    """Send a module to a process of its own; where that cannot be done, measure a copy of it here."""
+) -> tuple[Samples, Conditions, tuple[str, ...]]:
+    """Send a module to a process of its own; where that cannot be done, measure a copy of it here.
+
+    Returns:
+        The runs, what they were made with, and reasons to distrust them that the runs do not show.
+    """
     try:
         with tempfile.TemporaryDirectory(prefix="proxylessnas-module-") as folder:
             path = Path(folder) / "module.pkl"
@@ -204,7 +214,7 @@ def _measure_module(
             with Worker(settings) as worker:
                 worker.load(_NAME, NetSpec("module", str(path), size))
                 path.unlink()
-                return worker.sample(_NAME, **limits), worker.conditions
+                return worker.sample(_NAME, **limits), worker.conditions, ()
     except CannotTravel as e:
         if settings.runtime != "torch":
             raise LatencyError(
@@ -213,7 +223,9 @@ def _measure_module(
                 "function; or use runtime 'torch'"
             ) from e
         _LOG.info("measuring in this process: %s", e)
-    return _measure_here(module, settings, size, limits)
+    samples, conditions = _measure_here(module, settings, size, limits)
+    handed_back = conditions.device == "cpu" and conditions.allocator == "default"
+    return samples, conditions, (_HANDED_BACK,) if handed_back else ()
 
 
 def _pickle(module: nn.Module, path: Path) -> None:
@@ -265,14 +277,16 @@ def _measure_here(
         torch.set_num_threads(threads)
 
 
-def _timing(samples: Samples, conditions: Conditions, size: tuple[int, int, int]) -> Timing:
+def _timing(
+    samples: Samples, conditions: Conditions, size: tuple[int, int, int], doubts: tuple[str, ...]
+) -> Timing:
     return Timing(
         median_ms=samples.median_ms,
         p10_ms=quantile(samples.ms, 0.1),
         p90_ms=quantile(samples.ms, 0.9),
         runs=len(samples.ms),
         warmup_runs=samples.warmup_runs,
-        noise=samples.noise,
+        noise=(*samples.noise, *doubts),
         conditions=conditions,
         input_size=size,
         date=datetime.date.today().isoformat(),

@@ -10,7 +10,6 @@ whoever knows the usual pace waits for it, as long as patience lasts.
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 
 #: A reference net this much slower or faster means another pace; by chance it moves by a few percent.
@@ -41,8 +40,8 @@ class Pace:
         *,
         usual_ms: float | None = None,
         patience_s: float = 0.0,
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float],
+        sleep: Callable[[float], None],
     ) -> None:
         self.readings = list(readings)
         self.given_ms, self.patience_s, self.waited_s = usual_ms, patience_s, 0.0

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +32,16 @@ _START = (
 )
 _LAST_WORDS = 12  # lines of standard error to show when the child dies
 _PATIENCE_S = 5.0
+#: Seconds after which a request counts as hung, by its kind: far more than any takes that makes progress, for
+#: loading may compile for minutes. ``sample`` has what it was asked to spend ten times over on top.
+LIMITS_S = {"start": 900.0, "load": 3600.0, "sample": 900.0, "parts": 3600.0, "drop": 300.0}
+_DOING = {
+    "start": "starting up",
+    "load": "loading {name!r}",
+    "sample": "timing {name!r}",
+    "parts": "timing the parts of {name!r}",
+    "drop": "freeing {name!r}",
+}
 
 
 class Worker:
@@ -129,29 +140,49 @@ class Worker:
         self.close()
 
     def _ask(self, what: str, *, fatal: bool = False, **arguments: Any) -> Any:
-        """Send a request and wait for the answer; whatever interrupts the waiting ends the process."""
+        """Send a request and wait for the answer; whatever interrupts the waiting ends the process.
+
+        Raises:
+            LatencyError: it died, or gave no answer within :data:`LIMITS_S`; and whatever it answers with.
+        """
         if not self._finalizer.alive:
             raise LatencyError("the measuring process was closed, or died")
         pipe_in, pipe_out = self._process.stdin, self._process.stdout
         assert pipe_in is not None
         assert pipe_out is not None
+        limit_s = LIMITS_S[what] + 10 * arguments.get("max_seconds", 0.0)
+        late = threading.Event()
+        watch = threading.Timer(limit_s, _give_up, (self._process, late))
+        watch.daemon = True
+        watch.start()
         try:
             with contextlib.suppress(BrokenPipeError):  # dead already: reading tells
                 pipe_in.write(json.dumps({"do": what, **arguments}) + "\n")
                 pipe_in.flush()
             line = pipe_out.readline()
             if not line.endswith("\n"):
+                if late.is_set():
+                    raise self._hung(_DOING[what].format_map(arguments), limit_s)
                 raise self._death()
             answer = json.loads(line)
         except BaseException:  # also Ctrl-C: an answer that comes later would be taken for the next one
             self.close()
             raise
+        finally:
+            watch.cancel()
         if "error" in answer:
             if fatal:
                 self.close()
             _LOG.debug("in the measuring process: %s", answer["error"]["trace"])
             raise _as_raised(answer["error"])
         return answer["ok"]
+
+    def _hung(self, doing: str, limit_s: float) -> LatencyError:
+        words = _last_lines(self._errors)
+        return LatencyError(
+            f"the measuring process (runtime {self.settings.runtime!r}) did not answer for {limit_s:g} s "
+            f"while it was {doing}, and was stopped" + (f"; its last words were:\n{words}" if words else "")
+        )
 
     def _death(self) -> LatencyError:
         """Say how the child died, with its last words."""
@@ -202,14 +233,28 @@ def _stop(process: subprocess.Popen[str], folder: Path, owner: int) -> None:
             with contextlib.suppress(OSError):
                 pipe.close()
     try:
-        if process.poll() is None:
-            if hasattr(os, "killpg"):
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(process.pid, signal.SIGKILL)
-            process.kill()
+        _kill(process)
         process.wait()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _give_up(process: subprocess.Popen[str], late: threading.Event) -> None:
+    """Kill the child, so that whoever waits for its answer reads the end of the pipe instead.
+
+    No method: the timer's thread outlives its cancelling a little, and would keep a dropped Worker alive.
+    """
+    late.set()
+    _kill(process)
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    """Kill the child and its children, unless it has ended."""
+    if process.poll() is None:
+        if hasattr(os, "killpg"):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
 
 
 def _how_it_ended(code: int) -> str:

@@ -34,8 +34,8 @@ from .table_json import parse_table, read_json, table_to_dict, table_to_text
 from .table_parts import Breakdown, Correction, Entry, ForeignConditions, doubts, problems_of, raise_problems
 
 if TYPE_CHECKING:
+    from .agreement import Validation
     from .predictor import Predictor
-    from .validation import Validation
 
 __all__ = ["BUNDLED", "Breakdown", "Correction", "Entry", "ForeignConditions", "LatencyTable"]
 
@@ -229,9 +229,7 @@ class LatencyTable:
 
     def trust(self) -> list[str]:
         """Return reasons not to search with this table; empty if there are none."""
-        guessed = sum(entry.how == "predicted" for entry in self.entries.values())
-        found = [f"{guessed} of its operations were guessed, not measured"] if guessed else []
-        return [*doubts(self.validation), *found]
+        return doubts(self)
 
     def require_trust(self, force: bool = False) -> None:
         """Refuse a table that :meth:`trust` finds fault with; ``force`` makes it a warning.
@@ -264,7 +262,15 @@ class LatencyTable:
 
         The line is that of the corrected table over the uncorrected one, not over an earlier correction.
         """
-        return dataclasses.replace(self, correction=Correction(scale, offset_ms), validation=None)
+        line, method = Correction(scale, offset_ms), dict(self.method)
+        method.pop("correction", None)
+        return dataclasses.replace(self, correction=line, method=method, validation=None)
+
+    def adopt_correction(self, validation: Validation | None = None) -> LatencyTable:
+        """Return the table with the line that a validation found, judged anew; see :mod:`.correcting`."""
+        from .correcting import adopt_correction
+
+        return adopt_correction(self, validation)
 
     def extended(self, keys: Sequence[OpKey] | SearchSpace, predictor: Predictor) -> LatencyTable:
         """Return the table with predicted entries for those of ``keys`` (or of a space) that it lacks.
@@ -321,14 +327,11 @@ class LatencyTable:
         Raises:
             LatencyError: there is no such file, or it is no valid table; every problem is listed.
         """
-        if isinstance(source, str) and source in BUNDLED:
-            path = BUNDLED[source]
-        else:
-            path = Path(source)
-            if not path.exists():
-                raise LatencyError(
-                    f"no latency table at {path}; those that come with the package: {', '.join(BUNDLED)}"
-                )
+        path = BUNDLED[source] if isinstance(source, str) and source in BUNDLED else Path(source)
+        if not path.exists():
+            raise LatencyError(
+                f"no latency table at {path}; those that come with the package: {', '.join(BUNDLED)}"
+            )
         return cls.from_dict(read_json(path), str(path))
 
     # Making and judging one.

@@ -172,7 +172,7 @@ def parse_table(data: Any, where: str) -> dict[str, Any]:
         "validation": fields.take(
             "validation", lambda v: v is None or isinstance(v, dict), "an object or null"
         ),
-        "conditions": _conditions(problems, data.get("conditions")),
+        "conditions": read_conditions(problems, data.get("conditions")),
         "correction": _correction(problems, data.get("correction")),
         "space": _space(problems, data.get("space")),
         "entries": _entries(problems, data.get("entries")),
@@ -195,7 +195,8 @@ def _is_finite(value: object, depth: int = 0) -> bool:
     return not isinstance(value, float) or value - value == 0
 
 
-def _conditions(problems: list[str], data: Any) -> Conditions | None:
+def read_conditions(problems: list[str], data: Any) -> Conditions | None:
+    """Return conditions from JSON values; None after noting what is wrong with them."""
     if not isinstance(data, dict):
         problems.append(f"the table: conditions is {show(data)}; wanted an object")
         return None

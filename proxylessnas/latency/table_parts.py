@@ -7,12 +7,15 @@ import datetime
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import LatencyError, shown
 from ..json_fields import is_int, is_number, is_text, show
 from .keys import OpKey
 from .settings import Conditions, Settings
+
+if TYPE_CHECKING:
+    from .table import LatencyTable
 
 HOW = ("measured", "fitted", "predicted", "imported")
 UNKNOWN = "unknown"
@@ -170,8 +173,18 @@ def problems_of(
     return problems
 
 
-def doubts(validation: Mapping[str, Any] | None) -> list[str]:
-    """Return reasons not to trust a table with this validation; empty if there are none."""
+def doubts(table: LatencyTable) -> list[str]:
+    """Return reasons not to trust a table; empty if there are none."""
+    guessed = sum(entry.how == "predicted" for entry in table.entries.values())
+    found = [f"{guessed} of its operations were guessed, not measured"] if guessed else []
+    found += [str(table.method["doubt"])] if "doubt" in table.method else []
+    return [*_disagreements(table), *found]
+
+
+def _disagreements(table: LatencyTable) -> list[str]:
+    from .history import misplaced
+
+    validation = table.validation
     if validation is None:
         return ["it was never compared with measured nets (`proxylessnas latency validate`)"]
     tau, mape, nets = (validation.get(key) for key in ("kendall_tau", "mape_percent", "nets"))
@@ -186,7 +199,7 @@ def doubts(validation: Mapping[str, Any] | None) -> list[str]:
     if not is_number(mape, 0, MOST_MAPE_PERCENT):
         wanted = f"wanted {MOST_MAPE_PERCENT:g} % or less"
         problems.append(f"it is off by {_rounded(mape)} % of the latency on average, {wanted}")
-    return problems
+    return problems + misplaced(table)
 
 
 def _rounded(value: object) -> str:

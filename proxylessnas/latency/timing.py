@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from .machine_load import disturbances
 from .settings import Conditions
-
-NOISY_SPREAD = 0.05  # interquartile range over median
-NOISY_LOAD = 0.16  # processors that others used meanwhile: a sixth of one, however many there are
 
 
 @dataclass(frozen=True)
@@ -43,12 +40,7 @@ class Samples:
     @property
     def noise(self) -> tuple[str, ...]:
         """Reasons to distrust the figures, in words; empty if there are none."""
-        found = []
-        if self.spread > NOISY_SPREAD:
-            found.append(f"half of the runs lie {self.spread:.0%} of the median apart")
-        used = (self.other_load or 0.0) * (os.cpu_count() or 1)
-        if used > NOISY_LOAD:
-            found.append(f"other programs used {used:.2g} of {os.cpu_count() or 1} processors")
+        found = disturbances(self.spread, self.other_load)
         if not self.stable:
             found.append("the warm-up did not settle")
         return tuple(found)
@@ -86,6 +78,17 @@ class Timing:
     def images_per_second(self) -> float:
         """Pictures a second at the median."""
         return 1000.0 * self.conditions.batch_size / self.median_ms
+
+
+def pool(rounds: Sequence[Samples]) -> Samples:
+    """Return the runs of several rounds or visits as if they had been measured at once."""
+    loads = [samples.other_load for samples in rounds if samples.other_load is not None]
+    return Samples(
+        tuple(ms for samples in rounds for ms in samples.ms),
+        sum(samples.warmup_runs for samples in rounds),
+        all(samples.stable for samples in rounds),
+        statistics.fmean(loads) if loads else None,
+    )
 
 
 def quantile(values: Sequence[float], share: float) -> float:

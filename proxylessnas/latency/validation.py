@@ -5,21 +5,22 @@ from __future__ import annotations
 import dataclasses
 import random
 import statistics
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from ..arch import Arch
 from ..errors import LatencyError, ProxylessError
 from ..space import SearchSpace
 from .agreement import LEAST_NETS, Validation, judge
+from .history import elsewhere, fitted_on
 from .journal import Journal
 from .keys import DEFAULT_RESOLUTION
 from .random_nets import random_nets
-from .settings import Conditions
 from .spec import NetSpec
 from .table import LatencyTable
+from .table_json import conditions_to_dict
 from .table_parts import LONGEST_MS
-from .visits import Job, Lab, Progress, Visit, combined, conditions_differ
+from .visits import Job, Lab, Progress, Visit, combined
 
 #: Every net is visited so many times, in a fresh measuring process each time.
 ROUNDS = 3
@@ -27,7 +28,6 @@ ROUNDS = 3
 SLOW_LOAD_S = 2.0
 _PATIENCE_S = 2.0  # for each net, until the machine has its usual pace
 _MOST_PATIENCE_S = 180.0
-_MAY_DIFFER = ("Python", "torch")  # versions, for a runtime that is neither
 
 
 def validate_table(
@@ -51,7 +51,7 @@ def validate_table(
         nets: how many; 30 are enough to tell a good table from a bad one.
         seed: of the nets.
         force: measure even if this machine or the runtime's version differs from the table's. The result then
-            says how well the table does here.
+            says how well the table does here, and is no reason to trust it elsewhere.
         imports: names of modules that register operations.
         progress: called with (steps done, steps in all, what comes next).
 
@@ -65,14 +65,14 @@ def validate_table(
         raise LatencyError("the table was made for no search space: give one")
     check_count("nets", nets, LEAST_NETS)
     table.costs(space)  # raises if it does not cover the space
-    drawn = random_nets(space, nets, seed=seed, avoid=_fitted_on(table, space))
+    drawn = random_nets(space, nets, seed=seed, avoid=fitted_on(table, space))
     pace = table.method.get("pace")
     reference, usual_ms = _reference(pace, space.arch(drawn[0]))
     with Journal(None, {}) as journal, Lab(
         table.conditions.settings, imports, journal, net_spec(reference), progress,
         usual_ms=usual_ms, patience_s=min(_MOST_PATIENCE_S, _PATIENCE_S * nets),
     ) as lab:  # fmt: skip
-        differences = _elsewhere(table.conditions, lab.conditions)
+        differences = elsewhere(table, lab.conditions)
         if differences and not force:
             raise LatencyError(
                 f"the table was made under other conditions: {'; '.join(differences)}. Its validation would "
@@ -81,12 +81,15 @@ def validate_table(
         if differences:
             lab.pace.given_ms = usual_ms = None  # another machine has a pace of its own
         found = measure_nets(lab, [space.arch(picks) for picks in drawn], seed=seed)
-        return judge(
+        judged = judge(
             compared(table, space, drawn, found.ms),
             seed=seed,
             conditions=lab.conditions.describe(),
             noisy_nets=found.noisy_nets,
             pace=found.reference_ms / usual_ms if usual_ms else 1.0,
+        )
+        return dataclasses.replace(
+            judged, measured_with=conditions_to_dict(lab.conditions), space=space.digest
         )
 
 
@@ -168,23 +171,3 @@ def _reference(pace: object, other: Arch) -> tuple[Arch, float | None]:
         return (net, ms) if isinstance(net, Arch) and 0 < ms < LONGEST_MS else (other, None)
     except (AssertionError, KeyError, TypeError, ValueError, ProxylessError):
         return other, None
-
-
-def _fitted_on(table: LatencyTable, space: SearchSpace) -> Collection[tuple[int, ...]]:
-    """Return the nets that the table was fitted on, if it was fitted on nets of this space."""
-    nets, seed = table.method.get("nets"), table.method.get("seed")
-    if table.space is None or table.space.digest != space.digest:
-        return ()
-    if not isinstance(nets, int) or not isinstance(seed, int) or not 0 < nets < 100_000:
-        return ()
-    return random_nets(space, nets, seed=seed)
-
-
-def _elsewhere(before: Conditions, now: Conditions) -> list[str]:
-    """Return in words what differs, but for versions that the runtime does not depend on."""
-    ours = {n: v for n, v in before.versions.items() if n not in _MAY_DIFFER or before.runtime.startswith(n)}
-    theirs = {n: v for n, v in now.versions.items() if n not in _MAY_DIFFER or now.runtime.startswith(n)}
-    return conditions_differ(
-        dataclasses.replace(before, versions=ours, allocator=now.allocator),
-        dataclasses.replace(now, versions=theirs),
-    )

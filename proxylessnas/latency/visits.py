@@ -112,7 +112,7 @@ class Lab:
         self._worker: Worker | None = None
         self._process = sum(name.startswith("process ") for name in journal)
         readings = [journal[name]["reference_ms"] for name in journal if "reference_ms" in journal[name]]
-        self.pace = Pace(readings, usual_ms=usual_ms)
+        self.pace = Pace(readings, usual_ms=usual_ms, clock=time.perf_counter, sleep=time.sleep)
         self._patience_s, self._worked_s = patience_s, 0.0
         self.done, self.total = 0, 0
         self.measured = 0
