@@ -15,8 +15,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help:  ## show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
 
-demo: $(VENV)/ready  ## photos through a real net, then the same net learns digits; no network
+demo: $(VENV)/ready  ## photos through a real net, the net learns digits, a net is searched; no network
 	@$(BIN)/python examples/demo.py
+	@$(BIN)/python examples/search_net.py
 
 test: lint  ## lint, check types, run the tests
 	$(BIN)/python -m mypy proxylessnas
@@ -30,10 +31,12 @@ format: $(VENV)/ready  ## put the code in shape
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
 
-proofs: $(VENV)/ready  ## what is too slow for the tests: kills, throughput; results in benchmarks/results
+proofs: $(VENV)/ready  ## what is too slow for the tests: kills, throughput, targets; see benchmarks/results
 	$(BIN)/python benchmarks/kill_and_resume.py --kills 20
 	$(BIN)/python benchmarks/train_throughput.py
 	$(BIN)/python benchmarks/train_throughput.py --malloc
+	$(BIN)/python benchmarks/search_targets.py
+	$(BIN)/python benchmarks/latency_tables.py
 
 wheel: $(VENV)/ready  ## build the sdist and the wheel into dist/
 	$(BIN)/python -m build

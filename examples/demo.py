@@ -1,4 +1,4 @@
-"""What `make demo` runs, without any network: photos through a real net, then the same net learns digits."""
+"""What `make demo` runs first, without any network: photos through a real net, then it learns digits."""
 
 from __future__ import annotations
 

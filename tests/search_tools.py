@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from proxylessnas import register_op
+from proxylessnas.search import SearchRecipe
 from proxylessnas.search.choice import Choice
+from proxylessnas.search.engine import Searcher
+from proxylessnas.search.job import Job
+from proxylessnas.search.log import SearchLog
 from proxylessnas.search.paths import PathParameters
 from proxylessnas.search.supernet import SuperNet, seeded
 from proxylessnas.space import SearchSpace, SpaceStage
+from proxylessnas.train import Recipe, Settings
+from proxylessnas.train.distributed import Processes
+from proxylessnas.train.runlog import RunLog
 
 
 class Curve(nn.Module):
@@ -159,3 +167,28 @@ def counted(net: SuperNet) -> Callable[[], list[list[int]]]:
         return found
 
     return read
+
+
+#: The same blocks for pictures of 8 px.
+TINY_SPACE = SPACE.replace(stem_stride=1, resolution=8)
+#: One epoch of warm-up and two of search, each of 3 steps on the pictures of ``noise_folder``.
+SHORT = SearchRecipe(
+    weights=Recipe(
+        epochs=3, batch_size=20, image_size=8, resize=8, crop="padded", crop_padding=1, flip=True,
+        learning_rate=0.02, no_decay="none",
+    ),
+    warmup_epochs=1, epochs=2, search_rate=0.02, frozen_epochs=0, arch_every=1, arch_rate=0.05,
+    arch_fraction=0.4, recalibrate_batches=2, reinforce_updates=3, reinforce_samples=3, evaluations=4,
+    target_macs_m=0.03,
+)  # fmt: skip
+
+
+def searcher_of(data: Path, out: Path, recipe: SearchRecipe, processes: Processes | None = None) -> Searcher:
+    """Return a search that may begin."""
+    settings = Settings(out, device="cpu", workers=0, console=False)
+    job = Job(TINY_SPACE, str(data), recipe, None, False, None)
+    return job.searcher(settings, processes or Processes(0, 1, torch.device("cpu")))
+
+
+def silent() -> SearchLog:
+    return SearchLog(RunLog.silent(), None)

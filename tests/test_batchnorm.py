@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-import os
-import sys
 from collections.abc import Iterator
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from train_tools import in_two_processes
 
 from proxylessnas import Arch, create_model
 from proxylessnas.arch import Stage
@@ -151,10 +150,6 @@ def _loss(y: Tensor, start: int) -> Tensor:
 
 def _two_processes(rank: int, folder: str) -> None:
     """Write what process ``rank`` of 2 computes on its part of the batch."""
-    if sys.platform.startswith("linux"):
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     start = sum(SIZES[:rank])
     found = {}
     for dtype in (torch.float32, torch.float64):
@@ -184,7 +179,6 @@ def _two_processes(rank: int, folder: str) -> None:
     )  # fmt: skip
     found["recalibrated"] = {"used": used, "state": dict(plain.state_dict())}
     torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
 
 
 def whole(dtype: torch.dtype) -> Tensor:
@@ -196,7 +190,7 @@ def whole(dtype: torch.dtype) -> Tensor:
 def parts(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     """What each of two processes found."""
     folder = tmp_path_factory.mktemp("processes")
-    torch.multiprocessing.spawn(_two_processes, (str(folder),), 2)
+    in_two_processes(_two_processes, folder)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import time
 from pathlib import Path
@@ -10,11 +11,22 @@ from types import ModuleType
 
 import pytest
 import torch
+from latency_table_tools import little
+from train_tools import noise_folder
 from weights_tools import serve_real_weights, stand_in_weights
+
+from proxylessnas.spaces import read_space
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*.py"))
-TESTED = ["backbone_features.py", "classify_photo.py", "demo.py", "latency_table.py", "transfer_head.py"]
+TESTED = [
+    "backbone_features.py",
+    "classify_photo.py",
+    "demo.py",
+    "latency_table.py",
+    "search_net.py",
+    "transfer_head.py",
+]
 
 
 def load(name: str) -> ModuleType:
@@ -139,3 +151,52 @@ def test_latency_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     text = capsys.readouterr().out
     assert "28 of 28" in text
     assert table.exists()
+
+
+def _search(folder: Path, *options: str) -> None:
+    assert load("search_net.py").main(["--out", str(folder), *options]) == 0
+
+
+def test_search_net(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a table that is there, on own pictures: a net within the target, that names its classes."""
+    import proxylessnas
+
+    noise_folder(tmp_path / "photos", classes=3, a_class=60)
+    table = little(space=read_space("tiny").replace(num_classes=3))
+    out = tmp_path / "out"
+    out.mkdir()
+    table.save(out / "table.json")
+    _search(out, "--data", str(tmp_path / "photos"), "--epochs", "1")
+    printed = capsys.readouterr()
+    assert "of its 8,000 nets suits 144 pictures best" in printed.out
+    assert "% of 36 pictures that the search never saw are right" in printed.out
+    assert "the latency table is not to be trusted" in printed.err
+    assert "not measured: the table is of a test" in printed.err
+    result = json.loads((out / "net" / "result.json").read_text())
+    middle = sum(table.range_ms()) / 2
+    assert 0.85 * middle <= result["predicted_ms"] <= result["limits"]["latency"]
+    assert result["limits"]["latency"] == pytest.approx(middle)
+    net = proxylessnas.create_model(out / "net" / "child.safetensors")
+    assert net.categories == ("class0", "class1", "class2")
+
+
+def test_search_net_where_latency_cannot_be_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on a machine that is too busy: it aims at multiply-accumulates then."""
+    (tmp_path / "table.json").write_text("{}", encoding="utf-8")
+    _search(tmp_path, "--epochs", "1")
+    printed = capsys.readouterr()
+    assert "So the search has another aim" in printed.out
+    assert "suits 1,438 pictures best" in printed.out
+    assert json.loads((tmp_path / "net" / "result.json").read_text())["limits"] == {"macs": 1.7}
+
+
+@pytest.mark.slow
+def test_a_whole_search_is_quick_and_learns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    start = time.monotonic()
+    _search(tmp_path)
+    assert time.monotonic() - start < 150
+    found = re.search(r"([\d.]+) % of 359 pictures", capsys.readouterr().out)
+    assert found is not None
+    assert float(found[1]) > 80

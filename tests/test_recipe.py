@@ -11,7 +11,7 @@ import pytest
 
 from proxylessnas.errors import DataError
 from proxylessnas.train.presets import ABOUT, PRESETS, preset
-from proxylessnas.train.recipe import KINDS, Recipe, differences
+from proxylessnas.train.recipe import KINDS, Recipe
 from proxylessnas.train.recipe_rules import CHOICES, RANGES
 
 # ---- presets
@@ -187,10 +187,10 @@ def test_fewer_epochs_shorten_warmup_and_freezing_only_where_they_must() -> None
 
 def test_differences_are_named() -> None:
     new = Recipe(learning_rate=0.05, mean=(0.5, 0.5, 0.5))
-    assert differences(new, Recipe(learning_rate=0.1)) == [
+    assert new.differences(Recipe(learning_rate=0.1)) == [
         "mean: [0.5, 0.5, 0.5], was None", "learning_rate: 0.05, was 0.1"
     ]  # fmt: skip
-    assert differences(new, new) == []
+    assert new.differences(new) == []
 
 
 def test_pictures_grow() -> None:

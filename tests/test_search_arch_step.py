@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 
 import pytest
 import torch
@@ -22,7 +23,9 @@ from torch import Tensor, nn
 
 from proxylessnas import DataError, ProxylessError
 from proxylessnas.search.arch_step import MODES, ArchStep
+from proxylessnas.search.gate_scale import GateScale
 from proxylessnas.search.objective import Objective
+from proxylessnas.search.reinforce import ReinforceStep
 from proxylessnas.search.supernet import SuperNet
 from proxylessnas.train.distributed import Processes
 
@@ -231,6 +234,81 @@ def test_autocast_is_that_of_the_recipe() -> None:
     assert used
     assert found.loss == pytest.approx(exact.loss, rel=0.05)
     assert found.loss != exact.loss
+
+
+def half() -> contextlib.AbstractContextManager[object]:
+    return torch.autocast("cpu", torch.float16)
+
+
+def faint_net() -> SuperNet:
+    """Return a net whose gradients are below what fp16 can hold."""
+    net = small_net(dtype=torch.float32)
+    with torch.no_grad():
+        net.classifier.linear.weight *= 1e-5
+    return net
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_gradients_in_fp16_do_not_round_to_zero(mode: str) -> None:
+    x, t = batch(dtype=torch.float32)
+    found = []
+    for options in ({}, {"autocast": half}, {"autocast": half, "scale": GateScale()}):
+        net = faint_net()
+        result = make_step(net, mode, **options)(x, t, Objective("none"))
+        assert not result.skipped
+        found.append(net.alphas.logits.grad.clone())
+    exact, plain, scaled = found
+    assert (plain - exact).norm() > 0.5 * exact.norm()  # without a scale most of it is lost
+    assert (scaled - exact).norm() < 0.1 * exact.norm()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_too_large_a_scale_is_lowered_and_the_step_skipped(mode: str) -> None:
+    net, (x, t) = small_net(dtype=torch.float32), batch(dtype=torch.float32)
+    scale, before = GateScale(2.0**24), net.alphas.logits.detach().clone()
+    step = make_step(net, mode, autocast=half, scale=scale)
+    result = step(x, t, LOG)
+    assert result.skipped
+    assert math.isnan(result.gradient_norm)
+    assert result.loss > 0
+    assert torch.equal(net.alphas.logits, before)
+    assert scale.factor == 2.0**23
+    later = [step(x, t, LOG) for _ in range(20)]
+    assert not later[-1].skipped
+    assert not torch.equal(net.alphas.logits, before)
+
+
+def test_the_scale_rises_again_and_has_an_end() -> None:
+    scale, good, bad = GateScale(4.0), torch.ones(2), torch.tensor([1.0, math.inf])
+    assert all(scale.fits(good) for _ in range(2000))
+    assert scale.factor == 8.0
+    assert not scale.fits(bad)
+    twin = GateScale()
+    twin.load_state_dict(scale.state_dict())
+    assert twin == scale == GateScale(4.0)
+    assert not scale.fits(bad)
+    assert not scale.fits(bad)
+    with pytest.raises(ProxylessError, match='set amp to "bf16" or "off"'):
+        scale.fits(bad)
+
+
+@pytest.mark.parametrize("mode", [*MODES, "backward", "reinforce"])
+def test_a_single_value_a_channel_says_what_to_do(mode: str) -> None:
+    net, (x, t) = small_net(), batch(n=1, size=8)
+    if mode == "backward":  # nothing but the other candidates of the last block has BatchNorm on 1x1 px
+        net.feature_mix_layer = nn.Conv2d(12, 16, 1).double()  # type: ignore[assignment]
+        with torch.no_grad():
+            net.alphas.logits.zero_()
+            net.alphas.logits[2:, 2] = 50.0
+    if mode == "reinforce":
+        optimizer = torch.optim.Adam([net.alphas.logits], 0.1)
+        reinforce = ReinforceStep(net, optimizer, None, None, generator=torch.Generator())
+        with pytest.raises(DataError, match=r"with 1 picture.*raise arch_batch_size"):
+            reinforce(x, t)
+        return
+    step = make_step(net, "full_v2" if mode == "backward" else mode)
+    with pytest.raises(DataError, match=r"with 1 picture.*raise arch_batch_size"):
+        step(x, t, LOG)
 
 
 class _Others(Processes):

@@ -1,200 +1,184 @@
-"""The net a search ends with: as good as trying every net."""
+"""Nets out of a supernet: in memory through ``search.derive``, and out of a search's folder."""
 
 from __future__ import annotations
 
-import itertools
-import math
-import random
-import time
-from collections.abc import Sequence
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from latency_table_tools import SPACE as TIMED
+from latency_table_tools import little
+from search_tools import SPACE, batch, same, small_net, state_of
+from train_tools import differences_of, environment, noise_folder, run_command, tensors
 
-from proxylessnas import DataError
-from proxylessnas.search.budgets import Budget, Costs
-from proxylessnas.search.derive import Infeasible, most_probable_within
+import proxylessnas
+from proxylessnas import DataError, LatencyError, ProxylessNAS, create_model, profile, search
+from proxylessnas.search import after
+from proxylessnas.search.budgets import size_costs
+from proxylessnas.search.supernet import seeded
+from proxylessnas.train import Settings
 
-STAGES = [0, 0, 1, 1, 1]
-BLOCKS, COLUMNS, ZERO = len(STAGES), 4, 3
+SHARED = 1e-5
 
 
-def nets(log_probs: Tensor) -> list[tuple[int, ...]]:
-    return list(
-        itertools.product(*[[k for k, v in enumerate(row) if v > -math.inf] for row in log_probs.tolist()])
+def test_the_public_names() -> None:
+    """What the package promises for a search; a module of the same name would hide it."""
+    wanted = {
+        "SearchSpace",
+        "SuperNet",
+        "SearchRecipe",
+        "SearchResult",
+        "derive",
+        "read_search_recipe",
+        "search",
+    }
+    assert set(search.__all__) == wanted
+    assert wanted <= set(dir(search))
+    package = Path(search.__file__).parent
+    for path in package.glob("*.py"):
+        importlib.import_module(f"proxylessnas.search.{path.stem}")
+    for name in wanted:
+        assert not isinstance(getattr(search, name), type(sys)), f"a module is called {name} too"
+        assert not (package / f"{name}.py").exists()
+    with pytest.raises(AttributeError, match="has no attribute 'serch'"):
+        search.serch  # noqa: B018
+
+
+def test_the_space_alone_needs_nothing_of_a_search() -> None:
+    code = """
+import sys
+from proxylessnas.search import SearchSpace
+assert SearchSpace.__name__ == "SearchSpace"
+assert not [name for name in sys.modules if name.startswith(("proxylessnas.train", "proxylessnas.search."))]
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], env=environment(), check=True)
+
+
+def test_a_net_in_memory() -> None:
+    """The example of the documentation: (architecture, net), the net a plain one that shares nothing."""
+    net = small_net()
+    before, path = state_of(net), net.path
+    arch, child = search.derive(net, name="mine")
+    assert type(child) is ProxylessNAS
+    assert child.arch is arch
+    assert arch.name == "mine"
+    assert list(SPACE.picks(arch)) == net.alphas.most_probable()
+    net.set_path(SPACE.picks(arch))
+    x = batch()[0]
+    with torch.no_grad():
+        assert torch.allclose(child.eval()(x), net.eval()(x), rtol=0, atol=SHARED)
+    net.set_path(path)
+    for p in child.parameters():
+        p.data.zero_()
+    assert same(before, net.state_dict())
+
+
+def test_targets_are_met() -> None:
+    net = small_net()
+    size = (SPACE.in_channels, SPACE.resolution, SPACE.resolution)
+    ranges = {name: costs.range() for name, costs in size_costs(net).items()}
+    limits = {f"target_{name}_m": low + 0.4 * (high - low) for name, (low, high) in ranges.items()}
+    for chosen in ({"target_macs_m": limits["target_macs_m"]}, limits):
+        _, child = search.derive(net, **chosen)
+        found = profile(child, size)
+        costs = {"target_macs_m": found.macs / 1e6, "target_params_m": found.params / 1e6}
+        assert all(costs[name] <= limit for name, limit in chosen.items())
+        assert costs["target_macs_m"] >= 0.85 * limits["target_macs_m"]
+    arch, _ = search.derive(net, min_depth=2)
+    assert "-" not in [token for stage in arch.stages for token in stage.tokens]
+    with pytest.raises(DataError, match="no net of this space keeps to params"):
+        search.derive(net, target_params_m=1e-6)
+
+
+def test_a_latency_target_needs_a_table(tmp_path: Path) -> None:
+    table, net = little(), seeded(TIMED, 0)
+    low, high = table.range_ms()
+    target = low + 0.4 * (high - low)
+    path = table.save(tmp_path / "table.json")
+    for given in (table, path, str(path)):
+        arch, _ = search.derive(net, table=given, target_ms=target)
+        assert 0.85 * target <= table.predict(arch) <= target
+    with pytest.raises(DataError, match="needs a latency table"):
+        search.derive(net, target_ms=target)
+    with pytest.raises(LatencyError, match="nowhere"):
+        search.derive(net, target_ms=target, table=tmp_path / "nowhere.json")
+
+
+def test_statistics_are_computed_anew_from_all_batches() -> None:
+    """As if the net had seen just these pictures; the supernet's own statistics stay."""
+    net = small_net()
+    before = state_of(net)
+    batches = [batch(seed)[0] for seed in range(3)]
+    _, old = search.derive(net)
+    _, new = search.derive(net, calibration=iter(batches))
+    mean = new.first_conv.bn.running_mean
+    stem = old.first_conv.conv
+    with torch.no_grad():
+        wanted = torch.stack([stem(x).mean((0, 2, 3)) for x in batches]).mean(0)
+    assert torch.allclose(mean, wanted, rtol=0, atol=1e-12)
+    assert not torch.allclose(mean, old.first_conv.bn.running_mean)
+    assert same(before, net.state_dict())
+
+
+# ---- out of a folder
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with pictures and a finished search."""
+    root = tmp_path_factory.mktemp("derive")
+    noise_folder(root / "data", a_class=6)
+    recipe = search.read_search_recipe("tiny").with_epochs(1, 1)
+    recipe = recipe.replace(target_macs_m=0.5, batch_size=8, image_size=16, recalibrate_batches=2)
+    result = search.search(
+        "tiny", root / "data", recipe, out=Settings(root / "run", device="cpu", console=False)
     )
+    assert result.finished
+    return root
 
 
-def deep_enough(picks: Sequence[int], least: int, zero: int = ZERO) -> bool:
-    for stage in set(STAGES):
-        kept = sum(s == stage and pick != zero for s, pick in zip(STAGES, picks, strict=True))
-        if kept < min(least, STAGES.count(stage)):
-            return False
-    return True
+def test_resume_describe_and_derive_from_a_folder(folders: Path, tmp_path: Path) -> None:
+    found = after.describe(folders / "run")
+    assert found["finished"]
+    assert found["targets"] == {"macs_m": 0.5}
+    again = after.resume(folders / "run", Settings(folders / "run", device="cpu", console=False))
+    assert again.picks == tuple(found["result"]["picks"])
+    result = after.derive(folders / "run", tmp_path / "net", target_macs_m=0.4, device="cpu")
+    assert isinstance(result, search.SearchResult)
+    assert result.costs["macs"] <= 0.4
+    assert create_model(result.model).arch.name == "net"
+    with pytest.raises(DataError, match="is there already"):
+        after.derive(folders / "run", tmp_path / "net", device="cpu")
 
 
-def best_of_all(log_probs: Tensor, budgets: Sequence[Budget], least: int) -> float | None:
-    """Return the log-probability of the best net that fits, by trying all of them; None if none fits."""
-    scores = [
-        sum(log_probs[i, k].item() for i, k in enumerate(picks))
-        for picks in nets(log_probs)
-        if deep_enough(picks, least)
-        and all(b.costs.of(picks) <= b.limit + 1e-9 * abs(b.limit) for b in budgets)
-    ]
-    return max(scores, default=None)
+def test_two_processes_derive_the_net_of_one(folders: Path) -> None:
+    """One of them writes; a folder that is taken ends both, with one message that says why."""
+    after.derive(folders / "run", folders / "one" / "net", target_macs_m=0.4, device="cpu")
+    words = ["search", "derive", str(folders / "run"), "--target-macs", "0.4", "--threads", "1"]
+    words += ["--device", "cpu", "-o", str(folders / "two" / "net")]
+    done = run_command(*words, processes=2)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("child.safetensors") == 1
+    assert done.stderr.count("macs: ") == 1
+    one, two = folders / "one" / "net", folders / "two" / "net"
+    assert sorted(path.name for path in one.iterdir()) == sorted(path.name for path in two.iterdir())
+    assert (one / "arch.txt").read_bytes() == (two / "arch.txt").read_bytes()
+    a, b = (json.loads((folder / "result.json").read_text()) for folder in (one, two))
+    assert a["costs"] == b["costs"]
+    weights = [tensors(folder / "child.safetensors") for folder in (one, two)]
+    learnt = [{k: v for k, v in found.items() if "running_" not in k} for found in weights]
+    assert differences_of(*learnt) == 0
+    before = (two / "result.json").stat().st_mtime_ns
+    done = run_command(*words, processes=2)
+    assert done.returncode == 1
+    assert done.stderr.count("is there already") == 1
+    assert (two / "result.json").stat().st_mtime_ns == before
 
 
-def random_mask(rng: random.Random) -> Tensor:
-    mask = torch.tensor([[rng.random() < 0.8 for _ in range(COLUMNS)] for _ in range(BLOCKS)])
-    mask[:, rng.randrange(ZERO)] = True
-    return mask
-
-
-def random_costs(rng: random.Random, mask: Tensor, whole: bool = False) -> Costs:
-    """Return random costs; whole numbers make many nets cost the same."""
-    values = [float(rng.randint(1, 4)) if whole else rng.random() for _ in range(BLOCKS * COLUMNS)]
-    table = torch.tensor(values, dtype=torch.float64).view(BLOCKS, COLUMNS).masked_fill(~mask, 0)
-    table[:, ZERO] = 0
-    return Costs("latency", "ms", table, rng.random() * (not whole), mask)
-
-
-@pytest.mark.parametrize("seed", range(120))
-def test_it_is_what_trying_every_net_finds(seed: int) -> None:
-    rng, g = random.Random(seed), torch.Generator().manual_seed(seed)
-    mask = random_mask(rng)
-    even = seed % 5 == 0  # many equally probable nets
-    logits = torch.randn(mask.shape, generator=g, dtype=torch.float64)
-    log_probs = (logits.sign() if even else logits).masked_fill(~mask, -math.inf).log_softmax(1)
-    budgets = []
-    for _ in range(seed % 4):
-        costs = random_costs(rng, mask, whole=seed % 3 == 0)
-        low, high = costs.range()
-        budgets.append(Budget(costs, low + (high - low) * rng.uniform(-0.05, 1.05)))
-    least = rng.choice([0, 0, 1, 2, 9])
-    wanted = best_of_all(log_probs, budgets, least)
-    options = {"stages": STAGES, "zero_column": ZERO, "least_depth": least}
-    if wanted is None:
-        with pytest.raises(Infeasible, match="no net of this space meets"):
-            most_probable_within(log_probs, budgets, **options)
-        return
-    picks = most_probable_within(log_probs, budgets, **options)
-    assert mask[torch.arange(BLOCKS), picks].all()
-    assert sum(log_probs[i, k].item() for i, k in enumerate(picks)) == pytest.approx(wanted, abs=1e-12)
-    assert deep_enough(picks, least)
-    assert all(b.costs.of(picks) <= b.limit + 1e-9 * abs(b.limit) for b in budgets)
-
-
-def full(table: list[list[float]], name: str = "latency", fixed: float = 0.0) -> Costs:
-    values = torch.tensor(table, dtype=torch.float64)
-    return Costs(name, "ms", values, fixed, torch.ones(values.shape, dtype=torch.bool))
-
-
-def test_without_a_budget_it_is_the_most_probable_one() -> None:
-    log_probs = torch.randn(21, 7, dtype=torch.float64).log_softmax(1)
-    assert most_probable_within(log_probs, []) == log_probs.argmax(1).tolist()
-
-
-def test_a_budget_that_everything_meets_changes_nothing() -> None:
-    log_probs = torch.randn(6, 3, dtype=torch.float64).log_softmax(1)
-    costs = full(torch.rand(6, 3).tolist())
-    assert most_probable_within(log_probs, [Budget(costs, 100.0)]) == log_probs.argmax(1).tolist()
-
-
-def test_most_probable_candidates_may_cost_too_much_together() -> None:
-    log_probs = torch.tensor([[0.6, 0.4], [0.9, 0.1]], dtype=torch.float64).log()
-    costs = full([[3.0, 1.0], [3.0, 1.0]])
-    assert most_probable_within(log_probs, [Budget(costs, 6.0)]) == [0, 0]
-    assert most_probable_within(log_probs, [Budget(costs, 5.0)]) == [1, 0]
-    assert most_probable_within(log_probs, [Budget(costs, 2.0)]) == [1, 1]
-    with pytest.raises(Infeasible, match=r"latency of at most 1.99 ms .*from 2 ms to 6 ms"):
-        most_probable_within(log_probs, [Budget(costs, 1.99)])
-
-
-def test_budgets_that_can_only_be_met_apart() -> None:
-    log_probs = torch.zeros(1, 2, dtype=torch.float64).log_softmax(1)
-    one, two = full([[1.0, 2.0]]), full([[2.0, 1.0]], "macs")
-    assert most_probable_within(log_probs, [Budget(one, 1.0)]) == [0]
-    assert most_probable_within(log_probs, [Budget(two, 1.0)]) == [1]
-    with pytest.raises(Infeasible, match="latency of at most 1 ms and macs of at most 1 ms"):
-        most_probable_within(log_probs, [Budget(one, 1.0), Budget(two, 1.0)])
-
-
-def test_of_equally_probable_nets_it_is_the_cheapest() -> None:
-    log_probs = torch.zeros(4, 3, dtype=torch.float64).log_softmax(1)
-    costs = full([[3.0, 1.0, 2.0], [1.0, 2.0, 3.0], [2.0, 3.0, 1.0], [5.0, 5.0, 4.0]])
-    assert most_probable_within(log_probs, [Budget(costs, 100.0)]) == [1, 0, 2, 2]
-
-
-def test_limits_met_to_the_last_digit_are_met() -> None:
-    rng = random.Random(0)
-    for _ in range(50):
-        costs = random_costs(rng, torch.ones(BLOCKS, COLUMNS, dtype=torch.bool))
-        picks = [rng.randrange(COLUMNS) for _ in range(BLOCKS)]
-        log_probs = torch.full((BLOCKS, COLUMNS), -5.0, dtype=torch.float64)
-        log_probs[torch.arange(BLOCKS), picks] = -0.1
-        assert most_probable_within(log_probs, [Budget(costs, costs.of(picks))]) == picks
-
-
-def kept_with(*probabilities: float) -> Tensor:
-    """Return log-probabilities of keeping each block, and of skipping it."""
-    kept = torch.tensor(probabilities, dtype=torch.float64)
-    return torch.stack([kept, 1 - kept], 1).log()
-
-
-@pytest.mark.parametrize(
-    ("least", "expected"), [(0, [1] * 5), (1, [1, 0, 1, 1, 0]), (2, [0, 0, 1, 0, 0]), (5, [0] * 5)]
-)
-def test_depth_without_a_budget(least: int, expected: list[int]) -> None:
-    log_probs = kept_with(0.1, 0.2, 0.1, 0.2, 0.3)
-    assert most_probable_within(log_probs, [], stages=STAGES, zero_column=1, least_depth=least) == expected
-
-
-def test_depth_counts_blocks_that_cannot_be_skipped() -> None:
-    log_probs = kept_with(0.1, 0.2, 1.0, 0.2, 0.3)
-    found = most_probable_within(log_probs, [], stages=STAGES, zero_column=1, least_depth=1)
-    assert found == [1, 0, 0, 1, 1]
-
-
-def test_depth_that_no_budget_allows() -> None:
-    log_probs = torch.zeros(5, 2, dtype=torch.float64).log_softmax(1)
-    costs = full([[1.0, 0.0]] * 5)
-    rules = {"stages": STAGES, "zero_column": 1, "least_depth": 2}
-    picks = most_probable_within(log_probs, [Budget(costs, 4.0)], **rules)
-    assert picks.count(0) == 4
-    with pytest.raises(Infeasible, match=r"latency of at most 3.9 ms and at least 2 blocks a stage"):
-        most_probable_within(log_probs, [Budget(costs, 3.9)], **rules)
-
-
-def test_a_space_without_zero_has_its_depth_anyway() -> None:
-    log_probs = torch.randn(5, 3, dtype=torch.float64).log_softmax(1)
-    found = most_probable_within(log_probs, [], stages=STAGES, zero_column=None, least_depth=2)
-    assert found == log_probs.argmax(1).tolist()
-
-
-@pytest.mark.parametrize("budgets", [1, 2, 3])
-@pytest.mark.parametrize("sharpness", [1.0, 1e-3])
-def test_the_published_space_takes_seconds_at_most(budgets: int, sharpness: float) -> None:
-    g = torch.Generator().manual_seed(budgets)
-    log_probs = (torch.randn(21, 7, generator=g, dtype=torch.float64) * sharpness).log_softmax(1)
-    base = torch.rand(21, 7, generator=g, dtype=torch.float64)
-    limits = []
-    for _ in range(budgets):  # costs of one net are alike: what is slow has more to compute
-        table = base + 0.2 * torch.rand(21, 7, generator=g, dtype=torch.float64)
-        table[:, 6] = 0
-        costs = Costs("latency", "ms", table, 0.3, torch.ones(21, 7, dtype=torch.bool))
-        low, high = costs.range()
-        limits.append(Budget(costs, low + 0.5 * (high - low)))
-    start = time.process_time()
-    picks = most_probable_within(log_probs, limits)
-    assert time.process_time() - start < 20
-    assert all(b.costs.of(picks) <= b.limit * (1 + 1e-9) for b in limits)
-    for i in range(21):  # no single change is better and fits
-        for k in range(7):
-            other = [*picks[:i], k, *picks[i + 1 :]]
-            if log_probs[i, k] > log_probs[i, picks[i]] + 1e-12:
-                assert any(b.costs.of(other) > b.limit for b in limits)
-
-
-def test_infeasible_is_an_error_of_the_data() -> None:
-    assert issubclass(Infeasible, DataError)
+def test_the_package_has_the_search_as_a_name() -> None:
+    assert proxylessnas.search is search

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from proxylessnas import Arch, Stage
@@ -89,6 +91,22 @@ def command(*words: str, processes: int = 1) -> list[str]:
 def environment(more: dict[str, str] | None = None) -> dict[str, str]:
     root = str(Path(__file__).resolve().parent.parent)
     return {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", **(more or {})}
+
+
+def in_two_processes(work: Callable[[int, str], None], folder: Path) -> None:
+    """Run ``work(rank, folder)`` in two processes that can reach each other (gloo)."""
+    torch.multiprocessing.spawn(_joined, (work, str(folder)), 2)
+
+
+def _joined(rank: int, work: Callable[[int, str], None], folder: str) -> None:
+    if sys.platform.startswith("linux"):
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    try:
+        work(rank, folder)
+    finally:
+        dist.destroy_process_group()
 
 
 def arch_file(folder: Path) -> Path:

@@ -164,7 +164,7 @@ class Derive(Verb):
         if args.threads is not None:
             torch.set_num_threads(args.threads)
         result = derive(args.folder, args.output, data=args.data, device=args.device, **_targets(args))
-        for text in cost_notes(result):
+        for text in cost_notes(result) if main_process() else ():
             note(text)
         return report(args, result)
 

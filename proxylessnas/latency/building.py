@@ -95,16 +95,9 @@ def build_table(
     space = space if isinstance(space, SearchSpace) else read_space(space)
     plan = Plan(space, nets, validation_nets, minutes, seed, tuple(extra))
     request = {"settings": settings.to_dict(), "imports": list(imports), **plan.request()}
-    with (  # fmt: skip
+    with (
         Journal(path, request) as journal,
-        Lab(
-            settings,
-            imports,
-            journal,
-            net_spec(space.arch(plan.drawn[0])),
-            progress,
-            patience_s=plan.budget_s / 2,
-        ) as lab,
+        Lab(settings, imports, journal, net_spec(space.arch(plan.drawn[0])), progress) as lab,
     ):
         table = _table(plan, lab, _measure(plan, lab))
         if validation_nets:
@@ -244,6 +237,8 @@ def _validated(plan: Plan, lab: Lab, table: LatencyTable) -> Validation:
     """Judge the table on nets that it was not fitted on."""
     archs = [plan.space.arch(picks) for picks in plan.checked]
     lab.pace.given_ms = usual_ms = table.method["pace"]["reference_ms"]
+    # The fit can do with some visits at another pace, the check cannot: here is where to wait.
+    lab.patience_s = max(0.0, plan.budget_s - lab.spent_s)
     measured = measure_nets(lab, archs, seed=plan.seed + 1, rounds=plan.processes)
     judged = judge(
         compared(table, plan.space, plan.checked, measured.ms),

@@ -93,7 +93,7 @@ class Lab:
         reference: a net that is measured in between; it tells the machine's pace.
         progress: told after each visit.
         usual_ms: latency of the reference at the pace that is wanted, if known.
-        patience_s: how long to wait for that, all in all; never longer than was measured so far.
+        patience_s: how long to wait for that, all in all; never longer than twice what was measured.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Lab:
         self._process = sum(name.startswith("process ") for name in journal)
         readings = [journal[name]["reference_ms"] for name in journal if "reference_ms" in journal[name]]
         self.pace = Pace(readings, usual_ms=usual_ms, clock=time.perf_counter, sleep=time.sleep)
-        self._patience_s, self._worked_s = patience_s, 0.0
+        self.patience_s, self._worked_s = patience_s, 0.0
         self.done, self.total = 0, 0
         self.measured = 0
 
@@ -187,7 +187,7 @@ class Lab:
             self.pace.waited_s += visit.seconds  # as good as waiting
         self.pace.readings.append(visit.reference_ms)
         self._worked_s += visit.seconds
-        self.pace.patience_s = min(self._patience_s, self._worked_s)
+        self.pace.patience_s = min(self.patience_s, 2 * self._worked_s)
         return dataclasses.replace(visit, seconds=time.perf_counter() - begin)
 
     def _try(self, job: Job) -> tuple[Visit, bool]:

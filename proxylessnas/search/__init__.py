@@ -7,10 +7,40 @@ The method is that of ProxylessNAS (Cai, Zhu, Han, ICLR 2019): an over-parameter
 trained on the task itself, one path at a time; its architecture parameters learn from accuracy and latency.
 """
 
-from .recipe import SearchRecipe as SearchRecipe
-from .recipe import read_search_recipe as read_search_recipe
-from .result import SearchResult as SearchResult
-from .run import search as search
-from .supernet import SuperNet as SuperNet
+from __future__ import annotations
 
-__all__ = ["SearchRecipe", "SearchResult", "SuperNet", "read_search_recipe", "search"]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..space import SearchSpace as SearchSpace
+    from .deriving import derive as derive
+    from .recipe import SearchRecipe as SearchRecipe
+    from .recipe import read_search_recipe as read_search_recipe
+    from .result import SearchResult as SearchResult
+    from .run import search as search
+    from .supernet import SuperNet as SuperNet
+
+# No module here may be called like a name: importing it would put it in the name's place.
+_HOME = {
+    "SearchSpace": "..space",
+    "derive": ".deriving",
+    "SearchRecipe": ".recipe",
+    "read_search_recipe": ".recipe",
+    "SearchResult": ".result",
+    "search": ".run",
+    "SuperNet": ".supernet",
+}
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

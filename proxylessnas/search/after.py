@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from ..arch import Arch
 from ..errors import CheckpointError, DataError
 from ..space import SearchSpace
 from ..spaces import read_space
 from ..train import checkpoint
-from ..train.batchnorm import recalibrate
 from ..train.distributed import processes
 from ..train.settings import Settings
+from .ending import settle
+from .job import Job
+from .log import LOG_FILE
 from .recipe import SearchRecipe, read_search_recipe
-from .result import RESULT_FILE, SearchResult, write_child, write_result
+from .result import RESULT_FILE, SearchResult
 from .resume import restore
-from .run import LOG_FILE, RECIPE_FILE, SOURCE_FILE, SPACE_FILE, TABLE_FILE, Job, measured_like, search
+from .run import RECIPE_FILE, SOURCE_FILE, SPACE_FILE, TABLE_FILE, search
 
 
 def resume(folder: str | Path, settings: Settings | None = None, *, data: Any = None) -> SearchResult:
@@ -57,6 +58,9 @@ def derive(
 ) -> SearchResult:
     """Derive another net from a search, finished or not, for other targets.
 
+    Under ``torchrun`` the processes share the pictures, and the first one writes. (For a supernet in memory
+    there is :func:`proxylessnas.search.derive`.)
+
     The alphas were learnt for the search's own target: a net for one far from it is a compromise.
 
     Args:
@@ -74,8 +78,6 @@ def derive(
     """
     folder, out = Path(folder), Path(out)
     recipe, space, source = _parts(folder)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out}: is there already, and not an empty folder; choose another one")
     targets = (target_ms, target_macs_m, target_params_m)
     if any(t is not None for t in targets):
         recipe = recipe.replace(
@@ -88,28 +90,18 @@ def derive(
     given = data if data is not None else _data_of(folder, source)
     job = Job(space, given, recipe, table_path if table_path.exists() else None, True, source.get("limit"))
     with processes(device) as group:
+        if group.main and out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise DataError(f"{out}: is there already, and not an empty folder; choose another one")
+        group.wait()  # nobody goes on where the first process does not
         searcher = job.searcher(Settings(folder, device=device), group)
         try:
             restore(searcher, state)
-            picks = searcher.derived()
-            child = searcher.net.child(picks, name=out.resolve().name or "derived")
-            if recipe.recalibrate_batches:
-                recalibrate(child, searcher.calibration(), recipe.recalibrate_batches)
-            metrics = searcher.judge(picks)
+            step = state["position"]["global_step"]
+            extra = {"derived_from": str(folder), "step": step, "problems": problems}
+            result, _ = settle(job, searcher, out, extra, searched=f"derived from {folder}")
         finally:
             searcher.release()
-    costs = {name: c.of(picks) for name, c in job.costs.items()}
-    model = write_child(
-        child, out, {"searched": f"derived from {folder}"}, job.data.categories, job.data.wnids
-    )
-    timing, why = (None, "") if job.table is None else measured_like(model, job.table)
-    arch = cast(Arch, child.arch)
-    result = SearchResult(
-        True, out, arch, tuple(picks), model, metrics.top1, costs,
-        {b.costs.name: b.limit for b in job.budgets}, costs.get("latency"), timing, why,
-    )  # fmt: skip
-    extra = {"derived_from": str(folder), "step": state["position"]["global_step"], "problems": problems}
-    write_result(result, extra, out / RESULT_FILE)
+        group.wait()
     return result
 
 

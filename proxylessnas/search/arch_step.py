@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,6 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import DataError, ProxylessError, shown
+from ..train.batchnorm import single_values_as_data_error
+from .gate_scale import GateScale
 from .objective import Objective, Pull, expected_cost
 
 if TYPE_CHECKING:
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
     from .supernet import SuperNet
 
 MODES = ("two", "full", "full_v2")
+#: What helps where held-out batches are too small for BatchNorm.
+SMALL_BATCH = "raise arch_batch_size or image_size (or arch_fraction, where fewer pictures are held out)"
 
 
 class ArchStepResult(NamedTuple):
@@ -28,13 +33,15 @@ class ArchStepResult(NamedTuple):
         loss: cross-entropy on the held-out pictures, over all processes.
         pull: the objective and its derivatives.
         expected: the expected cost that was in the objective: over all candidates, or over the pairs.
-        gradient_norm: Euclidean norm of alpha's gradient.
+        gradient_norm: Euclidean norm of alpha's gradient; NaN in a step that was skipped.
+        skipped: whether alpha was left alone, as 16 bits were too few for the gradient (fp16 alone).
     """
 
     loss: float
     pull: Pull
     expected: float
     gradient_norm: float
+    skipped: bool = False
 
 
 class ArchStep:
@@ -62,6 +69,7 @@ class ArchStep:
         generator: of the sampling; the same in every process.
         processes: those that share the step; gradients are averaged.
         autocast: makes the context of the forward pass.
+        scale: of the loss, where that context is one of fp16; else None.
     """
 
     def __init__(
@@ -76,16 +84,18 @@ class ArchStep:
         generator: torch.Generator,
         processes: Processes | None = None,
         autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+        scale: GateScale | None = None,
     ) -> None:
         if mode not in MODES:
             raise DataError(f"the arch step's mode is {shown(mode)}; known are {', '.join(MODES)}")
         self.supernet, self.optimizer, self.paths, self.mode = supernet, optimizer, paths, mode
         self.costs, self.fixed_cost = costs, fixed_cost
         self.generator, self.processes, self.autocast = generator, processes, autocast
+        self.scale = scale
         self._blocks, self._columns = costs.shape
 
     def __call__(self, inputs: Tensor, targets: Tensor, objective: Objective) -> ArchStepResult:
-        """Do one update.
+        """Do one update; the device is waited for once.
 
         Args:
             inputs: [N, channels, H, W], held out from the training of the weights.
@@ -93,6 +103,7 @@ class ArchStep:
             objective: what to minimise.
 
         Raises:
+            DataError: the batch leaves BatchNorm a single value a channel.
             ProxylessError: the gradient of alpha is not finite; alpha is as before.
         """
         alphas = self.supernet.alphas
@@ -109,6 +120,8 @@ class ArchStep:
         probs = alphas.probs() if pairs is None else alphas.pair_probs(pairs)
         expected = expected_cost(probs, self.costs, self.fixed_cost)
         pull = objective.pull(loss, float(expected.detach()))
+        if self.scale is not None and math.isfinite(loss) and not self.scale.fits(gates):
+            return ArchStepResult(loss, pull, float(expected.detach()), math.nan, skipped=True)
         (expected * pull.by_cost).backward()
         alphas.add_gate_gradient(gates * pull.by_loss, pairs)
         gradient = alphas.logits.grad
@@ -130,14 +143,17 @@ class ArchStep:
         gates = torch.zeros(
             self._blocks, self._columns, device=inputs.device, dtype=torch.float32, requires_grad=True
         )
-        with torch.enable_grad(), net.statistics_kept(), self.paths.frozen():
+        # Around the backward pass too: other candidates run there.
+        advice = single_values_as_data_error(inputs, SMALL_BATCH)
+        with advice, torch.enable_grad(), net.statistics_kept(), self.paths.frozen():
             with self.autocast(), net.gated(gates, wanted, store=self.mode == "full"):
                 logits = net(inputs)
             loss = F.cross_entropy(logits.float(), targets)
-            loss.backward()
+            (loss if self.scale is None else loss * self.scale.factor).backward()
         assert gates.grad is not None
         both = torch.cat([gates.grad.reshape(-1), loss.detach().reshape(1)]).to("cpu", torch.float64)
         if self.processes is not None and self.processes.world > 1:
             self.processes.sum_([both])
             both /= self.processes.world
-        return float(both[-1]), both[:-1].view(self._blocks, self._columns)
+        gradient = both[:-1].view(self._blocks, self._columns)
+        return float(both[-1]), gradient if self.scale is None else gradient / self.scale.factor

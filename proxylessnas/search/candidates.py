@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..evaluate import evaluation_mode
-from ..metrics import Metrics
-from ..train.batchnorm import recalibrate
 from ..train.sampler import mix64
 from .budgets import Budget
-from .derive import most_probable_within
+from .knapsack import most_probable_within
 
 if TYPE_CHECKING:
-    from ..train.distributed import Processes
     from .supernet import SuperNet
 
 _TRIES = 2000
@@ -39,39 +35,6 @@ class Judged:
     costs: tuple[float, ...]
 
 
-def accuracy_of(
-    supernet: SuperNet,
-    picks: Sequence[int],
-    calibration: Iterable[Tensor],
-    limit: int,
-    pictures: Iterable[tuple[Tensor, Tensor]],
-    processes: Processes | None = None,
-) -> Metrics:
-    """Return the accuracy of one net on held-out pictures, with the supernet's weights.
-
-    It is a copy: BatchNorm statistics are computed anew for it, as those in the supernet are a mixture of all
-    nets', and the supernet stays as it is.
-
-    Args:
-        supernet: the trained net.
-        picks: which of its nets.
-        calibration: batches of training inputs [N, C, H, W] for the statistics.
-        limit: most of them to take; 0 keeps the supernet's statistics.
-        pictures: held-out batches (inputs, targets).
-        processes: those that share the pictures.
-    """
-    child = supernet.child(picks)
-    if limit:
-        recalibrate(child, calibration, limit, processes=processes)
-    metrics = Metrics(child.num_classes, device=next(child.parameters()).device)
-    with evaluation_mode(child), torch.inference_mode():
-        for inputs, targets in pictures:
-            metrics.add(child(inputs).float(), targets)
-    if processes is not None:
-        processes.sum_(metrics.tensors())
-    return metrics
-
-
 def random_within(
     supernet: SuperNet, budgets: Sequence[Budget], least_share: float, rng: random.Random, **rules: Any
 ) -> tuple[int, ...]:
@@ -85,7 +48,7 @@ def random_within(
         budgets: limits.
         least_share: of the first budget's limit, that a net should use.
         rng: the source of randomness.
-        rules: ``stages``, ``zero_column`` and ``least_depth`` of :func:`~.derive.most_probable_within`.
+        rules: ``stages``, ``zero_column`` and ``least_depth`` of :func:`~.knapsack.most_probable_within`.
 
     Raises:
         Infeasible: no net meets the budgets.
@@ -114,7 +77,7 @@ def within(log_probs: Tensor, budgets: Sequence[Budget], least_share: float, **r
         log_probs: [blocks, candidates], -inf for candidates that a block does not have.
         budgets: limits.
         least_share: 0 to 1.
-        rules: ``stages``, ``zero_column`` and ``least_depth`` of :func:`~.derive.most_probable_within`.
+        rules: ``stages``, ``zero_column`` and ``least_depth`` of :func:`~.knapsack.most_probable_within`.
 
     Raises:
         Infeasible: no net meets the budgets.

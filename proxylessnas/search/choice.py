@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from .gates import echo
+from .quick import Moments, output
 
 
 class Choice(nn.Module):
@@ -61,7 +63,12 @@ class Choice(nn.Module):
 
     def _gated(self, x: Tensor, op: nn.Module | None) -> Tensor:
         assert self.gates is not None
-        wanted = [(k, o) for k in self.others if (o := self._ops[k]) is not None]
+        moments = Moments()
+        wanted = [
+            (k, functools.partial(output, o, moments=moments))
+            for k in self.others
+            if (o := self._ops[k]) is not None
+        ]
         y = None if op is None else op(x)
         if self.store:
             with torch.no_grad():

@@ -22,13 +22,14 @@ from ..train.data import Data, Pictures, open_data
 from ..train.ram import LIMIT_BYTES, Progress, load_into_memory, pictures_of
 from ..train.reading import BatchReader, Item, TrainBatches
 from ..train.sampler import Steps, mix64
+from ..train.transfer import sent
+from ..train.unreadable import Unreadable
 from ..transforms import Preprocessing
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
 _ARCH_ORDER = 103  # keeps this order of pictures apart from all streams of random numbers in train.sampler
-_SHOWN = 3  # at most so many unreadable pictures in a message
 
 
 @dataclass(frozen=True)
@@ -181,12 +182,12 @@ class ArchLoader:
         progress: Progress | None = None,
     ) -> None:
         self.preprocessing, self.device = preprocessing, torch.device(device)
-        self.max_unreadable = max_unreadable
-        self.unreadable: dict[str, str] = {}
+        what = "pictures held out for the architecture"
+        self._unreadable = Unreadable(len(pictures), max_unreadable, what)
+        self.unreadable = self._unreadable.reasons
         self.waited_s = 0.0
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
-        self._n = len(pictures)
-        self._order = _Order(self._n, batch_size, seed, rank, world)
+        self._order = _Order(len(pictures), batch_size, seed, rank, world)
         self.batch_size, self.batches_per_pass = self._order.steps.batch_size, len(self._order.steps)
         geometry = Geometry(preprocessing)
         size = (preprocessing.input_size, preprocessing.input_size)
@@ -195,7 +196,7 @@ class ArchLoader:
         self._next = -1
         self._items: Iterator[Item] = iter(())
         if kept is not None:
-            self._record(kept.unreadable)
+            self._unreadable.add(kept.unreadable)
             kept.fill_gaps()
             self._images, self._labels = kept.on(self.device), torch.tensor(kept.labels)
         else:
@@ -218,9 +219,9 @@ class ArchLoader:
             raise ValueError(f"batches are numbered from 0, not {number}")
         start = time.perf_counter()
         images, targets = self._from_memory(number) if self.in_memory else self._read(number)
-        inputs = normalised(images.to(self.device, non_blocking=True), self.preprocessing)
+        inputs = normalised(sent(images, self.device), self.preprocessing)
         inputs = inputs.contiguous(memory_format=self._layout)
-        targets = targets.to(self.device, non_blocking=True)
+        targets = sent(targets, self.device)
         self.waited_s += time.perf_counter() - start
         return inputs, targets
 
@@ -241,23 +242,10 @@ class ArchLoader:
             self._items = iter(self._reader)
         self._next = -1  # should reading fail
         images, targets, unreadable = next(self._items)
-        self._record(unreadable)
+        self._unreadable.add(unreadable)
         assert images is not None
         self._next = number + 1
         return images, targets
-
-    def _record(self, unreadable: dict[str, str]) -> None:
-        if not unreadable:
-            return
-        self.unreadable.update(unreadable)
-        if len(self.unreadable) > self.max_unreadable * self._n:
-            first = "\n  ".join(list(self.unreadable.values())[:_SHOWN])
-            more = "\n  ..." if len(self.unreadable) > _SHOWN else ""
-            raise DataError(
-                f"{len(self.unreadable)} of {self._n} pictures held out for the architecture cannot be read, "
-                f"more than the {100 * self.max_unreadable:g} % that are let pass; repair or remove them:\n"
-                f"  {first}{more}"
-            )
 
 
 class _Order:

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 
 from ..train.distributed import processes
+from ..train.reading import dead_workers_as_data_error
 from ..train.runlog import memory_mib
 from ..train.settings import Settings
 from .engine import Searcher
-from .run import Job
+from .job import Job
 
 _STEPS = 5
 
@@ -69,7 +70,7 @@ def dry_run(
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     job = Job(space, data, recipe, table, force, limit)
-    with processes(settings.device) as group:
+    with processes(settings.device) as group, dead_workers_as_data_error():
         searcher = job.searcher(settings, group)
         try:
             return _timed(job, searcher)
@@ -91,10 +92,9 @@ def _timed(job: Job, searcher: Searcher) -> DryRun:
     if searcher.learns:
         for number in range(_STEPS):
             arch.append(_seconds(lambda number=number: searcher.arch_update(number)))  # type: ignore[misc]
-    judging = None
     judgings = 0 if searcher.learns else recipe.evaluations
     epochs_judged = recipe.epochs + 1 if searcher.learns else 1
-    judging = _seconds(lambda: searcher.judge(net.path))
+    judging = _seconds(lambda: searcher.judging.inherited(net.path, amp=True))
     arch_s = statistics.median(arch) if arch else None
     weight_s = statistics.median(weight)
     arch_steps = schedule.arch_steps() if searcher.learns else 0

@@ -46,16 +46,17 @@ class Objective:
         target: T, in the unit of E; None only for "none".
         strength: see above.
         scale: of mul_log.
-        normalised: divide the derivatives of mul_log by ``ratio ** strength``, so that only their proportion
-            depends on the strength. A strength that changes in the course of a search needs this: Adam
-            remembers the largest gradients for a thousand steps.
+        balance: None takes the derivatives as they are. A number is the derivative by the loss, up to
+            ``scale``, and the strength decides on the proportion of that by the cost to it alone. A strength
+            that changes in the course of a search needs this: Adam remembers the largest gradients for a
+            thousand steps.
     """
 
     kind: str = "mul_log"
     target: float | None = None
     strength: float = 0.3
     scale: float = 0.2
-    normalised: bool = False
+    balance: float | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -88,7 +89,8 @@ class Objective:
         assert self.target is not None
         if self.kind == "add_linear":
             excess = (cost - self.target) / self.target
-            return Pull(loss + self.strength * excess, 1.0, self.strength / self.target)
+            weight = 1.0 if self.balance is None else self.balance
+            return Pull(loss + self.strength * excess, weight, weight * self.strength / self.target)
         unit = self.unit_scale
         # E below one unit is far below any target: log E would change its sign.
         log_cost, log_target = math.log(max(cost * unit, 1.0 + 1e-6)), math.log(self.target * unit)
@@ -96,7 +98,7 @@ class Objective:
         # Far from the target and with a huge strength this would leave the range of numbers.
         factor = math.exp(max(-600.0, min(600.0, self.strength * math.log(ratio))))
         value = self.scale * loss * factor
-        weight = self.scale if self.normalised else self.scale * factor
+        weight = self.scale * (factor if self.balance is None else self.balance)
         return Pull(value, weight, weight * loss * self.strength / (ratio * max(cost, 1e-12) * log_target))
 
 

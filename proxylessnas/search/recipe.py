@@ -14,16 +14,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
-from ..errors import DataError
 from ..train.recipe import KINDS as WEIGHT_KINDS
 from ..train.recipe import Recipe
 from ..train.recipe import completed as completed_weights
+from ..train.recipe_base import RecipeBase, parsed_settings
 from ..train.recipe_rules import problems_error
 from .recipe_rules import PLAIN, check, combination_problems, unknown
 
@@ -32,7 +31,7 @@ PUBLISHED_STRENGTH = {"mul_log": 0.3, "add_linear": 0.1, "none": 0.0}
 
 
 @dataclass(frozen=True)
-class SearchRecipe:
+class SearchRecipe(RecipeBase):
     """How an architecture is searched. The defaults are the published ones (original code, B.7 to B.11).
 
     Attributes:
@@ -84,6 +83,10 @@ class SearchRecipe:
             lists every problem.
     """
 
+    what: ClassVar[str] = "search recipe"
+    # What stops a search changes nothing in it; the epochs of the weights follow from the others.
+    beside: ClassVar[frozenset[str]] = frozenset({"stuck_epochs", "weights.epochs"})
+
     algorithm: str = "gradient"
     weights: Recipe = field(default_factory=lambda: Recipe(epochs=160, batch_size=256, no_decay="none"))
     warmup_epochs: int = 40
@@ -121,13 +124,7 @@ class SearchRecipe:
         total = _total({"warmup_epochs": self.warmup_epochs, "epochs": self.epochs})
         if isinstance(self.weights, Recipe) and total > 0 and self.weights.epochs != total:
             object.__setattr__(self, "weights", self.weights.with_epochs(total))
-        values, found = check(KINDS, {name: getattr(self, name) for name in KINDS})
-        if not found:
-            for name, value in values.items():
-                object.__setattr__(self, name, value)
-            found = combination_problems(self)
-        if found:
-            raise problems_error("search recipe", found)
+        super().__post_init__()
 
     @property
     def seed(self) -> int:
@@ -178,71 +175,37 @@ class SearchRecipe:
         Raises:
             DataError: there is no such value, or the new ones are wrong; the message lists every problem.
         """
-        return SearchRecipe.from_dict(changes, "search recipe", base=self)
+        return super().replace(**changes)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the values as plain JSON types; :meth:`from_dict` reads them back."""
-        values = {name: getattr(self, name) for name in KINDS if name != "weights"}
-        plain = {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
-        return {**plain, "weights": self.weights.to_dict()}
+    @staticmethod
+    def _check(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        return check(KINDS, values)
 
-    @classmethod
-    def from_dict(
-        cls, mapping: Mapping[str, Any], where: str = "search recipe", *, base: SearchRecipe | None = None
-    ) -> SearchRecipe:
-        """Return the recipe that a mapping describes.
+    @staticmethod
+    def _misfits(recipe: Any) -> list[str]:
+        return combination_problems(recipe)
 
-        Args:
-            mapping: values by name; ``weights`` is a mapping of its own, whose values may also stand outside.
-            where: what the mapping was read from, for messages.
-            base: gives the values that the mapping lacks; None stands for ``SearchRecipe()``.
+    @staticmethod
+    def _completed(given: Mapping[str, Any], base: Any) -> tuple[dict[str, Any], list[str]]:
+        return completed(given, base)
 
-        Raises:
-            DataError: a name is unknown, a value is wrong, or values do not fit together; the message lists
-                every problem.
-        """
-        if not isinstance(mapping, Mapping):
-            raise DataError(f"{where}: must be a table of values, not {type(mapping).__name__}")
-        values, found = completed(mapping, cls() if base is None else base)
-        if found:
-            raise problems_error(where, found)
-        return cls(**values)
+    @staticmethod
+    def _toml() -> Any:
+        from . import recipe_toml
 
-    @classmethod
-    def from_toml(cls, source: str | os.PathLike[str], *, base: SearchRecipe | None = None) -> SearchRecipe:
-        """Return the recipe in a TOML file or text; see :func:`.recipe_toml.from_toml`."""
-        from .recipe_toml import from_toml
+        return recipe_toml
 
-        return from_toml(source, base=base)
+    @staticmethod
+    def _preset() -> Callable[[str], Any]:
+        from .presets import preset
 
-    def to_toml(self) -> str:
-        """Return the recipe as TOML, grouped and commented; :meth:`from_toml` reads it back exactly."""
-        from .recipe_toml import to_toml
-
-        return to_toml(self)
-
-    def differences(self, old: SearchRecipe) -> list[str]:
-        """Return a line for each value that is not that of ``old``, as in ``arch_rate: 0.01, was 0.001``.
-
-        ``stuck_epochs`` is left out: it stops a search, but changes nothing in it.
-        """
-        a, b = _flat(self), _flat(old)
-        return [
-            f"{name}: {a[name]}, was {b[name]}" for name in a if a[name] != b[name] and name != "stuck_epochs"
-        ]
+        return preset
 
 
 # With `from __future__ import annotations` the type of a field is the text of its annotation.
 KINDS: dict[str, str] = {f.name: str(f.type) for f in dataclasses.fields(SearchRecipe)}
 #: Names of all values, those of the weights after the search's own.
 NAMES: tuple[str, ...] = (*KINDS, *(name for name in WEIGHT_KINDS if name not in KINDS))
-
-
-def _flat(recipe: SearchRecipe) -> dict[str, Any]:
-    values = recipe.to_dict()
-    weights = values.pop("weights")
-    weights.pop("epochs")  # follows from the others
-    return values | {f"weights.{name}": value for name, value in weights.items()}
 
 
 def completed(given: Mapping[str, Any], base: SearchRecipe) -> tuple[dict[str, Any], list[str]]:
@@ -283,17 +246,8 @@ def _total(values: Mapping[str, Any]) -> int:
 
 
 def read_search_recipe(name_or_path: str | os.PathLike[str]) -> SearchRecipe:
-    """Return a preset by its name, or the recipe in a file, whose name ends in ``.toml``.
-
-    Raises:
-        DataError: there is no such preset, or the file is missing or wrong.
-        MissingExtraError: Python is 3.10 and tomli is not installed.
-    """
-    from .presets import preset
-
-    if isinstance(name_or_path, str) and not name_or_path.lower().endswith(".toml"):
-        return preset(name_or_path)
-    return SearchRecipe.from_toml(Path(name_or_path))
+    """Return a preset of searches by its name, or the recipe in a file; see :meth:`SearchRecipe.read`."""
+    return SearchRecipe.read(name_or_path)
 
 
 def changed(
@@ -314,19 +268,9 @@ def changed(
     """
     from .recipe_toml import parse_set
 
-    given: dict[str, Any] = {}
-    weights: dict[str, Any] = {}
-    found = []
-    for text in settings:
-        try:
-            name, value = parse_set(text)
-        except DataError as e:
-            found.append(str(e))
-            continue
-        if name.startswith("weights."):
-            weights[name.removeprefix("weights.")] = value
-        else:
-            given[name] = value
+    parsed, found = parsed_settings(settings, parse_set)
+    weights = {name.removeprefix("weights."): v for name, v in parsed.items() if name.startswith("weights.")}
+    given = {name: v for name, v in parsed.items() if not name.startswith("weights.")}
     given |= values or {}
     epochs = given.get("epochs")
     if type(epochs) is int and epochs > 0:

@@ -16,12 +16,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import DataError, shown
-from ..toml_text import absent, read_toml, split_word, toml_value, value_of_word
+from ..toml_text import absent, read_toml, split_word, value_of_word
 from ..train.presets import preset as train_preset
 from ..train.recipe import KINDS as WEIGHT_KINDS
+from ..train.recipe_rules import CHOICES as WEIGHT_CHOICES
 from ..train.recipe_rules import problems_error
+from ..train.recipe_toml import GROUPS as WEIGHT_GROUPS
+from ..train.recipe_toml import group_lines, taken_base
 from ..train.recipe_toml import parse_set as parse_weight_set
-from ..train.recipe_toml import to_toml as weights_to_toml
 from .presets import preset
 from .recipe import KINDS, NAMES, SearchRecipe, completed
 from .recipe_rules import CHOICES, PLAIN, check, unknown
@@ -42,21 +44,9 @@ _GROUPS = {
 
 def to_toml(recipe: SearchRecipe) -> str:
     """Return a recipe as TOML text with every value but those that are None or follow from others."""
-    lines: list[str] = []
-    for title, names in _GROUPS.items():
-        found = [(name, getattr(recipe, name)) for name in names.split()]
-        lines += ["", f"# {title}"]
-        for name, value in found:
-            if value is not None:
-                choices = " | ".join(CHOICES.get(name, ()))
-                lines.append(f"{name} = {toml_value(value)}" + (f"  # {choices}" if choices else ""))
-    lines += ["", "[weights]"]
-    for group in weights_to_toml(recipe.weights).strip().split("\n\n"):
-        title, *values = group.split("\n")
-        kept = [line for line in values if line.partition(" =")[0] not in {*PLAIN, "epochs"}]
-        if kept:
-            lines += ["", title, *kept]
-    return "\n".join(lines[1:]) + "\n"
+    lines = group_lines(recipe, _GROUPS, CHOICES)
+    weights = group_lines(recipe.weights, WEIGHT_GROUPS, WEIGHT_CHOICES, leave_out={*PLAIN, "epochs"})
+    return "\n".join([*lines[1:], "", "[weights]", *weights]) + "\n"
 
 
 def from_toml(source: str | os.PathLike[str], *, base: SearchRecipe | None = None) -> SearchRecipe:
@@ -78,13 +68,7 @@ def from_toml(source: str | os.PathLike[str], *, base: SearchRecipe | None = Non
     """
     where, table = read_toml(source, "search recipe")
     found: list[str] = []
-    start = SearchRecipe() if base is None else base
-    name = table.pop("base", None)
-    if name is not None:
-        try:
-            start = preset(name)
-        except DataError as e:
-            found.append(f"base: {e}")
+    start = taken_base(table, preset, SearchRecipe() if base is None else base, found)
     given: dict[str, Any] = {}
     for key, value in table.items():
         if isinstance(value, Mapping) and key != "weights":
@@ -94,14 +78,9 @@ def from_toml(source: str | os.PathLike[str], *, base: SearchRecipe | None = Non
     weights = given.get("weights")
     if isinstance(weights, Mapping):
         weights = dict(weights)
-        name = weights.pop("base", None)
-        if name is not None:
-            try:
-                start_weights = train_preset(name)
-            except DataError as e:
-                found.append(f"[weights] base: {e}")
-            else:
-                start = start.replace(weights=start_weights)
+        start_weights = taken_base(weights, train_preset, start.weights, found, "[weights] base")
+        if start_weights is not start.weights:
+            start = start.replace(weights=start_weights)
         given["weights"] = {k: absent(WEIGHT_KINDS.get(k, ""), v) for k, v in weights.items()}
     values, wrong = completed(given, start)
     if found or wrong:

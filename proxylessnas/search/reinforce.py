@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from ..errors import ProxylessError
+from ..train.batchnorm import single_values_as_data_error
+from .arch_step import SMALL_BATCH
 from .objective import reward
 
 if TYPE_CHECKING:
@@ -79,13 +81,14 @@ class ReinforceStep:
         self.baseline: float | None = None
 
     def __call__(self, inputs: Tensor, targets: Tensor) -> ReinforceResult:
-        """Do one update.
+        """Do one update; the device is waited for once.
 
         Args:
             inputs: [N, channels, H, W], held out from the training of the weights.
             targets: [N] class indices.
 
         Raises:
+            DataError: the batch leaves BatchNorm a single value a channel.
             ProxylessError: the gradient is not finite; alpha is as before.
         """
         alphas = self.supernet.alphas
@@ -123,7 +126,8 @@ class ReinforceStep:
         """Return the accuracy of each path on the batch of all processes, 0 to 1."""
         right = torch.zeros(len(paths) + 1, device=inputs.device)  # counts, exact in 32 bits
         right[-1] = len(targets)
-        with torch.no_grad(), self.supernet.statistics_kept(), self.autocast():
+        advice = single_values_as_data_error(inputs, SMALL_BATCH)
+        with advice, torch.no_grad(), self.supernet.statistics_kept(), self.autocast():
             for m, path in enumerate(paths):
                 self.supernet.set_path(path)
                 right[m] = (self.supernet(inputs).argmax(1) == targets).sum()

@@ -16,6 +16,7 @@ from ..errors import missing_extra
 from ..transforms import Preprocessing
 from .recipe import Recipe
 from .sampler import BATCHES, MIRRORS, generator
+from .transfer import sent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,7 +55,7 @@ def normalised(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     The same operations in the same order as in evaluation, so that the same pixels give the same bits.
     """
     mean, std = (
-        torch.tensor(v, dtype=torch.float32, device=images.device).view(3, 1, 1)
+        sent(torch.tensor(v, dtype=torch.float32).view(3, 1, 1), images.device)
         for v in (preprocessing.mean, preprocessing.std)
     )
     return images.float().div_(255).sub_(mean).div_(std)
@@ -166,7 +167,7 @@ class Draws(NamedTuple):
 
     def of(self, indices: Tensor, device: torch.device) -> Draws:
         """Return those of some pictures, on a device."""
-        return Draws(*(t[indices].to(device, non_blocking=True) for t in self))
+        return Draws(*(sent(t[indices], device) for t in self))
 
 
 class BatchAugment:

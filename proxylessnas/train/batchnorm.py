@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,32 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..errors import DataError
+
 if TYPE_CHECKING:
     from .distributed import Processes
+
+
+@contextlib.contextmanager
+def single_values_as_data_error(inputs: Tensor, advice: str) -> Iterator[None]:
+    """Turn what BatchNorm in training mode raises where a channel has a single value into advice.
+
+    Args:
+        inputs: what the net is given in the block, [N, C, H, W].
+        advice: what to do about it, such as "use a larger batch_size".
+
+    Raises:
+        DataError: in place of torch's ValueError.
+    """
+    try:
+        yield
+    except ValueError as e:
+        if "more than 1 value per channel" not in str(e):
+            raise
+        raise DataError(
+            f"BatchNorm cannot work with {len(inputs)} picture(s) of {inputs.shape[-1]} px at once, as a "
+            f"single value a channel is left: {advice}"
+        ) from e
 
 
 def _tracking(model: nn.Module) -> list[_BatchNorm]:
@@ -40,6 +65,9 @@ def recalibrate(
 
     Returns:
         How many batches were used.
+
+    Raises:
+        DataError: a batch leaves BatchNorm a single value a channel.
     """
     norms = _tracking(model)
     if getattr(model, "_frozen_bn", False) or not norms:
@@ -55,7 +83,8 @@ def recalibrate(
                     norm.reset_running_stats()
                     norm.momentum = None  # cumulative: every batch counts the same
                     norm.training = True
-            model(x)
+            with single_values_as_data_error(x, "use a larger batch_size or image_size"):
+                model(x)
             used += 1
         if used and processes is not None and processes.world > 1:
             statistics = [t for norm in norms for t in (norm.running_mean, norm.running_var) if t is not None]

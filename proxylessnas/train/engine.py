@@ -8,17 +8,15 @@ step, and a checkpoint holds the rest.
 from __future__ import annotations
 
 import contextlib
-import signal
 import time
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..classifier import Classifier
 from ..errors import ProxylessError
-from ..evaluate import evaluation_mode
 from ..metrics import Metrics
 from . import checkpoint
 from .augment import shrunk
@@ -28,6 +26,7 @@ from .distributed import Processes
 from .ema import WeightAverage
 from .eval_loader import EvalLoader
 from .loader import TrainLoader
+from .losses import ADVICE, Losses
 from .optim import head_parameters, make_optimizer, parameter_groups, rate_factor, set_train_mode
 from .position import Position
 from .preprocess import preprocessing_of
@@ -37,10 +36,8 @@ from .runlog import RunLog, memory_mib
 from .settings import Settings
 from .step import WeightStep
 from .stop import Stopped, StopRequest
-
-_ADVICE = 'Try a lower learning_rate, clip_norm = 1, or amp = "off"'
-_SHOWN = 10  # unreadable pictures that are named
-_SYNC_STEPS = 10  # steps between looks at the losses where looking waits for a GPU
+from .unreadable import UnreadableNotes
+from .validating import accuracy_on
 
 
 class Trainer:
@@ -95,7 +92,8 @@ class Trainer:
         self.average = WeightAverage(net, recipe.ema_decay) if recipe.ema_decay else None
         self.step = WeightStep(net, self.optimizer, recipe, self.device, self.average)
         self._head_only: bool | None = None
-        self._named: set[str] = set()  # unreadable pictures that the user has been told of
+        self.losses = Losses(self.step, processes, self.steps_per_epoch, self.checkpoints)
+        self._unreadable = UnreadableNotes()
         self._wanted = {name for name, p in net.named_parameters() if p.requires_grad}
 
     def save(self, *, best: bool = False) -> None:
@@ -150,51 +148,38 @@ class Trainer:
 
     def _name_unreadable(self, run: RunLog) -> None:
         """Tell of pictures that were found unreadable since this was last called."""
-        loaders = {"training": self.loader, "validation": self.val_loader}
-        for part, loader in loaders.items():
-            reasons = {} if loader is None else loader.unreadable
-            fresh = [reason for name, reason in reasons.items() if name not in self._named]
-            self._named.update(reasons)
-            if fresh:
-                instead = "others take their place" if part == "training" else "they are left out"
-                more = f"\n  and {len(fresh) - _SHOWN} more" if len(fresh) > _SHOWN else ""
-                run.note(
-                    f"{len(fresh)} {part} picture(s) cannot be read, {instead}:\n  "
-                    + "\n  ".join(fresh[:_SHOWN])
-                    + more
-                )
+        self._unreadable.tell(run.note, "training", self.loader.unreadable, "others take their place")
+        if self.val_loader is not None:
+            self._unreadable.tell(run.note, "validation", self.val_loader.unreadable, "they are left out")
 
     def _epoch(self, stop: StopRequest, run: RunLog) -> bool:
         """Train to the end of the present epoch; return False if a signal asked to stop before."""
         p, recipe = self.position, self.recipe
         set_train_mode(self.net, bool(self._head_only))
-        every = 1 if self.device.type == "cpu" else _SYNC_STEPS
-        pending: list[Tensor] = []
         side = recipe.side_at(p.epoch, self.loader.preprocessing.input_size)
         batches = self.loader.epoch(p.epoch, first_step=p.step)
         before = last = time.monotonic()
         self.loader.waited_s = 0.0
         for batch in batches:
             factor = rate_factor(p.global_step, recipe, self.steps_per_epoch)
-            pending.append(self.step(shrunk(batch.inputs, side), batch.targets, p.global_step, factor))
+            self.losses.add(self.step(shrunk(batch.inputs, side), batch.targets, p.global_step, factor))
             p.step, p.global_step = p.step + 1, p.global_step + 1
             end = p.step == self.steps_per_epoch
             save = bool(self.settings.save_every) and p.global_step % self.settings.save_every == 0
-            if not (end or save or p.step % every == 0):
+            if not (end or save or p.step % self.losses.every == 0):
                 continue
-            loss, stopping = self._look(pending, stop)
+            loss, steps, stopping = self.losses.look(stop)
             now = time.monotonic()
-            p.loss_sum += loss * len(pending)
+            p.loss_sum += loss * steps
             p.seconds, p.total_seconds = p.seconds + now - before, p.total_seconds + now - before
             p.waited += self.loader.waited_s
-            speed = len(pending) * recipe.batch_size / max(now - last, 1e-9)
+            speed = steps * recipe.batch_size / max(now - last, 1e-9)
             run.step(
                 p.global_step, p.epoch + 1, loss, recipe.learning_rate * factor, speed,
                 waiting=self.loader.waited_s / max(now - before, 1e-9), memory_mib=memory_mib(self.device),
             )  # fmt: skip
             self.loader.waited_s, before = 0.0, now
             last = now
-            pending.clear()
             if stopping:
                 return end
             if save and not end:
@@ -202,36 +187,13 @@ class Trainer:
                 before = last = time.monotonic()
         return True
 
-    def _look(self, pending: list[Tensor], stop: StopRequest) -> tuple[float, bool]:
-        """Return the mean loss of the steps since the last look, over all processes, and whether to stop.
-
-        Raises:
-            ProxylessError: a loss was not finite.
-        """
-        loss, stopping = float(torch.stack(pending).cpu().double().mean()), float(stop.signal is not None)
-        if self.processes.world > 1:
-            loss, stopping, bad = self.processes.sum_of(loss, stopping, float(self.step.broke_down))
-            loss /= self.processes.world
-        else:
-            bad = float(self.step.broke_down)
-        if bad:
-            first = min(int(t) for t in self.processes.gather(self.step.first_bad.reshape(1).cpu()))
-            raise ProxylessError(
-                f"the loss is not finite (NaN or infinite) since step {first} (epoch "
-                f"{first // self.steps_per_epoch + 1}); the last good checkpoint is kept in "
-                f"{self.checkpoints}. {_ADVICE}"
-            )
-        if stopping and stop.signal is None:  # another process was told
-            stop.signal = signal.SIGTERM
-        return loss, stopping > 0
-
     def _check_finite(self) -> None:
         """Raise if weights or statistics are not finite: an update can spoil them after a good loss."""
         states = [self.net.state_dict(), self.average.state_dict() if self.average else {}]
         if self.processes.any_of(not checkpoint.all_finite(*states)):
             raise ProxylessError(
                 f"the weights are not finite (NaN or infinite) after step {self.position.global_step - 1}; "
-                f"the last good checkpoint is kept in {self.checkpoints}. {_ADVICE}"
+                f"the last good checkpoint is kept in {self.checkpoints}. {ADVICE}"
             )
 
     def _end_of_epoch(self, run: RunLog, stop: StopRequest) -> None:
@@ -289,17 +251,15 @@ class Trainer:
         """
         if self.val_loader is None:
             return None
-        metrics = Metrics(self.net.num_classes, device=self.device)
-        with evaluation_mode(self.net), torch.inference_mode():
-            for done, (inputs, targets) in enumerate(self.val_loader):
-                run.validating(done, len(self.val_loader))
-                if stop is not None and stop.signal is not None and self.processes.world == 1:
-                    raise Stopped
-                with self.step.autocast() if amp else contextlib.nullcontext():
-                    logits = self.net(inputs)
-                metrics.add(logits.float(), targets)
-        self.processes.sum_(metrics.tensors())
-        return metrics
+        total = len(self.val_loader)
+
+        def before(done: int) -> None:
+            run.validating(done, total)
+            if stop is not None and stop.signal is not None and self.processes.world == 1:
+                raise Stopped
+
+        autocast = self.step.autocast if amp else contextlib.nullcontext
+        return accuracy_on(self.net, self.val_loader, self.processes, autocast, before)
 
     # ---- phases: classifier alone, then everything
 

@@ -13,6 +13,7 @@ from ..transforms import Preprocessing
 from .augment import Geometry, normalised
 from .ram import LIMIT_BYTES, Progress, RamPictures, load_into_memory, pictures_of
 from .reading import BatchReader, EvalBatches
+from .transfer import sent
 
 if TYPE_CHECKING:
     from .pictures import Pictures
@@ -84,8 +85,7 @@ class EvalLoader:
         found = 0
         for images, targets in self._from_memory() if self.in_memory else self._read():
             found += len(targets)
-            images = images.to(self.device, non_blocking=True)
-            yield normalised(images, self.preprocessing), targets.to(self.device, non_blocking=True)
+            yield normalised(sent(images, self.device), self.preprocessing), sent(targets, self.device)
         if self.indices and not found:
             self._fail()
 

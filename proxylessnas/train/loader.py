@@ -18,13 +18,13 @@ from .ram import LIMIT_BYTES, Progress, RamPictures, load_into_memory, pictures_
 from .reading import BatchReader, Item, TrainBatches
 from .recipe import Recipe
 from .sampler import Steps
+from .transfer import sent
+from .unreadable import Unreadable
 
 if TYPE_CHECKING:
     from .pictures import Pictures
 
 __all__ = ["Batch", "EvalLoader", "TrainLoader", "measure_loader"]
-
-_SHOWN = 3  # at most so many unreadable pictures in a message
 
 
 class Batch(NamedTuple):
@@ -88,11 +88,11 @@ class TrainLoader:
         progress: Progress | None = None,
     ) -> None:
         self.recipe, self.preprocessing, self.device = recipe, preprocessing, torch.device(device)
-        self.workers, self.max_unreadable = workers, max_unreadable
-        self.unreadable: dict[str, str] = {}
+        self.workers = workers
+        self._unreadable = Unreadable(len(pictures), max_unreadable, "training pictures")
+        self.unreadable = self._unreadable.reasons
         self.waited_s = 0.0
-        self._n = len(pictures)
-        self._steps = Steps(self._n, recipe.batch_size, recipe.seed, rank, world, recipe.accumulate)
+        self._steps = Steps(len(pictures), recipe.batch_size, recipe.seed, rank, world, recipe.accumulate)
         self.steps_per_epoch = len(self._steps)
         lowest, highest = min(pictures.labels), max(pictures.labels)
         if lowest < 0 or highest >= num_classes:
@@ -104,7 +104,7 @@ class TrainLoader:
         kept = self._in_memory(pictures, limit_bytes, progress)
         self.in_memory = kept is not None
         if kept is not None:
-            self._record(kept.unreadable)
+            self._unreadable.add(kept.unreadable)
             kept.fill_gaps()
         self._source: _Source
         if kept is not None and BatchAugment.covers(recipe):
@@ -131,9 +131,9 @@ class TrainLoader:
             start = time.perf_counter()
             inputs, targets, unreadable = next(batches)
             assert inputs is not None
-            self._record(unreadable)
+            self._unreadable.add(unreadable)
             inputs = inputs.to(self.device, memory_format=layout, non_blocking=True)
-            targets = targets.to(self.device, non_blocking=True)
+            targets = sent(targets, self.device)
             if mix and self._mixing:
                 inputs, targets = self._mixing(inputs, targets, epoch, step)
             self.waited_s += time.perf_counter() - start
@@ -149,18 +149,6 @@ class TrainLoader:
         prepare = preparation(self.recipe, self.preprocessing)
         size = None if prepare is None else (prepare.size, prepare.size)
         return load_into_memory(pictures, prepare, size=size, limit_bytes=limit_bytes, progress=progress)
-
-    def _record(self, unreadable: dict[str, str]) -> None:
-        if not unreadable:
-            return
-        self.unreadable.update(unreadable)
-        if len(self.unreadable) > self.max_unreadable * self._n:
-            first = "\n  ".join(list(self.unreadable.values())[:_SHOWN])
-            more = "\n  ..." if len(self.unreadable) > _SHOWN else ""
-            raise DataError(
-                f"{len(self.unreadable)} of {self._n} training pictures cannot be read, more than the "
-                f"{100 * self.max_unreadable:g} % that are let pass; repair or remove them:\n  {first}{more}"
-            )
 
 
 class _Source(Protocol):

@@ -19,6 +19,7 @@ from ..errors import DataError, ImageError
 from ..evaluate import one_thread
 from .pictures import FilePictures, seeded_read
 from .seeding import keep_random_state
+from .transfer import sent
 
 if TYPE_CHECKING:
     from .pictures import Pictures
@@ -86,10 +87,7 @@ class RamPictures:
 
 def pictures_of(images: Tensor, indices: Tensor, device: torch.device) -> Tensor:
     """Return some of the images, on a device; ``indices`` are on the CPU."""
-    chosen = images.index_select(0, indices.to(images.device))
-    if chosen.device.type == "cpu" and device.type == "cuda":
-        chosen = chosen.pin_memory()
-    return chosen.to(device, non_blocking=True)
+    return sent(images.index_select(0, sent(indices, images.device)), device)
 
 
 def load_into_memory(

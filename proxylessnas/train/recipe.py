@@ -16,18 +16,17 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from ..errors import DataError
+from .recipe_base import RecipeBase, parsed_settings
 from .recipe_rules import check, combination_problems, problems_error, unknown
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(RecipeBase):
     """How a net is trained. Rates are per optimiser step; sizes are in pixels.
 
     Attributes:
@@ -142,23 +141,6 @@ class Recipe:
     sync_bn: bool = False
     keep: str = "last"
 
-    def __post_init__(self) -> None:
-        values, found = check(KINDS, {name: getattr(self, name) for name in KINDS})
-        if not found:
-            for name, value in values.items():
-                object.__setattr__(self, name, value)
-            found = combination_problems(self)
-        if found:
-            raise problems_error("recipe", found)
-
-    def replace(self, **changes: Any) -> Recipe:
-        """Return a recipe with some values changed.
-
-        Raises:
-            DataError: there is no such value, or the new ones are wrong; the message lists every problem.
-        """
-        return Recipe.from_dict(changes, "recipe", base=self)
-
     def with_epochs(self, epochs: int) -> Recipe:
         """Return the recipe for another number of epochs.
 
@@ -194,45 +176,29 @@ class Recipe:
         muon_rate = self.muon_rate * (math.sqrt(share) if self.optimizer == "muon" else 1.0)
         return self.replace(batch_size=batch_size, learning_rate=rate, muon_rate=muon_rate)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the values as plain JSON types; :meth:`from_dict` reads them back."""
-        values = {name: getattr(self, name) for name in KINDS}
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+    @staticmethod
+    def _check(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        return check(KINDS, values)
 
-    @classmethod
-    def from_dict(
-        cls, mapping: Mapping[str, Any], where: str = "recipe", *, base: Recipe | None = None
-    ) -> Recipe:
-        """Return the recipe that a mapping describes.
+    @staticmethod
+    def _misfits(recipe: Any) -> list[str]:
+        return combination_problems(recipe)
 
-        Args:
-            mapping: values by name; lists pass for tuples.
-            where: what the mapping was read from, for messages.
-            base: gives the values that the mapping lacks; None stands for ``Recipe()``.
+    @staticmethod
+    def _completed(given: Mapping[str, Any], base: Any) -> tuple[dict[str, Any], list[str]]:
+        return completed(given, base)
 
-        Raises:
-            DataError: a name is unknown, a value is wrong, or values do not fit together; the message lists
-                every problem.
-        """
-        if not isinstance(mapping, Mapping):
-            raise DataError(f"{where}: must be a table of values, not {type(mapping).__name__}")
-        values, found = completed(mapping, cls() if base is None else base)
-        if found:
-            raise problems_error(where, found)
-        return cls(**values)
+    @staticmethod
+    def _toml() -> Any:
+        from . import recipe_toml
 
-    @classmethod
-    def from_toml(cls, source: str | os.PathLike[str], *, base: Recipe | None = None) -> Recipe:
-        """Return the recipe in a TOML file or text; see :func:`.recipe_toml.from_toml`."""
-        from .recipe_toml import from_toml
+        return recipe_toml
 
-        return from_toml(source, base=base)
+    @staticmethod
+    def _preset() -> Callable[[str], Any]:
+        from .presets import preset
 
-    def to_toml(self) -> str:
-        """Return the recipe as TOML, grouped and commented; :meth:`from_toml` reads it back exactly."""
-        from .recipe_toml import to_toml
-
-        return to_toml(self)
+        return preset
 
 
 # With `from __future__ import annotations` the type of a field is the text of its annotation.
@@ -248,24 +214,9 @@ def completed(given: Mapping[str, Any], base: Recipe) -> tuple[dict[str, Any], l
     return values, found + (wrong or combination_problems(SimpleNamespace(**values)))
 
 
-def differences(new: Recipe, old: Recipe) -> list[str]:
-    """Return a line for each value that is not the same, as in ``learning_rate: 0.05, was 0.1``."""
-    a, b = new.to_dict(), old.to_dict()
-    return [f"{name}: {a[name]}, was {b[name]}" for name in KINDS if a[name] != b[name]]
-
-
 def read_recipe(name_or_path: str | os.PathLike[str]) -> Recipe:
-    """Return a preset by its name, or the recipe in a file, whose name ends in ``.toml``.
-
-    Raises:
-        DataError: there is no such preset, or the file is missing or wrong.
-        MissingExtraError: Python is 3.10 and tomli is not installed.
-    """
-    from .presets import preset
-
-    if isinstance(name_or_path, str) and not name_or_path.lower().endswith(".toml"):
-        return preset(name_or_path)
-    return Recipe.from_toml(Path(name_or_path))
+    """Return a preset by its name, or the recipe in a file; see :meth:`Recipe.read`."""
+    return Recipe.read(name_or_path)
 
 
 def changed(recipe: Recipe, settings: Iterable[str] = (), values: Mapping[str, Any] | None = None) -> Recipe:
@@ -284,14 +235,7 @@ def changed(recipe: Recipe, settings: Iterable[str] = (), values: Mapping[str, A
     """
     from .recipe_toml import parse_set
 
-    given: dict[str, Any] = {}
-    found = []
-    for text in settings:
-        try:
-            name, value = parse_set(text)
-            given[name] = value
-        except DataError as e:
-            found.append(str(e))
+    given, found = parsed_settings(settings, parse_set)
     given |= values or {}
     epochs = given.get("epochs")
     if epochs is not None and not check(KINDS, {"epochs": epochs})[1]:

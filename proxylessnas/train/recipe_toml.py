@@ -8,7 +8,8 @@ learning_rate = 0.1
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Callable, Container, Mapping
+from typing import Any, TypeVar
 
 from ..errors import DataError, shown
 from ..toml_text import absent, read_toml, split_word, toml_value, value_of_word
@@ -16,7 +17,10 @@ from .presets import preset
 from .recipe import KINDS, Recipe, completed
 from .recipe_rules import CHOICES, check_value, problems_error, unknown
 
-_GROUPS = {
+R = TypeVar("R")
+
+#: Names of the values under each title.
+GROUPS = {
     "length and batch": "epochs batch_size accumulate seed val_fraction",
     "pictures; sizes in px; a value that is left out is the net's or the data set's own":
         "image_size resize start_size grow_epochs mean std interpolation",
@@ -36,15 +40,54 @@ _GROUPS = {
 
 def to_toml(recipe: Recipe) -> str:
     """Return a recipe as TOML text with every value but those that are None."""
+    return "\n".join(group_lines(recipe, GROUPS, CHOICES)[1:]) + "\n"
+
+
+def group_lines(
+    recipe: object,
+    groups: Mapping[str, str],
+    choices: Mapping[str, tuple[str, ...]],
+    leave_out: Container[str] = (),
+) -> list[str]:
+    """Return the lines of values in groups, each with an empty line before its title.
+
+    Args:
+        recipe: whose attributes the values are; those that are None have no line.
+        groups: names of the values under each title.
+        choices: what else a value may be, for a comment.
+        leave_out: names without a line.
+    """
     lines: list[str] = []
-    for title, names in _GROUPS.items():
-        lines += ["", f"# {title}"]
-        for name in names.split():
-            value = getattr(recipe, name)
+    for title, names in groups.items():
+        values = {name: getattr(recipe, name) for name in names.split() if name not in leave_out}
+        group = []
+        for name, value in values.items():
             if value is not None:
-                choices = " | ".join(CHOICES.get(name, ()))
-                lines.append(f"{name} = {toml_value(value)}" + (f"  # {choices}" if choices else ""))
-    return "\n".join(lines[1:]) + "\n"
+                known = " | ".join(choices.get(name, ()))
+                group.append(f"{name} = {toml_value(value)}" + (f"  # {known}" if known else ""))
+        if group:
+            lines += ["", f"# {title}", *group]
+    return lines
+
+
+def taken_base(
+    table: dict[str, Any], preset: Callable[[str], R], start: R, found: list[str], where: str = "base"
+) -> R:
+    """Take the name of a preset out of a table as its ``base``, and return that preset.
+
+    Args:
+        table: as read.
+        preset: finds one.
+        start: is returned where the table names none, or a wrong one.
+        found: gets what is wrong.
+        where: the name's place, for the message.
+    """
+    name = table.pop("base", None)
+    try:
+        return start if name is None else preset(name)
+    except DataError as e:
+        found.append(f"{where}: {e}")
+        return start
 
 
 def from_toml(source: str | os.PathLike[str], *, base: Recipe | None = None) -> Recipe:
@@ -64,20 +107,16 @@ def from_toml(source: str | os.PathLike[str], *, base: Recipe | None = None) -> 
         MissingExtraError: Python is 3.10 and tomli is not installed.
     """
     where, table = read_toml(source, "recipe")
-    found, given = [], {}
-    name = table.pop("base", None)
-    if name is not None:
-        try:
-            base = preset(name)
-        except DataError as e:
-            found.append(f"base: {e}")
+    found: list[str] = []
+    start = taken_base(table, preset, Recipe() if base is None else base, found)
+    given = {}
     for key, value in table.items():
         if isinstance(value, dict):
             hint = f"write {next(iter(value), 'epochs')} = ... above it, without [{key}]"
             found.append(f"[{key}] is a table, but a recipe has none: {hint}")
         else:
             given[key] = absent(KINDS.get(key, ""), value)
-    values, wrong = completed(given, Recipe() if base is None else base)
+    values, wrong = completed(given, start)
     if found or wrong:
         raise problems_error(where, found + wrong)
     return Recipe(**values)

@@ -199,6 +199,17 @@ class RunLog:
             if self._board is not None:
                 self._board.write(step, values, _STEP_KEYS)
 
+    def figures(self, group: str, step: int, values: Mapping[str, Any]) -> None:
+        """Show further figures in TensorBoard, where it is asked for.
+
+        Args:
+            group: what they belong to; a figure's tag is ``group/name``.
+            step: steps done in the whole run.
+            values: by name; what is no finite number is left out.
+        """
+        if self._board is not None:
+            self._board.scalars(step, {f"{group}/{name}": value for name, value in values.items()})
+
     def validating(self, done: int, total: int) -> None:
         """Show on a terminal that ``done`` of ``total`` validation batches (or pictures) are through."""
         if not self._silent and self._console.is_due():

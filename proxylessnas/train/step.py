@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from ..errors import DataError
+from .batchnorm import single_values_as_data_error
 from .ema import WeightAverage
 from .optim import set_rates
 from .recipe import Recipe
@@ -87,10 +87,8 @@ class WeightStep:
                 (self.scaler.scale(share) if self.scaler else share).backward()
             total = share.detach() if total is None else total + share.detach()
         assert total is not None
-        bad = torch.where(
-            total.isfinite(), self.first_bad.new_tensor(_NEVER), self.first_bad.new_tensor(number)
-        )
-        self.first_bad = torch.minimum(self.first_bad, bad)
+        # Numbers as such, not as tensors: to send one to a GPU is to wait for it.
+        self.first_bad = torch.where(total.isfinite(), self.first_bad, self.first_bad.clamp(max=number))
         self._update()
         if self.average is not None:
             self.average.update(number)
@@ -98,16 +96,9 @@ class WeightStep:
 
     def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean cross-entropy (with label smoothing) of a batch, []."""
-        try:
-            with self.autocast():
-                logits = self.model(inputs)
-        except ValueError as e:
-            if "more than 1 value per channel" not in str(e):
-                raise
-            raise DataError(
-                f"BatchNorm cannot work with {len(inputs)} picture(s) of {inputs.shape[-1]} px at once, as a "
-                "single value a channel is left: use a larger batch_size or image_size, or accumulate less"
-            ) from e
+        advice = "use a larger batch_size or image_size, or accumulate less"
+        with single_values_as_data_error(inputs, advice), self.autocast():
+            logits = self.model(inputs)
         return F.cross_entropy(logits.float(), targets, label_smoothing=self.recipe.label_smoothing)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:

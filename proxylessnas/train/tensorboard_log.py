@@ -82,11 +82,14 @@ class TensorBoardLog:
 
     def write(self, step: int, values: Mapping[str, Any], keys: Iterable[str]) -> None:
         """Add the values of ``keys`` that are numbers."""
-        found = {key: values.get(key) for key in keys}
+        self.scalars(step, {_TAGS[key]: values.get(key) for key in keys})
+
+    def scalars(self, step: int, values: Mapping[str, Any]) -> None:
+        """Add values by their tags (``group/name``); what is no finite number is left out."""
         summary = self._summaries.Summary(
             value=[
-                self._summaries.Summary.Value(tag=_TAGS[key], simple_value=value)
-                for key, value in found.items()
+                self._summaries.Summary.Value(tag=tag, simple_value=value)
+                for tag, value in values.items()
                 if isinstance(value, (int, float)) and math.isfinite(value)
             ]
         )

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..arch import ZERO
 from ..errors import DataError
+from ..space import SearchSpace
 from .budgets import Budget
 
 _MOST_STATES = 2_000_000
@@ -21,6 +24,20 @@ _MOST_STATES = 2_000_000
 
 class Infeasible(DataError):
     """No net meets all budgets."""
+
+
+def rules_of(space: SearchSpace, least_depth: int) -> dict[str, Any]:
+    """Return what :func:`most_probable_within` needs to know of a space to keep its stages deep enough.
+
+    Args:
+        space: the nets to choose from.
+        least_depth: blocks of each stage that may not be skipped at least.
+    """
+    return {
+        "stages": [p.stage for p in space.positions],
+        "zero_column": space.columns.index(ZERO) if ZERO in space.columns else None,
+        "least_depth": least_depth,
+    }
 
 
 def most_probable_within(

@@ -1,0 +1,200 @@
+"""The net a search ends with: as good as trying every net."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+import time
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from proxylessnas import DataError
+from proxylessnas.search.budgets import Budget, Costs
+from proxylessnas.search.knapsack import Infeasible, most_probable_within
+
+STAGES = [0, 0, 1, 1, 1]
+BLOCKS, COLUMNS, ZERO = len(STAGES), 4, 3
+
+
+def nets(log_probs: Tensor) -> list[tuple[int, ...]]:
+    return list(
+        itertools.product(*[[k for k, v in enumerate(row) if v > -math.inf] for row in log_probs.tolist()])
+    )
+
+
+def deep_enough(picks: Sequence[int], least: int, zero: int = ZERO) -> bool:
+    for stage in set(STAGES):
+        kept = sum(s == stage and pick != zero for s, pick in zip(STAGES, picks, strict=True))
+        if kept < min(least, STAGES.count(stage)):
+            return False
+    return True
+
+
+def best_of_all(log_probs: Tensor, budgets: Sequence[Budget], least: int) -> float | None:
+    """Return the log-probability of the best net that fits, by trying all of them; None if none fits."""
+    scores = [
+        sum(log_probs[i, k].item() for i, k in enumerate(picks))
+        for picks in nets(log_probs)
+        if deep_enough(picks, least)
+        and all(b.costs.of(picks) <= b.limit + 1e-9 * abs(b.limit) for b in budgets)
+    ]
+    return max(scores, default=None)
+
+
+def random_mask(rng: random.Random) -> Tensor:
+    mask = torch.tensor([[rng.random() < 0.8 for _ in range(COLUMNS)] for _ in range(BLOCKS)])
+    mask[:, rng.randrange(ZERO)] = True
+    return mask
+
+
+def random_costs(rng: random.Random, mask: Tensor, whole: bool = False) -> Costs:
+    """Return random costs; whole numbers make many nets cost the same."""
+    values = [float(rng.randint(1, 4)) if whole else rng.random() for _ in range(BLOCKS * COLUMNS)]
+    table = torch.tensor(values, dtype=torch.float64).view(BLOCKS, COLUMNS).masked_fill(~mask, 0)
+    table[:, ZERO] = 0
+    return Costs("latency", "ms", table, rng.random() * (not whole), mask)
+
+
+@pytest.mark.parametrize("seed", range(120))
+def test_it_is_what_trying_every_net_finds(seed: int) -> None:
+    rng, g = random.Random(seed), torch.Generator().manual_seed(seed)
+    mask = random_mask(rng)
+    even = seed % 5 == 0  # many equally probable nets
+    logits = torch.randn(mask.shape, generator=g, dtype=torch.float64)
+    log_probs = (logits.sign() if even else logits).masked_fill(~mask, -math.inf).log_softmax(1)
+    budgets = []
+    for _ in range(seed % 4):
+        costs = random_costs(rng, mask, whole=seed % 3 == 0)
+        low, high = costs.range()
+        budgets.append(Budget(costs, low + (high - low) * rng.uniform(-0.05, 1.05)))
+    least = rng.choice([0, 0, 1, 2, 9])
+    wanted = best_of_all(log_probs, budgets, least)
+    options = {"stages": STAGES, "zero_column": ZERO, "least_depth": least}
+    if wanted is None:
+        with pytest.raises(Infeasible, match="no net of this space meets"):
+            most_probable_within(log_probs, budgets, **options)
+        return
+    picks = most_probable_within(log_probs, budgets, **options)
+    assert mask[torch.arange(BLOCKS), picks].all()
+    assert sum(log_probs[i, k].item() for i, k in enumerate(picks)) == pytest.approx(wanted, abs=1e-12)
+    assert deep_enough(picks, least)
+    assert all(b.costs.of(picks) <= b.limit + 1e-9 * abs(b.limit) for b in budgets)
+
+
+def full(table: list[list[float]], name: str = "latency", fixed: float = 0.0) -> Costs:
+    values = torch.tensor(table, dtype=torch.float64)
+    return Costs(name, "ms", values, fixed, torch.ones(values.shape, dtype=torch.bool))
+
+
+def test_without_a_budget_it_is_the_most_probable_one() -> None:
+    log_probs = torch.randn(21, 7, dtype=torch.float64).log_softmax(1)
+    assert most_probable_within(log_probs, []) == log_probs.argmax(1).tolist()
+
+
+def test_a_budget_that_everything_meets_changes_nothing() -> None:
+    log_probs = torch.randn(6, 3, dtype=torch.float64).log_softmax(1)
+    costs = full(torch.rand(6, 3).tolist())
+    assert most_probable_within(log_probs, [Budget(costs, 100.0)]) == log_probs.argmax(1).tolist()
+
+
+def test_most_probable_candidates_may_cost_too_much_together() -> None:
+    log_probs = torch.tensor([[0.6, 0.4], [0.9, 0.1]], dtype=torch.float64).log()
+    costs = full([[3.0, 1.0], [3.0, 1.0]])
+    assert most_probable_within(log_probs, [Budget(costs, 6.0)]) == [0, 0]
+    assert most_probable_within(log_probs, [Budget(costs, 5.0)]) == [1, 0]
+    assert most_probable_within(log_probs, [Budget(costs, 2.0)]) == [1, 1]
+    with pytest.raises(Infeasible, match=r"latency of at most 1.99 ms .*from 2 ms to 6 ms"):
+        most_probable_within(log_probs, [Budget(costs, 1.99)])
+
+
+def test_budgets_that_can_only_be_met_apart() -> None:
+    log_probs = torch.zeros(1, 2, dtype=torch.float64).log_softmax(1)
+    one, two = full([[1.0, 2.0]]), full([[2.0, 1.0]], "macs")
+    assert most_probable_within(log_probs, [Budget(one, 1.0)]) == [0]
+    assert most_probable_within(log_probs, [Budget(two, 1.0)]) == [1]
+    with pytest.raises(Infeasible, match="latency of at most 1 ms and macs of at most 1 ms"):
+        most_probable_within(log_probs, [Budget(one, 1.0), Budget(two, 1.0)])
+
+
+def test_of_equally_probable_nets_it_is_the_cheapest() -> None:
+    log_probs = torch.zeros(4, 3, dtype=torch.float64).log_softmax(1)
+    costs = full([[3.0, 1.0, 2.0], [1.0, 2.0, 3.0], [2.0, 3.0, 1.0], [5.0, 5.0, 4.0]])
+    assert most_probable_within(log_probs, [Budget(costs, 100.0)]) == [1, 0, 2, 2]
+
+
+def test_limits_met_to_the_last_digit_are_met() -> None:
+    rng = random.Random(0)
+    for _ in range(50):
+        costs = random_costs(rng, torch.ones(BLOCKS, COLUMNS, dtype=torch.bool))
+        picks = [rng.randrange(COLUMNS) for _ in range(BLOCKS)]
+        log_probs = torch.full((BLOCKS, COLUMNS), -5.0, dtype=torch.float64)
+        log_probs[torch.arange(BLOCKS), picks] = -0.1
+        assert most_probable_within(log_probs, [Budget(costs, costs.of(picks))]) == picks
+
+
+def kept_with(*probabilities: float) -> Tensor:
+    """Return log-probabilities of keeping each block, and of skipping it."""
+    kept = torch.tensor(probabilities, dtype=torch.float64)
+    return torch.stack([kept, 1 - kept], 1).log()
+
+
+@pytest.mark.parametrize(
+    ("least", "expected"), [(0, [1] * 5), (1, [1, 0, 1, 1, 0]), (2, [0, 0, 1, 0, 0]), (5, [0] * 5)]
+)
+def test_depth_without_a_budget(least: int, expected: list[int]) -> None:
+    log_probs = kept_with(0.1, 0.2, 0.1, 0.2, 0.3)
+    assert most_probable_within(log_probs, [], stages=STAGES, zero_column=1, least_depth=least) == expected
+
+
+def test_depth_counts_blocks_that_cannot_be_skipped() -> None:
+    log_probs = kept_with(0.1, 0.2, 1.0, 0.2, 0.3)
+    found = most_probable_within(log_probs, [], stages=STAGES, zero_column=1, least_depth=1)
+    assert found == [1, 0, 0, 1, 1]
+
+
+def test_depth_that_no_budget_allows() -> None:
+    log_probs = torch.zeros(5, 2, dtype=torch.float64).log_softmax(1)
+    costs = full([[1.0, 0.0]] * 5)
+    rules = {"stages": STAGES, "zero_column": 1, "least_depth": 2}
+    picks = most_probable_within(log_probs, [Budget(costs, 4.0)], **rules)
+    assert picks.count(0) == 4
+    with pytest.raises(Infeasible, match=r"latency of at most 3.9 ms and at least 2 blocks a stage"):
+        most_probable_within(log_probs, [Budget(costs, 3.9)], **rules)
+
+
+def test_a_space_without_zero_has_its_depth_anyway() -> None:
+    log_probs = torch.randn(5, 3, dtype=torch.float64).log_softmax(1)
+    found = most_probable_within(log_probs, [], stages=STAGES, zero_column=None, least_depth=2)
+    assert found == log_probs.argmax(1).tolist()
+
+
+@pytest.mark.parametrize("budgets", [1, 2, 3])
+@pytest.mark.parametrize("sharpness", [1.0, 1e-3])
+def test_the_published_space_takes_seconds_at_most(budgets: int, sharpness: float) -> None:
+    g = torch.Generator().manual_seed(budgets)
+    log_probs = (torch.randn(21, 7, generator=g, dtype=torch.float64) * sharpness).log_softmax(1)
+    base = torch.rand(21, 7, generator=g, dtype=torch.float64)
+    limits = []
+    for _ in range(budgets):  # costs of one net are alike: what is slow has more to compute
+        table = base + 0.2 * torch.rand(21, 7, generator=g, dtype=torch.float64)
+        table[:, 6] = 0
+        costs = Costs("latency", "ms", table, 0.3, torch.ones(21, 7, dtype=torch.bool))
+        low, high = costs.range()
+        limits.append(Budget(costs, low + 0.5 * (high - low)))
+    start = time.process_time()
+    picks = most_probable_within(log_probs, limits)
+    assert time.process_time() - start < 20
+    assert all(b.costs.of(picks) <= b.limit * (1 + 1e-9) for b in limits)
+    for i in range(21):  # no single change is better and fits
+        for k in range(7):
+            other = [*picks[:i], k, *picks[i + 1 :]]
+            if log_probs[i, k] > log_probs[i, picks[i]] + 1e-12:
+                assert any(b.costs.of(other) > b.limit for b in limits)
+
+
+def test_infeasible_is_an_error_of_the_data() -> None:
+    assert issubclass(Infeasible, DataError)
