@@ -67,10 +67,10 @@ _SMALL = Recipe(
 )  # fmt: skip
 
 # Ours: the weights that come with the package. Made for a CPU and so for few epochs: Muon, small pictures at
-# first, little augmentation, and a rate that falls from the start.
+# first, and a rate that falls from the start.
 _CIFAR10_DEMO = _SMALL.replace(
-    epochs=26, batch_size=128, val_fraction=0.02, image_size=32, resize=32, start_size=18, grow_epochs=15,
-    crop_padding=3, cutout=0, optimizer="muon", learning_rate=0.2, weight_decay=4e-4,
+    epochs=30, batch_size=128, val_fraction=0.02, image_size=32, resize=32, start_size=18, grow_epochs=15,
+    optimizer="muon", learning_rate=0.2, weight_decay=4e-4,
     muon_rate=0.03, muon_decay=0.01, schedule="linear", warmup_epochs=1.0, zero_init_residual=False,
     ema_decay=0.998,
 )  # fmt: skip
