@@ -1,12 +1,13 @@
 """Live memory of the steps of a search against a plain training step of the same sampled net.
 
-    python benchmarks/search_memory.py
-    python benchmarks/search_memory.py --candidates 12 --variants weight,full_v2
+    python benchmarks/search_memory.py                                  # 224 px, batch 8: needs 10 GB
+    python benchmarks/search_memory.py --candidates 2,6 --variants weight,full_v2
 
 Counted are the bytes of all tensors that a step makes, at the moment when they are the most: activations and
 gradients, without weights, BatchNorm statistics and the state of optimisers, and without the scratch memory
 inside an operation or what an allocator keeps. On a GPU it is what PyTorch's allocator hands out. Variants
-are those of search_step.py; the ratio is the geometric mean over the paths.
+are those of search_step.py; the ratio is the geometric mean over the paths, which are the same nets for any
+number of candidates. How the ratio grows with that number is drawn beside the CSV file.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import statistics
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import harness
@@ -94,13 +96,13 @@ def peak_of(torch: Any, bench: search_step.Bench, variant: str) -> int:
 
 
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return one row a variant."""
+    """Return one row a variant; ``args.candidates`` is a number."""
     import torch
 
     bench = search_step.Bench(args)
     variants = search_step.variants_of(args)
     peaks: dict[str, list[int]] = {variant: [] for variant in variants}
-    for picks in search_step.draw(bench, args.paths, args.seed):
+    for picks in search_step.draw(bench, args.paths, args.seed, same=True):
         bench.use(picks)
         for variant in variants:
             peaks[variant].append(peak_of(torch, bench, variant))
@@ -122,12 +124,62 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
+#: Name, colour (Okabe and Ito 2008), line and mark of each variant.
+LINES = {
+    "all_paths": ("every path at once", "#CC79A7", "-.", "D"),
+    "full": ("arch step, full", "#E69F00", "--", "v"),
+    "full_v2": ("arch step, full_v2", "#009E73", "-", "o"),
+    "two": ("arch step, two", "#D55E00", ":", "s"),
+    "weight": ("weight step", "#0072B2", "-", "^"),
+}
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw the ratio of each variant over the number of candidates."""
+    from proxylessnas.charts import GRID, open_figure, write_above
+
+    with open_figure(path, 7.2, 4.2) as figure:
+        axes = figure.subplots()
+        for variant, (name, color, style, marker) in LINES.items():
+            points = sorted((row["candidates"], row["ratio"]) for row in rows if row["step"] == variant)
+            if points:
+                x, y = zip(*points, strict=True)
+                axes.plot(x, y, style, marker=marker, markersize=6, linewidth=1.8, color=color, label=name)
+        axes.set_yscale("log", base=2)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.set_xticks(sorted({row["candidates"] for row in rows}))
+        axes.set_xlabel("candidates a block")
+        axes.set_ylabel("live memory, plain step = 1, log scale")
+        axes.set_title("Memory of a step of a search", loc="left", fontsize=11)
+        first = rows[0]
+        write_above(axes, f"{first['pixels']} px, batch {first['batch']}, {first['device']}", right=True)
+        axes.grid(color=GRID, linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=9)
+
+
+def counts(text: str) -> list[int]:
+    """Return the numbers in ``2,6,12``."""
+    found = [int(word) for word in text.split(",")]
+    if not found or set(found) - set(search_step.CANDIDATES):
+        raise ValueError
+    return found
+
+
 def main() -> int:
     parser = search_step.make_parser(__doc__, "search_memory")
-    parser.set_defaults(paths=3)
+    known = ",".join(map(str, search_step.CANDIDATES))
+    parser.add_argument("--candidates", type=counts, default=known, help=f"among {known}")
+    parser.set_defaults(paths=3, variants=",".join(LINES))
     args = parser.parse_args()
     harness.start(args)
-    harness.write_rows(args, measure(args))
+    rows = []
+    for count in args.candidates:
+        rows += measure(argparse.Namespace(**{**vars(args), "candidates": count}))
+    harness.write_rows(args, rows)
+    if not args.no_csv and len(args.candidates) > 1:
+        draw(rows, args.csv.with_suffix(".png"))
     return 0
 
 

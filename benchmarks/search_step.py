@@ -171,10 +171,17 @@ class Bench:
         return clock() - start
 
 
-def draw(bench: Bench, count: int, seed: int) -> list[list[int]]:
-    """Return paths; of nets with 2 or 12 candidates the same small ones, so that these can be compared."""
+def draw(bench: Bench, count: int, seed: int, *, same: bool = False) -> list[list[int]]:
+    """Return paths.
+
+    Args:
+        bench: whose.
+        count: how many.
+        seed: of the draw.
+        same: draw small nets that are the same for any number of candidates; for 2 and 12 always so.
+    """
     rng = random.Random(seed)
-    if bench.args.candidates == 6:
+    if bench.args.candidates == 6 and not same:
         return [list(bench.space.random_picks(rng)) for _ in range(count)]
     small = [float(token in ("k3e3", "k3e6", "-")) for token in bench.space.columns]
     return [list(bench.space.random_picks(rng, small)) for _ in range(count)]
@@ -231,7 +238,6 @@ def make_parser(description: str | None, name: str) -> argparse.ArgumentParser:
     parser = harness.make_parser(description, name)
     parser.add_argument("--pixels", type=int, default=224)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--candidates", type=int, default=6, choices=CANDIDATES)
     parser.add_argument("--paths", type=int, default=5, help="sampled nets")
     parser.add_argument("--seed", type=int, default=0, help="of the sampled nets")
     parser.add_argument("--variants", default=",".join(VARIANTS), help="may also hold all_paths")
@@ -252,6 +258,7 @@ def variants_of(args: argparse.Namespace) -> list[str]:
 
 def main() -> int:
     parser = make_parser(__doc__, "search_step")
+    parser.add_argument("--candidates", type=int, default=6, choices=CANDIDATES)
     parser.add_argument("--repeats", type=int, default=5, help="of each step on each path")
     parser.add_argument(
         "--clock",

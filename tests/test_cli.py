@@ -14,17 +14,18 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from cli_tools import Run, runner
 from PIL import Image
 
 from proxylessnas import Arch, create_model, get_weights, list_models, save_weights
 from proxylessnas.categories import categories, unique, wnids
-from proxylessnas.cli import main, verbs
+from proxylessnas.cli import verbs
 from proxylessnas.evaluate import top_classes
 from proxylessnas.images import load_image
 from proxylessnas.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
@@ -35,32 +36,9 @@ ARCH = """Arch("mine", stem=8, first=8, last=32, resolution=48, stages=(
 SMALL = Preprocessing(48, 56, (0.4, 0.5, 0.6), (0.5, 0.5, 0.5))
 
 
-@dataclasses.dataclass
-class Ran:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-Run = Callable[..., Ran]
-
-
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Return a function that runs the command in this process."""
-
-    def run(*words: object) -> Ran:
-        capsys.readouterr()
-        code = main([str(word) for word in words])
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return Ran(code, captured.out, captured.err)
-
-    return run
+    return runner(capsys)
 
 
 def command(*words: object, **options: Any) -> subprocess.Popen[str]:

@@ -5,18 +5,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from cli_tools import Run, runner
 from latency_table_tools import SPACE, little
 
-from proxylessnas import cli
 from proxylessnas.cli._latency import Steps
 from proxylessnas.cli._latency_types import in_options
 from proxylessnas.cli.bench import VERB as BENCH
@@ -45,32 +42,9 @@ GOOD = {
 }  # fmt: skip
 
 
-@dataclasses.dataclass
-class Ran:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-Run = Callable[..., Ran]
-
-
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Return a function that runs the command in this process."""
-
-    def run(*words: object) -> Ran:
-        capsys.readouterr()
-        code = cli.main(["latency", *map(str, words)])
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return Ran(code, captured.out, captured.err)
-
-    return run
+    return runner(capsys, "latency")
 
 
 @pytest.fixture

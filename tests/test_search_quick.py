@@ -1,4 +1,4 @@
-"""Candidates without a graph: the same outputs, and the ordinary way wherever something is out of the ordinary."""
+"""Candidates without a graph: the same outputs, and the ordinary way wherever something is unusual."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ SPACE = SearchSpace(
 
 
 @pytest.mark.parametrize("store", [False, True])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 2e-3)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
 def test_alpha_gets_the_gradient_of_the_explicit_mixture(
     dtype: torch.dtype, tolerance: float, store: bool
 ) -> None:
@@ -155,10 +155,9 @@ def test_alpha_gets_the_gradient_of_the_explicit_mixture(
     x = torch.randn(8, 2, 96, 96, generator=g).to(dtype).contiguous(memory_format=LAST)
     t = torch.randint(0, 5, (8,), generator=g)
     net = small_net(0, SPACE, dtype).to(memory_format=LAST)
-    slow = small_net(0, SPACE, dtype)
     before = state_of(net)
     for path in ([0, 1, 2, 3], [3, 4, 1, 4]):
-        _, wanted = mixture_gradient(slow, path, x.contiguous(), t)
+        _, wanted = mixture_gradient(net, path, x, t)  # runs its candidates as they are
         _, found = gate_gradient(net, path, x, t, store=store)
         gradients = []
         for gates in (wanted, found):

@@ -7,6 +7,9 @@ Heavy libraries are imported in ``run``, so that ``proxylessnas --help`` is quic
 from __future__ import annotations
 
 import argparse
+import sys
+import textwrap
+from collections.abc import Sequence
 from typing import ClassVar
 
 
@@ -48,3 +51,37 @@ class Verb:
             UsageError: reported likewise, exit code 2.
         """
         raise NotImplementedError
+
+
+class VerbOfActions(Verb):
+    """A verb that only passes on to its actions, which are verbs themselves.
+
+    Attributes:
+        actions: in the order of the help text.
+    """
+
+    actions: ClassVar[Sequence[Verb]]
+
+    def arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the actions with their arguments."""
+        sub = parser.add_subparsers(dest="action", metavar="ACTION", title="actions")
+        for action in self.actions:
+            own = sub.add_parser(
+                action.name,
+                help=action.summary,
+                description=textwrap.fill(action.description or action.summary, 79),
+                epilog=f"example:\n{action.example.rstrip()}",
+                formatter_class=argparse.RawDescriptionHelpFormatter,
+                allow_abbrev=False,
+            )
+            if self.rest is not None:
+                own.set_defaults(**{self.rest: []})
+            action.arguments(own)
+            own.set_defaults(parser=own)
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Run the action; without one, show which there are."""
+        if args.action is None:
+            args.parser.print_help(sys.stderr)
+            return 2
+        return next(action for action in self.actions if action.name == args.action).run(args)

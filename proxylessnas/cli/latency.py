@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import textwrap
 
 from ..errors import LatencyError
 from ._latency_build import BUILD, KIT, VALIDATE
 from ._latency_measure import MEASURE
 from ._latency_table import IMPORT, PREDICT, SHOW
 from ._latency_types import in_options
-from ._verb import UsageError, Verb
-
-_ACTIONS = {action.name: action for action in (MEASURE, BUILD, VALIDATE, SHOW, PREDICT, IMPORT, KIT)}
+from ._verb import UsageError, VerbOfActions
 
 
-class Latency(Verb):
+class Latency(VerbOfActions):
     """Passes on to its actions."""
 
     name = "latency"
@@ -33,35 +30,15 @@ class Latency(Verb):
   $ proxylessnas latency predict table.json mine.txt
 """
     rest = "nets"
-
-    def arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the actions with their arguments."""
-        sub = parser.add_subparsers(dest="action", metavar="ACTION", title="actions")
-        for action in _ACTIONS.values():
-            own = sub.add_parser(
-                action.name,
-                help=action.summary,
-                description=textwrap.fill(action.description or action.summary, 79),
-                epilog=f"example:\n{action.example.rstrip()}",
-                formatter_class=argparse.RawDescriptionHelpFormatter,
-                allow_abbrev=False,
-            )
-            own.set_defaults(nets=[])
-            action.arguments(own)
-            own.set_defaults(parser=own)
+    actions = (MEASURE, BUILD, VALIDATE, SHOW, PREDICT, IMPORT, KIT)
 
     def run(self, args: argparse.Namespace) -> int:
         """Run the action."""
-        if args.action is None:
-            import sys
-
-            args.parser.print_help(sys.stderr)
-            return 2
-        action = _ACTIONS[args.action]
-        if args.nets and action.rest is None:
+        takes_nets = {action.name for action in self.actions if action.rest is not None}
+        if args.action is not None and args.nets and args.action not in takes_nets:
             raise UsageError(f"unrecognised arguments: {' '.join(args.nets)}")
         try:
-            return action.run(args)
+            return super().run(args)
         except LatencyError as e:
             found = in_options(e)
             if found is e:

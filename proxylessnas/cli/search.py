@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
-import textwrap
-
 from ._search import DERIVE, RESUME, RUN
 from ._search_show import SHOW
-from ._verb import Verb
-
-_ACTIONS = {action.name: action for action in (RUN, RESUME, DERIVE, SHOW)}
+from ._verb import VerbOfActions
 
 
-class Search(Verb):
+class Search(VerbOfActions):
     """Passes on to its actions."""
 
     name = "search"
@@ -29,28 +23,7 @@ class Search(Verb):
   $ proxylessnas search show runs/a
   $ proxylessnas finetune runs/a/child.safetensors photos/
 """
-
-    def arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the actions with their arguments."""
-        sub = parser.add_subparsers(dest="action", metavar="ACTION", title="actions")
-        for action in _ACTIONS.values():
-            own = sub.add_parser(
-                action.name,
-                help=action.summary,
-                description=textwrap.fill(action.description or action.summary, 79),
-                epilog=f"example:\n{action.example.rstrip()}",
-                formatter_class=argparse.RawDescriptionHelpFormatter,
-                allow_abbrev=False,
-            )
-            action.arguments(own)
-            own.set_defaults(parser=own)
-
-    def run(self, args: argparse.Namespace) -> int:
-        """Run the action."""
-        if args.action is None:
-            args.parser.print_help(sys.stderr)
-            return 2
-        return _ACTIONS[args.action].run(args)
+    actions = (RUN, RESUME, DERIVE, SHOW)
 
 
 VERB = Search()
