@@ -144,7 +144,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             points = sorted((row["candidates"], row["ratio"]) for row in rows if row["step"] == variant)
             if points:
                 x, y = zip(*points, strict=True)
-                axes.plot(x, y, style, marker=marker, markersize=6, linewidth=1.8, color=color, label=name)
+                axes.plot(x, y, style, marker=marker, mfc="none", ms=7, lw=1.8, color=color, label=name)
         axes.set_yscale("log", base=2)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.set_xticks(sorted({row["candidates"] for row in rows}))

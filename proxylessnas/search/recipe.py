@@ -13,8 +13,9 @@ form in ``recipe_toml.py``, ready-made recipes in ``presets.py``.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -22,8 +23,7 @@ from typing import Any, ClassVar
 from ..train.recipe import KINDS as WEIGHT_KINDS
 from ..train.recipe import Recipe
 from ..train.recipe import completed as completed_weights
-from ..train.recipe_base import RecipeBase, parsed_settings
-from ..train.recipe_rules import problems_error
+from ..train.recipe_base import RecipeBase, Rules, parsed_settings
 from .recipe_rules import PLAIN, check, combination_problems, unknown
 
 #: What a strength of None stands for (original code, B.8 and its script).
@@ -177,30 +177,6 @@ class SearchRecipe(RecipeBase):
         """
         return super().replace(**changes)
 
-    @staticmethod
-    def _check(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-        return check(KINDS, values)
-
-    @staticmethod
-    def _misfits(recipe: Any) -> list[str]:
-        return combination_problems(recipe)
-
-    @staticmethod
-    def _completed(given: Mapping[str, Any], base: Any) -> tuple[dict[str, Any], list[str]]:
-        return completed(given, base)
-
-    @staticmethod
-    def _toml() -> Any:
-        from . import recipe_toml
-
-        return recipe_toml
-
-    @staticmethod
-    def _preset() -> Callable[[str], Any]:
-        from .presets import preset
-
-        return preset
-
 
 # With `from __future__ import annotations` the type of a field is the text of its annotation.
 KINDS: dict[str, str] = {f.name: str(f.type) for f in dataclasses.fields(SearchRecipe)}
@@ -245,6 +221,9 @@ def _total(values: Mapping[str, Any]) -> int:
     return 0 if problems else sum(known.values())
 
 
+SearchRecipe.rules = Rules(functools.partial(check, KINDS), combination_problems, completed)
+
+
 def read_search_recipe(name_or_path: str | os.PathLike[str]) -> SearchRecipe:
     """Return a preset of searches by its name, or the recipe in a file; see :meth:`SearchRecipe.read`."""
     return SearchRecipe.read(name_or_path)
@@ -256,15 +235,8 @@ def changed(
     """Return a recipe with changes as a command line has them.
 
     With another number of epochs, epochs without arch steps that are not set here are shortened as
-    :meth:`SearchRecipe.with_epochs` does it.
-
-    Args:
-        recipe: what is changed.
-        settings: ``name=value`` texts; see :func:`.recipe_toml.parse_set`.
-        values: values by name, which win.
-
-    Raises:
-        DataError: a name or a value is wrong; the message lists every problem.
+    :meth:`SearchRecipe.with_epochs` does it. Arguments and errors are those of
+    :func:`proxylessnas.train.recipe.changed`.
     """
     from .recipe_toml import parse_set
 
@@ -277,7 +249,4 @@ def changed(
         given = {"frozen_epochs": min(recipe.frozen_epochs, epochs // 2)} | given
     if weights:
         given["weights"] = {name: value for name, value in weights.items() if name not in given}
-    complete, wrong = completed(given, recipe)
-    if found or wrong:
-        raise problems_error("search recipe", found + wrong)
-    return SearchRecipe(**complete)
+    return SearchRecipe.complete(given, recipe, found)

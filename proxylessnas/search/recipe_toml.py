@@ -20,12 +20,11 @@ from ..toml_text import absent, read_toml, split_word, value_of_word
 from ..train.presets import preset as train_preset
 from ..train.recipe import KINDS as WEIGHT_KINDS
 from ..train.recipe_rules import CHOICES as WEIGHT_CHOICES
-from ..train.recipe_rules import problems_error
 from ..train.recipe_toml import GROUPS as WEIGHT_GROUPS
 from ..train.recipe_toml import group_lines, taken_base
 from ..train.recipe_toml import parse_set as parse_weight_set
 from .presets import preset
-from .recipe import KINDS, NAMES, SearchRecipe, completed
+from .recipe import KINDS, NAMES, SearchRecipe
 from .recipe_rules import CHOICES, PLAIN, check, unknown
 
 _GROUPS = {
@@ -54,17 +53,7 @@ def from_toml(source: str | os.PathLike[str], *, base: SearchRecipe | None = Non
 
     The file may name a preset of searches as its ``base``, and its table ``[weights]`` one of trainings; of
     the latter, what the weight steps of a search do not know is left out. A value that can be absent may be
-    ``"none"``.
-
-    Args:
-        source: a path, or the text itself. A string of one line that ends in ``.toml`` is a path.
-        base: gives the values that the file lacks, unless it names a base of its own; None stands for
-            ``SearchRecipe()``.
-
-    Raises:
-        DataError: the file cannot be read, is not TOML, or holds a wrong recipe; the message lists every
-            problem.
-        MissingExtraError: Python is 3.10 and tomli is not installed.
+    ``"none"``. Arguments and errors are those of :func:`proxylessnas.train.recipe_toml.from_toml`.
     """
     where, table = read_toml(source, "search recipe")
     found: list[str] = []
@@ -82,10 +71,7 @@ def from_toml(source: str | os.PathLike[str], *, base: SearchRecipe | None = Non
         if start_weights is not start.weights:
             start = start.replace(weights=start_weights)
         given["weights"] = {k: absent(WEIGHT_KINDS.get(k, ""), v) for k, v in weights.items()}
-    values, wrong = completed(given, start)
-    if found or wrong:
-        raise problems_error(where, found + wrong)
-    return SearchRecipe(**values)
+    return SearchRecipe.complete(given, start, found, where)
 
 
 def parse_set(text: str) -> tuple[str, Any]:

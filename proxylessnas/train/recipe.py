@@ -14,15 +14,16 @@ in ``presets.py``.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-from .recipe_base import RecipeBase, parsed_settings
-from .recipe_rules import check, combination_problems, problems_error, unknown
+from .recipe_base import RecipeBase, Rules, parsed_settings
+from .recipe_rules import check, combination_problems, unknown
 
 
 @dataclass(frozen=True)
@@ -176,30 +177,6 @@ class Recipe(RecipeBase):
         muon_rate = self.muon_rate * (math.sqrt(share) if self.optimizer == "muon" else 1.0)
         return self.replace(batch_size=batch_size, learning_rate=rate, muon_rate=muon_rate)
 
-    @staticmethod
-    def _check(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-        return check(KINDS, values)
-
-    @staticmethod
-    def _misfits(recipe: Any) -> list[str]:
-        return combination_problems(recipe)
-
-    @staticmethod
-    def _completed(given: Mapping[str, Any], base: Any) -> tuple[dict[str, Any], list[str]]:
-        return completed(given, base)
-
-    @staticmethod
-    def _toml() -> Any:
-        from . import recipe_toml
-
-        return recipe_toml
-
-    @staticmethod
-    def _preset() -> Callable[[str], Any]:
-        from .presets import preset
-
-        return preset
-
 
 # With `from __future__ import annotations` the type of a field is the text of its annotation.
 KINDS: dict[str, str] = {field.name: str(field.type) for field in dataclasses.fields(Recipe)}
@@ -212,6 +189,9 @@ def completed(given: Mapping[str, Any], base: Recipe) -> tuple[dict[str, Any], l
     values = {name: getattr(base, name) for name in KINDS} | known
     # What does not fit together is only told where each value makes sense alone.
     return values, found + (wrong or combination_problems(SimpleNamespace(**values)))
+
+
+Recipe.rules = Rules(functools.partial(check, KINDS), combination_problems, completed)
 
 
 def read_recipe(name_or_path: str | os.PathLike[str]) -> Recipe:
@@ -240,7 +220,4 @@ def changed(recipe: Recipe, settings: Iterable[str] = (), values: Mapping[str, A
     epochs = given.get("epochs")
     if epochs is not None and not check(KINDS, {"epochs": epochs})[1]:
         recipe = recipe.with_epochs(epochs)
-    complete, wrong = completed(given, recipe)
-    if found or wrong:
-        raise problems_error("recipe", found + wrong)
-    return Recipe(**complete)
+    return Recipe.complete(given, recipe, found)

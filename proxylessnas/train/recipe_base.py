@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from ..errors import DataError
 from .recipe_rules import problems_error
@@ -15,52 +15,44 @@ from .recipe_rules import problems_error
 R = TypeVar("R", bound="RecipeBase")
 
 
-class RecipeBase(ABC):
-    """A frozen dataclass of values that keep rules.
+class Rules(NamedTuple):
+    """What the values of a kind of recipe keep.
+
+    Attributes:
+        check: returns all values in their proper types, and what is wrong with each of them.
+        misfits: returns what does not fit together in a recipe whose values are each in order.
+        completed: returns all values, the given ones over those of a recipe, and what is wrong with them.
+    """
+
+    check: Callable[[Mapping[str, Any]], tuple[dict[str, Any], list[str]]]
+    misfits: Callable[[Any], list[str]]
+    completed: Callable[[Mapping[str, Any], Any], tuple[dict[str, Any], list[str]]]
+
+
+class RecipeBase:
+    """A frozen dataclass of values that keep rules; beside its module are ``recipe_toml`` and ``presets``.
 
     Attributes:
         what: what messages call it.
         beside: values that change nothing in what comes out; those of a table within as ``table.name``.
+        rules: set once the functions are there that come after the class.
     """
 
     what: ClassVar[str] = "recipe"
     beside: ClassVar[frozenset[str]] = frozenset()
+    rules: ClassVar[Rules]
 
-    # ---- what a kind of recipe brings along
-
-    @staticmethod
-    @abstractmethod
-    def _check(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-        """Return all values in their proper types, and what is wrong with each of them."""
-
-    @staticmethod
-    @abstractmethod
-    def _misfits(recipe: Any) -> list[str]:
-        """Return what does not fit together in a recipe whose values are each in order."""
-
-    @staticmethod
-    @abstractmethod
-    def _completed(given: Mapping[str, Any], base: Any) -> tuple[dict[str, Any], list[str]]:
-        """Return all values, the given ones over those of ``base``, and what is wrong with them."""
-
-    @staticmethod
-    @abstractmethod
-    def _toml() -> Any:
-        """Return the module with ``from_toml`` and ``to_toml``."""
-
-    @staticmethod
-    @abstractmethod
-    def _preset() -> Callable[[str], Any]:
-        """Return what finds a ready-made recipe by its name."""
-
-    # ---- what all have
+    @classmethod
+    def _beside(cls, module: str) -> Any:
+        # Not at the top: both make recipes.
+        return importlib.import_module(f"..{module}", cls.__module__)
 
     def __post_init__(self) -> None:
-        values, found = self._check({f.name: getattr(self, f.name) for f in dataclasses.fields(self)})  # type: ignore[arg-type]
+        values, found = self.rules.check({f.name: getattr(self, f.name) for f in dataclasses.fields(self)})  # type: ignore[arg-type]
         if not found:
             for name, value in values.items():
                 object.__setattr__(self, name, value)
-            found = self._misfits(self)
+            found = self.rules.misfits(self)
         if found:
             raise problems_error(self.what, found)
 
@@ -95,20 +87,31 @@ class RecipeBase(ABC):
         where = where or cls.what
         if not isinstance(mapping, Mapping):
             raise DataError(f"{where}: must be a table of values, not {type(mapping).__name__}")
-        values, found = cls._completed(mapping, cls() if base is None else base)
-        if found:
-            raise problems_error(where, found)
+        return cls.complete(mapping, cls() if base is None else base, [], where)
+
+    @classmethod
+    def complete(
+        cls: type[R], given: Mapping[str, Any], base: R, found: Sequence[str], where: str | None = None
+    ) -> R:
+        """Return a recipe of the given values over those of ``base``.
+
+        Raises:
+            DataError: there is a problem, or was one before: ``found``. ``where`` is for the message.
+        """
+        values, wrong = cls.rules.completed(given, base)
+        if found or wrong:
+            raise problems_error(where or cls.what, [*found, *wrong])
         return cls(**values)
 
     @classmethod
     def from_toml(cls: type[R], source: str | os.PathLike[str], *, base: R | None = None) -> R:
         """Return the recipe in a TOML file or text; see ``from_toml`` in the package's ``recipe_toml.py``."""
-        recipe: R = cls._toml().from_toml(source, base=base)
+        recipe: R = cls._beside("recipe_toml").from_toml(source, base=base)
         return recipe
 
     def to_toml(self) -> str:
         """Return the recipe as TOML, grouped and commented; :meth:`from_toml` reads it back exactly."""
-        return str(self._toml().to_toml(self))
+        return str(self._beside("recipe_toml").to_toml(self))
 
     @classmethod
     def read(cls: type[R], name_or_path: str | os.PathLike[str]) -> R:
@@ -119,7 +122,7 @@ class RecipeBase(ABC):
             MissingExtraError: Python is 3.10 and tomli is not installed.
         """
         if isinstance(name_or_path, str) and not name_or_path.lower().endswith(".toml"):
-            recipe: R = cls._preset()(name_or_path)
+            recipe: R = cls._beside("presets").preset(name_or_path)
             return recipe
         return cls.from_toml(Path(name_or_path))
 

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 from ..errors import DataError, shown
 from ..toml_text import absent, read_toml, split_word, toml_value, value_of_word
 from .presets import preset
-from .recipe import KINDS, Recipe, completed
-from .recipe_rules import CHOICES, check_value, problems_error, unknown
+from .recipe import KINDS, Recipe
+from .recipe_rules import CHOICES, check_value, unknown
 
 R = TypeVar("R")
 
@@ -116,10 +116,7 @@ def from_toml(source: str | os.PathLike[str], *, base: Recipe | None = None) -> 
             found.append(f"[{key}] is a table, but a recipe has none: {hint}")
         else:
             given[key] = absent(KINDS.get(key, ""), value)
-    values, wrong = completed(given, start)
-    if found or wrong:
-        raise problems_error(where, found + wrong)
-    return Recipe(**values)
+    return Recipe.complete(given, start, found, where)
 
 
 def parse_set(text: str) -> tuple[str, Any]:
