@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from proxylessnas.search.choice import Choice
 from proxylessnas.search.gates import echo, inner_product
+from proxylessnas.search.supernet import SuperNet
 
 
 @pytest.mark.parametrize("store", [False, True])
@@ -98,26 +99,25 @@ def test_weights_get_the_gradient_of_a_plain_step(path: list[int]) -> None:
             assert a is None or torch.equal(a, b)
 
 
+def assert_gradients_of_the_mixture(net: SuperNet, x: Tensor, t: Tensor, *, store: bool, atol: float) -> None:
+    for path in PATHS:
+        _, wanted = mixture_gradient(net, path, x, t)
+        found = gate_gradient(net, path, x, t, store=store)[1]
+        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=atol)
+
+
 @pytest.mark.parametrize("store", [False, True])
 def test_frozen_weights_are_no_obstacle(store: bool) -> None:
     net, (x, t) = small_net(), batch()
     net.requires_grad_(False)
-    for path in PATHS:
-        _, wanted = mixture_gradient(net, path, x, t)
-        torch.testing.assert_close(
-            gate_gradient(net, path, x, t, store=store)[1], wanted, rtol=1e-9, atol=1e-14
-        )
+    assert_gradients_of_the_mixture(net, x, t, store=store, atol=1e-14)
 
 
 @pytest.mark.parametrize("store", [False, True])
 def test_channels_last(store: bool) -> None:
     net, (x, t) = small_net().to(memory_format=torch.channels_last), batch()
     x = x.contiguous(memory_format=torch.channels_last)
-    for path in PATHS:
-        _, wanted = mixture_gradient(net, path, x, t)
-        torch.testing.assert_close(
-            gate_gradient(net, path, x, t, store=store)[1], wanted, rtol=1e-9, atol=1e-13
-        )
+    assert_gradients_of_the_mixture(net, x, t, store=store, atol=1e-13)
 
 
 @pytest.mark.parametrize("store", [False, True])

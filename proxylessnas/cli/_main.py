@@ -9,14 +9,13 @@ import logging
 import os
 import pkgutil
 import sys
-import textwrap
 from collections.abc import Sequence
 
 from .._version import __version__
 from ..errors import ProxylessError
 from ._net import join_numbers
 from ._output import error, note, prepare_streams, print_json
-from ._verb import UsageError, Verb
+from ._verb import UsageError, Verb, add_verb
 
 _INTERRUPTED, _PIPE_CLOSED = 130, 141  # what a shell reports for SIGINT and SIGPIPE
 
@@ -56,16 +55,7 @@ def build_parser(known: dict[str, Verb]) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"proxylessnas {__version__}")
     sub = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs", parser_class=_Parser)
     for verb in known.values():
-        own = sub.add_parser(
-            verb.name,
-            help=verb.summary,
-            description=textwrap.fill(verb.description or verb.summary, 79),
-            epilog=f"example:\n{verb.example.rstrip()}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        verb.arguments(own)
-        own.set_defaults(parser=own)
+        add_verb(sub, verb)
     return parser
 
 

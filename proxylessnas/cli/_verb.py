@@ -10,7 +10,7 @@ import argparse
 import sys
 import textwrap
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class UsageError(Exception):
@@ -53,6 +53,21 @@ class Verb:
         raise NotImplementedError
 
 
+def add_verb(sub: argparse._SubParsersAction[Any], verb: Verb, **defaults: object) -> None:
+    """Declare a verb with its arguments and its help, and values for what it has no argument for."""
+    own: argparse.ArgumentParser = sub.add_parser(
+        verb.name,
+        help=verb.summary,
+        description=textwrap.fill(verb.description or verb.summary, 79),
+        epilog=f"example:\n{verb.example.rstrip()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    own.set_defaults(**defaults)
+    verb.arguments(own)
+    own.set_defaults(parser=own)
+
+
 class VerbOfActions(Verb):
     """A verb that only passes on to its actions, which are verbs themselves.
 
@@ -66,18 +81,7 @@ class VerbOfActions(Verb):
         """Declare the actions with their arguments."""
         sub = parser.add_subparsers(dest="action", metavar="ACTION", title="actions")
         for action in self.actions:
-            own = sub.add_parser(
-                action.name,
-                help=action.summary,
-                description=textwrap.fill(action.description or action.summary, 79),
-                epilog=f"example:\n{action.example.rstrip()}",
-                formatter_class=argparse.RawDescriptionHelpFormatter,
-                allow_abbrev=False,
-            )
-            if self.rest is not None:
-                own.set_defaults(**{self.rest: []})
-            action.arguments(own)
-            own.set_defaults(parser=own)
+            add_verb(sub, action, **({} if self.rest is None else {self.rest: []}))
 
     def run(self, args: argparse.Namespace) -> int:
         """Run the action; without one, show which there are."""
