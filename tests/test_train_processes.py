@@ -18,6 +18,7 @@ from train_tools import (
     noise_folder,
     run_command,
     tensors,
+    watched,
 )
 
 RECIPE = BUSY.replace(
@@ -37,7 +38,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("processes")
     noise_folder(folder / "data")
     for name, processes in (("one", 1), ("two", 2)):
-        done = run_command(*_words(folder, name), processes=processes)
+        script = watched(folder) if processes > 1 else None
+        done = run_command(*_words(folder, name), processes=processes, script=script)
         assert done.returncode == 0, done.stderr
     return folder
 
@@ -49,6 +51,13 @@ def test_two_processes_give_the_weights_of_one_with_the_whole_batch(runs: Path) 
     assert states[1]["run"]["processes"] == 2
     assert len(states[1]["rng"]) == 2
     assert differences_of(states[0]["model"], states[1]["model"]) < 1e-5
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted as Linux shows them")
+def test_no_thread_of_the_group_outlives_it(runs: Path) -> None:
+    """One that holds a tensor when Python ends aborts the process, which torchrun takes for a failure."""
+    for rank in range(2):
+        assert "gloo" not in (runs / f"threads-{rank}").read_text()
 
 
 def test_validation_is_summed_over_the_processes(runs: Path) -> None:

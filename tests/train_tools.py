@@ -68,11 +68,15 @@ def tensors(path: Path) -> dict[str, Tensor]:
 
 
 def run_command(
-    *words: str, processes: int = 1, env: dict[str, str] | None = None, **options: Any
+    *words: str,
+    processes: int = 1,
+    env: dict[str, str] | None = None,
+    script: Path | None = None,
+    **options: Any,
 ) -> subprocess.CompletedProcess[str]:
     """Run ``proxylessnas WORDS``, under torchrun if there are several processes."""
     return subprocess.run(
-        command(*words, processes=processes),
+        command(*words, processes=processes, script=script),
         env=environment(env),
         capture_output=True,
         text=True,
@@ -81,11 +85,31 @@ def run_command(
     )
 
 
-def command(*words: str, processes: int = 1) -> list[str]:
+def command(*words: str, processes: int = 1, script: Path | None = None) -> list[str]:
+    """Return the command that runs ``proxylessnas WORDS``, or a script in its place."""
     start = [sys.executable]
     if processes > 1:
         start += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return [*start, "-m", "proxylessnas", *words]
+    return [*start, *(["-m", "proxylessnas"] if script is None else [str(script)]), *words]
+
+
+def watched(folder: Path) -> Path:
+    """Return a script that runs the command, and writes to ``threads-RANK`` which threads are left."""
+    script = folder / "watched.py"
+    script.write_text(
+        """\
+import os, sys
+from pathlib import Path
+from proxylessnas.cli import main
+
+code = main(sys.argv[1:])
+names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+Path(__file__).with_name("threads-" + os.environ["RANK"]).write_text(" ".join(names))
+sys.exit(code)
+""",
+        encoding="utf-8",
+    )
+    return script
 
 
 def environment(more: dict[str, str] | None = None) -> dict[str, str]:

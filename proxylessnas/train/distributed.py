@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import importlib
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -135,6 +136,9 @@ def processes(device: str = "auto") -> Iterator[Processes]:
     chosen = pick_device(device)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
+    # Its functions take the group that exists while it is imported as a default and keep it: the group's
+    # threads would outlive its end below, and one that holds a tensor when Python ends aborts the process.
+    importlib.import_module("torch.distributed.nn.functional")
     try:
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=_TIMEOUT)
     except (RuntimeError, ValueError) as e:
