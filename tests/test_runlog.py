@@ -192,6 +192,15 @@ def test_a_damaged_table_is_made_anew(tmp_path: Path, damage: str) -> None:
     assert rows(tmp_path)[0] == next(iter(csv.DictReader(io.StringIO(good))))
 
 
+def test_an_end_come_to_twice_is_told_once(tmp_path: Path) -> None:
+    """A process may be killed behind its last line; the next one ends the run again."""
+    train(tmp_path)
+    before = story(tmp_path)
+    train(tmp_path, 30)
+    assert story(tmp_path) == before
+    assert [line["event"] for line in lines(tmp_path)].count("done") == 1
+
+
 def test_an_epoch_done_twice_has_one_row(tmp_path: Path) -> None:
     table = EpochTable(tmp_path / "epochs.csv", 0, (), pytest.fail)
     for top1 in (1.0, 2.0):

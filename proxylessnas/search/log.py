@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 LOG_FILE = "search.jsonl"
 _GROUP = "search"  # of the figures in TensorBoard
 _ROWS = 2000  # lines with all probabilities, about
-_NEVER = 10**9  # added to the step of the end, so that a repeated end cuts it off first
 
 
 class SearchLog:
@@ -71,7 +70,7 @@ class SearchLog:
     def done(self, searcher: Searcher, result: Mapping[str, Any]) -> None:
         """Write down the result."""
         p = searcher.position
-        self._write("done", p.global_step + _NEVER, {"epoch": p.epoch, **result})
+        self._write("done", p.global_step, {"epoch": p.epoch, **result})
 
     def _write(self, event: str, step: int, fields: Mapping[str, Any]) -> None:
         if self._lines is not None:
