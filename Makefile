@@ -5,6 +5,9 @@ VENV   ?= .venv
 #   make test TORCH_ARGS="--index-url https://download.pytorch.org/whl/cpu"
 TORCH_ARGS ?=
 
+# Each file of tests runs in one of as many processes as there are processors; each test computes with one thread.
+PYTEST_ARGS ?= -n auto --dist loadfile
+
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .errors import ArchError as ArchError
     from .errors import CheckpointError as CheckpointError
     from .errors import DataError as DataError
+    from .errors import ExportError as ExportError
     from .errors import ImageError as ImageError
     from .errors import LatencyError as LatencyError
     from .errors import LatencyKeyError as LatencyKeyError
@@ -67,6 +68,7 @@ _HOME = {
     "ArchError": "errors",
     "CheckpointError": "errors",
     "DataError": "errors",
+    "ExportError": "errors",
     "ImageError": "errors",
     "LatencyError": "errors",
     "LatencyKeyError": "errors",

@@ -37,6 +37,10 @@ _MARKERS_UP_TO = 40  # points of a line that are marked one by one
 _LOG_FROM = 50.0  # ratio of the largest to the smallest loss from which a linear axis would hide most of it
 
 
+class PngBuffer(io.BytesIO):
+    """A buffer that :func:`open_figure` fills with a PNG; any other one gets an SVG."""
+
+
 class _Panel(NamedTuple):
     """One of the learning curves' panels; its lines are (key of a row, name, colour, style)."""
 
@@ -298,21 +302,44 @@ def write_above(axes: Any, text: str, *, right: bool = False) -> None:
 
 
 @contextlib.contextmanager
-def open_figure(path: str | os.PathLike[str], width: float, height: float, dpi: int = 150) -> Iterator[Any]:
-    """Give an empty figure (sizes in inches) and write it to a file afterwards."""
+def open_figure(
+    target: str | os.PathLike[str] | io.BytesIO,
+    width: float,
+    height: float,
+    dpi: int = 150,
+    *,
+    tight: bool = True,
+) -> Iterator[Any]:
+    """Give an empty figure and write it afterwards.
+
+    Args:
+        target: path of the file, SVG if it ends so, else PNG; it is replaced as a whole, or not at all. Or a
+            buffer: a :class:`PngBuffer`, or one for an SVG whose texts are text, as a page wants them.
+        width: inches.
+        height: inches.
+        dpi: of a PNG.
+        tight: cut off what is empty, and make room for what is outside (long names).
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.style import context
 
-    with context("default"), warnings.catch_warnings():  # a user's own style may be dark, or need LaTeX
+    if isinstance(target, io.BytesIO):
+        svg, style_of_text = not isinstance(target, PngBuffer), {"svg.fonttype": "none"}
+    else:
+        svg, style_of_text = Path(target).suffix.lower() == ".svg", {}
+    # A user's own style may be dark, or need LaTeX. Without the salt an SVG's names would be new each time.
+    style = {"svg.hashsalt": "proxylessnas", **style_of_text}
+    with context(["default", style]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*Glyph .* missing from", category=UserWarning)
         figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
         FigureCanvasAgg(figure)
         yield figure
         file = io.BytesIO()
-        tight: dict[str, Any] = {
-            "bbox_inches": "tight",
-            "pad_inches": 0.15,
-        }  # long names may need more room than there is
-        figure.savefig(file, format="png", facecolor="white", metadata={"Software": None}, **tight)
-    write_atomically(Path(path), file.getbuffer())
+        cut: dict[str, Any] = {"bbox_inches": "tight", "pad_inches": 0.15} if tight else {}
+        unsigned: dict[str, Any] = {"Date": None, "Creator": None} if svg else {"Software": None}
+        figure.savefig(file, format="svg" if svg else "png", facecolor="white", metadata=unsigned, **cut)
+    if isinstance(target, io.BytesIO):
+        target.write(file.getbuffer())
+    else:
+        write_atomically(Path(target), file.getbuffer())

@@ -18,6 +18,12 @@ def shown(value: object, longest: int = 60) -> str:
     return text if len(text) <= longest else text[: longest - 3] + "..."
 
 
+def first_line(error: BaseException, longest: int = 300) -> str:
+    """Return the first line of what a library says, for a message; its class's name if it says nothing."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__)[:longest]
+
+
 class ProxylessError(Exception):
     """Base class of all errors raised on purpose by this package."""
 
@@ -119,6 +125,10 @@ class LatencyKeyError(ProxylessError, KeyError):
 
     def __str__(self) -> str:  # KeyError would show repr() of the message
         return str(self.args[0]) if self.args else ""
+
+
+class ExportError(ProxylessError, ValueError):
+    """A net cannot be exported so, or the file does not compute what the net does; nothing was kept."""
 
 
 class CheckpointError(ProxylessError, ValueError):

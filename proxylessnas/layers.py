@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -67,6 +68,21 @@ def batch_norm(channels: int, eps: float = 1e-5, momentum: float = 0.1, device: 
     layer: nn.BatchNorm2d = _BatchNorm2d(channels, eps, momentum, device=device)
     layer.__class__ = nn.BatchNorm2d
     return layer
+
+
+def folded(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of the convolution that does what ``conv`` does with ``bn`` behind it.
+
+    In double precision, so that whoever rounds them to the net's own dtype rounds once.
+    """
+    assert bn.running_mean is not None  # it is never without statistics
+    assert bn.running_var is not None
+    with torch.no_grad():
+        scale = torch.rsqrt(bn.running_var.double() + bn.eps)
+        scale = scale if bn.weight is None else bn.weight.double() * scale
+        shift = 0.0 if conv.bias is None else conv.bias.double()
+        bias = (shift - bn.running_mean.double()) * scale + (0.0 if bn.bias is None else bn.bias.double())
+        return conv.weight.double() * scale[:, None, None, None], bias
 
 
 def linear(in_features: int, out_features: int, device: Any = None, dtype: Any = None) -> nn.Linear:

@@ -107,6 +107,17 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
+def pictures(folder: Path) -> dict[str, list[tuple[int, bytes]]]:
+    """Read the pictures of event files as TensorBoard does: tag to (step, PNG)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        events = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
+    found = {tag: events.Images(tag) for tag in events.Tags()["images"]}
+    return {tag: [(e.step, e.encoded_image_string) for e in images] for tag, images in found.items()}
+
+
 @contextlib.contextmanager
 def terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Make standard error a real terminal; what was written there is the list's one item after the block."""

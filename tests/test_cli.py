@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import json
@@ -202,9 +203,15 @@ def test_closed_standard_error_does_not_reach_the_json() -> None:
 def test_ctrl_c(files: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "never.png")  # a picture that never comes
     process = command("predict", files / "mine.safetensors", tmp_path / "never.png")
-    time.sleep(0.3)
+    writer = None
+    while writer is None and process.poll() is None:
+        with contextlib.suppress(OSError):  # until the command has opened the other end
+            writer = os.open(tmp_path / "never.png", os.O_WRONLY | os.O_NONBLOCK)
+        time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
+    if writer is not None:
+        os.close(writer)
     assert process.returncode in (130, -signal.SIGINT)
     assert process.returncode == -signal.SIGINT or err == "error: interrupted\n"
 

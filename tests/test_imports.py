@@ -55,12 +55,17 @@ LAZY = {
     "numpy",
     "filelock",
     "matplotlib",
+    "networkx",
     "tensorboard",
     "onnx",
     "onnxscript",
     "onnxruntime",
     "openvino",
     "executorch",
+    "nncf",
+    "torchao",
+    "ai_edge_litert",
+    "huggingface_hub",
     "timm",
 }
 

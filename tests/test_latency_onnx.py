@@ -226,4 +226,4 @@ def test_missing_libraries_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(LatencyError, match=r"none\.onnx: No such file"):
-        onnx_net.whole_net_onnx(NetSpec("onnx", str(tmp_path / "none.onnx"), (3, 32, 32)))
+        onnx_net.whole_net_onnx(NetSpec("file", str(tmp_path / "none.onnx"), (3, 32, 32)))

@@ -78,7 +78,7 @@ def test_onnx_files(name: str, tmp_path: Path) -> None:
 
     path = tmp_path / "net.onnx"
     path.write_bytes(whole_net_onnx(NET, 2))
-    spec = NetSpec("onnx", str(path), (3, 32, 32))
+    spec = NetSpec("file", str(path), (3, 32, 32))
     session = runtime.load(spec, Settings(name, batch_size=2), tmp_path)
     session.run()
     assert session.output().shape == (2, 10)
@@ -104,7 +104,7 @@ def test_onnx_files_with_a_free_batch(name: str, tmp_path: Path) -> None:
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     path = tmp_path / "net.onnx"
     onnx.save(model, path)
-    session = runtime.load(NetSpec("onnx", str(path), (3, 32, 32)), Settings(name, batch_size=3), tmp_path)
+    session = runtime.load(NetSpec("file", str(path), (3, 32, 32)), Settings(name, batch_size=3), tmp_path)
     session.run()
     assert session.output().shape == (3, 10)
 
@@ -124,8 +124,10 @@ def test_refusals_name_another_way(name: str, tmp_path: Path) -> None:
 
 
 def test_executorch_cannot_read_onnx_files(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    path.touch()
     with pytest.raises(LatencyError, match=r"'onnxruntime' or 'openvino'"):
-        get("executorch").load(NetSpec("onnx", "net.onnx", (3, 32, 32)), Settings("executorch"), tmp_path)
+        get("executorch").load(NetSpec("file", str(path), (3, 32, 32)), Settings("executorch"), tmp_path)
 
 
 @pytest.mark.parametrize("name", [*MODULES])

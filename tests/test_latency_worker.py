@@ -206,7 +206,7 @@ def test_what_is_printed_in_the_child_does_no_harm(worker: Worker) -> None:
         (NetSpec("op", "unheard_of in=4x8x8 out=4 stride=1", (4, 8, 8)), LatencyError, "unknown operation"),
         (NetSpec("op", "k3e6 in=4x8x8 out=4 stride=1", (5, 8, 8)), LatencyError, "channels"),
         (NetSpec("module", "/no/such/file", (3, 32, 32)), LatencyError, "No such file"),
-        (NetSpec("onnx", "/no/such/file", (3, 32, 32)), LatencyError, "cannot run a net of kind 'onnx'"),
+        (NetSpec("file", "/no/such/file", (3, 32, 32)), LatencyError, "/no/such/file: no such file"),
         (custom("hungry_op"), LatencyError, "RuntimeError"),
     ],
 )

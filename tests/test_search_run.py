@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from runlog_tools import has_tensorboard, scalars
+from runlog_tools import has_tensorboard, pictures, scalars
 from search_tools import SHORT, TINY_SPACE, searcher_of, silent
 from torch.utils._python_dispatch import TorchDispatchMode
 from train_tools import differences_of, noise_folder, tensors
@@ -74,6 +74,17 @@ def test_tensorboard_gets_what_the_log_gets(run: Path) -> None:
     assert found["search/derived_top1"] == [(line["step"], pytest.approx(line["top1"])) for line in ends]
     assert found["search/derived_macs"][-1][1] <= 0.03
     assert {"train/loss", "train/rate", "epoch/train_loss", "epoch/val_top1"} <= found.keys()
+
+
+@pytest.mark.skipif(not has_tensorboard(), reason="TensorBoard is not installed")
+def test_tensorboard_shows_alpha_and_the_net(run: Path) -> None:
+    pytest.importorskip("matplotlib")
+    found = pictures(run / "tensorboard")
+    assert set(found) == {"search/probabilities", "search/net"}
+    for tag in found:
+        assert {step for step, _ in found[tag]} <= {6, 9}
+        assert found[tag][-1][0] == 9
+        assert found[tag][-1][1].startswith(b"\x89PNG")
 
 
 class StopAfter(StopRequest):

@@ -37,7 +37,7 @@ class Measure(Verb):
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the action's arguments."""
-        parser.add_argument("nets", metavar="NET", nargs="+", help=NET_HELP)
+        parser.add_argument("nets", metavar="NET", nargs="+", help=f"{NET_HELP}, or an exported file")
         parser.add_argument(
             "--image-size", type=whole(1, MOST_PIXELS), metavar="N", help="side of the input, px"
         )
@@ -86,6 +86,7 @@ class Measure(Verb):
 
 def _measure(word: str, args: argparse.Namespace, settings: Any) -> Timing:
     from ..latency import measure
+    from ..latency.files import file_runtimes
 
     net: Any = word
     size: Any = args.image_size
@@ -96,6 +97,8 @@ def _measure(word: str, args: argparse.Namespace, settings: Any) -> Timing:
         net, side = create_model(arch), size or arch.resolution or 224
         size = (arch.in_channels, side, side)
     options: dict[str, Any] = dataclasses.asdict(settings)
+    if options["runtime"] == "torch" and file_runtimes(word):
+        options["runtime"] = None  # the default option: the file's own
     limit = max(20.0, 4 * args.seconds)
     return measure(net, input_size=size, min_seconds=args.seconds, max_seconds=limit, **options)
 

@@ -46,7 +46,10 @@ class BenchVerb(Verb):
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the verb's arguments."""
         parser.add_argument(
-            "nets", metavar="NET", nargs="*", help=f"{NET_HELP}; torchvision/NAME or timm/NAME, if installed"
+            "nets",
+            metavar="NET",
+            nargs="*",
+            help=f"{NET_HELP}; torchvision/NAME or timm/NAME, if installed; an exported file",
         )
         parser.add_argument(
             "--no-peers", action="store_true", help="none of torchvision's and timm's nets but those named"
@@ -58,7 +61,7 @@ class BenchVerb(Verb):
         group = parser.add_argument_group("settings", "R, T and B may be lists: --threads 1,2")
         group.add_argument(
             "--runtime", type=several(RUNTIMES), default=("torch",), metavar="R", dest="runtimes",
-            help="torch, torch-compile, onnxruntime, openvino, executorch (default: torch)",
+            help="torch, torch-compile, onnxruntime, openvino, executorch, litert (default: torch)",
         )  # fmt: skip
         group.add_argument(
             "--threads", type=wholes(1, MOST_THREADS), default=(1,), metavar="T",
@@ -160,14 +163,14 @@ def _cells(row: BenchRow) -> tuple[str, ...]:
     measured = "*" if net.top1_status == "measured here" else ""
     return (
         net.name, ms(t.median_ms), ms(t.p10_ms), ms(t.p90_ms), f"{speed:,.{0 if speed >= 100 else 1}f}",
-        millions(net.params), millions(net.macs), "-" if net.top1 is None else f"{net.top1:.1f}{measured}",
-        "noisy" if t.noisy else "",
+        *(millions(count) if count else "-" for count in (net.params, net.macs)),
+        "-" if net.top1 is None else f"{net.top1:.1f}{measured}", "noisy" if t.noisy else "",
     )  # fmt: skip
 
 
 def _explain(result: Bench) -> None:
     rows = result.rows
-    from ..latency.bench import DATASETS
+    from ..latency.accuracy_rows import DATASETS
 
     first = rows[0].timing
     sizes = sorted({row.timing.input_size[1] for row in rows})

@@ -9,21 +9,23 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import datetime
 import io
 import itertools
 import os
 import random
 import tempfile
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LatencyError, ProxylessError
 from ..filesystem import write_atomically
+from .accuracy_rows import accuracy_panels, describe
 from .bench_nets import PEERS, SPECIALISED, BenchNet, open_nets
+from .files import file_runtimes
 from .process import Worker
 from .settings import Settings
 from .timing import Samples, Timing, pool, quantile
@@ -34,8 +36,6 @@ if TYPE_CHECKING:
 
 #: Told after each step: steps done, steps in all, and what comes next.
 Progress = Callable[[int, int, str], None]
-#: How data sets are spelt.
-DATASETS = {"imagenet": "ImageNet", "cifar10": "CIFAR-10"}
 _PROCESSES_UP_TO = 24
 
 
@@ -122,29 +122,10 @@ class Bench:
             MissingExtraError: matplotlib is not installed.
             OSError: the file cannot be written.
         """
-        from .charts import Point, accuracy_png
+        from .charts import accuracy_png
 
-        known = Counter(row.net.dataset for row in self.rows if row.net.top1 is not None)
-        dataset = known.most_common(1)[0][0] if known else None
-        panels: dict[str, list[Point]] = {}
-        for row in self.rows:
-            net, t = row.net, row.timing
-            if net.top1 is not None and net.dataset == dataset:
-                name, published = net.name.removeprefix("torchvision/"), net.top1_status == "published"
-                point = Point(name, t.median_ms, t.p10_ms, t.p90_ms, net.top1, published, net.peer)
-                panels.setdefault(row.setting, []).append(point)
-        conditions = self.rows[0].timing.conditions
-        torch_version = conditions.versions.get("torch", "")
-        note = f"{conditions.device_name}; torch {torch_version}; {self.rows[0].timing.date}"
-        accuracy_png(panels, path, accuracy=f"top-1 on {DATASETS.get(str(dataset), dataset)} (%)", note=note)
-
-
-def describe(settings: Settings) -> str:
-    """Return what tells settings of one bench apart, as in "torch, 2 threads, batch 1"."""
-    pool = (
-        f", {settings.threads} thread{'s' * (settings.threads > 1)}" if settings.device == "cpu" else ", GPU"
-    )
-    return f"{settings.runtime}{pool}, batch {settings.batch_size}"
+        panels = accuracy_panels(row.to_dict() for row in self.rows)
+        accuracy_png(panels.points, path, accuracy=panels.accuracy, note=panels.note)
 
 
 def bench(
@@ -171,7 +152,8 @@ def bench(
 
     Args:
         nets: of the zoo, files with an architecture, architectures, "torchvision/NAME" or "timm/NAME"; by
-            default the authors' four.
+            default the authors' four. Also exported files (:mod:`.files`), each measured in those of
+            ``runtimes`` that read it, or else in its own.
         runtimes: see :data:`~proxylessnas.latency.settings.RUNTIMES`.
         threads: sizes of the thread pool, on a CPU; on a GPU only the first counts, which a note says.
         batches: pictures a call.
@@ -203,21 +185,43 @@ def bench(
     ]
     if not asked:
         raise LatencyError("no setting to measure: runtimes, threads and batches need a value each")
-    if len(asked) > _PROCESSES_UP_TO:
-        raise LatencyError(
-            f"{len(asked)} settings (runtimes x threads x batches) need as many processes at a time; "
-            f"{_PROCESSES_UP_TO} are the limit: measure them in several runs"
-        )
+    _check_count(asked)
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="proxylessnas-")))
         entries, notes = open_nets(nets, folder, image_size=image_size, peers=peers)
         if not entries:
             raise LatencyError("no net to measure")
-        run = _Run(entries, asked, [*said, *notes], rounds, progress)
-        for settings in asked:
+        plan = _plan(asked, entries)
+        _check_count(plan)
+        run = _Run(entries, plan, [*said, *notes], rounds, progress)
+        for settings in plan:
             run.start(settings, lambda s: stack.enter_context(Worker(s, imports=tuple(imports))))
         run.measure(random.Random(seed), seconds)
         return run.result()
+
+
+def _check_count(asked: Sized) -> None:
+    if len(asked) > _PROCESSES_UP_TO:
+        raise LatencyError(
+            f"{len(asked)} settings (runtimes x threads x batches) need as many processes at a time; "
+            f"{_PROCESSES_UP_TO} are the limit: measure them in several runs"
+        )
+
+
+def _plan(asked: Sequence[Settings], nets: Sequence[BenchNet]) -> dict[Settings, list[int]]:
+    """Return which nets are measured under which setting.
+
+    An exported file is measured in the runtimes that read it; if none of them is asked for, in its own.
+    """
+    plan: dict[Settings, list[int]] = {settings: [] for settings in asked}
+    for i, net in enumerate(nets):
+        reading = file_runtimes(net.spec.text) if net.spec.kind == "file" else None
+        its = [settings for settings in asked if reading is None or settings.runtime in reading]
+        if not its and reading:
+            its = [dataclasses.replace(s, runtime=reading[0], cuda_graph=False) for s in asked]
+        for settings in dict.fromkeys(its):
+            plan.setdefault(settings, []).append(i)
+    return {settings: chosen for settings, chosen in plan.items() if chosen}
 
 
 def _thread_counts(threads: Sequence[int], device: str) -> tuple[list[int], list[str]]:
@@ -237,17 +241,17 @@ class _Run:
     def __init__(
         self,
         nets: Sequence[BenchNet],
-        asked: Sequence[Settings],
+        plan: Mapping[Settings, Sequence[int]],
         notes: list[str],
         rounds: int,
         progress: Progress | None,
     ) -> None:
-        self._nets, self._asked, self._notes, self._rounds = nets, asked, notes, rounds
+        self._nets, self._plan, self._notes, self._rounds = nets, plan, notes, rounds
         self._workers: dict[Settings, Worker] = {}
         self._cells: dict[tuple[Settings, int], list[Samples]] = {}
         self._failed: dict[tuple[str, str], list[str]] = {}  # (net, reason) to settings
         self._progress = progress
-        self._done, self._total = 0, len(asked) * len(nets) * (1 + rounds)
+        self._done, self._total = 0, sum(map(len, plan.values())) * (1 + rounds)
 
     def _step(self, what: str, count: int = 0) -> None:
         self._done += count
@@ -258,7 +262,8 @@ class _Run:
         """Start the process of a setting and load the nets there; note those that cannot be loaded."""
         self._step(f"starting {describe(settings)}")
         worker = self._workers[settings] = enter(settings)
-        for i, net in enumerate(self._nets):
+        for i in self._plan[settings]:
+            net = self._nets[i]
             self._step(f"loading {net.name} ({describe(settings)})")
             try:
                 worker.load(str(i), net.spec)
@@ -301,7 +306,7 @@ class _Run:
             raise LatencyError("nothing could be measured:\n  " + "\n  ".join(failed))
         date = datetime.date.today().isoformat()
         rows = []
-        for settings in self._asked:
+        for settings in self._plan:
             for i, net in enumerate(self._nets):
                 if (settings, i) in self._cells:
                     pooled = pool(self._cells[settings, i])

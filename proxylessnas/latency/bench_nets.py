@@ -20,12 +20,13 @@ from torch import nn
 
 from ..arch import Arch
 from ..builders import create_model, read_arch
-from ..errors import LatencyError, MissingExtraError, UnknownModelError, missing_extra
+from ..errors import LatencyError, MissingExtraError, ProxylessError, UnknownModelError, missing_extra
 from ..names import looks_like_path
 from ..profiling import profile
 from ..published import PUBLISHED, normalise_name
 from ..tree_arch import TreeArch
 from ..weights import get_weights
+from .files import file_runtimes, input_size_of, report_of
 from .spec import NetSpec
 
 #: What most papers compare with; measured beside ImageNet nets unless that is unwanted, timm's if it is
@@ -56,8 +57,8 @@ class BenchNet:
     Attributes:
         name: of the net; torchvision's and timm's as in "timm/mnasnet_100".
         spec: what the measuring process loads.
-        params: number of parameters.
-        macs: multiply-accumulates for one picture of the size in ``spec``.
+        params: number of parameters; 0 where a file does not tell.
+        macs: multiply-accumulates for one picture of the size in ``spec``; 0 likewise.
         num_classes: outputs.
         top1: accuracy in percent at that size, if it is known.
         top1_status: "published" (by others, not re-measured), "measured here" (by this project), or None.
@@ -88,7 +89,8 @@ def open_nets(
     """Return the nets to be measured, and what a user should know about them.
 
     Args:
-        words: nets of the zoo, files with an architecture, architectures, "torchvision/NAME", "timm/NAME".
+        words: nets of the zoo, files with an architecture, architectures, "torchvision/NAME", "timm/NAME",
+            exported files (:mod:`.files`).
         folder: for files that the measuring processes read.
         image_size: side of the input in pixels; None takes each net's own.
         peers: other libraries' nets that are added if there is an ImageNet net. One that cannot be had is
@@ -139,7 +141,27 @@ def _open(word: str | os.PathLike[str] | Arch | TreeArch, folder: Path, image_si
             return _from_torchvision(name, folder, image_size)
         if library == "timm":
             return _from_timm(name, folder, image_size)
+    if not isinstance(word, (Arch, TreeArch)) and file_runtimes(word):
+        return _exported(word, image_size)
     return _own(word, image_size)
+
+
+def _exported(file: str | os.PathLike[str], image_size: int | None) -> BenchNet:
+    """Return an exported file, with what the report beside it tells."""
+    size = input_size_of(file) or (3, 224, 224)
+    if image_size is not None:
+        size = (size[0], image_size, image_size)
+    net = BenchNet(Path(file).name, NetSpec("file", os.path.abspath(file), size), 0, 0, 0)
+    known = report_of(file).get("net")
+    if not isinstance(known, dict) or not isinstance(known.get("arch"), str):
+        return net
+    try:
+        arch = Arch.parse(known["arch"])
+        with torch.device("meta"):
+            params, macs = _counted(create_model(arch, num_classes=known.get("num_classes")), size, net.name)
+    except (ProxylessError, ValueError):  # a report that somebody changed: the file itself may be sound
+        return net
+    return dataclasses.replace(net, params=params, macs=macs, num_classes=int(known.get("num_classes") or 0))
 
 
 def _own(word: str | os.PathLike[str] | Arch | TreeArch, image_size: int | None) -> BenchNet:

@@ -1,7 +1,8 @@
-"""Latencies as pictures (PNG, with matplotlib): accuracy against latency, and predicted against measured."""
+"""Latencies as pictures (with matplotlib): accuracy against latency, and predicted against measured."""
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import textwrap
@@ -40,6 +41,15 @@ class Point(NamedTuple):
     peer: bool
 
 
+def pareto_front(points: Iterable[Point]) -> list[Point]:
+    """Return the nets that no other one equals or beats in both latency and accuracy, the fastest first."""
+    found: list[Point] = []
+    for point in sorted(points, key=lambda p: (p.ms, -p.top1)):
+        if not found or point.top1 > found[-1].top1:
+            found.append(point)
+    return found
+
+
 class Named(NamedTuple):
     """A net that is pointed out in a chart of predictions; latencies in milliseconds."""
 
@@ -50,7 +60,7 @@ class Named(NamedTuple):
 
 def accuracy_png(
     panels: Mapping[str, Sequence[Point]],
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | io.BytesIO,
     *,
     accuracy: str = "top-1 (%)",
     note: str = "",
@@ -58,11 +68,13 @@ def accuracy_png(
     """Draw accuracy against latency, a panel a setting.
 
     Round marks are this package's nets, square ones other libraries'; hollow marks have a published accuracy,
-    filled ones a measured one. The line through a mark goes from the 10 % to the 90 % quantile.
+    filled ones a measured one. The line through a mark goes from the 10 % to the 90 % quantile. The steps
+    join the nets on the Pareto front: of published and of measured accuracies apart, as those may be of other
+    pictures.
 
     Args:
         panels: what was measured under which setting ("torch, 1 thread, batch 1"), in order.
-        path: of the PNG file; it is replaced as a whole, or not at all.
+        path: of the PNG or SVG file, which is replaced as a whole, or not at all; or a buffer for an SVG.
         accuracy: what the accuracy is, with its unit.
         note: small print below, such as the machine and the date.
 
@@ -99,11 +111,12 @@ def accuracy_png(
 
 def prediction_png(
     pairs: Iterable[tuple[float, float]],
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | io.BytesIO,
     *,
     title: str = "Latency of whole nets",
     summary: str = "",
     named: Sequence[Named] = (),
+    side: float = 6.4,
 ) -> None:
     """Draw predicted against measured latencies.
 
@@ -111,10 +124,11 @@ def prediction_png(
 
     Args:
         pairs: (predicted, measured) milliseconds of nets that the table was not made from.
-        path: of the PNG file; it is replaced as a whole, or not at all.
+        path: of the PNG or SVG file, which is replaced as a whole, or not at all; or a buffer for an SVG.
         title: above.
         summary: below the title, such as a verdict.
         named: nets that are pointed out.
+        side: width of the picture, inches.
 
     Raises:
         DataError: there is nothing to draw, or a value is not a positive number.
@@ -130,7 +144,7 @@ def prediction_png(
         raise DataError("a latency is not a positive number")
     margin = 0.06 * (max(values) - min(values)) or 0.1 * max(values)
     low, high = max(0.0, min(values) - margin), max(values) + margin
-    with open_figure(path, 6.4, 6.6) as figure:
+    with open_figure(path, side, side + 0.2) as figure:
         axes = figure.add_subplot()
         for share, shade in zip(_BANDS, ("#eef2f6", "#dce5ee"), strict=True):
             # An error is a share of what was measured, as in MAPE.
@@ -165,6 +179,10 @@ def prediction_png(
 def _draw_nets(axes: Any, points: Sequence[Point]) -> None:
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
+    for published in (False, True):
+        front = pareto_front(point for point in points if point.published == published)
+        if len(front) > 1:
+            axes.plot([p.ms for p in front], [p.top1 for p in front], **_front(published))
     for point in points:
         color = _color(point)
         axes.plot([point.low_ms, point.high_ms], [point.top1] * 2, color=color, linewidth=1.4, alpha=0.6)
@@ -200,6 +218,11 @@ def _color(point: Point) -> str:
     return ORANGE if point.peer else BLUE
 
 
+def _front(published: bool) -> dict[str, Any]:
+    style = (0, (4, 2)) if published else "-"
+    return {"color": GREY, "linewidth": 1.1, "linestyle": style, "drawstyle": "steps-post", "zorder": 1}
+
+
 def _mark(point: Point) -> dict[str, Any]:
     face = "white" if point.published else _color(point)
     return {
@@ -217,8 +240,18 @@ def _explain(figure: Any, points: Sequence[Point], note: str) -> None:
     for (peer, published), point in kinds:
         whose, how = "other libraries" if peer else "this package", "published" if published else "measured"
         handles.append(Line2D([], [], label=f"{whose}, top-1 {how}", **_mark(point)))
-    handles.append(Line2D([], [], color=GREY, linewidth=1.4, alpha=0.6, label="10 % to 90 % of the calls"))
-    place = {"loc": "outside lower center", "ncols": 2 if len(handles) > 3 else len(handles)}
+    handles.append(
+        Line2D([], [], color=_color(points[0]), linewidth=1.4, alpha=0.6, label="10 % to 90 % of the calls")
+    )
+    for published in sorted({point.published for point in points}):
+        label = "Pareto front" + (", published" if published else ", measured") * (
+            len({p.published for p in points}) > 1
+        )
+        handles.append(Line2D([], [], **_front(published), label=label))
+    place = {
+        "loc": "outside lower center",
+        "ncols": 3 if len(handles) > 4 else 2 if len(handles) > 3 else len(handles),
+    }
     legend = figure.legend(handles=handles, **place, frameon=False, fontsize=9, title=note or None)
     legend.get_title().set(fontsize=8, color=GREY, parse_math=False)
 

@@ -195,11 +195,11 @@ def _program(spec: NetSpec, batch_size: int, name: str) -> bytes:
 
         proto = import_onnx().load_model_from_string(whole_net_onnx(spec, batch_size))
         return with_repeated_weights(proto).SerializeToString()
+    from .executorch_net import lower
     from .nets import build_net
-    from .runtimes.executorch_ import lower
     from .settings import Settings
 
-    return lower(*build_net(spec, Settings(batch_size=batch_size, memory_format="contiguous")))
+    return lower(*build_net(spec, Settings(batch_size=batch_size, memory_format="contiguous"))).program
 
 
 def with_repeated_weights(model: Proto) -> Proto:

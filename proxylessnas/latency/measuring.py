@@ -21,6 +21,7 @@ from ..errors import LatencyError, ProxylessError, shown
 from ..names import is_weights_file, looks_like_path
 from ..published import PUBLISHED, normalise_name
 from ..tree_arch import TreeArch
+from .files import check_runtime, file_runtimes, input_size_of
 from .keys import DEFAULT_RESOLUTION
 from .nets import CannotTravel, example_input, place, seeded
 from .process import Worker
@@ -43,7 +44,7 @@ def measure(
     batch_size: int = 1,
     device: str | torch.device | None = None,
     threads: int | None = None,
-    runtime: str = "torch",
+    runtime: str | None = None,
     dtype: str = "float32",
     memory_format: str = "channels_last",
     cuda_graph: bool = False,
@@ -63,16 +64,18 @@ def measure(
 
     Args:
         model_or_arch: a module; an architecture, a zoo name or an architecture's file, with random weights;
-            or a file of weights that names its architecture.
+            a file of weights that names its architecture; or an exported file (:mod:`.files`).
         batch_size: pictures a forward pass.
         device: "cpu" or "cuda"; None takes the module's own, "cpu" if it has several or none.
         threads: of the runtime, on a CPU; None means 1.
-        runtime: "torch", "torch-compile", "onnxruntime", "openvino" or "executorch".
+        runtime: "torch", "torch-compile", "onnxruntime", "openvino" or "executorch"; None takes an exported
+            file's own, else "torch".
         dtype: that weights and input are converted to: "float32", "bfloat16" or "float16".
         memory_format: "channels_last" or "contiguous", for weights and input.
         cuda_graph: replay a captured CUDA graph (device "cuda", runtime "torch").
         input_size: (channels, height, width) of one picture; one number is the height and width. None takes
-            the net's own; (3, 224, 224) for a module that does not come from an architecture.
+            the net's own (of an exported file, that of the report beside it); (3, 224, 224) for what does not
+            come from an architecture.
         min_runs: timed runs.
         min_seconds: time they take together at least.
         max_seconds: no timed run is started later than this; half of it is the limit of the warm-up.
@@ -92,8 +95,9 @@ def measure(
     """
     limits = _limits(min_runs, min_seconds, max_seconds)
     subject = _resolve(model_or_arch)
+    readers = () if subject.file is None else file_runtimes(subject.file)
     settings = Settings(
-        runtime=runtime,
+        runtime=runtime or (readers[0] if readers else "torch"),
         device=_device(device, subject.module),
         threads=1 if threads is None else threads,
         batch_size=batch_size,
@@ -103,8 +107,12 @@ def measure(
     )
     size = _input_size(input_size, subject)
     if subject.module is None:
+        spec = NetSpec("arch", str(subject.arch), size)
+        if subject.file is not None:
+            check_runtime(subject.file, settings.runtime)
+            spec = NetSpec("file", os.path.abspath(subject.file), size)
         with Worker(settings) as worker:
-            worker.load(_NAME, NetSpec("arch", str(subject.arch), size))
+            worker.load(_NAME, spec)
             samples, conditions = worker.sample(_NAME, **limits), worker.conditions
         doubts: tuple[str, ...] = ()
     else:
@@ -114,11 +122,12 @@ def measure(
 
 @dataclass(frozen=True)
 class _Subject:
-    """What is to be measured: a module, or else an architecture alone."""
+    """What is to be measured: a module, an exported file, or else an architecture alone."""
 
     module: nn.Module | None
     arch: Arch | TreeArch | None
     channels: int
+    file: str | None = None
 
 
 def _resolve(what: object) -> _Subject:
@@ -137,6 +146,8 @@ def _resolve(what: object) -> _Subject:
             "what is to be measured must be a module, an architecture, a zoo name or a file, not "
             f"{shown(what)}"
         )
+    if file_runtimes(what):
+        return _Subject(None, None, 3, os.fspath(what))
     if not looks_like_path(what):
         return _from_arch(PUBLISHED[normalise_name(str(what))])
     if is_weights_file(what):
@@ -183,6 +194,8 @@ def _device(device: object, module: nn.Module | None) -> str:
 def _input_size(given: object, subject: _Subject) -> tuple[int, int, int]:
     resolution = getattr(subject.arch, "resolution", None) or DEFAULT_RESOLUTION
     size: object = (subject.channels, resolution, resolution)
+    if subject.file is not None:
+        size = input_size_of(subject.file) or size
     if isinstance(given, int):
         size = (subject.channels, given, given)
     elif given is not None:
@@ -210,7 +223,7 @@ def _measure_module(
     try:
         with tempfile.TemporaryDirectory(prefix="proxylessnas-module-") as folder:
             path = Path(folder) / "module.pkl"
-            _pickle(module, path)
+            pickle_module(module, path)
             with Worker(settings) as worker:
                 worker.load(_NAME, NetSpec("module", str(path), size))
                 path.unlink()
@@ -228,7 +241,7 @@ def _measure_module(
     return samples, conditions, (_HANDED_BACK,) if handed_back else ()
 
 
-def _pickle(module: nn.Module, path: Path) -> None:
+def pickle_module(module: nn.Module, path: Path) -> None:
     """Write a module to a file.
 
     Raises:

@@ -45,7 +45,7 @@ def build_net(spec: NetSpec, settings: Settings) -> tuple[nn.Module, Tensor]:
     initialised. A "module" keeps its weights.
 
     Args:
-        spec: what; not of kind "onnx".
+        spec: what; not of kind "file".
         settings: device, dtype, memory format and batch size.
 
     Returns:

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ..arch import Arch
-from ..errors import LatencyError, ProxylessError, missing_extra
-from ..layers import ConvLayer, LinearLayer, MBConv, ResidualBlock
+from ..errors import ExportError, LatencyError, ProxylessError, first_line, missing_extra
+from ..layers import ConvLayer, LinearLayer, MBConv, ResidualBlock, folded
 from ..model import ProxylessNAS
 from .nets import PoolAndClassify, build_net
 from .settings import Settings
@@ -39,7 +39,8 @@ def whole_net_onnx(spec: NetSpec, batch_size: int = 1, dtype: str = "float32") -
     """Return a net, or whatever else a spec names, as a serialized ONNX model with random weights.
 
     Args:
-        spec: of kind "arch", "op", "module" (which keeps its weights), or "onnx" (whose file is returned).
+        spec: of kind "arch", "op", "module" (which keeps its weights), or "file" (an ``.onnx`` file, which is
+            returned).
         batch_size: pictures a call; fixed in the model, as in the eager nets it is compared with.
         dtype: of weights, input and output: "float32" or "float16".
 
@@ -51,7 +52,7 @@ def whole_net_onnx(spec: NetSpec, batch_size: int = 1, dtype: str = "float32") -
         LatencyError: ``torch.onnx`` cannot export the module.
         MissingExtraError: onnx (or, for what needs ``torch.onnx``, onnxscript) is not installed.
     """
-    if spec.kind == "onnx":
+    if spec.kind == "file":
         try:
             with open(spec.text, "rb") as file:
                 return file.read()
@@ -84,7 +85,14 @@ def op_onnx(key: Any, batch_size: int = 1) -> bytes:
     return whole_net_onnx(spec, batch_size)
 
 
-def model_onnx(model: nn.Module, example: Tensor, *, reuse: bool = False) -> Proto:
+def is_plain(model: nn.Module) -> bool:
+    """Tell a net whose nodes are all written here, but for those of registered operations."""
+    return isinstance(model, ProxylessNAS) and model.global_pool == "avg" and model.num_classes > 0
+
+
+def model_onnx(
+    model: nn.Module, example: Tensor, *, reuse: bool = False, opset: int = OPSET, open_batch: bool = False
+) -> Proto:
     """Return a net or an operation with its weights as an ONNX model.
 
     Args:
@@ -92,15 +100,18 @@ def model_onnx(model: nn.Module, example: Tensor, *, reuse: bool = False) -> Pro
         example: an input, [N, C, H, W]; its shape and dtype become the model's.
         reuse: a registered operation of a shape that was exported before may come back with the weights it
             had then, which saves half a second each.
+        opset: version of the operator set, at least :data:`OPSET`.
+        open_batch: leave the number of pictures open, under the name "batch".
 
     Raises:
         LatencyError: ``torch.onnx`` cannot export the module.
         MissingExtraError: onnx or onnxscript is not installed.
     """
-    plain = isinstance(model, ProxylessNAS) and model.global_pool == "avg" and model.num_classes > 0
-    if not plain and not isinstance(model, (ConvLayer, ResidualBlock, PoolAndClassify)):
-        return module_onnx(model, example)
-    graph = _Graph(example)
+    # Put together of pieces, registered operations would each have a batch and operators of their own.
+    pieces = (open_batch or opset != OPSET) and has_registered(model)
+    if pieces or not (is_plain(model) or isinstance(model, (ConvLayer, ResidualBlock, PoolAndClassify))):
+        return module_onnx(model, example, opset=opset, open_batch=open_batch)
+    graph = _Graph(example, opset, open_batch)
     if isinstance(model, ProxylessNAS):
         assert isinstance(model.arch, Arch)  # says the class
         tokens = [block.token.removesuffix("!") for block in model.arch.blocks]
@@ -120,6 +131,12 @@ def model_onnx(model: nn.Module, example: Tensor, *, reuse: bool = False) -> Pro
     return graph.model()
 
 
+def has_registered(model: nn.Module) -> bool:
+    """Tell whether there is a registered operation in a net."""
+    ops = [m.mobile_inverted_conv for m in model.modules() if isinstance(m, ResidualBlock)]
+    return any(op is not None and not isinstance(op, MBConv) for op in ops)
+
+
 def import_onnx() -> Any:
     """Return the onnx package.
 
@@ -135,20 +152,22 @@ def import_onnx() -> Any:
 class _Graph:
     """Collects nodes in a chain: each call appends to what came before."""
 
-    def __init__(self, example: Tensor) -> None:
+    def __init__(self, example: Tensor, opset: int, open_batch: bool) -> None:
         self.onnx = import_onnx()
         self.dtype = example.dtype
         self.shape = tuple(example.shape)  # of the value that the next node takes
+        self.open_batch = open_batch
         self.value = INPUT
         self.nodes: list[Any] = []
         self.initializers: list[Any] = []
-        self.opsets = {"": OPSET}
+        self.opsets = {"": opset}
         self.bounded = False
         self.kind = self.onnx.helper.np_dtype_to_tensor_dtype(_numpy(example.new_zeros(1)).dtype)
         self.input = self._info(INPUT)
 
     def _info(self, name: str) -> Any:
-        return self.onnx.helper.make_tensor_value_info(name, self.kind, self.shape)
+        shape = ("batch", *self.shape[1:]) if self.open_batch else self.shape
+        return self.onnx.helper.make_tensor_value_info(name, self.kind, shape)
 
     def _constant(self, name: str, values: Tensor) -> str:
         self.initializers.append(self.onnx.numpy_helper.from_array(_numpy(values), name))
@@ -163,13 +182,7 @@ class _Graph:
     def layer(self, layer: ConvLayer, name: str) -> None:
         """Append a convolution with its folded BatchNorm and ReLU6."""
         conv, bn = layer.conv, layer.bn
-        assert bn.running_mean is not None  # it is never without statistics
-        assert bn.running_var is not None
-        with torch.no_grad():
-            # In double precision: the result is rounded once.
-            scale = bn.weight.double() * torch.rsqrt(bn.running_var.double() + bn.eps)
-            weight = conv.weight.double() * scale[:, None, None, None]
-            bias = bn.bias.double() - bn.running_mean.double() * scale
+        weight, bias = folded(conv, bn)
         kernel, stride = conv.kernel_size[0], conv.stride[0]
         pad = kernel // 2
         batch, _, height, width = self.shape
@@ -253,8 +266,9 @@ class _Graph:
         helper = self.onnx.helper
         graph = helper.make_graph(self.nodes, "net", [self.input], [self._info(OUTPUT)], self.initializers)
         opsets = [helper.make_opsetid(domain, version) for domain, version in self.opsets.items()]
+        ir_version = max(IR_VERSION, helper.find_min_ir_version_for(opsets))
         made = helper.make_model(
-            graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="proxylessnas"
+            graph, opset_imports=opsets, ir_version=ir_version, producer_name="proxylessnas"
         )
         self.onnx.checker.check_model(made)
         return made
@@ -264,15 +278,31 @@ def _numpy(values: Tensor) -> Any:
     return values.detach().cpu().contiguous().numpy()
 
 
-def module_onnx(model: nn.Module, example: Tensor) -> Proto:
+def module_onnx(model: nn.Module, example: Tensor, *, opset: int = OPSET, open_batch: bool = False) -> Proto:
     """Export any module through ``torch.onnx``.
 
     Args:
         model: in evaluation mode, with one input and one output.
-        example: an input, whose shape and dtype become the model's.
+        example: an input, whose shape and dtype become the model's; with ``open_batch`` of two pictures or
+            more.
+        opset: version of the operator set.
+        open_batch: leave the number of pictures open, under the name "batch".
 
     Raises:
         LatencyError: it cannot be exported.
+        MissingExtraError: onnx or onnxscript is not installed.
+    """
+    try:
+        return traced_onnx(model, example, opset, open_batch)
+    except ExportError as e:
+        raise LatencyError(f"{e}; runtime 'torch' measures any module") from e
+
+
+def traced_onnx(model: nn.Module, example: Tensor, opset: int, open_batch: bool) -> Proto:
+    """As :func:`module_onnx`, for those who want a file and not a latency.
+
+    Raises:
+        ExportError: it cannot be exported.
         MissingExtraError: onnx or onnxscript is not installed.
     """
     onnx = import_onnx()
@@ -280,30 +310,34 @@ def module_onnx(model: nn.Module, example: Tensor) -> Proto:
         import_module("onnxscript")
     except Exception as e:  # a broken install raises anything
         raise missing_extra("onnxscript", "exporting a module through torch.onnx", extra="onnx") from e
+    shapes: Any = ({0: torch.export.Dim("batch", min=1)},) if open_batch else None
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # about the exporter's own insides
             program: Any = torch.onnx.export(
-                model, (example,), dynamo=True, external_data=False, verbose=False, opset_version=OPSET,
-                input_names=[INPUT], output_names=[OUTPUT],
+                model, (example,), dynamo=True, external_data=False, verbose=False, opset_version=opset,
+                input_names=[INPUT], output_names=[OUTPUT], dynamic_shapes=shapes,
             )  # fmt: skip
         proto = program.model_proto
     except ProxylessError:
         raise
     except Exception as e:  # the exporter raises whatever the module's code or its own does
-        first = next((line.strip() for line in str(e).splitlines() if line.strip()), type(e).__name__)
-        raise LatencyError(
-            f"torch.onnx cannot export {type(model).__name__} ({first[:300]}); "
-            "runtime 'torch' measures any module"
-        ) from e
+        raise ExportError(f"torch.onnx cannot export {type(model).__name__} ({first_line(e)})") from e
     if proto.functions:
         proto = onnx.inliner.inline_local_functions(proto)
     if len(proto.graph.input) != 1 or len(proto.graph.output) != 1:
-        raise LatencyError(
+        raise ExportError(
             f"{type(model).__name__} has {len(proto.graph.input)} inputs and {len(proto.graph.output)} "
-            "outputs; one of each can be measured"
+            "outputs; one of each can be exported"
         )
-    proto.ir_version = IR_VERSION
+    written = {entry.domain: entry.version for entry in proto.opset_import}.get("")
+    if written != opset:
+        raise ExportError(f"torch.onnx wrote operators of version {written} where {opset} was asked for")
+    if open_batch:
+        for value in (*proto.graph.input, *proto.graph.output):
+            value.type.tensor_type.shape.dim[0].dim_param = "batch"
+        del proto.graph.value_info[:]  # their batch has a name of the exporter's
+    proto.ir_version = max(IR_VERSION, onnx.helper.find_min_ir_version_for(list(proto.opset_import)))
     del proto.metadata_props[:]
     onnx.checker.check_model(proto)
     return proto

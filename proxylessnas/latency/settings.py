@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import LatencyError, shown
 
-RUNTIMES = ("torch", "torch-compile", "onnxruntime", "openvino", "executorch")
+RUNTIMES = ("torch", "torch-compile", "onnxruntime", "openvino", "executorch", "litert")
 DEVICES = ("cpu", "cuda")
 DTYPES = ("float32", "bfloat16", "float16")
 MEMORY_FORMATS = ("channels_last", "contiguous")

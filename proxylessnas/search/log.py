@@ -54,7 +54,25 @@ class SearchLog:
         derived = {"derived_top1": top1, **{f"derived_{name}": cost for name, cost in costs.items()}}
         self.run.figures(_GROUP, p.global_step, derived)
         fields = {"probs": searcher.probabilities(), "picks": picks, "top1": top1, "costs": costs}
+        self._pictures(searcher, picks)
         self._write("epoch", p.global_step, {"epoch": p.epoch + 1, **searcher.standing(), **fields})
+
+    def _pictures(self, searcher: Searcher, picks: list[int], *, last: bool = False) -> None:
+        """Show alpha and the net that would be derived in TensorBoard, where it is asked for."""
+        space, step = searcher.net.space, searcher.position.global_step
+
+        def probabilities() -> bytes:
+            from ..report.board import probabilities_png
+
+            return probabilities_png(space, searcher.probabilities())
+
+        def net() -> bytes:
+            from ..report.board import net_png
+
+            return net_png(space.arch(picks, "derived"))
+
+        self.run.picture("search/probabilities", step, probabilities, last=last)
+        self.run.picture("search/net", step, net, last=last)
 
     def judged(self, searcher: Searcher) -> None:
         """Write down the net that was judged last."""
@@ -70,6 +88,7 @@ class SearchLog:
     def done(self, searcher: Searcher, result: Mapping[str, Any]) -> None:
         """Write down the result."""
         p = searcher.position
+        self._pictures(searcher, list(result["picks"]), last=True)
         self._write("done", p.global_step, {"epoch": p.epoch, **result})
 
     def _write(self, event: str, step: int, fields: Mapping[str, Any]) -> None:

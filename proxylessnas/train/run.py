@@ -24,6 +24,7 @@ from ..filesystem import LockTimeout, locked, unlink_quietly, write_atomically
 from ..metrics import Metrics
 from ..model_file import save_weights
 from ..names import is_weights_file
+from .beginning import begin_fields, figure
 from .data import Data, open_data
 from .distributed import Processes, processes
 from .engine import Trainer
@@ -187,6 +188,9 @@ def _carry_out(trainer: Trainer) -> Result:
             write_atomically(settings.out / RECIPE_FILE, recipe.to_toml().encode())
             names = [] if val is None else [val.name(i) for i in range(len(val))]
             write_atomically(settings.out / VALIDATION_FILE, "".join(f"{n}\n" for n in names).encode())
+        if not p.global_step:
+            run.event("begin", **begin_fields(trainer))
+        run.picture("net", p.global_step, lambda: figure(trainer), last=True)
         for text in notes:
             run.note(text)
         if trainer.fit(stop, run):

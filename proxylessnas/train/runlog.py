@@ -11,10 +11,11 @@ Nothing here stops a run: a disk that is full, say, is noted once, and the run g
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, SupportsFloat
 
@@ -106,6 +107,7 @@ class RunLog:
         self._epoch_start = time.monotonic()
         self._waits: list[float] = []
         self._memory_mib: float | None = None
+        self._pictures: dict[str, tuple[float, float]] = {}  # tag to when it was drawn, and what that took
         self._noted: set[str] = set() if curves else {"curves"}
         self._lines: LineLog | None = None
         self._table: EpochTable | None = None
@@ -209,6 +211,29 @@ class RunLog:
         """
         if self._board is not None:
             self._board.scalars(step, {f"{group}/{name}": value for name, value in values.items()})
+
+    def picture(self, tag: str, step: int, draw: Callable[[], bytes], *, last: bool = False) -> None:
+        """Show a picture in TensorBoard, where it is asked for.
+
+        Args:
+            tag: its name.
+            step: steps done in the whole run.
+            draw: returns a PNG; it is called only if the picture is wanted. Drawing takes a twentieth of the
+                time at most: where epochs are short, some get none.
+            last: draw in any case, as there is no later one.
+        """
+        start, (at, cost_s) = time.monotonic(), self._pictures.get(tag, (-math.inf, 0.0))
+        if self._board is None or "pictures" in self._noted or (not last and start - at < 20 * cost_s):
+            return
+        try:
+            self._board.picture(step, tag, draw())
+        except MissingExtraError as error:
+            self._note_once(f"no pictures in TensorBoard: {error}", kind="pictures")
+        except Exception as error:  # noqa: BLE001 - a picture is no reason to lose a run
+            _LOG.debug("a picture for TensorBoard could not be drawn", exc_info=True)
+            self._note_once(f"a picture for TensorBoard could not be drawn: {error}", kind="pictures")
+        now = time.monotonic()
+        self._pictures[tag] = now, 2 * (now - start)  # there are two kinds of them
 
     def validating(self, done: int, total: int) -> None:
         """Show on a terminal that ``done`` of ``total`` validation batches (or pictures) are through."""

@@ -11,6 +11,7 @@ import io
 import math
 import os
 import socket
+import struct
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -50,7 +51,7 @@ def load_tensorboard() -> tuple[Any, Any, Any]:
 
 
 class TensorBoardLog:
-    """Writes scalars; the x axis is the step everywhere, so that TensorBoard can cut off a run's lost end.
+    """Writes scalars and pictures; all have the step as x axis, so that TensorBoard can cut off a lost end.
 
     Args:
         folder: for the event files; it is made if absent.
@@ -93,6 +94,15 @@ class TensorBoardLog:
                 if isinstance(value, (int, float)) and math.isfinite(value)
             ]
         )
+        self._add([self._event(step=step, summary=summary)])
+
+    def picture(self, step: int, tag: str, png: bytes) -> None:
+        """Add a picture, a PNG file's bytes, by its tag."""
+        width, height = struct.unpack(">II", png[16:24])  # every PNG begins with them
+        image = self._summaries.Summary.Image(
+            height=height, width=width, colorspace=3, encoded_image_string=png
+        )
+        summary = self._summaries.Summary(value=[self._summaries.Summary.Value(tag=tag, image=image)])
         self._add([self._event(step=step, summary=summary)])
 
     def close(self) -> None:

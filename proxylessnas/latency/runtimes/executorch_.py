@@ -3,74 +3,30 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ...errors import LatencyError, MissingExtraError, missing_extra
+from ...errors import LatencyError
+from ..executorch_net import lower, missing_executorch, undisturbed
+from ..files import check_runtime
 from ..settings import Settings
 from ..spec import NetSpec
 
 _LOG = logging.getLogger("proxylessnas")
 
-#: Operators that XNNPACK does not take from our nets, and that cost little: the mean of a small map, say.
-_CHEAP = ("getitem", "alloc", "mean", "view", "clone", "dim_order", "memory")
-
-
-def _missing() -> MissingExtraError:
-    return missing_extra("executorch", "the runtime 'executorch'", extra="mobile")
+#: Operators outside XNNPACK that cost little next to a net's convolutions.
+_CHEAP = ("aten.mean", "aten.clone", "dim_order_ops._clone_dim_order", "dim_order_ops._to_dim_order_copy")
 
 
 def _runtime_library() -> Any:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it calls itself experimental
+        with undisturbed():  # it calls itself experimental
             return import_module("executorch.extension.pybindings.portable_lib")
     except Exception as e:  # a broken install, or one for another torch, raises anything
-        raise _missing() from e
-
-
-def lower(model: nn.Module, example: Tensor) -> bytes:
-    """Return a module as an ExecuTorch program whose operators run in XNNPACK; takes about ten seconds.
-
-    Args:
-        model: in evaluation mode, float32.
-        example: an input [N, C, H, W]; its shape becomes the program's.
-
-    Raises:
-        LatencyError: the module cannot be exported.
-        MissingExtraError: executorch is not installed.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about the exporters' own insides
-        try:
-            exir = import_module("executorch.exir")
-            xnnpack = import_module("executorch.backends.xnnpack.partition.xnnpack_partitioner")
-        except Exception as e:  # a broken install, or one for another torch, raises anything
-            raise _missing() from e
-        try:
-            exported = torch.export.export(model, (example,))
-            partitioner = [xnnpack.XnnpackPartitioner()]
-            edge = exir.to_edge_transform_and_lower(exported, partitioner=partitioner)
-            buffer: bytes = edge.to_executorch().buffer
-        except Exception as e:  # the exporters raise whatever the module's code or their own does
-            first = next((line.strip() for line in str(e).splitlines() if line.strip()), type(e).__name__)
-            raise LatencyError(
-                f"ExecuTorch cannot take {type(model).__name__} ({first[:300]}); "
-                "runtime 'torch' measures any module"
-            ) from e
-    targets = [str(n.target) for n in edge.exported_program().graph.nodes if n.op == "call_function"]
-    left = {t for t in targets if "Delegate" not in t and not any(word in t for word in _CHEAP)}
-    if left:
-        _LOG.warning(
-            "ExecuTorch runs %s outside XNNPACK, in its slow reference implementation",
-            ", ".join(sorted(left)),
-        )
-    return buffer
+        raise missing_executorch() from e
 
 
 class ExecuTorchSession:
@@ -136,7 +92,7 @@ class ExecuTorch:
             LatencyError: device or dtype is not one it runs, or the net cannot be exported.
             MissingExtraError: executorch is not installed.
         """
-        from ..nets import build_net
+        from ..nets import build_net, example_input
 
         if settings.device != "cpu":
             raise LatencyError(
@@ -148,14 +104,23 @@ class ExecuTorch:
                 f"runtime 'executorch' measures float32, not {settings.dtype}; "
                 "runtime 'torch' takes any dtype"
             )
-        if spec.kind == "onnx":
-            raise LatencyError(
-                "runtime 'executorch' cannot read ONNX files: use runtime 'onnxruntime' or 'openvino'"
-            )
-        _set_threads(_runtime_library(), settings.threads)
         plain = Settings(batch_size=settings.batch_size, memory_format="contiguous")
+        if spec.kind == "file":
+            check_runtime(spec.text, self.name)
+            _set_threads(_runtime_library(), settings.threads)
+            return ExecuTorchSession(Path(spec.text).read_bytes(), example_input(spec.input_size, plain))
+        _set_threads(_runtime_library(), settings.threads)
         model, example = build_net(spec, plain)
-        return ExecuTorchSession(lower(model, example), example)
+        try:
+            lowered = lower(model, example)
+        except LatencyError as e:
+            raise LatencyError(f"{e}; runtime 'torch' measures any module") from e
+        slow = [name for name in lowered.outside if name not in _CHEAP]
+        if slow:
+            _LOG.warning(
+                "ExecuTorch runs %s outside XNNPACK, in its slow reference implementation", ", ".join(slow)
+            )
+        return ExecuTorchSession(lowered.program, example)
 
 
 def _set_threads(library: Any, threads: int) -> None:

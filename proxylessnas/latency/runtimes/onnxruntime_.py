@@ -6,7 +6,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ...errors import LatencyError, missing_extra
+from ...errors import LatencyError, first_line, missing_extra
+from ..files import check_runtime
 from ..onnx_net import whole_net_onnx
 from ..settings import Settings
 from ..spec import NetSpec
@@ -17,7 +18,12 @@ _ERRORS_ONLY = 3
 _shared_threads: int | None = None
 
 
-def _library() -> Any:
+def library() -> Any:
+    """Return the onnxruntime package.
+
+    Raises:
+        MissingExtraError: it is not installed or broken.
+    """
     try:
         return import_module("onnxruntime")
     except Exception as e:  # a broken install raises anything
@@ -28,7 +34,7 @@ class OnnxSession:
     """A loaded model with its input and output in place, so that a run copies nothing."""
 
     def __init__(self, model: bytes, spec: NetSpec, settings: Settings, name: str) -> None:
-        ort = _library()
+        ort = library()
         options = ort.SessionOptions()
         options.log_severity_level = _ERRORS_ONLY
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
@@ -41,7 +47,7 @@ class OnnxSession:
         try:
             self._session: Any = ort.InferenceSession(model, options, providers=_providers(ort, settings))
         except Exception as e:  # its exceptions share no base class
-            raise LatencyError(f"ONNX Runtime cannot load {name}: {_first_line(e)}") from e
+            raise LatencyError(f"ONNX Runtime cannot load {name}: {first_line(e)}") from e
         in_use = self._session.get_providers()
         if settings.device == "cuda" and in_use[0] != "CUDAExecutionProvider":
             raise LatencyError(
@@ -56,9 +62,11 @@ class OnnxSession:
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         if len(inputs) != 1:
             raise LatencyError(f"{name} has {len(inputs)} inputs; one can be measured")
-        kinds = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+        kinds: dict[str, Any] = {
+            "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8,
+        }  # fmt: skip
         if inputs[0].type not in kinds:
-            raise LatencyError(f"{name} takes {inputs[0].type}; float32 or float16 can be measured")
+            raise LatencyError(f"{name} takes {inputs[0].type}; float32, float16 or uint8 can be measured")
         asked = (settings.batch_size, *spec.input_size)
         own = inputs[0].shape
         if len(own) != 4 or any(
@@ -66,9 +74,11 @@ class OnnxSession:
         ):
             raise LatencyError(f"{name} takes input of the shape {own}, not {list(asked)}")
         place = "cuda" if settings.device == "cuda" else "cpu"
-        values = (
-            np.random.default_rng(0).standard_normal(asked, dtype=np.float32).astype(kinds[inputs[0].type])
-        )
+        draw = np.random.default_rng(0)
+        if inputs[0].type == "tensor(uint8)":
+            values = draw.integers(0, 256, asked, dtype=np.uint8)
+        else:
+            values = draw.standard_normal(asked, dtype=np.float32).astype(kinds[inputs[0].type])
         self._input = ort.OrtValue.ortvalue_from_numpy(values, place, 0)
         binding = self._session.io_binding()
         binding.bind_ortvalue_input(inputs[0].name, self._input)
@@ -113,7 +123,7 @@ class OnnxRuntime:
 
     def versions(self) -> dict[str, str]:
         """Return the versions of the libraries it runs on."""
-        return {"onnxruntime": _library().__version__}
+        return {"onnxruntime": library().__version__}
 
     def device_name(self, settings: Settings) -> str | None:
         """Return the name of the GPU; None for the CPU."""
@@ -130,9 +140,11 @@ class OnnxRuntime:
             LatencyError: device or dtype is not one it runs, or the net cannot be exported.
             MissingExtraError: onnxruntime, or what the export needs, is not installed.
         """
-        ort = _library()
+        ort = library()
         _check(ort, settings)
-        name = Path(spec.text).name if spec.kind in ("onnx", "module") else f"the {spec.kind}"
+        if spec.kind == "file":
+            check_runtime(spec.text, self.name)
+        name = Path(spec.text).name if spec.kind in ("file", "module") else f"the {spec.kind}"
         return OnnxSession(whole_net_onnx(spec, settings.batch_size, settings.dtype), spec, settings, name)
 
 
@@ -180,12 +192,6 @@ def _share_pool(ort: Any, threads: int) -> bool:
             f"this process measures ONNX Runtime with {_shared_threads} threads; {threads} need a new process"
         )
     return True
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[
-        :300
-    ]
 
 
 RUNTIME = OnnxRuntime()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import LatencyError, missing_extra
+from ..files import check_runtime
 from ..onnx_net import whole_net_onnx
 from ..settings import Settings
 from ..spec import NetSpec
@@ -15,7 +16,12 @@ from ..spec import NetSpec
 _PRECISION = {"float32": "f32", "bfloat16": "bf16"}
 
 
-def _library() -> Any:
+def library() -> Any:
+    """Return the openvino package.
+
+    Raises:
+        MissingExtraError: it is not installed or broken.
+    """
     try:
         return import_module("openvino")
     except Exception as e:  # a broken install raises anything
@@ -25,10 +31,10 @@ def _library() -> Any:
 class OpenVinoSession:
     """A compiled model with its input and output in place, so that a run copies nothing."""
 
-    def __init__(self, model: bytes, spec: NetSpec, settings: Settings, name: str) -> None:
+    def __init__(self, model: bytes | str, spec: NetSpec, settings: Settings, name: str) -> None:
         import numpy as np
 
-        ov = _library()
+        ov = library()
         precision = _PRECISION[settings.dtype]
         options = {
             "INFERENCE_PRECISION_HINT": precision,
@@ -54,7 +60,7 @@ class OpenVinoSession:
                 )
             compiled = core.compile_model(read, "CPU", options)
         except RuntimeError as e:
-            raise LatencyError(f"OpenVINO cannot load {name}: {_last_line(e)}") from e
+            raise LatencyError(f"OpenVINO cannot load {name}: {last_line(e)}") from e
         used = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         if used != precision:
             raise LatencyError(f"OpenVINO computes in {used} on this processor, not in {settings.dtype}")
@@ -96,7 +102,7 @@ class OpenVino:
 
     def versions(self) -> dict[str, str]:
         """Return the versions of the libraries it runs on."""
-        return {"openvino": _library().__version__.partition("-")[0]}
+        return {"openvino": library().__version__.partition("-")[0]}
 
     def device_name(self, settings: Settings) -> str | None:
         """Return None: it runs on the CPU."""
@@ -109,7 +115,7 @@ class OpenVino:
             LatencyError: device or dtype is not one it runs, or the net cannot be exported.
             MissingExtraError: openvino, or what the export needs, is not installed.
         """
-        _library()
+        library()
         if settings.device != "cpu":
             raise LatencyError(
                 f"runtime 'openvino' measures on the CPU, not on {settings.device}: use runtime 'torch', "
@@ -120,12 +126,19 @@ class OpenVino:
                 f"runtime 'openvino' measures {' and '.join(_PRECISION)}, not {settings.dtype}; "
                 "runtime 'torch' takes any dtype"
             )
-        name = Path(spec.text).name if spec.kind in ("onnx", "module") else f"the {spec.kind}"
-        # For bfloat16 too: OpenVINO casts the weights when it compiles, input and output stay float32.
-        return OpenVinoSession(whole_net_onnx(spec, settings.batch_size), spec, settings, name)
+        name = Path(spec.text).name if spec.kind in ("file", "module") else f"the {spec.kind}"
+        model: bytes | str
+        if spec.kind == "file":
+            check_runtime(spec.text, self.name)
+            model = spec.text  # a name: an .xml file has its weights in another one beside it
+        else:
+            # For bfloat16 too: OpenVINO casts the weights when it compiles, input and output stay float32.
+            model = whole_net_onnx(spec, settings.batch_size)
+        return OpenVinoSession(model, spec, settings, name)
 
 
-def _last_line(error: Exception) -> str:
+def last_line(error: Exception) -> str:
+    """Return the last line of what OpenVINO says, which holds the reason."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[-1] if lines else type(error).__name__)[:300]
 

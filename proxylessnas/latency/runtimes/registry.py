@@ -16,12 +16,14 @@ _MODULES = {
     "onnxruntime": "onnxruntime_",
     "openvino": "openvino_",
     "executorch": "executorch_",
+    "litert": "litert_",
 }
 #: What a runtime needs besides torch, and the extra of this package that brings it.
 _NEEDS = {
     "onnxruntime": (("onnx", "onnxscript", "onnxruntime"), "onnx"),
     "openvino": (("onnx", "onnxscript", "openvino"), "openvino"),
     "executorch": (("executorch",), "mobile"),
+    "litert": (("ai_edge_litert",), "litert"),
 }
 
 

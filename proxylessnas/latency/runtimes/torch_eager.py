@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ...arch import Arch
-from ...errors import LatencyError
+from ...errors import LatencyError, first_line
 from ...model import ProxylessNAS
+from ..files import check_runtime
 from ..keys import arch_keys
-from ..nets import build_net
+from ..nets import build_net, example_input
 from ..settings import Settings
 from ..spec import NetSpec
 
@@ -202,8 +204,30 @@ class TorchRuntime:
             LatencyError: it cannot be built or run.
         """
         check_device(settings)
+        if spec.kind == "file":
+            return _file_session(spec, settings)
         net, x = build_net(spec, settings)
         return session_for(net, x, settings, parts_of(net, spec))
+
+
+def _file_session(spec: NetSpec, settings: Settings) -> EagerSession:
+    """Return a session for an exported program, whose weights and layout are its own.
+
+    Raises:
+        LatencyError: it cannot be loaded, or not be run with these settings.
+    """
+    from .torch_files import load_program
+
+    check_runtime(spec.text, settings.runtime)
+    if (settings.device, settings.dtype) != ("cpu", "float32"):
+        raise LatencyError(f"{spec.text} is measured on the CPU in float32: its net is what it was made from")
+    x = example_input(spec.input_size, dataclasses.replace(settings, memory_format="contiguous"))
+    session = EagerSession(load_program(spec.text), x, [])
+    try:
+        session.run()
+    except RuntimeError as e:
+        raise LatencyError(f"{spec.text} does not take {list(x.shape)} ({first_line(e)})") from e
+    return session
 
 
 def session_for(net: nn.Module, x: Tensor, settings: Settings, parts: list[Part]) -> EagerSession:

@@ -1,0 +1,199 @@
+"""``proxylessnas export``: a net as a file for another runtime, with proof."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import TYPE_CHECKING
+
+from ._latency import ms
+from ._latency_types import MOST_PICTURES, MOST_PIXELS, MOST_THREADS, above, whole
+from ._output import bold, megabytes, note, pairs, plural, print_json, printable, table
+from ._verb import UsageError, Verb
+
+if TYPE_CHECKING:
+    from ..deploy.report import ExportReport
+
+_DIGITS = 12  # of a SHA-256 that is shown
+
+
+class Export(Verb):
+    """Writes a net in another runtime's format, proves the file and measures it."""
+
+    name = "export"
+    order = 80
+    summary = "write a net for another runtime, and prove the file"
+    description = (
+        "Write NET as OUT, whose suffix names the format: .onnx (ONNX), .xml (OpenVINO), .pte (ExecuTorch), "
+        ".tflite (LiteRT), .pt2 (torch.export), .pt (TorchScript) or .safetensors. The file is loaded by its "
+        "own runtime and compared with the net on real pictures and random numbers before it gets its name; "
+        "OUT.json keeps the report. Architecture, preprocessing, class names and licence are in the file."
+    )
+    example = """\
+  $ proxylessnas export proxyless_cifar10_demo demo.onnx
+  demo.onnx
+  file    ONNX, 2.4 MB, sha256 fbab26653dbc...
+  net     proxyless_cifar10_demo, input 3 x 32 x 32, any batch
+  inside  architecture, preprocessing, 10 class names, licence MIT
+  report  demo.onnx.json
+
+  compared with PyTorch on photos of examples/photos
+  inputs          batch  pictures   off by    limit  same class
+  pictures            1         4  1.9e-06  6.3e-04       100 %
+  random numbers      1         2  4.8e-07  4.3e-04       100 %
+  ...
+
+  in INT8, judged by pictures that are not used for the calibration:
+  $ proxylessnas export tuned.safetensors tuned.onnx --int8 --calibrate data/train --data data/test
+"""
+
+    def arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the verb's arguments."""
+        parser.add_argument("net", metavar="NET", help="a net of the zoo, or a file with an architecture")
+        parser.add_argument("out", metavar="OUT", help="the file to write; its suffix names the format")
+        group = parser.add_argument_group("net")
+        group.add_argument("--weights", metavar="FILE", help="weights: .safetensors or .pth")
+        group.add_argument("--untrained", action="store_true", help="random weights, to measure a net")
+        group.add_argument(
+            "--input-size", type=whole(1, MOST_PIXELS), metavar="N", help="side of the input, px"
+        )
+        group = parser.add_argument_group("file")
+        group.add_argument(
+            "--batch-size", type=whole(1, MOST_PICTURES), metavar="N",
+            help="pictures a call (default: open, where the format can)",
+        )  # fmt: skip
+        group.add_argument(
+            "--uint8-input", action="store_true",
+            help=".onnx: takes uint8 pictures of any size; resizes and normalises them itself",
+        )  # fmt: skip
+        group.add_argument(
+            "--opset", type=whole(1, 1000), metavar="N", help=".onnx: version of the operators"
+        )
+        group.add_argument("--aot", action="store_true", help=".pt2: machine code for this kind of machine")
+        group.add_argument(
+            "--threads", type=whole(1, MOST_THREADS), metavar="N",
+            help="that --aot is made for, and that is measured with (default: torch's)",
+        )  # fmt: skip
+        group.add_argument(
+            "--litert-python", metavar="PATH",
+            help=".tflite: the Python that has litert-torch (default: $PROXYLESSNAS_LITERT_PYTHON)",
+        )  # fmt: skip
+        group.add_argument("--force", action="store_true", help="replace a file that is there")
+        group = parser.add_argument_group("INT8")
+        group.add_argument("--int8", action="store_true", help="8-bit weights and activations")
+        group.add_argument(
+            "--calibrate", metavar="DIR", help="pictures like those the net will see; 50 will do"
+        )
+        group.add_argument("--data", metavar="DIR", help="labelled pictures to judge it with, as for eval")
+        group.add_argument(
+            "--min-agreement", type=above(0, 1), default=0.90, metavar="P",
+            help="share of the pictures that must keep their class, up to 1 (default: 0.9)",
+        )  # fmt: skip
+        group = parser.add_argument_group("proof")
+        group.add_argument("--images", metavar="DIR", help="pictures to compare on (default: some are here)")
+        group.add_argument(
+            "--tolerance", type=above(0, 1), metavar="X",
+            help="times the largest output (default: 1e-4; with --uint8-input 0.02)",
+        )  # fmt: skip
+        group.add_argument("--no-measure", action="store_true", help="do not measure the latency")
+        parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+        parser.add_argument("--json", action="store_true", help="print the report as one JSON document")
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Export and report."""
+        if args.int8 and args.calibrate is None:
+            raise UsageError("--int8 needs --calibrate DIR, a folder of pictures like those the net will see")
+        if not args.int8 and (args.calibrate is not None or args.data is not None):
+            raise UsageError("--calibrate and --data are for --int8")
+        from ..deploy.exporting import export
+        from ..memory import keep_freed_pages
+
+        if args.litert_python is not None:
+            os.environ["PROXYLESSNAS_LITERT_PYTHON"] = args.litert_python
+        keep_freed_pages()
+        report = export(
+            args.net,
+            args.out,
+            precision="int8" if args.int8 else "float32",
+            batch_size=args.batch_size,
+            uint8_input=args.uint8_input,
+            opset=args.opset,
+            aot=args.aot,
+            threads=args.threads,
+            pretrained=not args.untrained,
+            weights=args.weights,
+            input_size=args.input_size,
+            images=args.images,
+            tolerance=args.tolerance,
+            measure=not args.no_measure,
+            force=args.force,
+            calibration=args.calibrate,
+            data=args.data,
+            min_agreement=args.min_agreement,
+        )
+        if args.json:
+            print_json(report.to_dict())
+        elif not args.quiet:
+            _show(report)
+        for text in report.notes:
+            note(text)
+        return 0
+
+
+def _show(report: ExportReport) -> None:
+    main, *others = report.files
+    subject, batch = report.subject, report.options.batch_size
+    size = f"uint8 pictures [{batch or 'N'}, 3, H, W]" if report.options.uint8_input else "input {}"
+    takes = size.format(" x ".join(map(str, subject.input_size)))
+    print(bold(printable(str(report.path))))
+    rows = [("file", f"{report.format}, {megabytes(main.bytes)}, sha256 {main.sha256[:_DIGITS]}...")]
+    rows += [("with it", f"{file.name}, {megabytes(file.bytes)}") for file in others]
+    rows += [
+        ("net", f"{subject.name}, {takes}, {f'batch {batch}' if batch else 'any batch'}"),
+        ("inside", _inside(report)),
+        ("report", f"{report.path}.json"),
+    ]
+    print(printable(pairs(rows)))
+    print(f"\ncompared with PyTorch on {printable(report.pictures)}")
+    print(
+        table([("inputs", "batch", "pictures", "off by", "limit", "same class"), *_parity(report)], "<>>>>>")
+    )
+    if report.int8 is not None:
+        print("\n" + printable("\n".join(report.int8.lines())))
+    if report.latency:
+        first = report.latency[0]
+        threads = plural(first.threads, "thread")
+        print(f"\nlatency of a call, {threads}, batch {first.batch}, measured by turns on {report.machine}")
+        print(table([("", "ms", "p10", "p90", "speed-up"), *_latency(report)], "<>>>>"))
+        if any(row.noise for row in report.latency):
+            note("the machine was busy while the latency was measured: these figures are rough")
+    print("\n" + printable(", ".join(f"{name} {version}" for name, version in report.versions.items())))
+
+
+def _inside(report: ExportReport) -> str:
+    subject = report.subject
+    found = ["preprocessing"] if subject.preprocessing else []
+    found += [f"{len(subject.categories)} class names"] if subject.categories else []
+    found += [f"licence {subject.license}"] if subject.license else []
+    return ", ".join(["architecture", *found])
+
+
+def _parity(report: ExportReport) -> list[tuple[str, ...]]:
+    return [
+        (
+            row.inputs, str(row.batch), str(row.n), f"{row.difference:.1e}",
+            f"{report.tolerance * max(1.0, row.largest):.1e}" if report.tolerance else "-",
+            "-" if row.agreement is None else f"{100 * row.agreement:.0f} %",
+        )
+        for row in report.parity
+    ]  # fmt: skip
+
+
+def _latency(report: ExportReport) -> list[tuple[str, ...]]:
+    return [
+        (row.runtime, ms(row.median_ms), ms(row.p10_ms), ms(row.p90_ms), f"{row.speedup:.2f}x")
+        for row in report.latency
+    ]
+
+
+VERB = Export()

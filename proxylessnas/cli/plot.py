@@ -1,0 +1,239 @@
+"""``proxylessnas plot``: nets, searches and benches as pictures."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import DataError
+from ._latency import NET_HELP, TABLE_HELP, add_imports, check_output, import_modules
+from ._output import note, printable
+from ._verb import UsageError, Verb
+
+if TYPE_CHECKING:
+    from ..latency import LatencyTable
+    from ..report.shapes import Layer
+    from ..report.subjects import Subject
+
+_PICTURES, _MOVIES = (".svg", ".png"), (".gif", ".mp4", ".html")
+
+
+class Plot(Verb):
+    """Draws."""
+
+    name = "plot"
+    order = 82
+    summary = "draw nets, a search, or accuracy against latency"
+    description = (
+        "Draw nets block by block: on the terminal, or with -o as a figure (.svg, .png). NET is a net of the "
+        "zoo, a file with an architecture, or the folder of a search or a training. One search and a .gif, "
+        ".mp4 (needs ffmpeg) or .html file make a movie of it: the probabilities of all paths, the net that "
+        "they amount to, expected latency against the target, accuracy. --bench draws accuracy against "
+        "latency with the Pareto front."
+    )
+    example = """\
+  $ proxylessnas plot proxyless_gpu proxyless_cpu proxyless_mobile -o nets.svg
+  $ proxylessnas plot runs/mine                         # on the terminal
+  $ proxylessnas plot runs/mine --by latency -o net.png   # by the search's own table
+  $ proxylessnas plot runs/mine -o search.gif
+  $ proxylessnas plot proxyless_cifar --cell 1 2 -o cells.svg
+  $ proxylessnas plot --bench bench.csv --eval eval.json -o front.png
+"""
+    rest = "nets"
+
+    def arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the verb's arguments."""
+        parser.add_argument(
+            "nets", metavar="NET", nargs="*",
+            help=f"{NET_HELP}; or the folder of a run",
+        )  # fmt: skip
+        parser.add_argument(
+            "-o", "--output", metavar="FILE", help=".svg or .png; .gif, .mp4 or .html for a movie of a search"
+        )
+        parser.add_argument(
+            "--text", action="store_true", help="print the nets; without -o that is the default"
+        )
+        parser.add_argument("--ascii", action="store_true", help="print them in ASCII")
+        group = parser.add_argument_group("nets")
+        group.add_argument(
+            "--by",
+            choices=("channels", "latency"),
+            help="what the width shows (default: channels; latency with --table)",
+        )
+        group.add_argument("--table", metavar="T", help=f"{TABLE_HELP}; a search has one of its own")
+        group.add_argument(
+            "--predict-missing", action="store_true", help="guess what the table lacks, from what it has"
+        )
+        group.add_argument(
+            "--cell",
+            type=int,
+            nargs="+",
+            metavar="N",
+            help="of a net of tree cells: draw these, in detail up to four",
+        )
+        add_imports(group)
+        group = parser.add_argument_group("movie")
+        group.add_argument(
+            "--frames", type=int, default=60, metavar="N", help="at most so many (default: 60)"
+        )
+        group.add_argument(
+            "--seconds", type=float, default=8.0, metavar="S", help="that it takes (default: 8)"
+        )
+        group = parser.add_argument_group("accuracy against latency")
+        group.add_argument(
+            "--bench",
+            nargs="+",
+            default=[],
+            metavar="FILE",
+            help="what `proxylessnas bench` wrote (--csv or --json)",
+        )
+        group.add_argument(
+            "--eval", nargs="+", default=[], metavar="FILE", help="what `proxylessnas eval --json` printed"
+        )
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Draw or print."""
+        _check(args)
+        import_modules(args)
+        if args.bench:
+            from ..report.pareto import pareto_figure
+
+            pareto_figure(args.bench, args.output, evals=args.eval)
+            return _done(args)
+        if args.output is not None and Path(args.output).suffix.lower() in _MOVIES:
+            return _movie(args)
+        return _nets(args)
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.eval and not args.bench:
+        raise UsageError("--eval needs --bench: an evaluation alone knows no latency")
+    if args.bench and args.nets:
+        raise UsageError("--bench draws what was measured: leave the nets out")
+    if not args.bench and not args.nets:
+        raise UsageError("name a net, a file or a run's folder (or --bench FILE)")
+    if args.bench and args.output is None:
+        raise UsageError("--bench needs -o FILE.svg or FILE.png")
+    if args.by == "channels" and args.table is not None:
+        raise UsageError("--table is for --by latency")
+    if not 2 <= args.frames <= 1000 or not 0.1 <= args.seconds <= 600:
+        raise UsageError("--frames is 2 to 1000, --seconds 0.1 to 600")
+    if args.output is not None:
+        check_output(args.output, "-o", *(_PICTURES if args.bench else _PICTURES + _MOVIES))
+
+
+def _done(args: argparse.Namespace) -> int:
+    print(args.output)
+    return 0
+
+
+def _movie(args: argparse.Namespace) -> int:
+    from ..report.search_story import read_story
+    from ..report.subjects import is_search
+
+    if len(args.nets) != 1 or not is_search(args.nets[0]):
+        found = "several" if len(args.nets) > 1 else f"{args.nets[0]}, which is none"
+        raise UsageError(
+            f"a movie ({Path(args.output).suffix}) is of the folder of one search, not of {found}"
+        )
+    story = read_story(args.nets[0])
+    for text in story.notes:
+        note(text)
+    if args.output.lower().endswith(".html"):
+        from ..report.html_report import write_movie_page
+
+        write_movie_page(story, args.output, name=Path(args.nets[0]).resolve().name)
+    else:
+        from ..report.search_movie import write_movie
+
+        write_movie(story, args.output, frames=args.frames, seconds=args.seconds)
+    return _done(args)
+
+
+def _nets(args: argparse.Namespace) -> int:
+    from ..report.net_drawing import net_figure
+    from ..report.net_words import net_text, tree_text
+    from ..report.subjects import open_subject
+    from ..report.tree_drawing import tree_figure
+    from ..tree_arch import TreeArch
+
+    subjects = [open_subject(word) for word in args.nets]
+    for text in dict.fromkeys(text for subject in subjects for text in subject.notes):
+        note(text)
+    tree = next((s for s in subjects if isinstance(s.arch, TreeArch)), None)
+    by = args.by or ("latency" if args.table is not None else "channels")
+    if args.cell is not None and (tree is None or args.output is None):
+        raise UsageError("--cell is for the figure (-o) of a net of tree cells, such as proxyless_cifar")
+    if tree is not None and by == "latency":
+        raise DataError(
+            f"{tree.name}: a net of tree cells has no latency by operations: leave --by latency out"
+        )
+    if tree is not None and args.output is not None:
+        if len(subjects) > 1:
+            raise UsageError(
+                f"{tree.name} is a net of tree cells, which is drawn alone: leave the others out"
+            )
+        assert isinstance(tree.arch, TreeArch)
+        tree_figure(tree.arch, args.output, cells=args.cell)
+    layers, notes = ({}, {}) if tree is not None and args.output is not None else _layers(subjects, by, args)
+    if args.text or args.output is None:
+        ascii_only = args.ascii or "utf" not in (getattr(sys.stdout, "encoding", None) or "").lower()
+        texts = [
+            tree_text(s.arch)
+            if isinstance(s.arch, TreeArch)
+            else net_text(layers[name], name, note=notes.get(name, ""), ascii_only=ascii_only)
+            for name, s in _named(subjects).items()
+        ]
+        print(printable("\n\n".join(texts)))
+    if args.output is None:
+        return 0
+    if tree is None:
+        net_figure(layers, args.output, by=by, notes=notes)
+    return _done(args)
+
+
+def _named(subjects: list[Subject]) -> dict[str, Subject]:
+    """Return the nets by names that are all different."""
+    found: dict[str, Subject] = {}
+    for subject in subjects:
+        name, number = subject.name, 2
+        while name in found:
+            name, number = f"{subject.name} ({number})", number + 1
+        found[name] = subject
+    return found
+
+
+def _layers(
+    subjects: list[Subject], by: str, args: argparse.Namespace
+) -> tuple[dict[str, list[Layer]], dict[str, str]]:
+    """Return the nets' layers, with latencies if these are wanted, and a line below each name."""
+    from ..arch import Arch
+    from ..report.shapes import layers_of, timed_layers
+
+    found: dict[str, list[Layer]] = {}
+    notes: dict[str, str] = {}
+    for name, subject in _named(subjects).items():
+        if not isinstance(subject.arch, Arch):
+            continue
+        if by == "channels":
+            found[name] = layers_of(subject.arch)
+            continue
+        found[name], notes[name] = timed_layers(subject.arch, _table(subject, args), args.predict_missing)
+    return found, notes
+
+
+def _table(subject: Subject, args: argparse.Namespace) -> LatencyTable:
+    from ..latency import LatencyTable
+    from ..report.subjects import table_of
+
+    if args.table is not None:
+        return LatencyTable.load(args.table)
+    own = table_of(subject.folder) if subject.folder is not None else None
+    if own is None:
+        raise UsageError(f"--by latency needs --table T: {subject.name} comes with none")
+    return own
+
+
+VERB = Plot()

@@ -1,0 +1,55 @@
+"""``proxylessnas report``: a run as one HTML file."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ._latency import add_imports, check_output, import_modules
+from ._output import note
+from ._verb import Verb
+
+
+class Report(Verb):
+    """Writes the report of a search or of a training."""
+
+    name = "report"
+    order = 79
+    summary = "write a search or a training as one HTML file"
+    description = (
+        "Write the report of the run in DIR, a search or a training, finished or not, as one HTML file that "
+        "needs no network: what was asked, what was found, the net as a figure, curves, a slider over the "
+        "search, latency predicted and measured, a comparison with other runs, and commands to do it again. "
+        "A damaged log gives a report of what there is."
+    )
+    example = """\
+  $ proxylessnas report runs/mine -o mine.html
+  $ proxylessnas report runs/mine --compare runs/random runs/reinforce
+"""
+
+    def arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the verb's arguments."""
+        parser.add_argument("folder", metavar="DIR", type=Path, help="folder of a search or a training")
+        parser.add_argument(
+            "-o", "--output", metavar="FILE", help="the HTML file (default: report.html in DIR)"
+        )
+        parser.add_argument(
+            "--compare", nargs="+", default=[], metavar="DIR", help="folders of other runs of the same kind"
+        )
+        add_imports(parser)
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Write it."""
+        import_modules(args)
+        from ..report.html_report import write_report
+
+        output = args.output if args.output is not None else str(args.folder / "report.html")
+        if args.output is not None:
+            check_output(output, "-o", ".html", ".htm")
+        for text in write_report(args.folder, output, compare=args.compare):
+            note(text)
+        print(output)
+        return 0
+
+
+VERB = Report()

@@ -1,0 +1,183 @@
+"""A net becomes a file of another runtime, which is proven before it appears: :func:`export`."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..arch import Arch
+from ..classifier import Classifier
+from ..datasets import LabelledImages, labelled_images
+from ..errors import ExportError, LatencyError, shown
+from ..latency.machine_name import device_name
+from ..tree_arch import TreeArch
+from . import parity
+from .formats import ExportOptions, format_of
+from .placing import check_place, check_space, put_in_place, workshop
+from .proof_pictures import proof_pictures
+from .report import ExportReport, FileRecord
+from .subject import Subject, open_subject
+from .timing import LatencyRow, not_measured, time_file
+
+PRECISIONS = ("float32", "int8")
+
+#: Told what comes next, in words.
+Steps = Callable[[str], None]
+
+
+def export(
+    net: Classifier | Arch | TreeArch | str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    *,
+    precision: str = "float32",
+    batch_size: int | None = None,
+    uint8_input: bool = False,
+    opset: int | None = None,
+    aot: bool = False,
+    threads: int | None = None,
+    pretrained: bool = True,
+    weights: str | os.PathLike[str] | None = None,
+    input_size: int | None = None,
+    images: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | None = None,
+    tolerance: float | None = None,
+    measure: bool = True,
+    force: bool = False,
+    calibration: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | None = None,
+    data: str | os.PathLike[str] | None = None,
+    min_agreement: float = 0.90,
+    progress: Steps | None = None,
+) -> ExportReport:
+    """Write a net as a file of the format that the suffix names, and prove that it computes the same.
+
+    The file is written beside its final place, loaded by its own runtime, and run on real pictures and on
+    random numbers at batch 1, 2 and 7, as is the net. Only a file within the tolerance gets its name; then
+    ``<path>.json`` beside it holds the report.
+
+    >>> export("proxyless_mobile", "mobile.onnx").speedup  # doctest: +SKIP
+    3.4
+
+    Args:
+        net: a net, a name of the zoo, a ``.safetensors`` file, or an architecture.
+        path: where to; see :data:`.formats.SUFFIXES`.
+        precision: "float32" or "int8" (``.onnx``, ``.xml``, ``.pte``; needs ``calibration``).
+        batch_size: pictures a call; None leaves it open where the format can.
+        uint8_input: ``.onnx`` only: the file takes uint8 pictures [N, 3, H, W] of any size, and resizes,
+            crops and normalises them itself.
+        opset: ``.onnx`` only: version of the operators.
+        aot: ``.pt2`` only: machine code for this kind of machine.
+        threads: that ``aot`` makes the code for, and that the latency is measured with; None is torch's
+            number.
+        pretrained: take published weights for a name; False leaves its weights random.
+        weights: see :func:`~proxylessnas.create_model`.
+        input_size: side of the input, px; see :func:`.subject.open_subject`.
+        images: a folder or files to prove it with; None takes pictures that are here already.
+        tolerance: how far an output may be off, times the net's largest output (or 1, if that is less); None
+            means 1e-4, with ``uint8_input`` 0.02.
+        measure: measure the latency of the net and of the file, by turns, for some seconds.
+        force: replace a file that is there.
+        calibration: a folder or files to calibrate int8 with.
+        data: a folder of labelled pictures to judge int8 with; None takes those for the calibration.
+        min_agreement: share of the pictures, 0 to 1, to which int8 has to give the net's own class.
+        progress: told what comes next.
+
+    Returns:
+        What was written, and what the proof found.
+
+    Raises:
+        ExportError: the format cannot take the net or an option, the file computes something else, or it
+            cannot be written; nothing new is at ``path`` then, and an older file is as it was.
+        MissingExtraError: a library is not installed; the message gives the pip line.
+        ProxylessError: the net, its weights or a picture cannot be had.
+    """
+    begin = time.perf_counter()
+    path = Path(path)
+    fmt = format_of(path)
+    options = ExportOptions(batch_size, uint8_input, opset, aot, threads if aot else None)
+    _check_options(precision, threads, tolerance, calibration, data, min_agreement)
+    if precision == "int8":
+        from .int8.backends import backend_of
+
+        backend_of(fmt, options)  # refuses what cannot be written
+    check_place(path, force=force)
+    versions = {"torch": str(torch.__version__), **fmt.versions()}
+    tell = progress or (lambda what: None)
+    tell("opening the net")
+    subject = open_subject(net, pretrained=pretrained, weights=weights, input_size=input_size)
+    fmt.check(subject, options)
+    pictures = proof_pictures(subject, images)
+    tensors = [*subject.model.parameters(), *subject.model.buffers()]
+    check_space(path, sum(t.numel() * t.element_size() for t in tensors))
+    threads = threads or torch.get_num_threads()
+    with workshop(path) as folder:
+        draft = folder / path.name
+        tell(f"writing {fmt.name}")
+        int8: Any = None
+        if precision == "int8":
+            from .int8 import quantise
+
+            int8 = quantise(
+                subject, draft, fmt, calibration=calibration, judge=_judge(subject, data),
+                min_agreement=min_agreement, options=options, threads=threads, progress=tell,
+            )  # fmt: skip
+            files = [draft, *sorted(p for p in folder.iterdir() if p.stem == path.stem and p != draft)]
+        else:
+            files = fmt.write(subject, draft, options)
+        tell(f"comparing with the net on {pictures.source}")
+        rows = parity.compare(subject, fmt.open(draft, threads=threads), options, pictures)
+        if int8 is None:
+            tolerance = tolerance or (parity.PIXEL_TOLERANCE if uint8_input else parity.TOLERANCE)
+            parity.check(rows, tolerance, path.name)
+        latency: tuple[LatencyRow, ...] = ()
+        notes: list[str] = []
+        if measure:
+            tell("measuring the latency")
+            try:
+                latency = time_file(subject, draft, options, threads)
+            except LatencyError as e:
+                notes.append(not_measured(e))
+        report = ExportReport(
+            path, fmt.name, precision, tuple(map(FileRecord.of, files)), subject, options, pictures.source,
+            None if int8 is not None else tolerance, rows, latency, int8, versions, device_name(),
+            datetime.date.today().isoformat(), time.perf_counter() - begin, tuple(notes),
+        )  # fmt: skip
+        record = folder / f"{path.name}.json"
+        record.write_bytes(report.to_json())
+        put_in_place([files[0], *files[1:], record], path.parent)
+    return report
+
+
+def _check_options(
+    precision: object,
+    threads: object,
+    tolerance: object,
+    calibration: object,
+    data: object,
+    min_agreement: object,
+) -> None:
+    if precision not in PRECISIONS:
+        raise ExportError(f"precision is {shown(precision)}; known are {', '.join(PRECISIONS)}")
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+        raise ExportError(f"threads must be a whole number of at least 1, not {shown(threads)}")
+    if tolerance is not None and not (
+        isinstance(tolerance, (int, float)) and not isinstance(tolerance, bool) and 0 < tolerance <= 1
+    ):
+        raise ExportError(f"tolerance must be a number above 0, at most 1, not {shown(tolerance)}")
+    if not (isinstance(min_agreement, (int, float)) and 0 <= min_agreement <= 1):
+        raise ExportError(f"min_agreement must be a number from 0 to 1, not {shown(min_agreement)}")
+    if precision != "int8" and (calibration is not None or data is not None):
+        raise ExportError("calibration and data are for precision='int8' (--int8)")
+
+
+def _judge(subject: Subject, data: str | os.PathLike[str] | None) -> LabelledImages | None:
+    """Return the labelled pictures that judge int8."""
+    if data is None:
+        return None
+    record, classes = subject.model.weights, subject.model.num_classes
+    dataset = record.dataset if record is not None and record.num_classes == classes else None
+    return labelled_images(data, classes, dataset, names=subject.categories)

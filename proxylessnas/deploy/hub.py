@@ -1,0 +1,286 @@
+"""Nets in folders and repositories as the Hugging Face Hub has them.
+
+A folder holds ``model.safetensors`` (which ``create_model`` opens on its own), ``config.json`` (what people
+and the Hub read, and may edit) and ``README.md``, the model card.
+
+    >>> from proxylessnas import create_model
+    >>> folder = save_pretrained(create_model("proxyless_cifar10_demo", pretrained=True), "my_net")
+    >>> model = from_pretrained("my_net")
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from .._version import __version__
+from ..arch import Arch
+from ..builders import create_model
+from ..classifier import POOLS, Classifier
+from ..errors import (
+    DataError,
+    ExportError,
+    OfflineError,
+    ProxylessError,
+    WeightsCorruptError,
+    WeightsNotFoundError,
+)
+from ..evaluate import Evaluation
+from ..fetch_settings import is_offline
+from ..model_file import save_weights
+from ..transforms import Preprocessing
+from .hub_files import CARD, CONFIG, LIBRARY, WEIGHTS, download, hub_errors, hub_library
+from .model_card import model_card
+
+
+def save_pretrained(
+    model: Classifier,
+    folder: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    license: str | None = None,
+    measured: Evaluation | None = None,
+) -> Path:
+    """Write a net to a folder that :func:`from_pretrained` opens again, bit for bit.
+
+    The folder appears, or its files change, when everything is written. A ``README.md`` that is there is
+    kept, and so are all other files.
+
+    Args:
+        model: any net of this package.
+        folder: where to; it is made if need be, its parent must be there.
+        name: title of the model card; None takes the architecture's name.
+        license: SPDX identifier of the weights for the model card; None takes that of the published weights,
+            if the net has just these.
+        measured: accuracy for the model card, see :func:`~proxylessnas.deploy.model_card.model_card`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        TypeError: not a net of this package.
+        ExportError: the folder cannot be written.
+        MissingExtraError: huggingface_hub (for the model card) or safetensors is not installed.
+    """
+    if not isinstance(model, Classifier):
+        raise TypeError(f"save_pretrained takes a net of this package, not a {type(model).__name__}")
+    folder = Path(folder)
+    title = name or getattr(model.arch, "name", "") or folder.resolve().name
+    try:
+        with tempfile.TemporaryDirectory(dir=folder.absolute().parent, prefix=f".{folder.name}-") as made:
+            _write_files(model, Path(made), title, license, measured)
+            folder.mkdir(exist_ok=True)
+            for file in (CARD, CONFIG, WEIGHTS):
+                if file != CARD or not (folder / CARD).exists():
+                    os.replace(Path(made) / file, folder / file)
+    except OSError as e:
+        raise ExportError(f"{folder}: cannot be written: {e.strerror or e}") from e
+    return folder
+
+
+def _write_files(
+    model: Classifier, folder: Path, title: str, license: str | None, measured: Evaluation | None
+) -> None:
+    config = json.dumps(_config(model, title), indent=2, ensure_ascii=False) + "\n"
+    (folder / CONFIG).write_text(config, encoding="utf-8")
+    card = model_card(model, title, license=license, measured=measured)
+    (folder / CARD).write_text(card, encoding="utf-8")
+    save_weights(model, folder / WEIGHTS)
+
+
+def _config(model: Classifier, title: str) -> dict[str, Any]:
+    """Return what ``config.json`` says; the keys that other libraries have too are named as theirs."""
+    config: dict[str, Any] = {
+        "library_name": LIBRARY,
+        "library_version": __version__,
+        "architecture": title,
+        "arch": str(model.arch),
+        "num_classes": model.num_classes,
+        "in_chans": model.in_chans,
+        "global_pool": model.global_pool,
+    }
+    if model.preprocessing:
+        config["preprocessing"] = model.preprocessing.to_dict()
+    if model.categories:
+        config["id2label"] = {str(i): label for i, label in enumerate(model.categories)}
+    if model.wnids:
+        config["wnids"] = list(model.wnids)
+    return config
+
+
+def from_pretrained(
+    folder_or_repo: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+) -> Classifier:
+    """Open a net of a folder, or of a repository on the Hub.
+
+    A folder never touches the network and needs no further library. A repository is looked up in the Hub's
+    cache and fetched if need be; ``HF_HUB_OFFLINE`` and ``PROXYLESSNAS_OFFLINE`` forbid that. Where
+    ``config.json`` and the header of ``model.safetensors`` differ, as after somebody edited the labels, the
+    former counts.
+
+    Args:
+        folder_or_repo: a folder, or ``"owner/name"`` if there is no such folder.
+        revision: branch, tag or commit of the repository; only a commit is the same for ever.
+        token: of the Hub, for private repositories; None takes the one that is logged in.
+        cache_dir: of downloads; None takes the Hub's own.
+        local_files_only: take what the cache has, without asking the network.
+
+    Returns:
+        The net, in evaluation mode.
+
+    Raises:
+        WeightsNotFoundError: no such folder or repository, or a file is missing in it.
+        OfflineError: the repository is not in the cache and the network is forbidden.
+        WeightsFetchError: the Hub cannot be reached, or refused.
+        WeightsCorruptError: ``config.json`` is malformed; ArchError, WeightsMismatchError and others as
+            :func:`~proxylessnas.create_model`.
+        MissingExtraError: huggingface_hub is not installed, for a repository.
+    """
+    folder = Path(folder_or_repo)
+    if not folder.is_dir():
+        offline = local_files_only or is_offline()
+        folder = download(str(folder_or_repo), revision, token, cache_dir, offline)
+    elif revision is not None:
+        raise ProxylessError(f"{folder}: a folder has no revisions (revision={revision!r})")
+    weights = folder / WEIGHTS
+    if not weights.is_file():
+        raise WeightsNotFoundError(f"{folder_or_repo}: no {WEIGHTS} in it")
+    config = _read_config(folder / CONFIG)
+    with _malformed(folder / CONFIG):
+        options: dict[str, Any] = {}
+        for key, ok in _OPTIONS.items():
+            if key in config:
+                if not ok(config[key]):
+                    raise ValueError(f"{key} is {config[key]!r}")
+                options[key] = config[key]
+        preprocessing = (
+            Preprocessing.from_dict(config["preprocessing"]) if config.get("preprocessing") else None
+        )
+        categories = _labels(config.get("id2label") or {})
+        wnids = _names(config.get("wnids") or [])
+        arch = Arch.parse(_text(config["arch"])) if "arch" in config else None
+    model = create_model(arch or weights, weights=weights, **options).eval()
+    with _malformed(folder / CONFIG):
+        for key, names in (("id2label", categories), ("wnids", wnids)):
+            if names and len(names) != model.num_classes:
+                raise ValueError(f"{key} has {len(names)} entries, the net {model.num_classes} classes")
+    model.preprocessing = preprocessing or model.preprocessing
+    model.categories = categories or model.categories
+    model.wnids = wnids or model.wnids
+    return model
+
+
+_OPTIONS = {
+    "num_classes": lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= 0,
+    "in_chans": lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= 1,
+    "global_pool": lambda v: v in POOLS,
+}
+
+
+@contextlib.contextmanager
+def _malformed(file: Path) -> Iterator[None]:
+    """Turn errors about values of ``config.json`` into one that names the file."""
+    try:
+        yield
+    except (ValueError, TypeError, DataError) as e:
+        raise WeightsCorruptError(f"{file}: {e}") from e
+
+
+def _read_config(file: Path) -> Mapping[str, Any]:
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}  # the header of the weights says enough
+    except OSError as e:
+        raise WeightsCorruptError(f"{file}: cannot be read: {e.strerror or e}") from e
+    except (ValueError, RecursionError) as e:
+        raise WeightsCorruptError(f"{file}: not JSON ({e})") from e
+    if not isinstance(config, Mapping):
+        raise WeightsCorruptError(f"{file}: holds no mapping")
+    return config
+
+
+def _labels(mapping: Any) -> tuple[str, ...]:
+    if not isinstance(mapping, Mapping) or sorted(mapping) != sorted(map(str, range(len(mapping)))):
+        raise ValueError('id2label must map "0", "1" and so on to names')
+    return _names([mapping[str(i)] for i in range(len(mapping))])
+
+
+def _names(values: Any) -> tuple[str, ...]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise ValueError("labels and wnids must be texts")
+    return tuple(values)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("arch must be a text")
+    return value
+
+
+def push_to_hub(
+    model: Classifier,
+    repo: str,
+    *,
+    name: str | None = None,
+    license: str | None = None,
+    measured: Evaluation | None = None,
+    private: bool | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+    message: str | None = None,
+    create_pr: bool = False,
+) -> str:
+    """Write a net to a repository on the Hub, which is made if need be, in one commit.
+
+    A model card that is there is kept.
+
+    Args:
+        model: any net of this package.
+        repo: ``"owner/name"``.
+        name: title of the model card; None takes the repository's.
+        license: as for :func:`save_pretrained`.
+        measured: as for :func:`save_pretrained`.
+        private: whether a new repository is private; None takes the owner's default.
+        token: of the Hub, with the right to write; None takes the one that is logged in.
+        revision: branch to write to; None is the main one.
+        message: of the commit.
+        create_pr: propose the change instead of making it.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        OfflineError: the network is forbidden.
+        WeightsFetchError, WeightsNotFoundError: the Hub cannot be reached, or refused.
+        MissingExtraError: huggingface_hub or safetensors is not installed.
+    """
+    hub = hub_library()
+    if is_offline():
+        raise OfflineError(f"{repo}: PROXYLESSNAS_OFFLINE forbids the network")
+    api = hub.HfApi(token=token, library_name=LIBRARY, library_version=__version__)
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made) / "net"
+        save_pretrained(model, folder, name=name or repo.split("/")[-1], license=license, measured=measured)
+        with hub_errors(repo):
+            repo = api.create_repo(repo, private=private, exist_ok=True).repo_id
+            kept = [CARD] if api.file_exists(repo, CARD, revision=revision) else None
+            commit = api.upload_folder(
+                repo_id=repo,
+                folder_path=folder,
+                commit_message=message or f"Net of proxylessnas {__version__}",
+                revision=revision,
+                create_pr=create_pr,
+                ignore_patterns=kept,
+            )
+    return str(commit.commit_url)

@@ -1,0 +1,56 @@
+"""Which library writes the 8-bit files of a format, and what it is worth trying with it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from torch import Tensor
+
+from ...errors import ExportError
+from ..formats import ExportOptions, Format
+from ..subject import Subject
+from .schemes import Scheme
+
+_MODULES = {".onnx": "onnx_int8", ".xml": "openvino_int8", ".pte": "executorch_int8"}
+
+
+class Backend(Protocol):
+    """One module of this package."""
+
+    def schemes(self) -> Sequence[str]:
+        """Return the names of the schemes to try on this machine."""
+
+    def write(
+        self, subject: Subject, path: Path, batches: Sequence[Tensor], scheme: Scheme, options: ExportOptions
+    ) -> None:
+        """Write an int8 file.
+
+        Args:
+            subject: the net, prepared for the scheme.
+            path: the file.
+            batches: calibration inputs [N, C, H, W].
+            scheme: how; what has been done in torch already is left alone.
+            options: as for the float file.
+
+        Raises:
+            ExportError: the library cannot quantise the net.
+            MissingExtraError: it is not installed.
+        """
+
+
+def backend_of(fmt: Format, options: ExportOptions) -> Backend:
+    """Return what writes int8 files of a format.
+
+    Raises:
+        ExportError: nothing does, or not with such options.
+    """
+    module = _MODULES.get(fmt.suffix)
+    if module is None:
+        raise ExportError(f"{fmt.suffix} files are not written in int8; {', '.join(_MODULES)} are")
+    if options.uint8_input:
+        raise ExportError("uint8_input and int8 are not written into one file yet: leave one of them out")
+    found: Any = importlib.import_module(f".{module}", __package__)
+    return cast(Backend, found)

@@ -1,0 +1,116 @@
+"""INT8 in ExecuTorch's files, by torchao's quantisation of exported programs and XNNPACK's quantiser."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import ExportError, LatencyError, first_line
+from ...latency.executorch_net import lower_exported, missing_executorch
+from ..executorch_format import _MUST_BE_DELEGATED, LARGEST_BATCH
+from ..formats import ExportOptions
+from ..subject import Subject
+from .schemes import Scheme
+from .simulate import stays_float
+
+
+def schemes() -> list[str]:
+    """Return the names of the schemes to try on this machine."""
+    return ["minmax", "mse+correct", "mse+correct+floatfirst"]
+
+
+def write(
+    subject: Subject, path: Path, batches: Sequence[Tensor], scheme: Scheme, options: ExportOptions
+) -> None:
+    """Write an int8 file; see :class:`~.backends.Backend`.
+
+    The classifier's input is rounded anew for each picture, so that the logits stay in float32.
+    """
+    if scheme.weight_bits != 8 or scheme.rule not in ("minmax", "mse"):
+        raise ExportError(f"XNNPACK's quantiser has no scheme {scheme.name!r}: minmax and mse, with 8 bits")
+    quantizer, prepare, convert = _quantizer(scheme)
+    fixed = options.batch_size
+    shapes = None if fixed else ({0: torch.export.Dim("batch", min=1, max=LARGEST_BATCH)},)
+    example = torch.zeros(fixed or 2, *subject.input_size)
+    pictures = [part for x in batches for part in x.split(fixed or len(x)) if len(part) == (fixed or len(x))]
+    with _quiet():
+        try:
+            graph = torch.export.export(subject.model, (example,), dynamic_shapes=shapes).module()
+            graph = prepare(graph, quantizer)
+            with torch.no_grad():
+                for x in pictures:
+                    graph(x)
+            graph = convert(graph)
+            exported = torch.export.export(graph, (example,), dynamic_shapes=shapes)
+        except Exception as e:  # torch and torchao raise anything
+            raise ExportError(f"{subject.name}: torchao cannot quantise the net ({first_line(e)})") from e
+        try:
+            lowered = lower_exported(exported, subject.name, {**subject.metadata(), "int8": scheme.name})
+        except LatencyError as e:
+            raise ExportError(f"{subject.name}: {e}") from e
+    slow = [name for name in lowered.outside if name in _MUST_BE_DELEGATED]
+    if slow:
+        raise ExportError(f"{subject.name}: XNNPACK does not take {', '.join(slow)} of the int8 net")
+    path.write_bytes(lowered.program)
+
+
+def _quantizer(scheme: Scheme) -> tuple[Any, Callable[..., Any], Callable[..., Any]]:
+    """Return XNNPACK's quantiser for a scheme, and torchao's two steps.
+
+    Raises:
+        MissingExtraError: executorch, or the torchao it brings, is not installed.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ours = import_module("executorch.backends.xnnpack.quantizer.xnnpack_quantizer")
+            pt2e = import_module("torchao.quantization.pt2e")
+            steps = import_module("torchao.quantization.pt2e.quantize_pt2e")
+    except Exception as e:  # a broken install raises anything
+        raise missing_executorch() from e
+    static = ours.get_symmetric_quantization_config(is_per_channel=True)
+    if scheme.rule == "minmax":
+        spec = static.output_activation
+        plain = type(spec)(
+            dtype=spec.dtype, quant_min=spec.quant_min, quant_max=spec.quant_max, qscheme=spec.qscheme,
+            is_dynamic=False, observer_or_fake_quant_ctr=pt2e.MinMaxObserver.with_args(eps=2**-12),
+        )  # fmt: skip
+        static = type(static)(plain, plain, static.weight, static.bias, static.is_qat)
+    dynamic = ours.get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)
+    aten = torch.ops.aten
+    quantizer = ours.XNNPACKQuantizer()
+    for op in (aten.conv2d.default, *(() if scheme.float_adds else (aten.add.Tensor,))):
+        quantizer.set_operator_type(op, static)
+    if not scheme.float_last:
+        quantizer.set_operator_type(aten.linear.default, dynamic)
+    quantizer.set_filter_function(lambda node: not any(stays_float(name, scheme) for name in _modules(node)))
+    return quantizer, steps.prepare_pt2e, steps.convert_pt2e
+
+
+def _modules(node: Any) -> list[str]:
+    """Return the names of the modules that a node of an exported program comes from."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return [str(name).removeprefix("L['self'].") for name, _ in stack.values()]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what the exporters print and warn about their own insides from the terminal."""
+    logger = logging.getLogger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,119 @@
+"""INT8 in OpenVINO's files, by NNCF."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ...errors import ExportError, first_line, missing_extra
+from ...latency.runtimes.openvino_ import library as openvino_library
+from ..formats import ExportOptions
+from ..openvino_format import FORMAT, SECTION
+from ..subject import Subject
+from .onnx_int8 import sums_may_overflow
+from .schemes import Scheme
+
+#: Our rules by the names NNCF has for them; "mse" is its search for the least squared error on a histogram.
+_RULES = {"minmax": "MINMAX", "percentile": "MEAN_QUANTILE", "mse": "HISTOGRAM"}
+
+
+def schemes() -> list[str]:
+    """Return the names of the schemes to try on this machine."""
+    names = ["minmax", "minmax+correct", "minmax+correct+floatfirst", "mse+correct+floatfirst"]
+    if sums_may_overflow():
+        names += [f"{name}+7bit" for name in names[1:]]
+    return names
+
+
+def write(
+    subject: Subject, path: Path, batches: Sequence[Tensor], scheme: Scheme, options: ExportOptions
+) -> None:
+    """Write an int8 file; see :class:`~.backends.Backend`.
+
+    A net whose biases are not corrected by the scheme gets NNCF's own, fast correction.
+    """
+    ov = openvino_library()
+    nncf = library()
+    if scheme.rule not in _RULES:
+        raise ExportError(f"NNCF has no rule {scheme.rule!r}; it has {', '.join(_RULES)}")
+    exact = path.with_name(f"{path.stem}-exact.xml")
+    FORMAT.write(subject, exact, options)
+    size = options.batch_size or 1
+    pictures = [part.numpy() for x in batches for part in x.split(size) if len(part) == size]
+    with _quiet(nncf):
+        try:
+            model = ov.Core().read_model(str(exact))
+            estimator = getattr(
+                nncf.quantization.range_estimator.RangeEstimatorParametersSet, _RULES[scheme.rule]
+            )
+            advanced = nncf.AdvancedQuantizationParameters(
+                overflow_fix=nncf.OverflowFix.ENABLE if scheme.weight_bits == 7 else nncf.OverflowFix.DISABLE,
+                disable_bias_correction=scheme.correct,
+                activations_range_estimator_params=estimator,
+            )
+            made = nncf.quantize(
+                model,
+                nncf.Dataset(pictures),
+                preset=nncf.QuantizationPreset.MIXED,
+                target_device=nncf.TargetDevice.CPU,
+                subset_size=len(pictures),
+                ignored_scope=_ignored(nncf, model, scheme),
+                advanced_parameters=advanced,
+            )
+            for key, value in {**subject.metadata(), "int8": scheme.name}.items():
+                made.set_rt_info(value, [SECTION, key])
+            ov.save_model(made, str(path), compress_to_fp16=False)
+        except ExportError:
+            raise
+        except Exception as e:  # NNCF and OpenVINO raise anything
+            raise ExportError(f"{subject.name}: NNCF cannot quantise the net ({first_line(e)})") from e
+    exact.unlink()
+    exact.with_suffix(".bin").unlink()
+
+
+def library() -> Any:
+    """Return NNCF.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the versions of torch it was tried with
+            return import_module("nncf")
+    except Exception as e:  # a broken install raises anything
+        raise missing_extra("nncf", "INT8 in OpenVINO's files", extra="openvino") from e
+
+
+def _ignored(nncf: Any, model: Any, scheme: Scheme) -> Any:
+    """Return what stays in float32."""
+    nodes = [node for node in model.get_ordered_ops() if node.get_type_name() in _WEIGHTED]
+    names: list[str] = []
+    if scheme.float_first:
+        ours = [
+            n.get_friendly_name() for n in nodes if n.get_friendly_name().startswith(("stem.", "block0."))
+        ]
+        names += ours or [nodes[0].get_friendly_name()]
+    if scheme.float_last:
+        names.append(nodes[-1].get_friendly_name())
+    return nncf.IgnoredScope(names=names, types=["Add"] if scheme.float_adds else [])
+
+
+_WEIGHTED = ("Convolution", "GroupConvolution", "MatMul")
+
+
+@contextlib.contextmanager
+def _quiet(nncf: Any) -> Iterator[None]:
+    """Keep NNCF's bars and notes from the terminal."""
+    nncf.set_log_level(logging.ERROR)
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

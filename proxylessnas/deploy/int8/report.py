@@ -1,0 +1,96 @@
+"""What the quantisation of a net found."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One scheme on the calibration pictures that were held out, mirrored and enlarged ones among them.
+
+    Attributes:
+        scheme: its name; :func:`~.schemes.scheme_of` reads it.
+        divergence: mean Kullback-Leibler divergence of the int8 net's probabilities from the float32 net's,
+            nats; what the choice goes by. None if the scheme failed.
+        agreement: share of the pictures that both give the same class, 0 to 1.
+        seconds: that writing the file took.
+        problem: why it failed; "" if it did not.
+    """
+
+    scheme: str
+    divergence: float | None
+    agreement: float | None
+    seconds: float
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Int8Report:
+    """The file that was chosen, on the pictures that judge it.
+
+    Attributes:
+        scheme: name of the scheme.
+        tried: all schemes, best first.
+        calibrated_on: where the calibration pictures are from.
+        calibration_pictures: how many scales were chosen by.
+        judged_on: what judged it, in words.
+        n: how many pictures that were.
+        agreement: share of them that the int8 and the float32 net give the same class, 0 to 1.
+        top1_float, top1_int8: accuracy on them, percent; None without labels.
+        difference: largest absolute difference of a logit.
+        divergence: as in :class:`Tried`.
+        bytes_float, bytes_int8: sizes of the files in this format.
+        ms_float, ms_int8: median latency of both files in their runtime, run by turns in this process, one
+            picture a call.
+        threads: of that measurement.
+    """
+
+    scheme: str
+    tried: tuple[Tried, ...]
+    calibrated_on: str
+    calibration_pictures: int
+    judged_on: str
+    n: int
+    agreement: float
+    top1_float: float | None
+    top1_int8: float | None
+    difference: float
+    divergence: float
+    bytes_float: int
+    bytes_int8: int
+    ms_float: float
+    ms_int8: float
+    threads: int
+
+    @property
+    def drop(self) -> float | None:
+        """Points of top-1 accuracy lost; None without labels."""
+        if self.top1_float is None or self.top1_int8 is None:
+            return None
+        return self.top1_float - self.top1_int8
+
+    @property
+    def speedup(self) -> float:
+        """Latency of the float32 file over that of the int8 file."""
+        return self.ms_float / self.ms_int8
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return dataclasses.asdict(self)
+
+    def lines(self) -> list[str]:
+        """Return it for a terminal."""
+        top1 = ""
+        if self.top1_float is not None and self.top1_int8 is not None:
+            top1 = f", top-1 {self.top1_float:.1f} -> {self.top1_int8:.1f} %"
+        return [
+            f"int8 scheme {self.scheme}, the best of {len(self.tried)}, calibrated on "
+            f"{self.calibration_pictures} pictures ({self.calibrated_on})",
+            f"float32 -> int8 on {self.n} pictures ({self.judged_on}): same class for "
+            f"{100 * self.agreement:.1f} %{top1}, logits off by {self.difference:.2g} at most",
+            f"{self.bytes_float / 1e6:.1f} -> {self.bytes_int8 / 1e6:.1f} MB; {self.ms_float:.2f} -> "
+            f"{self.ms_int8:.2f} ms a picture ({self.speedup:.2f} times as fast, {self.threads} threads)",
+        ]

@@ -1,0 +1,178 @@
+"""The ``README.md`` of a net on the Hugging Face Hub: YAML for machines, then Markdown for people."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .._version import __version__
+from ..classifier import Classifier
+from ..errors import ProxylessError
+from ..evaluate import Evaluation
+from ..profiling import profile
+from ..weights import Weights
+from .hub_files import LIBRARY, hub_library
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TASK = "image-classification"
+
+#: Names of this package's data sets on the Hub, and for people.
+_DATASETS = {"imagenet": ("imagenet-1k", "ImageNet-1k"), "cifar10": ("cifar10", "CIFAR-10")}
+
+_PAPER = """## Paper
+
+Han Cai, Ligeng Zhu, Song Han: ProxylessNAS: Direct Neural Architecture Search on Target Task and Hardware,
+ICLR 2019, [arXiv:1812.00332](https://arxiv.org/abs/1812.00332)
+"""
+
+
+def unchanged_weights(model: Classifier) -> Weights | None:
+    """Return the record of the published weights that a net has bit for bit, or None.
+
+    A net that was fine-tuned still knows where its weights came from, but neither the published accuracy nor
+    the licence of that file is its own. Nothing is fetched: without the published file in the cache (or in
+    the package) the answer is None.
+    """
+    from ..cache import cached_state_dict, verify
+    from ..loading import fit_state_dict
+
+    record = model.weights
+    if record is None or record.num_classes != model.num_classes:
+        return None
+    try:
+        verify(record)
+        published, report = fit_state_dict(model, cached_state_dict(record, progress=False))
+    except ProxylessError:
+        return None
+    own = model.state_dict()
+    return record if not report.adapted and all(_same(own[key], t) for key, t in published.items()) else None
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and bool((a.cpu() == b.cpu()).all())
+
+
+def model_card(
+    model: Classifier, name: str, *, license: str | None = None, measured: Evaluation | None = None
+) -> str:
+    """Return the text of a model card.
+
+    Args:
+        model: the net.
+        name: its title.
+        license: SPDX identifier; None takes that of the published weights, if the net has just these.
+        measured: accuracy of this net as :func:`~proxylessnas.evaluate.evaluate` found it; None shows the
+            published figures, if the net has just these weights, and says that they are.
+
+    Raises:
+        MissingExtraError: huggingface_hub is not installed.
+    """
+    hub = hub_library()
+    record = unchanged_weights(model)
+    license = license or (record.license if record else None)
+    dataset = _DATASETS.get(record.dataset) if record else None
+    rows = _figures(record, measured)
+    results = [
+        hub.EvalResult(
+            task_type=TASK,
+            dataset_type=dataset[0] if dataset else "other",
+            dataset_name=dataset[1] if dataset else "the author's own pictures",
+            metric_type="accuracy",
+            metric_name=f"{label} accuracy, percent ({status})",
+            metric_value=round(value, 3),
+        )
+        for label, value, status in rows
+    ]
+    data = hub.ModelCardData(
+        license=license.lower() if license else None,
+        library_name=LIBRARY,
+        pipeline_tag=TASK,
+        tags=[TASK, LIBRARY, "pytorch", "neural-architecture-search"],
+        datasets=[dataset[0]] if dataset else None,
+        metrics=["accuracy"] if rows else None,
+        model_name=name if results else None,
+        eval_results=results or None,
+    )
+    parts = [f"# {name}", _what(model), _origin(model, record, license), _accuracy(rows, record)]
+    parts += [_use(), _PAPER]
+    return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(part.strip() for part in parts if part) + "\n"
+
+
+def _figures(record: Weights | None, measured: Evaluation | None) -> list[tuple[str, float, str]]:
+    """Return (label, percent, status) of each known accuracy."""
+    if measured is not None:
+        status = f"measured on {measured.n} pictures"
+        return [("top-1", measured.top1, status), ("top-5", measured.top5, status)]
+    if record is None:
+        return []
+    status = str(record.metrics["status"])
+    values = {"top-1": record.metrics.get("top1"), "top-5": record.metrics.get("top5")}
+    return [(label, float(value), status) for label, value in values.items() if value is not None]
+
+
+def _what(model: Classifier) -> str:
+    side = model.preprocessing.input_size if model.preprocessing else getattr(model.arch, "resolution", None)
+    lines = []
+    if side:
+        counted = profile(model, (model.in_chans, side, side))
+        lines.append(
+            f"- {counted.params / 1e6:.2f} million parameters, {counted.macs / 1e6:.1f} million "
+            f"multiply-adds for a picture of {side} x {side} px"
+        )
+    outputs = f"{model.num_classes} classes" if model.num_classes else "embeddings"
+    lines.append(f"- {outputs}, {model.in_chans} input channels")
+    if model.preprocessing:
+        lines.append(f"- pictures are prepared so: {model.preprocessing}")
+    return (
+        "A convolutional net for pictures, made of MBConv blocks or tree cells that were found by search.\n\n"
+        + "\n".join(lines)
+        + f"\n\nArchitecture:\n\n```\n{model.arch}\n```"
+    )
+
+
+def _origin(model: Classifier, record: Weights | None, license: str | None) -> str:
+    lines = ["## Weights"]
+    if record is not None:
+        digest = f"SHA-256 `{record.sha256}`" if record.sha256 else f"git blob `{record.git_blob}`"
+        lines.append(f"The published weights `{record.name}`, unchanged; their file has {digest}.")
+        if record.training:
+            lines.append(
+                f"Trained on {record.training['data']}, {record.training['date']}: "
+                f"`{record.training['command']}`"
+            )
+    elif model.weights is not None:
+        lines.append(
+            f"The net was made from the published weights `{model.weights.name}` "
+            f"({model.weights.license}); it is not known to have just these."
+        )
+    else:
+        lines.append("Not published by this package's authors.")
+    lines.append(f"Licence: {license}." if license else "No licence is stated.")
+    return "\n\n".join(lines)
+
+
+def _accuracy(rows: list[tuple[str, float, str]], record: Weights | None) -> str:
+    if not rows:
+        return "## Accuracy\n\nNot stated."
+    table = "\n".join(f"| {label} | {value:.2f} % | {status} |" for label, value, status in rows)
+    source = ""
+    if record is not None and rows[0][2] == record.metrics["status"]:
+        source = f"\n\nSource: {record.metrics['source']}."
+    return f"## Accuracy\n\n| | | |\n|---|---|---|\n{table}{source}"
+
+
+def _use() -> str:
+    return f"""## Use
+
+```python
+# pip install 'proxylessnas[hub]'
+from proxylessnas.deploy.hub import from_pretrained
+
+model = from_pretrained("OWNER/NAME")  # or a folder
+print(model.predict("photo.jpg"))
+```
+
+`model.safetensors` holds architecture, preprocessing and class names in its header too;
+`proxylessnas.create_model("model.safetensors")` opens it without anything else. Written by proxylessnas
+{__version__}."""

@@ -1,0 +1,68 @@
+"""The rows of a bench as points of a chart: accuracy against latency, a panel a setting."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .settings import Settings
+
+if TYPE_CHECKING:
+    from .charts import Point
+
+#: How data sets are spelt.
+DATASETS = {"imagenet": "ImageNet", "cifar10": "CIFAR-10"}
+
+
+class Panels(NamedTuple):
+    """What a chart of accuracy against latency shows.
+
+    Attributes:
+        points: setting in words to its nets.
+        accuracy: what the accuracy is, with its unit.
+        note: machine, versions and date.
+    """
+
+    points: dict[str, list[Point]]
+    accuracy: str
+    note: str
+
+
+def describe(settings: Settings) -> str:
+    """Return what tells settings of one bench apart, as in "torch, 2 threads, batch 1"."""
+    pool = (
+        f", {settings.threads} thread{'s' * (settings.threads > 1)}" if settings.device == "cpu" else ", GPU"
+    )
+    return f"{settings.runtime}{pool}, batch {settings.batch_size}"
+
+
+def accuracy_panels(rows: Iterable[Mapping[str, Any]]) -> Panels:
+    """Return the points of a chart.
+
+    Left out are nets whose accuracy is not known, or is one on other pictures than most nets'.
+
+    Args:
+        rows: as :meth:`~.bench.BenchRow.to_dict` gives them.
+    """
+    from .charts import Point
+
+    rows = list(rows)
+    known = Counter(row["top1_dataset"] for row in rows if row["top1"] is not None)
+    dataset = known.most_common(1)[0][0] if known else None
+    devices = list(dict.fromkeys(row["device_name"] for row in rows))
+    found: dict[str, list[Point]] = {}
+    for row in rows:
+        if row["top1"] is None or row["top1_dataset"] != dataset:
+            continue
+        setting = describe(Settings(row["runtime"], row["device"], row["threads"], row["batch"]))
+        setting += f"; {row['device_name']}" if len(devices) > 1 else ""
+        name, published = row["net"].removeprefix("torchvision/"), row["top1_status"] == "published"
+        times = row["median_ms"], row["p10_ms"], row["p90_ms"]
+        found.setdefault(setting, []).append(Point(name, *times, row["top1"], published, row["peer"]))
+    accuracy = f"top-1 on {DATASETS.get(str(dataset), dataset)} (%)"
+    versions = dict(pair.rpartition(" ")[::2] for pair in rows[0]["versions"].split(", ")) if rows else {}
+    torch = f"torch {versions['torch']}" if "torch" in versions else ""
+    dates = sorted({row["date"] for row in rows})
+    date = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}" if dates else ""
+    return Panels(found, accuracy, "; ".join(filter(None, [", ".join(devices), torch, date])))

@@ -1,0 +1,173 @@
+"""One HTML file that needs nothing else: its parts, its style and its script in it, everything escaped."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..filesystem import write_atomically
+
+_DATA = Path(__file__).resolve().parent.parent / "data"
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+_ICON = (
+    "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E%3Crect width='16' "
+    "height='16' rx='3' fill='%230b3c5d'/%3E%3Cpath d='M4 3h8l-2 3h-4zM3 8h10l-2 4H5z' fill='%23f7c948'/%3E"
+    "%3C/svg%3E"
+)
+
+
+class Raw(str):
+    """Text that is HTML already."""
+
+
+def text_of(value: object) -> str:
+    """Return a value as HTML: escaped, unless it is :class:`Raw`; without characters that HTML forbids."""
+    if isinstance(value, Raw):
+        return value
+    text = "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in str(value))
+    return html.escape(text)
+
+
+def tag(name: str, *content: object, **attributes: object) -> Raw:
+    """Return an element; ``class_`` and ``data_x`` become ``class`` and ``data-x``."""
+    given = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{text_of(value)}"'
+        for key, value in attributes.items()
+        if value is not None
+    )
+    return Raw(f"<{name}{given}>{''.join(map(text_of, content))}</{name}>")
+
+
+def table(
+    head: Sequence[object], rows: Iterable[Sequence[object]], caption: str, numeric: Sequence[int] = ()
+) -> Raw:
+    """Return a table that scrolls sideways where it is too wide.
+
+    Args:
+        head: names of the columns.
+        rows: cells; the first of each names its row.
+        caption: what it is, for everybody.
+        numeric: columns of numbers.
+    """
+
+    def cell(name: str, i: int, value: object, **more: object) -> Raw:
+        return tag(name, value, class_="number" if i in numeric else None, **more)
+
+    top = tag("tr", *(cell("th", i, value, scope="col") for i, value in enumerate(head)))
+    body = []
+    for row in rows:
+        first, *others = row
+        cells = [
+            cell("th", 0, first, scope="row"),
+            *(cell("td", i, value) for i, value in enumerate(others, 1)),
+        ]
+        body.append(tag("tr", *cells))
+    whole = tag("table", tag("caption", caption), tag("thead", top), tag("tbody", *body))
+    # Whoever has no mouse scrolls with the arrow keys: so it takes the focus, and says what it is.
+    return tag("div", whole, class_="scroll", tabindex=0, role="region", aria_label=caption)
+
+
+def facts(rows: Iterable[tuple[str, object]]) -> Raw:
+    """Return names and values; rows whose value is None or empty are left out."""
+    pairs = [tag("div", tag("dt", name), tag("dd", value)) for name, value in rows if value not in (None, "")]
+    return tag("dl", *pairs, class_="facts")
+
+
+def cards(rows: Iterable[tuple[str, object, object]]) -> Raw:
+    """Return the few figures that matter most: (name, value, small print)."""
+    return tag(
+        "dl",
+        *(
+            tag("div", tag("dt", name), tag("dd", tag("strong", value), " ", tag("small", about)))
+            for name, value, about in rows
+        ),
+        class_="cards",
+    )
+
+
+def figure(picture: str, caption: object = "", class_: str | None = None) -> Raw:
+    """Return a picture, which is an element already, with what is said below it; "" for no picture."""
+    if not picture:
+        return Raw("")
+    below = tag("figcaption", caption) if caption else ""
+    return tag("figure", Raw(picture), below, class_=class_)
+
+
+def section(title: str, *content: object) -> Raw:
+    """Return a section, with an anchor made of its title."""
+    anchor = "-".join(title.lower().split())
+    return tag("section", tag("h2", title, id=anchor), *content, aria_labelledby=anchor)
+
+
+def details(summary: str, *content: object) -> Raw:
+    """Return a part that is folded at first."""
+    return tag("details", tag("summary", summary), *content)
+
+
+def code(text: str) -> Raw:
+    """Return commands or a file, as they are."""
+    return tag("pre", tag("code", text), tabindex=0, role="region", aria_label="code")
+
+
+def notes(texts: Iterable[str]) -> Raw:
+    """Return remarks that should not be overlooked; "" for none."""
+    found = [tag("li", text) for text in texts]
+    return tag("ul", *found, class_="notes") if found else Raw("")
+
+
+def data(name: str, document: Any) -> Raw:
+    """Return JSON for the script; no text in it can end the element."""
+    text = json.dumps(document, separators=(",", ":"), allow_nan=False)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Raw(f'<script type="application/json" id="{name}">{text}</script>')
+
+
+def page(title: str, about: str, *content: object, footer: object = "", script: bool = False) -> str:
+    """Return a whole page.
+
+    Args:
+        title: of the page.
+        about: a line below it.
+        content: sections.
+        footer: at the end.
+        script: whether there is a slider.
+    """
+    style = (_DATA / "report.css").read_text(encoding="utf-8")
+    code_ = (_DATA / "report.js").read_text(encoding="utf-8") if script else ""
+    return "\n".join(
+        [
+            "<!doctype html>",
+            '<html lang="en">',
+            "<head>",
+            '<meta charset="utf-8">',
+            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            '<meta name="color-scheme" content="light dark">',
+            f"<title>{text_of(title)}</title>",
+            f'<link rel="icon" href="{_ICON}">',
+            f"<style>\n{style}</style>",
+            "</head>",
+            "<body>",
+            tag("header", tag("h1", title), tag("p", about)),
+            tag("main", *content),
+            tag("footer", footer),
+            f"<script>\n{code_}</script>" if code_ else "",
+            "</body>",
+            "</html>",
+            "",
+        ]
+    )
+
+
+def write_page(text: str, path: str | os.PathLike[str]) -> None:
+    """Write a page; the file appears under its name only when it is complete.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    write_atomically(Path(path), text.encode("utf-8", "replace"))

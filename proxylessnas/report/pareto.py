@@ -1,0 +1,147 @@
+"""Accuracy against latency, with the Pareto front, from the files that ``bench`` and ``eval`` wrote."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError, LatencyError, shown
+from ..latency.accuracy_rows import DATASETS, accuracy_panels
+
+_EXPECTED = "expected is a table of `proxylessnas bench --csv`, or what its --json prints"
+
+
+def _flag(text: str) -> bool:
+    return {"True": True, "False": False}[text]
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(text)
+    return value
+
+
+def _perhaps(text: str) -> float | None:
+    return _number(text) if text else None
+
+
+#: Columns of a bench that a chart needs, and how to read them.
+_COLUMNS: dict[str, Callable[[str], Any]] = {
+    "net": str, "peer": _flag, "runtime": str, "device": str, "threads": int, "batch": int,
+    "median_ms": _number, "p10_ms": _number, "p90_ms": _number, "top1": _perhaps, "top1_status": str,
+    "top1_dataset": str, "device_name": str, "versions": str, "date": str,
+}  # fmt: skip
+
+
+def read_bench(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Return the rows of a bench's file, ``.csv`` or ``.json``, as :meth:`BenchRow.to_dict` gave them.
+
+    Raises:
+        DataError: it cannot be read, or is no such file; the message names the line.
+    """
+    path = Path(path)
+    text = _text(path)
+    try:
+        rows = (
+            json.loads(text)["rows"] if text.lstrip()[:1] == "{" else list(csv.DictReader(text.splitlines()))
+        )
+        rows = [{key: "" if row[key] is None else str(row[key]) for key in _COLUMNS} for row in rows]
+    except (ValueError, KeyError, TypeError, csv.Error, RecursionError) as e:
+        raise DataError(f"{path}: is no result of a bench ({type(e).__name__}: {e}); {_EXPECTED}") from e
+    found = []
+    for number, row in enumerate(rows, 1):
+        try:
+            found.append({key: read(row[key]) for key, read in _COLUMNS.items()})
+        except (ValueError, KeyError) as e:
+            raise DataError(
+                f"{path}: row {number} holds a value that makes no sense: {shown(e.args[0])}"
+            ) from e
+    if not found:
+        raise DataError(f"{path}: has no rows; {_EXPECTED}")
+    return found
+
+
+def read_eval(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return what ``proxylessnas eval --json`` printed: ``net``, ``top1`` (percent), ``n`` and ``data``.
+
+    Raises:
+        DataError: it cannot be read, or is no such file.
+    """
+    path = Path(path)
+    try:
+        found = json.loads(_text(path))
+        top1, n = float(found["top1"]), int(found["n"])
+        if not 0 <= top1 <= 100 or n < 1:
+            raise ValueError(f"top1 {top1:g} of {n} pictures")
+        return {"net": str(found["net"]), "top1": top1, "n": n, "data": str(found["data"])}
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
+        expected = "expected is what `proxylessnas eval --json` prints"
+        raise DataError(f"{path}: is no result of an evaluation ({type(e).__name__}: {e}); {expected}") from e
+
+
+def pareto_figure(
+    benches: Sequence[str | os.PathLike[str]],
+    target: str | os.PathLike[str] | io.BytesIO,
+    *,
+    evals: Sequence[str | os.PathLike[str]] = (),
+) -> None:
+    """Draw accuracy against latency, a panel a setting, with the nets on the Pareto front joined.
+
+    Hollow marks are published accuracies, filled ones measured; see
+    :func:`~proxylessnas.latency.charts.accuracy_png`. A net that was evaluated has the accuracy measured
+    there, and the small print says on what; published accuracies of others stay, with a front of their own.
+
+    Args:
+        benches: files of ``proxylessnas bench --csv``, or of its ``--json``.
+        target: path of the file, ``.svg`` or ``.png``; or a buffer for an SVG.
+        evals: files of ``proxylessnas eval --json``, all on the same pictures.
+
+    Raises:
+        DataError: a file is no such file, or there is nothing to draw.
+        MissingExtraError: matplotlib is not installed.
+        OSError: the file cannot be written.
+    """
+    from ..latency.charts import accuracy_png
+
+    rows = [row for path in benches for row in read_bench(path)]
+    measured = {found["net"]: found for found in map(read_eval, evals)}
+    sources = {(found["data"], found["n"]) for found in measured.values()}
+    if len(sources) > 1:
+        listed = "; ".join(f"{n:,} pictures of {data}" for data, n in sorted(sources))
+        raise DataError(f"the evaluations are not of the same pictures ({listed}): they cannot be compared")
+    rows = [{**row, **_measured(row, measured)} for row in rows]
+    try:
+        panels = accuracy_panels(rows)
+    except (LatencyError, ValueError) as e:
+        raise DataError(f"the bench has a setting that makes no sense: {e}") from e
+    note = panels.note
+    for data, n in sources:
+        note += (
+            f"\nmeasured top-1: on {n:,} pictures of {data}; published: on the data set's own test pictures"
+        )
+    accuracy_png(panels.points, target, accuracy=panels.accuracy, note=note)
+
+
+def _measured(row: Mapping[str, Any], evals: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what an evaluation changes in a row."""
+    found = evals.get(row["net"])
+    if found is None:
+        return {}
+    known = row["top1_dataset"] or next(
+        (name for name in DATASETS if name in found["data"].lower()), found["data"]
+    )
+    return {"top1": found["top1"], "top1_status": "measured", "top1_dataset": known}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError as e:
+        raise DataError(f"{path}: cannot be read ({e.strerror or e})") from e

@@ -1,0 +1,225 @@
+"""What happened in a search, read from its log alone."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import ArchError, DataError, first_line
+from ..space import SearchSpace
+from .probability_map import block_names
+
+LOG_FILE = "search.jsonl"  # as search.log writes it; importing that would import torch
+
+
+@dataclass(frozen=True)
+class Moment:
+    """How a search stood after an arch step, or at the end of an epoch.
+
+    Attributes:
+        step: weight steps up to then.
+        epoch: counted from 1.
+        probs: [blocks][candidates], each row sums to 1; the columns are those of the story.
+        expected: mean cost of a net drawn from them, in the target's unit; None without a target.
+        figures: everything else that the log holds of it, by name.
+    """
+
+    step: int
+    epoch: int
+    probs: tuple[tuple[float, ...], ...]
+    expected: float | None
+    figures: Mapping[str, Any]
+
+    @property
+    def picks(self) -> list[int]:
+        """The most probable candidate of every block."""
+        return [max(range(len(row)), key=row.__getitem__) for row in self.probs]
+
+
+@dataclass(frozen=True)
+class Story:
+    """A search, as far as its log goes.
+
+    Attributes:
+        begin: what was asked for.
+        space: what was searched in.
+        columns: names of the candidates.
+        moments: with probabilities, in order.
+        epochs: the ends of epochs: figures by name, with ``picks``, ``top1`` and ``costs`` of the net that
+            would have been derived.
+        judged: nets that "random" and "evolution" judged.
+        done: the result; None while the search runs.
+        notes: what is to be said about the log itself.
+    """
+
+    begin: Mapping[str, Any]
+    space: SearchSpace
+    columns: tuple[str, ...]
+    moments: tuple[Moment, ...]
+    epochs: tuple[Mapping[str, Any], ...]
+    judged: tuple[Mapping[str, Any], ...]
+    done: Mapping[str, Any] | None
+    notes: tuple[str, ...]
+
+    @property
+    def target(self) -> tuple[str, float, str] | None:
+        """Name, value and unit of the first target, or None."""
+        for name, value in dict(self.begin.get("targets") or {}).items():
+            return name, float(value), str(dict(self.begin.get("units") or {}).get(name, ""))
+        return None
+
+    @property
+    def blocks(self) -> list[str]:
+        """Names of the blocks, as "2.1": stage and block in it, counted from 1."""
+        return block_names(self.space)
+
+    def tokens(self, picks: Sequence[int]) -> list[str]:
+        """Return the candidates' names of a choice."""
+        return [self.columns[k] for k in picks]
+
+
+def read_story(folder_or_log: str | os.PathLike[str]) -> Story:
+    """Read the log of a search.
+
+    A log that ends in the middle of a line, or holds one that is damaged, is read as far as it goes, with a
+    note.
+
+    Args:
+        folder_or_log: a search's folder, or its ``search.jsonl``.
+
+    Raises:
+        DataError: there is none, or it does not tell what was searched for.
+    """
+    path = Path(folder_or_log)
+    path = path / LOG_FILE if path.is_dir() else path
+    rows, notes = read_rows(path)
+    begins = [row for row in rows if row.get("event") == "begin"]
+    if not begins:
+        raise DataError(f"{path}: does not begin as the log of a search does (no sound line with 'begin')")
+    begin = _sound(begins[-1])
+    try:
+        space = SearchSpace.from_dict(begin["space"])
+        columns = tuple(map(str, begin["columns"]))
+    except (KeyError, TypeError, ValueError, ArchError) as e:
+        raise DataError(f"{path}: its first line does not tell the search space ({first_line(e)})") from e
+    moments: list[Moment] = []
+    epochs, judged, done, odd = [], [], None, 0
+    for row in map(_sound, rows):
+        event = row.get("event")
+        if event in ("arch", "epoch") and not {"step", "epoch"} <= row.keys():
+            odd += 1
+            continue
+        if event in ("arch", "epoch") and row.get("probs") is not None:
+            moment = _moment(row, len(space.positions), len(columns))
+            if moment is None:
+                odd += 1
+                continue
+            moments.append(moment)
+        if event == "epoch":
+            epochs.append(row)
+        elif event == "judged":
+            judged.append(row)
+        elif event == "done":
+            done = row
+    moments.sort(key=lambda moment: moment.step)
+    if odd:
+        notes.append(f"{odd} lines of {path.name} do not fit the space and are left out")
+    if done is None:
+        notes.append("the search has not ended, or its log was cut off: this is what there is")
+    return Story(begin, space, columns, tuple(moments), tuple(epochs), tuple(judged), done, tuple(notes))
+
+
+def read_rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the sound lines of a JSONL file, and what is to be said about the others.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    rows, bad, last_bad = [], 0, False
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            for line in file:
+                try:
+                    row = json.loads(line)
+                except (ValueError, RecursionError):
+                    row = None
+                last_bad = not isinstance(row, dict)
+                if isinstance(row, dict):
+                    rows.append(row)
+                elif line.strip():
+                    bad += 1
+    except OSError as e:
+        raise DataError(f"{path}: cannot be read ({e.strerror or e})") from e
+    notes = []
+    if bad == 1 and last_bad:
+        notes.append(f"the last line of {path.name} is incomplete and left out")
+    elif bad:
+        notes.append(f"{bad} damaged lines of {path.name} are left out")
+    return rows, notes
+
+
+_NUMBERS = (
+    "step epoch number expected entropy skip_share gradient_norm loss top1 best top1_held_out predicted_ms "
+    "measured_ms measured_p10_ms measured_p90_ms seconds"
+).split()
+_WHOLE = ("step", "epoch", "number")
+_MAPS = {
+    "costs": float,
+    "targets": float,
+    "units": str,
+    "versions": str,
+    "pictures": int,
+    "range": list,
+    "limits": float,
+}
+
+
+def _sound(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a line says, without fields that are not of the type they should be."""
+    found = dict(row)
+    for name in _NUMBERS:
+        value = as_number(found.get(name))
+        found[name] = value if value is None or name not in _WHOLE else int(value)
+        if found[name] is None:
+            del found[name]
+    for name, kind in _MAPS.items():
+        given = found.pop(name, None)
+        if isinstance(given, dict):
+            fits = {key: as_number(value) if kind is float else value for key, value in given.items()}
+            found[name] = {key: value for key, value in fits.items() if isinstance(value, kind)}
+    for name in ("range",):
+        ends = {key: list(map(as_number, value)) for key, value in found.get(name, {}).items()}
+        found[name] = {key: value for key, value in ends.items() if len(value) == 2 and None not in value}
+    picks = found.get("picks")
+    if not isinstance(picks, list) or not all(type(k) is int for k in picks):
+        found.pop("picks", None)
+    noise = found.get("measured_noise")
+    found["measured_noise"] = [str(text) for text in noise] if isinstance(noise, list) else []
+    return found
+
+
+def as_number(value: object) -> float | None:
+    """Return a value if it is a finite number, else None."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        return value if math.isfinite(value) and abs(value) < 1e300 else None
+    except OverflowError:  # a whole number of over 300 digits
+        return None
+
+
+def _moment(row: Mapping[str, Any], blocks: int, columns: int) -> Moment | None:
+    try:
+        probs = tuple(tuple(float(p) for p in line) for line in row["probs"])
+    except (TypeError, ValueError, OverflowError):
+        return None
+    if len(probs) != blocks or any(len(line) != columns for line in probs):
+        return None
+    if not all(0 <= p <= 1 for line in probs for p in line):
+        return None
+    return Moment(row["step"], row["epoch"], probs, row.get("expected"), row)

@@ -1,0 +1,103 @@
+"""`proxylessnas export`: what it prints, and how every fault ends."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_tools import Run, runner
+from deploy_tools import small
+
+from proxylessnas import save_weights
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    return runner(capsys, "export")
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> Path:
+    return save_weights(small(), tmp_path / "tuned.safetensors")
+
+
+def test_the_table(run: Run, net: Path, tmp_path: Path) -> None:
+    ran = run(net, tmp_path / "net.pt", "--no-measure", "--threads", 1)
+    assert ran.code == 0, ran.err
+    for text in (
+        "net.pt", "TorchScript, 0.1 MB, sha256 ", "tuned, input 3 x 32 x 32, any batch",
+        "architecture, preprocessing, 5 class names", "net.pt.json",
+        "compared with PyTorch on photos of examples/photos", "same class", "torch ",
+    ):  # fmt: skip
+        assert text in ran.out, text
+    assert [line.split()[:3] for line in ran.out.splitlines() if line.startswith("pictures")] == [
+        ["pictures", "1", "4"], ["pictures", "2", "4"], ["pictures", "7", "14"],
+    ]  # fmt: skip
+    assert "latency" not in ran.out
+
+
+def test_json(run: Run, net: Path, tmp_path: Path) -> None:
+    ran = run(net, tmp_path / "net.pt", "--no-measure", "--json")
+    assert ran.json == json.loads((tmp_path / "net.pt.json").read_text(encoding="utf-8"))
+    ran = run(net, tmp_path / "net.pt", "--no-measure", "--json")
+    assert ran.code == 1
+    assert ran.json["error"]["type"] == "ExportError"
+    assert run(net, tmp_path / "net.pt", "--no-measure", "--quiet", "--force").out == ""
+
+
+def test_latencies_are_measured_by_turns(run: Run, net: Path, tmp_path: Path) -> None:
+    ran = run(net, tmp_path / "net.pt", "--threads", 1)
+    assert ran.code == 0, ran.err
+    assert "latency of a call, 1 thread, batch 1, measured by turns on" in ran.out
+    latency = json.loads((tmp_path / "net.pt.json").read_text(encoding="utf-8"))["latency"]
+    assert [row["runtime"] for row in latency] == ["torch (eager)", ".pt in torch"]
+    assert latency[0]["speedup"] == 1.0
+    assert latency[1]["median_ms"] > 0
+
+
+def test_onnx_with_all_its_options(run: Run, net: Path, repo: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    ran = run(
+        net, tmp_path / "net.onnx", "--uint8-input", "--opset", 20, "--batch-size", 2, "--input-size", 48,
+        "--images", repo / "examples" / "photos" / "cifar10", "--tolerance", 0.05, "--no-measure",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert "uint8 pictures [2, 3, H, W], batch 2" in ran.out
+    assert f"pictures of {repo / 'examples' / 'photos' / 'cifar10'}" in ran.out
+
+
+def test_random_weights_on_request(run: Run, tmp_path: Path) -> None:
+    ran = run(
+        "proxyless_w025_r112", tmp_path / "net.safetensors", "--untrained", "--no-measure", "--threads", 1
+    )
+    assert ran.code == 0, ran.err
+    assert "off by" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        (["{net}", "{out}.h5"], 1, "'.h5' is no known format"),
+        (["{net}", "{out}/a/b.pt"], 1, "there is no folder"),
+        (["nothing", "{out}.pt"], 1, "nothing"),
+        (["{out}.safetensors", "{out}.pt"], 1, "net.safetensors"),
+        (["{net}", "{out}.pt", "--opset", "20"], 1, ".pt files have no option opset"),
+        (["{net}", "{out}.pt", "--opset", "x"], 2, "--opset"),
+        (["{net}", "{out}.pt", "--int8"], 2, "--int8 needs --calibrate DIR"),
+        (["{net}", "{out}.pt", "--calibrate", "x"], 2, "are for --int8"),
+        (["{net}", "{out}.pt", "--images", "{out}"], 1, "No such file"),
+        (["{net}", "{out}.pt", "--batch-size", "2"], 1, ".pt files have no option batch_size"),
+        (["{net}", "{out}.pt", "--tolerance", "2"], 2, "--tolerance"),
+        (["{net}"], 2, "OUT"),
+    ],
+)
+def test_faults(run: Run, net: Path, tmp_path: Path, words: list[str], code: int, text: str) -> None:
+    place: dict[str, Any] = {"net": net, "out": tmp_path / "net"}
+    ran = run(*(word.format(**place) for word in words), "--no-measure")
+    assert ran.code == code
+    assert text in ran.err
+    assert ran.err.count("error:") == 1
+    assert {p.name for p in tmp_path.iterdir()} == {"tuned.safetensors"}

@@ -1,0 +1,330 @@
+"""INT8: how ranges are chosen, what is done to a net beforehand, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from deploy_tools import OWN_OP, PLAIN, TREE
+from deploy_tools import small as training_net
+from torch import Tensor, nn
+
+from proxylessnas.classifier import Classifier
+from proxylessnas.deploy.int8 import Scheme, scheme_of
+from proxylessnas.deploy.int8.choose import divergence
+from proxylessnas.deploy.int8.compensation import compensated, second_moments
+from proxylessnas.deploy.int8.correction import corrected
+from proxylessnas.deploy.int8.equalisation import equalised
+from proxylessnas.deploy.int8.qat import quantisation_aware
+from proxylessnas.deploy.int8.ranges import STEPS, Observed, scale_and_zero
+from proxylessnas.deploy.int8.simulate import observe, rounded_weight, simulated
+from proxylessnas.digits import DIGITS, load_digits
+from proxylessnas.errors import ExportError
+from proxylessnas.transforms import Preprocessing
+
+
+def small(*args: object, **options: object) -> Classifier:
+    """Return a net in evaluation mode."""
+    return training_net(*args, **options).eval()  # type: ignore[arg-type]
+
+
+def _batches(count: int = 2) -> list[Tensor]:
+    draw = torch.Generator().manual_seed(1)
+    return [torch.randn(8, 3, 32, 32, generator=draw) for _ in range(count)]
+
+
+@torch.inference_mode()
+def _run(net: nn.Module, batches: list[Tensor]) -> Tensor:
+    return torch.cat([net(x) for x in batches])
+
+
+# ---- ranges
+
+
+def _seen(values: Tensor) -> Observed:
+    seen = Observed()
+    for part in values.split(1000):
+        seen.see(part)
+    for part in values.split(1000):
+        seen.count(part)
+    return seen
+
+
+def _error(values: Tensor, bounds: tuple[float, float]) -> float:
+    scale, zero = scale_and_zero(*bounds)
+    rounded = torch.fake_quantize_per_tensor_affine(values, scale, zero, 0, STEPS)
+    return float((rounded - values).square().mean())
+
+
+def test_a_percentile_leaves_outliers_out() -> None:
+    values = torch.cat([torch.randn(20_000), torch.tensor([40.0])])
+    seen = _seen(values)
+    everything = seen.range("minmax")
+    assert everything == (float(values.min()), 40.0)
+    low, high = seen.range("percentile")
+    assert everything[0] <= low < 0 < high < 10
+    tight = _seen(torch.randn(20_000).clamp(-2, 2))
+    assert tight.range("percentile") == pytest.approx((-2, 2), abs=0.01)
+
+
+def test_mse_finds_less_error_than_the_others() -> None:
+    values = torch.randn(50_000).mul(0.5).exp() - 0.5
+    seen = _seen(values)
+    errors = {rule: _error(values, seen.range(rule)) for rule in ("minmax", "percentile", "mse")}
+    assert errors["mse"] < errors["minmax"]
+    assert errors["mse"] < errors["percentile"]
+
+
+@pytest.mark.parametrize("rule", ["minmax", "percentile", "mse"])
+@pytest.mark.parametrize("values", [torch.rand(5000) * 6, -torch.rand(5000), torch.zeros(500)])
+def test_zero_is_always_exact(rule: str, values: Tensor) -> None:
+    low, high = _seen(values).range(rule)
+    assert low <= 0 <= high
+    scale, zero = scale_and_zero(low, high)
+    assert 0 <= zero <= STEPS
+    assert scale > 0
+    assert float(torch.fake_quantize_per_tensor_affine(torch.zeros(1), scale, zero, 0, STEPS)) == 0
+
+
+# ---- schemes
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "minmax",
+        "mse+equalise0.5+correct",
+        "percentile+compensate+correct+floatadds+floatfirst+floatlast+7bit",
+    ],
+)
+def test_a_scheme_is_its_name(name: str) -> None:
+    assert scheme_of(name).name == name
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("best", "no INT8 rule is called 'best'; there are minmax, percentile, mse, entropy"),
+        ("mse+corect", "no part of an INT8 scheme is called 'corect'; there are compensate, correct"),
+        ("mse+equaliseX", "'equaliseX': equalise takes a strength"),
+        ("mse+equalise3", "equalise is 3.0; it is a strength from 0 to 1"),
+    ],
+)
+def test_a_scheme_that_is_none(name: str, problem: str) -> None:
+    with pytest.raises(ExportError, match=problem):
+        scheme_of(name)
+
+
+# ---- simulation
+
+
+@pytest.mark.parametrize("scheme", ["minmax", "mse+floatadds", "minmax+floatfirst+floatlast"])
+def test_simulation_rounds_and_leaves_no_trace(scheme: str) -> None:
+    net, batches = small(), _batches()
+    before, exact = copy.deepcopy(net.state_dict()), _run(net, batches)
+    ranges = observe(net, batches, scheme_of(scheme))
+    with simulated(net, ranges, scheme_of(scheme)):
+        rough = _run(net, batches)
+    assert not torch.equal(rough, exact)
+    assert float((rough - exact).norm() / exact.norm()) < 0.2
+    assert torch.equal(_run(net, batches), exact)
+    assert net.state_dict().keys() == before.keys()
+    assert {type(m) for m in net.modules()} == {type(m) for m in small().modules()}
+    assert not any("weight_steps" in vars(m) for m in net.modules())
+    with pytest.raises(KeyboardInterrupt), simulated(net, ranges, scheme_of(scheme)):
+        raise KeyboardInterrupt
+    assert torch.equal(_run(net, batches), exact)
+
+
+def test_what_stays_in_float32_is_not_rounded() -> None:
+    net, batches = small(), _batches()
+
+    def off(scheme: str) -> float:
+        ranges = observe(net, batches, scheme_of(scheme))
+        with simulated(net, ranges, scheme_of(scheme)):
+            return float((_run(net, batches) - _run(small(), batches)).norm())
+
+    assert "input" in observe(net, batches, Scheme())
+    places = observe(net, batches, Scheme(float_first=True))
+    assert "input" not in places
+    assert "first_conv" not in places
+    assert "blocks.0.mobile_inverted_conv.point_linear" in places
+    assert off("minmax+floatfirst+floatlast") < off("minmax")
+    assert off("minmax+7bit") > off("minmax")
+
+
+def test_gradients_pass_the_rounding() -> None:
+    net, batches = small(), _batches(1)
+    with simulated(net, observe(net, batches, Scheme()), Scheme()):
+        net(batches[0]).square().mean().backward()
+    first = net.get_parameter("first_conv.conv.weight")
+    assert first.grad is not None
+    assert float(first.grad.abs().sum()) > 0
+
+
+# ---- equalisation
+
+
+def _spread(net: Classifier, x: Tensor) -> float:
+    """Return how unlike the ranges of the channels before the depthwise convolutions are."""
+    ratios = []
+
+    def look(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        peaks = args[0].abs().amax((0, 2, 3))
+        ratios.append(float((peaks.max() / peaks[peaks > 0]).log().mean()))
+
+    handles = [
+        module.register_forward_pre_hook(look)
+        for module in net.modules()
+        if isinstance(module, nn.Conv2d) and module.groups > 1
+    ]
+    _run(net, [x])
+    for handle in handles:
+        handle.remove()
+    return sum(ratios)
+
+
+def _uneven(net: Classifier) -> Classifier:
+    """Make channels unlike each other, as training does."""
+    torch.manual_seed(2)
+    for name, module in net.named_modules():
+        if isinstance(module, nn.BatchNorm2d) and "point" not in name:
+            with torch.no_grad():
+                scale = torch.rand_like(module.weight) + 0.05
+                module.weight.mul_(scale)
+                module.bias.mul_(scale)
+    return net
+
+
+def test_equalisation_changes_ranges_and_nothing_else() -> None:
+    net, batches = _uneven(small()), _batches()
+    exact = _run(net, batches)
+    twin = equalised(net, batches, 1.0)
+    assert torch.allclose(_run(twin, batches), exact, atol=1e-4 * float(exact.abs().max()))
+    assert _spread(twin, batches[0]) < 0.5 * _spread(net, batches[0])
+    assert torch.equal(_run(net, batches), exact)
+    assert twin.state_dict().keys() == net.state_dict().keys()
+
+
+@pytest.mark.parametrize("arch", [OWN_OP, TREE])
+def test_equalisation_leaves_what_it_does_not_know(arch: object) -> None:
+    net = small(arch)  # type: ignore[arg-type]
+    side = net.arch.resolution
+    batches = [x[:, :, :side, :side] for x in _batches(1)]
+    exact = _run(net, batches)
+    twin = equalised(net, batches)
+    assert torch.allclose(_run(twin, batches), exact, atol=1e-4 * float(exact.abs().max()))
+
+
+@pytest.mark.parametrize("pool", ["max", "avgmax"])
+def test_equalisation_knows_the_other_poolings(pool: str) -> None:
+    net, batches = _uneven(small(global_pool=pool)), _batches(1)
+    exact = _run(net, batches)
+    assert torch.allclose(_run(equalised(net, batches), batches), exact, atol=1e-4 * float(exact.abs().max()))
+
+
+# ---- compensation and correction
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(24, 16, 1, bias=False),
+        nn.Conv2d(12, 12, 5, 2, 2, groups=12, bias=False),
+        nn.Conv2d(3, 8, 3, 2, 1, bias=False),
+        nn.Linear(24, 10),
+    ],
+)
+@torch.no_grad()
+def test_compensated_weights_change_the_output_least(layer: nn.Conv2d | nn.Linear) -> None:
+    mix = torch.randn(5, 24)  # inputs that go together can make good for each other
+    if isinstance(layer, nn.Conv2d):
+        x = torch.nn.functional.interpolate(torch.randn(8, 5, 6, 6), scale_factor=2, mode="bilinear")
+        x = torch.einsum("nchw,cd->ndhw", x, mix)[:, : layer.in_channels].relu()
+    else:
+        x = (torch.randn(200, 5) @ mix)[:, : layer.in_features].relu()
+    exact, weight = layer(x), layer.weight.clone()
+
+    def off(rounded: Tensor) -> float:
+        layer.weight.copy_(rounded)
+        return float((layer(x) - exact).norm())
+
+    made = compensated(weight, second_moments(layer, [x]), 7)  # of four bits: more to make good
+    assert off(made) < 0.8 * off(rounded_weight(weight, 7))
+    # Whoever rounds it again, by its largest weight, gets the same numbers.
+    assert torch.allclose(rounded_weight(made, 7), made, atol=1e-6)
+    assert torch.allclose(made.flatten(1).abs().amax(1), weight.flatten(1).abs().amax(1))
+
+
+def test_correction_brings_the_8_bit_net_nearer() -> None:
+    net, batches = _uneven(small()), _batches(4)
+    fresh = [torch.randn(8, 3, 32, 32) for _ in range(4)]
+    exact, before = _run(net, fresh), copy.deepcopy(net.state_dict())
+
+    def off(name: str) -> float:
+        scheme = scheme_of(name)
+        made = corrected(net, batches, scheme) if scheme.correct or scheme.compensate else net
+        with simulated(made, observe(made, batches, scheme), scheme):
+            return divergence(exact, _run(made, fresh))
+
+    plain = off("minmax+7bit")
+    assert off("minmax+correct+7bit") < plain
+    assert off("minmax+compensate+correct+7bit") < plain
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_a_net_of_another_kind_is_left_as_it_is() -> None:
+    net = small(TREE)
+    twin = corrected(net, [], Scheme(correct=True))
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), twin.parameters(), strict=True))
+
+
+def test_divergence_is_that_of_kullback_and_leibler() -> None:
+    p, q = torch.tensor([[0.5, 0.5]]), torch.tensor([[0.9, 0.1]])
+    expected = 0.5 * torch.log(torch.tensor(0.5 / 0.9)) + 0.5 * torch.log(torch.tensor(0.5 / 0.1))
+    assert divergence(p.log(), q.log()) == pytest.approx(float(expected), rel=1e-5)
+    assert divergence(p.log(), torch.tensor([[float("nan"), 0.0]])) == float("inf")
+
+
+def _digits_net(inputs: Tensor, labels: Tensor) -> Classifier:
+    """Return a net that was trained on digits for a moment."""
+    net = small(PLAIN, num_classes=10).train()
+    optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3)
+    for _ in range(2):
+        for x, y in zip(inputs.split(64), labels.split(64), strict=True):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(x), y).backward()
+            optimizer.step()
+    net.preprocessing = Preprocessing(32, 32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    net.categories = DIGITS
+    return net.eval()
+
+
+@pytest.mark.slow
+def test_training_with_rounding_gains_what_rounding_lost(tmp_path: Path) -> None:
+    pixels, labels = load_digits()
+    transform = Preprocessing(32, 32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)).build()
+    inputs = transform(pixels[:1024, None].expand(-1, 3, -1, -1))
+    net = _digits_net(inputs, labels[:1024].long())
+    before = copy.deepcopy(net.state_dict())
+    batches, scheme = [inputs[:64]], Scheme(weight_bits=7)
+    ranges = {place: (low / 4, high / 4) for place, (low, high) in observe(net, batches, scheme).items()}
+
+    def loss(model: Classifier) -> float:
+        with simulated(model, ranges, scheme):
+            return float(nn.functional.cross_entropy(_run(model, [inputs]), labels[:1024].long()))
+
+    # Scales that cut off most of what they should cover do harm that training can undo.
+    twin = quantisation_aware(net, "digits", batches, scheme, ranges=ranges, out=tmp_path / "run")
+    assert loss(twin) < loss(net)
+    assert (tmp_path / "run" / "log.jsonl").exists()
+    assert twin.preprocessing == net.preprocessing
+    assert not twin.training
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    statistics = [name for name in before if "running" in name]
+    assert all(torch.equal(twin.state_dict()[name], before[name]) for name in statistics)
+    assert {type(m) for m in twin.modules()} == {type(m) for m in net.modules()}
+    with pytest.raises(ExportError, match="qat_epochs must be a whole number of at least 1, not 0"):
+        quantisation_aware(net, "digits", batches, scheme, epochs=0)

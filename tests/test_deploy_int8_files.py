@@ -1,0 +1,253 @@
+"""INT8 files: written by the formats' own libraries, chosen on pictures, judged, and refused in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from deploy_tools import OWN_OP, TREE
+from deploy_tools import small as training_net
+
+from proxylessnas.classifier import Classifier
+from proxylessnas.datasets import LabelledImages, labelled_images
+from proxylessnas.deploy.formats import ExportOptions, format_of
+from proxylessnas.deploy.int8 import Int8Report, quantise
+from proxylessnas.deploy.int8.backends import backend_of
+from proxylessnas.deploy.int8.calibration import LEAST, read_calibration
+from proxylessnas.deploy.int8.schemes import scheme_of
+from proxylessnas.deploy.int8.simulate import observe, simulated
+from proxylessnas.deploy.subject import open_subject
+from proxylessnas.digits import load_digits
+from proxylessnas.errors import DataError, ExportError
+
+pytest.importorskip("onnxruntime")
+
+
+def small(*args: Any, **options: Any) -> Classifier:
+    """Return a net in evaluation mode."""
+    return training_net(*args, **options).eval()
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of 24 pictures."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("digits")
+    for i, pixels in enumerate(load_digits()[0][:24]):
+        Image.fromarray(pixels.numpy()).resize((40, 36)).save(folder / f"{i:02}.png")
+    return folder
+
+
+def _quantise(net: Classifier, path: Path, calibration: Any, **options: Any) -> Int8Report:
+    fmt = format_of(path)
+    return quantise(open_subject(net), path, fmt, calibration=calibration, threads=1, **options)
+
+
+def test_the_best_scheme_is_kept_with_its_report(digits: Path, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    net, path = small(), tmp_path / "net.onnx"
+    told: list[str] = []
+    schemes = ["minmax+7bit", "mse+correct"]
+    report = _quantise(net, path, digits, schemes=schemes, min_agreement=0.5, progress=told.append)
+    assert [file.name for file in tmp_path.iterdir()] == ["net.onnx"]
+    assert report.scheme == "mse+correct"
+    assert [tried.scheme for tried in report.tried] == ["mse+correct", "minmax+7bit"]
+    assert report.tried[0].divergence < report.tried[1].divergence  # type: ignore[operator]
+    assert (report.calibration_pictures, report.n) == (16, 8)
+    assert report.top1_float is report.drop is None
+    assert report.bytes_int8 == path.stat().st_size
+    assert report.ms_float > 0 < report.ms_int8
+    assert told[0] == "int8 scheme 1 of 2: minmax+7bit"
+    assert "same class for" in " ".join(report.lines())
+    proto = onnx.load(str(path))
+    metadata = {entry.key: entry.value for entry in proto.metadata_props}
+    assert metadata["int8"] == "mse+correct"
+    assert metadata["arch"] == open_subject(net).metadata()["arch"]
+    kinds = [node.op_type for node in proto.graph.node]
+    assert "QuantizeLinear" in kinds
+    assert "Clip" not in kinds
+    program = format_of(path).open(path, threads=1)
+    for batch in (1, 3):  # open batch; not all logits on a grid of 255 steps
+        assert program(torch.randn(batch, 3, 32, 32)).shape == (batch, 5)
+
+
+@pytest.mark.parametrize(
+    "scheme", ["minmax", "mse+floatadds", "minmax+floatfirst", "percentile+floatlast", "minmax+7bit"]
+)
+def test_the_file_computes_what_was_simulated(scheme: str, tmp_path: Path) -> None:
+    net, path, way = small(), tmp_path / "net.onnx", scheme_of(scheme)
+    batches = [torch.randn(8, 3, 32, 32)]
+    options = ExportOptions()
+    backend_of(format_of(path), options).write(open_subject(net), path, batches, way, options)
+    found = format_of(path).open(path, threads=1)(batches[0])
+    with torch.inference_mode():
+        exact = net(batches[0])
+        with simulated(net, observe(net, batches, way), way):
+            expected = net(batches[0])
+    # A value between two steps may fall either way, and what follows differs; other scales would show.
+    mine, its = float((expected - exact).norm()), float((found - exact).norm())
+    assert 0.75 < its / mine < 1.33
+    assert float((found - expected).norm()) < 0.85 * mine
+
+
+def test_entropy_is_the_runtimes_own_rule(
+    digits: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    report = _quantise(small(), tmp_path / "net.onnx", digits, schemes=["entropy"], min_agreement=0.0)
+    assert report.scheme == "entropy"
+    assert capfd.readouterr().out == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", [OWN_OP, TREE])
+def test_other_nets_go_through_the_exporter(arch: Any, digits: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    report = _quantise(small(arch), tmp_path / "net.onnx", digits, schemes=["mse+correct"], min_agreement=0.0)
+    assert report.divergence < 0.1
+
+
+def test_a_fixed_batch_is_filled_up(digits: Path, tmp_path: Path) -> None:
+    report = _quantise(
+        small(),
+        tmp_path / "net.onnx",
+        digits,
+        schemes=["minmax"],
+        min_agreement=0.5,
+        options=ExportOptions(batch_size=3),
+    )
+    assert report.n == 8
+
+
+def _labelled(net: Classifier, digits: Path, wrong: bool = False) -> LabelledImages:
+    """Return the pictures with the labels that the float32 net gives them, or with others."""
+    subject = open_subject(net)
+    inputs = torch.cat(read_calibration(subject, digits).everything)
+    files = sorted(digits.iterdir())
+    third = torch.arange(len(files)) % 3 == 2
+    order = [i for held in (False, True) for i in range(len(files)) if bool(third[i]) is held]
+    with torch.inference_mode():
+        classes = (net(inputs).argmax(1) + wrong) % 5
+    samples = tuple((str(files[i]), int(c)) for i, c in zip(order, classes, strict=True))
+    return LabelledImages(samples, "name", 5)
+
+
+def test_a_judge_with_labels(digits: Path, tmp_path: Path) -> None:
+    net = small()
+    judge = _labelled(net, digits)
+    report = _quantise(
+        net, tmp_path / "net.onnx", digits, judge=judge, schemes=["minmax"], min_agreement=0.5, max_drop=1
+    )
+    assert report.top1_float == 100
+    assert report.top1_int8 == pytest.approx(100 * report.agreement)
+    assert report.drop == pytest.approx(100 - 100 * report.agreement)
+    assert (report.n, report.calibration_pictures) == (24, 24)
+    assert report.to_dict()["top1_float"] == 100
+
+
+def test_below_the_limit_nothing_is_kept(digits: Path, tmp_path: Path) -> None:
+    net, path = small(), tmp_path / "net.onnx"
+    with pytest.raises(
+        ExportError, match=r"class to only [\d.]+ % of the 8 pictures \(held out of.*110 % are asked"
+    ):
+        _quantise(net, path, digits, schemes=["minmax"], min_agreement=1.1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_many_answers_lost(digits: Path, tmp_path: Path) -> None:
+    net = small()
+    weight = net.get_parameter("classifier.linear.weight")
+    with torch.no_grad():  # classes that hardly differ
+        weight.copy_(weight[:1] + 1e-4 * torch.randn_like(weight))
+        net.get_parameter("classifier.linear.bias").zero_()
+    judge = _labelled(net, digits)
+    with pytest.raises(
+        ExportError, match=r"is right on [\d.]+ % of the 24 pictures .* float32 on 100.0 %: more than 0"
+    ):
+        _quantise(
+            net,
+            tmp_path / "net.onnx",
+            digits,
+            judge=judge,
+            schemes=["minmax+7bit"],
+            min_agreement=0.0,
+            max_drop=0,
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pictures_that_cannot_be_used(digits: Path, tmp_path: Path) -> None:
+    net, path = small(), tmp_path / "net.onnx"
+    files = sorted(map(str, digits.iterdir()))
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"\xff\xd8\xff\xe0 not really")
+    with pytest.raises(ExportError, match=r"bad\.jpg: .*; take it out, or replace it"):
+        _quantise(net, path, [*files, bad])
+    with pytest.raises(ExportError, match="3 pictures to calibrate int8 with; it takes 8, better 50"):
+        _quantise(net, path, files[:3])
+    with pytest.raises(ExportError, match="int8 needs pictures to calibrate with"):
+        _quantise(net, path, None)
+    with pytest.raises(DataError, match="no such folder"):
+        _quantise(net, path, tmp_path / "nowhere")
+    judge = LabelledImages(((str(bad), 0),), "name", 1)
+    with pytest.raises(ExportError, match=r"bad\.jpg"):
+        _quantise(net, path, digits, judge=judge, schemes=["minmax"])
+    net.preprocessing = None
+    with pytest.raises(ExportError, match=r"the net's preprocessing is not known: set model\.preprocessing"):
+        _quantise(net, path, digits)
+    assert [file.name for file in tmp_path.iterdir()] == ["bad.jpg"]
+
+
+def test_formats_and_options_that_are_not_there(digits: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"\.pt files are not written in int8; \.onnx, \.xml, \.pte are"):
+        _quantise(small(), tmp_path / "net.pt", digits)
+    with pytest.raises(ExportError, match="uint8_input and int8"):
+        _quantise(small(), tmp_path / "net.onnx", digits, options=ExportOptions(uint8_input=True))
+
+
+def test_a_third_is_held_out(digits: Path) -> None:
+    subject = open_subject(small())
+    pictures = read_calibration(subject, digits)
+    assert (pictures.n, sum(map(len, pictures.held_out)), sum(map(len, pictures.views))) == (24, 8, 32)
+    assert LEAST <= 24
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("suffix", "needs"), [("xml", "nncf"), ("pte", "torchao")])
+def test_other_runtimes(suffix: str, needs: str, digits: Path, tmp_path: Path) -> None:
+    pytest.importorskip({"xml": "openvino", "pte": "executorch"}[suffix])
+    pytest.importorskip(needs)
+    schemes = ["entropy", "minmax", "mse+correct+floatfirst", "mse+floatadds"]
+    report = _quantise(small(), tmp_path / f"net.{suffix}", digits, schemes=schemes, min_agreement=0.5)
+    assert report.divergence < 0.05
+    assert report.tried[-1].scheme == "entropy"
+    assert "entropy" in report.tried[-1].problem
+    assert {file.name for file in tmp_path.iterdir()} == {
+        f"net.{suffix}",
+        *(["net.bin"] if suffix == "xml" else []),
+    }
+    with pytest.raises(ExportError, match="entropy"):
+        _quantise(small(), tmp_path / f"other.{suffix}", digits, schemes=["entropy"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", ["onnx", "xml", "pte"])
+def test_a_real_net_keeps_its_accuracy(suffix: str, shared_data: Path, tmp_path: Path) -> None:
+    """Calibrated on 50 photos, judged on 150 others: 90 % of the answers, and two points at most."""
+    for library in {"onnx": (), "xml": ("openvino", "nncf"), "pte": ("executorch", "torchao")}[suffix]:
+        pytest.importorskip(library)
+    photos = labelled_images(shared_data / "imagenet_sample", 1000, "imagenet")
+    judge = LabelledImages(
+        tuple(s for i, s in enumerate(photos.samples) if i % 4), photos.labels_from, photos.classes
+    )
+    weights = shared_data / "weights" / "proxyless-w0.3-r176_imagenet.pth"
+    path = tmp_path / f"net.{suffix}"
+    subject = open_subject("proxyless_w03_r176", weights=weights)
+    calibration = [file for file, _ in photos.samples[::4]]
+    report = quantise(subject, path, format_of(path), calibration=calibration, judge=judge, threads=1)
+    assert (report.n, report.calibration_pictures) == (150, 50)
+    assert report.agreement >= 0.9
+    assert report.drop is not None
+    assert report.drop <= 2
