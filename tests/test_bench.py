@@ -18,8 +18,8 @@ from torch import nn
 from proxylessnas import Arch, cli, get_weights, register_op
 from proxylessnas.errors import ArchError, LatencyError, MissingExtraError, UnknownModelError
 from proxylessnas.latency import Settings
-from proxylessnas.latency.bench import Bench, _thread_counts, bench, describe
 from proxylessnas.latency.bench_nets import PEERS, SPECIALISED, open_nets
+from proxylessnas.latency.benching import Bench, _thread_counts, bench, describe
 from proxylessnas.latency.timing import Samples, pool
 
 TORCHVISION, TIMM = PEERS[:3], PEERS[3:]

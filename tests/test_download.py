@@ -232,7 +232,9 @@ def test_retry_after_is_honoured(server: FaultyServer, transport: Transport, tmp
 
 
 @pytest.mark.parametrize(
-    "value", ["1000000", format_datetime(datetime.now(timezone.utc) + timedelta(days=9))]
+    "value",
+    ["1000000", format_datetime(datetime.now(timezone.utc) + timedelta(days=9))],
+    ids=["seconds", "date"],
 )
 def test_retry_after_is_bounded(value: str, server: FaultyServer, tmp_path: Path) -> None:
     url = server.plan(NAME, faults.status(503, Retry_After=value), faults.good)

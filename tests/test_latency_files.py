@@ -12,8 +12,8 @@ from deploy_tools import small
 
 from proxylessnas import LatencyError, create_model, deploy
 from proxylessnas.latency import bench, measure
-from proxylessnas.latency.bench import _plan
 from proxylessnas.latency.bench_nets import open_nets
+from proxylessnas.latency.benching import _plan
 from proxylessnas.latency.files import check_runtime, file_runtimes, input_size_of, report_of
 from proxylessnas.latency.runtimes.torch_files import is_machine_code, load_program
 from proxylessnas.latency.settings import Settings

@@ -273,7 +273,7 @@ def _none_or_some(text: str) -> int:
 
 def _draw(file: str, found: LatencyTable, space: SearchSpace, result: Validation) -> bool:
     """Draw the nets; the table is written already, so that a full disk loses nothing."""
-    from ..latency.bench import describe
+    from ..latency.benching import describe
     from ..latency.charts import prediction_png
 
     title = f"Nets of the space {space.name!r}: {describe(found.conditions)}"

@@ -13,7 +13,7 @@ from ._output import bold, error, millions, note, print_json, printable, table
 from ._verb import Verb
 
 if TYPE_CHECKING:
-    from ..latency.bench import Bench, BenchRow
+    from ..latency.benching import Bench, BenchRow
 
 
 _NOTES = 3  # lines whose noise is told one by one
@@ -91,7 +91,7 @@ class BenchVerb(Verb):
             if getattr(args, option) is not None:
                 check_output(getattr(args, option), f"--{option}", ending)
         import_modules(args)
-        from ..latency.bench import PEERS, SPECIALISED, bench
+        from ..latency.benching import PEERS, SPECIALISED, bench
 
         with Steps(args.quiet, "bench") as steps:
             result = bench(

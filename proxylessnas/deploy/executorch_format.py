@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import ExportError, LatencyError
 from .formats import ExportOptions, Program, refuse, refuse_open_trees
+from .split_depthwise import split_depthwise
 from .subject import Subject
 
 #: Largest batch of a program whose batch is open: ExecuTorch plans the memory of its output for this many.
@@ -54,7 +55,8 @@ class ExecuTorchFormat:
         example = torch.zeros(options.batch_size or 1, *subject.input_size)
         largest = LARGEST_BATCH if options.batch_size is None else None
         try:
-            lowered = lower(subject.model, example, largest_batch=largest, metadata=subject.metadata())
+            net = split_depthwise(subject.model)
+            lowered = lower(net, example, largest_batch=largest, metadata=subject.metadata())
         except LatencyError as e:
             raise ExportError(f"{subject.name}: {e}") from e
         slow = [name for name in lowered.outside if name in _MUST_BE_DELEGATED]

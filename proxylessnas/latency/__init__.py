@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .agreement import Validation as Validation
-    from .bench import bench as bench
+    from .benching import bench as bench
     from .building import build_table as build_table
     from .importing import import_table as import_table
     from .keys import OpKey as OpKey
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .validation import validate_table as validate_table
 
 _HOME = {
-    "bench": "bench",
+    "bench": "benching",
     "build_table": "building",
     "import_table": "importing",
     "OpKey": "keys",

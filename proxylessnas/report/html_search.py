@@ -147,7 +147,7 @@ def _pictures(begin: Mapping[str, Any]) -> str:
         if (isinstance(found.get("weights"), int) and isinstance(found.get("arch"), int))
         else ""
     )
-    return f"{begin.get('data')}{counts}"
+    return f"{begin.get('data') or 'not known'}{counts}"
 
 
 def _space(story: Story) -> Raw:

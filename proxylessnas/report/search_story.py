@@ -167,6 +167,7 @@ _NUMBERS = (
     "step epoch number expected entropy skip_share gradient_norm loss top1 best top1_held_out predicted_ms "
     "measured_ms measured_p10_ms measured_p90_ms seconds"
 ).split()
+_TEXTS = "time data algorithm table table_conditions model arch measured_note".split()
 _WHOLE = ("step", "epoch", "number")
 _MAPS = {
     "costs": float,
@@ -186,6 +187,9 @@ def _sound(row: Mapping[str, Any]) -> dict[str, Any]:
         value = as_number(found.get(name))
         found[name] = value if value is None or name not in _WHOLE else int(value)
         if found[name] is None:
+            del found[name]
+    for name in _TEXTS:
+        if not isinstance(found.get(name, ""), str):
             del found[name]
     for name, kind in _MAPS.items():
         given = found.pop(name, None)

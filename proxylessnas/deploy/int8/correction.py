@@ -55,7 +55,7 @@ def corrected(
         for a, b in pairs:
             wanted = _mean_of(true, a.bn, exact)
             assert isinstance(b, ConvLayer)
-            if scheme.compensate and not stays_float(names[b], scheme):
+            if scheme.compensate and not stays_float(f"{names[b]}.conv", b.conv, scheme):
                 with simulated(twin, ranges, scheme):
                     entering = _inputs_of(false, b.conv, rough)
                 moments = second_moments(b.conv, entering)

@@ -7,25 +7,27 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...errors import ExportError, LatencyError, first_line
 from ...latency.executorch_net import lower_exported, missing_executorch
 from ..executorch_format import _MUST_BE_DELEGATED, LARGEST_BATCH
 from ..formats import ExportOptions
+from ..split_depthwise import SplitDepthwise, split_depthwise
 from ..subject import Subject
 from .schemes import Scheme
-from .simulate import stays_float
+from .simulate import in_float_part
 
 
 def schemes() -> list[str]:
     """Return the names of the schemes to try on this machine."""
-    return ["minmax", "mse+correct", "mse+correct+floatfirst"]
+    return ["mse+correct+floatfirst+floatwide", "mse+compensate+correct+floatfirst+floatwide"]
 
 
 def write(
@@ -37,14 +39,18 @@ def write(
     """
     if scheme.weight_bits != 8 or scheme.rule not in ("minmax", "mse"):
         raise ExportError(f"XNNPACK's quantiser has no scheme {scheme.name!r}: minmax and mse, with 8 bits")
-    quantizer, prepare, convert = _quantizer(scheme)
+    net: nn.Module = subject.model
+    if scheme.float_wide:
+        net = split_depthwise(net)
+    sums = {name for name, module in net.named_modules() if isinstance(module, SplitDepthwise)}
+    quantizer, prepare, convert = _quantizer(scheme, sums)
     fixed = options.batch_size
     shapes = None if fixed else ({0: torch.export.Dim("batch", min=1, max=LARGEST_BATCH)},)
     example = torch.zeros(fixed or 2, *subject.input_size)
     pictures = [part for x in batches for part in x.split(fixed or len(x)) if len(part) == (fixed or len(x))]
     with _quiet():
         try:
-            graph = torch.export.export(subject.model, (example,), dynamic_shapes=shapes).module()
+            graph = torch.export.export(net, (example,), dynamic_shapes=shapes).module()
             graph = prepare(graph, quantizer)
             with torch.no_grad():
                 for x in pictures:
@@ -63,8 +69,14 @@ def write(
     path.write_bytes(lowered.program)
 
 
-def _quantizer(scheme: Scheme) -> tuple[Any, Callable[..., Any], Callable[..., Any]]:
+def _quantizer(
+    scheme: Scheme, float_names: AbstractSet[str] = frozenset()
+) -> tuple[Any, Callable[..., Any], Callable[..., Any]]:
     """Return XNNPACK's quantiser for a scheme, and torchao's two steps.
+
+    Args:
+        scheme: the scheme.
+        float_names: modules that stay in float32 as well.
 
     Raises:
         MissingExtraError: executorch, or the torchao it brings, is not installed.
@@ -92,7 +104,11 @@ def _quantizer(scheme: Scheme) -> tuple[Any, Callable[..., Any], Callable[..., A
         quantizer.set_operator_type(op, static)
     if not scheme.float_last:
         quantizer.set_operator_type(aten.linear.default, dynamic)
-    quantizer.set_filter_function(lambda node: not any(stays_float(name, scheme) for name in _modules(node)))
+
+    def in_8_bits(node: Any) -> bool:
+        return not any(name in float_names or in_float_part(name, scheme) for name in _modules(node))
+
+    quantizer.set_filter_function(in_8_bits)
     return quantizer, steps.prepare_pt2e, steps.convert_pt2e
 
 

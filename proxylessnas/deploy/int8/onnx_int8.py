@@ -9,6 +9,7 @@ import platform
 import tempfile
 from collections.abc import Iterator, Sequence
 from importlib import import_module
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ...errors import ExportError, first_line, missing_extra
 from ...latency.onnx_net import Proto, import_onnx
 from ..formats import ExportOptions
 from ..onnx_format import FORMAT
+from ..split_depthwise import MOST_WEIGHTS
 from ..subject import Subject
 from .ranges import Observed
 from .schemes import Scheme
@@ -132,10 +134,17 @@ def _excluded(proto: Proto, scheme: Scheme) -> list[str]:
     weighted = [node for node in nodes if node.op_type in ("Conv", "Gemm", "MatMul")]
     if scheme.float_last:
         names.append(weighted[-1].name)
+    if scheme.float_wide:
+        names += [node.name for node in weighted if _is_wide(node)]
     if scheme.float_first:
         ours = [node.name for node in nodes if node.name.startswith(("stem.", "block0."))]
         names += ours or [weighted[0].name]
     return names
+
+
+def _is_wide(node: Any) -> bool:
+    known = {attribute.name: attribute for attribute in node.attribute}
+    return node.op_type == "Conv" and known["group"].i > 1 and prod(known["kernel_shape"].ints) > MOST_WEIGHTS
 
 
 def _keep_sums(proto: Proto) -> None:

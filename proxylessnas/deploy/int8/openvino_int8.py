@@ -8,15 +8,18 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from importlib import import_module
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ...errors import ExportError, first_line, missing_extra
+from ...errors import ExportError, ProxylessError, first_line, missing_extra
 from ...latency.runtimes.openvino_ import library as openvino_library
 from ..formats import ExportOptions
-from ..openvino_format import FORMAT, SECTION
+from ..onnx_format import net_proto
+from ..openvino_format import SECTION
+from ..split_depthwise import MOST_WEIGHTS
 from ..subject import Subject
 from .onnx_int8 import sums_may_overflow
 from .schemes import Scheme
@@ -27,7 +30,7 @@ _RULES = {"minmax": "MINMAX", "percentile": "MEAN_QUANTILE", "mse": "HISTOGRAM"}
 
 def schemes() -> list[str]:
     """Return the names of the schemes to try on this machine."""
-    names = ["minmax", "minmax+correct", "minmax+correct+floatfirst", "mse+correct+floatfirst"]
+    names = ["minmax", "mse", "mse+correct", "mse+correct+floatfirst", "mse+compensate+correct+floatfirst"]
     if sums_may_overflow():
         names += [f"{name}+7bit" for name in names[1:]]
     return names
@@ -38,19 +41,22 @@ def write(
 ) -> None:
     """Write an int8 file; see :class:`~.backends.Backend`.
 
-    A net whose biases are not corrected by the scheme gets NNCF's own, fast correction.
+    A net whose biases are not corrected by the scheme gets NNCF's own correction.
     """
     ov = openvino_library()
     nncf = library()
     if scheme.rule not in _RULES:
         raise ExportError(f"NNCF has no rule {scheme.rule!r}; it has {', '.join(_RULES)}")
-    exact = path.with_name(f"{path.stem}-exact.xml")
-    FORMAT.write(subject, exact, options)
     size = options.batch_size or 1
     pictures = [part.numpy() for x in batches for part in x.split(size) if len(part) == size]
     with _quiet(nncf):
         try:
-            model = ov.Core().read_model(str(exact))
+            exact = path.with_name(f"{path.stem}-exact.onnx")
+            exact.write_bytes(net_proto(subject, options.batch_size).SerializeToString())
+            # Not Core.read_model(): that leaves weights behind Reshape, for which NNCF takes a wrong axis,
+            # and biases where it does not find them.
+            model = ov.convert_model(str(exact))
+            exact.unlink()
             estimator = getattr(
                 nncf.quantization.range_estimator.RangeEstimatorParametersSet, _RULES[scheme.rule]
             )
@@ -65,18 +71,17 @@ def write(
                 preset=nncf.QuantizationPreset.MIXED,
                 target_device=nncf.TargetDevice.CPU,
                 subset_size=len(pictures),
+                fast_bias_correction=False,
                 ignored_scope=_ignored(nncf, model, scheme),
                 advanced_parameters=advanced,
             )
             for key, value in {**subject.metadata(), "int8": scheme.name}.items():
                 made.set_rt_info(value, [SECTION, key])
             ov.save_model(made, str(path), compress_to_fp16=False)
-        except ExportError:
+        except ProxylessError:
             raise
         except Exception as e:  # NNCF and OpenVINO raise anything
             raise ExportError(f"{subject.name}: NNCF cannot quantise the net ({first_line(e)})") from e
-    exact.unlink()
-    exact.with_suffix(".bin").unlink()
 
 
 def library() -> Any:
@@ -102,6 +107,9 @@ def _ignored(nncf: Any, model: Any, scheme: Scheme) -> Any:
             n.get_friendly_name() for n in nodes if n.get_friendly_name().startswith(("stem.", "block0."))
         ]
         names += ours or [nodes[0].get_friendly_name()]
+    if scheme.float_wide:
+        wide = [n for n in nodes if n.get_type_name() == "GroupConvolution"]
+        names += [n.get_friendly_name() for n in wide if prod(n.input(1).get_shape()[-2:]) > MOST_WEIGHTS]
     if scheme.float_last:
         names.append(nodes[-1].get_friendly_name())
     return nncf.IgnoredScope(names=names, types=["Add"] if scheme.float_adds else [])

@@ -25,6 +25,8 @@ class Scheme:
         float_first: the first convolution and the first block stay in float32. Their maps are large and have
             few channels: 8 bits cost most there, and, as depthwise convolutions go, gain least.
         float_last: the classifier stays in float32.
+        float_wide: depthwise convolutions of more than 25 weights a channel stay in float32: XNNPACK has no
+            kernel for them, and less so in 8 bits.
         weight_bits: 8, or 7 for x86 processors without VNNI, whose 16-bit sums could overflow.
     """
 
@@ -35,6 +37,7 @@ class Scheme:
     float_adds: bool = False
     float_first: bool = False
     float_last: bool = False
+    float_wide: bool = False
     weight_bits: int = 8
 
     def __post_init__(self) -> None:
@@ -66,6 +69,7 @@ _WORDS = {
     "floatadds": "float_adds",
     "floatfirst": "float_first",
     "floatlast": "float_last",
+    "floatwide": "float_wide",
 }
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ...classifier import Classifier
 from ...layers import ConvLayer, ResidualBlock
 from ...model import ProxylessNAS
+from ..split_depthwise import is_wide
 from .ranges import STEPS, Observed, scale_and_zero
 from .schemes import Scheme
 
@@ -87,8 +88,13 @@ def observe(net: Classifier, batches: Iterable[Tensor], scheme: Scheme) -> Range
     return {place: values.range(rule) for place, values in seen.items()}
 
 
-def stays_float(name: str, scheme: Scheme) -> bool:
-    """Return whether what a scheme leaves in float32 holds the module of a name."""
+def stays_float(name: str, module: nn.Module, scheme: Scheme) -> bool:
+    """Return whether a scheme leaves a module in float32."""
+    return in_float_part(name, scheme) or (scheme.float_wide and is_wide(module))
+
+
+def in_float_part(name: str, scheme: Scheme) -> bool:
+    """Return whether the part of the net that a scheme leaves in float32 holds the module of a name."""
     first = name.partition(".")[0] == "first_conv" or f"{name}.".startswith("blocks.0.")
     return (scheme.float_first and first) or (scheme.float_last and name.startswith("classifier"))
 
@@ -105,7 +111,7 @@ def simulated(net: Classifier, ranges: Ranges, scheme: Scheme) -> Iterator[None]
     layers = [
         module
         for name, module in net.named_modules()
-        if type(module) in (nn.Conv2d, nn.Linear) and not stays_float(name, scheme)
+        if type(module) in (nn.Conv2d, nn.Linear) and not stays_float(name, module, scheme)
     ]
 
     def rounded(place: str, x: Tensor) -> Tensor:
@@ -143,7 +149,7 @@ def _visited(
         handles.append(net.classifier.register_forward_pre_hook(into(_POOLED)))
     after_sum = False
     for name, module in net.named_modules():
-        inside = stays_float(name, scheme) and not name.endswith(
+        inside = in_float_part(name, scheme) and not name.endswith(
             "point_linear"
         )  # whose output is read in 8 bits
         if inside:
