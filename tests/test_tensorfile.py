@@ -246,8 +246,8 @@ def test_no_loader_in_the_package_may_run_code() -> None:
     for path in package.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             name = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
-            # A module to be measured goes to a process of the same user as a pickle, in a folder of its own. An
-            # exported .pt file is a program, which whoever names it wants to be run.
+            # A module to be measured goes to a process of the same user as a pickle, in a folder of its own.
+            # An exported .pt file is a program, which whoever names it wants to be run.
             if (name, path.name) not in {("pickle.load", "nets.py"), ("torch.jit.load", "torch_files.py")}:
                 assert name not in ("pickle.load", "pickle.loads", "torch.jit.load", "eval", "exec"), path
             if isinstance(node, ast.Call) and name == "torch.load":
