@@ -6,10 +6,10 @@ when they are first used, so that ``proxylessnas --help`` need not wait for torc
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ._version import __version__ as __version__
+from .lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from .arch import Arch as Arch
@@ -106,15 +106,4 @@ _HOME = {
     "proxyless_w03_r176": "zoo",
 }
 __all__ = ["__version__", *_HOME]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+__getattr__, __dir__ = lazy_names(__name__, _HOME)

@@ -60,11 +60,9 @@ DECIDES = Arch("decides", 8, 0, 32, (Stage(16, 2, "k3e2 deploy_decides"),), num_
 COUNTS = Arch("counts", 8, 0, 32, (Stage(16, 2, "k3e2 deploy_counts"),), num_classes=5, resolution=32)
 
 
-def small(arch: Arch | TreeArch = PLAIN, **options: object) -> Classifier:
-    """Return a net with statistics, preprocessing and class names."""
-    torch.manual_seed(0)
-    net = create_model(arch, **options)  # type: ignore[arg-type]
-    for module in net.modules():
+def give_statistics(model: nn.Module) -> None:
+    """Give every BatchNorm statistics that folding cannot ignore."""
+    for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             assert module.running_mean is not None
             assert module.running_var is not None
@@ -72,6 +70,13 @@ def small(arch: Arch | TreeArch = PLAIN, **options: object) -> Classifier:
             module.running_var.uniform_(0.5, 1.5)
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, 0, 0.2)
+
+
+def small(arch: Arch | TreeArch = PLAIN, **options: object) -> Classifier:
+    """Return a net with statistics, preprocessing and class names."""
+    torch.manual_seed(0)
+    net = create_model(arch, **options)  # type: ignore[arg-type]
+    give_statistics(net)
     side = arch.resolution or 32
     if net.in_chans == 3:
         net.preprocessing = Preprocessing(side, side + 4, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3))

@@ -103,7 +103,7 @@ def test_the_card_of_our_own_weights(tmp_path: Path) -> None:
     net = create_model("proxyless_cifar10_demo", pretrained=True)
     made = card(save_pretrained(net, tmp_path / "net"))
     assert made.data.license == "mit"
-    assert made.data.library_name == "proxylessnas"
+    assert made.data.to_dict()["library_name"] == "proxylessnas"
     assert made.data.pipeline_tag == "image-classification"
     assert made.data.datasets == ["cifar10"]
     assert [(r.metric_value, r.metric_name) for r in made.data.eval_results] == [

@@ -21,7 +21,17 @@ PACKAGE = Path(__file__).resolve().parent.parent / "proxylessnas"
 # From the bottom to the top: at import, a module may only need modules of its own line or of lines above it.
 # A new module needs a place here.
 LAYERS = [
-    {"_version", "errors", "fetch_settings", "filesystem", "json_fields", "memory", "progress", "toml_text"},
+    {
+        "_version",
+        "errors",
+        "fetch_settings",
+        "filesystem",
+        "json_fields",
+        "lazy_names",
+        "memory",
+        "progress",
+        "toml_text",
+    },
     {"names", "arch", "arch_official", "arch_official_tree", "arch_text", "published", "tree_arch"},
     {"space", "spaces", "space_rules", "space_toml"},
     {"layers"},

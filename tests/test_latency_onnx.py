@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from deploy_tools import Decides, Gate, give_statistics
 from torch import Tensor, nn
 
 from proxylessnas import create_model
@@ -34,44 +35,9 @@ SMALL = Arch(
 )  # fmt: skip
 
 
-class Gate(nn.Module):
-    """Something that no MBConv is: a grouped convolution whose channels are weighted by their means."""
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, 3, stride, 1, groups=4, bias=False)
-        self.bn = nn.BatchNorm2d(out_channels)
-        self.gate = nn.Conv2d(out_channels, out_channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.bn(self.conv(x))
-        return x * torch.sigmoid(self.gate(x.mean((2, 3), keepdim=True)))
-
-
-class Unexportable(nn.Module):
-    def __init__(self, *sizes: int) -> None:
-        super().__init__()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x if float(x.sum()) > 0 else -x
-
-
 register_op("onnx_gate", Gate)
-register_op("onnx_unexportable", Unexportable)
+register_op("onnx_unexportable", Decides)
 CUSTOM = Arch("custom", 8, 0, 32, (Stage(16, 2, "k3e2 onnx_gate k3e2 onnx_gate onnx_gate!"),), num_classes=10)
-
-
-def trained(model: nn.Module) -> nn.Module:
-    """Give every BatchNorm statistics that folding cannot ignore."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            assert module.running_mean is not None
-            assert module.running_var is not None
-            module.running_mean.normal_(0, 0.2)
-            module.running_var.uniform_(0.5, 1.5)
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, 0, 0.2)
-    return model.eval().requires_grad_(False)
 
 
 def run(model: bytes, x: Tensor) -> Tensor:
@@ -79,6 +45,11 @@ def run(model: bytes, x: Tensor) -> Tensor:
     options.intra_op_num_threads = 1
     session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     return torch.from_numpy(session.run(None, {"x": x.numpy()})[0])
+
+
+def trained(model: nn.Module) -> nn.Module:
+    give_statistics(model)
+    return model.eval().requires_grad_(False)
 
 
 def same_outputs(model: nn.Module, x: Tensor) -> None:
@@ -213,7 +184,7 @@ def test_a_changed_net_is_exported_as_it_is(tmp_path: Path) -> None:
 def test_what_cannot_be_exported_is_said_in_one_line() -> None:
     pytest.importorskip("onnxscript")
     spec = NetSpec("op", "onnx_unexportable in=8x8x8 out=8 stride=1", (8, 8, 8))
-    with pytest.raises(LatencyError, match=r"cannot export Unexportable .* 'torch'") as caught:
+    with pytest.raises(LatencyError, match=r"cannot export Decides .* 'torch'") as caught:
         onnx_net.whole_net_onnx(spec)
     assert "\n" not in str(caught.value)
 

@@ -9,8 +9,9 @@ trained on the task itself, one path at a time; its architecture parameters lear
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from ..space import SearchSpace as SearchSpace
@@ -23,24 +24,13 @@ if TYPE_CHECKING:
 
 # No module here may be called like a name: importing it would put it in the name's place.
 _HOME = {
-    "SearchSpace": "..space",
-    "derive": ".deriving",
-    "SearchRecipe": ".recipe",
-    "read_search_recipe": ".recipe",
-    "SearchResult": ".result",
-    "search": ".run",
-    "SuperNet": ".supernet",
+    "SearchSpace": ".space",
+    "derive": "deriving",
+    "SearchRecipe": "recipe",
+    "read_search_recipe": "recipe",
+    "SearchResult": "result",
+    "search": "run",
+    "SuperNet": "supernet",
 }
 __all__ = list(_HOME)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME[name], __name__), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+__getattr__, __dir__ = lazy_names(__name__, _HOME)
