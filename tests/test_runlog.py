@@ -201,6 +201,20 @@ def test_an_end_come_to_twice_is_told_once(tmp_path: Path) -> None:
     assert [line["event"] for line in lines(tmp_path)].count("done") == 1
 
 
+def test_a_beginning_come_to_twice_is_told_once(tmp_path: Path) -> None:
+    """A process may be killed before its first checkpoint; one killed later leaves its beginning."""
+    for resume_step, wanted in (
+        (0, ["begin", "step"]),
+        (0, ["begin", "step"]),
+        (1, ["begin", "step", "begin", "step"]),
+    ):
+        log = LineLog(tmp_path / "log.jsonl", resume_step, 0, pytest.fail)
+        log.write("begin", {"step": 0})
+        log.write("step", {"step": resume_step + 1})
+        log.close()
+        assert [line["event"] for line in lines(tmp_path)] == wanted
+
+
 def test_an_epoch_done_twice_has_one_row(tmp_path: Path) -> None:
     table = EpochTable(tmp_path / "epochs.csv", 0, (), pytest.fail)
     for top1 in (1.0, 2.0):

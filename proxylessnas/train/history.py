@@ -192,7 +192,8 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 
 def _is_later(record: Mapping[str, Any], resume_step: int, resume_epoch: int) -> bool:
     step, epoch = record.get("step"), record.get("epoch")
-    if record.get("event") == "done":  # the end is behind the last checkpoint, and is come to once more
+    # The end is behind the last checkpoint, the beginning before the first: both are come to once more.
+    if record.get("event") == "done" or (record.get("event") == "begin" and not resume_step):
         return True
     if isinstance(step, (int, float)) and step > resume_step:
         return True
