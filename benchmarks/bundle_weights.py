@@ -5,7 +5,8 @@
 
 `runs/demo` is the folder of the run. Its weights go to `proxylessnas/data/`, its recipe and its table of
 epochs to `benchmarks/training/`, and everything that can be measured to `weights_manifest.json`: the accuracy
-on the test pictures is that of the very file that is shipped.
+on the test pictures is that of the very file that is shipped. With `--goes-on` the run fine-tuned the weights
+that are in the package now (as they were before they were rounded to half precision); their record is kept.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
     entry.update(sizes)
     print(f"{path.relative_to(ROOT)}: {entry['size']:,} bytes, {entry['params']:,} parameters")
     entry["metrics"] = measure(path, args.test, args.data)
-    entry["training"] = record(args)
+    before = keep_record(entry["training"], args.name) if args.goes_on else None
+    entry["training"] = {**record(args), **({"before": before} if before else {})}
     text = json.dumps(document, indent=2, ensure_ascii=False)
     # Lists of numbers on one line, as they are written by hand.
     text = re.sub(r"\[\s+([-+.\deE,\s]+?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text)
@@ -72,6 +74,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--machine", required=True, help="what the run took place on")
     parser.add_argument("--commit", required=True, help="git's id of the source that was run")
+    parser.add_argument(
+        "--goes-on", action="store_true",
+        help="the run began with the weights that are in the package: keep their record as the one before",
+    )  # fmt: skip
     parser.add_argument("--versions", default=versions(), help="default: those of this environment")
     return parser.parse_args(arguments)
 
@@ -126,6 +132,17 @@ def measure(path: Path, test: Path, data: str) -> dict[str, Any]:
         "status": "measured",
         "source": f"measured with the file in the package on {found.n:,} test pictures of {data}",
     }
+
+
+def keep_record(training: dict[str, Any], name: str) -> dict[str, Any]:
+    """Give the files of the record in the manifest other names, and return it with those."""
+    kept = {**training}
+    for key in ("recipe", "log"):
+        old = ROOT / training[key]
+        new = old.with_name(f"{name}_before{old.suffix}")
+        shutil.copyfile(old, new)
+        kept[key] = new.relative_to(ROOT).as_posix()
+    return kept
 
 
 def record(args: argparse.Namespace) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def _table(
     subject: Subject, suffix: str, prepared: Prepared, x: torch.Tensor, labels: torch.Tensor, args: Any
 ) -> list[dict[str, Any]]:
     fmt, options = format_of(Path(f"net.{suffix}")), ExportOptions()
-    backend = backend_of(fmt, options)
+    backend = backend_of(fmt)
     with torch.inference_mode():
         expected = torch.cat([subject.model(part) for part in x.split(16)])
     right = float((expected.argmax(1) == labels).double().mean())

@@ -182,7 +182,7 @@ def _entry(problems: list[str], name: object, data: object) -> Weights | None:
     _file_fields(f, values)
     values["metrics"] = _metrics(problems, name, data.get("metrics")) if "metrics" in data else None
     if "training" in data:
-        values["training"] = _training(problems, name, data["training"])
+        values["training"] = _training(problems, f"{name}: training", data["training"])
     elif values["bundled"] and (values["metrics"] or {}).get("top1") is not None:
         problems.append(f"{name}: weights of our own with a measured figure need training, the record of it")
     if len(problems) > before:
@@ -275,9 +275,11 @@ def _metrics(problems: list[str], name: str, data: object) -> dict[str, Any]:
     return out
 
 
-def _training(problems: list[str], name: str, data: object) -> dict[str, Any]:
-    """Take the record of a training run; recipe and log are files of the repository."""
-    where = f"{name}: training"
+def _training(problems: list[str], where: str, data: object) -> dict[str, Any]:
+    """Take the record of a training run, and of that whose weights it began with ("before"), if any.
+
+    Recipe and log are files of the repository.
+    """
     if not isinstance(data, dict):
         problems.append(f"{where}: {show(data)} is not an object")
         return {}
@@ -288,9 +290,11 @@ def _training(problems: list[str], name: str, data: object) -> dict[str, Any]:
         "versions": "names and versions of what computed it",
     }
     others = {"recipe", "log", "seed", "data_sha256", "date", "minutes", "commit"}
-    check_keys(problems, where, data, required=others | texts.keys(), optional=set())
+    check_keys(problems, where, data, required=others | texts.keys(), optional={"before"})
     f = Fields(problems, where, data)
-    out = {key: f.take(key, lambda v: is_text(v, 500), wanted) for key, wanted in texts.items()}
+    out: dict[str, Any] = {
+        key: f.take(key, lambda v: is_text(v, 500), wanted) for key, wanted in texts.items()
+    }
     for key in ("recipe", "log"):
         out[key] = f.take(key, _is_repository_file, "the path of a file in the repository")
     out["seed"] = f.take("seed", lambda v: is_int(v, 0, 2**63 - 1), "a number, at least 0")
@@ -298,6 +302,8 @@ def _training(problems: list[str], name: str, data: object) -> dict[str, Any]:
     out["date"] = f.take("date", _is_date, "a date, as in 2026-01-31")
     out["minutes"] = f.take("minutes", lambda v: is_number(v, 0, 1e7), "how long it took, minutes")
     out["commit"] = f.take("commit", lambda v: is_hex(v, 40), "git's id of the source, 40 hex digits")
+    if "before" in data:
+        out["before"] = _training(problems, f"{where}: before", data["before"])
     return out
 
 

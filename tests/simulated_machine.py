@@ -6,10 +6,12 @@ import math
 import random
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from proxylessnas.arch import Arch
 from proxylessnas.errors import LatencyError
 from proxylessnas.latency.keys import OpKey, arch_keys, key_bytes, key_macs
+from proxylessnas.latency.process import Worker
 from proxylessnas.latency.settings import Conditions, Settings
 from proxylessnas.latency.spec import NetSpec
 from proxylessnas.latency.timing import Samples
@@ -149,3 +151,25 @@ class SimulatedWorker:
 
     def close(self) -> None:
         self.closed = True
+
+
+class SteadyWorker(Worker):
+    """A real measuring process, whose figures give way to the truth: other tests run beside it."""
+
+    def load(self, name: str, spec: NetSpec) -> float:
+        self.__dict__.setdefault("specs", {})[name] = spec
+        return super().load(name, spec)
+
+    def sample(self, name: str, **limits: Any) -> Samples:
+        found, spec = super().sample(name, **limits), self.__dict__["specs"][name]
+        if spec.kind == "op":
+            ms = true_ms(OpKey.parse(spec.text))
+        else:
+            arch = Arch.parse(spec.text)
+            assert isinstance(arch, Arch)
+            ms = true_net_ms(arch)
+        return Samples((ms,) * len(found.ms), found.warmup_runs, True, 0.0)
+
+    def parts(self, name: str, *, runs: int) -> list[tuple[str, tuple[float, ...]]]:
+        found = super().parts(name, runs=runs)
+        return [(key, (true_ms(OpKey.parse(key)),) * len(ms)) for key, ms in found]

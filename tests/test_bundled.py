@@ -158,18 +158,16 @@ def shipped(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (test / name).mkdir(parents=True)
         picture = Image.fromarray(torch.randint(0, 256, (32, 32, 3), dtype=torch.uint8).numpy())
         picture.save(test / name / "0.png")
-    command = [sys.executable, copy / "benchmarks" / "bundle_weights.py", finished, "--test", test]
-    command += [
-        "--command",
-        "proxylessnas train x",
-        "--data",
-        "noise",
-        "--data-file",
-        finished / "recipe.toml",
-    ]
-    command += ["--machine", "a machine", "--commit", "0" * 40]
-    run(command, cwd=folder)
+    bundle(copy)
     return copy
+
+
+def bundle(copy: Path, *more: str) -> None:
+    finished, test = copy.parent / "run", copy.parent / "test"
+    command = [sys.executable, copy / "benchmarks" / "bundle_weights.py", finished, "--test", test, *more]
+    command += ["--command", "proxylessnas train x", "--data", "noise"]
+    command += ["--data-file", finished / "recipe.toml", "--machine", "a machine", "--commit", "0" * 40]
+    run(command, cwd=copy.parent)
 
 
 def test_the_manifest_says_what_was_measured(shipped: Path, repo: Path) -> None:
@@ -201,6 +199,22 @@ def test_the_manifest_says_what_was_measured(shipped: Path, repo: Path) -> None:
     before = (repo / "weights_manifest.json").read_text(encoding="utf-8").splitlines()
     new = [line for line in text.splitlines() if line not in before]
     assert len(new) <= 25
+
+
+def test_a_run_that_went_on_keeps_the_record_of_the_one_before(shipped: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(shipped.parent, tmp_path / "twice")) / shipped.name
+    (copy.parent / "run" / "epochs.csv").write_text("epoch,step\n1,5\n")
+    bundle(copy, "--goes-on")
+    once, twice = (
+        json.loads((place / "weights_manifest.json").read_text(encoding="utf-8"))["weights"][NAME]["training"]
+        for place in (shipped, copy)
+    )
+    files = {
+        key: f"benchmarks/training/{NAME}_before.{end}" for key, end in (("recipe", "toml"), ("log", "csv"))
+    }
+    assert twice == {**once, "before": {**once, **files}}
+    assert (copy / files["log"]).read_bytes() == (shipped / once["log"]).read_bytes()
+    assert (copy / twice["log"]).read_text() == "epoch,step\n1,5\n"
 
 
 USE = """

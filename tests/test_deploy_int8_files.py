@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,14 @@ from deploy_tools import small as training_net
 
 from proxylessnas.classifier import Classifier
 from proxylessnas.datasets import LabelledImages, labelled_images
+from proxylessnas.deploy import export
 from proxylessnas.deploy.formats import ExportOptions, format_of
 from proxylessnas.deploy.int8 import Int8Report, quantise
 from proxylessnas.deploy.int8.backends import backend_of
 from proxylessnas.deploy.int8.calibration import LEAST, read_calibration
 from proxylessnas.deploy.int8.schemes import scheme_of
 from proxylessnas.deploy.int8.simulate import observe, simulated
+from proxylessnas.deploy.litert_format import VARIABLE
 from proxylessnas.deploy.subject import open_subject
 from proxylessnas.digits import load_digits
 from proxylessnas.errors import DataError, ExportError
@@ -81,7 +85,7 @@ def test_the_file_computes_what_was_simulated(scheme: str, tmp_path: Path) -> No
     net, path, way = small(), tmp_path / "net.onnx", scheme_of(scheme)
     batches = [torch.randn(8, 3, 32, 32)]
     options = ExportOptions()
-    backend_of(format_of(path), options).write(open_subject(net), path, batches, way, options)
+    backend_of(format_of(path)).write(open_subject(net), path, batches, way, options)
     found = format_of(path).open(path, threads=1)(batches[0])
     with torch.inference_mode():
         exact = net(batches[0])
@@ -201,10 +205,53 @@ def test_pictures_that_cannot_be_used(digits: Path, tmp_path: Path) -> None:
 
 
 def test_formats_and_options_that_are_not_there(digits: Path, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"\.pt files are not written in int8; \.onnx, \.xml, \.pte are"):
+    with pytest.raises(ExportError, match=r"\.pt files are not written in int8; \.onnx, .*, \.tflite are"):
         _quantise(small(), tmp_path / "net.pt", digits)
-    with pytest.raises(ExportError, match="uint8_input and int8"):
-        _quantise(small(), tmp_path / "net.onnx", digits, options=ExportOptions(uint8_input=True))
+    for words in ({"qat_epochs": 1}, {"qat_data": digits}):
+        with pytest.raises(ExportError, match="takes both qat_epochs and qat_data"):
+            _quantise(small(), tmp_path / "net.onnx", digits, **words)
+    with pytest.raises(ExportError, match="qat_epochs must be a whole number of at least 0, not True"):
+        _quantise(small(), tmp_path / "net.onnx", digits, qat_epochs=True, qat_data=digits)
+    with pytest.raises(ExportError, match="are for precision='int8'"):
+        export(small(), tmp_path / "net.onnx", qat_epochs=1, qat_data=digits)
+    assert not list(tmp_path.iterdir())
+
+
+def test_bytes_go_into_an_int8_file(digits: Path, tmp_path: Path) -> None:
+    """Calibrated and judged as without, then the preprocessing is put before it."""
+    pytest.importorskip("onnx")
+    import onnxruntime as ort
+
+    options: dict[str, Any] = {"precision": "int8", "calibration": digits, "min_agreement": 0.0}
+    net = small()
+    for name, takes_bytes in (("plain", False), ("bytes", True)):
+        export(net, tmp_path / f"{name}.onnx", uint8_input=takes_bytes, measure=False, **options)
+    plain, inside = (
+        ort.InferenceSession(tmp_path / f"{name}.onnx", providers=["CPUExecutionProvider"])
+        for name in ("plain", "bytes")
+    )
+    assert inside.get_inputs()[0].type == "tensor(uint8)"
+    assert inside.get_modelmeta().custom_metadata_map == plain.get_modelmeta().custom_metadata_map
+    pictures = torch.randint(0, 256, (2, 3, 50, 40), dtype=torch.uint8)
+    assert net.preprocessing is not None
+    x = net.preprocessing.build()(pictures)
+    (a,), (b,) = plain.run(None, {"images": x.numpy()}), inside.run(None, {"images": pictures.numpy()})
+    assert abs(a - b).max() < 0.05 * abs(a).max()  # a grey value that is rounded the other way now and then
+
+
+@pytest.mark.slow
+def test_training_with_the_rounding_before_the_file(digits: Path, tmp_path: Path) -> None:
+    net, folder = small(), tmp_path / "labelled"
+    for i, file in enumerate(sorted(digits.iterdir())):
+        place = folder / net.categories[i % 5] / file.name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, place)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    report = _quantise(
+        net, tmp_path / "net.onnx", digits, qat_epochs=1, qat_data=folder, schemes=["mse"], min_agreement=0.0
+    )
+    assert "scheme mse after 1 epoch of fine-tuning, the best of 1" in report.lines()[0]
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
 def test_a_third_is_held_out(digits: Path) -> None:
@@ -214,11 +261,26 @@ def test_a_third_is_held_out(digits: Path) -> None:
     assert LEAST <= 24
 
 
+#: What a format needs, besides the converter's Python for the last.
+LIBRARIES = {
+    "onnx": ("onnxruntime", "onnx"),
+    "xml": ("openvino", "nncf"),
+    "pte": ("executorch", "torchao"),
+    "tflite": ("ai_edge_litert",),
+}
+
+
+def _needs(suffix: str) -> None:
+    for library in LIBRARIES[suffix]:
+        pytest.importorskip(library)
+    if suffix == "tflite" and not os.environ.get(VARIABLE):
+        pytest.skip(f"no {VARIABLE}")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("suffix", "needs"), [("xml", "nncf"), ("pte", "torchao")])
-def test_other_runtimes(suffix: str, needs: str, digits: Path, tmp_path: Path) -> None:
-    pytest.importorskip({"xml": "openvino", "pte": "executorch"}[suffix])
-    pytest.importorskip(needs)
+@pytest.mark.parametrize("suffix", ["xml", "pte", "tflite"])
+def test_other_runtimes(suffix: str, digits: Path, tmp_path: Path) -> None:
+    _needs(suffix)
     schemes = ["entropy", "minmax", "mse+correct+floatfirst", "mse+floatadds"]
     report = _quantise(small(), tmp_path / f"net.{suffix}", digits, schemes=schemes, min_agreement=0.5)
     assert report.divergence < 0.05
@@ -233,11 +295,10 @@ def test_other_runtimes(suffix: str, needs: str, digits: Path, tmp_path: Path) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("suffix", ["onnx", "xml", "pte"])
+@pytest.mark.parametrize("suffix", list(LIBRARIES))
 def test_a_real_net_keeps_its_accuracy(suffix: str, shared_data: Path, tmp_path: Path) -> None:
     """Calibrated on 50 photos, judged on 150 others: 90 % of the answers, and two points at most."""
-    for library in {"onnx": (), "xml": ("openvino", "nncf"), "pte": ("executorch", "torchao")}[suffix]:
-        pytest.importorskip(library)
+    _needs(suffix)
     photos = labelled_images(shared_data / "imagenet_sample", 1000, "imagenet")
     judge = LabelledImages(
         tuple(s for i, s in enumerate(photos.samples) if i % 4), photos.labels_from, photos.classes

@@ -243,7 +243,9 @@ import sys
 sys.path[:0] = {paths!r}
 from proxylessnas.latency import build_table, plan, visits
 from proxylessnas.latency.journal import Journal
+from simulated_machine import SteadyWorker
 from test_latency_building import MINI
+visits.Worker = SteadyWorker
 visits._MIN_SECONDS, plan.LEAST_NETS = 0.0, 12  # quick is all that counts here
 Journal.remove = lambda self: None  # the test counts its lines
 if __name__ == "__main__":

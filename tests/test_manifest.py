@@ -81,9 +81,10 @@ def test_entries_are_complete(name: str) -> None:
 @pytest.mark.parametrize("name", list_weights())
 def test_what_our_own_weights_were_made_by_is_in_the_repository(name: str, repo: Path) -> None:
     training = get_weights(name).training
-    if training is not None:
+    while training is not None:
         assert (repo / training["recipe"]).is_file()
         assert (repo / training["log"]).is_file()
+        training = training.get("before")
 
 
 def test_weights_in_the_package() -> None:
@@ -98,6 +99,11 @@ def test_weights_in_the_package() -> None:
     made = manifest_from_dict(data)[OURS]
     assert made.training == TRAINING
     assert made.meta["training"] == TRAINING
+    twice = {**TRAINING, "before": {**TRAINING, "seed": -1}}
+    with pytest.raises(ManifestError, match=f"{OURS}: training: before: seed"):
+        manifest_from_dict(changed(twice, "weights", OURS, "training"))
+    twice["before"] = TRAINING
+    assert manifest_from_dict(changed(twice, "weights", OURS, "training"))[OURS].training == twice
     del data["weights"][OURS]["training"]
     with pytest.raises(ManifestError, match="need training, the record of it"):
         manifest_from_dict(data)

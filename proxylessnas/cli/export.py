@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import time
 from typing import TYPE_CHECKING
 
 from ._latency import ms
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from ..deploy.report import ExportReport
 
 _DIGITS = 12  # of a SHA-256 that is shown
+_PATIENCE_S = 5.0
 
 
 class Export(Verb):
@@ -89,6 +91,17 @@ class Export(Verb):
             "--min-agreement", type=above(0, 1), default=0.90, metavar="P",
             help="share of the pictures that must keep their class, up to 1 (default: 0.9)",
         )  # fmt: skip
+        group.add_argument(
+            "--max-drop", type=above(0, 1), default=0.02, metavar="P",
+            help="share of --data that may be lost, up to 1 (default: 0.02)",
+        )  # fmt: skip
+        group.add_argument(
+            "--qat-epochs", type=whole(1, 10_000), default=0, metavar="N",
+            help="first fine-tune the net with the rounding in it",
+        )  # fmt: skip
+        group.add_argument(
+            "--qat-data", metavar="DIR", help="labelled pictures for that; not those of --data"
+        )
         group = parser.add_argument_group("proof")
         group.add_argument("--images", metavar="DIR", help="pictures to compare on (default: some are here)")
         group.add_argument(
@@ -103,8 +116,10 @@ class Export(Verb):
         """Export and report."""
         if args.int8 and args.calibrate is None:
             raise UsageError("--int8 needs --calibrate DIR, a folder of pictures like those the net will see")
-        if not args.int8 and (args.calibrate is not None or args.data is not None):
-            raise UsageError("--calibrate and --data are for --int8")
+        if not args.int8 and (args.qat_epochs or (args.calibrate, args.data, args.qat_data) != (None,) * 3):
+            raise UsageError("--calibrate, --data, --qat-epochs and --qat-data are for --int8")
+        if (args.qat_epochs > 0) != (args.qat_data is not None):
+            raise UsageError("--qat-epochs N and --qat-data DIR go together")
         from ..deploy.exporting import export
         from ..memory import keep_freed_pages
 
@@ -130,6 +145,10 @@ class Export(Verb):
             calibration=args.calibrate,
             data=args.data,
             min_agreement=args.min_agreement,
+            max_drop=args.max_drop,
+            qat_epochs=args.qat_epochs,
+            qat_data=args.qat_data,
+            progress=None if args.quiet or args.json else _Stages(),
         )
         if args.json:
             print_json(report.to_dict())
@@ -138,6 +157,17 @@ class Export(Verb):
         for text in report.notes:
             note(text)
         return 0
+
+
+class _Stages:
+    """Says what is going on where it takes longer than a moment."""
+
+    def __init__(self) -> None:
+        self._begin = time.monotonic()
+
+    def __call__(self, what: str) -> None:
+        if time.monotonic() - self._begin >= _PATIENCE_S:
+            note(what)
 
 
 def _show(report: ExportReport) -> None:

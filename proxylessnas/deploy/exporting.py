@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import os
 import time
@@ -51,6 +52,9 @@ def export(
     calibration: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | None = None,
     data: str | os.PathLike[str] | None = None,
     min_agreement: float = 0.90,
+    max_drop: float = 0.02,
+    qat_epochs: int = 0,
+    qat_data: str | os.PathLike[str] | None = None,
     progress: Steps | None = None,
 ) -> ExportReport:
     """Write a net as a file of the format that the suffix names, and prove that it computes the same.
@@ -65,7 +69,8 @@ def export(
     Args:
         net: a net, a name of the zoo, a ``.safetensors`` file, or an architecture.
         path: where to; see :data:`.formats.SUFFIXES`.
-        precision: "float32" or "int8" (``.onnx``, ``.xml``, ``.pte``; needs ``calibration``).
+        precision: "float32" or "int8" (``.onnx``, ``.xml``, ``.pte``, ``.tflite``; needs
+            ``calibration``).
         batch_size: pictures a call; None leaves it open where the format can.
         uint8_input: ``.onnx`` only: the file takes uint8 pictures [N, 3, H, W] of any size, and resizes,
             crops and normalises them itself.
@@ -84,6 +89,9 @@ def export(
         calibration: a folder or files to calibrate int8 with.
         data: a folder of labelled pictures to judge int8 with; None takes those for the calibration.
         min_agreement: share of the pictures, 0 to 1, to which int8 has to give the net's own class.
+        max_drop: share of ``data``, 0 to 1, that int8 may get wrong more than float32 does.
+        qat_epochs: first fine-tune the net so many epochs with the rounding of int8 in it.
+        qat_data: labelled pictures to fine-tune on; not those of ``data``.
         progress: told what comes next.
 
     Returns:
@@ -99,11 +107,13 @@ def export(
     path = Path(path)
     fmt = format_of(path)
     options = ExportOptions(batch_size, uint8_input, opset, aot, threads if aot else None)
-    _check_options(precision, threads, tolerance, calibration, data, min_agreement)
+    _check_options(precision, threads, tolerance, min_agreement, max_drop)
+    if precision != "int8" and (qat_epochs or any(v is not None for v in (calibration, data, qat_data))):
+        raise ExportError("calibration, data, qat_epochs and qat_data are for precision='int8' (--int8)")
     if precision == "int8":
-        from .int8.backends import backend_of
+        from .int8 import check_int8
 
-        backend_of(fmt, options)  # refuses what cannot be written
+        check_int8(fmt, qat_epochs, qat_data)
     check_place(path, force=force)
     versions = {"torch": str(torch.__version__), **fmt.versions()}
     tell = progress or (lambda what: None)
@@ -121,10 +131,17 @@ def export(
         if precision == "int8":
             from .int8 import quantise
 
+            # What is calibrated and judged takes the net's own inputs.
+            inner = dataclasses.replace(options, uint8_input=False)
             int8 = quantise(
                 subject, draft, fmt, calibration=calibration, judge=_judge(subject, data),
-                min_agreement=min_agreement, options=options, threads=threads, progress=tell,
+                min_agreement=min_agreement, max_drop=max_drop, qat_epochs=qat_epochs, qat_data=qat_data,
+                options=inner, threads=threads, progress=tell,
             )  # fmt: skip
+            if uint8_input:
+                from .onnx_format import take_bytes
+
+                take_bytes(draft, subject)
             files = [draft, *sorted(p for p in folder.iterdir() if p.stem == path.stem and p != draft)]
         else:
             files = fmt.write(subject, draft, options)
@@ -153,12 +170,7 @@ def export(
 
 
 def _check_options(
-    precision: object,
-    threads: object,
-    tolerance: object,
-    calibration: object,
-    data: object,
-    min_agreement: object,
+    precision: object, threads: object, tolerance: object, min_agreement: object, max_drop: object
 ) -> None:
     if precision not in PRECISIONS:
         raise ExportError(f"precision is {shown(precision)}; known are {', '.join(PRECISIONS)}")
@@ -168,10 +180,9 @@ def _check_options(
         isinstance(tolerance, (int, float)) and not isinstance(tolerance, bool) and 0 < tolerance <= 1
     ):
         raise ExportError(f"tolerance must be a number above 0, at most 1, not {shown(tolerance)}")
-    if not (isinstance(min_agreement, (int, float)) and 0 <= min_agreement <= 1):
-        raise ExportError(f"min_agreement must be a number from 0 to 1, not {shown(min_agreement)}")
-    if precision != "int8" and (calibration is not None or data is not None):
-        raise ExportError("calibration and data are for precision='int8' (--int8)")
+    for name, share in (("min_agreement", min_agreement), ("max_drop", max_drop)):
+        if not (isinstance(share, (int, float)) and 0 <= share <= 1):
+            raise ExportError(f"{name} must be a number from 0 to 1, not {shown(share)}")
 
 
 def _judge(subject: Subject, data: str | os.PathLike[str] | None) -> LabelledImages | None:

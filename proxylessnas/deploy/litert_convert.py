@@ -1,9 +1,10 @@
 """Runs in the Python that has litert-torch, which is not the one that runs this package.
 
-    python -I litert_convert.py PACKAGE WEIGHTS OUT HEIGHT WIDTH BATCH
+    python -I litert_convert.py PACKAGE WEIGHTS OUT HEIGHT WIDTH BATCH [RULE INPUTS CONVS ADDS WIDE]
 
 PACKAGE is the folder of this package, WEIGHTS a file of ``save_weights``, BATCH the pictures a call, 0 for
-any number. What fails is told in one line on the standard error, after "PROBLEM: ".
+any number. With the other five the file is in 8 bits: see :func:`.int8.litert_quantise.quantise_file`. What
+fails is told in one line on the standard error, after "PROBLEM: ".
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ def convert(weights: Path, out: Path, height: int, width: int, batch: int) -> No
     from torch import Tensor, nn
 
     from proxylessnas import create_model
+    from proxylessnas.deploy.split_depthwise import split_depthwise
 
     class ChannelsLast(nn.Module):
         def __init__(self, net: Any) -> None:
@@ -49,7 +51,7 @@ def convert(weights: Path, out: Path, height: int, width: int, batch: int) -> No
             # The same, but as LiteRT has its maps: otherwise it would turn the last one round first.
             return self.net.classifier(self.net.forward_features(x).permute(0, 2, 3, 1).mean((1, 2)))
 
-    net = create_model(weights).eval().requires_grad_(False)
+    net: Any = split_depthwise(create_model(weights)).requires_grad_(False)
     example = torch.zeros(batch or 2, height, width, net.in_chans)
     shapes = None if batch else ({0: torch.export.Dim("batch", min=1, max=LARGEST_BATCH)},)
     # Torch asks whether a batch is below 16 to choose between these two, which would limit the file to that.
@@ -60,10 +62,15 @@ def convert(weights: Path, out: Path, height: int, width: int, batch: int) -> No
 
 def main(arguments: list[str]) -> int:
     """Convert; return 0, or 1 after one line about the problem."""
-    package, weights, out, *numbers = arguments
+    package, weights, out, height, width, batch, *int8 = arguments
     try:
         import_package(Path(package))
-        convert(Path(weights), Path(out), *map(int, numbers))
+        convert(Path(weights), Path(out), int(height), int(width), int(batch))
+        if int8:
+            from proxylessnas.deploy.int8.litert_quantise import quantise_file
+
+            rule, inputs, *numbers = int8
+            quantise_file(Path(out), rule, Path(inputs), *map(int, numbers))
     except Exception as e:  # noqa: BLE001 - the process ends here, and its caller raises the error
         first = next((line.strip() for line in str(e).splitlines() if line.strip()), "")
         print(f"{MARK}{type(e).__name__}: {first[:300]}", file=sys.stderr)  # noqa: T201 - to the caller

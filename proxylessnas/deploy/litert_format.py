@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,16 +68,8 @@ class LiteRTFormat:
 
     def write(self, subject: Subject, path: Path, options: ExportOptions) -> list[Path]:
         """Write the file and return it; takes a minute."""
-        weights = save_weights(subject.model, path.with_name(f"{path.stem}-for-litert.safetensors"))
-        package = Path(__file__).resolve().parent.parent
-        script = package / "deploy" / "litert_convert.py"
-        _, height, width = subject.input_size
-        numbers = [height, width, options.batch_size or 0]
-        try:
-            _run([converter_python(), "-I", script, package, weights, path, *numbers], subject.name)
-        finally:
-            weights.unlink(missing_ok=True)
-        _append(subject, path)
+        convert(subject, path, options)
+        append_metadata(path, subject.metadata(), subject.categories)
         return [path]
 
     def open(self, path: Path, *, threads: int | None = None) -> Program:
@@ -96,6 +89,30 @@ class LiteRTFormat:
                 raise ExportError(f"{path}: LiteRT cannot run {list(x.shape)} ({first_line(e)})") from e
 
         return run
+
+
+def convert(subject: Subject, path: Path, options: ExportOptions, int8: Sequence[object] = ()) -> None:
+    """Write a net as a ``.tflite`` file without metadata.
+
+    Args:
+        subject: the net.
+        path: the file.
+        options: ``batch_size`` counts.
+        int8: what ``litert_convert.py`` takes for a file in 8 bits.
+
+    Raises:
+        ExportError: the converter fails.
+        MissingExtraError: there is none.
+    """
+    weights = save_weights(subject.model, path.with_name(f"{path.stem}-for-litert.safetensors"))
+    package = Path(__file__).resolve().parent.parent
+    script = package / "deploy" / "litert_convert.py"
+    _, height, width = subject.input_size
+    numbers = [height, width, options.batch_size or 0]
+    try:
+        _run([converter_python(), "-I", script, package, weights, path, *numbers, *int8], subject.name)
+    finally:
+        weights.unlink(missing_ok=True)
 
 
 def converter_python() -> str:
@@ -136,11 +153,11 @@ def _run(command: list[Any], name: str) -> None:
     raise ExportError(f"{name}: LiteRT's converter failed ({told[:300]})")
 
 
-def _append(subject: Subject, path: Path) -> None:
-    """Put the metadata behind the model, where the runtime does not look, as TensorFlow Lite's tools do."""
-    texts = {METADATA: json.dumps(subject.metadata(), ensure_ascii=False, indent=1)}
-    if subject.categories:
-        texts[LABELS] = "".join(f"{label}\n" for label in subject.categories)
+def append_metadata(path: Path, metadata: Mapping[str, str], categories: Sequence[str]) -> None:
+    """Put texts behind the model, where the runtime does not look, as TensorFlow Lite's tools do."""
+    texts = {METADATA: json.dumps(metadata, ensure_ascii=False, indent=1)}
+    if categories:
+        texts[LABELS] = "".join(f"{label}\n" for label in categories)
     with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
         for file, text in texts.items():
             archive.writestr(zipfile.ZipInfo(file, (1980, 1, 1, 0, 0, 0)), text, zipfile.ZIP_DEFLATED)

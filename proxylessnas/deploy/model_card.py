@@ -136,11 +136,10 @@ def _origin(model: Classifier, record: Weights | None, license: str | None) -> s
     if record is not None:
         digest = f"SHA-256 `{record.sha256}`" if record.sha256 else f"git blob `{record.git_blob}`"
         lines.append(f"The published weights `{record.name}`, unchanged; their file has {digest}.")
-        if record.training:
-            lines.append(
-                f"Trained on {record.training['data']}, {record.training['date']}: "
-                f"`{record.training['command']}`"
-            )
+        training = record.training
+        while training:
+            lines.append(f"Trained on {training['data']}, {training['date']}: `{training['command']}`")
+            training = training.get("before")
     elif model.weights is not None:
         lines.append(
             f"The net was made from the published weights `{model.weights.name}` "

@@ -125,6 +125,23 @@ def net_proto(subject: Subject, batch_size: int | None, opset: int = OPSET) -> P
     return _renamed(proto, {INPUT: IMAGES, OUTPUT: LOGITS})
 
 
+def take_bytes(path: Path, subject: Subject) -> None:
+    """Put a net's preprocessing into a file that was written without it, as ``uint8_input`` does.
+
+    Args:
+        path: of the file, which is changed.
+        subject: the net, whose preprocessing is known.
+    """
+    from .onnx_pixels import add_pixels
+
+    onnx = import_onnx()
+    proto = onnx.load(str(path))
+    assert subject.preprocessing is not None  # says check()
+    add_pixels(proto, subject.preprocessing, IMAGES)
+    onnx.checker.check_model(proto)
+    path.write_bytes(proto.SerializeToString())
+
+
 def _renamed(proto: Proto, names: dict[str, str]) -> Proto:
     """Give the values of a graph other names."""
     graph = proto.graph

@@ -14,7 +14,13 @@ from ..formats import ExportOptions, Format
 from ..subject import Subject
 from .schemes import Scheme
 
-_MODULES = {".onnx": "onnx_int8", ".xml": "openvino_int8", ".pte": "executorch_int8"}
+_MODULES = {
+    ".onnx": "onnx_int8",
+    ".xml": "openvino_int8",
+    ".pte": "executorch_int8",
+    ".tflite": "litert_int8",
+}
+SUFFIXES: tuple[str, ...] = tuple(_MODULES)
 
 
 class Backend(Protocol):
@@ -41,16 +47,14 @@ class Backend(Protocol):
         """
 
 
-def backend_of(fmt: Format, options: ExportOptions) -> Backend:
+def backend_of(fmt: Format) -> Backend:
     """Return what writes int8 files of a format.
 
     Raises:
-        ExportError: nothing does, or not with such options.
+        ExportError: nothing does.
     """
     module = _MODULES.get(fmt.suffix)
     if module is None:
         raise ExportError(f"{fmt.suffix} files are not written in int8; {', '.join(_MODULES)} are")
-    if options.uint8_input:
-        raise ExportError("uint8_input and int8 are not written into one file yet: leave one of them out")
     found: Any = importlib.import_module(f".{module}", __package__)
     return cast(Backend, found)

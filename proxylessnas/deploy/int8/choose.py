@@ -15,14 +15,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...classifier import Classifier
 from ...datasets import LabelledImages, counted
-from ...errors import ExportError
+from ...errors import ExportError, shown
 from ..formats import ExportOptions, Format, Program
 from ..subject import Subject
 from .backends import Backend, backend_of
 from .calibration import Calibration, labelled_inputs, read_calibration
 from .prepare import Prepared
+from .qat import quantisation_aware
 from .report import Int8Report, Tried
 from .schemes import Scheme, scheme_of
 
@@ -54,7 +54,7 @@ def quantise(
     Args:
         subject: the net.
         path: the file to be written, in a folder of the export's own.
-        fmt: its format: ``.onnx``, ``.xml`` or ``.pte``.
+        fmt: its format: ``.onnx``, ``.xml``, ``.pte`` or ``.tflite``.
         calibration: see :func:`~.calibration.read_calibration`.
         judge: labelled pictures to judge by; None takes the calibration pictures that were held out.
         min_agreement: share of the pictures, 0 to 1, to which int8 has to give the float32 net's class.
@@ -73,7 +73,7 @@ def quantise(
         MissingExtraError: a library is not installed.
     """
     options = options or ExportOptions()
-    backend = backend_of(fmt, options)
+    backend = check_int8(fmt, qat_epochs, qat_data)
     tell = progress or (lambda what: None)
     wanted = [scheme_of(s) if isinstance(s, str) else s for s in schemes or backend.schemes()]
     if not wanted:
@@ -87,7 +87,9 @@ def quantise(
         fmt.write(subject, exact, options)
         base = subject.model
         if qat_epochs:
-            base = _trained(subject, qat_epochs, qat_data, pictures, wanted[-1], tell)
+            assert qat_data is not None  # says check_int8()
+            tell(f"quantisation-aware training, {counted(qat_epochs, 'epoch')}")
+            base = quantisation_aware(base, qat_data, pictures.fit, wanted[-1], epochs=qat_epochs)
         tried, best = _best(work, Prepared(base, pictures.fit), pictures, wanted, tell)
         if judge is not None:
             tell(f"writing the int8 file by the scheme {best.name}")
@@ -120,6 +122,7 @@ def quantise(
             ms_float=ms_float,
             ms_int8=ms_int8,
             threads=threads,
+            qat_epochs=qat_epochs,
         )
         _refuse_bad(report, verdict, min_agreement, max_drop)
         for part in _parts(draft):
@@ -127,6 +130,20 @@ def quantise(
         return report
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_int8(fmt: Format, qat_epochs: object, qat_data: object) -> Backend:
+    """Return what writes int8 files of a format.
+
+    Raises:
+        ExportError: nothing does, or the quantisation-aware training makes no sense.
+    """
+    backend = backend_of(fmt)
+    if isinstance(qat_epochs, bool) or not isinstance(qat_epochs, int) or qat_epochs < 0:
+        raise ExportError(f"qat_epochs must be a whole number of at least 0, not {shown(qat_epochs)}")
+    if (qat_epochs > 0) != (qat_data is not None):
+        raise ExportError("quantisation-aware training takes both qat_epochs and qat_data, the pictures")
+    return backend
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,23 +166,6 @@ class _Work:
         path = self.path_of(scheme)
         self.backend.write(changed, path, prepared.batches, scheme, self.options)
         return path
-
-
-def _trained(
-    subject: Subject,
-    epochs: int,
-    data: str | os.PathLike[str] | None,
-    pictures: Calibration,
-    scheme: Scheme,
-    tell: Callable[[str], None],
-) -> Classifier:
-    """Return the net after quantisation-aware training."""
-    from .qat import quantisation_aware
-
-    if data is None:
-        raise ExportError("quantisation-aware training needs labelled pictures to train on: qat_data=FOLDER")
-    tell(f"quantisation-aware training, {counted(epochs, 'epoch')}")
-    return quantisation_aware(subject.model, data, pictures.fit, scheme, epochs=epochs)
 
 
 def _best(
@@ -297,7 +297,7 @@ def _refuse_bad(report: Int8Report, verdict: _Verdict, min_agreement: float, max
     if verdict.labelled and lost > max(1, max_drop * verdict.n):
         raise ExportError(
             f"{what}is right on {report.top1_int8:.1f} % {on}, float32 on {report.top1_float:.1f} %: more "
-            f"than {100 * max_drop:g} points lost; nothing was kept"
+            f"than {100 * max_drop:g} points lost (--max-drop). Nothing was kept; --qat-epochs helps"
         )
 
 

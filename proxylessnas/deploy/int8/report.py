@@ -6,6 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from ...datasets import counted
+
 
 @dataclass(frozen=True)
 class Tried:
@@ -46,6 +48,7 @@ class Int8Report:
         ms_float, ms_int8: median latency of both files in their runtime, run by turns in this process, one
             picture a call.
         threads: of that measurement.
+        qat_epochs: of quantisation-aware training before.
     """
 
     scheme: str
@@ -64,6 +67,7 @@ class Int8Report:
     ms_float: float
     ms_int8: float
     threads: int
+    qat_epochs: int = 0
 
     @property
     def drop(self) -> float | None:
@@ -86,8 +90,9 @@ class Int8Report:
         top1 = ""
         if self.top1_float is not None and self.top1_int8 is not None:
             top1 = f", top-1 {self.top1_float:.1f} -> {self.top1_int8:.1f} %"
+        trained = f" after {counted(self.qat_epochs, 'epoch')} of fine-tuning" if self.qat_epochs else ""
         return [
-            f"int8 scheme {self.scheme}, the best of {len(self.tried)}, calibrated on "
+            f"int8 scheme {self.scheme}{trained}, the best of {len(self.tried)}, calibrated on "
             f"{self.calibration_pictures} pictures ({self.calibrated_on})",
             f"float32 -> int8 on {self.n} pictures ({self.judged_on}): same class for "
             f"{100 * self.agreement:.1f} %{top1}, logits off by {self.difference:.2g} at most",

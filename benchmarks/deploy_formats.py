@@ -1,0 +1,174 @@
+"""Nets in every format that is exported: parity, file size, and latency against eager PyTorch.
+
+    python benchmarks/deploy_formats.py NET [NET ...] [--batches 1 8] [--threads-list 1 2] [--int8 FOLDER]
+
+A net is a name of the zoo, a file with weights, or the two as ``NAME=FILE``; a name alone has random weights.
+Every file is written and proven by ``deploy.export``; one that cannot be written has a row that says why. For
+each batch and number of threads the net and all its files are then measured in rounds, each in a process of
+its own, in a new order every round: a ratio is the median of those of the rounds. ``--int8`` names labelled
+pictures to calibrate with and adds the INT8 files, whatever they agree: for a net with random weights only
+their latency means something.
+
+Machine code (``.pt2 --aot``) has its number of threads in it, and is compiled for the first one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import random
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import harness
+
+from proxylessnas import deploy
+from proxylessnas.deploy.formats import SUFFIXES
+from proxylessnas.deploy.int8.backends import SUFFIXES as INT8_SUFFIXES
+from proxylessnas.deploy.subject import Subject, open_subject
+from proxylessnas.errors import ProxylessError, first_line
+from proxylessnas.latency.files import file_runtimes
+from proxylessnas.latency.measuring import pickle_module
+from proxylessnas.latency.process import Worker
+from proxylessnas.latency.settings import Settings
+from proxylessnas.latency.spec import NetSpec
+
+EAGER = "eager"
+_AOT = "machine code"
+
+
+@dataclass
+class Written:
+    """A file, and what its export said."""
+
+    label: str
+    path: Path
+    row: dict[str, Any]
+
+
+def main() -> None:
+    parser = harness.make_parser(__doc__, "deploy_formats")
+    parser.add_argument("nets", nargs="+", metavar="NET")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--threads-list", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--formats", nargs="+", default=[*SUFFIXES, _AOT], choices=[*SUFFIXES, _AOT])
+    parser.add_argument("--int8", type=Path, metavar="FOLDER")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=0.3, help="of timing, each round")
+    args = parser.parse_args()
+    args.threads = args.threads_list[0]
+    harness.start(args)
+    for name in args.nets:
+        with tempfile.TemporaryDirectory() as folder:
+            harness.write_rows(args, _rows_of(name, Path(folder), args))
+
+
+def _rows_of(name: str, folder: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
+    net, _, weights = name.partition("=")
+    alone = not weights and not Path(net).suffix
+    subject = open_subject(net, pretrained=not alone, weights=weights or None)
+    files = _write(subject, folder, args)
+    found = [
+        (batch, threads, _measure(subject, files, folder, batch, threads, args))
+        for batch in args.batches
+        for threads in args.threads_list
+    ]
+    rows = []
+    for label in (EAGER, *(file.label for file in files)):
+        row = {"net": subject.name, "weights": "random" if alone else "real", "format": label}
+        row |= next((file.row for file in files if file.label == label), _record("", "", "", "", "", ""))
+        for batch, threads, medians in found:
+            row |= _figures(medians.get(label), medians[EAGER], f"b{batch}_t{threads}")
+        rows.append(row)
+    return rows
+
+
+def _write(subject: Subject, folder: Path, args: argparse.Namespace) -> list[Written]:
+    """Export a net to every format."""
+    jobs: list[tuple[str, str, dict[str, Any]]] = []
+    for suffix in args.formats:
+        aot = suffix == _AOT
+        options: dict[str, Any] = {"aot": True, "threads": args.threads} if aot else {}
+        jobs.append((f".pt2 {_AOT}" if aot else suffix, ".pt2" if aot else suffix, options))
+    if args.int8:
+        for suffix in INT8_SUFFIXES:
+            options = {"precision": "int8", "calibration": args.int8, "min_agreement": 0.0}
+            jobs.append((f"{suffix} int8", suffix, options))
+    written = []
+    for label, suffix, options in jobs:
+        path = folder / label.replace(" ", "_").replace(".", "") / f"net{suffix}"
+        path.parent.mkdir()
+        begin = time.perf_counter()
+        try:
+            report = deploy.export(subject.model, path, measure=False, **options)
+        except ProxylessError as e:
+            row = _record("", "", "", "", "", first_line(e).removeprefix(f"{subject.name}: "))
+        else:
+            off = max(part.difference / max(part.largest, 1.0) for part in report.parity)
+            fewest = min((r.agreement for r in report.parity if r.agreement is not None), default=1.0)
+            row = _record(
+                f"{off:.1e}", round(100 * fewest, 1), round(report.largest_difference, 6),
+                round(report.size_bytes / 1e6, 3), round(time.perf_counter() - begin, 1), "",
+            )  # fmt: skip
+        written.append(Written(label, path, row))
+        print(subject.name, label, row, flush=True)
+    return written
+
+
+def _record(
+    off: object, agreement: object, largest: object, mb: object, s: object, why: str
+) -> dict[str, Any]:
+    return {
+        "relative_difference": off, "agreement_percent": agreement, "largest_difference": largest,
+        "file_mb": mb, "export_s": s, "not_written": why,
+    }  # fmt: skip
+
+
+def _measure(
+    subject: Subject, files: list[Written], folder: Path, batch: int, threads: int, args: argparse.Namespace
+) -> dict[str, list[float]]:
+    """Return the medians of the rounds of the net and of each file that can be measured, ms a call."""
+    pickled = folder / "net.pickle"
+    pickle_module(subject.model, pickled)
+    specs = {EAGER: ("torch", NetSpec("module", str(pickled), subject.input_size))}
+    for file in files:
+        readers = file_runtimes(file.path) if file.path.exists() else ()
+        if readers and (_AOT not in file.label or threads == args.threads):
+            specs[file.label] = (readers[0], NetSpec("file", str(file.path), subject.input_size))
+    limits = {"min_runs": 5, "min_seconds": args.seconds, "max_seconds": 10 * args.seconds}
+    times: dict[str, list[float]] = {}
+    with contextlib.ExitStack() as stack:
+        workers = {}
+        for label, (runtime, spec) in specs.items():
+            worker = stack.enter_context(Worker(Settings(runtime, threads=threads, batch_size=batch)))
+            try:
+                worker.load("net", spec)
+            except ProxylessError as e:
+                print(subject.name, label, f"batch {batch}, {threads} threads:", first_line(e), flush=True)
+                continue
+            workers[label] = worker
+            times[label] = []
+        for _ in range(args.rounds):
+            for label in random.sample(list(workers), len(workers)):
+                times[label].append(workers[label].sample("net", **limits).median_ms)
+    return times
+
+
+def _figures(mine: list[float] | None, eager: list[float], where: str) -> dict[str, Any]:
+    names = (f"ms_{where}", f"times_eager_{where}", f"lowest_{where}", f"highest_{where}")
+    if not mine:
+        return dict.fromkeys(names, "")
+    ratios = [theirs / own for theirs, own in zip(eager, mine, strict=True)]
+    figures = (
+        round(statistics.median(mine), 3), round(statistics.median(ratios), 2), round(min(ratios), 2),
+        round(max(ratios), 2),
+    )  # fmt: skip
+    return dict(zip(names, figures, strict=True))
+
+
+if __name__ == "__main__":
+    main()
