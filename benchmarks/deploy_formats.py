@@ -57,6 +57,10 @@ def main() -> None:
     parser.add_argument("--threads-list", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--formats", nargs="+", default=[*SUFFIXES, _AOT], choices=[*SUFFIXES, _AOT])
     parser.add_argument("--int8", type=Path, metavar="FOLDER")
+    parser.add_argument(
+        "--tolerance", type=float, help="of the proof; for very deep nets with random weights"
+    )
+    parser.add_argument("--batch-size", type=int, help="write files for so many pictures a call")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=0.3, help="of timing, each round")
     args = parser.parse_args()
@@ -104,7 +108,10 @@ def _write(subject: Subject, folder: Path, args: argparse.Namespace) -> list[Wri
         path.parent.mkdir()
         begin = time.perf_counter()
         try:
-            report = deploy.export(subject.model, path, measure=False, **options)
+            report = deploy.export(
+                subject.model, path, measure=False, tolerance=args.tolerance, batch_size=_batch(suffix, args),
+                **options,
+            )  # fmt: skip
         except ProxylessError as e:
             row = _record("", "", "", "", "", first_line(e).removeprefix(f"{subject.name}: "))
         else:
@@ -117,6 +124,11 @@ def _write(subject: Subject, folder: Path, args: argparse.Namespace) -> list[Wri
         written.append(Written(label, path, row))
         print(subject.name, label, row, flush=True)
     return written
+
+
+def _batch(suffix: str, args: argparse.Namespace) -> int | None:
+    """Return the batch size to write a file for: two formats leave it open anyway."""
+    return None if suffix in (".pt", ".safetensors") else args.batch_size
 
 
 def _record(

@@ -217,6 +217,15 @@ def test_formats_and_options_that_are_not_there(digits: Path, tmp_path: Path) ->
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["entropy", "mse+correct+7bit", "mse+floatlast"])
+def test_schemes_that_litert_has_not(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "net.tflite"
+    subject, inputs = open_subject(small()), [torch.zeros(1, 3, 32, 32)]
+    with pytest.raises(ExportError, match="LiteRT's quantiser has no scheme"):
+        backend_of(format_of(path)).write(subject, path, inputs, scheme_of(name), ExportOptions())
+    assert not list(tmp_path.iterdir())
+
+
 def test_bytes_go_into_an_int8_file(digits: Path, tmp_path: Path) -> None:
     """Calibrated and judged as without, then the preprocessing is put before it."""
     pytest.importorskip("onnx")
