@@ -97,7 +97,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.path != "/classify":
             raise Refused(404, f"nothing is at {self.path}")
         if self.headers.get_content_type() not in [f"image/{kind}" for kind in KINDS]:
-            raise Refused(415, f"send a picture ({', '.join(KINDS)}) with its Content-Type")
+            raise Refused(415, f"send a picture ({', '.join(KINDS)}) as the body, with its Content-Type")
         length = self.headers.get("Content-Length", "")
         if not (length.isascii() and length.isdigit()):
             raise Refused(411, "the request says no Content-Length")

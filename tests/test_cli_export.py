@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ from cli_tools import Run, runner
 from deploy_tools import small
 
 from proxylessnas import save_weights
+from proxylessnas.deploy import placing
 
 
 @pytest.fixture
@@ -69,6 +73,28 @@ def test_onnx_with_all_its_options(run: Run, net: Path, repo: Path, tmp_path: Pa
     assert f"pictures of {repo / 'examples' / 'photos' / 'cifar10'}" in ran.out
 
 
+def test_an_exported_file_is_no_net(run: Run, net: Path, tmp_path: Path) -> None:
+    assert run(net, tmp_path / "net.pt", "--no-measure").code == 0
+    ran = run(tmp_path / "net.pt", tmp_path / "again.pt", "--no-measure")
+    assert (ran.code, "net.pt: is an exported file already" in ran.err) == (1, True)
+
+
+def test_what_a_killed_export_left_goes(run: Run, net: Path, tmp_path: Path) -> None:
+    """Of a process that is no more, of this machine, for the same file."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True
+    )
+    left, mine, other = (
+        tmp_path / f".{name}-{placing._HOST}-{pid}-abc_1.tmp"
+        for name, pid in (("net.pt", int(done.stdout)), ("net.pt", os.getpid()), ("a.pt", int(done.stdout)))
+    )
+    for folder in (left, mine, other):
+        folder.mkdir()
+        (folder / "draft").write_text("half a file")
+    assert run(net, tmp_path / "net.pt", "--no-measure").code == 0
+    assert [folder.exists() for folder in (left, mine, other)] == [False, True, True]
+
+
 def test_random_weights_on_request(run: Run, tmp_path: Path) -> None:
     ran = run(
         "proxyless_w025_r112", tmp_path / "net.safetensors", "--untrained", "--no-measure", "--threads", 1
@@ -87,8 +113,11 @@ def test_random_weights_on_request(run: Run, tmp_path: Path) -> None:
         (["{net}", "{out}.pt", "--opset", "20"], 1, ".pt files have no option opset"),
         (["{net}", "{out}.pt", "--opset", "x"], 2, "--opset"),
         (["{net}", "{out}.pt", "--int8"], 2, "--int8 needs --calibrate DIR"),
-        (["{net}", "{out}.pt", "--calibrate", "x"], 2, "are for --int8"),
-        (["{net}", "{out}.pt", "--qat-epochs", "1"], 2, "are for --int8"),
+        (["{net}", "{out}.pt", "--calibrate", "x"], 2, "--calibrate is for --int8"),
+        (["{net}", "{out}.pt", "--max-drop", "0.1"], 2, "--max-drop is for --int8"),
+        (["{net}", "{out}.pt", "--untrained", "--weights", "x"], 2, "does not go with --weights"),
+        (["{net}", "{out}.pt", "--litert-python", "x"], 2, "is for .tflite files"),
+        (["{net}", "{out}.pt", "--qat-epochs", "1"], 2, "--qat-epochs is for --int8"),
         (["{net}", "{out}.onnx", "--int8", "--calibrate", "x", "--qat-epochs", "1"], 2, "go together"),
         (["{net}", "{out}.onnx", "--int8", "--calibrate", "x", "--max-drop", "2"], 2, "--max-drop"),
         (["{net}", "{out}.pt", "--images", "{out}"], 1, "No such file"),

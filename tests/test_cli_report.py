@@ -25,7 +25,10 @@ def test_reports(run: Run, tmp_path: Path) -> None:
     cut = write_lines(tmp_path / "cut", lines_of(steps=3, done=False))
     done = run(cut, "-o", tmp_path / "a.html")
     assert done.code == 0
-    assert done.err == "note: the search has not ended, or its log was cut off: this is what there is\n"
+    assert done.err == (
+        "note: the search has not ended, or its log was cut off: this is what there is\n"
+        "note: not in the folder any more: space.toml, search.toml\n"
+    )
     assert Page(tmp_path / "a.html").headings()[0] == "What was asked"
     assert {path.name for path in tmp_path.iterdir()} == {"training", "cut", "a.html"}
 

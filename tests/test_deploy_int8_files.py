@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 from pathlib import Path
@@ -16,7 +17,7 @@ from proxylessnas.classifier import Classifier
 from proxylessnas.datasets import LabelledImages, labelled_images
 from proxylessnas.deploy import export
 from proxylessnas.deploy.formats import ExportOptions, format_of
-from proxylessnas.deploy.int8 import Int8Report, quantise
+from proxylessnas.deploy.int8 import Int8Report, doubts, quantise
 from proxylessnas.deploy.int8.backends import backend_of
 from proxylessnas.deploy.int8.calibration import LEAST, read_calibration
 from proxylessnas.deploy.int8.schemes import scheme_of
@@ -261,6 +262,15 @@ def test_training_with_the_rounding_before_the_file(digits: Path, tmp_path: Path
     )
     assert "scheme mse after 1 epoch of fine-tuning, the best of 1" in report.lines()[0]
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_what_flatters_is_said(digits: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    report = _quantise(small(), tmp_path / "net.onnx", digits, schemes=["minmax"], min_agreement=0.0)
+    few, chosen = doubts(report, unjudged=True)
+    assert "judged by 8 pictures only: one picture is 12 %" in few
+    assert "chose its scheme as well" in chosen
+    assert doubts(dataclasses.replace(report, n=100), unjudged=False) == []
 
 
 def test_a_third_is_held_out(digits: Path) -> None:

@@ -57,6 +57,18 @@ def test_the_front_is_drawn(tmp_path: Path) -> None:
     assert line["steps"] > 1.5 * line["none"]
 
 
+def test_what_is_not_drawn_is_said(tmp_path: Path) -> None:
+    nets = {"proxyless_gpu": (30.0, 75.1), "proxyless_mobile": (20.0, 74.6), "mine": (10.0, "")}
+    table = bench_file(tmp_path / "a.csv", nets)
+    assert pareto_figure([table], tmp_path / "a.png") == ["mine is not drawn: its accuracy is not known"]
+    other = eval_file(tmp_path / "other.json", "other", 80.0)
+    assert pareto_figure([table], tmp_path / "b.png", evals=[other]) == [
+        "mine is not drawn: its accuracy is not known",
+        "other was evaluated, but not in a bench",
+    ]
+    assert "measured top-1: on" not in text_of([table], evals=[other])
+
+
 def test_files_of_a_bench(tmp_path: Path) -> None:
     nets = {"proxyless_gpu": (30.0, 75.1), "proxyless_mobile": (20.0, 74.6), "mine": (10.0, "")}
     table = bench_file(tmp_path / "a.csv", nets)

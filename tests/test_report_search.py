@@ -110,7 +110,7 @@ def test_damaged_lines_are_counted(folder: Path, tmp_path: Path) -> None:
     notes = report.read_story(tmp_path).notes
     assert notes == (
         "2 damaged lines of search.jsonl are left out",
-        "1 lines of search.jsonl do not fit the space and are left out",
+        "1 line of search.jsonl not fitting the space is left out",
     )
 
 
@@ -254,7 +254,7 @@ def test_a_search_that_has_not_ended(tmp_path: Path) -> None:
             [
                 "70.00 % on the held-out pictures",
                 "not yet: the net is measured when the search ends",
-                "this is the net that it would derive now",
+                "this is the net that was derived, within the target, after epoch",
                 "The search, step by step",
             ],
         ),
@@ -269,9 +269,27 @@ def test_a_search_that_has_not_ended(tmp_path: Path) -> None:
 def test_a_damaged_table_is_left_out(tmp_path: Path) -> None:
     search_folder(tmp_path / "run", steps=0)
     (tmp_path / "run" / "table.json").write_text("{")
-    (note,) = report.write_report(tmp_path / "run", tmp_path / "a.html")
+    note, *others = report.write_report(tmp_path / "run", tmp_path / "a.html")
     assert note.startswith("the latency table is left out")
+    assert all("not in the folder" in other for other in others)
     assert "0.78 ms" in Page(tmp_path / "a.html").text
+
+
+def test_latencies_of_other_tables_are_not_compared(folder: Path, tmp_path: Path) -> None:
+    """Nor are files named that are not there."""
+    lines = lines_of(table="1" * 64)
+    other = write_lines(tmp_path / "other", lines)
+    mine = Path(shutil.copytree(folder, tmp_path / "mine"))
+    (mine / "child.safetensors").unlink()
+    notes = report.write_report(mine, tmp_path / "a.html", compare=[other])
+    assert "not in the folder any more: child.safetensors" in notes
+    text = Page(tmp_path / "a.html").text
+    assert "another table" in text
+    assert "other is of another latency table: its latencies are of other conditions" in text
+    assert "proxylessnas finetune" not in text
+    assert f"proxylessnas report {mine} --compare {other} -o {tmp_path / 'a.html'}" in text
+    report.write_report(other, tmp_path / "b.html")
+    assert "the search cannot be run again as it was: space.toml" in Page(tmp_path / "b.html").text
 
 
 def test_baselines_judge_nets(tmp_path: Path) -> None:

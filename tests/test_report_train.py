@@ -39,7 +39,10 @@ def test_what_a_report_says(tmp_path: Path) -> None:
 
 def test_a_run_that_has_not_ended(tmp_path: Path) -> None:
     folder = train_folder(tmp_path / "run", done=False)
-    for gone, text in (("log.jsonl", "The net's file is not there"), ("epochs.csv", "holds no run")):
+    for gone, text in (
+        ("log.jsonl", "No figure of the net: its file is written when the run ends"),
+        ("epochs.csv", "holds no run"),
+    ):
         (folder / gone).unlink()
         if gone == "epochs.csv":
             with pytest.raises(DataError, match=text):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ._latency import ms
@@ -84,15 +85,17 @@ class Export(Verb):
         group = parser.add_argument_group("INT8")
         group.add_argument("--int8", action="store_true", help="8-bit weights and activations")
         group.add_argument(
-            "--calibrate", metavar="DIR", help="pictures like those the net will see; 50 will do"
+            "--calibrate",
+            metavar="DIR",
+            help="pictures like those the net will see: 8 at least, 50 or more will do",
         )
         group.add_argument("--data", metavar="DIR", help="labelled pictures to judge it with, as for eval")
         group.add_argument(
-            "--min-agreement", type=above(0, 1), default=0.90, metavar="P",
+            "--min-agreement", type=above(0, 1), metavar="P",
             help="share of the pictures that must keep their class, up to 1 (default: 0.9)",
         )  # fmt: skip
         group.add_argument(
-            "--max-drop", type=above(0, 1), default=0.02, metavar="P",
+            "--max-drop", type=above(0, 1), metavar="P",
             help="share of --data that may be lost, up to 1 (default: 0.02)",
         )  # fmt: skip
         group.add_argument(
@@ -108,18 +111,21 @@ class Export(Verb):
             "--tolerance", type=above(0, 1), metavar="X",
             help="times the largest output (default: 1e-4; with --uint8-input 0.02)",
         )  # fmt: skip
-        group.add_argument("--no-measure", action="store_true", help="do not measure the latency")
+        group.add_argument(
+            "--no-measure",
+            action="store_true",
+            help="do not measure the latency (INT8 is compared with float32)",
+        )
         parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
         parser.add_argument("--json", action="store_true", help="print the report as one JSON document")
 
     def run(self, args: argparse.Namespace) -> int:
         """Export and report."""
-        if args.int8 and args.calibrate is None:
-            raise UsageError("--int8 needs --calibrate DIR, a folder of pictures like those the net will see")
-        if not args.int8 and (args.qat_epochs or (args.calibrate, args.data, args.qat_data) != (None,) * 3):
-            raise UsageError("--calibrate, --data, --qat-epochs and --qat-data are for --int8")
-        if (args.qat_epochs > 0) != (args.qat_data is not None):
-            raise UsageError("--qat-epochs N and --qat-data DIR go together")
+        _check_int8(args)
+        if args.untrained and args.weights is not None:
+            raise UsageError("--untrained leaves the weights random: it does not go with --weights")
+        if args.litert_python is not None and Path(args.out).suffix.lower() != ".tflite":
+            raise UsageError("--litert-python is for .tflite files")
         from ..deploy.exporting import export
         from ..memory import keep_freed_pages
 
@@ -144,8 +150,8 @@ class Export(Verb):
             force=args.force,
             calibration=args.calibrate,
             data=args.data,
-            min_agreement=args.min_agreement,
-            max_drop=args.max_drop,
+            min_agreement=0.90 if args.min_agreement is None else args.min_agreement,
+            max_drop=0.02 if args.max_drop is None else args.max_drop,
             qat_epochs=args.qat_epochs,
             qat_data=args.qat_data,
             progress=None if args.quiet or args.json else _Stages(),
@@ -157,6 +163,20 @@ class Export(Verb):
         for text in report.notes:
             note(text)
         return 0
+
+
+def _check_int8(args: argparse.Namespace) -> None:
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name in ("calibrate", "data", "min_agreement", "max_drop", "qat_epochs", "qat_data")
+        if getattr(args, name) not in (None, 0)
+    ]
+    if not args.int8 and given:
+        raise UsageError(f"{' and '.join(given)} {'is' if len(given) == 1 else 'are'} for --int8")
+    if args.int8 and args.calibrate is None:
+        raise UsageError("--int8 needs --calibrate DIR, a folder of pictures like those the net will see")
+    if (args.qat_epochs > 0) != (args.qat_data is not None):
+        raise UsageError("--qat-epochs N and --qat-data DIR go together")
 
 
 class _Stages:

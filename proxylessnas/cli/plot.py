@@ -100,7 +100,8 @@ class Plot(Verb):
         if args.bench:
             from ..report.pareto import pareto_figure
 
-            pareto_figure(args.bench, args.output, evals=args.eval)
+            for text in pareto_figure(args.bench, args.output, evals=args.eval):
+                note(text)
             return _done(args)
         if args.output is not None and Path(args.output).suffix.lower() in _MOVIES:
             return _movie(args)

@@ -44,7 +44,7 @@ class Report(Verb):
         from ..report.html_report import write_report
 
         output = args.output if args.output is not None else str(args.folder / "report.html")
-        if args.output is not None:
+        if args.output is not None or args.folder.is_dir():
             check_output(output, "-o", ".html", ".htm")
         for text in write_report(args.folder, output, compare=args.compare):
             note(text)

@@ -129,7 +129,7 @@ def export(
         tell(f"writing {fmt.name}")
         int8: Any = None
         if precision == "int8":
-            from .int8 import quantise
+            from .int8 import doubts, quantise
 
             # What is calibrated and judged takes the net's own inputs.
             inner = dataclasses.replace(options, uint8_input=False)
@@ -151,7 +151,7 @@ def export(
             tolerance = tolerance or (parity.PIXEL_TOLERANCE if uint8_input else parity.TOLERANCE)
             parity.check(rows, tolerance, path.name)
         latency: tuple[LatencyRow, ...] = ()
-        notes: list[str] = []
+        notes = [] if int8 is None else doubts(int8, data is None)
         if measure:
             tell("measuring the latency")
             try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
+import re
 import shutil
 import signal
 import tempfile
@@ -14,6 +16,8 @@ from pathlib import Path
 from ..errors import ExportError
 from ..filesystem import sync_folder, unlink_quietly
 
+#: In the names of folders to work in, which several machines may share.
+_HOST = re.sub(r"[^A-Za-z0-9]", "", platform.node()) or "host"
 _SPARE_BYTES = 1 << 20  # on the disk, beside what the weights need
 
 
@@ -53,11 +57,15 @@ def check_space(path: Path, weights_bytes: int) -> None:
 def workshop(path: Path) -> Iterator[Path]:
     """Give a folder next to a file to work in; it goes whatever happens, Ctrl-C and SIGTERM included.
 
+    What a killed process left for the same file goes as well.
+
     Raises:
         ExportError: something cannot be written there or moved.
     """
     try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".tmp", dir=path.parent))
+        _sweep(path)
+        prefix = f".{path.name}-{_HOST}-{os.getpid()}-"
+        folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=".tmp", dir=path.parent))
         try:
             with _sigterm_ends_it():
                 yield folder
@@ -65,6 +73,27 @@ def workshop(path: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
     except OSError as e:
         raise ExportError(f"{path}: cannot be written ({e.strerror or e}); nothing was kept") from e
+
+
+def _sweep(path: Path) -> None:
+    """Remove the folders of processes of this machine that are no more."""
+    if os.name != "posix":  # elsewhere to ask for a process could end it
+        return
+    pattern = re.compile(re.escape(f".{path.name}-{_HOST}-") + r"(\d+)-[^-]*\.tmp")
+    for folder in path.parent.iterdir():
+        found = pattern.fullmatch(folder.name)
+        if found and not _is_alive(int(found[1])):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from ..arch import Arch
 from ..builders import create_model
 from ..classifier import Classifier
 from ..errors import ExportError, shown
+from ..latency.files import file_runtimes
 from ..names import is_weights_file
 from ..train.batchnorm import recalibrate
 from ..transforms import Preprocessing
@@ -98,6 +99,11 @@ def open_subject(
         isinstance(input_size, bool) or not isinstance(input_size, int) or not 1 <= input_size <= 4096
     ):
         raise ExportError(f"input_size must be a whole number from 1 to 4096, not {shown(input_size)}")
+    if isinstance(net, (str, os.PathLike)) and os.path.isfile(net) and file_runtimes(net):
+        raise ExportError(
+            f"{os.fspath(net)}: is an exported file already, and cannot be exported again: give the "
+            ".safetensors file or the name that it was made from"
+        )
     if isinstance(net, Classifier):
         model, name = copy.deepcopy(net), getattr(net.arch, "name", "") or "net"
     else:

@@ -22,11 +22,15 @@ class Panels(NamedTuple):
         points: setting in words to its nets.
         accuracy: what the accuracy is, with its unit.
         note: machine, versions and date.
+        left_out: net to why it is not among the points.
+        noisy: rows that were disturbed while they were measured, and all rows.
     """
 
     points: dict[str, list[Point]]
     accuracy: str
     note: str
+    left_out: dict[str, str]
+    noisy: tuple[int, int]
 
 
 def describe(settings: Settings) -> str:
@@ -52,8 +56,14 @@ def accuracy_panels(rows: Iterable[Mapping[str, Any]]) -> Panels:
     dataset = known.most_common(1)[0][0] if known else None
     devices = list(dict.fromkeys(row["device_name"] for row in rows))
     found: dict[str, list[Point]] = {}
+    left_out: dict[str, str] = {}
     for row in rows:
-        if row["top1"] is None or row["top1_dataset"] != dataset:
+        if row["top1"] is None:
+            left_out[row["net"]] = "its accuracy is not known"
+            continue
+        if row["top1_dataset"] != dataset:
+            own = DATASETS.get(row["top1_dataset"], row["top1_dataset"])
+            left_out[row["net"]] = f"its accuracy is on {own}, not on {DATASETS.get(str(dataset), dataset)}"
             continue
         setting = describe(Settings(row["runtime"], row["device"], row["threads"], row["batch"]))
         setting += f"; {row['device_name']}" if len(devices) > 1 else ""
@@ -65,4 +75,6 @@ def accuracy_panels(rows: Iterable[Mapping[str, Any]]) -> Panels:
     torch = f"torch {versions['torch']}" if "torch" in versions else ""
     dates = sorted({row["date"] for row in rows})
     date = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}" if dates else ""
-    return Panels(found, accuracy, "; ".join(filter(None, [", ".join(devices), torch, date])))
+    note = "; ".join(filter(None, [", ".join(devices), torch, date]))
+    noisy = sum(bool(row.get("noise")) for row in rows)
+    return Panels(found, accuracy, note, left_out, (noisy, len(rows)))

@@ -76,6 +76,8 @@ class Validation:
             word = "fair"
         else:
             word = "good"
+        if 2 * self.noisy_nets > self.nets:
+            word += ", but on a disturbed machine"
         noisy = f"; {self.noisy_nets} were disturbed while they were measured" if self.noisy_nets else ""
         if self.pace > 1 + OFF or 1 / self.pace > 1 + OFF:
             noisy += (

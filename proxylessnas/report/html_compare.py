@@ -35,8 +35,7 @@ def compare_section(stories: Mapping[str, Story], folder: Path) -> Raw:
     own = _point(story, kind)
     for other_name, other in stories.items():
         point, done = _point(other, kind), other.done or {}
-        alike = other.begin.get("data") == story.begin.get("data")
-        difference = "this run" if other is story else _difference(own, point) if alike else "other pictures"
+        difference = "this run" if other is story else _why_not(story, other, kind) or _difference(own, point)
         rows.append(
             (
                 other_name, other.begin.get("algorithm"), other.begin.get("seed"),
@@ -52,7 +51,7 @@ def compare_section(stories: Mapping[str, Story], folder: Path) -> Raw:
         head = ("run", "algorithm", "seed", f"{words}, predicted", "measured", "top-1", f"at equal {words}")
         parts.append(table(head, rows, f"Runs; equal {words} is within {100 * EQUAL:.0f} %", (2, 3, 4, 5)))
         parts += [tag("p", text) for text in unlike]
-    alike_stories = {n: s for n, s in stories.items() if s.begin.get("data") == story.begin.get("data")}
+    alike_stories = {n: s for n, s in stories.items() if not _why_not(story, s, kind)}
     chart = _chart(alike_stories, kind, words, _unit(story, kind))
     if chart:
         parts.append(
@@ -78,6 +77,16 @@ def _point(story: Story, kind: str) -> tuple[float | None, float | None]:
     cost = costs.get(kind) if isinstance(costs, Mapping) else None
     found = finite([(cost, figures.get("top1"))])
     return found[0] if found else (cost if isinstance(cost, (int, float)) else None, figures.get("top1"))
+
+
+def _why_not(story: Story, other: Story, kind: str) -> str:
+    """Return why two runs cannot be set against each other; "" if they can."""
+    if other.begin.get("data") != story.begin.get("data"):
+        return "other pictures"
+    tables = {story.begin.get("table"), other.begin.get("table")} - {None}
+    if kind == "latency" and len(tables) > 1:
+        return "another table"
+    return ""
 
 
 def _difference(own: tuple[Any, Any], other: tuple[Any, Any]) -> str:
@@ -141,7 +150,7 @@ def _chart(stories: Mapping[str, Story], kind: str, words: str, unit: str) -> st
             count += len(tried) + len(point)
         target = next(iter(stories.values())).target
         if target is not None and target[0] == kind:
-            axes.axvline(target[1], color=ORANGE, linewidth=1.4, linestyle=(0, (5, 2)), label="target")
+            axes.axvline(target[1], color=BLUE, linewidth=1.4, linestyle=(0, (5, 2)), label="target")
         axes.set_xlabel(
             f"{words}, predicted ({unit})" if kind == "latency" else f"{words} ({unit})", fontsize=10
         )

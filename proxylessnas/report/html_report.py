@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,8 +43,10 @@ def write_report(
     """
     require_matplotlib()
     folder = Path(folder)
-    found = _search(folder, compare) if _is_search(folder) else _training(folder, compare)
-    text, said = found
+    words = ["proxylessnas", "report", folder, *(["--compare", *compare] if compare else []), "-o", path]
+    command = shlex.join([os.fspath(word) for word in words])
+    make = _search if _is_search(folder) else _training
+    text, said = make(folder, compare, command)
     write_page(text, path)
     return said
 
@@ -90,7 +93,7 @@ def _is_search(folder: Path) -> bool:
     return False
 
 
-def _search(folder: Path, compare: Sequence[str | os.PathLike[str]]) -> tuple[str, list[str]]:
+def _search(folder: Path, compare: Sequence[str | os.PathLike[str]], command: str) -> tuple[str, list[str]]:
     story = read_story(folder)
     said = list(story.notes)
     stories = {folder.resolve().name: story}
@@ -105,14 +108,14 @@ def _search(folder: Path, compare: Sequence[str | os.PathLike[str]]) -> tuple[st
     body = page(
         title, about, notes(said), *parts,
         compare_section(stories, folder),
-        section("Do it again", again(story, folder)),
+        section("Do it again", again(story, folder, command)),
         section("Versions", facts([*versions(story), ("report", _written())])),
         footer=_footer(), script=bool(story.moments),
     )  # fmt: skip
     return body, said
 
 
-def _training(folder: Path, compare: Sequence[str | os.PathLike[str]]) -> tuple[str, list[str]]:
+def _training(folder: Path, compare: Sequence[str | os.PathLike[str]], command: str) -> tuple[str, list[str]]:
     story = read_train_story(folder)
     said = list(story.notes)
     stories: dict[str, TrainStory] = {story.name: story}
@@ -127,7 +130,7 @@ def _training(folder: Path, compare: Sequence[str | os.PathLike[str]]) -> tuple[
     body = page(
         title, about, notes(said), *parts,
         train_comparison(stories),
-        section("Do it again", train_again(story, folder)),
+        section("Do it again", train_again(story, folder, command)),
         section("Versions", facts([*train_versions(story), ("report", _written())])),
         footer=_footer(),
     )  # fmt: skip

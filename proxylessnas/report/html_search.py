@@ -39,6 +39,11 @@ def search_parts(story: Story, folder: Path, notes: list[str]) -> list[object]:
         found = table_of(folder)
     except LatencyError as e:
         notes.append(f"the latency table is left out: {str(e).splitlines()[0]}")
+    expected = ["space.toml", "search.toml", *(["table.json"] if story.begin.get("table") else [])]
+    expected += ["child.safetensors"] if story.done is not None else []
+    lost = [file for file in expected if not (folder / file).is_file()]
+    if lost:
+        notes.append(f"not in the folder any more: {', '.join(lost)}")
     pictures = net_part(net, found, notes) if net is not None else Raw("")
     return [
         _cards(story, net),
@@ -181,11 +186,23 @@ def _found(story: Story, net: Arch) -> Raw:
     if story.done is not None:
         rows.append(("weights", f"{story.done.get('model')}, which every other command takes"))
     else:
-        rows.append(("state", "the search has not ended: this is the net that it would derive now"))
+        rows.append(("state", _state(story)))
     rows.append(
         ("architecture", tag("pre", tag("code", str(net)), tabindex=0, role="region", aria_label="code"))
     )
     return facts(rows)
+
+
+def _state(story: Story) -> str:
+    state = "the search has not ended"
+    if not story.epochs:
+        return f"{state}: this is the best net that it has judged" if story.judged else state
+    last = story.epochs[-1]
+    return (
+        f"{state}: this is the net that was derived, within the target, after epoch "
+        f"{last.get('epoch')} (step {last.get('step')}); the most probable choice of each block by itself, "
+        "as above the slider, can be another one"
+    )
 
 
 def _curves(story: Story) -> Raw:
@@ -252,23 +269,37 @@ def _epoch_table(story: Story) -> Raw:
     return details("The figures of each epoch", table(head, rows, "Ends of epochs", range(1, len(head))))
 
 
-def again(story: Story, folder: Path) -> Raw:
-    """Return the commands that make the run, and this page, once more."""
+def again(story: Story, folder: Path, report: str) -> Raw:
+    """Return the commands that make the run, and this page, once more.
+
+    Args:
+        story: of the search.
+        folder: of the run.
+        report: the command that makes the page.
+    """
     begin = story.begin
     out = shlex.quote(str(folder))
     table_ = f" --table {shlex.quote(f'{folder}/table.json')}" if begin.get("table") else ""
     data = shlex.quote(_source(folder) or str(begin.get("data")))
-    lines = [
-        "# the same search, to the bit on a CPU with the same versions and number of threads",
-        f"proxylessnas search run --space {out}/space.toml --data {data} \\",
-        f"    --recipe {out}/search.toml{table_} --out NEW",
-        "# look at it, train the net on, measure it",
-        f"proxylessnas search show {out}",
-        f"proxylessnas finetune {out}/child.safetensors {data}",
-        f"proxylessnas latency measure {out}/child.safetensors",
-        "# this report",
-        f"proxylessnas report {out}",
-    ]
+    needs = ["space.toml", "search.toml", *(["table.json"] if table_ else [])]
+    lost = [file for file in needs if not (folder / file).is_file()]
+    lines = []
+    if lost:
+        lines.append(f"# the search cannot be run again as it was: {', '.join(lost)} not in the folder")
+    else:
+        lines += [
+            "# the same search, to the bit on a CPU with the same versions and number of threads",
+            f"proxylessnas search run --space {out}/space.toml --data {data} \\",
+            f"    --recipe {out}/search.toml{table_} --out NEW",
+        ]
+    lines += ["# look at it", f"proxylessnas search show {out}"]
+    if (folder / "child.safetensors").is_file():
+        lines += [
+            "# train the net on, measure it",
+            f"proxylessnas finetune {out}/child.safetensors {data}",
+            f"proxylessnas latency measure {out}/child.safetensors",
+        ]
+    lines += ["# this report", report]
     parts: list[object] = [code("\n".join(lines))]
     for file, what in (("search.toml", "The recipe"), ("space.toml", "The space")):
         try:

@@ -31,7 +31,9 @@ def train_parts(story: TrainStory, notes: list[str]) -> list[object]:
     """Return the parts of a run's page between its head and its comparison."""
     picture = net_part(story.arch, None, notes) if story.arch is not None else Raw("")
     missing = (
-        tag("p", "The net's file is not there: it is written when the run ends.") if not picture else Raw("")
+        tag("p", "No figure of the net: its file is written when the run ends, or cannot be read.")
+        if not picture
+        else Raw("")
     )
     return [
         _cards(story),
@@ -187,8 +189,8 @@ def train_comparison(stories: Mapping[str, TrainStory]) -> Raw:
     return section("Comparison", *parts)
 
 
-def train_again(story: TrainStory, folder: Path) -> Raw:
-    """Return the commands that make the run, and this page, once more."""
+def train_again(story: TrainStory, folder: Path, report: str) -> Raw:
+    """Return the commands that make the run, and this page, once more; ``report`` makes the page."""
     out, data = shlex.quote(str(folder)), shlex.quote(_data(story) or "DATA")
     name = str(story.begin.get("net") or (story.arch.name if story.arch is not None else ""))
     net = name if name in PUBLISHED else f"{folder}/model.safetensors" if story.arch is not None else "NET"
@@ -201,12 +203,14 @@ def train_again(story: TrainStory, folder: Path) -> Raw:
         )
     lines += [
         f"proxylessnas {verb} {shlex.quote(net)} {data} --recipe {out}/recipe.toml --out NEW",
-        "# judge it on other pictures; measure it",
-        f"proxylessnas eval {out}/model.safetensors TEST --per-class",
-        f"proxylessnas bench {out}/model.safetensors --csv bench.csv",
-        "# this report",
-        f"proxylessnas report {out}",
     ]
+    if (folder / "model.safetensors").is_file():
+        lines += [
+            "# judge it on other pictures; measure it",
+            f"proxylessnas eval {out}/model.safetensors TEST --per-class",
+            f"proxylessnas bench {out}/model.safetensors --csv bench.csv",
+        ]
+    lines += ["# this report", report]
     parts = str(code("\n".join(lines)))
     if story.recipe:
         parts += details("The recipe (recipe.toml)", code(story.recipe))

@@ -23,11 +23,11 @@ from .shapes import SKIPPED, Layer, counts
 KERNEL_COLORS = {3: ("#f7c948", "#1b1b1b"), 5: ("#4ba3c7", "#10222b"), 7: ("#0b3c5d", "#fdfdfd")}
 _OTHER = ("#d9d9d9", "#1b1b1b")
 INK = "#1a1a1a"  # of what is on the page itself; a page with a dark mode turns it light
-_COLUMN_IN = 2.35  # width of a net
+_COLUMN_IN = 2.5  # width of a net
 _BLOCK_IN = 0.27  # height of a block
 _GAP = 0.16  # of that height, between two blocks
 _SKIPPED = 0.42  # height of a skipped block, as a share of a block's
-_HALF = 0.42  # half of a column's width that the widest layer takes
+_HALF = 0.39  # half of a column's width that the widest layer takes
 _LEAST = 0.055  # half of the width of the narrowest, by channels
 _LEAST_TIME = 0.006  # the same by latency, where nothing is smaller than its line
 _LONGEST = 14  # letters of a label

@@ -52,13 +52,15 @@ def read_bench(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         rows = (
             json.loads(text)["rows"] if text.lstrip()[:1] == "{" else list(csv.DictReader(text.splitlines()))
         )
+        noise = [str(row.get("noise") or "") for row in rows]
         rows = [{key: "" if row[key] is None else str(row[key]) for key in _COLUMNS} for row in rows]
     except (ValueError, KeyError, TypeError, csv.Error, RecursionError) as e:
         raise DataError(f"{path}: is no result of a bench ({type(e).__name__}: {e}); {_EXPECTED}") from e
     found = []
     for number, row in enumerate(rows, 1):
         try:
-            found.append({key: read(row[key]) for key, read in _COLUMNS.items()})
+            known = {key: read(row[key]) for key, read in _COLUMNS.items()}
+            found.append({**known, "noise": noise[number - 1]})
         except (ValueError, KeyError) as e:
             raise DataError(
                 f"{path}: row {number} holds a value that makes no sense: {shown(e.args[0])}"
@@ -91,12 +93,13 @@ def pareto_figure(
     target: str | os.PathLike[str] | io.BytesIO,
     *,
     evals: Sequence[str | os.PathLike[str]] = (),
-) -> None:
+) -> list[str]:
     """Draw accuracy against latency, a panel a setting, with the nets on the Pareto front joined.
 
     Hollow marks are published accuracies, filled ones measured; see
     :func:`~proxylessnas.latency.charts.accuracy_png`. A net that was evaluated has the accuracy measured
     there, and the small print says on what; published accuracies of others stay, with a front of their own.
+    Returns what is not in the figure, and why, in words.
 
     Args:
         benches: files of ``proxylessnas bench --csv``, or of its ``--json``.
@@ -122,11 +125,19 @@ def pareto_figure(
     except (LatencyError, ValueError) as e:
         raise DataError(f"the bench has a setting that makes no sense: {e}") from e
     note = panels.note
-    for data, n in sources:
+    noisy, of = panels.noisy
+    if noisy:
+        note += f"; {noisy} of {of} measurements were disturbed"
+    drawn = {point.name for points in panels.points.values() for point in points}
+    for data, n in sources if drawn & measured.keys() else ():
         note += (
             f"\nmeasured top-1: on {n:,} pictures of {data}; published: on the data set's own test pictures"
         )
     accuracy_png(panels.points, target, accuracy=panels.accuracy, note=note)
+    return [
+        *(f"{net} is not drawn: {why}" for net, why in panels.left_out.items()),
+        *(f"{net} was evaluated, but not in a bench" for net in measured.keys() - {r["net"] for r in rows}),
+    ]
 
 
 def _measured(row: Mapping[str, Any], evals: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..datasets import counted
 from ..errors import ArchError, DataError, first_line
 from ..space import SearchSpace
 from .probability_map import block_names
@@ -128,10 +129,15 @@ def read_story(folder_or_log: str | os.PathLike[str]) -> Story:
             done = row
     moments.sort(key=lambda moment: moment.step)
     if odd:
-        notes.append(f"{odd} lines of {path.name} do not fit the space and are left out")
+        notes.append(left_out(odd, "line", f"{path.name} not fitting the space"))
     if done is None:
         notes.append("the search has not ended, or its log was cut off: this is what there is")
     return Story(begin, space, columns, tuple(moments), tuple(epochs), tuple(judged), done, tuple(notes))
+
+
+def left_out(count: int, what: str, of: str) -> str:
+    """Return a note, as in "2 damaged lines of a.jsonl are left out"."""
+    return f"{counted(count, what)} of {of} {'is' if count == 1 else 'are'} left out"
 
 
 def read_rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
@@ -159,7 +165,7 @@ def read_rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     if bad == 1 and last_bad:
         notes.append(f"the last line of {path.name} is incomplete and left out")
     elif bad:
-        notes.append(f"{bad} damaged lines of {path.name} are left out")
+        notes.append(left_out(bad, "damaged line", path.name))
     return rows, notes
 
 

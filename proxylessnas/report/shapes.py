@@ -135,6 +135,9 @@ def timed_layers(arch: Arch, table: LatencyTable, predict_missing: bool = False)
             table = table.extended(missing, Predictor.fit(table))
     found = table.explain(arch)
     text = f"{found.total_ms:.3g} ms" if found.total_ms < 100 else f"{found.total_ms:.0f} ms"
+    rest = found.total_ms - sum(ms for _, ms, _ in found.parts)
+    if abs(rest) >= 0.005 * found.total_ms:
+        text += f" ({rest:+.2g} ms for no operation by itself)"
     if found.predicted:
         text += f", {found.predicted} operations guessed"
     return layers_of(arch, times_ms={key: ms for key, ms, _ in found.parts}), text

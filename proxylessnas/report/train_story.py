@@ -13,7 +13,7 @@ from typing import Any
 from ..arch import Arch
 from ..errors import ArchError, DataError, ProxylessError, first_line
 from ..tree_arch import TreeArch
-from .search_story import as_number, read_rows
+from .search_story import as_number, left_out, read_rows
 
 TABLE, LOG, RECIPE, RESULT, MODEL = (
     "epochs.csv",
@@ -126,7 +126,7 @@ def _epochs(path: Path, notes: list[str]) -> list[dict[str, Any]]:
         row for row, given in zip(found, rows, strict=True) if "?" not in given.values() and row.get("epoch")
     ]
     if len(good) < len(rows):
-        notes.append(f"{len(rows) - len(good)} damaged rows of {path.name} are left out")
+        notes.append(left_out(len(rows) - len(good), "damaged row", path.name))
     return good
 
 

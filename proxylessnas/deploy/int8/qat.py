@@ -61,6 +61,7 @@ def quantisation_aware(
     if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
         raise ExportError(f"qat_epochs must be a whole number of at least 1, not {shown(epochs)}")
     twin = copy.deepcopy(net)
+    own = recipe is None
     if recipe is None:
         recipe = read_recipe("finetune").replace(
             epochs=epochs, batch_size=_BATCH, learning_rate=_RATE, warmup_epochs=0.0, freeze_epochs=0,
@@ -69,6 +70,8 @@ def quantisation_aware(
     if isinstance(data, (str, os.PathLike)):
         categories = list(net.categories) or None
         data = open_data(data, val_fraction=recipe.val_fraction, seed=recipe.seed, categories=categories)
+    if own and 0 < len(data.train) < recipe.batch_size:
+        recipe = recipe.replace(batch_size=len(data.train))
     known: dict[str, Any] = {
         name: getattr(twin, name) for name in ("preprocessing", "categories", "wnids", "weights")
     }

@@ -96,6 +96,7 @@ class Int8Report:
             f"{self.calibration_pictures} pictures ({self.calibrated_on})",
             f"float32 -> int8 on {self.n} pictures ({self.judged_on}): same class for "
             f"{100 * self.agreement:.1f} %{top1}, logits off by {self.difference:.2g} at most",
-            f"{self.bytes_float / 1e6:.1f} -> {self.bytes_int8 / 1e6:.1f} MB; {self.ms_float:.2f} -> "
-            f"{self.ms_int8:.2f} ms a picture ({self.speedup:.2f} times as fast, {self.threads} threads)",
+            f"{self.bytes_float / 1e6:.1f} -> {self.bytes_int8 / 1e6:.1f} MB; both files in their "
+            f"runtime, in this process: {self.ms_float:.2f} -> {self.ms_int8:.2f} ms a picture "
+            f"({self.speedup:.2f} times as fast, {counted(self.threads, 'thread')})",
         ]
