@@ -264,7 +264,6 @@ def _name_points(axes: Any, points: Sequence[tuple[float, float, str]], lines: S
         points: (x, y, name).
         lines: level ones, or dots.
     """
-    from matplotlib.patheffects import withStroke
     from matplotlib.transforms import Bbox
 
     renderer = axes.figure.canvas.get_renderer()
@@ -290,9 +289,8 @@ def _name_points(axes: Any, points: Sequence[tuple[float, float, str]], lines: S
                 _short(name), (x, y), (dx, dy), textcoords="offset points", ha=ha, va=va, fontsize=8.5,
                 color="#303030", parse_math=False, annotation_clip=False,
             )  # fmt: skip
-            text.set_path_effects(
-                [withStroke(linewidth=2.5, foreground="white")]
-            )  # on the lines of the front
+            # On the lines of the front; an outline would turn the text of an SVG into shapes.
+            text.set_bbox({"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.5})
             text.set_in_layout(False)
             box = text.get_window_extent(renderer)
             cost = sum(_overlap(box, other) for other in taken) + 4 * (_area(box) - _overlap(box, frame))

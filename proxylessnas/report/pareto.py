@@ -54,7 +54,7 @@ def read_bench(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         )
         noise = [str(row.get("noise") or "") for row in rows]
         rows = [{key: "" if row[key] is None else str(row[key]) for key in _COLUMNS} for row in rows]
-    except (ValueError, KeyError, TypeError, csv.Error, RecursionError) as e:
+    except (ValueError, KeyError, TypeError, AttributeError, csv.Error, RecursionError) as e:
         raise DataError(f"{path}: is no result of a bench ({type(e).__name__}: {e}); {_EXPECTED}") from e
     found = []
     for number, row in enumerate(rows, 1):
