@@ -83,8 +83,9 @@ def write_rows(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
         return
     args.csv.parent.mkdir(parents=True, exist_ok=True)
     fresh = not args.csv.exists()
+    columns = [*rows[0], *where] if fresh else next(csv.reader(args.csv.open(newline="")))
     with args.csv.open("a", newline="") as file:
-        writer = csv.DictWriter(file, [*rows[0], *where])
+        writer = csv.DictWriter(file, columns)  # refuses what the file has no column for
         if fresh:
             writer.writeheader()
         writer.writerows({**row, **where} for row in rows)
