@@ -136,6 +136,11 @@ class Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(data)
 
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Refuse other methods and broken requests, which the base class finds, as all else is refused."""
+        self.close_connection = True
+        self.reply(code, {"error": message or self.responses[code][0]})
+
     def drain(self) -> None:
         """Take in the rest of a refused upload: otherwise its sender sees a reset instead of the answer."""
         end = time.monotonic() + self.timeout

@@ -206,8 +206,13 @@ def test_refused(service: Service, name: str) -> None:
     assert service.post(DOG.read_bytes())[0] == 200
 
 
-def test_other_methods_are_refused(service: Service) -> None:
-    assert service.ask("DELETE", "/classify")[0] == 501
+def test_other_methods_and_broken_requests_are_refused(service: Service) -> None:
+    for method in ("DELETE", "PUT"):
+        status, found, _ = service.ask(method, "/classify")
+        assert (status, found) == (501, {"error": f"Unsupported method ({method!r})"})
+    with socket.create_connection(("127.0.0.1", service.port), timeout=10) as sender:
+        sender.sendall(b"rubbish\r\n\r\n")
+        assert b'{"error": "Bad request syntax' in sender.makefile("rb").read()
 
 
 @contextlib.contextmanager
