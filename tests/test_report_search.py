@@ -269,9 +269,8 @@ def test_a_search_that_has_not_ended(tmp_path: Path) -> None:
 def test_a_damaged_table_is_left_out(tmp_path: Path) -> None:
     search_folder(tmp_path / "run", steps=0)
     (tmp_path / "run" / "table.json").write_text("{")
-    note, *others = report.write_report(tmp_path / "run", tmp_path / "a.html")
+    (note,) = report.write_report(tmp_path / "run", tmp_path / "a.html")
     assert note.startswith("the latency table is left out")
-    assert all("not in the folder" in other for other in others)
     assert "0.78 ms" in Page(tmp_path / "a.html").text
 
 
