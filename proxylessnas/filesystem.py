@@ -82,7 +82,7 @@ def write_atomically(path: Path, *parts: bytes | bytearray | memoryview) -> None
     """Write a file that readers see either not at all (or in its old form) or complete.
 
     Raises:
-        OSError: it cannot be written; nothing is left behind.
+        OSError: it cannot be written; it names ``path``, and nothing is left behind.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
@@ -92,8 +92,10 @@ def write_atomically(path: Path, *parts: bytes | bytearray | memoryview) -> None
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as e:
         unlink_quietly(temporary)
+        if isinstance(e, OSError) and str(e.filename) == str(temporary):  # name what was to be written
+            raise OSError(e.errno, e.strerror, str(path)) from e
         raise
     sync_folder(path.parent)
 

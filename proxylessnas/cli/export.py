@@ -132,6 +132,8 @@ class Export(Verb):
         if args.litert_python is not None:
             os.environ["PROXYLESSNAS_LITERT_PYTHON"] = args.litert_python
         keep_freed_pages()
+        given = {"min_agreement": args.min_agreement, "max_drop": args.max_drop}
+        limits = {name: value for name, value in given.items() if value is not None}
         report = export(
             args.net,
             args.out,
@@ -150,11 +152,10 @@ class Export(Verb):
             force=args.force,
             calibration=args.calibrate,
             data=args.data,
-            min_agreement=0.90 if args.min_agreement is None else args.min_agreement,
-            max_drop=0.02 if args.max_drop is None else args.max_drop,
             qat_epochs=args.qat_epochs,
             qat_data=args.qat_data,
             progress=None if args.quiet or args.json else _Stages(),
+            **limits,
         )
         if args.json:
             print_json(report.to_dict())

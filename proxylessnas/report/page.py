@@ -170,7 +170,4 @@ def write_page(text: str, path: str | os.PathLike[str]) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    try:
-        write_atomically(Path(path), text.encode("utf-8", "replace"))
-    except OSError as e:  # name the page, not the file beside it
-        raise OSError(e.errno, e.strerror, os.fspath(path)) from e
+    write_atomically(Path(path), text.encode("utf-8", "replace"))
