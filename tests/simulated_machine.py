@@ -156,12 +156,16 @@ class SimulatedWorker:
 class SteadyWorker(Worker):
     """A real measuring process, whose figures give way to the truth: other tests run beside it."""
 
+    def __init__(self, settings: Settings, imports: Sequence[str] = ()) -> None:
+        super().__init__(settings, imports)
+        self.specs: dict[str, NetSpec] = {}
+
     def load(self, name: str, spec: NetSpec) -> float:
-        self.__dict__.setdefault("specs", {})[name] = spec
+        self.specs[name] = spec
         return super().load(name, spec)
 
     def sample(self, name: str, **limits: Any) -> Samples:
-        found, spec = super().sample(name, **limits), self.__dict__["specs"][name]
+        found, spec = super().sample(name, **limits), self.specs[name]
         if spec.kind == "op":
             ms = true_ms(OpKey.parse(spec.text))
         else:

@@ -80,10 +80,11 @@ def _sweep(path: Path) -> None:
     if os.name != "posix":  # elsewhere to ask for a process could end it
         return
     pattern = re.compile(re.escape(f".{path.name}-{_HOST}-") + r"(\d+)-[^-]*\.tmp")
-    for folder in path.parent.iterdir():
-        found = pattern.fullmatch(folder.name)
-        if found and not _is_alive(int(found[1])):
-            shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):  # a folder that can be written but not listed
+        for folder in path.parent.iterdir():
+            found = pattern.fullmatch(folder.name)
+            if found and not _is_alive(int(found[1])):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_alive(process: int) -> bool:
