@@ -50,7 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{path.relative_to(ROOT)}: {entry['size']:,} bytes, {entry['params']:,} parameters")
     entry["metrics"] = measure(path, args.test, args.data)
     before = keep_record(entry["training"], args.name) if args.goes_on else None
-    entry["training"] = {**record(args), **({"before": before} if before else {})}
+    more = {"teacher": teacher_record(args.teacher) if args.teacher else None, "before": before}
+    entry["training"] = {**record(args), **{key: value for key, value in more.items() if value}}
     text = json.dumps(document, indent=2, ensure_ascii=False)
     # Lists of numbers on one line, as they are written by hand.
     text = re.sub(r"\[\s+([-+.\deE,\s]+?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text)
@@ -78,6 +79,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--goes-on", action="store_true",
         help="the run began with the weights that are in the package: keep their record as the one before",
     )  # fmt: skip
+    parser.add_argument(
+        "--teacher", type=Path, metavar="JSON", help="what plain_teacher.py says of the net it learnt from"
+    )
     parser.add_argument("--versions", default=versions(), help="default: those of this environment")
     return parser.parse_args(arguments)
 
@@ -143,6 +147,15 @@ def keep_record(training: dict[str, Any], name: str) -> dict[str, Any]:
         shutil.copyfile(old, new)
         kept[key] = new.relative_to(ROOT).as_posix()
     return kept
+
+
+def teacher_record(path: Path) -> dict[str, Any]:
+    """Return what the manifest says of a teacher."""
+    made = json.loads(path.read_text(encoding="utf-8"))
+    return {
+        **{key: made[key] for key in ("net", "command", "params", "seed", "minutes")},
+        "top1": round(made["test_top1"], 2),
+    }
 
 
 def record(args: argparse.Namespace) -> dict[str, Any]:

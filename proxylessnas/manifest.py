@@ -276,7 +276,7 @@ def _metrics(problems: list[str], name: str, data: object) -> dict[str, Any]:
 
 
 def _training(problems: list[str], where: str, data: object) -> dict[str, Any]:
-    """Take the record of a training run, and of that whose weights it began with ("before"), if any.
+    """Take the record of a training run; of its teacher and of the run it goes on from ("before"), if any.
 
     Recipe and log are files of the repository.
     """
@@ -290,7 +290,7 @@ def _training(problems: list[str], where: str, data: object) -> dict[str, Any]:
         "versions": "names and versions of what computed it",
     }
     others = {"recipe", "log", "seed", "data_sha256", "date", "minutes", "commit"}
-    check_keys(problems, where, data, required=others | texts.keys(), optional={"before"})
+    check_keys(problems, where, data, required=others | texts.keys(), optional={"teacher", "before"})
     f = Fields(problems, where, data)
     out: dict[str, Any] = {
         key: f.take(key, lambda v: is_text(v, 500), wanted) for key, wanted in texts.items()
@@ -302,9 +302,28 @@ def _training(problems: list[str], where: str, data: object) -> dict[str, Any]:
     out["date"] = f.take("date", _is_date, "a date, as in 2026-01-31")
     out["minutes"] = f.take("minutes", lambda v: is_number(v, 0, 1e7), "how long it took, minutes")
     out["commit"] = f.take("commit", lambda v: is_hex(v, 40), "git's id of the source, 40 hex digits")
+    if "teacher" in data:
+        out["teacher"] = _teacher(problems, f"{where}: teacher", data["teacher"])
     if "before" in data:
         out["before"] = _training(problems, f"{where}: before", data["before"])
     return out
+
+
+def _teacher(problems: list[str], where: str, data: object) -> dict[str, Any]:
+    """Take the record of the net that a net of ours learnt from."""
+    if not isinstance(data, dict):
+        problems.append(f"{where}: {show(data)} is not an object")
+        return {}
+    check_keys(problems, where, data, required={"net", "command", "params", "seed", "minutes", "top1"})
+    f = Fields(problems, where, data)
+    return {
+        "net": f.take("net", lambda v: is_text(v, 200), "what kind of net it is"),
+        "command": f.take("command", lambda v: is_text(v, 500), "the exact command line"),
+        "params": f.take("params", lambda v: is_int(v, 1, 2**63 - 1), "a number of parameters"),
+        "seed": f.take("seed", lambda v: is_int(v, 0, 2**63 - 1), "a number, at least 0"),
+        "minutes": f.take("minutes", lambda v: is_number(v, 0, 1e7), "how long it took, minutes"),
+        "top1": f.take("top1", lambda v: is_number(v, 0, 100), "a percentage, 0 to 100"),
+    }
 
 
 def _is_repository_file(value: object) -> bool:

@@ -204,7 +204,10 @@ def test_the_manifest_says_what_was_measured(shipped: Path, repo: Path) -> None:
 def test_a_run_that_went_on_keeps_the_record_of_the_one_before(shipped: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(shipped.parent, tmp_path / "twice")) / shipped.name
     (copy.parent / "run" / "epochs.csv").write_text("epoch,step\n1,5\n")
-    bundle(copy, "--goes-on")
+    teacher = {"net": "plain", "command": "make it", "params": 9, "seed": 3, "minutes": 1.5}
+    made = copy.parent / "teacher.json"
+    made.write_text(json.dumps({**teacher, "test_top1": 93.4567, "epochs": 2}))
+    bundle(copy, "--goes-on", "--teacher", str(made))
     once, twice = (
         json.loads((place / "weights_manifest.json").read_text(encoding="utf-8"))["weights"][NAME]["training"]
         for place in (shipped, copy)
@@ -212,7 +215,7 @@ def test_a_run_that_went_on_keeps_the_record_of_the_one_before(shipped: Path, tm
     files = {
         key: f"benchmarks/training/{NAME}_before.{end}" for key, end in (("recipe", "toml"), ("log", "csv"))
     }
-    assert twice == {**once, "before": {**once, **files}}
+    assert twice == {**once, "teacher": {**teacher, "top1": 93.46}, "before": {**once, **files}}
     assert (copy / files["log"]).read_bytes() == (shipped / once["log"]).read_bytes()
     assert (copy / twice["log"]).read_text() == "epoch,step\n1,5\n"
 

@@ -51,7 +51,10 @@ class Finetune(Verb):
 
         data = opened_data(args, recipe)
         recipe = fitted(recipe, data, args)
-        return report(args, finetune(args.net, data, recipe, out=settings(args), weights=args.weights))
+        result = finetune(
+            args.net, data, recipe, out=settings(args), weights=args.weights, teacher=args.teacher
+        )
+        return report(args, result)
 
 
 VERB = Finetune()

@@ -189,6 +189,15 @@ def _training(record: dict[str, Any]) -> str:
         f"{record['date']}, {record['minutes']:g} minutes, {record['machine']}, {record['versions']}"
     )
     lines.append(f"recipe: {record['recipe']}, log: {record['log']} (in the repository)")
+    teacher, before = record.get("teacher"), record.get("before")
+    if teacher:
+        made = f"{teacher['net']}, top-1 {teacher['top1']:g} %, {teacher['minutes']:g} minutes"
+        lines += [f"teacher: {made}, by", f"  {teacher['command']}"]
+    if before:
+        lines += [
+            f"from weights of {before['date']}, {before['minutes']:g} minutes, by",
+            f"  {before['command']}",
+        ]
     return "\n".join(lines)
 
 

@@ -42,7 +42,7 @@ class Train(Verb):
 
         data = opened_data(args, recipe)
         recipe = fitted(recipe, data, args)
-        return report(args, train(args.net, data, recipe, out=settings(args)))
+        return report(args, train(args.net, data, recipe, out=settings(args), teacher=args.teacher))
 
 
 VERB = Train()

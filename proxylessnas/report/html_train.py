@@ -93,6 +93,11 @@ def _asked(story: TrainStory) -> Raw:
     if story.begin.get("net"):
         start = "weights that were given" if story.begin.get("given_weights") else "random weights"
         rows.append(("net", f"{story.begin['net']}, from {start}"))
+    if story.begin.get("teacher"):
+        share, temperature = values.get("teacher_share"), values.get("teacher_temperature")
+        rows.append(
+            ("teacher", f"{story.begin['teacher']} ({share} of the loss, at temperature {temperature})")
+        )
     names = {
         "epochs": "epochs", "batch_size": "pictures a step", "optimizer": "optimiser",
         "learning_rate": "learning rate", "schedule": "schedule", "weight_decay": "weight decay",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import io
 import os
 import random
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..filesystem import sync_folder, write_atomically
@@ -137,6 +138,16 @@ def all_finite(*states: Mapping[str, Tensor]) -> bool:
     tensors = [t for state in states for t in state.values() if t.is_floating_point()]
     norms = torch._foreach_norm(tensors, float("inf"))
     return bool(torch.stack([norm.float() for norm in norms]).isfinite().all())
+
+
+def weights_digest(net: nn.Module, *, without: str | None = None) -> str:
+    """Return the SHA-256 of a net's weights and buffers; names that begin with ``without`` do not count."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(net.state_dict().items()):
+        if without is None or not name.startswith(without):
+            data = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
+            found.update(name.encode() + data.numpy().tobytes())
+    return found.hexdigest()
 
 
 def generator_states(device: torch.device) -> dict[str, Any]:

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..classifier import Classifier
 from ..errors import ProxylessError
 from ..metrics import Metrics
+from ..transforms import Preprocessing
 from . import checkpoint
 from .augment import shrunk
 from .batchnorm import convert_sync_bn, recalibrate, revert_sync_bn
@@ -36,6 +38,7 @@ from .runlog import RunLog, memory_mib
 from .settings import Settings
 from .step import WeightStep
 from .stop import Stopped, StopRequest
+from .teacher import Teacher
 from .unreadable import UnreadableNotes
 from .validating import accuracy_on
 
@@ -50,6 +53,7 @@ class Trainer:
         settings: where.
         processes: this process among the others of the run.
         start: what the net's weights are, where that matters to a continued run.
+        teacher: opens the net whose answers this one learns from, for its preprocessing; None without one.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class Trainer:
         settings: Settings,
         processes: Processes,
         start: str = "",
+        teacher: Callable[[Preprocessing], Teacher] | None = None,
     ) -> None:
         self.start = start
         self.data, self.recipe, self.settings, self.processes = data, recipe, settings, processes
@@ -71,6 +76,7 @@ class Trainer:
             self.net = self.net.to(memory_format=torch.channels_last)
         self.net.preprocessing = preprocessing_of(recipe, net, data)
         self.net.categories, self.net.wnids = data.categories, data.wnids
+        self.teacher = teacher(self.net.preprocessing) if teacher is not None else None
         if recipe.sync_bn and processes.world > 1:
             convert_sync_bn(self.net)
         workers = settings.worker_count(processes.world)
@@ -162,7 +168,9 @@ class Trainer:
         self.loader.waited_s = 0.0
         for batch in batches:
             factor = rate_factor(p.global_step, recipe, self.steps_per_epoch)
-            self.losses.add(self.step(shrunk(batch.inputs, side), batch.targets, p.global_step, factor))
+            taught = self._taught(batch.inputs)
+            inputs = shrunk(batch.inputs, side)
+            self.losses.add(self.step(inputs, batch.targets, p.global_step, factor, taught))
             p.step, p.global_step = p.step + 1, p.global_step + 1
             end = p.step == self.steps_per_epoch
             save = bool(self.settings.save_every) and p.global_step % self.settings.save_every == 0
@@ -186,6 +194,13 @@ class Trainer:
                 self.save()
                 before = last = time.monotonic()
         return True
+
+    def _taught(self, inputs: Tensor) -> Tensor | None:
+        """Return the teacher's logits for a batch, [B, classes]; None without a teacher."""
+        if self.teacher is None:
+            return None
+        with self.step.autocast():
+            return self.teacher(inputs, self.loader.preprocessing)
 
     def _check_finite(self) -> None:
         """Raise if weights or statistics are not finite: an update can spoil them after a good loss."""

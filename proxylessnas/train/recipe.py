@@ -57,6 +57,10 @@ class Recipe(RecipeBase):
         cutout: side of a square set to the mean colour, px; 0 for none.
         mixup_alpha, cutmix_alpha: of the Beta distributions; 0 is off; with both, each batch takes one.
         label_smoothing: share of the target spread over all classes.
+        teacher_share: of a teacher's answers in the loss, the rest is the labels'; counts with a teacher only
+            (``train(..., teacher=...)``).
+        teacher_temperature: by which the logits of both are divided for that; share and temperature are by
+            default those of Tian et al. 2020 for small pictures.
         optimizer: "sgd" (with Nesterov momentum), "adamw", or "muon" (SGD, but for the matrices of dense
             convolutions, which it orthogonalises: fewer epochs from scratch; see ``muon.py``).
         learning_rate: at the end of the warm-up, for ``batch_size`` pictures.
@@ -116,6 +120,8 @@ class Recipe(RecipeBase):
     mixup_alpha: float = 0.0
     cutmix_alpha: float = 0.0
     label_smoothing: float = 0.1
+    teacher_share: float = 0.9
+    teacher_temperature: float = 4.0
     optimizer: str = "sgd"
     learning_rate: float = 0.05
     momentum: float = 0.9

@@ -50,6 +50,7 @@ RANGES: dict[str, Range] = {
     "jitter_hue": Range(0, 0.5), "rand_augment": Range(0, 14), "rand_augment_magnitude": Range(0, 30),
     "random_erasing": _SHARE, "cutout": Range(0, 4096),
     "mixup_alpha": Range(0, 100), "cutmix_alpha": Range(0, 100), "label_smoothing": _PROBABILITY,
+    "teacher_share": _SHARE, "teacher_temperature": Range(0, 1000, open_low=True),
     "learning_rate": Range(0, 1000, open_low=True), "muon_rate": Range(0, 1000, open_low=True),
     "muon_decay": _SHARE, "momentum": _PROBABILITY, "betas": _PROBABILITY,
     "weight_decay": _SHARE, "warmup_epochs": _COUNT, "final_rate": _SHARE,
@@ -76,6 +77,7 @@ _ALIASES = {
     "opt": "optimizer", "smoothing": "label_smoothing", "randaugment": "rand_augment", "nesterov": "momentum",
     "scheduler": "schedule", "lr_schedule": "schedule", "min_lr": "final_rate", "fp16": "amp",
     "drop_rate": "dropout", "drop_path_rate": "drop_path", "clip_grad": "clip_norm", "grad_clip": "clip_norm",
+    "temperature": "teacher_temperature", "alpha": "teacher_share",
     "hflip": "flip", "reprob": "random_erasing", "layer_lr_decay": "layer_decay", "num_epochs": "epochs",
 }  # fmt: skip
 

@@ -19,6 +19,7 @@ def run_state(trainer: Trainer) -> dict[str, Any]:
         **continued.shared_state(trainer, _arch(trainer)),
         "average": average.state_dict() if average else None,
         "start": trainer.start,
+        "teacher": _teacher(trainer),
         "preprocessing": _preprocessing(trainer),
     }
 
@@ -52,6 +53,8 @@ def _differences(trainer: Trainer, state: dict[str, Any]) -> Iterator[str]:
     if state["arch"] != _arch(trainer):
         yield f", of another net ({str(state['arch'])[:200]})"
     yield from continued.other_pictures(trainer, state)
+    if state.get("teacher") != _teacher(trainer):  # a checkpoint from before there were teachers has none
+        yield ", with another teacher or none" if trainer.teacher else ", with a teacher"
     if state["start"] != trainer.start or state["preprocessing"] != _preprocessing(trainer):
         yield ", which began with other weights or another preprocessing"
 
@@ -59,6 +62,10 @@ def _differences(trainer: Trainer, state: dict[str, Any]) -> Iterator[str]:
 def _preprocessing(trainer: Trainer) -> dict[str, Any] | None:
     known = trainer.net.preprocessing
     return known.to_dict() if known is not None else None
+
+
+def _teacher(trainer: Trainer) -> str | None:
+    return trainer.teacher.digest if trainer.teacher is not None else None
 
 
 def _arch(trainer: Trainer) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
+import functools
 import json
 import math
 import os
@@ -25,6 +25,7 @@ from ..metrics import Metrics
 from ..model_file import save_weights
 from ..names import is_weights_file
 from .beginning import begin_fields, figure
+from .checkpoint import weights_digest
 from .data import Data, open_data
 from .distributed import Processes, processes
 from .engine import Trainer
@@ -34,6 +35,7 @@ from .resume import go_on
 from .runlog import RunLog
 from .settings import Settings
 from .stop import StopRequest
+from .teacher import TeacherSource, open_teacher
 from .tensorboard_log import load_tensorboard
 
 if TYPE_CHECKING:
@@ -77,6 +79,7 @@ def train(
     *,
     out: str | os.PathLike[str] | Settings,
     val: str | os.PathLike[str] | None = None,
+    teacher: TeacherSource | None = None,
 ) -> Result:
     """Train a net from random weights; continue if the run is there already.
 
@@ -93,15 +96,17 @@ def train(
         recipe: a recipe, the name of one, or a TOML file.
         out: the folder of the run, or all settings.
         val: folder of validation pictures, where ``data`` does not hold them.
+        teacher: a trained net of the same classes to learn from besides the labels (knowledge distillation);
+            see :func:`~.teacher.open_teacher`. The recipe says how much of it, and at which temperature.
 
     Raises:
-        DataError: the pictures or the recipe are not usable.
+        DataError: the pictures, the recipe or the teacher are not usable.
         CheckpointError: ``out`` holds another run, or no sound checkpoint of this one; or one cannot be
             written.
         ProxylessError: the loss became infinite or NaN.
     """
     recipe = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
-    return _run(model, data, recipe, out, val, pretrained=False, weights=None)
+    return _run(model, data, recipe, out, val, teacher, pretrained=False, weights=None)
 
 
 def finetune(
@@ -112,6 +117,7 @@ def finetune(
     out: str | os.PathLike[str] | Settings,
     val: str | os.PathLike[str] | None = None,
     weights: str | os.PathLike[str] | None = None,
+    teacher: TeacherSource | None = None,
 ) -> Result:
     """Train a published or earlier net on new classes: its body is loaded, its classifier starts anew.
 
@@ -125,16 +131,25 @@ def finetune(
         out: see :func:`train`.
         val: see :func:`train`.
         weights: a file with the weights of the net that ``model`` names.
+        teacher: see :func:`train`.
 
     Raises:
         WeightsNotFoundError, WeightsFetchError, WeightsMismatchError: the body cannot be had.
     """
     recipe = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
-    return _run(model, data, recipe, out, val, pretrained=weights is None, weights=weights)
+    return _run(model, data, recipe, out, val, teacher, pretrained=weights is None, weights=weights)
 
 
 def _run(
-    model: Any, data: Any, recipe: Recipe, out: Any, val: Any, *, pretrained: bool, weights: Any
+    model: Any,
+    data: Any,
+    recipe: Recipe,
+    out: Any,
+    val: Any,
+    teacher: TeacherSource | None,
+    *,
+    pretrained: bool,
+    weights: Any,
 ) -> Result:
     settings = out if isinstance(out, Settings) else Settings(Path(out))
     if isinstance(data, Data) and val is not None:
@@ -152,7 +167,18 @@ def _run(
         torch.manual_seed(recipe.seed)
         net = _build(model, opened, recipe, pretrained, weights)
         given = not isinstance(model, nn.Module) and (pretrained or weights is not None)
-        trainer = Trainer(net, opened, recipe, settings, group, _digest(net) if given else "")
+        teach = None
+        if teacher is not None:
+            teach = functools.partial(open_teacher, teacher, opened, device=group.device)
+        trainer = Trainer(
+            net,
+            opened,
+            recipe,
+            settings,
+            group,
+            weights_digest(net, without="classifier.") if given else "",
+            teach,
+        )
         try:
             return _carry_out(trainer)
         except Exception as e:
@@ -279,15 +305,6 @@ def _net(model: Any, data: Data, recipe: Recipe, pretrained: bool, weights: Any)
             if getattr(block, "shortcut", False) and hasattr(block.mobile_inverted_conv, "point_linear"):
                 nn.init.zeros_(block.mobile_inverted_conv.point_linear.bn.weight)
     return net
-
-
-def _digest(net: Classifier) -> str:
-    """Return a digest of the weights a net starts from, without its new classifier."""
-    found = hashlib.sha256()
-    for name, tensor in sorted(net.state_dict().items()):
-        if not name.startswith("classifier."):
-            found.update(name.encode() + tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
 
 
 def _finish(trainer: Trainer, run: RunLog) -> Result:

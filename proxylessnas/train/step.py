@@ -18,6 +18,7 @@ from .batchnorm import single_values_as_data_error
 from .ema import WeightAverage
 from .optim import set_rates
 from .recipe import Recipe
+from .teacher import taught_loss
 
 _AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _NEVER = 2**62
@@ -62,7 +63,9 @@ class WeightStep:
         """Whether some step's loss was not finite."""
         return int(self.first_bad) != _NEVER
 
-    def __call__(self, inputs: Tensor, targets: Tensor, number: int, factor: float) -> Tensor:
+    def __call__(
+        self, inputs: Tensor, targets: Tensor, number: int, factor: float, taught: Tensor | None = None
+    ) -> Tensor:
         """Train on one batch.
 
         Args:
@@ -70,19 +73,20 @@ class WeightStep:
             targets: [B] class indices, or [B, classes] shares.
             number: of this step, from 0, for messages.
             factor: of the learning rates, see :func:`~.optim.rate_factor`.
+            taught: [B, classes], a teacher's logits, or None without one.
 
         Returns:
             The mean loss of this process's pictures, [] and without a graph.
         """
         set_rates(self.optimizer, factor)
         self.optimizer.zero_grad(set_to_none=True)
-        parts = list(
-            zip(inputs.chunk(self.recipe.accumulate), targets.chunk(self.recipe.accumulate), strict=True)
-        )
+        n = self.recipe.accumulate
+        answers = [None] * n if taught is None else taught.chunk(n)
+        parts = list(zip(inputs.chunk(n), targets.chunk(n), answers, strict=True))
         total: Tensor | None = None
-        for i, (x, y) in enumerate(parts):
+        for i, (x, y, answer) in enumerate(parts):
             with self._last(i == len(parts) - 1):
-                loss = self.loss(x, y)
+                loss = self.loss(x, y, answer)
                 share = loss * (x.shape[0] / inputs.shape[0]) if len(parts) > 1 else loss
                 (self.scaler.scale(share) if self.scaler else share).backward()
             total = share.detach() if total is None else total + share.detach()
@@ -94,12 +98,18 @@ class WeightStep:
             self.average.update(number)
         return total
 
-    def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean cross-entropy (with label smoothing) of a batch, []."""
+    def loss(self, inputs: Tensor, targets: Tensor, taught: Tensor | None = None) -> Tensor:
+        """Return the mean loss of a batch, []: cross-entropy with label smoothing, and a teacher's part."""
         advice = "use a larger batch_size or image_size, or accumulate less"
         with single_values_as_data_error(inputs, advice), self.autocast():
             logits = self.model(inputs)
-        return F.cross_entropy(logits.float(), targets, label_smoothing=self.recipe.label_smoothing)
+        smoothing = self.recipe.label_smoothing
+        if taught is None:
+            return F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
+        return taught_loss(
+            logits.float(), targets, taught, share=self.recipe.teacher_share,
+            temperature=self.recipe.teacher_temperature, smoothing=smoothing,
+        )  # fmt: skip
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Return the context in which the net computes in the recipe's precision."""

@@ -1,0 +1,175 @@
+"""A teacher: a trained net whose answers another one learns from, besides the labels.
+
+Knowledge distillation (Hinton, Vinyals and Dean 2015, "Distilling the knowledge in a neural network"): the
+teacher says of every picture how likely it finds each class, which tells a small net more than the label
+does. It sees the very pixels that its pupil sees, cropped, mirrored and cut out alike, and so answers for
+them (Beyer et al. 2022, "Knowledge distillation: a good teacher is patient and consistent").
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..builders import create_model
+from ..classifier import Classifier
+from ..errors import DataError, first_line
+from ..transforms import Preprocessing
+from .checkpoint import weights_digest
+from .pictures import Data
+
+PROGRAM_SUFFIX = ".pt2"
+_EXAMPLE_PICTURES = 2
+
+TeacherSource: TypeAlias = nn.Module | str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A net that answers for a batch of its pupil's inputs.
+
+    Attributes:
+        net: maps float32 [B, 3, S, S] to logits [B, classes]; in evaluation mode.
+        name: how to call it.
+        digest: of its weights; a run that is continued has to have the same teacher.
+        preprocessing: what its pictures need; None takes the pupil's.
+    """
+
+    net: nn.Module
+    name: str
+    digest: str
+    preprocessing: Preprocessing | None = None
+
+    @torch.no_grad()
+    def __call__(self, inputs: Tensor, pupil: Preprocessing) -> Tensor:
+        """Return the teacher's logits, float32 [B, classes].
+
+        Args:
+            inputs: float32 [B, 3, S, S], normalised as ``pupil`` says.
+            pupil: the preprocessing of the net that learns.
+        """
+        return self.net(_renormalised(inputs, pupil, self.preprocessing)).float()
+
+
+def open_teacher(source: TeacherSource, data: Data, pupil: Preprocessing, device: torch.device) -> Teacher:
+    """Return a teacher for the classes of some data.
+
+    Args:
+        source: the name of a published net, a trained ``.safetensors`` file, a program that
+            ``torch.export.save`` (or ``proxylessnas export``) wrote, ``.pt2``, or a module. Programs and
+            modules that are not of this package take the pupil's own inputs.
+        data: its classes have to be the teacher's, in the same order.
+        pupil: the preprocessing of the net that learns.
+        device: where it computes.
+
+    Raises:
+        DataError: it cannot be read, or knows other classes.
+        WeightsNotFoundError, WeightsFetchError, WeightsMismatchError: the weights of a named net cannot be
+            had.
+    """
+    if isinstance(source, nn.Module):
+        net, name = copy.deepcopy(source), type(source).__name__  # the caller's own stays as it is
+        name = source.arch.name if isinstance(source, Classifier) else name
+    elif str(source).lower().endswith(PROGRAM_SUFFIX):
+        net, name = _program(Path(source)), str(source)
+    else:
+        net, name = create_model(source, pretrained=True), str(source)
+    own = net.preprocessing if isinstance(net, Classifier) else None
+    teacher = Teacher(_ready(net, device), name, weights_digest(net), own)
+    _check_classes(teacher, data, pupil, device)
+    return teacher
+
+
+def taught_loss(
+    logits: Tensor, targets: Tensor, taught: Tensor, *, share: float, temperature: float, smoothing: float
+) -> Tensor:
+    """Return the loss of a net with a teacher, a mean over the batch, [].
+
+    It is ``(1 - share) * CE(logits, targets) + share * T^2 * KL(softmax(taught / T) || softmax(logits / T))``
+    with the temperature T; the square keeps the gradients of both parts of one size at any T (section 2).
+
+    Args:
+        logits: [B, classes] of the net that learns.
+        targets: [B] class indices, or [B, classes] shares.
+        taught: [B, classes], the teacher's logits.
+        share: of the teacher, 0 to 1.
+        temperature: T, above 0.
+        smoothing: of the labels.
+    """
+    found = F.log_softmax(logits / temperature, 1)
+    wanted = F.log_softmax(taught / temperature, 1)
+    divergence = F.kl_div(found, wanted, reduction="batchmean", log_target=True) * temperature**2
+    if share == 1:
+        return divergence
+    return (1 - share) * F.cross_entropy(logits, targets, label_smoothing=smoothing) + share * divergence
+
+
+def _program(path: Path) -> nn.Module:
+    """Load a program of torch.export."""
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such teacher")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the reader's own insides
+            return torch.export.load(path).module()
+    except Exception as e:  # torch's reader raises whatever a broken archive makes it stumble over
+        raise DataError(
+            f"{path}: not a program of torch.export ({first_line(e)}); machine code (--aot) cannot teach"
+        ) from e
+
+
+def _ready(net: nn.Module, device: torch.device) -> nn.Module:
+    """Return a net in evaluation mode on its device."""
+    program = isinstance(net, torch.fx.GraphModule)  # which is in its mode for good, and refuses eval()
+    return (net if program else net.eval()).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def _check_classes(teacher: Teacher, data: Data, pupil: Preprocessing, device: torch.device) -> None:
+    known: Sequence[str] = getattr(teacher.net, "categories", ())
+    wanted = data.categories
+    if known and tuple(known) != tuple(wanted):
+        if sorted(known) == sorted(wanted):
+            raise DataError(f"the teacher {teacher.name} has the classes of {data.name} in another order")
+        missing = [name for name in wanted if name not in known]
+        what = f"does not know {missing[0]!r}" if missing else f"knows {len(known)} classes"
+        raise DataError(
+            f"the teacher {teacher.name} {what}; {data.name} has {len(wanted)}: train it on the same classes"
+        )
+    side = pupil.input_size
+    try:
+        example = torch.zeros(_EXAMPLE_PICTURES, 3, side, side, device=device)
+        logits: Any = teacher(example, pupil)
+        shape = tuple(logits.shape)
+    except Exception as e:  # a net that is not ours raises what its layers raise
+        raise DataError(
+            f"the teacher {teacher.name} cannot take inputs of {side} px ({first_line(e)})"
+        ) from e
+    if shape != (_EXAMPLE_PICTURES, len(wanted)):
+        raise DataError(
+            f"the teacher {teacher.name} gives {list(shape[1:])} outputs a picture, but {data.name} has "
+            f"{len(wanted)} classes"
+        )
+
+
+def _renormalised(inputs: Tensor, pupil: Preprocessing, own: Preprocessing | None) -> Tensor:
+    """Return a pupil's inputs as its teacher wants them."""
+    if own is None:
+        return inputs
+    if (own.mean, own.std) != (pupil.mean, pupil.std):
+        mean, std, own_mean, own_std = (
+            inputs.new_tensor(v)[:, None, None] for v in (pupil.mean, pupil.std, own.mean, own.std)
+        )
+        inputs = inputs * (std / own_std) + (mean - own_mean) / own_std
+    if own.input_size != inputs.shape[-1]:
+        size = (own.input_size, own.input_size)
+        inputs = F.interpolate(inputs, size, mode="bilinear", antialias=True, align_corners=False)
+    return inputs

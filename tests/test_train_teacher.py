@@ -1,0 +1,247 @@
+"""Learning from a teacher: the loss, which nets can teach, and runs with one."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from train_tools import BUSY, TINY, differences_of, few_digits, run_command, tensors
+
+import proxylessnas
+from proxylessnas.errors import CheckpointError, DataError
+from proxylessnas.train import Recipe, Settings, train
+from proxylessnas.train.engine import Trainer
+from proxylessnas.train.step import WeightStep
+from proxylessnas.train.teacher import open_teacher, taught_loss
+from proxylessnas.transforms import Preprocessing
+
+PUPIL = Preprocessing(8, 8, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+CPU = torch.device("cpu")
+
+
+def settings(out: Path, **more: Any) -> Settings:
+    return Settings(out, console=False, device="cpu", **more)
+
+
+class Constant(nn.Module):
+    """Answers every picture alike, and remembers what it was shown."""
+
+    def __init__(self, answer: list[float]) -> None:
+        super().__init__()
+        self.answer = nn.Parameter(torch.tensor(answer))
+        self.seen: list[Tensor] = []
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Constant:
+        twin = Constant(self.answer.tolist())
+        twin.seen = self.seen
+        return twin
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(x)
+        return self.answer.expand(len(x), -1)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the file of a net that was trained on a few digits."""
+    out = tmp_path_factory.mktemp("teacher") / "run"
+    recipe = BUSY.replace(epochs=6, dropout=0, drop_path=0, mixup_alpha=0, cutout=0)
+    result = train(TINY, few_digits(), recipe, out=settings(out))
+    assert result.model is not None
+    return result.model
+
+
+def test_the_loss_is_that_of_the_paper() -> None:
+    torch.manual_seed(0)
+    logits, taught = torch.randn(5, 4, dtype=torch.double), torch.randn(5, 4, dtype=torch.double)
+    targets, t = torch.tensor([0, 3, 1, 2, 2]), 3.0
+    p = (taught / t).softmax(1)
+    divergence = (p * (p.log() - (logits / t).softmax(1).log())).sum(1).mean() * t**2
+    labels = F.cross_entropy(logits, targets, label_smoothing=0.1)
+    found = taught_loss(logits, targets, taught, share=0.3, temperature=t, smoothing=0.1)
+    assert float(found) == pytest.approx(float(0.7 * labels + 0.3 * divergence), abs=1e-12)
+    alone = taught_loss(logits, targets, taught, share=1.0, temperature=t, smoothing=0.1)
+    assert float(alone) == pytest.approx(float(divergence), abs=1e-12)
+    shares = F.one_hot(targets, 4).double()
+    mixed = taught_loss(logits, shares, taught, share=0.3, temperature=t, smoothing=0.1)
+    assert float(mixed) == pytest.approx(float(found), abs=1e-12)
+
+
+def test_gradients_have_one_size_at_any_temperature() -> None:
+    """At a high temperature the gradient of the teacher's part is that of matched logits, over classes."""
+    torch.manual_seed(0)
+    taught = torch.randn(6, 5, dtype=torch.double)
+    taught -= taught.mean(1, keepdim=True)
+    logits = torch.randn(6, 5, dtype=torch.double)
+    logits = (logits - logits.mean(1, keepdim=True)).requires_grad_()
+    labels = torch.zeros(6, dtype=torch.long)
+    taught_loss(logits, labels, taught, share=1.0, temperature=1e4, smoothing=0.0).backward()
+    wanted = (logits.detach() - taught) / 5 / 6
+    torch.testing.assert_close(logits.grad, wanted, rtol=1e-3, atol=1e-6)
+
+
+def test_a_pupil_that_answers_like_its_teacher_has_nothing_to_learn() -> None:
+    logits = torch.randn(4, 3, requires_grad=True)
+    loss = taught_loss(
+        logits, torch.zeros(4, dtype=torch.long), logits.detach(), share=1.0, temperature=2.0, smoothing=0.0
+    )
+    loss.backward()
+    assert loss.item() == pytest.approx(0, abs=1e-6)
+    assert logits.grad is not None
+    assert float(logits.grad.abs().max()) < 1e-6
+
+
+@pytest.mark.parametrize("taught", [False, True])
+def test_parts_of_a_step_are_taught_their_own_answers(taught: bool) -> None:
+    """Two accumulated parts give the gradients of one whole batch (a net without BatchNorm)."""
+    torch.manual_seed(0)
+    inputs, targets = torch.randn(8, 3, 4, 4), torch.randint(0, 10, (8,))
+    answers = torch.randn(8, 10) * 5 if taught else None
+    found = []
+    for accumulate in (1, 2):
+        torch.manual_seed(1)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(48, 10))
+        recipe = Recipe(batch_size=8, accumulate=accumulate)
+        optimizer = torch.optim.SGD([{"params": list(net.parameters()), "base": 0.1}], 0.1)
+        WeightStep(net, optimizer, recipe, CPU)(inputs, targets, 0, 1.0, answers)
+        found.append(net.state_dict())
+    assert differences_of(*found) < 1e-6
+
+
+def test_the_teacher_sees_the_pupils_pixels_as_it_wants_them() -> None:
+    data = few_digits()
+    net = proxylessnas.create_model(TINY).eval()
+    net.preprocessing = Preprocessing(16, 16, (0.1, 0.2, 0.3), (0.5, 0.5, 0.4))
+    net.categories = data.categories
+    teacher = open_teacher(net, data, PUPIL, CPU)
+    pixels = torch.rand(3, 3, 8, 8)
+    as_pupil = (pixels - torch.tensor(PUPIL.mean)[:, None, None]) / torch.tensor(PUPIL.std)[:, None, None]
+    own = net.preprocessing
+    as_teacher = (pixels - torch.tensor(own.mean)[:, None, None]) / torch.tensor(own.std)[:, None, None]
+    as_teacher = F.interpolate(as_teacher, (16, 16), mode="bilinear", antialias=True)
+    with torch.no_grad():
+        torch.testing.assert_close(teacher(as_pupil, PUPIL), net(as_teacher), rtol=1e-4, atol=1e-5)
+
+
+def test_the_callers_module_stays_as_it_is() -> None:
+    net = proxylessnas.create_model(TINY).train()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    teacher = open_teacher(net, few_digits(), PUPIL, CPU)
+    teacher(torch.randn(4, 3, 8, 8), PUPIL)
+    assert net.training
+    assert all(p.requires_grad for p in net.parameters())
+    assert differences_of(before, dict(net.state_dict())) == 0
+
+
+def test_a_net_that_learns_from_a_teacher_alone_becomes_like_it(tmp_path: Path) -> None:
+    """The teacher finds every digit a three: so does the pupil, whatever the labels say."""
+    answer = [0.0] * 10
+    answer[3] = 6.0
+    teacher = Constant(answer)
+    recipe = BUSY.replace(epochs=2, teacher_share=1.0, mixup_alpha=0, dropout=0, drop_path=0)
+    data = few_digits()
+    result = train(TINY, data, recipe, out=settings(tmp_path / "run"), teacher=teacher)
+    assert data.val is not None
+    threes = 100 * sum(label == 3 for label in data.val.labels) / len(data.val)
+    assert result.top1 == pytest.approx(threes, abs=3)
+    recipe = recipe.replace(teacher_share=0.0)
+    labels = train(TINY, data, recipe, out=settings(tmp_path / "labels"), teacher=teacher)
+    plain = train(TINY, data, recipe, out=settings(tmp_path / "plain"))
+    assert labels.model is not None
+    assert plain.model is not None
+    assert differences_of(tensors(labels.model), tensors(plain.model)) == 0
+
+
+def test_small_pictures_are_shown_to_the_teacher_whole(tmp_path: Path) -> None:
+    teacher = Constant([0.0] * 10)
+    recipe = BUSY.replace(epochs=2, start_size=4, grow_epochs=1)
+    train(TINY, few_digits(), recipe, out=settings(tmp_path / "run"), teacher=teacher)
+    assert {tuple(x.shape[1:]) for x in teacher.seen} == {(3, 8, 8)}
+    assert len(teacher.seen) == 1 + 2 * 5  # one look at its outputs, and each step
+
+
+def test_an_exported_program_teaches(trained: Path, tmp_path: Path) -> None:
+    from proxylessnas import deploy
+
+    deploy.export(trained, tmp_path / "net.pt2")
+    data = few_digits()
+    own, program = (open_teacher(p, data, PUPIL, CPU) for p in (trained, tmp_path / "net.pt2"))
+    x = torch.randn(7, 3, 8, 8)
+    net_view = proxylessnas.create_model(trained).preprocessing
+    assert net_view is not None
+    torch.testing.assert_close(own(x, net_view), program(x, net_view), rtol=1e-4, atol=1e-4)
+
+
+def test_the_command_with_a_teacher_goes_on_bitwise(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is cut short ends like one in a piece; without its teacher it does not go on."""
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(BUSY.to_toml(), encoding="utf-8")
+    arch = tmp_path / "tiny.txt"
+    arch.write_text(str(TINY), encoding="utf-8")
+    words = ["train", str(arch), "digits", "--limit", "10", "--recipe", str(recipe), "--device", "cpu"]
+    words += ["--threads", "1", "--workers", "0", "--quiet"]
+    taught = [*words, "--teacher", str(trained)]
+    whole = run_command(*taught, "--out", str(tmp_path / "whole"))
+    assert whole.returncode == 0, whole.stderr
+
+    # In this process: a signal in the fourth step, then the command again.
+    steps, original = 0, Trainer._taught
+
+    def counted(self: Trainer, inputs: Tensor) -> Tensor | None:
+        nonlocal steps
+        steps += 1
+        if steps == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, inputs)
+
+    monkeypatch.setattr(Trainer, "_taught", counted)
+    out = settings(tmp_path / "cut", threads=1, workers=0)
+    threads = torch.get_num_threads()
+    try:
+        cut = train(TINY, few_digits(), BUSY, out=out, teacher=trained)
+    finally:
+        torch.set_num_threads(threads)
+    assert not cut.finished
+    refused = run_command(*words, "--out", str(tmp_path / "cut"))
+    assert refused.returncode != 0
+    assert "holds another run, with a teacher" in refused.stderr
+    again = run_command(*taught, "--out", str(tmp_path / "cut"))
+    assert again.returncode == 0, again.stderr
+    a, b = (tensors(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
+    assert differences_of(a, b) == 0
+
+
+def test_another_teacher_is_another_run(tmp_path: Path) -> None:
+    recipe = BUSY.replace(epochs=1)
+    train(TINY, few_digits(), recipe, out=settings(tmp_path / "run"), teacher=Constant([0.0] * 10))
+    with pytest.raises(CheckpointError, match="with another teacher or none"):
+        train(TINY, few_digits(), recipe, out=settings(tmp_path / "run"), teacher=Constant([1.0] + [0.0] * 9))
+    with pytest.raises(CheckpointError, match="with a teacher"):
+        train(TINY, few_digits(), recipe, out=settings(tmp_path / "run"))
+
+
+def test_a_teacher_that_cannot_teach_is_one_clear_error(trained: Path, tmp_path: Path) -> None:
+    data = few_digits()
+
+    def refused(source: Any, words: str) -> None:
+        with pytest.raises(DataError, match=words):
+            open_teacher(source, data, PUPIL, CPU)
+
+    refused(tmp_path / "none.pt2", r"none\.pt2: there is no such teacher")
+    (tmp_path / "bad.pt2").write_bytes(b"PK not a program")
+    refused(tmp_path / "bad.pt2", r"bad\.pt2: not a program of torch\.export")
+    refused(Constant([0.0] * 4), "gives .4. outputs a picture, but digits has 10 classes")
+    refused(nn.Linear(5, 10), "cannot take inputs of 8 px")
+    other = proxylessnas.create_model(TINY)
+    other.categories = tuple(reversed(data.categories))
+    refused(other, "has the classes of digits in another order")
+    other.categories = tuple("abcdefghij")
+    refused(other, "does not know '0'; digits has 10")
