@@ -314,7 +314,8 @@ def _teacher(problems: list[str], where: str, data: object) -> dict[str, Any]:
     if not isinstance(data, dict):
         problems.append(f"{where}: {show(data)} is not an object")
         return {}
-    check_keys(problems, where, data, required={"net", "command", "params", "seed", "minutes", "top1"})
+    known = {"net", "command", "params", "seed", "minutes", "top1"}
+    check_keys(problems, where, data, required=known, optional=set())
     f = Fields(problems, where, data)
     return {
         "net": f.take("net", lambda v: is_text(v, 200), "what kind of net it is"),

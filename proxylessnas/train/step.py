@@ -81,8 +81,9 @@ class WeightStep:
         set_rates(self.optimizer, factor)
         self.optimizer.zero_grad(set_to_none=True)
         n = self.recipe.accumulate
-        answers = [None] * n if taught is None else taught.chunk(n)
-        parts = list(zip(inputs.chunk(n), targets.chunk(n), answers, strict=True))
+        pictures, labels = inputs.chunk(n), targets.chunk(n)
+        answers = [None] * len(pictures) if taught is None else taught.chunk(n)
+        parts = list(zip(pictures, labels, answers, strict=True))
         total: Tensor | None = None
         for i, (x, y, answer) in enumerate(parts):
             with self._last(i == len(parts) - 1):

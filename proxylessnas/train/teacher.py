@@ -130,7 +130,7 @@ def _program(path: Path) -> nn.Module:
 def _ready(net: nn.Module, device: torch.device) -> nn.Module:
     """Return a net in evaluation mode on its device."""
     program = isinstance(net, torch.fx.GraphModule)  # which is in its mode for good, and refuses eval()
-    return (net if program else net.eval()).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return (net if program else net.eval()).to(device).to(memory_format=torch.channels_last)
 
 
 def _check_classes(teacher: Teacher, data: Data, pupil: Preprocessing, device: torch.device) -> None:
