@@ -55,9 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser, recipe: str) -> None:
         "--limit", type=int, metavar="N", help="only so many training pictures a class, for a try"
     )
     parser.add_argument(
-        "--teacher", metavar="NET",
+        "--teacher", metavar="NET", action="append",
         help="learn from the answers of a trained net of the same classes too: a net of the zoo, a "
-        ".safetensors file, or a program of torch.export (.pt2)",
+        ".safetensors file, or a program of torch.export (.pt2); may be repeated",
     )  # fmt: skip
     group = parser.add_argument_group("recipe", "What decides the result; it is written to DIR/recipe.toml.")
     group.add_argument(

@@ -38,7 +38,7 @@ from .runlog import RunLog, memory_mib
 from .settings import Settings
 from .step import WeightStep
 from .stop import Stopped, StopRequest
-from .teacher import Teacher
+from .teacher import Ensemble
 from .unreadable import UnreadableNotes
 from .validating import accuracy_on
 
@@ -53,7 +53,7 @@ class Trainer:
         settings: where.
         processes: this process among the others of the run.
         start: what the net's weights are, where that matters to a continued run.
-        teacher: opens the net whose answers this one learns from, for its preprocessing; None without one.
+        teacher: opens the nets whose answers this one learns from, for its preprocessing; None without any.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Trainer:
         settings: Settings,
         processes: Processes,
         start: str = "",
-        teacher: Callable[[Preprocessing], Teacher] | None = None,
+        teacher: Callable[[Preprocessing], Ensemble] | None = None,
     ) -> None:
         self.start = start
         self.data, self.recipe, self.settings, self.processes = data, recipe, settings, processes

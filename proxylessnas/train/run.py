@@ -35,7 +35,7 @@ from .resume import go_on
 from .runlog import RunLog
 from .settings import Settings
 from .stop import StopRequest
-from .teacher import TeacherSource, open_teacher
+from .teacher import Teachers, open_teachers
 from .tensorboard_log import load_tensorboard
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def train(
     *,
     out: str | os.PathLike[str] | Settings,
     val: str | os.PathLike[str] | None = None,
-    teacher: TeacherSource | None = None,
+    teacher: Teachers | None = None,
 ) -> Result:
     """Train a net from random weights; continue if the run is there already.
 
@@ -96,8 +96,9 @@ def train(
         recipe: a recipe, the name of one, or a TOML file.
         out: the folder of the run, or all settings.
         val: folder of validation pictures, where ``data`` does not hold them.
-        teacher: a trained net of the same classes to learn from besides the labels (knowledge distillation);
-            see :func:`~.teacher.open_teacher`. The recipe says how much of it, and at which temperature.
+        teacher: a trained net of the same classes to learn from besides the labels (knowledge distillation),
+            or several; see :func:`~.teacher.open_teacher`. The recipe says how much it counts, and at which
+            temperature.
 
     Raises:
         DataError: the pictures, the recipe or the teacher are not usable.
@@ -117,7 +118,7 @@ def finetune(
     out: str | os.PathLike[str] | Settings,
     val: str | os.PathLike[str] | None = None,
     weights: str | os.PathLike[str] | None = None,
-    teacher: TeacherSource | None = None,
+    teacher: Teachers | None = None,
 ) -> Result:
     """Train a published or earlier net on new classes: its body is loaded, its classifier starts anew.
 
@@ -146,7 +147,7 @@ def _run(
     recipe: Recipe,
     out: Any,
     val: Any,
-    teacher: TeacherSource | None,
+    teacher: Teachers | None,
     *,
     pretrained: bool,
     weights: Any,
@@ -169,7 +170,7 @@ def _run(
         given = not isinstance(model, nn.Module) and (pretrained or weights is not None)
         teach = None
         if teacher is not None:
-            teach = functools.partial(open_teacher, teacher, opened, device=group.device)
+            teach = functools.partial(open_teachers, teacher, opened, device=group.device)
         trainer = Trainer(
             net,
             opened,

@@ -31,6 +31,7 @@ PROGRAM_SUFFIX = ".pt2"
 _EXAMPLE_PICTURES = 2
 
 TeacherSource: TypeAlias = nn.Module | str | os.PathLike[str]
+Teachers: TypeAlias = TeacherSource | Sequence[TeacherSource]
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,36 @@ class Teacher:
             pupil: the preprocessing of the net that learns.
         """
         return self.net(_renormalised(inputs, pupil, self.preprocessing)).float()
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Several teachers that answer with the mean of their logits: together they are right more often."""
+
+    teachers: tuple[Teacher, ...]
+
+    @property
+    def name(self) -> str:
+        """How to call them."""
+        return " + ".join(teacher.name for teacher in self.teachers)
+
+    @property
+    def digest(self) -> str:
+        """Of all their weights."""
+        return "+".join(teacher.digest for teacher in self.teachers)
+
+    def __call__(self, inputs: Tensor, pupil: Preprocessing) -> Tensor:
+        """Return the mean logits, float32 [B, classes]; see :class:`Teacher`."""
+        return torch.stack([teacher(inputs, pupil) for teacher in self.teachers]).mean(0)
+
+
+def open_teachers(source: Teachers, data: Data, pupil: Preprocessing, device: torch.device) -> Ensemble:
+    """Return one or several teachers for the classes of some data; see :func:`open_teacher`."""
+    several = not isinstance(source, (nn.Module, str, os.PathLike))
+    sources: Sequence[TeacherSource] = source if several else [source]  # type: ignore[assignment,list-item]
+    if not sources:
+        raise DataError("no teacher is given: name one at least, or None")
+    return Ensemble(tuple(open_teacher(each, data, pupil, device) for each in sources))
 
 
 def open_teacher(source: TeacherSource, data: Data, pupil: Preprocessing, device: torch.device) -> Teacher:
