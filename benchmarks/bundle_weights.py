@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{path.relative_to(ROOT)}: {entry['size']:,} bytes, {entry['params']:,} parameters")
     entry["metrics"] = measure(path, args.test, args.data)
     before = keep_record(entry["training"], args.name) if args.goes_on else None
-    more = {"teacher": teacher_record(args.teacher) if args.teacher else None, "before": before}
+    more = {"teachers": [teacher_record(path) for path in args.teacher], "before": before}
     entry["training"] = {**record(args), **{key: value for key, value in more.items() if value}}
     text = json.dumps(document, indent=2, ensure_ascii=False)
     # Lists of numbers on one line, as they are written by hand.
@@ -80,8 +80,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help="the run began with the weights that are in the package: keep their record as the one before",
     )  # fmt: skip
     parser.add_argument(
-        "--teacher", type=Path, metavar="JSON", help="what plain_teacher.py says of the net it learnt from"
-    )
+        "--teacher", type=Path, metavar="JSON", action="append", default=[],
+        help="record of a net that it learnt from, as plain_teacher.py writes it; may be repeated",
+    )  # fmt: skip
     parser.add_argument("--versions", default=versions(), help="default: those of this environment")
     return parser.parse_args(arguments)
 

@@ -118,9 +118,11 @@ def main() -> None:
 
     keep_freed_pages()
     torch.set_num_threads(args.threads)
+    grow = args.epochs * 2 // 3
     recipe = read_recipe("cifar10-demo").replace(
-        epochs=args.epochs, amp="bf16", cutout=8, crop_padding=4, grow_epochs=args.epochs * 2 // 3,
-        start_size=18, label_smoothing=0.0,  # a teacher of smooth labels has less to say (Müller et al. 2019)
+        epochs=args.epochs, amp="bf16", cutout=8, crop_padding=4, grow_epochs=grow,
+        start_size=18 if grow else None, warmup_epochs=min(1.0, args.epochs / 2),
+        label_smoothing=0.0,  # a teacher of smooth labels has less to say (Müller et al. 2019)
     )  # fmt: skip
     data = open_data(args.data, val_fraction=recipe.val_fraction, seed=recipe.seed)
     preprocessing = Preprocessing(32, 32, IMAGENET_MEAN, IMAGENET_STD)

@@ -276,7 +276,7 @@ def _metrics(problems: list[str], name: str, data: object) -> dict[str, Any]:
 
 
 def _training(problems: list[str], where: str, data: object) -> dict[str, Any]:
-    """Take the record of a training run; of its teacher and of the run it goes on from ("before"), if any.
+    """Take the record of a training run; of its teachers and of the run it goes on from ("before"), if any.
 
     Recipe and log are files of the repository.
     """
@@ -290,7 +290,7 @@ def _training(problems: list[str], where: str, data: object) -> dict[str, Any]:
         "versions": "names and versions of what computed it",
     }
     others = {"recipe", "log", "seed", "data_sha256", "date", "minutes", "commit"}
-    check_keys(problems, where, data, required=others | texts.keys(), optional={"teacher", "before"})
+    check_keys(problems, where, data, required=others | texts.keys(), optional={"teachers", "before"})
     f = Fields(problems, where, data)
     out: dict[str, Any] = {
         key: f.take(key, lambda v: is_text(v, 500), wanted) for key, wanted in texts.items()
@@ -302,15 +302,18 @@ def _training(problems: list[str], where: str, data: object) -> dict[str, Any]:
     out["date"] = f.take("date", _is_date, "a date, as in 2026-01-31")
     out["minutes"] = f.take("minutes", lambda v: is_number(v, 0, 1e7), "how long it took, minutes")
     out["commit"] = f.take("commit", lambda v: is_hex(v, 40), "git's id of the source, 40 hex digits")
-    if "teacher" in data:
-        out["teacher"] = _teacher(problems, f"{where}: teacher", data["teacher"])
+    if "teachers" in data:
+        f.take("teachers", lambda v: isinstance(v, list) and 0 < len(v) <= 100, "a list of 1 to 100 records")
+        teachers = data["teachers"] if isinstance(data["teachers"], list) else []
+        places = [f"{where}: teachers[{i}]" for i in range(len(teachers))]
+        out["teachers"] = [_teacher(problems, *each) for each in zip(places, teachers, strict=True)]
     if "before" in data:
         out["before"] = _training(problems, f"{where}: before", data["before"])
     return out
 
 
 def _teacher(problems: list[str], where: str, data: object) -> dict[str, Any]:
-    """Take the record of the net that a net of ours learnt from."""
+    """Take the record of a net that a net of ours learnt from."""
     if not isinstance(data, dict):
         problems.append(f"{where}: {show(data)} is not an object")
         return {}

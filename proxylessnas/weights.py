@@ -53,9 +53,9 @@ class Weights:
         bundled: the file comes with the package: it needs neither network nor cache.
         training: how the weights were made, for those of this project's own, else None: ``command``,
             ``recipe`` and ``log`` (files of the repository), ``seed``, ``data``, ``data_sha256``, ``date``,
-            ``minutes``, ``machine``, ``versions`` and ``commit``; ``teacher`` if it had one (its ``net``,
-            ``command``, ``params``, ``seed``, ``minutes`` and ``top1``), and ``before``, the record of the
-            weights it began with, if it did not begin with random ones.
+            ``minutes``, ``machine``, ``versions`` and ``commit``; ``teachers`` if it had any (``net``,
+            ``command``, ``params``, ``seed``, ``minutes`` and ``top1`` of each), and ``before``, the record
+            of the weights it began with, if it did not begin with random ones.
     """
 
     name: str

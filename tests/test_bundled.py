@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -135,6 +136,47 @@ def test_a_damaged_package_is_said_so_and_left_alone(weights: Weights, tmp_path:
     assert not (tmp_path / "to").exists()
 
 
+# --- how the net is made ---------------------------------------------------------------------------------
+
+
+def test_a_wider_net_computes_the_same(repo: Path, tmp_path: Path) -> None:
+    net = trained_net()
+    proxylessnas.save_weights(net, tmp_path / "net.safetensors")
+    wide = tmp_path / "wide.txt"
+    script = [sys.executable, repo / "benchmarks" / "widen_net.py", tmp_path / "net.safetensors", wide]
+    script += ["--out", tmp_path / "wide.safetensors"]
+    wide.write_text(str(net.arch).replace("k3e4", "k3e6"))
+    run(script, cwd=tmp_path)
+    wider = proxylessnas.create_model(tmp_path / "wide.safetensors").eval()
+    pictures = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(wider(pictures), net(pictures), rtol=1e-4, atol=1e-4)
+    assert wider.categories == net.categories
+    assert str(wider.arch).count("k3e6") == str(net.arch).count("k3e4") > 0
+    for other, words in ((str(net.arch).replace("k3e4", "k3e3"), "is narrower"),
+                         (str(net.arch).replace("last=640", "last=700"), "only expansion ratios"),
+                         (str(net.arch).replace("k3e4 ", "", 1), "other blocks")):  # fmt: skip
+        wide.write_text(other)
+        done = subprocess.run(script, capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert words in done.stderr
+
+
+def test_a_plain_net_is_trained_and_teaches(repo: Path, tmp_path: Path) -> None:
+    """The script in small, on digits; a net then learns from the program it writes."""
+    from proxylessnas.train import Settings, open_data, read_recipe, train
+
+    script = [sys.executable, repo / "benchmarks" / "plain_teacher.py", "digits", "--test", "digits"]
+    run([*script, "--widths", "4", "8", "--epochs", "2", "--threads", "1", "--out", tmp_path], cwd=tmp_path)
+    made = json.loads((tmp_path / "teacher.json").read_text())
+    assert made["test_top1"] > 30, "much better than a guess"
+    assert made["command"].startswith("python benchmarks/plain_teacher.py digits --test digits --widths 4 8")
+    recipe = read_recipe("small-images").replace(epochs=1, batch_size=32, image_size=32, resize=32)
+    out = Settings(tmp_path / "run", console=False, device="cpu", workers=0)
+    data = open_data("digits", limit=10)
+    assert train(NAME, data, recipe, out=out, teacher=tmp_path / "teacher.pt2").finished
+
+
 # --- how a trained net gets into the package ------------------------------------------------------------
 
 
@@ -215,7 +257,7 @@ def test_a_run_that_went_on_keeps_the_record_of_the_one_before(shipped: Path, tm
     files = {
         key: f"benchmarks/training/{NAME}_before.{end}" for key, end in (("recipe", "toml"), ("log", "csv"))
     }
-    assert twice == {**once, "teacher": {**teacher, "top1": 93.46}, "before": {**once, **files}}
+    assert twice == {**once, "teachers": [{**teacher, "top1": 93.46}], "before": {**once, **files}}
     assert (copy / files["log"]).read_bytes() == (shipped / once["log"]).read_bytes()
     assert (copy / twice["log"]).read_text() == "epoch,step\n1,5\n"
 

@@ -105,11 +105,14 @@ def test_weights_in_the_package() -> None:
     twice["before"] = TRAINING
     assert manifest_from_dict(changed(twice, "weights", OURS, "training"))[OURS].training == twice
     teacher = {"net": "plain", "command": "make it", "params": 9, "seed": 0, "minutes": 1.5, "top1": 93.5}
-    taught = {**TRAINING, "teacher": teacher}
+    taught = {**TRAINING, "teachers": [teacher, teacher]}
     assert manifest_from_dict(changed(taught, "weights", OURS, "training"))[OURS].training == taught
     for bad in ({**teacher, "top1": 101}, {**teacher, "command": ""}, {**teacher, "x": 1}, "a net"):
-        with pytest.raises(ManifestError, match=f"{OURS}: training: teacher"):
-            manifest_from_dict(changed({**TRAINING, "teacher": bad}, "weights", OURS, "training"))
+        with pytest.raises(ManifestError, match=rf"{OURS}: training: teachers\[1\]"):
+            manifest_from_dict(changed({**TRAINING, "teachers": [teacher, bad]}, "weights", OURS, "training"))
+    for bad in ([], teacher, None):
+        with pytest.raises(ManifestError, match=f"{OURS}: training: teachers"):
+            manifest_from_dict(changed({**TRAINING, "teachers": bad}, "weights", OURS, "training"))
     del data["weights"][OURS]["training"]
     with pytest.raises(ManifestError, match="need training, the record of it"):
         manifest_from_dict(data)

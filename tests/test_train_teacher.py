@@ -18,7 +18,7 @@ from proxylessnas.errors import CheckpointError, DataError
 from proxylessnas.train import Recipe, Settings, train
 from proxylessnas.train.engine import Trainer
 from proxylessnas.train.step import WeightStep
-from proxylessnas.train.teacher import open_teacher, taught_loss
+from proxylessnas.train.teacher import open_teacher, open_teachers, taught_loss
 from proxylessnas.transforms import Preprocessing
 
 PUPIL = Preprocessing(8, 8, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
@@ -127,6 +127,22 @@ def test_the_teacher_sees_the_pupils_pixels_as_it_wants_them() -> None:
     as_teacher = F.interpolate(as_teacher, (16, 16), mode="bilinear", antialias=True)
     with torch.no_grad():
         torch.testing.assert_close(teacher(as_pupil, PUPIL), net(as_teacher), rtol=1e-4, atol=1e-5)
+
+
+def test_several_teachers_answer_with_their_mean_logits(tmp_path: Path) -> None:
+    data, x = few_digits(), torch.randn(4, 3, 8, 8)
+    one, two = Constant([1.0, 3.0] + [0.0] * 8), Constant([0.0, -1.0] + [2.0] * 8)
+    both = open_teachers([one, two], data, PUPIL, CPU)
+    torch.testing.assert_close(both(x, PUPIL), torch.tensor([[0.5, 1.0] + [1.0] * 8]).expand(4, -1))
+    alone = open_teachers(one, data, PUPIL, CPU)
+    torch.testing.assert_close(alone(x, PUPIL), one(x))
+    assert (both.name, alone.name) == ("Constant + Constant", "Constant")
+    assert both.digest != open_teachers([two, one], data, PUPIL, CPU).digest != alone.digest
+    with pytest.raises(DataError, match="no teacher is given"):
+        open_teachers([], data, PUPIL, CPU)
+    recipe = BUSY.replace(epochs=1)
+    result = train(TINY, data, recipe, out=settings(tmp_path / "run"), teacher=[one, two])
+    assert result.finished
 
 
 def test_the_callers_module_stays_as_it_is() -> None:

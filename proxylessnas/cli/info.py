@@ -189,8 +189,8 @@ def _training(record: dict[str, Any]) -> str:
         f"{record['date']}, {record['minutes']:g} minutes, {record['machine']}, {record['versions']}"
     )
     lines.append(f"recipe: {record['recipe']}, log: {record['log']} (in the repository)")
-    teacher, before = record.get("teacher"), record.get("before")
-    if teacher:
+    before = record.get("before")
+    for teacher in record.get("teachers", ()):
         made = f"{teacher['net']}, top-1 {teacher['top1']:g} %, {teacher['minutes']:g} minutes"
         lines += [f"teacher: {made}, by", f"  {teacher['command']}"]
     if before:
