@@ -308,16 +308,13 @@ def _channels(text: str | None, option: str) -> tuple[float, float, float] | Non
 def _device(name: str) -> torch.device:
     import torch
 
+    from ..devices import check_usable
+
     try:
         device = torch.device(name)
     except RuntimeError as e:
         raise UsageError(f"--device {name!r}: no such device; try cpu, cuda or mps") from e
-    try:
-        if device.type == "meta" or float(torch.ones(1, device=device).sum()) != 1:
-            raise ProxylessError(f"--device {name}: nothing can be computed there")
-    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as e:
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        raise ProxylessError(f"--device {name}: not usable here ({reason})") from e
+    check_usable(device, f"--device {name}")
     return device
 
 

@@ -17,7 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..errors import ProxylessError
+from ..devices import check_usable
+from ..errors import ProxylessError, first_line
 
 _TIMEOUT = datetime.timedelta(minutes=30)  # decoding a large data set into memory may keep one process away
 # What the messages of gloo and NCCL hold when a process is gone.
@@ -168,9 +169,7 @@ def pick_device(name: str) -> torch.device:
         name = next(kind for kind, there in kinds.items() if there)
     try:
         device = torch.device("cuda", local) if name == "cuda" else torch.device(name)
-        if device.type == "meta" or float(torch.ones(1, device=device).sum()) != 1:
-            raise ProxylessError(f"device {name}: nothing can be computed there")
-    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as e:
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        raise ProxylessError(f"device {name!r}: not usable here ({reason}); try cpu") from e
+    except RuntimeError as e:
+        raise ProxylessError(f"device {name!r}: not usable here ({first_line(e)}); try cpu") from e
+    check_usable(device, f"device {name!r}")
     return device

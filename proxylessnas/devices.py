@@ -1,0 +1,24 @@
+"""Whether anything can be computed on a device."""
+
+from __future__ import annotations
+
+import torch
+
+from .errors import ProxylessError, first_line
+
+
+def check_usable(device: torch.device, what: str) -> None:
+    """Compute something on a device.
+
+    Args:
+        device: as torch understood it.
+        what: how to call it in messages, such as ``"--device cuda:1"``.
+
+    Raises:
+        ProxylessError: that fails; the message says why.
+    """
+    try:
+        if device.type == "meta" or float(torch.ones(1, device=device).sum()) != 1:
+            raise ProxylessError(f"{what}: nothing can be computed there")
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as e:
+        raise ProxylessError(f"{what}: not usable here ({first_line(e)}); try cpu") from e
