@@ -141,10 +141,12 @@ def measure(path: Path, test: Path, data: str) -> dict[str, Any]:
 
 def keep_record(training: dict[str, Any], name: str) -> dict[str, Any]:
     """Give the files of the record in the manifest other names, and return it with those."""
-    kept = {**training}
+    kept, stage, earlier = {**training}, 1, training
+    while "before" in earlier:
+        stage, earlier = stage + 1, earlier["before"]
     for key in ("recipe", "log"):
         old = ROOT / training[key]
-        new = old.with_name(f"{name}_before{old.suffix}")
+        new = old.with_name(f"{name}_stage{stage}{old.suffix}")
         shutil.copyfile(old, new)
         kept[key] = new.relative_to(ROOT).as_posix()
     return kept

@@ -1,11 +1,11 @@
 """Give a trained net larger expansion ratios without changing what it computes.
 
-    python benchmarks/widen_net.py runs/demo/model.safetensors wide.txt --out wide.safetensors
+    python benchmarks/widen_net.py runs/demo/model.safetensors proxyless_cifar10_demo --out wide.safetensors
 
-`wide.txt` is the architecture of the trained net with larger expansion ratios in some blocks. The channels
-that come into a block have random filters, but its projection takes nothing of them yet, so that a wider net
-starts where the trained one ended (as in Net2Net, Chen et al. 2016) and `proxylessnas finetune` goes on from
-there.
+The second argument, a net of the zoo or an architecture's text file, is the architecture of the trained net
+with larger expansion ratios in some blocks. The channels that come into a block have random filters, but its
+projection takes nothing of them yet, so that a wider net starts where the trained one ended (as in Net2Net,
+Chen et al. 2016) and `proxylessnas finetune` goes on from there.
 """
 
 from __future__ import annotations
@@ -16,19 +16,18 @@ from pathlib import Path
 import torch
 
 from proxylessnas import create_model, save_weights
-from proxylessnas.builders import read_arch
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Widen a trained net without changing what it computes.")
     parser.add_argument("trained", type=Path, help="its .safetensors file")
-    parser.add_argument("arch", type=Path, help="the wider architecture, a text file")
+    parser.add_argument("arch", help="the wider architecture: a net of the zoo, or a text file")
     parser.add_argument("--out", type=Path, required=True, help="the wider net's .safetensors file")
     parser.add_argument("--seed", type=int, default=0, help="of the new filters")
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
-    old, new = create_model(args.trained).eval(), create_model(read_arch(args.arch)).eval()
+    old, new = create_model(args.trained).eval(), create_model(args.arch).eval()
     narrow, wide = old.state_dict(), new.state_dict()
     if narrow.keys() != wide.keys():
         raise SystemExit(f"error: {args.arch} has other blocks than {args.trained}")

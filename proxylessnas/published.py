@@ -53,7 +53,7 @@ CIFAR = TreeArch("proxyless_cifar", start=16, alpha=84, cells="""
 
 # Ours: for pictures of 32 pixels, so the stem and the first two stages keep the resolution.
 CIFAR10_DEMO = Arch("proxyless_cifar10_demo", stem=16, first=16, last=640, stem_stride=1, num_classes=10, resolution=32,
-    stages=(Stage(24, 1, "k3e2"), Stage(48, 2, "k3e3 k3e3 k3e3 k3e3"), Stage(112, 2, "k3e4 k3e4 k3e4 k3e4 k3e4")))  # fmt: skip
+    stages=(Stage(24, 1, "k3e2"), Stage(48, 2, "k3e3 k3e3 k3e3 k3e3"), Stage(112, 2, "k3e6 k3e6 k3e6 k3e6 k3e6")))  # fmt: skip
 
 PUBLISHED: dict[str, Arch | TreeArch] = {
     arch.name: arch for arch in (GPU, CPU, MOBILE, MOBILE_14, W025_R112, W03_R176, CIFAR10_DEMO, CIFAR)

@@ -145,17 +145,17 @@ def test_a_wider_net_computes_the_same(repo: Path, tmp_path: Path) -> None:
     wide = tmp_path / "wide.txt"
     script = [sys.executable, repo / "benchmarks" / "widen_net.py", tmp_path / "net.safetensors", wide]
     script += ["--out", tmp_path / "wide.safetensors"]
-    wide.write_text(str(net.arch).replace("k3e4", "k3e6"))
+    wide.write_text(str(net.arch).replace("k3e6", "k3e8"))
     run(script, cwd=tmp_path)
     wider = proxylessnas.create_model(tmp_path / "wide.safetensors").eval()
     pictures = torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
         torch.testing.assert_close(wider(pictures), net(pictures), rtol=1e-4, atol=1e-4)
     assert wider.categories == net.categories
-    assert str(wider.arch).count("k3e6") == str(net.arch).count("k3e4") > 0
-    for other, words in ((str(net.arch).replace("k3e4", "k3e3"), "is narrower"),
+    assert str(wider.arch).count("k3e8") == str(net.arch).count("k3e6") > 0
+    for other, words in ((str(net.arch).replace("k3e6", "k3e3"), "is narrower"),
                          (str(net.arch).replace("last=640", "last=700"), "only expansion ratios"),
-                         (str(net.arch).replace("k3e4 ", "", 1), "other blocks")):  # fmt: skip
+                         (str(net.arch).replace("k3e6 ", "", 1), "other blocks")):  # fmt: skip
         wide.write_text(other)
         done = subprocess.run(script, capture_output=True, text=True, check=False)
         assert done.returncode == 1
@@ -255,11 +255,16 @@ def test_a_run_that_went_on_keeps_the_record_of_the_one_before(shipped: Path, tm
         for place in (shipped, copy)
     )
     files = {
-        key: f"benchmarks/training/{NAME}_before.{end}" for key, end in (("recipe", "toml"), ("log", "csv"))
+        key: f"benchmarks/training/{NAME}_stage1.{end}" for key, end in (("recipe", "toml"), ("log", "csv"))
     }
     assert twice == {**once, "teachers": [{**teacher, "top1": 93.46}], "before": {**once, **files}}
     assert (copy / files["log"]).read_bytes() == (shipped / once["log"]).read_bytes()
     assert (copy / twice["log"]).read_text() == "epoch,step\n1,5\n"
+    bundle(copy, "--goes-on")
+    thrice = json.loads((copy / "weights_manifest.json").read_text())["weights"][NAME]["training"]
+    assert thrice["before"]["before"] == twice["before"]
+    assert thrice["before"]["log"].endswith("_stage2.csv")
+    assert "teachers" not in thrice
 
 
 USE = """

@@ -28,7 +28,7 @@ def test_what_a_report_says(tmp_path: Path) -> None:
     ]  # fmt: skip
     for text in (
         "Training of proxyless_cifar10_demo", "digits (900 for training, 100 for validation)", "78.00 %",
-        "594,674", "from random weights", "sgd", "proxyless_cifar10_demo of the zoo: top-1", "0:15", "2.15.0",
+        "823,634", "from random weights", "sgd", "proxyless_cifar10_demo of the zoo: top-1", "0:15", "2.15.0",
         "<b>a note</b>",
         "proxylessnas train proxyless_cifar10_demo digits --recipe", "60.00 %",
     ):  # fmt: skip
