@@ -11,7 +11,10 @@ Chen et al. 2016) and `proxylessnas finetune` goes on from there.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 

@@ -167,11 +167,11 @@ def test_a_plain_net_is_trained_and_teaches(repo: Path, tmp_path: Path) -> None:
     from proxylessnas.train import Settings, open_data, read_recipe, train
 
     script = [sys.executable, repo / "benchmarks" / "plain_teacher.py", "digits", "--test", "digits"]
-    run([*script, "--widths", "4", "8", "--epochs", "2", "--threads", "1", "--out", tmp_path], cwd=tmp_path)
+    run([*script, "--widths", "8", "16", "--epochs", "8", "--threads", "1", "--out", tmp_path], cwd=tmp_path)
     made = json.loads((tmp_path / "teacher.json").read_text())
     assert made["test_top1"] > 30, "much better than a guess"
-    assert made["command"].startswith("python benchmarks/plain_teacher.py digits --test digits --widths 4 8")
-    recipe = read_recipe("small-images").replace(epochs=1, batch_size=32, image_size=32, resize=32)
+    assert made["command"].startswith("python benchmarks/plain_teacher.py digits --test digits --widths 8 16")
+    recipe = read_recipe("small-images").with_epochs(1).with_batch_size(32)
     out = Settings(tmp_path / "run", console=False, device="cpu", workers=0)
     data = open_data("digits", limit=10)
     assert train(NAME, data, recipe, out=out, teacher=tmp_path / "teacher.pt2").finished

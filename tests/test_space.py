@@ -113,7 +113,7 @@ def test_picks_are_those_of_the_compact_form() -> None:
 
 def test_the_small_space_holds_the_demo_net() -> None:
     picks = SMALL.picks(CIFAR10_DEMO)
-    assert picks == (0, 8, 1, 1, 1, 1, 2, 2, 2, 2, 2)
+    assert picks == (0, 8, 1, 1, 1, 1, 3, 3, 3, 3, 3)
     net = SMALL.arch(picks, "again")
     assert net.stages[0].ops == "k3e2 -"
     sizes = [profile(create_model(a), 32) for a in (net, CIFAR10_DEMO)]

@@ -97,10 +97,10 @@ class Stopper:
         self.at: int | None = None
         original = engine_module.WeightStep.__call__
 
-        def call(step: object, inputs: object, targets: object, index: int, factor: float) -> object:
+        def call(step: object, inputs: object, targets: object, index: int, *more: object) -> object:
             if index + 1 == self.at:
                 os.kill(os.getpid(), number)
-            return original(step, inputs, targets, index, factor)  # type: ignore[arg-type]
+            return original(step, inputs, targets, index, *more)  # type: ignore[arg-type]
 
         monkeypatch.setattr(engine_module.WeightStep, "__call__", call)
 
