@@ -261,9 +261,11 @@ def test_a_sender_that_falls_silent_is_given_up(start: Callable[..., Any]) -> No
 
 
 def test_many_at_once(service: Service) -> None:
-    """All get the answer that they get alone, or are told to come again."""
-    photos = [path.read_bytes() for path in (PHOTOS / "cifar10").glob("*.jpg")]
-    uploads = [(service.post(photo)[1]["classes"][0]["name"], photo) for photo in photos]
+    """All get the net's answer to their own photo, or are told to come again."""
+    net = proxylessnas.proxyless_cifar10_demo(pretrained=True)
+    photos = sorted((PHOTOS / "cifar10").glob("*.jpg"))
+    uploads = [(net.predict(path, top=1)[0].name, path.read_bytes()) for path in photos]
+    assert len({name for name, _ in uploads}) >= 4
     broken = ("", b"\xff\xd8broken")
     with ThreadPoolExecutor(16) as pool:
         work = [*uploads, broken] * 8

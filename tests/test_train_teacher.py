@@ -136,7 +136,7 @@ def test_several_teachers_answer_with_their_mean_logits(tmp_path: Path) -> None:
     torch.testing.assert_close(both(x, PUPIL), torch.tensor([[0.5, 1.0] + [1.0] * 8]).expand(4, -1))
     alone = open_teachers(one, data, PUPIL, CPU)
     torch.testing.assert_close(alone(x, PUPIL), one(x))
-    assert (both.name, alone.name) == ("Constant + Constant", "Constant")
+    assert (both.names, alone.names) == (["Constant", "Constant"], ["Constant"])
     assert both.digest != open_teachers([two, one], data, PUPIL, CPU).digest != alone.digest
     with pytest.raises(DataError, match="no teacher is given"):
         open_teachers([], data, PUPIL, CPU)
@@ -233,6 +233,18 @@ def test_the_command_with_a_teacher_goes_on_bitwise(
     assert again.returncode == 0, again.stderr
     a, b = (tensors(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
     assert differences_of(a, b) == 0
+
+
+def test_the_report_says_who_taught(trained: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from proxylessnas.report import write_report
+
+    out = tmp_path / "run"
+    train(TINY, few_digits(), BUSY.replace(epochs=1), out=settings(out), teacher=[trained, trained])
+    write_report(out, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert f"{trained} + {trained} (0.9 of the loss, at temperature 4.0)" in page
+    assert f"--recipe {out}/recipe.toml --teacher {trained} --teacher {trained} --out NEW" in page
 
 
 def test_another_teacher_is_another_run(tmp_path: Path) -> None:

@@ -93,10 +93,10 @@ def _asked(story: TrainStory) -> Raw:
     if story.begin.get("net"):
         start = "weights that were given" if story.begin.get("given_weights") else "random weights"
         rows.append(("net", f"{story.begin['net']}, from {start}"))
-    if story.begin.get("teacher"):
+    if _teachers(story):
         share, temperature = values.get("teacher_share"), values.get("teacher_temperature")
         rows.append(
-            ("teacher", f"{story.begin['teacher']} ({share} of the loss, at temperature {temperature})")
+            ("teacher", f"{' + '.join(_teachers(story))} ({share} of the loss, at temperature {temperature})")
         )
     names = {
         "epochs": "epochs", "batch_size": "pictures a step", "optimizer": "optimiser",
@@ -194,6 +194,10 @@ def train_comparison(stories: Mapping[str, TrainStory]) -> Raw:
     return section("Comparison", *parts)
 
 
+def _teachers(story: TrainStory) -> list[str]:
+    return [str(name) for name in story.begin.get("teachers") or ()]
+
+
 def train_again(story: TrainStory, folder: Path, report: str) -> Raw:
     """Return the commands that make the run, and this page, once more; ``report`` makes the page."""
     out, data = shlex.quote(str(folder)), shlex.quote(_data(story) or "DATA")
@@ -206,8 +210,9 @@ def train_again(story: TrainStory, folder: Path, report: str) -> Raw:
         lines.append(
             "# the folder does not say whether it was train or finetune; of the latter the net had weights"
         )
+    taught = "".join(f" --teacher {shlex.quote(teacher)}" for teacher in _teachers(story))
     lines += [
-        f"proxylessnas {verb} {shlex.quote(net)} {data} --recipe {out}/recipe.toml --out NEW",
+        f"proxylessnas {verb} {shlex.quote(net)} {data} --recipe {out}/recipe.toml{taught} --out NEW",
     ]
     if (folder / "model.safetensors").is_file():
         lines += [

@@ -20,7 +20,7 @@ def begin_fields(trainer: Trainer) -> dict[str, Any]:
         "net": net.arch.name,
         "arch": str(dataclasses.replace(net.arch, num_classes=net.num_classes)),
         "given_weights": bool(trainer.start),
-        "teacher": trainer.teacher.name if trainer.teacher is not None else None,
+        "teachers": trainer.teacher.names if trainer.teacher is not None else [],
         "data": data.name,
         "pictures": {"training": len(data.train), "validation": len(data.val) if data.val is not None else 0},
         "versions": {"proxylessnas": __version__, "torch": str(torch.__version__)},

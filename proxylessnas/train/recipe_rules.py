@@ -77,7 +77,7 @@ _ALIASES = {
     "opt": "optimizer", "smoothing": "label_smoothing", "randaugment": "rand_augment", "nesterov": "momentum",
     "scheduler": "schedule", "lr_schedule": "schedule", "min_lr": "final_rate", "fp16": "amp",
     "drop_rate": "dropout", "drop_path_rate": "drop_path", "clip_grad": "clip_norm", "grad_clip": "clip_norm",
-    "temperature": "teacher_temperature", "alpha": "teacher_share",
+    "temperature": "teacher_temperature",
     "hflip": "flip", "reprob": "random_erasing", "layer_lr_decay": "layer_decay", "num_epochs": "epochs",
 }  # fmt: skip
 

@@ -97,7 +97,7 @@ def train(
         out: the folder of the run, or all settings.
         val: folder of validation pictures, where ``data`` does not hold them.
         teacher: a trained net of the same classes to learn from besides the labels (knowledge distillation),
-            or several, as the recipe says; see :func:`~.teacher.open_teacher`.
+            or several, see :func:`~.teacher.open_teacher`; the recipe says how much they count.
 
     Raises:
         DataError: the pictures, the recipe or the teacher are not usable.

@@ -68,9 +68,9 @@ class Ensemble:
     teachers: tuple[Teacher, ...]
 
     @property
-    def name(self) -> str:
-        """How to call them."""
-        return " + ".join(teacher.name for teacher in self.teachers)
+    def names(self) -> list[str]:
+        """How to call each."""
+        return [teacher.name for teacher in self.teachers]
 
     @property
     def digest(self) -> str:
