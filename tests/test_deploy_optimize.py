@@ -12,11 +12,11 @@ from deploy_tools import TREE, small
 from torch import Tensor, nn
 
 from proxylessnas.deploy import optimizing
-from proxylessnas.deploy.folding import fold_batchnorm
-from proxylessnas.deploy.fusing import FusedConv, fuse
 from proxylessnas.deploy.optimize_report import Candidate
 from proxylessnas.deploy.optimizing import optimize
 from proxylessnas.errors import ExportError
+from proxylessnas.folding import fold_batchnorm
+from proxylessnas.fusing import FusedConv, fuse
 from proxylessnas.layers import ConvLayer, folded
 
 

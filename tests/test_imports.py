@@ -44,7 +44,7 @@ LAYERS = [
     },
     {"space", "spaces", "space_rules", "space_toml"},
     {"layers"},
-    {"classifier", "profiling"},
+    {"classifier", "profiling", "folding", "fusing"},
     {"model", "pyramid"},
     {"images", "transforms", "categories"},
     {"weights"},

@@ -129,6 +129,32 @@ def test_the_teacher_sees_the_pupils_pixels_as_it_wants_them() -> None:
         torch.testing.assert_close(teacher(as_pupil, PUPIL), net(as_teacher), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("works", [True, False])
+def test_a_net_of_ours_teaches_in_its_quick_form(works: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """BatchNorm is folded; the fused operators are used where they are there, and compute the same."""
+    from proxylessnas.fusing import FusedConv
+    from proxylessnas.train import teacher as module
+
+    def broken(*_: Any) -> nn.Module:
+        raise RuntimeError("no such operator")
+
+    if not works:
+        monkeypatch.setattr(module, "fuse", broken)
+    net = proxylessnas.create_model(TINY)
+    for layer in net.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.uniform_(layer.weight, 0.5, 1.5)
+            nn.init.uniform_(layer.running_mean, -1, 1)
+    net.preprocessing = PUPIL
+    teacher = open_teacher(net, few_digits(), PUPIL, CPU)
+    kinds = {type(layer) for layer in teacher.net.modules()}
+    assert nn.BatchNorm2d not in kinds
+    assert (FusedConv in kinds) == (works and torch.backends.mkldnn.is_available())
+    x = torch.randn(5, 3, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(teacher(x, PUPIL), net.eval()(x), rtol=1e-4, atol=1e-5)
+
+
 def test_several_teachers_answer_with_their_mean_logits(tmp_path: Path) -> None:
     data, x = few_digits(), torch.randn(4, 3, 8, 8)
     one, two = Constant([1.0, 3.0] + [0.0] * 8), Constant([0.0, -1.0] + [2.0] * 8)

@@ -33,6 +33,11 @@ class Finetune(Verb):
         add_arguments(parser, "finetune")
         parser.add_argument("--weights", metavar="FILE", help="weights of NET: .safetensors or .pth")
         parser.add_argument(
+            "--keep-classifier",
+            action="store_true",
+            help="start from its classifier too: train further on the classes that NET knows",
+        )
+        parser.add_argument(
             "--freeze-epochs",
             type=int,
             metavar="N",
@@ -52,8 +57,9 @@ class Finetune(Verb):
         data = opened_data(args, recipe)
         recipe = fitted(recipe, data, args)
         result = finetune(
-            args.net, data, recipe, out=settings(args), weights=args.weights, teacher=args.teacher
-        )
+            args.net, data, recipe, out=settings(args), weights=args.weights, teacher=args.teacher,
+            keep_classifier=args.keep_classifier,
+        )  # fmt: skip
         return report(args, result)
 
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from ..classifier import Classifier
 from ..errors import ExportError, first_line, shown
+from ..folding import fold_batchnorm
 from ..latency.machine import allocator
 from ..latency.machine_load import OtherLoad, disturbances
 from ..latency.machine_name import device_name
@@ -34,7 +35,6 @@ from ..latency.runtimes.torch_compile import missing_compiler
 from ..latency.runtimes.torch_eager import CudaSession, EagerSession, cuda_name, torch_versions
 from ..latency.sampling import sample_session
 from ..latency.timing import Samples, pool, quantile
-from .folding import fold_batchnorm
 from .optimize_report import Candidate, OptimizeReport
 from .proof_pictures import proof_pictures
 from .subject import open_subject

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .folding import fold_batchnorm
+from ..folding import fold_batchnorm
 
 #: Weights a channel, up to which XNNPACK has a kernel of its own.
 MOST_WEIGHTS = 25

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..fusing import fuse
 from ..latency.runtimes.torch_compile import own_function
 from ..latency.runtimes.torch_files import load_program
-from .fusing import fuse
 from .torch_export import compile_program
 
 #: Runs a batch [N, C, H, W] in float32, of the shape it was made for, to outputs in float32.

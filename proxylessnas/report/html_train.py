@@ -210,9 +210,11 @@ def train_again(story: TrainStory, folder: Path, report: str) -> Raw:
         lines.append(
             "# the folder does not say whether it was train or finetune; of the latter the net had weights"
         )
-    taught = "".join(f" --teacher {shlex.quote(teacher)}" for teacher in _teachers(story))
+    options = "".join(f" --teacher {shlex.quote(teacher)}" for teacher in _teachers(story))
+    if story.begin.get("kept_classifier"):
+        options += " --keep-classifier"
     lines += [
-        f"proxylessnas {verb} {shlex.quote(net)} {data} --recipe {out}/recipe.toml{taught} --out NEW",
+        f"proxylessnas {verb} {shlex.quote(net)} {data} --recipe {out}/recipe.toml{options} --out NEW",
     ]
     if (folder / "model.safetensors").is_file():
         lines += [

@@ -17,15 +17,12 @@ import torch
 from torch import nn
 
 from ..arch import Arch
-from ..builders import create_model, read_arch
 from ..classifier import Classifier
 from ..errors import CheckpointError, DataError, ProxylessError
 from ..filesystem import LockTimeout, locked, unlink_quietly, write_atomically
 from ..metrics import Metrics
 from ..model_file import save_weights
-from ..names import is_weights_file
 from .beginning import begin_fields, figure
-from .checkpoint import weights_digest
 from .data import Data, open_data
 from .distributed import Processes, processes
 from .engine import Trainer
@@ -34,6 +31,7 @@ from .recipe import Recipe, read_recipe
 from .resume import go_on
 from .runlog import RunLog
 from .settings import Settings
+from .start import Start, start_net
 from .stop import StopRequest
 from .teacher import Teachers, open_teachers
 from .tensorboard_log import load_tensorboard
@@ -106,7 +104,7 @@ def train(
         ProxylessError: the loss became infinite or NaN.
     """
     recipe = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
-    return _run(model, data, recipe, out, val, teacher, pretrained=False, weights=None)
+    return _run(model, data, recipe, out, val, teacher, Start())
 
 
 def finetune(
@@ -118,6 +116,7 @@ def finetune(
     val: str | os.PathLike[str] | None = None,
     weights: str | os.PathLike[str] | None = None,
     teacher: Teachers | None = None,
+    keep_classifier: bool = False,
 ) -> Result:
     """Train a published or earlier net on new classes: its body is loaded, its classifier starts anew.
 
@@ -132,12 +131,15 @@ def finetune(
         val: see :func:`train`.
         weights: a file with the weights of the net that ``model`` names.
         teacher: see :func:`train`.
+        keep_classifier: start from the classifier of the weights too, to go on with the classes it knows.
 
     Raises:
         WeightsNotFoundError, WeightsFetchError, WeightsMismatchError: the body cannot be had.
+        DataError: as :func:`train`; or the classifier to keep knows other classes.
     """
     recipe = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
-    return _run(model, data, recipe, out, val, teacher, pretrained=weights is None, weights=weights)
+    start = Start(weights is None, weights, keep_classifier)
+    return _run(model, data, recipe, out, val, teacher, start)
 
 
 def _run(
@@ -147,9 +149,7 @@ def _run(
     out: Any,
     val: Any,
     teacher: Teachers | None,
-    *,
-    pretrained: bool,
-    weights: Any,
+    start: Start,
 ) -> Result:
     settings = out if isinstance(out, Settings) else Settings(Path(out))
     if isinstance(data, Data) and val is not None:
@@ -165,8 +165,7 @@ def _run(
             else open_data(data, val=val, val_fraction=recipe.val_fraction, seed=recipe.seed)
         )
         torch.manual_seed(recipe.seed)
-        net = _build(model, opened, recipe, pretrained, weights)
-        given = not isinstance(model, nn.Module) and (pretrained or weights is not None)
+        net = start_net(model, opened, recipe, start)
         teach = None
         if teacher is not None:
             teach = functools.partial(open_teachers, teacher, opened, device=group.device)
@@ -176,11 +175,11 @@ def _run(
             recipe,
             settings,
             group,
-            weights_digest(net, without="classifier.") if given else "",
+            "" if isinstance(model, nn.Module) else start.digest(net),
             teach,
         )
         try:
-            return _carry_out(trainer)
+            return _carry_out(trainer, start)
         except Exception as e:
             if recipe.compile and type(e).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 reason = str(e).strip().splitlines()[0]
@@ -192,7 +191,7 @@ def _run(
             trainer.release()
 
 
-def _carry_out(trainer: Trainer) -> Result:
+def _carry_out(trainer: Trainer, start: Start) -> Result:
     """Train from where the run is to its end, or to where a signal stops it."""
     settings, recipe, group = trainer.settings, trainer.recipe, trainer.processes
     notes = [*trainer.data.notes, *go_on(trainer)]
@@ -215,7 +214,7 @@ def _carry_out(trainer: Trainer) -> Result:
             names = [] if val is None else [val.name(i) for i in range(len(val))]
             write_atomically(settings.out / VALIDATION_FILE, "".join(f"{n}\n" for n in names).encode())
         if not p.global_step:
-            run.event("begin", **begin_fields(trainer))
+            run.event("begin", **begin_fields(trainer), kept_classifier=start.keep_classifier)
         run.picture("net", p.global_step, lambda: figure(trainer), last=True)
         for text in notes:
             run.note(text)
@@ -256,55 +255,6 @@ def held_folder(out: Path, group: Processes) -> Iterator[None]:
         if fresh:  # a run that failed before it wrote anything leaves no folder
             with contextlib.suppress(OSError):
                 out.rmdir()
-
-
-def _build(model: Any, data: Data, recipe: Recipe, pretrained: bool, weights: Any) -> Classifier:
-    """Return the net with as many outputs as there are classes."""
-    classes = len(data.categories)
-    if classes < 2:
-        raise DataError(f"{data.name}: {classes} class; a classifier needs at least two")
-    net = _net(model, data, recipe, pretrained, weights)
-    if net.in_chans != 3:
-        raise DataError(
-            f"{net.arch.name} takes pictures of {net.in_chans} channels, but they are read as RGB"
-        )
-    return net
-
-
-def _net(model: Any, data: Data, recipe: Recipe, pretrained: bool, weights: Any) -> Classifier:
-    classes = len(data.categories)
-    if isinstance(model, nn.Module):
-        if not isinstance(model, Classifier):
-            raise TypeError(f"a net of this package is trained, not a {type(model).__name__}")
-        if model.num_classes != classes:
-            raise DataError(f"the net has {model.num_classes} outputs, but {data.name} has {classes} classes")
-        if weights is not None:
-            raise DataError("a net is trained with the weights it has: load others first, or name the net")
-        if recipe.drop_path:
-            raise DataError(
-                "drop_path is built into a net: make it with create_model(..., drop_path_rate=...) and set "
-                "drop_path to 0 in the recipe"
-            )
-        model.drop_rate = model.drop_rate if recipe.dropout is None else recipe.dropout
-        return model
-    given = pretrained or weights is not None
-    if not given and isinstance(model, (str, os.PathLike)) and is_weights_file(Path(model)):
-        model = read_arch(model)  # from scratch: the architecture alone
-    net = create_model(
-        model,
-        pretrained,
-        weights=weights,
-        num_classes=None if given else classes,
-        drop_path_rate=recipe.drop_path,
-    )
-    if given:
-        net.reset_classifier(classes)  # a new one also where the number of classes is the same
-    net.drop_rate = getattr(net.arch, "dropout", 0.0) if recipe.dropout is None else recipe.dropout
-    if recipe.zero_init_residual and not given:
-        for block in getattr(net, "blocks", ()):
-            if getattr(block, "shortcut", False) and hasattr(block.mobile_inverted_conv, "point_linear"):
-                nn.init.zeros_(block.mobile_inverted_conv.point_linear.bn.weight)
-    return net
 
 
 def _finish(trainer: Trainer, run: RunLog) -> Result:

@@ -23,6 +23,8 @@ from torch.nn import functional as F
 from ..builders import create_model
 from ..classifier import Classifier
 from ..errors import DataError, first_line
+from ..folding import fold_batchnorm
+from ..fusing import fuse
 from ..transforms import Preprocessing
 from .checkpoint import weights_digest
 from .pictures import Data
@@ -159,9 +161,28 @@ def _program(path: Path) -> nn.Module:
 
 
 def _ready(net: nn.Module, device: torch.device) -> nn.Module:
-    """Return a net in evaluation mode on its device."""
+    """Return a net in evaluation mode on its device; one of ours in the form that answers fastest."""
     program = isinstance(net, torch.fx.GraphModule)  # which is in its mode for good, and refuses eval()
-    return (net if program else net.eval()).to(device).to(memory_format=torch.channels_last)
+    net = (net if program else net.eval()).to(device).to(memory_format=torch.channels_last)
+    return _quick(net, device) if isinstance(net, Classifier) else net
+
+
+def _quick(net: Classifier, device: torch.device) -> nn.Module:
+    """Return a net with BatchNorm folded and, where that works, its convolutions fused with what follows."""
+    quick = fold_batchnorm(net)
+    if device.type != "cpu" or net.preprocessing is None:
+        return quick
+    side = net.preprocessing.input_size
+    generator = torch.Generator().manual_seed(0)
+    example = torch.randn(_EXAMPLE_PICTURES, net.in_chans, side, side, generator=generator)
+    example = example.contiguous(memory_format=torch.channels_last)
+    try:
+        with torch.no_grad():
+            fused = fuse(quick, example)
+            torch.testing.assert_close(fused(example), quick(example), rtol=1e-4, atol=1e-4)
+    except (RuntimeError, AttributeError, AssertionError):  # the operators are not PyTorch's public interface
+        return quick
+    return fused
 
 
 def _check_classes(teacher: Teacher, data: Data, pupil: Preprocessing, device: torch.device) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from ..layers import ConvLayer, folded
+from .layers import ConvLayer, folded
 
 
 def fold_batchnorm(model: nn.Module) -> nn.Module:

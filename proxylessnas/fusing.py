@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..layers import ConvLayer, MBConv, ResidualBlock
+from .layers import ConvLayer, MBConv, ResidualBlock
 
 _RELU6: tuple[str, list[float], str] = ("hardtanh", [0.0, 6.0], "")
 _NOTHING: tuple[str, list[float], str] = ("none", [], "")
@@ -66,7 +66,7 @@ def fuse(folded: nn.Module, example: Tensor) -> nn.Module:
     """Return a copy of a net of ours that runs on oneDNN's fused operators.
 
     Args:
-        folded: of :func:`~proxylessnas.deploy.folding.fold_batchnorm`; on the CPU.
+        folded: of :func:`~proxylessnas.folding.fold_batchnorm`; on the CPU.
         example: an input, [N, C, H, W], of the dtype of the net.
 
     Raises:

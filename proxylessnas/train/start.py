@@ -1,0 +1,117 @@
+"""The net that a training starts from: with random weights, a trained body, or a whole trained net."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..builders import create_model, read_arch
+from ..classifier import Classifier
+from ..errors import DataError
+from ..names import is_weights_file
+from .checkpoint import weights_digest
+from .pictures import Data
+from .recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Start:
+    """Which weights a named net starts from.
+
+    Attributes:
+        pretrained: its published weights, or those of the file that it is.
+        weights: a file with its weights, instead.
+        keep_classifier: those of the classifier too; otherwise that starts anew.
+    """
+
+    pretrained: bool = False
+    weights: str | os.PathLike[str] | None = None
+    keep_classifier: bool = False
+
+    @property
+    def trained(self) -> bool:
+        """Whether the weights are trained ones."""
+        return self.pretrained or self.weights is not None
+
+    def digest(self, net: Classifier) -> str:
+        """Return the digest of the trained weights in a net that has not been trained on yet, else ""."""
+        if not self.trained:
+            return ""
+        return weights_digest(net, without=None if self.keep_classifier else "classifier.")
+
+
+def start_net(model: Any, data: Data, recipe: Recipe, start: Start) -> Classifier:
+    """Return the net with as many outputs as there are classes.
+
+    Args:
+        model: a net, which is returned itself; or the name, file or architecture of one.
+        data: what it is trained on.
+        recipe: how; its dropout and depth are built in.
+        start: the weights of a net that is not there yet.
+
+    Raises:
+        DataError: it does not fit the data.
+    """
+    classes = len(data.categories)
+    if classes < 2:
+        raise DataError(f"{data.name}: {classes} class; a classifier needs at least two")
+    net = _net(model, data, recipe, start)
+    if net.in_chans != 3:
+        raise DataError(
+            f"{net.arch.name} takes pictures of {net.in_chans} channels, but they are read as RGB"
+        )
+    return net
+
+
+def _net(model: Any, data: Data, recipe: Recipe, start: Start) -> Classifier:
+    classes = len(data.categories)
+    if isinstance(model, nn.Module):
+        if not isinstance(model, Classifier):
+            raise TypeError(f"a net of this package is trained, not a {type(model).__name__}")
+        if model.num_classes != classes:
+            raise DataError(f"the net has {model.num_classes} outputs, but {data.name} has {classes} classes")
+        if start.weights is not None:
+            raise DataError("a net is trained with the weights it has: load others first, or name the net")
+        if recipe.drop_path:
+            raise DataError(
+                "drop_path is built into a net: make it with create_model(..., drop_path_rate=...) and set "
+                "drop_path to 0 in the recipe"
+            )
+        model.drop_rate = model.drop_rate if recipe.dropout is None else recipe.dropout
+        return model
+    if not start.trained and isinstance(model, (str, os.PathLike)) and is_weights_file(Path(model)):
+        model = read_arch(model)  # from scratch: the architecture alone
+    net = create_model(
+        model,
+        start.pretrained,
+        weights=start.weights,
+        num_classes=None if start.trained else classes,
+        drop_path_rate=recipe.drop_path,
+    )
+    if start.trained and start.keep_classifier:
+        _check_classifier(net, data)
+    elif start.trained:
+        net.reset_classifier(classes)  # a new one also where the number of classes is the same
+    net.drop_rate = getattr(net.arch, "dropout", 0.0) if recipe.dropout is None else recipe.dropout
+    if recipe.zero_init_residual and not start.trained:
+        for block in getattr(net, "blocks", ()):
+            if getattr(block, "shortcut", False) and hasattr(block.mobile_inverted_conv, "point_linear"):
+                nn.init.zeros_(block.mobile_inverted_conv.point_linear.bn.weight)
+    return net
+
+
+def _check_classifier(net: Classifier, data: Data) -> None:
+    """Refuse to go on with a classifier of other classes."""
+    known, wanted = net.categories, data.categories
+    if net.num_classes != len(wanted):
+        what = f"has {net.num_classes:,} classes, but {data.name} has {len(wanted):,}"
+    elif known and tuple(known) != tuple(wanted):
+        at = next(i for i in range(len(wanted)) if known[i] != wanted[i])
+        what = f"knows class {at} as {known[at]!r}, but {data.name} has {wanted[at]!r} there"
+    else:
+        return
+    raise DataError(f"the classifier of {net.arch.name} {what}: start with a new one (no --keep-classifier)")
