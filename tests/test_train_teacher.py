@@ -129,6 +129,23 @@ def test_the_teacher_sees_the_pupils_pixels_as_it_wants_them() -> None:
         torch.testing.assert_close(teacher(as_pupil, PUPIL), net(as_teacher), rtol=1e-4, atol=1e-5)
 
 
+def test_a_mirrored_teacher_answers_alike_for_a_picture_and_its_mirror_image(tmp_path: Path) -> None:
+    net = proxylessnas.create_model(TINY).eval()
+    net.preprocessing = PUPIL
+    teachers = open_teachers(net, few_digits(), PUPIL, CPU)
+    x = torch.randn(4, 3, 8, 8)
+    with torch.no_grad():
+        wanted = (net(x) + net(x.flip(3))) / 2
+    for view in (x, x.flip(3)):
+        found = teachers(view, PUPIL, mirrored=True)
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(teachers(x, PUPIL), wanted, atol=1e-4)
+    teacher = Constant([0.0] * 10)
+    recipe = BUSY.replace(epochs=1, teacher_mirrored=True)
+    train(TINY, few_digits(), recipe, out=settings(tmp_path / "run"), teacher=teacher)
+    assert len(teacher.seen) == 1 + 2 * 5  # one look at its outputs, and twice each step
+
+
 @pytest.mark.parametrize("works", [True, False])
 def test_a_net_of_ours_teaches_in_its_quick_form(works: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """BatchNorm is folded; the fused operators are used where they are there, and compute the same."""

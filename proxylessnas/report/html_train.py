@@ -95,9 +95,9 @@ def _asked(story: TrainStory) -> Raw:
         rows.append(("net", f"{story.begin['net']}, from {start}"))
     if _teachers(story):
         share, temperature = values.get("teacher_share"), values.get("teacher_temperature")
-        rows.append(
-            ("teacher", f"{' + '.join(_teachers(story))} ({share} of the loss, at temperature {temperature})")
-        )
+        both = ", with mirror images" if values.get("teacher_mirrored") else ""
+        counts = f"({share} of the loss, at temperature {temperature}{both})"
+        rows.append(("teacher", f"{' + '.join(_teachers(story))} {counts}"))
     names = {
         "epochs": "epochs", "batch_size": "pictures a step", "optimizer": "optimiser",
         "learning_rate": "learning rate", "schedule": "schedule", "weight_decay": "weight decay",

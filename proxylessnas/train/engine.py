@@ -200,7 +200,7 @@ class Trainer:
         if self.teacher is None:
             return None
         with self.step.autocast():
-            return self.teacher(inputs, self.loader.preprocessing)
+            return self.teacher(inputs, self.loader.preprocessing, mirrored=self.recipe.teacher_mirrored)
 
     def _check_finite(self) -> None:
         """Raise if weights or statistics are not finite: an update can spoil them after a good loss."""

@@ -61,6 +61,8 @@ class Recipe(RecipeBase):
             (``train(..., teacher=...)``).
         teacher_temperature: by which the logits of both are divided for that; share and temperature are by
             default those of Tian et al. 2020 for small pictures.
+        teacher_mirrored: a teacher answers with the mean of its logits for a picture and for its mirror image,
+            which is right more often; for pictures that may be mirrored.
         optimizer: "sgd" (with Nesterov momentum), "adamw", or "muon" (SGD, but for the matrices of dense
             convolutions, which it orthogonalises: fewer epochs from scratch; see ``muon.py``).
         learning_rate: at the end of the warm-up, for ``batch_size`` pictures.
@@ -122,6 +124,7 @@ class Recipe(RecipeBase):
     label_smoothing: float = 0.1
     teacher_share: float = 0.9
     teacher_temperature: float = 4.0
+    teacher_mirrored: bool = False
     optimizer: str = "sgd"
     learning_rate: float = 0.05
     momentum: float = 0.9

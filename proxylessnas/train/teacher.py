@@ -79,9 +79,16 @@ class Ensemble:
         """Of all their weights."""
         return "+".join(teacher.digest for teacher in self.teachers)
 
-    def __call__(self, inputs: Tensor, pupil: Preprocessing) -> Tensor:
-        """Return the mean logits, float32 [B, classes]; see :class:`Teacher`."""
-        return torch.stack([teacher(inputs, pupil) for teacher in self.teachers]).mean(0)
+    def __call__(self, inputs: Tensor, pupil: Preprocessing, *, mirrored: bool = False) -> Tensor:
+        """Return the mean logits, float32 [B, classes]; see :class:`Teacher`.
+
+        Args:
+            inputs: see :class:`Teacher`.
+            pupil: see :class:`Teacher`.
+            mirrored: let each answer for the mirror images too, and count those answers alike.
+        """
+        views = [inputs, inputs.flip(-1)] if mirrored else [inputs]
+        return torch.stack([teacher(view, pupil) for teacher in self.teachers for view in views]).mean(0)
 
 
 def open_teachers(source: Teachers, data: Data, pupil: Preprocessing, device: torch.device) -> Ensemble:
