@@ -61,7 +61,7 @@ class Recipe(RecipeBase):
             (``train(..., teacher=...)``).
         teacher_temperature: by which the logits of both are divided for that; share and temperature are by
             default those of Tian et al. 2020 for small pictures.
-        teacher_mirrored: a teacher answers with the mean of its logits for a picture and for its mirror image,
+        teacher_mirrored: a teacher answers with the mean of its logits for a picture and its mirror image,
             which is right more often; for pictures that may be mirrored.
         optimizer: "sgd" (with Nesterov momentum), "adamw", or "muon" (SGD, but for the matrices of dense
             convolutions, which it orthogonalises: fewer epochs from scratch; see ``muon.py``).
