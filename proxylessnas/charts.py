@@ -52,7 +52,7 @@ class _Panel(NamedTuple):
 
 _LOSS = _Panel(
     "Loss",
-    "cross-entropy (nats)",
+    "nats",
     2.7,
     (("train_loss", "training", BLUE, "-"), ("val_loss", "validation", ORANGE, "--")),
 )

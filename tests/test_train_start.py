@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from train_tools import BUSY, TINY, differences_of, few_digits, tensors
+from train_tools import BUSY, TINY, differences_of, few_digits, run_command, tensors
 
 import proxylessnas
+from proxylessnas import cli
 from proxylessnas.errors import CheckpointError, DataError
 from proxylessnas.report.html_train import train_again
 from proxylessnas.report.train_story import read_train_story
-from proxylessnas.train import Settings, finetune
+from proxylessnas.train import Data, Settings, finetune, open_data
 from proxylessnas.train.start import Start, start_net
+from proxylessnas.train.step import WeightStep
 
 RECIPE = BUSY.replace(epochs=1, mixup_alpha=0)
 
@@ -33,8 +38,8 @@ def test_the_classifier_is_new_or_that_of_the_weights(tmp_path: Path) -> None:
     path, data = saved(tmp_path), few_digits()
     given = tensors(path)
     torch.manual_seed(1)
-    new = dict(start_net(path, data, RECIPE, Start(True)).state_dict())
-    kept = dict(start_net(path, data, RECIPE, Start(True, None, True)).state_dict())
+    new = dict(start_net(path, data, RECIPE, Start(None, True)).state_dict())
+    kept = dict(start_net(path, data, RECIPE, Start(None, True, None, True)).state_dict())
     assert differences_of(given, kept) == 0
     assert [name for name in given if not torch.equal(given[name], new[name])] == ["classifier.linear.weight"]
 
@@ -85,3 +90,74 @@ def test_a_classifier_with_more_classes_is_not_kept(tmp_path: Path) -> None:
     out = Settings(tmp_path / "run", console=False)
     with pytest.raises(DataError, match=r"has 1,000 classes, but .* has 10"):
         finetune(tmp_path / "net.safetensors", few_digits(), RECIPE, out=out, keep_classifier=True)
+
+
+def test_pictures_that_were_not_held_out_before_are_pointed_at(tmp_path: Path) -> None:
+    """More pictures, or another seed, hold out others: the net may know them."""
+    out = Settings(tmp_path / "first", console=False)
+    result = finetune(saved(tmp_path), few_digits(), RECIPE, out=out)
+    assert result.model is not None
+
+    def notes(data: Data, source: Path) -> list[str]:
+        start = Start(str(source), pretrained=True, keep_classifier=True)
+        return start.notes(start_net(source, data, RECIPE, start), data)
+
+    assert notes(few_digits(), result.model) == []
+    (note,) = notes(open_data("digits", limit=10, seed=1), result.model)
+    assert "pictures held out here were not held out for" in note
+    assert "--val" in note
+    (note,) = notes(few_digits(), saved(tmp_path))
+    assert "is not known" in note
+
+
+def test_a_net_without_names_is_taken_at_its_word(tmp_path: Path) -> None:
+    data = few_digits()
+    start = Start(None, keep_classifier=True)
+    recipe = RECIPE.replace(drop_path=0)
+    net = start_net(proxylessnas.create_model(TINY, num_classes=10), data, recipe, start)
+    (note,) = start.notes(net, data)
+    assert "does not name its classes" in note
+    net.categories = tuple("abcdefghij")
+    with pytest.raises(DataError, match="knows class 0 as 'a'"):
+        start_net(net, data, recipe, start)
+
+
+def test_the_command_goes_on_bitwise_and_freezes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = saved(tmp_path)
+    words = ["finetune", str(path), "digits", "--limit", "10", "--epochs", "2", "--device", "cpu", "--quiet"]
+    words += ["--threads", "1", "--workers", "0", "--set", "image_size=8", "--keep-classifier"]
+    shown = run_command(*words, "--show-recipe").stdout
+    assert "freeze_epochs = 0" in shown
+    assert "freeze_epochs = 1" in run_command(*words, "--show-recipe", "--freeze-epochs", "1").stdout
+    assert "freeze_epochs = 1" in run_command(*words[:-1], "--show-recipe").stdout
+    whole = run_command(*words, "--out", str(tmp_path / "whole"))
+    assert whole.returncode == 0, whole.stderr
+
+    steps, original = 0, WeightStep.__call__
+
+    def counted(self: WeightStep, *given: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, *given)
+
+    monkeypatch.setattr(WeightStep, "__call__", counted)
+    cut = [*words, "--out", str(tmp_path / "cut")]
+    threads = torch.get_num_threads()
+    try:
+        assert cli.main(cut) == 128 + signal.SIGTERM
+    finally:
+        torch.set_num_threads(threads)
+    without = ["--freeze-epochs" if word == "--keep-classifier" else word for word in words]
+    refused = run_command(*without, "0", "--out", str(tmp_path / "cut"))
+    assert refused.returncode == 1
+    assert "--keep-classifier counts" in refused.stderr
+    again = run_command(*cut)
+    assert again.returncode == 0, again.stderr
+    a, b = (tensors(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
+    assert differences_of(a, b) == 0
+    story = read_train_story(tmp_path / "cut")
+    assert f"finetune {path} digits" in str(train_again(story, tmp_path / "cut", "REPORT"))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from train_tools import BUSY, TINY, differences_of, few_digits, run_command, tensors
+from train_tools import BUSY, TINY, differences_of, few_digits, noise_folder, run_command, tensors
 
 import proxylessnas
 from proxylessnas.errors import CheckpointError, DataError
@@ -143,7 +143,7 @@ def test_a_mirrored_teacher_answers_alike_for_a_picture_and_its_mirror_image(tmp
     teacher = Constant([0.0] * 10)
     recipe = BUSY.replace(epochs=1, teacher_mirrored=True)
     train(TINY, few_digits(), recipe, out=settings(tmp_path / "run"), teacher=teacher)
-    assert len(teacher.seen) == 1 + 2 * 5  # one look at its outputs, and twice each step
+    assert len(teacher.seen) == 2 + 2 * 5  # two looks at its outputs, and twice each step
 
 
 @pytest.mark.parametrize("works", [True, False])
@@ -222,7 +222,7 @@ def test_small_pictures_are_shown_to_the_teacher_whole(tmp_path: Path) -> None:
     recipe = BUSY.replace(epochs=2, start_size=4, grow_epochs=1)
     train(TINY, few_digits(), recipe, out=settings(tmp_path / "run"), teacher=teacher)
     assert {tuple(x.shape[1:]) for x in teacher.seen} == {(3, 8, 8)}
-    assert len(teacher.seen) == 1 + 2 * 5  # one look at its outputs, and each step
+    assert len(teacher.seen) == 2 + 2 * 5  # two looks at its outputs, and each step
 
 
 def test_an_exported_program_teaches(trained: Path, tmp_path: Path) -> None:
@@ -235,6 +235,76 @@ def test_an_exported_program_teaches(trained: Path, tmp_path: Path) -> None:
     net_view = proxylessnas.create_model(trained).preprocessing
     assert net_view is not None
     torch.testing.assert_close(own(x, net_view), program(x, net_view), rtol=1e-4, atol=1e-4)
+
+
+def test_a_program_of_ours_brings_its_classes_and_preprocessing(tmp_path: Path) -> None:
+    from proxylessnas import deploy
+
+    data = few_digits()
+    net = proxylessnas.create_model(TINY).eval()
+    net.preprocessing = Preprocessing(8, 8, (0.1, 0.2, 0.3), (0.5, 0.5, 0.4))
+    net.categories = data.categories
+    deploy.export(net, tmp_path / "net.pt2")
+    own, program = (open_teacher(source, data, PUPIL, CPU) for source in (net, tmp_path / "net.pt2"))
+    x = torch.randn(7, 3, 8, 8)
+    torch.testing.assert_close(own(x, PUPIL), program(x, PUPIL), rtol=1e-4, atol=1e-4)
+    net.categories = tuple(reversed(data.categories))
+    deploy.export(net, tmp_path / "other.pt2")
+    with pytest.raises(DataError, match="has the classes of digits in another order"):
+        open_teacher(tmp_path / "other.pt2", data, PUPIL, CPU)
+
+
+def test_a_program_with_a_fixed_batch_cannot_teach(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 10)).eval()
+    torch.export.save(torch.export.export(net, (torch.zeros(2, 3, 8, 8),)), tmp_path / "two.pt2")
+    with pytest.raises(
+        DataError, match=r"takes 2 pictures a call and not 3 .*: its batch size has to be open"
+    ):
+        open_teacher(tmp_path / "two.pt2", few_digits(), PUPIL, CPU)
+
+
+def test_teachers_that_something_was_made_of(tmp_path: Path) -> None:
+    """A traced net is put into evaluation mode; a wrapped one of ours still says how its pictures are."""
+    data = few_digits()
+    traced = torch.fx.symbolic_trace(nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(192, 10)))
+    teacher, x = open_teacher(traced, data, PUPIL, CPU), torch.randn(4, 3, 8, 8)
+    torch.testing.assert_close(teacher(x, PUPIL), teacher(x, PUPIL), rtol=0, atol=0)
+    net = proxylessnas.create_model(TINY)
+    net.preprocessing = Preprocessing(8, 8, (0.1, 0.2, 0.3), (0.5, 0.5, 0.4))
+    wrapped = open_teacher(torch.compile(net), data, PUPIL, CPU)
+    assert wrapped.preprocessing == net.preprocessing
+
+
+def test_a_teacher_beside_mixed_precision(trained: Path, tmp_path: Path) -> None:
+    recipe = BUSY.replace(epochs=1, amp="bf16")
+    result = train(TINY, few_digits(), recipe, out=settings(tmp_path / "run"), teacher=trained)
+    assert result.finished
+
+
+def test_two_processes_learn_from_one_teacher(trained: Path, tmp_path: Path) -> None:
+    """They end with the weights of one process with the whole batch."""
+    (tmp_path / "tiny.txt").write_text(str(TINY), encoding="utf-8")
+    pictures = noise_folder(tmp_path / "pictures")
+    net = proxylessnas.create_model(TINY, num_classes=10)
+    proxylessnas.save_weights(net, tmp_path / "teacher.safetensors")
+    recipe = BUSY.replace(
+        epochs=1, mixup_alpha=0, cutmix_alpha=0, dropout=0, drop_path=0, sync_bn=True, ema_decay=0
+    )
+    (tmp_path / "recipe.toml").write_text(recipe.to_toml(), encoding="utf-8")
+    for processes in (1, 2):
+        words = [
+            "train",
+            str(tmp_path / "tiny.txt"),
+            str(pictures),
+            "--recipe",
+            str(tmp_path / "recipe.toml"),
+        ]
+        words += ["--teacher", str(tmp_path / "teacher.safetensors"), "--device", "cpu", "--threads", "1"]
+        out = str(tmp_path / f"of{processes}")
+        ran = run_command(*words, "--workers", "0", "--quiet", "--out", out, processes=processes)
+        assert ran.returncode == 0, ran.stderr
+    a, b = (tensors(tmp_path / name / "model.safetensors") for name in ("of1", "of2"))
+    assert differences_of(a, b) < 1e-4
 
 
 def test_the_command_with_a_teacher_goes_on_bitwise(
@@ -287,6 +357,12 @@ def test_the_report_says_who_taught(trained: Path, tmp_path: Path) -> None:
     write_report(out, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert f"{trained} + {trained} (0.9 of the loss, at temperature 4.0)" in page
+    recipe = out / "recipe.toml"
+    text = recipe.read_text(encoding="utf-8").replace("teacher_mirrored = false", "teacher_mirrored = true")
+    recipe.write_text(text, encoding="utf-8")
+    write_report(out, tmp_path / "page.html")
+    mirrored = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "(0.9 of the loss, at temperature 4.0, with mirror images)" in mirrored
     assert f"--recipe {out}/recipe.toml --teacher {trained} --teacher {trained} --out NEW" in page
 
 
@@ -306,11 +382,17 @@ def test_a_teacher_that_cannot_teach_is_one_clear_error(trained: Path, tmp_path:
         with pytest.raises(DataError, match=words):
             open_teacher(source, data, PUPIL, CPU)
 
-    refused(tmp_path / "none.pt2", r"none\.pt2: there is no such teacher")
+    refused(tmp_path / "none.pt2", r"none\.pt2 is not there")
+    refused(trained.parent, "is a folder: name the model.safetensors in it")
+    refused(tmp_path / "net.pth", "does not say which net it is of")
+    refused(Constant([0.0] * 9 + [float("nan")]), "answers with NaN or infinite logits")
     (tmp_path / "bad.pt2").write_bytes(b"PK not a program")
     refused(tmp_path / "bad.pt2", r"bad\.pt2: not a program of torch\.export")
     refused(Constant([0.0] * 4), "gives .4. outputs a picture, but digits has 10 classes")
-    refused(nn.Linear(5, 10), "cannot take inputs of 8 px")
+    refused(nn.Linear(5, 10), r"cannot take inputs of .2, 3, 8, 8.")
+    numbered = Constant([0.0] * 10)
+    numbered.categories = 10  # a number of classes is no list of their names
+    assert open_teacher(numbered, data, PUPIL, CPU).name == "Constant"
     other = proxylessnas.create_model(TINY)
     other.categories = tuple(reversed(data.categories))
     refused(other, "has the classes of digits in another order")

@@ -14,10 +14,10 @@ class Finetune(Verb):
     order = 65
     summary = "train a published net on your own classes"
     description = (
-        "Train NET, with its published weights and a new classifier, on DATA. Killed at any moment, the same "
-        "command goes on from the last checkpoint. Under torchrun it trains on several GPUs, CPUs or "
-        "machines. DIR gets the recipe, checkpoints, log.jsonl, epochs.csv, curves.png and the trained "
-        "model.safetensors, which every other verb takes as NET."
+        "Train NET, with its published weights and a new classifier (or its own, to go on), on DATA. Killed "
+        "at any moment, the same command goes on from the last checkpoint. Under torchrun it trains on "
+        "several GPUs, CPUs or machines. DIR gets the recipe, checkpoints, log.jsonl, epochs.csv, curves.png "
+        "and the trained model.safetensors, which every other verb takes as NET."
     )
     example = """\
   $ proxylessnas finetune proxyless_cifar10_demo digits --epochs 3 --out runs/digits
@@ -35,7 +35,7 @@ class Finetune(Verb):
         parser.add_argument(
             "--keep-classifier",
             action="store_true",
-            help="start from its classifier too: train further on the classes that NET knows",
+            help="start from its classifier too, and freeze nothing: train further on the classes NET knows",
         )
         parser.add_argument(
             "--freeze-epochs",
@@ -48,10 +48,15 @@ class Finetune(Verb):
         """Train and report."""
         from ._train import fitted, keep_pages, opened_data, report, resolved_recipe, settings, told
 
-        if told(args, freeze_epochs=args.freeze_epochs):
+        freeze = args.freeze_epochs
+        preset = args.recipe == args.parser.get_default("recipe")
+        asked = freeze is not None or any(change.startswith("freeze_epochs") for change in args.changes)
+        if args.keep_classifier and preset and not asked:
+            freeze = 0  # the preset's is there for a classifier that knows nothing yet
+        if told(args, freeze_epochs=freeze):
             return 0
         keep_pages(args)
-        recipe = resolved_recipe(args, freeze_epochs=args.freeze_epochs)
+        recipe = resolved_recipe(args, freeze_epochs=freeze)
         from ..train import finetune
 
         data = opened_data(args, recipe)

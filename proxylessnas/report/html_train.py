@@ -95,7 +95,7 @@ def _asked(story: TrainStory) -> Raw:
         rows.append(("net", f"{story.begin['net']}, from {start}"))
     if _teachers(story):
         share, temperature = values.get("teacher_share"), values.get("teacher_temperature")
-        both = ", with mirror images" if values.get("teacher_mirrored") else ""
+        both = ", with mirror images" if values.get("teacher_mirrored") == "true" else ""
         counts = f"({share} of the loss, at temperature {temperature}{both})"
         rows.append(("teacher", f"{' + '.join(_teachers(story))} {counts}"))
     names = {
@@ -140,7 +140,7 @@ def _curves(story: TrainStory) -> Raw:
     charts = (
         (
             "Loss",
-            "cross-entropy (nats)",
+            "nats; in training with the teacher's part" if _teachers(story) else "cross-entropy (nats)",
             [Line("training", points("train_loss")), Line("validation", points("val_loss"))],
             True,
         ),
@@ -202,7 +202,8 @@ def train_again(story: TrainStory, folder: Path, report: str) -> Raw:
     """Return the commands that make the run, and this page, once more; ``report`` makes the page."""
     out, data = shlex.quote(str(folder)), shlex.quote(_data(story) or "DATA")
     name = str(story.begin.get("net") or (story.arch.name if story.arch is not None else ""))
-    net = name if name in PUBLISHED else f"{folder}/model.safetensors" if story.arch is not None else "NET"
+    known = name if name in PUBLISHED else f"{folder}/model.safetensors" if story.arch is not None else "NET"
+    net = str(story.begin.get("source") or known)
     given = story.begin.get("given_weights")
     verb = "finetune" if given else "train"
     lines = []
@@ -211,6 +212,8 @@ def train_again(story: TrainStory, folder: Path, report: str) -> Raw:
             "# the folder does not say whether it was train or finetune; of the latter the net had weights"
         )
     options = "".join(f" --teacher {shlex.quote(teacher)}" for teacher in _teachers(story))
+    if story.begin.get("weights"):
+        options += f" --weights {shlex.quote(str(story.begin['weights']))}"
     if story.begin.get("kept_classifier"):
         options += " --keep-classifier"
     lines += [

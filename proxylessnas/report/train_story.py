@@ -112,7 +112,7 @@ def _begin(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a run was asked for, without fields that are not of the type they should be."""
     kinds = {
         "net": str, "arch": str, "data": str, "pictures": dict, "versions": dict, "given_weights": bool,
-        "teachers": list, "kept_classifier": bool,
+        "teachers": list, "source": str, "weights": str, "kept_classifier": bool,
     }  # fmt: skip
     return {name: row[name] for name, kind in kinds.items() if isinstance(row.get(name), kind)}
 

@@ -136,6 +136,7 @@ def _finished(parts: Parts, why: str, held_out: float, seed: int, limit: int | N
     train, val, notes = parts.train, parts.val, parts.notes
     names = parts.classes.names
     _check_classes(parts)
+    split = val is None
     if val is None and not held_out:
         notes.append(f"{why}, and none held out (val_fraction is 0): there are no validation figures")
     elif val is None:
@@ -168,6 +169,7 @@ def _finished(parts: Parts, why: str, held_out: float, seed: int, limit: int | N
         parts.std,
         size,
         tuple(notes),
+        held_out=split and val is not None,
     )
     digests = "\n".join([train.digest(), "" if val is None else val.digest(), *names])
     return replace(data, fingerprint=hashlib.sha256(digests.encode("utf-8", "surrogateescape")).hexdigest())

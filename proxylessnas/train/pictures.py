@@ -74,6 +74,7 @@ class Data:
             shows: a hint, to be checked by whoever relies on it.
         notes: what a user should know, one line each: how the split was made, empty folders.
         fingerprint: SHA-256 (hex) of names, labels, file sizes and classes of both parts.
+        held_out: whether ``val`` was split off the pictures to train on.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Data:
     size: tuple[int, int] | None = None
     notes: tuple[str, ...] = ()
     fingerprint: str = ""
+    held_out: bool = False
 
 
 class FilePictures:

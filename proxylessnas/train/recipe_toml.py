@@ -28,7 +28,7 @@ GROUPS = {
         "crop crop_scale_min crop_padding flip "
         "jitter_brightness jitter_contrast jitter_saturation jitter_hue "
         "rand_augment rand_augment_magnitude random_erasing cutout mixup_alpha cutmix_alpha",
-    "loss; a teacher's share and temperature count where there is one (--teacher)":
+    "loss; what is said of a teacher counts where there is one (--teacher)":
         "label_smoothing teacher_share teacher_temperature teacher_mirrored",
     "optimiser":
         "optimizer learning_rate momentum betas muon_rate muon_decay weight_decay no_decay clip_norm",

@@ -56,7 +56,7 @@ def _differences(trainer: Trainer, state: dict[str, Any]) -> Iterator[str]:
     if state.get("teacher") != _teacher(trainer):  # a checkpoint from before there were teachers has none
         yield ", with another teacher or none" if trainer.teacher else ", with a teacher"
     if state["start"] != trainer.start or state["preprocessing"] != _preprocessing(trainer):
-        yield ", which began with other weights or another preprocessing"
+        yield ", which began with other weights (--keep-classifier counts) or another preprocessing"
 
 
 def _preprocessing(trainer: Trainer) -> dict[str, Any] | None:

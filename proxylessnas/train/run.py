@@ -31,7 +31,7 @@ from .recipe import Recipe, read_recipe
 from .resume import go_on
 from .runlog import RunLog
 from .settings import Settings
-from .start import Start, start_net
+from .start import VALIDATION_FILE, Start, source_name, start_net
 from .stop import StopRequest
 from .teacher import Teachers, open_teachers
 from .tensorboard_log import load_tensorboard
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from ..tree_arch import TreeArch
 
 MODEL_FILE, RECIPE_FILE, RESULT_FILE = "model.safetensors", "recipe.toml", "result.json"
-VALIDATION_FILE = "validation.txt"
 _SIGNS = (RECIPE_FILE, "search.toml", "log.jsonl", "checkpoints", ".running")  # of a folder that is a run's
 _FEW = 50  # validation pictures, below which a user should know what one of them weighs
 
@@ -104,7 +103,7 @@ def train(
         ProxylessError: the loss became infinite or NaN.
     """
     recipe = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
-    return _run(model, data, recipe, out, val, teacher, Start())
+    return _run(model, data, recipe, out, val, teacher, Start(source_name(model)))
 
 
 def finetune(
@@ -131,14 +130,18 @@ def finetune(
         val: see :func:`train`.
         weights: a file with the weights of the net that ``model`` names.
         teacher: see :func:`train`.
-        keep_classifier: start from the classifier of the weights too, to go on with the classes it knows.
+        keep_classifier: start from the classifier of the weights too, to go on with the classes it knows;
+            the preset "finetune" then freezes nothing at first. A net that is given is only checked: its
+            classifier is always kept.
 
     Raises:
         WeightsNotFoundError, WeightsFetchError, WeightsMismatchError: the body cannot be had.
         DataError: as :func:`train`; or the classifier to keep knows other classes.
     """
-    recipe = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
-    start = Start(weights is None, weights, keep_classifier)
+    given, recipe = recipe, recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
+    if keep_classifier and given == "finetune":
+        recipe = recipe.replace(freeze_epochs=0)  # which is there for a classifier that knows nothing yet
+    start = Start(source_name(model), weights is None, weights, keep_classifier)
     return _run(model, data, recipe, out, val, teacher, start)
 
 
@@ -166,6 +169,7 @@ def _run(
         )
         torch.manual_seed(recipe.seed)
         net = start_net(model, opened, recipe, start)
+        notes = start.notes(net, opened)
         teach = None
         if teacher is not None:
             teach = functools.partial(open_teachers, teacher, opened, device=group.device)
@@ -179,7 +183,7 @@ def _run(
             teach,
         )
         try:
-            return _carry_out(trainer, start)
+            return _carry_out(trainer, start, notes)
         except Exception as e:
             if recipe.compile and type(e).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 reason = str(e).strip().splitlines()[0]
@@ -191,10 +195,10 @@ def _run(
             trainer.release()
 
 
-def _carry_out(trainer: Trainer, start: Start) -> Result:
+def _carry_out(trainer: Trainer, start: Start, notes: list[str]) -> Result:
     """Train from where the run is to its end, or to where a signal stops it."""
     settings, recipe, group = trainer.settings, trainer.recipe, trainer.processes
-    notes = [*trainer.data.notes, *go_on(trainer)]
+    notes = [*trainer.data.notes, *notes, *go_on(trainer)]
     p = trainer.position
     log_of_run = (
         RunLog(
@@ -214,7 +218,7 @@ def _carry_out(trainer: Trainer, start: Start) -> Result:
             names = [] if val is None else [val.name(i) for i in range(len(val))]
             write_atomically(settings.out / VALIDATION_FILE, "".join(f"{n}\n" for n in names).encode())
         if not p.global_step:
-            run.event("begin", **begin_fields(trainer), kept_classifier=start.keep_classifier)
+            run.event("begin", **begin_fields(trainer), **start.log_fields())
         run.picture("net", p.global_step, lambda: figure(trainer), last=True)
         for text in notes:
             run.note(text)

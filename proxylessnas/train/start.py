@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,17 +18,21 @@ from .checkpoint import weights_digest
 from .pictures import Data
 from .recipe import Recipe
 
+VALIDATION_FILE = "validation.txt"  # of a run: the names of the pictures it validated on
+
 
 @dataclass(frozen=True)
 class Start:
-    """Which weights a named net starts from.
+    """Which weights a net starts from.
 
     Attributes:
-        pretrained: its published weights, or those of the file that it is.
-        weights: a file with its weights, instead.
+        source: the name or file of the net; None for one that is there already, or an architecture.
+        pretrained: with its published weights, or those of the file that it is.
+        weights: with those of this file, instead.
         keep_classifier: those of the classifier too; otherwise that starts anew.
     """
 
+    source: str | None = None
     pretrained: bool = False
     weights: str | os.PathLike[str] | None = None
     keep_classifier: bool = False
@@ -42,6 +47,40 @@ class Start:
         if not self.trained:
             return ""
         return weights_digest(net, without=None if self.keep_classifier else "classifier.")
+
+    def log_fields(self) -> dict[str, Any]:
+        """Return what the log of a run says of it."""
+        named = self.source is not None
+        return {
+            "source": self.source,
+            "weights": str(self.weights) if named and self.weights is not None else None,
+            "kept_classifier": named and self.keep_classifier,
+        }
+
+    def notes(self, net: Classifier, data: Data) -> list[str]:
+        """Return what a user who goes on with a classifier should know, one line each."""
+        if not self.keep_classifier:
+            return []
+        found = []
+        if not net.categories:
+            found.append("the net does not name its classes: that they are these, in this order, is on you")
+        if self.source is None or not data.held_out or data.val is None:
+            return found
+        # An earlier run on the same pictures held out the same ones; on more of them it held out others.
+        seen: str | None = f"whether {self.source} was trained on the pictures held out here is not known"
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            earlier = Path(self.source).with_name(VALIDATION_FILE).read_text(encoding="utf-8").splitlines()
+            new = {data.val.name(i) for i in range(len(data.val))}.difference(earlier)
+            held = f"{len(new):,} of the {len(data.val):,} pictures held out here"
+            seen = f"{held} were not held out for {self.source}" if new else None
+        if seen:
+            found.append(f"{seen}: its accuracy on them may be too good (--val: pictures it has not seen)")
+        return found
+
+
+def source_name(model: object) -> str | None:
+    """Return how a net that is to be built was called; None for one that is there, or an architecture."""
+    return os.fspath(model) if isinstance(model, (str, os.PathLike)) else None
 
 
 def start_net(model: Any, data: Data, recipe: Recipe, start: Start) -> Classifier:
@@ -81,6 +120,8 @@ def _net(model: Any, data: Data, recipe: Recipe, start: Start) -> Classifier:
                 "drop_path is built into a net: make it with create_model(..., drop_path_rate=...) and set "
                 "drop_path to 0 in the recipe"
             )
+        if start.keep_classifier:
+            _check_classifier(model, data)
         model.drop_rate = model.drop_rate if recipe.dropout is None else recipe.dropout
         return model
     if not start.trained and isinstance(model, (str, os.PathLike)) and is_weights_file(Path(model)):

@@ -8,13 +8,15 @@ them (Beyer et al. 2022, "Knowledge distillation: a good teacher is patient and 
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import json
 import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +32,7 @@ from .checkpoint import weights_digest
 from .pictures import Data
 
 PROGRAM_SUFFIX = ".pt2"
-_EXAMPLE_PICTURES = 2
+_EXAMPLE_PICTURES = (2, 3)  # of two sizes, as the last batch of an epoch may have another
 
 TeacherSource: TypeAlias = nn.Module | str | os.PathLike[str]
 Teachers: TypeAlias = TeacherSource | Sequence[TeacherSource]
@@ -106,7 +108,8 @@ def open_teacher(source: TeacherSource, data: Data, pupil: Preprocessing, device
     Args:
         source: the name of a published net, a trained ``.safetensors`` file, a program that
             ``torch.export.save`` (or ``proxylessnas export``) wrote, ``.pt2``, or a module. Programs and
-            modules that are not of this package take the pupil's own inputs.
+            modules that are not of this package take the pupil's own inputs; that their classes are those
+            of the data, in this order, cannot be seen.
         data: its classes have to be the teacher's, in the same order.
         pupil: the preprocessing of the net that learns.
         device: where it computes.
@@ -116,14 +119,17 @@ def open_teacher(source: TeacherSource, data: Data, pupil: Preprocessing, device
         WeightsNotFoundError, WeightsFetchError, WeightsMismatchError: the weights of a named net cannot be
             had.
     """
+    own = None
     if isinstance(source, nn.Module):
+        source = _unwrapped(source)
         net, name = copy.deepcopy(source), type(source).__name__  # the caller's own stays as it is
         name = source.arch.name if isinstance(source, Classifier) else name
     elif str(source).lower().endswith(PROGRAM_SUFFIX):
-        net, name = _program(Path(source)), str(source)
+        net, own = _program(Path(source))
+        name = str(source)
     else:
-        net, name = create_model(source, pretrained=True), str(source)
-    own = net.preprocessing if isinstance(net, Classifier) else None
+        net, name = create_model(_nameable(source), pretrained=True), str(source)
+    own = net.preprocessing if isinstance(net, Classifier) else own
     teacher = Teacher(_ready(net, device), name, weights_digest(net), own)
     _check_classes(teacher, data, pupil, device)
     return teacher
@@ -153,14 +159,43 @@ def taught_loss(
     return (1 - share) * F.cross_entropy(logits, targets, label_smoothing=smoothing) + share * divergence
 
 
-def _program(path: Path) -> nn.Module:
-    """Load a program of torch.export."""
+def _unwrapped(net: nn.Module) -> nn.Module:
+    """Return the net in what torch.compile or DistributedDataParallel made of it."""
+    for name in ("_orig_mod", "module"):
+        inner = getattr(net, name, None)
+        if isinstance(inner, Classifier):
+            return inner
+    return net
+
+
+def _nameable(source: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """Return a name or file that says which net it is of."""
+    if os.path.isdir(source):
+        raise DataError(f"the teacher {source} is a folder: name the model.safetensors in it")
+    if str(source).lower().endswith((".pth", ".pt")):
+        raise DataError(
+            f"the teacher {source} does not say which net it is of: load it with create_model(NAME, "
+            "weights=FILE), and save_weights writes a .safetensors file that can teach"
+        )
+    return source
+
+
+def _program(path: Path) -> tuple[nn.Module, Preprocessing | None]:
+    """Load a program of torch.export, and the preprocessing of one that ``proxylessnas export`` wrote."""
     if not path.is_file():
-        raise DataError(f"{path}: there is no such teacher")
+        raise DataError(f"the teacher {path} is not there")
+    from ..latency.runtimes.torch_files import METADATA_FILE
+
+    extra = {METADATA_FILE: ""}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the reader's own insides
-            return torch.export.load(path).module()
+            net = torch.export.load(path, extra_files=extra).module()
+        said = json.loads(extra[METADATA_FILE] or "{}")
+        if "categories" in said:
+            net.categories = tuple(json.loads(said["categories"]))
+        known = said.get("preprocessing")
+        return net, Preprocessing.from_dict(json.loads(known)) if known else None
     except Exception as e:  # torch's reader raises whatever a broken archive makes it stumble over
         raise DataError(
             f"{path}: not a program of torch.export ({first_line(e)}); machine code (--aot) cannot teach"
@@ -169,8 +204,9 @@ def _program(path: Path) -> nn.Module:
 
 def _ready(net: nn.Module, device: torch.device) -> nn.Module:
     """Return a net in evaluation mode on its device; one of ours in the form that answers fastest."""
-    program = isinstance(net, torch.fx.GraphModule)  # which is in its mode for good, and refuses eval()
-    net = (net if program else net.eval()).to(device).to(memory_format=torch.channels_last)
+    with contextlib.suppress(NotImplementedError):  # a program of torch.export is in its mode for good
+        net.eval()
+    net = net.to(device).to(memory_format=torch.channels_last)
     return _quick(net, device) if isinstance(net, Classifier) else net
 
 
@@ -181,7 +217,7 @@ def _quick(net: Classifier, device: torch.device) -> nn.Module:
         return quick
     side = net.preprocessing.input_size
     generator = torch.Generator().manual_seed(0)
-    example = torch.randn(_EXAMPLE_PICTURES, net.in_chans, side, side, generator=generator)
+    example = torch.randn(_EXAMPLE_PICTURES[0], net.in_chans, side, side, generator=generator)
     example = example.contiguous(memory_format=torch.channels_last)
     try:
         with torch.no_grad():
@@ -193,7 +229,8 @@ def _quick(net: Classifier, device: torch.device) -> nn.Module:
 
 
 def _check_classes(teacher: Teacher, data: Data, pupil: Preprocessing, device: torch.device) -> None:
-    known: Sequence[str] = getattr(teacher.net, "categories", ())
+    said = getattr(teacher.net, "categories", ())
+    known: Sequence[str] = said if isinstance(said, (tuple, list)) else ()
     wanted = data.categories
     if known and tuple(known) != tuple(wanted):
         if sorted(known) == sorted(wanted):
@@ -204,19 +241,27 @@ def _check_classes(teacher: Teacher, data: Data, pupil: Preprocessing, device: t
             f"the teacher {teacher.name} {what}; {data.name} has {len(wanted)}: train it on the same classes"
         )
     side = pupil.input_size
-    try:
-        example = torch.zeros(_EXAMPLE_PICTURES, 3, side, side, device=device)
-        logits: Any = teacher(example, pupil)
-        shape = tuple(logits.shape)
-    except Exception as e:  # a net that is not ours raises what its layers raise
-        raise DataError(
-            f"the teacher {teacher.name} cannot take inputs of {side} px ({first_line(e)})"
-        ) from e
-    if shape != (_EXAMPLE_PICTURES, len(wanted)):
-        raise DataError(
-            f"the teacher {teacher.name} gives {list(shape[1:])} outputs a picture, but {data.name} has "
-            f"{len(wanted)} classes"
-        )
+    logits = torch.zeros(0)
+    for count in _EXAMPLE_PICTURES:
+        try:
+            logits = teacher(torch.zeros(count, 3, side, side, device=device), pupil)
+            shape = tuple(logits.shape)
+        except Exception as e:  # a net that is not ours raises what its layers raise
+            if count > _EXAMPLE_PICTURES[0]:
+                raise DataError(
+                    f"the teacher {teacher.name} takes {_EXAMPLE_PICTURES[0]} pictures a call and not "
+                    f"{count} ({first_line(e)}): its batch size has to be open"
+                ) from e
+            raise DataError(
+                f"the teacher {teacher.name} cannot take inputs of {[count, 3, side, side]} ({first_line(e)})"
+            ) from e
+        if shape != (count, len(wanted)):
+            raise DataError(
+                f"the teacher {teacher.name} gives {list(shape[1:])} outputs a picture, but {data.name} has "
+                f"{len(wanted)} classes"
+            )
+    if not bool(logits.isfinite().all()):
+        raise DataError(f"the teacher {teacher.name} answers with NaN or infinite logits")
 
 
 def _renormalised(inputs: Tensor, pupil: Preprocessing, own: Preprocessing | None) -> Tensor:
