@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -190,7 +190,7 @@ def _program(path: Path) -> tuple[nn.Module, Preprocessing | None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the reader's own insides
-            net = torch.export.load(path, extra_files=extra).module()
+            net: Any = torch.export.load(path, extra_files=extra).module()
         said = json.loads(extra[METADATA_FILE] or "{}")
         if "categories" in said:
             net.categories = tuple(json.loads(said["categories"]))
