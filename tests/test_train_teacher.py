@@ -263,7 +263,7 @@ def test_a_program_with_a_fixed_batch_cannot_teach(tmp_path: Path) -> None:
         open_teacher(tmp_path / "two.pt2", few_digits(), PUPIL, CPU)
 
 
-def test_teachers_that_something_was_made_of(tmp_path: Path) -> None:
+def test_teachers_that_something_was_made_of() -> None:
     """A traced net is put into evaluation mode; a wrapped one of ours still says how its pictures are."""
     data = few_digits()
     traced = torch.fx.symbolic_trace(nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(192, 10)))
