@@ -94,17 +94,32 @@ def command(*words: str, processes: int = 1, script: Path | None = None) -> list
 
 
 def watched(folder: Path) -> Path:
-    """Return a script that runs the command, and writes to ``threads-RANK`` which threads are left."""
+    """Return a script that runs the command, and writes to ``threads-RANK`` which threads are left.
+
+    Once when the group of the processes has ended, and once at the end of the command, a line each.
+    """
     script = folder / "watched.py"
     script.write_text(
         """\
 import os, sys
 from pathlib import Path
+import torch.distributed as dist
 from proxylessnas.cli import main
 
+end = dist.destroy_process_group
+
+def write():
+    names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    with Path(__file__).with_name("threads-" + os.environ["RANK"]).open("a") as file:
+        print(*names, file=file)
+
+def end_and_write():
+    end()
+    write()
+
+dist.destroy_process_group = end_and_write
 code = main(sys.argv[1:])
-names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
-Path(__file__).with_name("threads-" + os.environ["RANK"]).write_text(" ".join(names))
+write()
 sys.exit(code)
 """,
         encoding="utf-8",

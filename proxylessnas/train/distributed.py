@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import gc
 import importlib
 import os
+import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -21,6 +23,7 @@ from ..devices import check_usable
 from ..errors import ProxylessError, first_line
 
 _TIMEOUT = datetime.timedelta(minutes=30)  # decoding a large data set into memory may keep one process away
+_PAUSE_S = 0.05
 # What the messages of gloo and NCCL hold when a process is gone.
 _BROKEN = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe", "Timed out waiting")
 
@@ -38,6 +41,7 @@ class Processes:
     rank: int
     world: int
     device: torch.device
+    _last: list[Tensor] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property
     def main(self) -> bool:
@@ -50,6 +54,7 @@ class Processes:
             for tensor in tensors:
                 shared = self._reachable(tensor)
                 dist.all_reduce(shared)
+                self._keep(shared)
                 if shared is not tensor:
                     tensor.copy_(shared)
 
@@ -67,6 +72,7 @@ class Processes:
             for tensor in tensors:
                 shared = self._reachable(tensor)
                 dist.broadcast(shared, 0)
+                self._keep(shared)
                 if shared is not tensor:
                     tensor.copy_(shared)
 
@@ -88,6 +94,7 @@ class Processes:
         own = self._reachable(data)
         parts = [torch.empty_like(own) for _ in range(self.world)]
         dist.all_gather(parts, own)
+        self._keep(own, *parts)
         return parts
 
     def broadcast(self, data: Tensor | None) -> Tensor:
@@ -99,12 +106,17 @@ class Processes:
         shared = torch.zeros(length, dtype=torch.uint8) if data is None else data
         shared = self._reachable(shared)
         dist.broadcast(shared, 0)
+        self._keep(shared)
         return shared.cpu()
 
     def wait(self) -> None:
         """Wait until every process is here."""
         if self.world > 1:
             self.sum_of(0.0)
+
+    def _keep(self, *exchanged: Tensor) -> None:
+        """Keep the tensors of the last exchange, see :func:`processes`."""
+        self._last[:] = exchanged
 
     def _reachable(self, tensor: Tensor) -> Tensor:
         """Return the tensor on a device that the processes can exchange: NCCL knows only GPUs."""
@@ -147,13 +159,21 @@ def processes(device: str = "auto") -> Iterator[Processes]:
         raise ProxylessError(
             f"the {world} processes of this run did not find each other at {where}: {e}"
         ) from e
+    group = Processes(dist.get_rank(), dist.get_world_size(), chosen)
     try:
-        yield Processes(dist.get_rank(), dist.get_world_size(), chosen)
+        yield group
     except RuntimeError as e:
         if isinstance(e, ProxylessError) or not any(word in str(e) for word in _BROKEN):
             raise
         raise ProxylessError("another process of this run stopped; its message says why") from e
     finally:
+        # A thread of gloo drops the tensors of an exchange a moment after it is over. The last owner of a
+        # tensor needs Python's lock to drop it, and the end of the group has the lock while it waits for
+        # its threads (seen with torch 2.6): neither would ever go on. So `group` still owns the tensors of
+        # its last exchange here, the group ends here and not with some later reference to it, and the pause
+        # is for tensors that others exchanged, the net's wrapper for one.
+        gc.collect()
+        time.sleep(_PAUSE_S)
         dist.destroy_process_group()
 
 
