@@ -108,6 +108,27 @@ def accuracy(net: nn.Module, loader: EvalLoader) -> float:
     return 100 * right / n
 
 
+def write_teacher(
+    net: nn.Module, out: Path, made: dict[str, Any], began: float, val: EvalLoader, test: EvalLoader
+) -> None:
+    """Write a trained net, in evaluation mode and channels-last, and the record of how it was made."""
+    minutes = (time.perf_counter() - began) / 60
+    result = {
+        **made,
+        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "params": sum(p.numel() for p in net.parameters()), "minutes": round(minutes, 1),
+        "val_top1": accuracy(net, val),
+        "test_top1": accuracy(net, test),
+    }  # fmt: skip
+    out.mkdir(parents=True, exist_ok=True)
+    example = torch.zeros(2, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    shapes = ({0: torch.export.Dim("batch", min=1)},)
+    with torch.no_grad():
+        torch.export.save(torch.export.export(net, (example,), dynamic_shapes=shapes), out / "teacher.pt2")
+    (out / "teacher.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(result))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -157,26 +178,11 @@ def main() -> None:
         )  # fmt: skip
     average.copy_to(net)
     net.eval()
-    minutes = (time.perf_counter() - began) / 60
     test = EvalLoader(open_data(args.test, val_fraction=0).train, preprocessing, batch_size=256)
     program = _InBf16(_folded(net)).to(memory_format=torch.channels_last).eval()
-    result = {
-        "net": f"plain 3x3 convolutions, {' '.join(map(str, args.widths))} channels, bf16",
-        "command": shlex.join(["python", "benchmarks/plain_teacher.py", *sys.argv[1:]]),
-        "epochs": args.epochs, "seed": recipe.seed,
-        "params": sum(p.numel() for p in net.parameters()), "minutes": round(minutes, 1),
-        "val_top1": accuracy(program, val),
-        "test_top1": accuracy(program, test),
-    }  # fmt: skip
-    args.out.mkdir(parents=True, exist_ok=True)
-    example = torch.zeros(2, 3, 32, 32).contiguous(memory_format=torch.channels_last)
-    shapes = ({0: torch.export.Dim("batch", min=1)},)
-    with torch.no_grad():
-        torch.export.save(
-            torch.export.export(program, (example,), dynamic_shapes=shapes), args.out / "teacher.pt2"
-        )
-    (args.out / "teacher.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result))
+    words = f"plain 3x3 convolutions, {' '.join(map(str, args.widths))} channels, bf16"
+    made = {"net": words, "epochs": args.epochs, "seed": recipe.seed}
+    write_teacher(program, args.out, made, began, val, test)
 
 
 if __name__ == "__main__":

@@ -162,15 +162,24 @@ def test_a_wider_net_computes_the_same(repo: Path, tmp_path: Path) -> None:
         assert words in done.stderr
 
 
-def test_a_plain_net_is_trained_and_teaches(repo: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("plain_teacher.py", "--widths 8 16 --epochs 8"),
+        ("whitened_teacher.py", "--widths 8 16 16 --epochs 3 --batch-size 100 --part 50"),
+    ],
+)
+def test_a_net_of_plain_convolutions_is_trained_and_teaches(
+    repo: Path, tmp_path: Path, name: str, options: str
+) -> None:
     """The script in small, on digits; a net then learns from the program it writes."""
     from proxylessnas.train import Settings, open_data, read_recipe, train
 
-    script = [sys.executable, repo / "benchmarks" / "plain_teacher.py", "digits", "--test", "digits"]
-    run([*script, "--widths", "8", "16", "--epochs", "8", "--threads", "1", "--out", tmp_path], cwd=tmp_path)
+    words = ["digits", "--test", "digits", *options.split(), "--threads", "1", "--out", str(tmp_path)]
+    run([sys.executable, repo / "benchmarks" / name, *words], cwd=tmp_path)
     made = json.loads((tmp_path / "teacher.json").read_text())
     assert made["test_top1"] > 30, "much better than a guess"
-    assert made["command"].startswith("python benchmarks/plain_teacher.py digits --test digits --widths 8 16")
+    assert made["command"].startswith(f"python benchmarks/{name} digits --test digits {options}")
     recipe = read_recipe("small-images").with_epochs(1).with_batch_size(32)
     out = Settings(tmp_path / "run", console=False, device="cpu", workers=0)
     data = open_data("digits", limit=10)

@@ -1,0 +1,201 @@
+"""Train a whitened 3x3-convolution net on small pictures, as a teacher for `proxylessnas finetune --teacher`.
+
+    python benchmarks/whitened_teacher.py cifar10_jpg/train --test cifar10_jpg/test --out runs/whitened
+
+The net, its start and its optimiser are those of Jordan (2024, "94 % on CIFAR-10 in 3.29 seconds on a single
+GPU", with Muon as in its later version): a fixed first layer that whitens patches of 2x2 pixels, three groups
+of convolutions that begin as identities, norms without gains, and orthogonalised momentum for filters of
+fixed length. Few epochs of it go further than many of an MBConv net, and dense 3x3 convolutions are fast on
+CPUs. Loader and augmentation are those of `proxylessnas.train`. See `plain_teacher.py` for what it writes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from plain_teacher import accuracy, write_teacher
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from proxylessnas.memory import keep_freed_pages
+from proxylessnas.train import open_data, read_recipe
+from proxylessnas.train.batchnorm import recalibrate
+from proxylessnas.train.eval_loader import EvalLoader
+from proxylessnas.train.loader import TrainLoader
+from proxylessnas.train.muon import orthogonalized
+from proxylessnas.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+
+# Of the paper's later version, for the sum of the losses of a batch, and for logits that are divided by the
+# number of features: 256 in the paper.
+MATRIX_RATE, BIAS_RATE, HEAD_RATE, DECAY_PER_PICTURE = 0.24, 0.053, 0.67, 2e-6
+MATRIX_MOMENTUM, VECTOR_MOMENTUM = 0.6, 0.85
+BIAS_EPOCHS = 3  # after these the bias of the whitening stays as it is
+
+
+class _Norm(nn.BatchNorm2d):
+    """BatchNorm without a gain: the filters before it have a fixed length."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.weight.requires_grad_(False)
+
+
+class _Group(nn.Module):
+    """A convolution and pooling, then one more convolution or two."""
+
+    def __init__(self, inputs: int, outputs: int, depth: int) -> None:
+        super().__init__()
+        widths = [inputs, *[outputs] * depth]
+        self.convs = nn.ModuleList(
+            nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in itertools.pairwise(widths)
+        )
+        self.norms = nn.ModuleList(_Norm(outputs) for _ in range(depth))
+        for conv in self.convs:
+            nn.init.dirac_(conv.weight[: conv.weight.shape[1]])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            x = conv(x)
+            x = F.gelu(norm(x if i else F.max_pool2d(x, 2)))
+        return x
+
+
+class WhitenedNet(nn.Module):
+    """Maps pictures [B, 3, 32, 32] to logits [B, classes]."""
+
+    def __init__(self, widths: list[int], depth: int, classes: int) -> None:
+        super().__init__()
+        self.whiten = nn.Conv2d(3, 24, 2)
+        self.groups = nn.Sequential(*(_Group(a, b, depth) for a, b in itertools.pairwise([24, *widths])))
+        self.head = nn.Linear(widths[-1], classes, bias=False)
+
+    @torch.no_grad()
+    def begin(self, pictures: Tensor) -> None:
+        """Let the first layer whiten patches of some pictures, [N, 3, H, W]: each direction and its opposite.
+
+        The bias starts at zero and the filters stay as they are.
+        """
+        patches = pictures.unfold(2, 2, 1).unfold(3, 2, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, 12).double()
+        values, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
+        filters = (directions / (values + 5e-4).sqrt()).T.flip(0).reshape(12, 3, 2, 2).float()
+        self.whiten.weight.copy_(torch.cat([filters, -filters]))
+        self.whiten.weight.requires_grad_(False)
+        nn.init.zeros_(self.whiten.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits."""
+        x = F.max_pool2d(self.groups(F.gelu(self.whiten(x))), 3).flatten(1)
+        return self.head(x) / x.shape[1]
+
+
+class _FilterMuon(torch.optim.Optimizer):
+    """Turns filters by orthogonalised momentum and keeps their length: the root of their number."""
+
+    def __init__(self, filters: list[nn.Parameter], lr: float, momentum: float) -> None:
+        super().__init__(filters, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update every filter."""
+        for group in self.param_groups:
+            for param in group["params"]:
+                buffer = self.state[param].setdefault("momentum_buffer", torch.zeros_like(param))
+                buffer.mul_(group["momentum"]).add_(param.grad)
+                direction = param.grad.add(buffer, alpha=group["momentum"]).reshape(len(param), -1)
+                param.mul_(len(param) ** 0.5 / param.norm())
+                param.sub_(orthogonalized(direction).view_as(param), alpha=group["lr"])
+
+
+def optimizers(net: WhitenedNet, batch_size: int, rate: float) -> list[torch.optim.Optimizer]:
+    filters = [conv.weight for conv in net.groups.modules() if isinstance(conv, nn.Conv2d)]
+    norms = [norm.bias for norm in net.modules() if isinstance(norm, _Norm)]
+    decay = DECAY_PER_PICTURE * batch_size
+    head_rate = HEAD_RATE * (net.head.in_features / 256) ** 2
+    vectors: list[dict[str, Any]] = [
+        {"params": [net.whiten.bias, *norms], "lr": BIAS_RATE, "weight_decay": decay / BIAS_RATE},
+        {"params": [net.head.weight], "lr": head_rate, "weight_decay": decay / head_rate},
+    ]
+    return [
+        _FilterMuon(filters, rate, MATRIX_MOMENTUM),
+        torch.optim.SGD(vectors, momentum=VECTOR_MOMENTUM, nesterov=True),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data")
+    parser.add_argument("--test", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--widths", type=int, nargs=3, default=[64, 256, 256])
+    parser.add_argument("--depth", type=int, default=2, help="convolutions in a group")
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--batch-size", type=int, default=1000)
+    parser.add_argument("--part", type=int, default=250, help="pictures computed at once")
+    parser.add_argument("--rate", type=float, default=MATRIX_RATE, help="of the filters")
+    parser.add_argument("--smoothing", type=float, default=0.0, help="of the labels")
+    parser.add_argument("--cutout", type=int, default=8, help="px")
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+
+    keep_freed_pages()
+    torch.set_num_threads(args.threads)
+    recipe = read_recipe("cifar10-demo").replace(
+        epochs=args.epochs, batch_size=args.batch_size, cutout=args.cutout, crop_padding=2,
+        start_size=None, grow_epochs=0,
+    )  # fmt: skip
+    data = open_data(args.data, val_fraction=recipe.val_fraction, seed=recipe.seed)
+    preprocessing = Preprocessing(32, 32, IMAGENET_MEAN, IMAGENET_STD)
+    torch.manual_seed(recipe.seed)
+    loader = TrainLoader(data.train, recipe, preprocessing, num_classes=len(data.categories))
+    val = EvalLoader(data.val, preprocessing, batch_size=250)
+    net: Any = WhitenedNet(args.widths, args.depth, len(data.categories))
+    # Held-out pictures, as they come without augmentation; their labels are not looked at.
+    net.begin(torch.cat([inputs for inputs, _ in itertools.islice(val, 4)]))
+    net = net.to(memory_format=torch.channels_last)
+    steppers = optimizers(net, args.batch_size, args.rate)
+    first_rates = [[group["lr"] for group in stepper.param_groups] for stepper in steppers]
+    steps, number, began = recipe.epochs * loader.steps_per_epoch, 0, time.perf_counter()
+    for epoch in range(recipe.epochs):
+        net.train()
+        net.whiten.bias.requires_grad_(epoch < BIAS_EPOCHS)
+        total = 0.0
+        for batch in loader.epoch(epoch):
+            for stepper, rates in zip(steppers, first_rates, strict=True):
+                for group, rate in zip(stepper.param_groups, rates, strict=True):
+                    group["lr"] = rate * (1 - number / steps)
+            net.zero_grad(set_to_none=True)
+            for inputs, targets in zip(
+                batch.inputs.split(args.part), batch.targets.split(args.part), strict=True
+            ):
+                inputs = inputs.contiguous(memory_format=torch.channels_last)
+                part = F.cross_entropy(net(inputs), targets, label_smoothing=args.smoothing, reduction="sum")
+                part.backward()
+                total += float(part.detach())
+            for stepper in steppers:
+                stepper.step()
+            number += 1
+        net.eval()
+        loss, minutes = total / loader.steps_per_epoch / args.batch_size, (time.perf_counter() - began) / 60
+        print(
+            f"epoch {epoch + 1}/{recipe.epochs}  train loss {loss:.3f}  "
+            f"val top-1 {accuracy(net, val):.2f} %  {minutes:.1f} min", flush=True,
+        )  # fmt: skip
+    clear = recipe.replace(cutout=0, batch_size=args.part)
+    again = TrainLoader(data.train, clear, preprocessing, num_classes=len(data.categories))
+    batches = (b.inputs.contiguous(memory_format=torch.channels_last) for b in again.epoch(recipe.epochs))
+    recalibrate(net, batches, 80)
+    net.eval()
+    test = EvalLoader(open_data(args.test, val_fraction=0).train, preprocessing, batch_size=250)
+    words = f"whitened 3x3 convolutions, {args.depth} times {' '.join(map(str, args.widths))} channels"
+    write_teacher(net, args.out, {"net": words, "epochs": args.epochs, "seed": recipe.seed}, began, val, test)
+
+
+if __name__ == "__main__":
+    main()
