@@ -16,9 +16,10 @@ from proxylessnas import cli
 from proxylessnas.errors import CheckpointError, DataError
 from proxylessnas.report.html_train import train_again
 from proxylessnas.report.train_story import read_train_story
-from proxylessnas.train import Data, Settings, finetune, open_data
+from proxylessnas.train import Data, Settings, finetune, open_data, train
 from proxylessnas.train.start import Start, start_net
 from proxylessnas.train.step import WeightStep
+from proxylessnas.train.teacher import teacher_notes
 
 RECIPE = BUSY.replace(epochs=1, mixup_alpha=0)
 
@@ -108,6 +109,27 @@ def test_pictures_that_were_not_held_out_before_are_pointed_at(tmp_path: Path) -
     assert "--val" in note
     (note,) = notes(few_digits(), saved(tmp_path))
     assert "is not known" in note
+
+
+def test_held_out_pictures_that_a_teacher_may_know_are_pointed_at(tmp_path: Path) -> None:
+    out = Settings(tmp_path / "first", console=False)
+    result = finetune(saved(tmp_path), few_digits(), RECIPE, out=out)
+    assert result.model is not None
+    others = open_data("digits", limit=10, seed=1)
+    assert teacher_notes(result.model, few_digits(), RECIPE) == []
+    (note,) = teacher_notes([saved(tmp_path), result.model], others, RECIPE)
+    assert f"were not held out for the teacher {result.model}" in note
+    assert teacher_notes(proxylessnas.create_model(TINY, num_classes=10), others, RECIPE) == []
+    train(TINY, others, RECIPE, out=Settings(tmp_path / "second", console=False), teacher=result.model)
+    assert note in (tmp_path / "second" / "log.jsonl").read_text(encoding="utf-8")
+
+
+def test_what_a_recipe_says_of_teachers_counts_for_nothing_without_one() -> None:
+    recipe = RECIPE.replace(teacher_mirrored=True, teacher_share=0.5)
+    (note,) = teacher_notes(None, few_digits(), recipe)
+    assert "teacher_share = 0.5, teacher_mirrored = True" in note
+    assert teacher_notes(None, few_digits(), RECIPE) == []
+    assert teacher_notes("net.safetensors", few_digits(), recipe) == []
 
 
 def test_a_net_without_names_is_taken_at_its_word(tmp_path: Path) -> None:

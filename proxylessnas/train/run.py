@@ -26,14 +26,15 @@ from .beginning import begin_fields, figure
 from .data import Data, open_data
 from .distributed import Processes, processes
 from .engine import Trainer
+from .held_out import VALIDATION_FILE, validation_names
 from .reading import dead_workers_as_data_error
 from .recipe import Recipe, read_recipe
 from .resume import go_on
 from .runlog import RunLog
 from .settings import Settings
-from .start import VALIDATION_FILE, Start, source_name, start_net
+from .start import Start, source_name, start_net
 from .stop import StopRequest
-from .teacher import Teachers, open_teachers
+from .teacher import Teachers, open_teachers, teacher_notes
 from .tensorboard_log import load_tensorboard
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ def _run(
         )
         torch.manual_seed(recipe.seed)
         net = start_net(model, opened, recipe, start)
-        notes = start.notes(net, opened)
+        notes = [*start.notes(net, opened), *teacher_notes(teacher, opened, recipe)]
         teach = None
         if teacher is not None:
             teach = functools.partial(open_teachers, teacher, opened, device=group.device)
@@ -215,8 +216,8 @@ def _carry_out(trainer: Trainer, start: Start, notes: list[str]) -> Result:
     with log_of_run as run, StopRequest() as stop, dead_workers_as_data_error():
         if group.main:
             write_atomically(settings.out / RECIPE_FILE, recipe.to_toml().encode())
-            names = [] if val is None else [val.name(i) for i in range(len(val))]
-            write_atomically(settings.out / VALIDATION_FILE, "".join(f"{n}\n" for n in names).encode())
+            held = "".join(f"{name}\n" for name in validation_names(trainer.data))
+            write_atomically(settings.out / VALIDATION_FILE, held.encode())
         if not p.global_step:
             run.event("begin", **begin_fields(trainer), **start.log_fields())
         run.picture("net", p.global_step, lambda: figure(trainer), last=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,9 @@ from ..classifier import Classifier
 from ..errors import DataError
 from ..names import is_weights_file
 from .checkpoint import weights_digest
+from .held_out import not_held_out_before
 from .pictures import Data
 from .recipe import Recipe
-
-VALIDATION_FILE = "validation.txt"  # of a run: the names of the pictures it validated on
 
 
 @dataclass(frozen=True)
@@ -66,13 +64,11 @@ class Start:
             found.append("the net does not name its classes: that they are these, in this order, is on you")
         if self.source is None or not data.held_out or data.val is None:
             return found
-        # An earlier run on the same pictures held out the same ones; on more of them it held out others.
-        seen: str | None = f"whether {self.source} was trained on the pictures held out here is not known"
-        with contextlib.suppress(OSError, UnicodeDecodeError):
-            earlier = Path(self.source).with_name(VALIDATION_FILE).read_text(encoding="utf-8").splitlines()
-            new = {data.val.name(i) for i in range(len(data.val))}.difference(earlier)
-            held = f"{len(new):,} of the {len(data.val):,} pictures held out here"
-            seen = f"{held} were not held out for {self.source}" if new else None
+        new = not_held_out_before(self.source, data)
+        seen = f"whether {self.source} was trained on the pictures held out here is not known"
+        if new is not None:
+            held = f"{new:,} of the {len(data.val):,} pictures held out here"
+            seen = f"{held} were not held out for {self.source}" if new else ""
         if seen:
             found.append(f"{seen}: its accuracy on them may be too good (--val: pictures it has not seen)")
         return found

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import json
 import os
 import warnings
@@ -29,7 +30,9 @@ from ..folding import fold_batchnorm
 from ..fusing import fuse
 from ..transforms import Preprocessing
 from .checkpoint import weights_digest
+from .held_out import not_held_out_before
 from .pictures import Data
+from .recipe import Recipe
 
 PROGRAM_SUFFIX = ".pt2"
 _EXAMPLE_PICTURES = (2, 3)  # of two sizes, as the last batch of an epoch may have another
@@ -93,13 +96,38 @@ class Ensemble:
         return torch.stack([teacher(view, pupil) for teacher in self.teachers for view in views]).mean(0)
 
 
+def teacher_notes(source: Teachers | None, data: Data, recipe: Recipe) -> list[str]:
+    """Return what a user should know of the teachers, or of there being none, one line each."""
+    if source is None:
+        idle = [
+            f"{field.name} = {getattr(recipe, field.name)}"
+            for field in dataclasses.fields(recipe)
+            if field.name.startswith("teacher_") and getattr(recipe, field.name) != field.default
+        ]
+        return [f"there is no teacher, so this counts for nothing: {', '.join(idle)}"] if idle else []
+    found = []
+    for each in _sources(source):
+        if isinstance(each, nn.Module) or not data.held_out or data.val is None:
+            continue
+        new = not_held_out_before(each, data)
+        if new:
+            found.append(
+                f"{new:,} of the {len(data.val):,} pictures held out here were not held out for the teacher "
+                f"{each}, which may know them: the accuracy on them may be a little too good"
+            )
+    return found
+
+
 def open_teachers(source: Teachers, data: Data, pupil: Preprocessing, device: torch.device) -> Ensemble:
     """Return one or several teachers for the classes of some data; see :func:`open_teacher`."""
-    several = not isinstance(source, (nn.Module, str, os.PathLike))
-    sources: Sequence[TeacherSource] = source if several else [source]  # type: ignore[assignment,list-item]
+    sources = _sources(source)
     if not sources:
         raise DataError("no teacher is given: name one at least, or None")
     return Ensemble(tuple(open_teacher(each, data, pupil, device) for each in sources))
+
+
+def _sources(source: Teachers) -> Sequence[TeacherSource]:
+    return [source] if isinstance(source, (nn.Module, str, os.PathLike)) else source
 
 
 def open_teacher(source: TeacherSource, data: Data, pupil: Preprocessing, device: torch.device) -> Teacher:

@@ -1,0 +1,34 @@
+"""The pictures that a run held out for validation, and which of them an earlier run trained on."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from .pictures import Data
+
+VALIDATION_FILE = "validation.txt"  # of a run: the names of the pictures it validated on
+
+
+def validation_names(data: Data) -> list[str]:
+    """Return the names of the validation pictures, [] without any."""
+    return [] if data.val is None else [data.val.name(i) for i in range(len(data.val))]
+
+
+def not_held_out_before(source: str | os.PathLike[str], data: Data) -> int | None:
+    """Return how many of the pictures held out here the run of a trained file did not hold out.
+
+    It may have trained on these, if it had them. More pictures, or another seed, hold out others.
+
+    Args:
+        source: the file, in the folder of its run.
+        data: with a part that is held out.
+
+    Returns:
+        None where no record lies beside the file.
+    """
+    try:
+        earlier = Path(source).with_name(VALIDATION_FILE).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return None
+    return len(set(validation_names(data)).difference(earlier))
