@@ -6,7 +6,7 @@
 `runs/demo` is the folder of the run. Its weights go to `proxylessnas/data/`, its recipe and its table of
 epochs to `benchmarks/training/`, and everything that can be measured to `weights_manifest.json`: the accuracy
 on the test pictures is that of the very file that is shipped. With `--goes-on` the run fine-tuned the weights
-that are in the package now (as they were before they were rounded to half precision); their record is kept.
+that are in the package now, or these before they were rounded to half precision; their record is kept.
 """
 
 from __future__ import annotations

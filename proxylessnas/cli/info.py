@@ -188,16 +188,20 @@ def _training(record: dict[str, Any]) -> str:
     lines.append(
         f"{record['date']}, {record['minutes']:g} minutes, {record['machine']}, {record['versions']}"
     )
-    lines.append(f"recipe: {record['recipe']}, log: {record['log']} (in the repository)")
+    files = f"recipe: {record['recipe']}, log: {record['log']}"
+    lines.append(f"{files} (in the repository; run at commit {record['commit'][:10]})")
     before = record.get("before")
     for teacher in record.get("teachers", ()):
-        made = f"{teacher['net']}, top-1 {teacher['top1']:g} %, {teacher['minutes']:g} minutes"
-        lines += [f"teacher: {made}, by", f"  {teacher['command']}"]
-    if before:
-        lines += [
-            f"from weights of {before['date']}, {before['minutes']:g} minutes, by",
-            f"  {before['command']}",
-        ]
+        lines.append(
+            f"teacher: {teacher['net']}, top-1 {teacher['top1']:g} %, {teacher['minutes']:g} minutes"
+        )
+        if before is None or teacher["command"] != before["command"]:  # which is shown below
+            lines[-1] += ", by"
+            lines.append(f"  {teacher['command']}")
+    while before:
+        made = f"{before['date']}, {before['minutes']:g} minutes, at commit {before['commit'][:10]}"
+        lines += [f"from weights of {made}, by", f"  {before['command']}"]
+        before = before.get("before")
     return "\n".join(lines)
 
 
