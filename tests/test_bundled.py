@@ -353,6 +353,24 @@ def test_the_real_net_is_here_small_and_good(real: Weights) -> None:
     assert {t.dtype for t in net.state_dict().values()} == {torch.float32, torch.int64}
 
 
+def test_info_says_how_every_step_of_the_real_net_was_made(
+    real: Weights, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from proxylessnas import cli
+
+    assert cli.main(["info", NAME]) == 0
+    said = capsys.readouterr().out
+    steps = [real.training]
+    while steps[-1] is not None:
+        step = steps[-1]
+        assert said.count(f"  {step['command']}\n") == 1
+        assert step["commit"][:10] in said
+        for teacher in step["teachers"] if step is real.training else ():
+            assert said.count(f"  {teacher['command']}\n") == 1
+        steps.append(step.get("before"))
+    assert len(steps) == 4, "three trainings"
+
+
 def test_the_real_net_reaches_its_target(real: Weights) -> None:
     """91 % of the CIFAR-10 test pictures; the figure is measured when a net is put into the package."""
     assert real.metrics["top1"] >= 91
