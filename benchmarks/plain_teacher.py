@@ -108,15 +108,19 @@ def accuracy(net: nn.Module, loader: EvalLoader) -> float:
     return 100 * right / n
 
 
-def write_teacher(
-    net: nn.Module, out: Path, made: dict[str, Any], began: float, val: EvalLoader, test: EvalLoader
-) -> None:
-    """Write a trained net, in evaluation mode and channels-last, and the record of how it was made."""
-    minutes = (time.perf_counter() - began) / 60
+def write_teacher(net: nn.Module, out: Path, made: dict[str, Any], val: EvalLoader, test: EvalLoader) -> None:
+    """Write a trained net, in evaluation mode and channels-last, and the record of how it was made.
+
+    Args:
+        net: the form of it that answers; ``made`` tells of the one that was trained.
+        out: the folder.
+        made: kind of net, epochs, seed, params and minutes of training.
+        val: held-out pictures.
+        test: test pictures.
+    """
     result = {
         **made,
         "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
-        "params": sum(p.numel() for p in net.parameters()), "minutes": round(minutes, 1),
         "val_top1": accuracy(net, val),
         "test_top1": accuracy(net, test),
     }  # fmt: skip
@@ -178,11 +182,13 @@ def main() -> None:
         )  # fmt: skip
     average.copy_to(net)
     net.eval()
+    minutes = round((time.perf_counter() - began) / 60, 1)
     test = EvalLoader(open_data(args.test, val_fraction=0).train, preprocessing, batch_size=256)
     program = _InBf16(_folded(net)).to(memory_format=torch.channels_last).eval()
     words = f"plain 3x3 convolutions, {' '.join(map(str, args.widths))} channels, bf16"
-    made = {"net": words, "epochs": args.epochs, "seed": recipe.seed}
-    write_teacher(program, args.out, made, began, val, test)
+    params = sum(p.numel() for p in net.parameters())
+    made = {"net": words, "epochs": args.epochs, "seed": recipe.seed, "params": params, "minutes": minutes}
+    write_teacher(program, args.out, made, val, test)
 
 
 if __name__ == "__main__":

@@ -365,7 +365,7 @@ def test_info_says_how_every_step_of_the_real_net_was_made(
         step = steps[-1]
         assert said.count(f"  {step['command']}\n") == 1
         assert step["commit"][:10] in said
-        for teacher in step["teachers"] if step is real.training else ():
+        for teacher in step.get("teachers", ()):
             assert said.count(f"  {teacher['command']}\n") == 1
         steps.append(step.get("before"))
     assert len(steps) == 4, "three trainings"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from train_tools import BUSY, TINY, differences_of, few_digits, run_command, tensors
+from train_tools import BUSY, TINY, differences_of, few_digits, noise_folder, run_command, tensors
 
 import proxylessnas
 from proxylessnas import cli
@@ -17,6 +17,7 @@ from proxylessnas.errors import CheckpointError, DataError
 from proxylessnas.report.html_train import train_again
 from proxylessnas.report.train_story import read_train_story
 from proxylessnas.train import Data, Settings, finetune, open_data, train
+from proxylessnas.train.held_out import VALIDATION_FILE, not_held_out_before, validation_names
 from proxylessnas.train.start import Start, start_net
 from proxylessnas.train.step import WeightStep
 from proxylessnas.train.teacher import teacher_notes
@@ -122,6 +123,33 @@ def test_held_out_pictures_that_a_teacher_may_know_are_pointed_at(tmp_path: Path
     assert teacher_notes(proxylessnas.create_model(TINY, num_classes=10), others, RECIPE) == []
     train(TINY, others, RECIPE, out=Settings(tmp_path / "second", console=False), teacher=result.model)
     assert note in (tmp_path / "second" / "log.jsonl").read_text(encoding="utf-8")
+    several = (path for path in (saved(tmp_path), result.model))
+    out = Settings(tmp_path / "third", console=False)
+    train(TINY, others, RECIPE, out=out, teacher=several)  # type: ignore[arg-type]
+    assert note in (tmp_path / "third" / "log.jsonl").read_text(encoding="utf-8")
+
+
+def test_which_pictures_an_earlier_run_held_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However the folder is written; beside the file of the weights, and never beside the name of a net."""
+    noise_folder(tmp_path / "photos")
+    monkeypatch.chdir(tmp_path)
+    data, again = (open_data(folder, val_fraction=0.25) for folder in ("photos", tmp_path / "photos"))
+    names = validation_names(data)
+    assert names
+    assert names != validation_names(again)
+    (tmp_path / VALIDATION_FILE).write_text("\n".join(names), encoding="utf-8")
+    weights = saved(tmp_path)
+    assert not_held_out_before(weights, again) == 0
+    assert not_held_out_before("proxyless_cifar10_demo", again) is None
+    other = open_data("photos", val_fraction=0.25, seed=3)
+    new = set(validation_names(other)) - set(names)
+    assert not_held_out_before("net.safetensors", other) == len(new) > 0
+    start = Start("proxyless_cifar10_demo", weights=weights, keep_classifier=True)
+    net = proxylessnas.create_model(TINY, num_classes=len(data.categories))
+    net.categories = data.categories
+    assert start.notes(net, again) == []
+    (note,) = start.notes(net, other)
+    assert f"were not held out for {weights}" in note
 
 
 def test_what_a_recipe_says_of_teachers_counts_for_nothing_without_one() -> None:

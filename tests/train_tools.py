@@ -15,6 +15,7 @@ from torch import Tensor
 
 from proxylessnas import Arch, Stage
 from proxylessnas.train import Data, Recipe, open_data
+from proxylessnas.train.distributed import let_exchanges_end
 
 TINY = Arch(
     "tiny",
@@ -145,6 +146,7 @@ def _joined(rank: int, work: Callable[[int, str], None], folder: str) -> None:
     try:
         work(rank, folder)
     finally:
+        let_exchanges_end()
         dist.destroy_process_group()
 
 

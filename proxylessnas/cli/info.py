@@ -190,18 +190,20 @@ def _training(record: dict[str, Any]) -> str:
     )
     files = f"recipe: {record['recipe']}, log: {record['log']}"
     lines.append(f"{files} (in the repository; run at commit {record['commit'][:10]})")
-    before = record.get("before")
-    for teacher in record.get("teachers", ()):
-        lines.append(
-            f"teacher: {teacher['net']}, top-1 {teacher['top1']:g} %, {teacher['minutes']:g} minutes"
-        )
-        if before is None or teacher["command"] != before["command"]:  # which is shown below
-            lines[-1] += ", by"
-            lines.append(f"  {teacher['command']}")
-    while before:
-        made = f"{before['date']}, {before['minutes']:g} minutes, at commit {before['commit'][:10]}"
-        lines += [f"from weights of {made}, by", f"  {before['command']}"]
-        before = before.get("before")
+    lines.append(f"data: sha256 {record['data_sha256']}")
+    step: dict[str, Any] | None = record
+    while step:
+        before = step.get("before")
+        for teacher in step.get("teachers", ()):
+            about = f"top-1 {teacher['top1']:g} %, {teacher['minutes']:g} minutes"
+            lines.append(f"teacher: {teacher['net']}, {about}")
+            if before is None or teacher["command"] != before["command"]:  # which is shown below
+                lines[-1] += ", by"
+                lines.append(f"  {teacher['command']}")
+        if before:
+            made = f"{before['date']}, {before['minutes']:g} minutes, at commit {before['commit'][:10]}"
+            lines += [f"from weights of {made}, by", f"  {before['command']}"]
+        step = before
     return "\n".join(lines)
 
 

@@ -115,7 +115,7 @@ class Processes:
             self.sum_of(0.0)
 
     def _keep(self, *exchanged: Tensor) -> None:
-        """Keep the tensors of the last exchange, see :func:`processes`."""
+        """Keep the tensors of the last exchange, see :func:`let_exchanges_end`."""
         self._last[:] = exchanged
 
     def _reachable(self, tensor: Tensor) -> Tensor:
@@ -140,7 +140,12 @@ def processes(device: str = "auto") -> Iterator[Processes]:
         ProxylessError: the device cannot be used, or the processes do not find each other.
     """
     if dist.is_available() and dist.is_initialized():
-        yield Processes(dist.get_rank(), dist.get_world_size(), pick_device(device))
+        group = Processes(dist.get_rank(), dist.get_world_size(), pick_device(device))
+        try:
+            yield group
+        finally:
+            if group.world > 1:
+                let_exchanges_end()  # the caller may destroy the group next
         return
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world <= 1 or "MASTER_ADDR" not in os.environ:
@@ -167,14 +172,23 @@ def processes(device: str = "auto") -> Iterator[Processes]:
             raise
         raise ProxylessError("another process of this run stopped; its message says why") from e
     finally:
-        # A thread of gloo drops the tensors of an exchange a moment after it is over. The last owner of a
-        # tensor needs Python's lock to drop it, and the end of the group has the lock while it waits for
-        # its threads (seen with torch 2.6): neither would ever go on. So `group` still owns the tensors of
-        # its last exchange here, the group ends here and not with some later reference to it, and the pause
-        # is for tensors that others exchanged, the net's wrapper for one.
-        gc.collect()
-        time.sleep(_PAUSE_S)
-        dist.destroy_process_group()
+        try:
+            let_exchanges_end()  # `group` owns the tensors of its last exchange until after the end
+        finally:
+            dist.destroy_process_group()
+
+
+def let_exchanges_end() -> None:
+    """Let the group's threads finish with what was exchanged, so that the group can be destroyed.
+
+    A thread of gloo drops the tensors of an exchange a moment after it is over. The last owner of a tensor
+    needs Python's lock to drop it, and the end of the group has the lock while it waits for its threads
+    (seen with torch 2.6): neither would ever go on. So :class:`Processes` keeps the tensors of its last
+    exchange, and the pause is for those that others exchanged, DistributedDataParallel for one. What is left
+    of that in cycles goes too, or the group ends with it, later.
+    """
+    gc.collect()
+    time.sleep(_PAUSE_S)
 
 
 def pick_device(name: str) -> torch.device:

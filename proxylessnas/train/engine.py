@@ -325,8 +325,8 @@ class Trainer:
 
     def release(self) -> None:
         """Give the net back as an ordinary one, whatever happened: nothing frozen that was not before."""
-        self.loader.close()
         self.step.model = self.net  # what wrapped it refers to the process group, which is to end
+        self.loader.close()
         for name, p in self.net.named_parameters():
             p.requires_grad_(name in self._wanted)
             p.grad = None

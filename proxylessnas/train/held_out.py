@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from .pictures import Data
 
@@ -27,8 +27,16 @@ def not_held_out_before(source: str | os.PathLike[str], data: Data) -> int | Non
     Returns:
         None where no record lies beside the file.
     """
+    path = Path(source)
+    if not path.is_file():  # the name of a net
+        return None
     try:
-        earlier = Path(source).with_name(VALIDATION_FILE).read_text(encoding="utf-8").splitlines()
+        earlier = path.with_name(VALIDATION_FILE).read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError):
         return None
-    return len(set(validation_names(data)).difference(earlier))
+    return len({_short(name) for name in validation_names(data)}.difference(map(_short, earlier)))
+
+
+def _short(name: str) -> tuple[str, ...]:
+    """Return a picture's class folder and file: the same folder of pictures can be written in many ways."""
+    return PurePath(name).parts[-2:]

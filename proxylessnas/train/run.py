@@ -34,7 +34,7 @@ from .runlog import RunLog
 from .settings import Settings
 from .start import Start, source_name, start_net
 from .stop import StopRequest
-from .teacher import Teachers, open_teachers, teacher_notes
+from .teacher import Teachers, open_teachers, teacher_notes, teacher_sources
 from .tensorboard_log import load_tensorboard
 
 if TYPE_CHECKING:
@@ -156,6 +156,7 @@ def _run(
     start: Start,
 ) -> Result:
     settings = out if isinstance(out, Settings) else Settings(Path(out))
+    teacher = None if teacher is None else teacher_sources(teacher)
     if isinstance(data, Data) and val is not None:
         raise DataError("these data have their validation part already: leave val out")
     if settings.tensorboard:

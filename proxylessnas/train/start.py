@@ -64,11 +64,12 @@ class Start:
             found.append("the net does not name its classes: that they are these, in this order, is on you")
         if self.source is None or not data.held_out or data.val is None:
             return found
-        new = not_held_out_before(self.source, data)
-        seen = f"whether {self.source} was trained on the pictures held out here is not known"
+        trained = self.source if self.weights is None else os.fspath(self.weights)
+        new = not_held_out_before(trained, data)
+        seen = f"whether {trained} was trained on the pictures held out here is not known"
         if new is not None:
             held = f"{new:,} of the {len(data.val):,} pictures held out here"
-            seen = f"{held} were not held out for {self.source}" if new else ""
+            seen = f"{held} were not held out for {trained}" if new else ""
         if seen:
             found.append(f"{seen}: its accuracy on them may be too good (--val: pictures it has not seen)")
         return found

@@ -106,7 +106,7 @@ def teacher_notes(source: Teachers | None, data: Data, recipe: Recipe) -> list[s
         ]
         return [f"there is no teacher, so this counts for nothing: {', '.join(idle)}"] if idle else []
     found = []
-    for each in _sources(source):
+    for each in teacher_sources(source):
         if isinstance(each, nn.Module) or not data.held_out or data.val is None:
             continue
         new = not_held_out_before(each, data)
@@ -120,14 +120,15 @@ def teacher_notes(source: Teachers | None, data: Data, recipe: Recipe) -> list[s
 
 def open_teachers(source: Teachers, data: Data, pupil: Preprocessing, device: torch.device) -> Ensemble:
     """Return one or several teachers for the classes of some data; see :func:`open_teacher`."""
-    sources = _sources(source)
+    sources = teacher_sources(source)
     if not sources:
         raise DataError("no teacher is given: name one at least, or None")
     return Ensemble(tuple(open_teacher(each, data, pupil, device) for each in sources))
 
 
-def _sources(source: Teachers) -> Sequence[TeacherSource]:
-    return [source] if isinstance(source, (nn.Module, str, os.PathLike)) else source
+def teacher_sources(source: Teachers) -> tuple[TeacherSource, ...]:
+    """Return one or several teachers as several."""
+    return (source,) if isinstance(source, (nn.Module, str, os.PathLike)) else tuple(source)
 
 
 def open_teacher(source: TeacherSource, data: Data, pupil: Preprocessing, device: torch.device) -> Teacher:
