@@ -108,41 +108,58 @@ def accuracy(net: nn.Module, loader: EvalLoader) -> float:
     return 100 * right / n
 
 
-def write_teacher(net: nn.Module, out: Path, made: dict[str, Any], val: EvalLoader, test: EvalLoader) -> None:
-    """Write a trained net, in evaluation mode and channels-last, and the record of how it was made.
-
-    Args:
-        net: the form of it that answers; ``made`` tells of the one that was trained.
-        out: the folder.
-        made: kind of net, epochs, seed, params and minutes of training.
-        val: held-out pictures.
-        test: test pictures.
-    """
-    result = {
-        **made,
-        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
-        "val_top1": accuracy(net, val),
-        "test_top1": accuracy(net, test),
-    }  # fmt: skip
-    out.mkdir(parents=True, exist_ok=True)
-    example = torch.zeros(2, 3, 32, 32).contiguous(memory_format=torch.channels_last)
-    shapes = ({0: torch.export.Dim("batch", min=1)},)
-    with torch.no_grad():
-        torch.export.save(torch.export.export(net, (example,), dynamic_shapes=shapes), out / "teacher.pt2")
-    (out / "teacher.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result))
-
-
-def main() -> None:
+def arguments(description: str | None, epochs: int) -> argparse.ArgumentParser:
+    """Return a parser of what is asked of every kind of teacher."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("data")
     parser.add_argument("--test", required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--widths", type=int, nargs="+", default=[32, 64, 192, 256])
-    parser.add_argument("--epochs", type=int, default=14)
+    parser.add_argument("--epochs", type=int, default=epochs)
     parser.add_argument("--threads", type=int, default=2)
+    return parser
+
+
+def write_teacher(
+    trained: nn.Module, answering: nn.Module, kind: str, args: argparse.Namespace, seed: int, began: float,
+    val: EvalLoader,
+) -> None:  # fmt: skip
+    """Write a net, and the record of how it was made.
+
+    Args:
+        trained: the net; its parameters are counted.
+        answering: the form of it that answers, in evaluation mode and channels-last.
+        kind: what kind of net it is.
+        args: where the test pictures are, where to write, and for how many epochs it was trained.
+        seed: of the training.
+        began: when the training began, as ``time.perf_counter()`` tells it; it has just ended.
+        val: held-out pictures.
+    """
+    minutes = round((time.perf_counter() - began) / 60, 1)
+    pictures = open_data(args.test, val_fraction=0).train
+    test = EvalLoader(pictures, Preprocessing(32, 32, IMAGENET_MEAN, IMAGENET_STD), batch_size=256)
+    result = {
+        "net": kind,
+        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "epochs": args.epochs, "seed": seed,
+        "params": sum(p.numel() for p in trained.parameters()), "minutes": minutes,
+        "val_top1": accuracy(answering, val),
+        "test_top1": accuracy(answering, test),
+    }  # fmt: skip
+    args.out.mkdir(parents=True, exist_ok=True)
+    example = torch.zeros(2, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    shapes = ({0: torch.export.Dim("batch", min=1)},)
+    with torch.no_grad():
+        program = torch.export.export(answering, (example,), dynamic_shapes=shapes)
+        torch.export.save(program, args.out / "teacher.pt2")
+    (args.out / "teacher.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(result))
+
+
+def main() -> None:
+    parser = arguments(__doc__, epochs=14)
+    parser.add_argument("--widths", type=int, nargs="+", default=[32, 64, 192, 256])
     args = parser.parse_args()
 
     keep_freed_pages()
@@ -182,13 +199,9 @@ def main() -> None:
         )  # fmt: skip
     average.copy_to(net)
     net.eval()
-    minutes = round((time.perf_counter() - began) / 60, 1)
-    test = EvalLoader(open_data(args.test, val_fraction=0).train, preprocessing, batch_size=256)
     program = _InBf16(_folded(net)).to(memory_format=torch.channels_last).eval()
-    words = f"plain 3x3 convolutions, {' '.join(map(str, args.widths))} channels, bf16"
-    params = sum(p.numel() for p in net.parameters())
-    made = {"net": words, "epochs": args.epochs, "seed": recipe.seed, "params": params, "minutes": minutes}
-    write_teacher(program, args.out, made, val, test)
+    kind = f"plain 3x3 convolutions, {' '.join(map(str, args.widths))} channels, bf16"
+    write_teacher(net, program, kind, args, recipe.seed, began, val)
 
 
 if __name__ == "__main__":

@@ -14,14 +14,12 @@ an MBConv net took over two hours. Loader and augmentation are those of `proxyle
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
-from plain_teacher import accuracy, write_teacher
+from plain_teacher import accuracy, arguments, write_teacher
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -130,21 +128,14 @@ def optimizers(net: WhitenedNet, batch_size: int, rate: float) -> list[torch.opt
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("data")
-    parser.add_argument("--test", required=True)
-    parser.add_argument("--out", type=Path, required=True)
+    parser = arguments(__doc__, epochs=12)
     parser.add_argument("--widths", type=int, nargs=3, default=[64, 256, 256])
     parser.add_argument("--depth", type=int, default=2, help="convolutions in a group")
-    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--batch-size", type=int, default=1000)
     parser.add_argument("--part", type=int, default=250, help="pictures computed at once")
     parser.add_argument("--rate", type=float, default=MATRIX_RATE, help="of the filters")
     parser.add_argument("--smoothing", type=float, default=0.0, help="of the labels")
     parser.add_argument("--cutout", type=int, default=8, help="px")
-    parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
 
     keep_freed_pages()
@@ -195,12 +186,8 @@ def main() -> None:
     batches = (b.inputs.contiguous(memory_format=torch.channels_last) for b in again.epoch(recipe.epochs))
     recalibrate(net, batches, 80)
     net.eval()
-    minutes = round((time.perf_counter() - began) / 60, 1)
-    test = EvalLoader(open_data(args.test, val_fraction=0).train, preprocessing, batch_size=250)
-    words = f"whitened 3x3 convolutions, {args.depth} times {' '.join(map(str, args.widths))} channels"
-    params = sum(p.numel() for p in net.parameters())
-    made = {"net": words, "epochs": args.epochs, "seed": recipe.seed, "params": params, "minutes": minutes}
-    write_teacher(net, args.out, made, val, test)
+    kind = f"whitened 3x3 convolutions, {args.depth} times {' '.join(map(str, args.widths))} channels"
+    write_teacher(net, net, kind, args, recipe.seed, began, val)
 
 
 if __name__ == "__main__":
