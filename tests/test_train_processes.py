@@ -89,7 +89,7 @@ def test_no_thread_of_the_group_outlives_it(runs: Path) -> None:
 
 
 def test_processes_part_however_soon_after_they_exchanged_something(tmp_path: Path) -> None:
-    """With torch 2.6, about one in ten never went on: the group waited for a thread, which waited for it."""
+    """With torch 2.6, some never went on: the group waited for a thread of its own, which waited for it."""
     (tmp_path / "part.py").write_text(PART, encoding="utf-8")
     rounds, last = 40, 150
     children = []
