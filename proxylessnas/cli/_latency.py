@@ -220,7 +220,8 @@ class Steps:
         elif not self._quiet and now - self._logged >= _LOG_EVERY_S:
             self._logged = now
             rest = f", {clock(left)} left" if left is not None else ""
-            note(f"{self._head}: {done} of {total} steps{rest}")
+            what = f", {self._what}" if self._what else ""
+            note(f"{self._head}: {100 * done // max(total, 1)} %{rest}{what}")
 
     def _left(self, now: float, done: int, total: int) -> float | None:
         assert self._start is not None

@@ -41,8 +41,10 @@ class Build(Verb):
     summary = "measure a table of this device for a search space"
     description = (
         "Measure what each operation of a search space costs on this device, and check the result on whole "
-        "random nets that it was not made from. Killed at any moment, the same command goes on where it "
-        "stopped. Keep the machine quiet meanwhile: the latencies are those of a machine as busy as it was."
+        "random models that it was not made from. What is measured is the undisturbed latency, a low "
+        "quantile over many short interleaved windows, so other programs may run meanwhile; it takes longer "
+        "then. Killed at any moment, the same command resumes where it stopped. The exit code is 1 if the "
+        "table is not to be trusted."
     )
     example = """\
   $ proxylessnas latency build --space imagenet --runtime onnxruntime --threads 2 -o table.json
@@ -57,7 +59,10 @@ class Build(Verb):
         parser.add_argument("--force", action="store_true", help="replace a table that is there")
         group = parser.add_argument_group("effort")
         group.add_argument(
-            "--minutes", type=above(0, MOST_MINUTES), metavar="M", help="about as long as this"
+            "--minutes",
+            type=above(0, MOST_MINUTES),
+            metavar="M",
+            help="about as long as this at most (default: 8)",
         )
         group.add_argument(
             "--nets", type=whole(1, MOST_NETS), metavar="N", help="whole nets to fit it on", dest="anchors"
@@ -100,7 +105,19 @@ class Build(Verb):
                 imports=tuple(args.imports),
             )
         report_table(args.output, found, args)
-        return 0
+        doubts = found.trust() if args.validation_nets else []
+        if doubts:
+            error(f"{args.output} is not to be trusted: {'; '.join(doubts)}")
+            note(_what_to_do(args, found))
+        return 1 if doubts else 0
+
+
+def _what_to_do(args: argparse.Namespace, found: LatencyTable) -> str:
+    """Return what to try where a table was built that is not to be trusted."""
+    disturbance = (found.validation or {}).get("disturbance") or 1.0
+    busy = f"; the machine is disturbed ({disturbance:.2f} times as slow as undisturbed): try a quieter hour"
+    minutes = 2 * (args.minutes or 8)
+    return f"build it again with --force --minutes {minutes:g}{busy if disturbance > 1.2 else ''}"
 
 
 class Validate(Verb):
@@ -111,7 +128,8 @@ class Validate(Verb):
     description = (
         "Measure random whole nets of a table's space on this device, with the table's own settings, and "
         "compare them with its predictions. The result is stored in the table. The exit code is 1 if the "
-        "table is not to be trusted: Kendall tau below 0.8, or a mean error above 15 %. A line through the "
+        "table is not to be trusted: Kendall tau below 0.8 (or below 80 % of what two runs of the same "
+        "models reach here, if that is less), or a mean error above 15 %. A line through the "
         "predictions is fitted on half of the nets and judged on the other; --adopt-correction makes it part "
         "of the table if it helps (if not, the exit code is 1), and the result that is stored is then that "
         "of the other half alone, with the corrected predictions."

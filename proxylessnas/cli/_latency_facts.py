@@ -30,6 +30,8 @@ _FIELDS = (  # of a validation: (name, what to write)
     ("kendall_tau", "Kendall tau {:.3f}"),
     ("within_5_percent", "{:.0f} % of them within 5 %"),
     ("within_10_percent", "{:.0f} % within 10 %"),
+    ("ceiling_percent", "two runs of the same models differ by {:.1f} %"),
+    ("ceiling_tau", "their Kendall tau {:.3f} is what this machine allows"),
 )
 
 
@@ -68,9 +70,14 @@ def _disturbed(found: LatencyTable) -> str | None:
         unknown = "" if noise.get("load_known") else "; what other programs used is not known"
         most = f"; at worst {noise['most']}" if noise.get("most") else ""
         return text + most + unknown
-    if isinstance(nets, int):  # a table made here
+    if isinstance(nets, int):  # a table made here by an earlier version
         every = found.method.get("nets", "all")
         return f"of disturbed visits the 10 % quantile of the runs; {nets} of {every} nets had no others"
+    if isinstance(found.method.get("uncertainty_percent"), (int, float)):
+        return (
+            f"then {found.method.get('disturbance')} times as slow as undisturbed (median run over the 2 % "
+            f"quantile); latencies are uncertain by {found.method['uncertainty_percent']:.2f} %"
+        )
     return None
 
 
@@ -133,7 +140,8 @@ def show(name: str, known: Mapping[str, Any], conditions: str) -> None:
     how = ", ".join(f"{count} {kind}" for kind, count in known["how"].items())
     rows.append(("entries", f"{known['entries']}: {how}"))
     if known["statistic"] != "unknown":
-        rows.append(("statistic", f"{known['statistic']} of the runs"))
+        said = "undisturbed: the 2 % quantile" if known["statistic"] == "undisturbed" else known["statistic"]
+        rows.append(("statistic", f"{said} of the runs"))
     if known["disturbed"]:
         rows.append(("disturbed", textwrap.fill(known["disturbed"], _WIDTH)))
     if abs(known["offset_ms"]) >= 0.0005:

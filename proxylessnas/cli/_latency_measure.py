@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 from typing import TYPE_CHECKING, Any
 
 from ._latency import NET_HELP, Steps, add_quiet, add_settings, check_graph, import_modules, ms, read_net
@@ -21,17 +22,18 @@ class Measure(Verb):
     name = "measure"
     summary = "measure nets on this device"
     description = (
-        "Measure the latency of nets on this device: the median over many calls, after a warm-up, in a "
-        "process of their own. Their weights are random, which makes no difference. To compare nets with "
-        "each other, `proxylessnas bench` is fairer: it interleaves them."
+        "Measure the latency of models on this device, each in a process of its own: undisturbed, which is "
+        "the 2 % quantile over the calls of many short windows, and as it is now (median, p10, p90). Their "
+        "weights are random, which makes no difference. To compare models with each other, `proxylessnas "
+        "bench` is fairer: it interleaves them."
     )
     example = """\
   $ proxylessnas latency measure proxyless_cpu proxyless_mobile --threads 2
-  net               median   p10   p90  runs  images/s
-  proxyless_cpu       9.41  9.30  9.77    84       106
-  proxyless_mobile    8.52  8.44  8.90    93       117
+  net               undisturbed  median   p10   p90  disturbance  runs  images/s
+  proxyless_cpu            9.26    9.41  9.30  9.77         1.02    84       108
+  proxyless_mobile         8.41    8.52  8.44  8.90         1.01    93       119
 
-  milliseconds a call of 1 picture; p10, p90: quantiles of the calls
+  milliseconds a call of 1 picture; undisturbed: the figure to compare; median, p10, p90: as it is now
 """
     rest = "nets"
 
@@ -67,16 +69,17 @@ class Measure(Verb):
         if args.json:
             print_json({"nets": [_facts(word, timing) for word, timing in timings.items()]})
             return 0
-        rows = [("net", "median", "p10", "p90", "runs", "images/s")]
+        rows = [("net", "undisturbed", "median", "p10", "p90", "disturbance", "runs", "images/s")]
         for word, t in timings.items():
             speed = f"{t.images_per_second:.{0 if t.images_per_second >= 100 else 1}f}"
-            rows.append((word, ms(t.median_ms), ms(t.p10_ms), ms(t.p90_ms), f"{t.runs:,}", speed))
-        head, _, body = table(rows, "<>>>>>").partition("\n")
+            now = (ms(t.median_ms), ms(t.p10_ms), ms(t.p90_ms), f"{t.disturbance:.2f}")
+            rows.append((word, ms(t.undisturbed_ms), *now, f"{t.runs:,}", speed))
+        head, _, body = table(rows, "<>>>>>>>").partition("\n")
         print(bold(head))
         print(printable(body))
         conditions = next(iter(timings.values())).conditions
         of = "1 picture" if args.batch_size == 1 else f"{args.batch_size} pictures"
-        print(f"\nmilliseconds a call of {of}; p10, p90: quantiles of the calls")
+        print(f"\nmilliseconds a call of {of}; undisturbed: to compare by; median, p10, p90: as it is now")
         print(printable(f"{conditions.describe()}; memory allocator: {conditions.allocator}"))
         for word, t in timings.items():
             if t.noisy:
@@ -106,11 +109,13 @@ def _measure(word: str, args: argparse.Namespace, settings: Any) -> Timing:
 def _facts(word: str, t: Timing) -> dict[str, Any]:
     return {
         "net": word,
+        "undisturbed_ms": t.undisturbed_ms,
+        "uncertainty": t.uncertainty if math.isfinite(t.uncertainty) else None,
+        "disturbance": t.disturbance,
         "median_ms": t.median_ms,
         "p10_ms": t.p10_ms,
         "p90_ms": t.p90_ms,
         "runs": t.runs,
-        "warmup_runs": t.warmup_runs,
         "images_per_second": t.images_per_second,
         "noise": list(t.noise),
         "input_size": list(t.input_size),

@@ -44,8 +44,8 @@ def cost_notes(result: SearchResult) -> list[str]:
         unit = UNITS.get(name, "")
         limit = f" of at most {number(result.limits[name])} {unit}" if name in result.limits else ""
         found.append(f"{name}: {number(cost)} {unit}{limit}")
-    if result.measured is not None:
-        found.append(f"latency: measured {number(result.measured.median_ms)} ms")
+    if result.measured_ms is not None:
+        found.append(f"latency: measured {number(result.measured_ms)} ms")
     elif result.measured_note:
         found.append(f"latency: {result.measured_note}")
     return found

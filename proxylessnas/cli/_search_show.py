@@ -105,14 +105,9 @@ def _state(found: Mapping[str, Any]) -> str:
 
 
 def _measured(result: Mapping[str, Any]) -> list[tuple[str, str]]:
-    predicted, measured = result.get("predicted_ms"), result.get("measured_ms")
-    if measured is not None and predicted:
-        noise = result.get("measured_noise")
-        text = f"{number(measured)} ms, {100 * (measured / predicted - 1):+.1f} % of the prediction"
-        return [("measured", text + (f"; noisy: {'; '.join(noise)}" if noise else ""))]
-    if result.get("measured_note"):
-        return [("measured", str(result["measured_note"]))]
-    return []
+    from ..search.result import describe_latency
+
+    return [("measured" if not i else "", text) for i, text in enumerate(describe_latency(result))]
 
 
 def _blocks(folder: Path, found: Mapping[str, Any]) -> str:

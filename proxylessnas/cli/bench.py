@@ -26,19 +26,19 @@ class BenchVerb(Verb):
     order = 76
     summary = "compare nets on this device: latency, size and accuracy"
     description = (
-        "Measure nets under every combination of runtimes, threads and batches, in one interleaved run: each "
-        "round measures everything once, in random order, so that a machine whose speed drifts is unfair to "
-        "none. Next to ImageNet nets, torchvision's mobilenet_v2, mobilenet_v3_large and efficientnet_b0 are "
-        "measured, and where timm is installed its mobilenetv3_large_100, efficientnet_lite0 and "
-        "mnasnet_100. Without NET, the authors' four nets."
+        "Measure models under every combination of runtimes, threads and batches, in one interleaved run: "
+        "each round gives everything one short window, in random order, and the figure to compare is "
+        "undisturbed: the 2 % quantile of the calls. Next to ImageNet nets, torchvision's mobilenet_v2, "
+        "mobilenet_v3_large and efficientnet_b0 are measured, and where timm is installed its "
+        "mobilenetv3_large_100, efficientnet_lite0 and mnasnet_100. Without NET, the authors' four nets."
     )
     example = """\
   $ proxylessnas bench proxyless_cpu timm/mnasnet_100 --threads 1,2 --png bench.png
   torch, 1 thread, batch 1
-  net                             ms    p10    p90  images/s  params   MACs  top-1
-  proxyless_cpu                15.42  15.30  15.91        65  4.36 M  439 M   75.3
-  timm/mnasnet_100             12.80  12.71  13.22        78  4.38 M  314 M   74.7
-  torchvision/mobilenet_v2     12.77  12.63  13.04        78  3.50 M  301 M   72.2
+  net                             ms  median    p90  images/s  params   MACs  top-1
+  proxyless_cpu                15.22   15.42  15.91        66  4.36 M  439 M   75.3
+  timm/mnasnet_100             12.66   12.80  13.22        79  4.38 M  314 M   74.7
+  torchvision/mobilenet_v2     12.60   12.77  13.04        79  3.50 M  301 M   72.2
   ...
 """
     rest = "nets"
@@ -142,7 +142,7 @@ def _show(result: Bench) -> None:
     groups: dict[str, list[BenchRow]] = {}
     for row in result.rows:
         groups.setdefault(row.setting, []).append(row)
-    head = ("net", "ms", "p10", "p90", "images/s", "params", "MACs", "top-1", "")
+    head = ("net", "ms", "median", "p90", "images/s", "params", "MACs", "top-1", "")
     lines = {setting: [_cells(row) for row in rows] for setting, rows in groups.items()}
     # All groups in one table, so that their columns are below each other.
     text = iter(
@@ -162,7 +162,8 @@ def _cells(row: BenchRow) -> tuple[str, ...]:
     speed = t.images_per_second
     measured = "*" if net.top1_status == "measured here" else ""
     return (
-        net.name, ms(t.median_ms), ms(t.p10_ms), ms(t.p90_ms), f"{speed:,.{0 if speed >= 100 else 1}f}",
+        net.name, ms(t.undisturbed_ms), ms(t.median_ms), ms(t.p90_ms),
+        f"{speed:,.{0 if speed >= 100 else 1}f}",
         *(millions(count) if count else "-" for count in (net.params, net.macs)),
         "-" if net.top1 is None else f"{net.top1:.1f}{measured}", "noisy" if t.noisy else "",
     )  # fmt: skip
@@ -175,7 +176,10 @@ def _explain(result: Bench) -> None:
     first = rows[0].timing
     sizes = sorted({row.timing.input_size[1] for row in rows})
     pixels = f"{sizes[0]} px" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} px, each net's own"
-    print(f"\nms: median of {result.rounds} interleaved rounds, a call of a whole batch; input: {pixels}")
+    print(
+        f"\nms: a call of a whole batch, undisturbed ({result.rounds} interleaved rounds); median, p90: as "
+        f"it is now; input: {pixels}"
+    )
     if any(row.net.top1 is not None for row in rows):
         print("top-1: accuracy in percent as published, not re-measured" + _star(rows))
     for name, dataset in {row.net.name: row.net.dataset for row in rows}.items():

@@ -215,9 +215,9 @@ def _show(report: ExportReport) -> None:
         first = report.latency[0]
         threads = plural(first.threads, "thread")
         print(f"\nlatency of a call, {threads}, batch {first.batch}, measured by turns on {report.machine}")
-        print(table([("", "ms", "p10", "p90", "speed-up"), *_latency(report)], "<>>>>"))
+        print(table([("", "ms", "median", "p90", "speed-up"), *_latency(report)], "<>>>>"))
         if any(row.noise for row in report.latency):
-            note("the machine was busy while the latency was measured: these figures are rough")
+            note("the latencies are uncertain: " + next(row.noise[0] for row in report.latency if row.noise))
     print("\n" + printable(", ".join(f"{name} {version}" for name, version in report.versions.items())))
 
 
@@ -242,7 +242,7 @@ def _parity(report: ExportReport) -> list[tuple[str, ...]]:
 
 def _latency(report: ExportReport) -> list[tuple[str, ...]]:
     return [
-        (row.runtime, ms(row.median_ms), ms(row.p10_ms), ms(row.p90_ms), f"{row.speedup:.2f}x")
+        (row.runtime, ms(row.undisturbed_ms), ms(row.median_ms), ms(row.p90_ms), f"{row.speedup:.2f}x")
         for row in report.latency
     ]
 

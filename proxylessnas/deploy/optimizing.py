@@ -29,12 +29,11 @@ from ..classifier import Classifier
 from ..errors import ExportError, first_line, shown
 from ..folding import fold_batchnorm
 from ..latency.machine import allocator
-from ..latency.machine_load import OtherLoad, disturbances
 from ..latency.machine_name import device_name
 from ..latency.runtimes.torch_compile import missing_compiler
 from ..latency.runtimes.torch_eager import CudaSession, EagerSession, cuda_name, torch_versions
-from ..latency.sampling import sample_session
-from ..latency.timing import Samples, pool, quantile
+from ..latency.sampling import window
+from ..latency.timing import LIMIT, Measurement, uncertainty
 from .optimize_report import Candidate, OptimizeReport
 from .proof_pictures import proof_pictures
 from .subject import open_subject
@@ -302,27 +301,29 @@ def _compared(way: Way, outputs: Tensor, reference: Tensor, limits: _Limits) -> 
 def _time(
     found: dict[str, Candidate], runs: dict[str, Run], example: Tensor, seconds: float
 ) -> tuple[str, ...]:
-    """Time the candidates in turns, so that a change of the machine's pace hits all alike.
+    """Time the candidates in short interleaved windows, so that what disturbs the machine hits all alike.
 
     Returns:
         Reasons to distrust the times.
     """
     kind = CudaSession if example.device.type == "cuda" else EagerSession
     sessions = [(name, kind(run, example, [])) for name, run in runs.items()]
-    rounds: dict[str, list[Samples]] = {name: [] for name in runs}
-    each, load = seconds / _ROUNDS, OtherLoad()
-    for turn in range(_ROUNDS):
+    measured = {name: Measurement() for name in runs}
+    alone = example.device.type == "cpu" and torch.get_num_threads() == 1
+    begin, turn = time.perf_counter(), 0
+    while turn < _ROUNDS or (
+        time.perf_counter() - begin < seconds * len(sessions) and uncertainty(measured.values()) > LIMIT
+    ):
         random.Random(turn).shuffle(sessions)
         for name, session in sessions:
-            samples = sample_session(session, min_runs=3, min_seconds=each, max_seconds=5 * each)
-            rounds[name].append(samples)
-    noise = disturbances(0.0, load.share())
-    # What disturbs adds time, and seldom to every run: a low run tells more than the median then.
-    share = 0.1 if noise else 0.5
-    for name, visits in rounds.items():
-        pooled = pool(visits)
-        found[name] = replace(found[name], ms=quantile(pooled.ms, share), spread=pooled.spread)
-    return tuple(noise)
+            found_now = window(session, min_runs=3, min_seconds=seconds / _ROUNDS, one_thread=alone)
+            measured[name].windows.append(found_now)
+        turn += 1
+    for name, result in measured.items():
+        spread = (result.median_ms - result.undisturbed_ms) / result.undisturbed_ms
+        found[name] = replace(found[name], ms=result.undisturbed_ms, spread=spread)
+    unsure = uncertainty(measured.values())
+    return (f"the times are uncertain by {unsure:.1%}, wanted {LIMIT:.0%}",) if unsure > 2 * LIMIT else ()
 
 
 def _choose(candidates: Sequence[Candidate]) -> tuple[str, str]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import random
+import datetime
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +12,15 @@ from typing import Any
 from ..errors import LatencyError, first_line
 from ..latency.files import file_runtimes
 from ..latency.measuring import pickle_module
-from ..latency.process import Worker
+from ..latency.session import Item, MeasurementSession
 from ..latency.settings import Settings
 from ..latency.spec import NetSpec
-from ..latency.timing import Samples, pool, quantile
+from ..latency.timing import Timing
 from .formats import ExportOptions
 from .subject import Subject
 
-_ROUNDS = 5
-_SECONDS = 0.2  # a round
+_ROUNDS = 20  # at least
+_SECONDS = 30.0  # at most, with the start of the processes
 _PHOTO = 4 / 3  # long side over short side, of a picture for a file that resizes itself
 
 
@@ -32,14 +31,16 @@ class LatencyRow:
     Attributes:
         runtime: what ran, in words: "torch (eager)" is the net, others are the file.
         threads, batch: as measured.
-        median_ms, p10_ms, p90_ms: of a call of the whole batch, over all rounds.
-        speedup: over the net in eager PyTorch, by the medians.
+        undisturbed_ms: of a call of the whole batch: the figure to compare (:mod:`..latency.timing`).
+        median_ms, p10_ms, p90_ms: over all calls: what one gets on this machine now.
+        speedup: over the model in eager PyTorch, undisturbed.
         noise: reasons to distrust the figures; empty if there are none.
     """
 
     runtime: str
     threads: int
     batch: int
+    undisturbed_ms: float
     median_ms: float
     p10_ms: float
     p90_ms: float
@@ -73,37 +74,32 @@ def time_file(subject: Subject, path: Path, options: ExportOptions, threads: int
     if options.uint8_input and subject.preprocessing is not None:
         short = subject.preprocessing.resize
         size = (3, short, round(_PHOTO * short))
-    with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="proxylessnas-")))
-        pickle_module(subject.model, folder / "net.pickle")
-        jobs = [
-            (Settings("torch", threads=threads, batch_size=batch),
-             NetSpec("module", str(folder / "net.pickle"), subject.input_size)),
-            *((Settings(runtime, threads=threads, batch_size=batch), NetSpec("file", str(path), size))
-              for runtime in readers),
-        ]  # fmt: skip
-        workers = []
-        for settings, spec in jobs:
-            worker = stack.enter_context(Worker(settings))
-            worker.load("net", spec)
-            workers.append(worker)
-        found: list[list[Samples]] = [[] for _ in workers]
-        order = random.Random(0)
-        for _ in range(_ROUNDS):
-            for i in order.sample(range(len(workers)), len(workers)):
-                found[i].append(workers[i].sample("net", min_runs=5, min_seconds=_SECONDS, max_seconds=5.0))
-    names = ["torch (eager)", *(f"{path.suffix} in {reader}" for reader in readers)]
-    return _rows(names, [pool(samples) for samples in found], threads, batch)
-
-
-def _rows(names: list[str], pooled: list[Samples], threads: int, batch: int) -> tuple[LatencyRow, ...]:
-    eager = pooled[0].median_ms
+    with tempfile.TemporaryDirectory(prefix="proxylessnas-") as folder:
+        pickled = Path(folder) / "net.pickle"
+        pickle_module(subject.model, pickled)
+        jobs = {
+            "torch (eager)": ("torch", NetSpec("module", str(pickled), subject.input_size)),
+            **{
+                f"{path.suffix} in {reader}": (reader, NetSpec("file", str(path), size)) for reader in readers
+            },
+        }
+        items = [
+            Item(name, spec, Settings(runtime, threads=threads, batch_size=batch))
+            for name, (runtime, spec) in jobs.items()
+        ]
+        session = MeasurementSession(items)
+        session.run(_SECONDS, processes=1, least_rounds=_ROUNDS)
+    day = datetime.date.today().isoformat()
+    found = {
+        s.name: Timing.of(session.measured[s.name], session.conditions(s.settings), size, day) for s in items
+    }
+    eager_ms = found["torch (eager)"].undisturbed_ms
     return tuple(
         LatencyRow(
-            name, threads, batch, s.median_ms, quantile(s.ms, 0.1), quantile(s.ms, 0.9), eager / s.median_ms,
-            s.noise,
+            name, threads, batch, t.undisturbed_ms, t.median_ms, t.p10_ms, t.p90_ms, eager_ms /
+            t.undisturbed_ms, t.noise,
         )
-        for name, s in zip(names, pooled, strict=True)
+        for name, t in found.items()
     )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """Latency: measure this device, predict any net of a space, and say how wrong the prediction is.
 
     >>> from proxylessnas import latency
-    >>> latency.measure("proxyless_cifar10_demo").median_ms  # doctest: +SKIP
+    >>> latency.measure("proxyless_cifar10_demo").undisturbed_ms  # doctest: +SKIP
     3.4
 
 The paper's latency model (ProxylessNAS, section 3.3.1): a net's latency is the sum of its operations'. What

@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import LatencyError
-from .pace import OFF
-from .table_parts import LEAST_TAU, MOST_MAPE_PERCENT
+from .table_parts import GOOD, GOOD_MAPE_PERCENT, LEAST, MOST_MAPE_PERCENT, wanted_tau
 
 LEAST_NETS = 2
-_LATER = ("pace", "measured_with", "space")  # older tables lack them
+#: A reference model this much slower or faster than when the table was made: one of the two was disturbed.
+OFF = 0.05
+_LATER = (  # older tables lack them
+    "reference_ratio", "measured_with", "space", "ceiling_tau", "ceiling_percent", "disturbance",
+)  # fmt: skip
 _NO_FLOATS = {"pairs", "date", "conditions", "nets", "noisy_nets", "seed", *_LATER}
 
 
@@ -35,13 +38,16 @@ class Validation:
         scale, offset_ms: the line from predictions to measured latencies, fitted on half of the nets.
         judged_before_percent, judged_after_percent: mean absolute error on the other half, without and with
             that line.
-        noisy_nets: nets that were disturbed whenever they were measured, or were never measured at the pace
-            that the machine had when the table was made.
+        noisy_nets: models that were disturbed whenever they were measured, in older tables.
         seed: of the nets.
         date: ISO day.
         conditions: what was measured with, in words.
         pairs: (block tokens, predicted ms, measured ms) of each net.
-        pace: how many times longer a reference net took than when the table was made.
+        reference_ratio: how many times longer a reference model took than when the table was made.
+        ceiling_tau, ceiling_percent: Kendall's tau and mean difference of two runs of these same models:
+            what this machine allows any table to reach. None in older tables.
+        disturbance: how many times longer a run took than undisturbed (median over low quantile); None in
+            older tables, whose latencies are medians.
         measured_with: the conditions as JSON values; None in tables that were made before they were kept.
         space: digest of the space that the nets are of; empty in such tables.
     """
@@ -63,31 +69,38 @@ class Validation:
     date: str
     conditions: str
     pairs: tuple[tuple[str, float, float], ...]
-    pace: float = 1.0
+    reference_ratio: float = 1.0
+    ceiling_tau: float | None = None
+    ceiling_percent: float | None = None
+    disturbance: float | None = None
     measured_with: Mapping[str, Any] | None = None
     space: str = ""
 
     @property
     def verdict(self) -> str:
         """What to make of it, in one line."""
-        if self.kendall_tau < LEAST_TAU or self.mape_percent > MOST_MAPE_PERCENT:
+        tau, mape = self.kendall_tau, self.mape_percent
+        if tau < wanted_tau(self.ceiling_tau, LEAST) or mape > MOST_MAPE_PERCENT:
             word = "not to be trusted"
-        elif self.kendall_tau < 0.9 or self.mape_percent > 5:
+        elif tau < wanted_tau(self.ceiling_tau, GOOD) or mape > GOOD_MAPE_PERCENT:
             word = "fair"
         else:
             word = "good"
-        if 2 * self.noisy_nets > self.nets:
-            word += ", but on a disturbed machine"
-        noisy = f"; {self.noisy_nets} were disturbed while they were measured" if self.noisy_nets else ""
-        if self.pace > 1 + OFF or 1 / self.pace > 1 + OFF:
-            noisy += (
-                f"; the machine took {self.pace:.2f} times as long as when the table was made, so one of "
-                "the two was disturbed"
+        ceiling = ""
+        if self.ceiling_tau is not None and self.ceiling_percent is not None:
+            ceiling = (
+                f"; two runs of these models differ by {self.ceiling_percent:.1f} %, tau "
+                f"{self.ceiling_tau:.3f}, which is what this machine allows"
+            )
+        if abs(math.log(self.reference_ratio)) > math.log(1 + OFF):
+            ceiling += (
+                f"; the reference model took {self.reference_ratio:.2f} times as long as when the table was "
+                "made, so one of the two was disturbed throughout"
             )
         return (
-            f"{word}: off by {self.mape_percent:.1f} % on average (bias {self.bias_percent:+.1f} %), "
-            f"Kendall tau {self.kendall_tau:.3f}, on {self.nets} random nets from cheap to dear (tau "
-            f"{self.uniform_kendall_tau:.3f} on the half drawn evenly){noisy}"
+            f"{word}: off by {mape:.1f} % on average (bias {self.bias_percent:+.1f} %), Kendall tau "
+            f"{tau:.3f}, on {self.nets} random models from cheap to dear (tau "
+            f"{self.uniform_kendall_tau:.3f} on the half drawn evenly){ceiling}"
         )
 
     @property
@@ -114,14 +127,19 @@ class Validation:
             values |= {name: str(data[name]) for name in ("date", "conditions")}
             values |= {name: int(data[name]) for name in ("nets", "noisy_nets", "seed")}
             pairs = tuple((str(text), float(a), float(b)) for text, a, b in data["pairs"])
-            pace = float(data.get("pace", 1.0))
-            if not 0 < pace < math.inf:
-                raise ValueError(f"pace is {pace}")
+            ratio = float(data.get("reference_ratio", data.get("pace", 1.0)))  # "pace": of older tables
+            if not 0 < ratio < math.inf:
+                raise ValueError(f"reference_ratio is {ratio}")
+            later: dict[str, Any] = {
+                name: None if data.get(name) is None else float(data[name])
+                for name in ("ceiling_tau", "ceiling_percent", "disturbance")
+            }
             where = data.get("measured_with")
             return Validation(
                 **values,
                 pairs=pairs,
-                pace=pace,
+                reference_ratio=ratio,
+                **later,
                 measured_with=None if where is None else dict(where),
                 space=str(data.get("space", "")),
             )
@@ -136,7 +154,9 @@ def judge(
     conditions: str = "unknown",
     noisy_nets: int = 0,
     date: str | None = None,
-    pace: float = 1.0,
+    reference_ratio: float = 1.0,
+    two_runs: Sequence[tuple[float, float]] = (),
+    disturbance: float | None = None,
 ) -> Validation:
     """Compare predictions with measurements.
 
@@ -145,9 +165,11 @@ def judge(
             order, every second is uniform.
         seed: of the nets; it also halves them.
         conditions: what was measured with, in words.
-        noisy_nets: nets that were disturbed at every visit.
+        noisy_nets: models that were disturbed at every visit, where that is known.
         date: ISO day; by default today.
-        pace: how many times longer a reference net took than when the table was made.
+        reference_ratio: how many times longer a reference model took than when the table was made.
+        two_runs: the latency of each model as two runs found it, for the ceiling.
+        disturbance: the median over the low quantile.
 
     Raises:
         LatencyError: there are fewer than two nets, or a latency is not positive.
@@ -179,7 +201,10 @@ def judge(
         date=date or datetime.date.today().isoformat(),
         conditions=conditions,
         pairs=tuple(nets),
-        pace=pace,
+        reference_ratio=reference_ratio,
+        ceiling_tau=kendall_tau([a for a, _ in two_runs], [b for _, b in two_runs]) if two_runs else None,
+        ceiling_percent=_mape([2 * (a - b) / (a + b) for a, b in two_runs]) if two_runs else None,
+        disturbance=disturbance,
     )
 
 

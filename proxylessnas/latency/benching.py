@@ -1,8 +1,8 @@
 """Compare nets on this machine: all of them, under all settings, in one interleaved run.
 
 Latencies that were measured one after another are not comparable on a machine whose clock rate and neighbours
-change by the minute. So every round measures every net under every setting once, in a fresh random order, and
-what counts is the median over all rounds.
+change by the minute. So every round gives every model under every setting one short window, in a fresh random
+order, and what counts is a low quantile over all of them (:mod:`.session`, :mod:`.timing`).
 """
 
 from __future__ import annotations
@@ -13,30 +13,31 @@ import dataclasses
 import datetime
 import io
 import itertools
+import math
 import os
-import random
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import LatencyError, ProxylessError
+from ..errors import LatencyError
 from ..filesystem import write_atomically
 from .accuracy_rows import accuracy_panels, describe
 from .bench_nets import PEERS, SPECIALISED, BenchNet, open_nets
 from .files import file_runtimes
-from .process import Worker
+from .session import Item, MeasurementSession, Progress
 from .settings import Settings
-from .timing import Samples, Timing, pool, quantile
+from .timing import Timing
 
 if TYPE_CHECKING:
     from ..arch import Arch
     from ..tree_arch import TreeArch
 
-#: Told after each step: steps done, steps in all, and what comes next.
-Progress = Callable[[int, int, str], None]
 _PROCESSES_UP_TO = 24
+_WINDOW_S = 0.05  # many short windows tell more than a few long ones
+_LONGER = 2.0  # than asked for, until the latencies are certain
+_START_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,9 @@ class BenchRow:
             "memory_format": c.memory_format,
             "cuda_graph": c.cuda_graph,
             "input_size": t.input_size[1],
+            "undisturbed_ms": round(t.undisturbed_ms, 4),
+            "uncertainty": round(t.uncertainty, 5) if math.isfinite(t.uncertainty) else "",
+            "disturbance": round(t.disturbance, 4),
             "median_ms": round(t.median_ms, 4),
             "p10_ms": round(t.p10_ms, 4),
             "p90_ms": round(t.p90_ms, 4),
@@ -165,11 +169,12 @@ def bench(
             size are left out.
         peers: other libraries' nets that are measured too if there is an ImageNet net among ``nets``; () for
             none.
-        rounds: how often each net is measured under each setting.
-        seconds: how long each time, at least.
+        rounds: how often each model is measured under each setting, at least.
+        seconds: ``rounds`` times this is how long each is measured in all, at least; up to twice as long
+            where its latency is not certain to 1 % by then. It is shared out to windows of 0.05 s.
         seed: of the order.
         imports: modules that the measuring processes import first, which register operations.
-        progress: told after each step.
+        progress: told (seconds done, seconds in all, what is being done).
 
     Raises:
         LatencyError: a setting makes no sense, or nothing could be measured.
@@ -193,11 +198,19 @@ def bench(
             raise LatencyError("no net to measure")
         plan = _plan(asked, entries)
         _check_count(plan)
-        run = _Run(entries, plan, [*said, *notes], rounds, progress)
-        for settings in plan:
-            run.start(settings, lambda s: stack.enter_context(Worker(s, imports=tuple(imports))))
-        run.measure(random.Random(seed), seconds)
-        return run.result()
+        items = [
+            Item(_subject(settings, i), entries[i].spec, settings, seconds=min(seconds, _WINDOW_S))
+            for settings, chosen in plan.items()
+            for i in chosen
+        ]
+        session = MeasurementSession(
+            items, imports=tuple(imports), seed=seed, keep_going=True, progress=progress
+        )
+        least = max(rounds, round(rounds * seconds / _WINDOW_S))
+        windows_s = max(seconds * rounds, _WINDOW_S) * len(items)
+        session.run(_LONGER * windows_s + _START_S * len(plan), processes=1, least_rounds=least)
+        rows, failed = _measured(entries, plan, session)
+        return Bench(tuple(rows), (*said, *notes, *failed), session.rounds)
 
 
 def _check_count(asked: Sized) -> None:
@@ -235,85 +248,29 @@ def _thread_counts(threads: Sequence[int], device: str) -> tuple[list[int], list
     ]
 
 
-class _Run:
-    """The processes of one bench, and what they have measured so far."""
+def _measured(
+    nets: Sequence[BenchNet], plan: Mapping[Settings, Sequence[int]], session: MeasurementSession
+) -> tuple[list[BenchRow], list[str]]:
+    """Return the rows of a session, setting by setting, and what to say of those that failed.
 
-    def __init__(
-        self,
-        nets: Sequence[BenchNet],
-        plan: Mapping[Settings, Sequence[int]],
-        notes: list[str],
-        rounds: int,
-        progress: Progress | None,
-    ) -> None:
-        self._nets, self._plan, self._notes, self._rounds = nets, plan, notes, rounds
-        self._workers: dict[Settings, Worker] = {}
-        self._cells: dict[tuple[Settings, int], list[Samples]] = {}
-        self._failed: dict[tuple[str, str], list[str]] = {}  # (net, reason) to settings
-        self._progress = progress
-        self._done, self._total = 0, sum(map(len, plan.values())) * (1 + rounds)
+    Raises:
+        LatencyError: nothing could be measured.
+    """
+    date = datetime.date.today().isoformat()
+    rows, failed = [], dict[tuple[str, str], list[str]]()
+    for settings, chosen in plan.items():
+        for i in chosen:
+            net, name = nets[i], _subject(settings, i)
+            if name in session.failed:
+                failed.setdefault((net.name, str(session.failed[name])), []).append(describe(settings))
+                continue
+            found, conditions = session.measured[name], session.conditions(settings)
+            rows.append(BenchRow(net, Timing.of(found, conditions, net.spec.input_size, date)))
+    notes = [f"{name} is left out ({'; '.join(where)}): {reason}" for (name, reason), where in failed.items()]
+    if not rows:
+        raise LatencyError("nothing could be measured:\n  " + "\n  ".join(notes))
+    return rows, notes
 
-    def _step(self, what: str, count: int = 0) -> None:
-        self._done += count
-        if self._progress is not None:
-            self._progress(self._done, self._total, what)
 
-    def start(self, settings: Settings, enter: Callable[[Settings], Worker]) -> None:
-        """Start the process of a setting and load the nets there; note those that cannot be loaded."""
-        self._step(f"starting {describe(settings)}")
-        worker = self._workers[settings] = enter(settings)
-        for i in self._plan[settings]:
-            net = self._nets[i]
-            self._step(f"loading {net.name} ({describe(settings)})")
-            try:
-                worker.load(str(i), net.spec)
-            except ProxylessError as e:
-                self._leave_out(settings, i, e)
-            else:
-                self._cells[settings, i] = []
-            self._step("", 1)
-
-    def _leave_out(self, settings: Settings, i: int, reason: ProxylessError) -> None:
-        self._failed.setdefault((self._nets[i].name, str(reason)), []).append(describe(settings))
-        self._total -= self._rounds - len(self._cells.pop((settings, i), ()))
-
-    def measure(self, order: random.Random, seconds: float) -> None:
-        """Measure everything once a round, in random order."""
-        for number in range(self._rounds):
-            for settings, i in order.sample(list(self._cells), len(self._cells)):
-                self._step(f"round {number + 1}: {self._nets[i].name} ({describe(settings)})")
-                try:
-                    samples = self._workers[settings].sample(
-                        str(i), min_runs=5, min_seconds=seconds, max_seconds=max(4.0, 4 * seconds)
-                    )
-                except ProxylessError as e:
-                    self._leave_out(settings, i, e)
-                    continue
-                self._cells[settings, i].append(samples)
-                self._step("", 1)
-
-    def result(self) -> Bench:
-        """Return what was measured.
-
-        Raises:
-            LatencyError: nothing was.
-        """
-        failed = [
-            f"{name} is left out ({'; '.join(where)}): {reason}"
-            for (name, reason), where in self._failed.items()
-        ]
-        if not self._cells:
-            raise LatencyError("nothing could be measured:\n  " + "\n  ".join(failed))
-        date = datetime.date.today().isoformat()
-        rows = []
-        for settings in self._plan:
-            for i, net in enumerate(self._nets):
-                if (settings, i) in self._cells:
-                    pooled = pool(self._cells[settings, i])
-                    timing = Timing(
-                        pooled.median_ms, quantile(pooled.ms, 0.1), quantile(pooled.ms, 0.9), len(pooled.ms),
-                        pooled.warmup_runs, pooled.noise, self._workers[settings].conditions,
-                        net.spec.input_size, date,
-                    )  # fmt: skip
-                    rows.append(BenchRow(net, timing))
-        return Bench(tuple(rows), (*self._notes, *failed), self._rounds)
+def _subject(settings: Settings, i: int) -> str:
+    return f"{i} {describe(settings)} {settings.dtype} {settings.memory_format}"

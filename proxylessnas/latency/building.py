@@ -1,22 +1,21 @@
-"""Build a latency table: measure operations and whole nets here, fit, and check against other nets.
+"""Build a latency table: measure operations and whole models here, fit, and check against other models.
 
-1. Each operation's own time. A runtime whose operations can be timed inside a whole net (``torch``) is timed
-   there, in random nets, so between real neighbours and with real caches. For the others each operation is a
-   net of its own.
-2. Random whole nets, end to end. Operations and nets come in random order, from several measuring processes
-   one after the other, because where a process has its memory moves its times by a percent; a reference net
-   in between tells the machine's pace, and what other programs or another pace disturbed is measured again.
-3. Entries, fitted so that sums are the latencies of whole nets (:mod:`.fitting`).
-4. A check on nets that were not used so far, in fresh processes (:mod:`.validation`).
+1. Each operation's own time. A runtime whose operations can be timed inside a whole model (``torch``) is
+   timed there, in random models, so between real neighbours and with real caches. For the others each
+   operation is a model of its own.
+2. Random whole models, end to end: some to fit the entries on, others to check them with. Operations and
+   models are measured in one session (:mod:`.session`), interleaved with each other and with a reference.
+3. Entries, fitted so that sums are the latencies of whole models (:mod:`.fitting`).
+4. A check on the models that were not used so far (:mod:`.agreement`), which also says what this machine
+   allows: how far two runs of the same models agree.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-import random
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..arch import Arch
@@ -26,18 +25,16 @@ from .agreement import Validation, judge
 from .fitting import fit_entries
 from .journal import Journal
 from .keys import OpKey, arch_keys
-from .plan import PARTS_RUNS, Plan
+from .plan import Plan
+from .session import REFERENCE, MeasurementSession, Progress
 from .settings import Settings
 from .table import Entry, LatencyTable
 from .table_json import conditions_to_dict
-from .timing import quantile
-from .validation import SLOW_LOAD_S, compared, measure_nets, net_spec
-from .visits import Job, Lab, Progress, Visit, combined
+from .timing import UNDISTURBED, Measurement, quantile
+from .validation import compared
 
-_PROBE = 4  # nets after which it is known what one costs
-_FOR_REPEATS = 1.15  # nets that are disturbed are measured again
-_ENOUGH_QUIET = 3  # undisturbed times of an operation; with fewer all count
-_FIRST, _DECIDED = "first", "decided"
+#: Uncertainty of the latencies a table is made of, as a share.
+LIMIT = 0.004
 
 
 def build_table(
@@ -61,28 +58,30 @@ def build_table(
 ) -> LatencyTable:
     """Measure a latency table of a search space on this machine.
 
-    With a ``path`` every finished measurement is kept next to it (``PATH.part``): the same call goes on from
-    there after Ctrl-C, a kill or a crash.
+    With a ``path`` every round is kept next to it (``PATH.part``): the same call goes on from there after
+    Ctrl-C, a kill or a crash.
 
     Args:
         space: a space, the name of one, or a .toml file; see :func:`~proxylessnas.space.read_space`.
         runtime: one of :data:`~proxylessnas.latency.settings.RUNTIMES`.
         device: "cpu" or "cuda".
         threads: of the runtime's pool, on a CPU.
-        batch_size: pictures a call.
+        batch_size: images a call.
         dtype: of weights and input.
         memory_format: of weights and input, for torch.
         cuda_graph: replay CUDA graphs (device "cuda", runtime "torch").
         path: where to write the table; None returns it only.
-        nets: whole nets to fit it on; by default 2.2 for each operation, fewer if the time does not allow.
-        validation_nets: other nets to judge it on; 0 leaves the table unvalidated, and a search refuses it.
-        minutes: about how long it may take, 8 by default. At least 24 nets are measured all the same, which
-            takes longer where loading a net takes long (compiling, lowering for a phone).
-        seed: of the random nets.
-        extra: nets outside the space whose operations are to be in the table as well. How long such a net
-            takes as a whole is not used.
+        nets: whole models to fit it on; by default 2.2 for each operation, 40 to 240.
+        validation_nets: other models to evaluate it with; 0 leaves the table unvalidated, and a search
+            refuses it.
+        minutes: about how long it may take at most, 8 by default; it ends earlier where the latencies are
+            certain earlier. A few rounds are made all the same, which takes longer where loading a model
+            takes long (compiling, lowering for a phone): ``nets`` says how many there are.
+        seed: of the random models.
+        extra: models outside the space whose operations are to be in the table as well. How long such a
+            model takes as a whole is not used.
         imports: names of modules to import first in the measuring processes, which register operations.
-        progress: called with (steps done, steps in all, what comes next).
+        progress: called with (seconds done, seconds in all, what is being done).
 
     Returns:
         The table, with 100 % of the space's operations and its validation.
@@ -93,88 +92,33 @@ def build_table(
     """
     settings = Settings(runtime, device, threads, batch_size, dtype, memory_format, cuda_graph)
     space = space if isinstance(space, SearchSpace) else read_space(space)
-    plan = Plan(space, nets, validation_nets, minutes, seed, tuple(extra))
-    request = {"settings": settings.to_dict(), "imports": list(imports), **plan.request()}
-    with (
-        Journal(path, request) as journal,
-        Lab(settings, imports, journal, net_spec(space.arch(plan.drawn[0])), progress) as lab,
-    ):
-        table = _table(plan, lab, _measure(plan, lab))
+    plan = Plan(space, settings, nets, validation_nets, minutes, seed, tuple(extra))
+    request = {
+        "settings": settings.to_dict(), "imports": list(imports), "statistic": "undisturbed",
+        **plan.request(),
+    }  # fmt: skip
+    with Journal(path, request) as journal:
+        session = MeasurementSession(
+            plan.items(), imports=imports, journal=journal, seed=seed, progress=progress
+        )
+        session.run(plan.budget_s, limit=LIMIT, processes=plan.processes)
+        table = _table(plan, session)
         if validation_nets:
-            table = table.with_validation(_validated(plan, lab, table).to_dict())
+            table = table.with_validation(_validated(plan, session, table).to_dict())
         if path is not None:
             table.save(path)
             journal.remove()
         if progress is not None:
-            progress(lab.total, lab.total, "done")
+            progress(round(session.spent_s), round(session.spent_s), "done")
     return table
 
 
-def _measure(plan: Plan, lab: Lab) -> int:
-    """Measure operations and nets; return how many nets there was time for."""
-    parts = lab.has_parts
-    lab.total = len(plan.drawn) + plan.processes * len(plan.checked)
-    first = [plan.net_job(i, parts) for i in range(min(_PROBE, len(plan.drawn)))]
-    probes = lab.visits(first, _FIRST)
-    slow = statistics.fmean(visit.load_s for visit in probes) > SLOW_LOAD_S
-    others = plan.extra_jobs() if parts else plan.op_jobs()
-    rounds = plan.processes if parts else 1 if slow else min(2, plan.processes)
-    checks = len(plan.checked) * (1 if slow else plan.processes)
-    cost_s = statistics.fmean(visit.seconds for visit in probes)
-    # An operation takes about half as long as a net, most of which is getting it there.
-    reserved_s = cost_s * (checks + (1.0 if parts else 0.5) * rounds * len(others))
-    nets = _affordable(plan, lab, reserved_s, cost_s)
-    lab.total = nets + rounds * len(others) + checks
-    for process in range(plan.processes):
-        label = f"process {process}"
-        if process:
-            lab.new_process()
-        todo = [plan.net_job(i, parts) for i in range(_PROBE, nets) if i % plan.processes == process]
-        todo += others if process < rounds else []
-        random.Random(f"{plan.seed} {process}").shuffle(todo)
-        noisy = [job for job in todo if lab.disturbed(lab.visit(job, label))]
-        noisy += [job for job, visit in zip(first, probes, strict=True) if visit.noisy and process == 0]
-        _again(noisy, f"{label} again", lab, plan.budget_s - cost_s * checks)
-    # Only now is it known which pace was the usual one.
-    found = lab.found("net ", "op ", "extra ")
-    every = [*first, *(plan.net_job(i, parts) for i in range(_PROBE, nets)), *others]
-    noisy = [job for job in every if all(visit.noisy for visit in found[job.name])]
-    _again(noisy, "at last", lab, plan.budget_s - cost_s * checks)
-    return nets
-
-
-def _again(jobs: Sequence[Job], label: str, lab: Lab, until_s: float) -> None:
-    """Visit jobs once more, as long as there is time."""
-    for job in jobs:
-        if lab.spent_s < until_s:
-            lab.total += 1
-            lab.visit(job, label)
-
-
-def _affordable(plan: Plan, lab: Lab, reserved_s: float, cost_s: float) -> int:
-    """Return how many nets there is time for; once found, it is kept for whoever continues."""
-    if plan.given is not None:
-        return len(plan.drawn)
-    if _DECIDED not in lab.journal:
-        start_s = max(0.0, lab.spent_s - _PROBE * cost_s)  # of the first process
-        left_s = plan.budget_s - lab.spent_s - start_s * (2 * plan.processes - 1) - reserved_s
-        nets = _PROBE + int(left_s / (_FOR_REPEATS * cost_s))
-        lab.journal.add(_DECIDED, {"nets": min(max(nets, plan.least), len(plan.drawn))})
-    return int(lab.journal[_DECIDED]["nets"])
-
-
-def _table(plan: Plan, lab: Lab, nets: int) -> LatencyTable:
-    """Fit the entries to what the journal has."""
-    found = lab.found("net ", "op ", "extra ")
-    usual_ms = statistics.median(visit.reference_ms for visits in found.values() for visit in visits)
-    net_visits = [found[f"net {i}"] for i in range(nets)]
-    own = _own_times(plan, found, lab.has_parts)
+def _table(plan: Plan, session: MeasurementSession) -> LatencyTable:
+    """Fit the entries to what was measured."""
+    own = _own_times(plan, session)
     measured = [
-        (
-            arch_keys(plan.space.arch(picks)),
-            combined([v.ms for v in visits], [v.noisy for v in visits]),
-        )
-        for picks, visits in zip(plan.drawn, net_visits, strict=False)
+        (arch_keys(plan.space.arch(picks)), session.measured[f"net {i}"].undisturbed_ms)
+        for i, picks in enumerate(plan.drawn)
     ]
     fit = fit_entries({key: entry.ms for key, entry in own.items()}, measured)
     entries = {}
@@ -185,17 +129,17 @@ def _table(plan: Plan, lab: Lab, nets: int) -> LatencyTable:
         assert entry.p90_ms is not None
         entries[key] = Entry(ms, share * entry.p10_ms, share * entry.p90_ms, entry.runs, "fitted")
     return LatencyTable(
-        lab.conditions,
+        session.conditions(plan.settings),
         entries,
         space=plan.space,
         offset_ms=fit.offset_ms,
+        statistic="undisturbed",
         method={
-            "own_times": "each operation inside random nets" if lab.has_parts else "each operation alone",
-            "nets": nets,
+            "own_times": "each operation inside random nets" if session.parts else "each operation alone",
+            "nets": len(plan.drawn),
             "seed": plan.seed,
-            "noisy_nets": sum(all(v.noisy for v in visits) for visits in net_visits),
-            "minutes": round(lab.spent_s / 60, 2),
-            "pace": {"net": str(plan.space.arch(plan.drawn[0])), "reference_ms": usual_ms},
+            "minutes": round(session.spent_s / 60, 2),
+            **described(session, plan.space.arch(plan.drawn[0])),
             "fit": {
                 "left_out_rmspe_percent": fit.loo_percent,
                 "strength": fit.strength,
@@ -207,46 +151,52 @@ def _table(plan: Plan, lab: Lab, nets: int) -> LatencyTable:
     )
 
 
-def _own_times(plan: Plan, found: Mapping[str, Sequence[Visit]], parts: bool) -> dict[OpKey, Entry]:
+def described(session: MeasurementSession, reference: Arch) -> dict[str, object]:
+    """Return what a table keeps of its session: the reference, the uncertainty, how disturbed it was."""
+    found = session.measured[REFERENCE]
+    every = [m.median_ms / m.undisturbed_ms for m in session.measured.values()]
+    return {
+        "reference": {"net": str(reference), "ms": found.undisturbed_ms, "median_ms": found.median_ms},
+        "uncertainty_percent": round(100 * session.uncertainty(), 3),
+        "disturbance": round(statistics.median(every), 3),
+        "rounds": sum(len(m.windows) for m in session.measured.values()) // len(session.measured),
+        "processes": session.processes,
+    }
+
+
+def _own_times(plan: Plan, session: MeasurementSession) -> dict[OpKey, Entry]:
     """Return each operation's own time, in the order of the plan."""
-    if not parts:
-        own = {}
-        for key in plan.all_keys:
-            visits = found[f"op {key}"]
-            ms = combined([v.ms for v in visits], [v.noisy for v in visits])
-            low, high = min(ms, *(v.p10_ms for v in visits)), max(ms, *(v.p90_ms for v in visits))
-            own[key] = Entry(ms, low, high, sum(v.runs for v in visits))
-        return own
-    times: dict[str, list[tuple[float, bool]]] = {str(key): [] for key in plan.all_keys}
-    for name, visits in found.items():
-        if name.startswith(("net ", "extra ")):
-            for visit in visits:
-                for text, ms in visit.parts:
-                    times[text].append((ms, visit.noisy))
+    if not session.parts:
+        return {key: _alone(session.measured[f"op {key}"]) for key in plan.all_keys}
+    times: dict[str, list[float]] = {str(key): [] for key in plan.all_keys}
+    runs: dict[str, int] = dict.fromkeys(times, 0)
+    for parts in session.parts.values():
+        for text, ms in parts:
+            times[text].append(quantile(ms, UNDISTURBED))
+            runs[text] += len(ms)
     own = {}
     for key in plan.all_keys:
         every = times[str(key)]
-        quiet = [ms for ms, noisy in every if not noisy]
-        used = quiet if len(quiet) >= _ENOUGH_QUIET else [ms for ms, _ in every]
-        low, high = quantile(used, 0.1), quantile(used, 0.9)
-        own[key] = Entry(statistics.median(used), low, high, PARTS_RUNS * len(used))
+        low, high = quantile(every, 0.1), quantile(every, 0.9)
+        own[key] = Entry(statistics.median(every), low, high, runs[str(key)])
     return own
 
 
-def _validated(plan: Plan, lab: Lab, table: LatencyTable) -> Validation:
-    """Judge the table on nets that it was not fitted on."""
-    archs = [plan.space.arch(picks) for picks in plan.checked]
-    lab.pace.given_ms = usual_ms = table.method["pace"]["reference_ms"]
-    # The fit can do with some visits at another pace, the check cannot: here is where to wait.
-    lab.patience_s = max(0.0, plan.budget_s - lab.spent_s)
-    measured = measure_nets(lab, archs, seed=plan.seed + 1, rounds=plan.processes)
-    judged = judge(
-        compared(table, plan.space, plan.checked, measured.ms),
+def _alone(found: Measurement) -> Entry:
+    runs = found.runs_ms
+    return Entry(found.undisturbed_ms, quantile(runs, 0.1), quantile(runs, 0.9), len(runs))
+
+
+def _validated(plan: Plan, session: MeasurementSession, table: LatencyTable) -> Validation:
+    """Evaluate the table on models that it was not fitted on."""
+    found = [session.measured[f"check {i}"] for i in range(len(plan.checked))]
+    evaluated = judge(
+        compared(table, plan.space, plan.checked, [m.undisturbed_ms for m in found]),
         seed=plan.seed + 1,
-        conditions=lab.conditions.describe(),
-        noisy_nets=measured.noisy_nets,
-        pace=measured.reference_ms / usual_ms,
+        conditions=table.conditions.describe(),
+        two_runs=[m.two_runs() for m in found],
+        disturbance=statistics.median(m.median_ms / m.undisturbed_ms for m in found),
     )
     return dataclasses.replace(
-        judged, measured_with=conditions_to_dict(lab.conditions), space=plan.space.digest
+        evaluated, measured_with=conditions_to_dict(table.conditions), space=plan.space.digest
     )

@@ -13,9 +13,8 @@ import statistics
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LatencyError
-from .agreement import LEAST_NETS, Validation, halves, judge, kendall_tau
+from .agreement import LEAST_NETS, OFF, Validation, halves, judge, kendall_tau
 from .history import FITTED_ON, misplaced
-from .pace import is_off
 from .random_nets import Picks
 from .table_parts import Correction
 
@@ -54,10 +53,10 @@ def adopt_correction(table: LatencyTable, validation: Validation | None = None) 
     wrong = misplaced(table.with_validation(found))
     if wrong:
         raise LatencyError(f"the validation is not one to correct this table by: {wrong[0]}")
-    if is_off(found.pace, 1.0):
+    if max(found.reference_ratio, 1 / found.reference_ratio) > 1 + OFF:
         raise LatencyError(
-            f"the machine took {found.pace:.2f} times as long as when the table was made, for a net measured "
-            "both times, and a correction would make that the rule: validate it again at its usual pace"
+            f"the reference model took {found.reference_ratio:.2f} times as long as when the table was made, "
+            "and a correction would make that the rule: validate it again when the machine is less disturbed"
         )
     fitted, judged = halves(len(found.pairs), found.seed)
     if len(judged) < LEAST_NETS:
@@ -95,7 +94,7 @@ def _of(found: Validation, judged: list[int]) -> Validation:
         conditions=found.conditions,
         noisy_nets=min(found.noisy_nets, len(pairs)),  # which ones is not known
         date=found.date,
-        pace=found.pace,
+        reference_ratio=found.reference_ratio,
     )
     uniform = [pair for i, pair in zip(judged, pairs, strict=True) if i % 2 == 0]
     tau = kendall_tau([a for _, a, _ in uniform], [b for _, _, b in uniform])

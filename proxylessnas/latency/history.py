@@ -27,7 +27,7 @@ def elsewhere(table: LatencyTable, now: Conditions) -> list[str]:
 
     The allocator may differ as well: measuring processes set theirs.
     """
-    from .visits import conditions_differ
+    from .session import conditions_differ
 
     before, own_name = table.conditions, table.method.get(OWN_NAME)
     names = {before.device_name, own_name if isinstance(own_name, str) else before.device_name}

@@ -8,9 +8,11 @@ import logging
 import os
 import pickle
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -25,13 +27,15 @@ from .files import check_runtime, file_runtimes, input_size_of
 from .keys import DEFAULT_RESOLUTION
 from .nets import CannotTravel, example_input, place, seeded
 from .process import Worker
-from .sampling import Limits, sample_session
-from .settings import Conditions, Settings
+from .sampling import MAX_SECONDS, MIN_SECONDS, Window, window
+from .settings import Conditions, Settings, one_thread
 from .spec import NetSpec
-from .timing import Samples, Timing, quantile
+from .timing import LIMIT, Measurement, Timing
 
 _LOG = logging.getLogger("proxylessnas")
 _NAME = "net"
+_WARM_UP_S = 0.1
+_LEAST_WINDOWS = 4
 _HANDED_BACK = (
     "measured in this process, whose memory allocator hands freed memory back to the system, which slows "
     "nets down, in each process differently; proxylessnas.keep_freed_pages() at its start prevents that"
@@ -57,9 +61,11 @@ def measure(
 
     The net runs in a process of its own: its number of threads is what was asked for, freed memory is kept
     (:func:`proxylessnas.keep_freed_pages`), and nothing that this process did before disturbs it. A warm-up
-    comes first and does not count. The model is not touched: a copy is measured, in evaluation mode.
+    comes first and does not count. The model is not touched: a copy is measured, in evaluation mode. Short
+    windows of runs follow until the undisturbed latency, a low quantile, is certain to 1 %
+    (:mod:`.timing`), or the time is over. To compare models, :func:`~proxylessnas.latency.bench` is fairer.
 
-    >>> measure("proxyless_mobile", threads=2).median_ms  # doctest: +SKIP
+    >>> measure("proxyless_mobile", threads=2).undisturbed_ms  # doctest: +SKIP
     9.1
 
     Args:
@@ -113,11 +119,44 @@ def measure(
             spec = NetSpec("file", os.path.abspath(subject.file), size)
         with Worker(settings) as worker:
             worker.load(_NAME, spec)
-            samples, conditions = worker.sample(_NAME, **limits), worker.conditions
+            found, conditions = _until_certain(_windows_of(worker), limits), worker.conditions
         doubts: tuple[str, ...] = ()
     else:
-        samples, conditions, doubts = _measure_module(subject.module, settings, size, limits)
-    return _timing(samples, conditions, size, doubts)
+        found, conditions, doubts = _measure_module(subject.module, settings, size, limits)
+    return Timing.of(found, conditions, size, datetime.date.today().isoformat(), doubts)
+
+
+class _Limits(NamedTuple):
+    """When it is enough; see :func:`measure`."""
+
+    min_runs: int
+    min_seconds: float
+    max_seconds: float
+
+
+def _windows_of(worker: Worker) -> Callable[[float], Window]:
+    return lambda seconds: worker.window(_NAME, min_seconds=min(MIN_SECONDS, seconds), max_seconds=seconds)
+
+
+def _until_certain(take: Callable[[float], Window], limits: _Limits) -> Measurement:
+    """Take windows, the first of which is the warm-up, until the latency is certain.
+
+    Args:
+        take: times a window that begins no run after so many seconds.
+        limits: when it is enough.
+    """
+    take(min(_WARM_UP_S, limits.max_seconds / 4))
+    found, runs, begin = Measurement(), 0, time.perf_counter()
+    while True:
+        spent = time.perf_counter() - begin
+        found.windows.append(take(min(MAX_SECONDS, max(0.0, limits.max_seconds - spent))))
+        runs += len(found.windows[-1].ms)
+        spent = time.perf_counter() - begin
+        enough = (
+            runs >= limits.min_runs and spent >= limits.min_seconds and len(found.windows) >= _LEAST_WINDOWS
+        )
+        if (enough and found.uncertainty <= LIMIT) or spent >= limits.max_seconds:
+            return found
 
 
 @dataclass(frozen=True)
@@ -163,11 +202,10 @@ def _from_arch(arch: Arch | TreeArch) -> _Subject:
     return _Subject(None, arch, arch.in_channels)
 
 
-def _limits(min_runs: object, min_seconds: object, max_seconds: object) -> Limits:
+def _limits(min_runs: object, min_seconds: object, max_seconds: object) -> _Limits:
     if isinstance(min_runs, bool) or not isinstance(min_runs, int) or not 1 <= min_runs <= 1_000_000:
         raise LatencyError(f"min_runs must be a whole number from 1 to 1000000, not {shown(min_runs)}")
-    seconds = [_seconds("min_seconds", min_seconds), _seconds("max_seconds", max_seconds)]
-    return {"min_runs": min_runs, "min_seconds": seconds[0], "max_seconds": seconds[1]}
+    return _Limits(min_runs, _seconds("min_seconds", min_seconds), _seconds("max_seconds", max_seconds))
 
 
 def _seconds(name: str, value: object) -> float:
@@ -213,8 +251,8 @@ def _input_size(given: object, subject: _Subject) -> tuple[int, int, int]:
 
 
 def _measure_module(
-    module: nn.Module, settings: Settings, size: tuple[int, int, int], limits: Limits
-) -> tuple[Samples, Conditions, tuple[str, ...]]:
+    module: nn.Module, settings: Settings, size: tuple[int, int, int], limits: _Limits
+) -> tuple[Measurement, Conditions, tuple[str, ...]]:
     """Send a module to a process of its own; where that cannot be done, measure a copy of it here.
 
     Returns:
@@ -227,7 +265,7 @@ def _measure_module(
             with Worker(settings) as worker:
                 worker.load(_NAME, NetSpec("module", str(path), size))
                 path.unlink()
-                return worker.sample(_NAME, **limits), worker.conditions, ()
+                return _until_certain(_windows_of(worker), limits), worker.conditions, ()
     except CannotTravel as e:
         if settings.runtime != "torch":
             raise LatencyError(
@@ -236,9 +274,9 @@ def _measure_module(
                 "function; or use runtime 'torch'"
             ) from e
         _LOG.info("measuring in this process: %s", e)
-    samples, conditions = _measure_here(module, settings, size, limits)
+    found, conditions = _measure_here(module, settings, size, limits)
     handed_back = conditions.device == "cpu" and conditions.allocator == "default"
-    return samples, conditions, (_HANDED_BACK,) if handed_back else ()
+    return found, conditions, (_HANDED_BACK,) if handed_back else ()
 
 
 def pickle_module(module: nn.Module, path: Path) -> None:
@@ -260,8 +298,8 @@ def pickle_module(module: nn.Module, path: Path) -> None:
 
 
 def _measure_here(
-    module: nn.Module, settings: Settings, size: tuple[int, int, int], limits: Limits
-) -> tuple[Samples, Conditions]:
+    module: nn.Module, settings: Settings, size: tuple[int, int, int], limits: _Limits
+) -> tuple[Measurement, Conditions]:
     """Measure a deep copy in this process, and leave every setting of it as it was."""
     from ..train.seeding import keep_random_state
     from .machine import conditions
@@ -281,26 +319,15 @@ def _measure_here(
         ):
             twin = place(copy.deepcopy(module), settings)
             session = session_for(twin, example_input(size, settings), settings, [])
-            return sample_session(session, **limits), conditions(settings, RUNTIME)
+            alone = one_thread(settings)
+            found = _until_certain(
+                lambda s: window(session, min_seconds=min(MIN_SECONDS, s), max_seconds=s, one_thread=alone),
+                limits,
+            )
+            return found, conditions(settings, RUNTIME)
     except ProxylessError:
         raise
     except Exception as e:  # copying and running a user's module may fail in any way
         raise LatencyError(f"the module cannot be run: {type(e).__name__}: {e}") from e
     finally:
         torch.set_num_threads(threads)
-
-
-def _timing(
-    samples: Samples, conditions: Conditions, size: tuple[int, int, int], doubts: tuple[str, ...]
-) -> Timing:
-    return Timing(
-        median_ms=samples.median_ms,
-        p10_ms=quantile(samples.ms, 0.1),
-        p90_ms=quantile(samples.ms, 0.9),
-        runs=len(samples.ms),
-        warmup_runs=samples.warmup_runs,
-        noise=(*samples.noise, *doubts),
-        conditions=conditions,
-        input_size=size,
-        date=datetime.date.today().isoformat(),
-    )

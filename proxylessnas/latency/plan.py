@@ -1,4 +1,4 @@
-"""What is to be measured for a latency table: the nets, the operations, and the time for them."""
+"""What is to be measured for a latency table: models, operations, and the time for them."""
 
 from __future__ import annotations
 
@@ -10,29 +10,31 @@ from ..errors import LatencyError, shown
 from ..space import SearchSpace
 from .keys import OpKey, arch_keys, space_keys
 from .random_nets import random_nets, too_few
+from .session import REFERENCE, Item
+from .settings import Settings
 from .spec import NetSpec
-from .validation import ROUNDS, check_count, net_spec
-from .visits import Job
+from .validation import check_count, model_spec
 
-#: Measuring processes that share the work, and rounds of the check; one where there is little time.
-PROCESSES = ROUNDS
-LITTLE_MINUTES = 2.0
+#: Measuring processes that share the work; fewer where there is little time.
+PROCESSES, FEW_PROCESSES = 4, 2
+LITTLE_MINUTES = 3.0
 DEFAULT_MINUTES = 8.0
-#: Nets a table is fitted on: at least, and by default for each operation, and at most.
+#: Models a table is fitted on: at least, and by default for each operation, and at most.
 LEAST_NETS = 24
 NETS_PER_OPERATION = 2.2
 MOST_NETS = 240
-#: Runs of a net in which its operations are timed as well.
-PARTS_RUNS = 8
 _FEWEST_NETS = 5  # in a space that has hardly more
+#: Runtimes whose operations are timed inside whole models.
+_WITH_PARTS = ("torch",)
 
 
 class Plan:
-    """What is to be measured, apart from how many nets, which depends on what one costs."""
+    """What is to be measured."""
 
     def __init__(
         self,
         space: SearchSpace,
+        settings: Settings,
         nets: int | None,
         validation_nets: int,
         minutes: float | None,
@@ -52,16 +54,15 @@ class Plan:
             raise LatencyError("validation_nets must be 0 or at least 2")
         for arch in extra:
             arch_keys(arch)  # raises if it is not made of blocks
-        self.space, self.seed, self.extra = space, seed, extra
+        self.space, self.settings, self.seed, self.extra = space, settings, seed, extra
         self.given, self.minutes = nets, minutes
         self.budget_s = 60 * (minutes or DEFAULT_MINUTES)
-        self.processes = PROCESSES if self.budget_s >= 60 * LITTLE_MINUTES else 1
+        self.processes = PROCESSES if self.budget_s >= 60 * LITTLE_MINUTES else FEW_PROCESSES
         self.keys = space_keys(space)
         self.all_keys = list(dict.fromkeys([*self.keys, *(key for arch in extra for key in arch_keys(arch))]))
         wanted = nets or min(MOST_NETS, max(least, 40, math.ceil(NETS_PER_OPERATION * len(self.keys))))
         self.drawn = random_nets(space, _leaving_some(space, wanted, validation_nets, seed), seed=seed)
-        self.least = min(least, len(self.drawn))
-        if self.least < _FEWEST_NETS:
+        if len(self.drawn) < _FEWEST_NETS:
             raise too_few(space)
         self.extra += self._never_drawn()
         self.checked = []
@@ -69,9 +70,9 @@ class Plan:
             self.checked = random_nets(space, validation_nets, seed=seed + 1, avoid=self.drawn)
 
     def _never_drawn(self) -> tuple[Arch, ...]:
-        """Return nets with the operations that none of the nets measured first has, for their parts."""
+        """Return models with the operations that none of the drawn ones has, for their parts."""
         space, seen = self.space, set[OpKey]()
-        for picks in self.drawn[: self.least]:
+        for picks in self.drawn:
             seen.update(arch_keys(space.arch(picks)))
         found = []
         for position in space.positions:
@@ -94,28 +95,26 @@ class Plan:
             "extra": [str(arch) for arch in self.extra],
         }
 
-    def net_job(self, i: int, parts: bool) -> Job:
-        """Return the job of the i-th net."""
-        spec = net_spec(self.space.arch(self.drawn[i]))
-        return Job(f"net {i}", spec, "whole nets", parts_runs=PARTS_RUNS if parts else 0)
-
-    def op_jobs(self) -> list[Job]:
-        """Return a job for each operation alone."""
-        return [
-            Job(f"op {key}", NetSpec("op", str(key), (key.in_channels, key.size, key.size)), "operations", 20)
-            for key in self.all_keys
-        ]
-
-    def extra_jobs(self) -> list[Job]:
-        """Return a job for each net outside the space, for its parts."""
-        return [
-            Job(f"extra {i}", net_spec(arch), "operations of other nets", parts_runs=2 * PARTS_RUNS)
-            for i, arch in enumerate(self.extra)
-        ]
+    def items(self) -> list[Item]:
+        """Return what a session measures: the reference, models to fit on and to check with, operations."""
+        settings, parts = self.settings, self.settings.runtime in _WITH_PARTS
+        archs = {f"net {i}": self.space.arch(picks) for i, picks in enumerate(self.drawn)}
+        found = [Item(REFERENCE, model_spec(archs["net 0"]), settings)]
+        found += [Item(name, model_spec(arch), settings, parts) for name, arch in archs.items()]
+        for i, picks in enumerate(self.checked):
+            found.append(Item(f"check {i}", model_spec(self.space.arch(picks)), settings))
+        if parts:
+            for i, arch in enumerate(self.extra):
+                found.append(Item(f"extra {i}", model_spec(arch), settings, parts))
+        else:
+            for key in self.all_keys:
+                spec = NetSpec("op", str(key), (key.in_channels, key.size, key.size))
+                found.append(Item(f"op {key}", spec, settings))
+        return found
 
 
 def _leaving_some(space: SearchSpace, wanted: int, others: int, seed: int) -> int:
-    """Return how many nets to fit on, so that a space of few nets has others left to judge by."""
+    """Return how many models to fit on, so that a space of few leaves others to check with."""
     every = wanted + max(others, wanted // 2)
     if space.count > 4 * every:
         return wanted

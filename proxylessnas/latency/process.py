@@ -20,9 +20,9 @@ from typing import Any
 
 from .. import errors
 from ..errors import LatencyError
+from .sampling import MAX_SECONDS, MIN_RUNS, MIN_SECONDS, Window
 from .settings import Conditions, Settings
 from .spec import NetSpec
-from .timing import Samples
 
 _LOG = logging.getLogger("proxylessnas")
 # The same search path as here: the child must find this very package, and the user's modules.
@@ -33,12 +33,12 @@ _START = (
 _LAST_WORDS = 12  # lines of standard error to show when the child dies
 _PATIENCE_S = 5.0
 #: Seconds after which a request counts as hung, by its kind: far more than any takes that makes progress, for
-#: loading may compile for minutes. ``sample`` has what it was asked to spend ten times over on top.
-LIMITS_S = {"start": 900.0, "load": 3600.0, "sample": 900.0, "parts": 3600.0, "drop": 300.0}
+#: loading may compile for minutes. ``window`` has what it was asked to spend ten times over on top.
+LIMITS_S = {"start": 900.0, "load": 3600.0, "window": 900.0, "parts": 3600.0, "drop": 300.0}
 _DOING = {
     "start": "starting up",
     "load": "loading {name!r}",
-    "sample": "timing {name!r}",
+    "window": "timing {name!r}",
     "parts": "timing the parts of {name!r}",
     "drop": "freeing {name!r}",
 }
@@ -99,18 +99,23 @@ class Worker:
         """Free a net; nothing happens if there is none of that name."""
         self._ask("drop", name=name)
 
-    def sample(
-        self, name: str, *, min_runs: int = 20, min_seconds: float = 0.3, max_seconds: float = 10.0
-    ) -> Samples:
-        """Time whole forward passes of a loaded net; see :func:`.sampling.sample`.
+    def window(
+        self,
+        name: str,
+        *,
+        min_runs: int = MIN_RUNS,
+        min_seconds: float = MIN_SECONDS,
+        max_seconds: float = MAX_SECONDS,
+    ) -> Window:
+        """Time a few whole forward passes of a loaded net; see :func:`.sampling.window`.
 
         Raises:
             LatencyError: nothing is loaded under this name, or running it failed.
         """
         found = self._ask(
-            "sample", name=name, min_runs=min_runs, min_seconds=min_seconds, max_seconds=max_seconds
+            "window", name=name, min_runs=min_runs, min_seconds=min_seconds, max_seconds=max_seconds
         )
-        return Samples(tuple(found["ms"]), found["warmup_runs"], found["stable"], found["other_load"])
+        return Window(tuple(found["ms"]), tuple(found["own_ms"]))
 
     def parts(self, name: str, *, runs: int) -> list[tuple[str, tuple[float, ...]]]:
         """Time the operations of a loaded net inside whole forward passes. There is no warm-up.

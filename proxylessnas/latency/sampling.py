@@ -1,154 +1,91 @@
-"""The timing loop: warm up until the times are steady, then time single runs."""
+"""The timing loop: a short window of runs of one loaded model."""
 
 from __future__ import annotations
 
 import gc
-import statistics
 import time
-from collections.abc import Callable
-from typing import Protocol, TypedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
-from .machine_load import OtherLoad
 from .runtimes.base import Session
-from .timing import Samples
 
-#: Two neighbouring windows of the warm-up agree when their medians differ by less than this share.
-STEADY = 0.03
-_WINDOW_RUNS = 3
-_WINDOW_SECONDS = (0.005, 0.05)  # least and most; between them, a sixth of the time to be timed
+#: A window is at least so many runs and so long; many short ones tell more than a few long ones.
+MIN_RUNS, MIN_SECONDS, MAX_SECONDS = 4, 0.012, 2.0
 
 
-class Load(Protocol):
-    """What tells the share of the processors that others used since it was created."""
+@dataclass(frozen=True)
+class Window:
+    """Runs of one model, one right after the other.
 
-    def share(self) -> float | None:
-        """Return it, 0 to 1, or None."""
+    Attributes:
+        ms: wall time of each run in milliseconds, in order; that of one run before them is left out.
+        own_ms: the same without the time that other programs had the processor: the smaller of wall time and
+            this process's CPU time. As ``ms`` on several threads, or by a device's own clock.
+        process: number of the measuring process.
+    """
+
+    ms: tuple[float, ...]
+    own_ms: tuple[float, ...]
+    process: int = 0
 
 
-class Limits(TypedDict):
-    """When it is enough; see :func:`sample`."""
-
-    min_runs: int
-    min_seconds: float
-    max_seconds: float
-
-
-def sample(
-    run: Callable[[], object],
+def window(
+    session: Session,
     *,
+    min_runs: int = MIN_RUNS,
+    min_seconds: float = MIN_SECONDS,
+    max_seconds: float = MAX_SECONDS,
+    one_thread: bool = False,
     clock: Callable[[], float] = time.perf_counter,
-    load: Callable[[], Load] = OtherLoad,
-    min_runs: int = 20,
-    min_seconds: float = 0.3,
-    max_seconds: float = 10.0,
-    warmup_seconds: float | None = None,
-) -> Samples:
-    """Time ``run`` again and again by a clock of this process.
+    cpu_clock: Callable[[], float] = time.process_time,
+) -> Window:
+    """Time a few runs of a loaded model, by the device's own clock if it has one.
 
-    First it runs without being counted, in windows, until two windows in a row have the same median within
-    3 %: caches, thread pools, clock frequency and lazily built plans have settled then. After that every run
-    is timed, until there are ``min_runs`` of them and ``min_seconds`` are over, or ``max_seconds`` are.
+    One run before them is not counted: it finds the caches full of what ran before.
 
     Args:
-        run: does the work, and returns when it is done.
-        clock: seconds.
-        load: starts watching what others use of the processors.
-        min_runs: timed runs.
-        min_seconds: time they take together at least.
-        max_seconds: no timed run is started later than this; one is always made.
-        warmup_seconds: limit of the warm-up; None takes half of ``max_seconds``. Two runs are always made.
-
-    Returns:
-        Durations in milliseconds; ``stable`` is False if the warm-up ran into its limit.
+        session: the loaded model.
+        min_runs: timed runs, at least.
+        min_seconds: time they take together, at least.
+        max_seconds: no timed run but the first is started later than this.
+        one_thread: whether all the work is done by one thread on a CPU, so that CPU time can be compared.
+        clock: wall clock, seconds.
+        cpu_clock: CPU time of this process, seconds.
     """
-
-    def times_ms(runs: int) -> list[float]:
-        times = []
-        for _ in range(runs):
-            begin = clock()
-            run()
-            times.append((clock() - begin) * 1e3)
-        return times
-
-    return sample_times(
-        times_ms,
-        clock=clock,
-        load=load,
-        min_runs=min_runs,
-        min_seconds=min_seconds,
-        max_seconds=max_seconds,
-        warmup_seconds=warmup_seconds,
-    )
-
-
-def sample_session(
-    session: Session, *, min_runs: int = 20, min_seconds: float = 0.3, max_seconds: float = 10.0
-) -> Samples:
-    """Time a loaded net, by the device's own clock if it has one; arguments as for :func:`sample`."""
-    limits: Limits = {"min_runs": min_runs, "min_seconds": min_seconds, "max_seconds": max_seconds}
-    if session.times_ms(1) is None:
-        return sample(session.run, **limits)
-
-    def times_ms(runs: int) -> list[float]:
-        times = session.times_ms(runs)
-        assert times is not None
-        return times
-
-    return sample_times(times_ms, **limits)
-
-
-def sample_times(
-    times_ms: Callable[[int], list[float]],
-    *,
-    clock: Callable[[], float] = time.perf_counter,
-    load: Callable[[], Load] = OtherLoad,
-    min_runs: int = 20,
-    min_seconds: float = 0.3,
-    max_seconds: float = 10.0,
-    warmup_seconds: float | None = None,
-) -> Samples:
-    """Time by a function that times itself: ``times_ms(runs)`` returns so many durations in milliseconds.
-
-    Otherwise as :func:`sample`; ``clock`` only says when it is enough.
-    """
-    limit = max_seconds / 2 if warmup_seconds is None else warmup_seconds
-    collecting = gc.isenabled()
-    gc.disable()  # a collection in the middle of a run would be counted as the net's
-    try:
-        window = min(max(min_seconds / 6, _WINDOW_SECONDS[0]), _WINDOW_SECONDS[1])
-        warmup_runs, stable = _warm_up(times_ms, clock, window, limit)
-        others = load()
-        times: list[float] = []
+    with _no_collection():
+        by_device = session.times_ms(1)
+        if by_device is None:
+            session.run()
+        wall: list[float] = []
+        own: list[float] = []
         begin = clock()
         while True:
-            times += times_ms(1)
+            if by_device is not None:
+                found = session.times_ms(1) or []
+                wall += found
+                own += found
+            else:
+                start, cpu_start = clock(), cpu_clock()
+                session.run()
+                cpu_end, end = cpu_clock(), clock()
+                ms = (end - start) * 1e3
+                wall.append(ms)
+                # A CPU clock of coarse ticks may read next to nothing.
+                cpu_ms = (cpu_end - cpu_start) * 1e3
+                own.append(min(ms, cpu_ms) if one_thread and cpu_ms > 0.1 * ms else ms)
             spent = clock() - begin
-            if spent >= max_seconds or (len(times) >= min_runs and spent >= min_seconds):
-                break
-        return Samples(tuple(times), warmup_runs, stable, others.share())
+            if spent >= max_seconds or (len(wall) >= min_runs and spent >= min_seconds):
+                return Window(tuple(wall), tuple(own))
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep the garbage collector from running in the middle of a run, which would be counted."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
     finally:
         if collecting:
             gc.enable()
-
-
-def _warm_up(
-    times_ms: Callable[[int], list[float]], clock: Callable[[], float], window_seconds: float, limit: float
-) -> tuple[int, bool]:
-    """Run until two windows agree; return the number of runs and whether they did."""
-    begin, runs, last = clock(), 0, None
-    while True:
-        opened, window = clock(), list[float]()
-        while True:
-            window += times_ms(1)
-            runs += 1
-            now = clock()
-            # Of something slow, one run is a window: two must fit into the limit.
-            enough = len(window) >= _WINDOW_RUNS or now - begin > limit / 4
-            if (enough and now - opened >= window_seconds) or (runs >= 2 and now - begin >= limit):
-                break
-        median = statistics.median(window)
-        if last is not None and abs(median - last) <= STEADY * min(median, last):
-            return runs, True
-        if runs >= 2 and now - begin >= limit:
-            return runs, False
-        last = median

@@ -59,6 +59,11 @@ class Settings:
         return dataclasses.asdict(self)
 
 
+def one_thread(settings: Settings) -> bool:
+    """Tell whether one thread on a CPU does all the work, so that its CPU time can be compared."""
+    return settings.device == "cpu" and settings.threads == 1
+
+
 @dataclass(frozen=True)
 class Conditions(Settings):
     """What a measurement was made with: the settings, and what the machine was.

@@ -19,8 +19,14 @@ if TYPE_CHECKING:
 
 HOW = ("measured", "fitted", "predicted", "imported")
 UNKNOWN = "unknown"
-STATISTICS = ("median", "mean", UNKNOWN)
-LEAST_TAU = 0.8
+STATISTICS = ("undisturbed", "median", "mean", UNKNOWN)
+#: Kendall's tau that is wanted of a table: to be trusted, and to be good.
+LEAST, GOOD = 0.8, 0.9
+#: Where two runs of the same models agree less, a table is measured by them: it should reach this share.
+_OF_CEILING = {LEAST: 0.8, GOOD: 0.9}
+#: Where two runs order the models hardly alike, there is nothing to choose by.
+NO_ORDER = 0.4
+GOOD_MAPE_PERCENT = 5.0
 LEAST_JUDGED = 30  # nets a validation compares at least
 MOST_MAPE_PERCENT = 15.0
 LONGEST_MS = 1e9  # eleven days: whatever takes longer is not a latency
@@ -194,12 +200,33 @@ def _disagreements(table: LatencyTable) -> list[str]:
             f"it was compared with {_rounded(nets)} nets only, wanted {LEAST_JUDGED} (`proxylessnas latency "
             "validate`)"
         )
-    if not is_number(tau, LEAST_TAU, 1.001):  # rounding may leave it a little above 1
-        problems.append(f"it orders nets badly: Kendall's tau is {_rounded(tau)}, wanted {LEAST_TAU} or more")
+    ceiling = validation.get("ceiling_tau")
+    ceiling = ceiling if is_number(ceiling, -1.001, 1.001) else None
+    if ceiling is not None and ceiling < NO_ORDER:
+        problems.append(
+            f"its models differ by less than two runs of one of them (their tau is {ceiling:.2f}): this "
+            "space has no latency to choose by here; a larger one: --space small"
+        )
+    elif not is_number(tau, wanted_tau(ceiling, LEAST), 1.001):  # rounding may leave it a little above 1
+        limited = "" if ceiling is None else f" (two runs of the same models: {ceiling:.3g})"
+        problems.append(
+            f"it orders models badly: Kendall's tau is {_rounded(tau)}, wanted "
+            f"{wanted_tau(ceiling, LEAST):.2g} or more{limited}"
+        )
     if not is_number(mape, 0, MOST_MAPE_PERCENT):
         wanted = f"wanted {MOST_MAPE_PERCENT:g} % or less"
         problems.append(f"it is off by {_rounded(mape)} % of the latency on average, {wanted}")
     return problems + misplaced(table)
+
+
+def wanted_tau(ceiling: float | None, usual: float) -> float:
+    """Return the Kendall tau that is wanted of a table: the usual one, or less where the machine allows less.
+
+    Args:
+        ceiling: tau of two runs of the same models; None if it is not known.
+        usual: :data:`LEAST` or :data:`GOOD`.
+    """
+    return usual if ceiling is None else min(usual, _OF_CEILING[usual] * ceiling)
 
 
 def _rounded(value: object) -> str:

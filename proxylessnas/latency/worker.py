@@ -23,7 +23,7 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from ..errors import LatencyError, ProxylessError
 from ..memory import keep_freed_pages
-from .settings import Settings
+from .settings import Settings, one_thread
 from .spec import NetSpec
 
 if TYPE_CHECKING:
@@ -71,17 +71,12 @@ class Server:
             session.close()
             gc.collect()
 
-    def sample(self, name: str, **limits: Any) -> dict[str, Any]:
-        """Time whole forward passes."""
-        from .sampling import sample_session
+    def window(self, name: str, **limits: Any) -> dict[str, Any]:
+        """Time a few whole forward passes."""
+        from .sampling import window
 
-        found = sample_session(self._session(name), **limits)
-        return {
-            "ms": found.ms,
-            "warmup_runs": found.warmup_runs,
-            "stable": found.stable,
-            "other_load": found.other_load,
-        }
+        found = window(self._session(name), one_thread=one_thread(self.settings), **limits)
+        return {"ms": found.ms, "own_ms": found.own_ms}
 
     def parts(self, name: str, runs: int) -> list[tuple[str, list[float]]]:
         """Time the operations inside whole forward passes."""

@@ -36,16 +36,9 @@ def latency_part(story: Story, net: Arch | None, table: LatencyTable | None) -> 
         except LatencyError:
             rows.append(("predicted", "not known"))
     if measured:
-        low, high = amount(done.get("measured_p10_ms")), amount(done.get("measured_p90_ms"), "ms")
-        text = f"{amount(measured, 'ms')} (10 % to 90 % of the calls: {low} to {high})"
-        rows.append(
-            (
-                "measured",
-                text
-                + (f", {100 * (measured / predicted - 1):+.1f} % of the prediction" if predicted else ""),
-            )
-        )
-        rows.append(("signs of noise", "; ".join(map(str, done.get("measured_noise") or [])) or "none"))
+        from ..search.result import describe_latency
+
+        rows += [("measured" if not i else "", text) for i, text in enumerate(describe_latency(done))]
     elif done:
         rows.append(("measured", done.get("measured_note") or "not measured"))
     else:

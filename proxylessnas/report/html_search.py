@@ -107,7 +107,7 @@ def _cards(story: Story, net: Arch | None) -> Raw:
             (
                 "latency, measured",
                 amount(figures["measured_ms"], "ms"),
-                f"{100 * off:+.1f} % of the prediction",
+                f"{100 * off:+.1f} % of the prediction{_against_target(figures)}",
             )
         )
     if net is not None:
@@ -122,6 +122,15 @@ def _cards(story: Story, net: Arch | None) -> Raw:
             ("time", clock(figures["seconds"]), f"{story.begin.get('algorithm')}, all parts of the run")
         )
     return cards(rows) if rows else Raw("")
+
+
+def _against_target(figures: Mapping[str, Any]) -> str:
+    """Return how far the measured latency is over the target, or that it keeps to it."""
+    target = (figures.get("limits") or {}).get("latency")
+    if not target:
+        return ""
+    over = figures["measured_ms"] / target - 1
+    return f"; {100 * over:.1f} % over the target" if over > 0 else "; the target is kept"
 
 
 def _asked(story: Story) -> Raw:

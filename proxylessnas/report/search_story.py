@@ -171,7 +171,8 @@ def read_rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
 
 _NUMBERS = (
     "step epoch number expected entropy skip_share gradient_norm loss top1 best top1_held_out predicted_ms "
-    "measured_ms measured_p10_ms measured_p90_ms seconds"
+    "measured_ms measured_raw_ms measured_median_ms measured_reference_ratio "
+    "measured_p10_ms measured_p90_ms seconds"
 ).split()
 _TEXTS = "time data algorithm table table_conditions model arch measured_note".split()
 _WHOLE = ("step", "epoch", "number")
@@ -210,6 +211,9 @@ def _sound(row: Mapping[str, Any]) -> dict[str, Any]:
         found.pop("picks", None)
     noise = found.get("measured_noise")
     found["measured_noise"] = [str(text) for text in noise] if isinstance(noise, list) else []
+    slow = found.pop("measured_too_slow", None)
+    pairs = [list(map(as_number, p)) for p in slow if isinstance(p, list)] if isinstance(slow, list) else []
+    found["measured_too_slow"] = [pair for pair in pairs if len(pair) == 2 and None not in pair]
     return found
 
 

@@ -9,16 +9,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ..arch import Arch
-from ..errors import ProxylessError
 from .budgets import Budget
 from .engine import Searcher
 from .job import Job
 from .log import SearchLog
-from .result import CHILD_FILE, RESULT_FILE, SearchResult, top1_text, write_child, write_result
+from .result import (
+    CHILD_FILE,
+    RESULT_FILE,
+    SearchResult,
+    describe_latency,
+    top1_text,
+    write_child,
+    write_result,
+)
+from .winner import choose
 
 if TYPE_CHECKING:
-    from ..latency.table import LatencyTable
-    from ..latency.timing import Timing
     from ..metrics import Metrics
 
 #: What nets are judged in at the end: the precision of the saved weights, whatever the search computed in.
@@ -58,7 +64,7 @@ def settle(
         searched: what the weights' file says of its origin; by default a summary of the search.
         seconds: what the search took.
     """
-    picks = searcher.derived()
+    picks, tried = choose(job, searcher)
     child, metrics = searcher.inherited(picks, out.resolve().name or "searched")
     costs = {name: c.of(picks) for name, c in job.costs.items()}
     result = SearchResult(
@@ -68,9 +74,13 @@ def settle(
     if searcher.processes.main:
         metadata = {"searched": searched or _summary(job, searcher, costs)}
         write_child(child, out, metadata, job.data.categories, job.data.wnids)
-        if job.table is not None:
-            timing, why = measured_like(out / CHILD_FILE, job.table)
-            result = dataclasses.replace(result, measured=timing, measured_note=why)
+        if tried:
+            winner = tried[-1]
+            result = dataclasses.replace(
+                result, measured=winner.timing, measured_ms=winner.ms, measured_note=winner.note,
+                reference_ratio=winner.reference_ratio,
+                too_slow=tuple((t.predicted_ms, t.ms) for t in tried[:-1] if t.ms is not None),
+            )  # fmt: skip
         write_result(result, {"judged_in": PRECISION, **extra}, out / RESULT_FILE)
     return result, metrics
 
@@ -83,29 +93,6 @@ def _summary(job: Job, searcher: Searcher, costs: dict[str, float]) -> str:
     return ", ".join(parts)
 
 
-def measured_like(model: Path, table: LatencyTable) -> tuple[Timing | None, str]:
-    """Measure a net under a table's conditions, if this is its machine; else say why not."""
-    from ..latency.machine import conditions
-    from ..latency.measuring import measure
-    from ..latency.runtimes.registry import get_runtime
-
-    c = table.conditions
-    try:
-        here = conditions(c.settings, get_runtime(c.runtime)).device_name
-    except ProxylessError:
-        here = "another device"
-    if here != c.device_name:
-        return None, f"not measured: the table is of {c.device_name}, this is {here}"
-    try:
-        timing = measure(
-            model, batch_size=c.batch_size, device=c.device, threads=c.threads, runtime=c.runtime,
-            dtype=c.dtype, memory_format=c.memory_format, cuda_graph=c.cuda_graph,
-        )  # fmt: skip
-    except Exception as e:  # noqa: BLE001 - hours of search are not lost to a failed measurement
-        return None, f"not measured: {e}"
-    return timing, ""
-
-
 def describe_result(result: SearchResult, budgets: Sequence[Budget], accuracy: str) -> list[str]:
     """Return in words what was found."""
     found = [f"done: {result.model}, {accuracy} (inherited weights; train it on for its own)"]
@@ -115,13 +102,5 @@ def describe_result(result: SearchResult, budgets: Sequence[Budget], accuracy: s
         found.append(
             f"{budget.costs.name}: {show(cost)} of at most {show(budget.limit)} ({cost / budget.limit:.0%})"
         )
-    if result.measured is not None and result.predicted_ms:
-        off = result.measured.median_ms / result.predicted_ms - 1.0
-        noise = f"; noisy: {'; '.join(result.measured.noise)}" if result.measured.noise else ""
-        found.append(
-            f"latency: predicted {result.predicted_ms:.3f} ms, measured {result.measured.median_ms:.3f} ms "
-            f"({off:+.1%}; p10-p90 {result.measured.p10_ms:.3f}-{result.measured.p90_ms:.3f}{noise})"
-        )
-    elif result.measured_note:
-        found.append(f"latency: predicted {result.predicted_ms:.3f} ms, {result.measured_note}")
+    found += describe_latency(result.to_dict())
     return found

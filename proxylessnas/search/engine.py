@@ -292,9 +292,9 @@ class Searcher:
 
     # ---- nets
 
-    def derived(self) -> list[int]:
+    def derived(self, budgets: Sequence[Budget] | None = None) -> list[int]:
         """Return the net that a search ends with; see :meth:`~.judging.Judging.derived`."""
-        return self.judging.derived()
+        return self.judging.derived(budgets)
 
     def inherited(self, picks: Sequence[int], name: str) -> tuple[ProxylessNAS, Metrics]:
         """Return one net and its accuracy, as it is saved; see :meth:`~.judging.Judging.inherited`."""

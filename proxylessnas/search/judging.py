@@ -66,14 +66,18 @@ class Judging:
         self.rules = rules_of(supernet.space, recipe.min_depth)
         self.judged: list[Judged] = []
 
-    def derived(self) -> list[int]:
+    def derived(self, budgets: Sequence[Budget] | None = None) -> list[int]:
         """Return the most probable net within the budgets; for random and evolution the best one judged.
+
+        Args:
+            budgets: by default the search's own.
 
         Raises:
             DataError: there is none.
         """
+        budgets = self.budgets if budgets is None else list(budgets)
         if not self.learns:
-            meeting = [j for j in self.judged if fits(j.picks, self.budgets, 0.0, **self.rules)]
+            meeting = [j for j in self.judged if fits(j.picks, budgets, 0.0, **self.rules)]
             if meeting:
                 return list(best_of(meeting).picks)
             if self.judged:
@@ -82,7 +86,7 @@ class Judging:
                     "again"
                 )
         log_probs = self.net.alphas.log_probs().detach()
-        return within(log_probs, self.budgets, self.recipe.least_share, **self.rules)
+        return within(log_probs, budgets, self.recipe.least_share, **self.rules)
 
     def inherited(
         self, picks: Sequence[int], name: str = "judged", *, amp: bool = False

@@ -41,7 +41,10 @@ class SearchResult:
         limits: the budgets, by the same names.
         predicted_ms: its latency by the table; None without one.
         measured: its latency on this machine; None if the table is of another one.
+        measured_ms: its undisturbed latency, at the speed that the machine had when the table was made.
         measured_note: why it was not measured, if so.
+        reference_ratio: how many times longer the table's reference model took than then.
+        too_slow: (predicted, measured) ms of more probable nets that measured above the target.
         seconds: of all parts of the run.
         signal: number of the signal that stopped it, or None.
     """
@@ -56,7 +59,10 @@ class SearchResult:
     limits: Mapping[str, float] = dataclasses.field(default_factory=dict)
     predicted_ms: float | None = None
     measured: Timing | None = None
+    measured_ms: float | None = None
     measured_note: str = ""
+    reference_ratio: float | None = None
+    too_slow: tuple[tuple[float, float], ...] = ()
     seconds: float = 0.0
     signal: int | None = None
 
@@ -72,7 +78,11 @@ class SearchResult:
             "costs": dict(self.costs),
             "limits": dict(self.limits),
             "predicted_ms": self.predicted_ms,
-            "measured_ms": None if m is None else m.median_ms,
+            "measured_ms": self.measured_ms,
+            "measured_raw_ms": None if m is None else m.undisturbed_ms,
+            "measured_median_ms": None if m is None else m.median_ms,
+            "measured_reference_ratio": self.reference_ratio,
+            "measured_too_slow": [list(pair) for pair in self.too_slow],
             "measured_p10_ms": None if m is None else m.p10_ms,
             "measured_p90_ms": None if m is None else m.p90_ms,
             "measured_noise": None if m is None else list(m.noise),
@@ -129,3 +139,43 @@ def _finite(value: Any) -> Any:
 def top1_text(metrics: Metrics) -> str:
     """Return an accuracy in words."""
     return f"top-1 {metrics.top1:.2f} % on {metrics.n:,} held-out pictures"
+
+
+def describe_latency(result: Mapping[str, Any]) -> list[str]:
+    """Return in words what is known of a result's latency: predicted, measured, target.
+
+    Args:
+        result: as in ``result.json``.
+    """
+    predicted, measured = result.get("predicted_ms"), result.get("measured_ms")
+    if predicted is None:
+        return []
+    if measured is None:
+        return [f"latency: predicted {predicted:.3f} ms, {result.get('measured_note') or 'not measured'}"]
+    text = (
+        f"latency: predicted {predicted:.3f} ms, measured {measured:.3f} ms ({measured / predicted - 1:+.1%})"
+    )
+    target = (result.get("limits") or {}).get("latency")
+    if target is not None:
+        over = measured / target - 1
+        text += f", target {target:.3f} ms: " + (f"over by {over:.1%}" if over > 0 else "kept")
+    found = [text]
+    median, ratio = result.get("measured_median_ms"), result.get("measured_reference_ratio")
+    if median:
+        found.append(
+            f"measured is the undisturbed latency; on this machine now half of the calls take over "
+            f"{median:.3f} ms (disturbance {median / result['measured_raw_ms']:.2f})"
+        )
+    if ratio and result["measured_raw_ms"] != measured:
+        found.append(
+            f"the machine was disturbed throughout: the reference model took {ratio:.2f} times as long as "
+            f"when the table was made, and the net {result['measured_raw_ms']:.3f} ms"
+        )
+    slow = result.get("measured_too_slow") or []
+    if slow:
+        each = ", ".join(f"{b:.3f} ms (predicted {a:.3f})" for a, b in slow)
+        found.append(
+            f"{len(slow)} more probable net{'s' * (len(slow) > 1)} measured above the target: {each}"
+        )
+    found += [f"noisy: {text}" for text in result.get("measured_noise") or []]
+    return found

@@ -17,7 +17,6 @@ from ..train.settings import Settings
 from ..train.stop import StopRequest
 from ..train.tensorboard_log import load_tensorboard
 from .ending import finish
-from .ending import measured_like as measured_like
 from .engine import Searcher
 from .job import Job as Job
 from .log import LOG_FILE as LOG_FILE

@@ -1,0 +1,338 @@
+"""A measuring session: many models, each in many short windows that are interleaved with all the others.
+
+A machine that is shared changes its speed for seconds at a time. Whoever measures one model after the other
+measures the machine. So all of them are loaded, and every round gives each one short window, in a new random
+order, with a reference model in between; the latency of a model is a low quantile over all its windows
+(:mod:`.timing`). Rounds go on until the figures are certain, and in several processes, because where a
+process has its memory moves its times by a percent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import LatencyError, ProxylessError
+from .journal import Journal
+from .process import Worker
+from .sampling import MIN_RUNS, MIN_SECONDS, Window
+from .settings import Conditions, Settings
+from .spec import NetSpec
+from .timing import LIMIT, Measurement, uncertainty
+
+#: Told now and then: seconds done, seconds in all as far as is known, and what is being done.
+Progress = Callable[[int, int, str], None]
+
+REFERENCE = "reference"
+PROCESSES = 2
+LEAST_ROUNDS = 4
+_REFERENCE_EVERY = 8  # windows
+_SLOW_LOAD_S = 2.0  # where loading takes longer, one process measures everything
+_MOST_PIXELS = 48 * 224 * 224  # inputs of the models that are loaded at a time, as a measure of memory
+_PARTS_RUNS = 2  # a window
+_CONDITIONS = "conditions"
+_MAY_DIFFER = ("system",)  # between the parts of a session that was continued
+_START_GUESS_S = 4.0
+
+
+@dataclass(frozen=True)
+class Item:
+    """Something to be measured.
+
+    Attributes:
+        name: unique in a session.
+        spec: the model or operation.
+        settings: of the process that measures it.
+        parts: whether its operations are to be timed inside it as well.
+        seconds: length of a window, at least.
+    """
+
+    name: str
+    spec: NetSpec
+    settings: Settings
+    parts: bool = False
+    seconds: float = MIN_SECONDS
+
+
+class MeasurementSession:
+    """Measures items; what a journal has already is not measured again.
+
+    Args:
+        items: what is to be measured. One of the name :data:`REFERENCE` is measured more often, between
+            the others, in every group.
+        imports: modules that the measuring processes import first.
+        journal: keeps the windows; None keeps them in memory only.
+        seed: of the orders.
+        keep_going: leave out a item that cannot be loaded or run (see :attr:`failed`) instead of raising.
+        progress: told what is being done.
+
+    Attributes:
+        measured: by name.
+        parts: by name of the item: (text of the key, ms of each run) of each operation, in order.
+        failed: why a item was left out.
+        spent_s: seconds so far, those of an earlier session that is continued included.
+        rounds: of the first process.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[Item],
+        *,
+        imports: Sequence[str] = (),
+        journal: Journal | None = None,
+        seed: int = 0,
+        keep_going: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        self.items = {item.name: item for item in items}
+        self.measured = {item.name: Measurement() for item in items}
+        self.parts: dict[str, list[tuple[str, list[float]]]] = {}
+        self.failed: dict[str, ProxylessError] = {}
+        self.spent_s, self.rounds, self.processes = 0.0, 0, 0
+        self._imports, self._seed, self._keep_going = tuple(imports), seed, keep_going
+        self._journal = Journal(None, {}) if journal is None else journal
+        self._progress, self._total_s = progress, 0.0
+        self._machines: dict[Settings, tuple[Conditions, bool]] = {}
+        self._workers: dict[Settings, Worker] = {}
+        for name in list(self._journal):
+            self._take(name, self._journal[name])
+
+    def conditions(self, settings: Settings) -> Conditions:
+        """Return what is measured with, once a process was started."""
+        return self._machines[settings][0]
+
+    def uncertainty(self) -> float:
+        """Return how uncertain the latencies are, as a share of them."""
+        return uncertainty(m for name, m in self.measured.items() if name not in self.failed)
+
+    def run(
+        self,
+        seconds: float,
+        *,
+        limit: float = LIMIT,
+        processes: int = PROCESSES,
+        least_rounds: int = LEAST_ROUNDS,
+        settled: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """Measure in several processes, one after the other, until the latencies are certain.
+
+        The first process goes on until it alone is as certain as each of them needs to be; the others make as
+        many rounds. So after the first it is known how long the rest takes.
+
+        Args:
+            seconds: about how long it may take; at least ``least_rounds`` rounds are made in each process.
+            limit: uncertainty that is wanted, as a share.
+            processes: how many; one where loading takes long.
+            least_rounds: see above.
+            settled: asked at the end; while it is False and there are seconds left, rounds go on.
+
+        Raises:
+            LatencyError: something cannot be measured, or (for a session that is continued) the machine is
+                another one.
+        """
+        begun_s = self.spent_s
+        self._total_s = begun_s + seconds
+        while self.processes < processes:
+            share_s = (begun_s + seconds - self.spent_s) / (processes - self.processes)
+            process = self.processes
+            with contextlib.ExitStack() as stack:
+                slow = self._process(process, stack, share_s, limit * processes**0.5, least_rounds, processes)
+                if slow:
+                    processes = process + 1
+                while process + 1 == processes and not settled() and self.spent_s < begun_s + seconds:
+                    names = [n for n in self.items if n not in self.failed]
+                    self._round(names, f"process {process} extra {self.spent_s:.3f}", process)
+            self._keep(f"process {process} done", {"processes": process + 1, "rounds": self.rounds})
+
+    # ---- one process
+
+    def _process(
+        self,
+        process: int,
+        stack: contextlib.ExitStack,
+        share_s: float,
+        limit: float,
+        least: int,
+        processes: int,
+    ) -> bool:
+        """Measure every group in fresh processes; return whether loading takes too long for another."""
+        begin_s = self.spent_s
+        self._start(process, stack)
+        groups = self._groups(process)
+        loads: list[float] = []
+        for g, group in enumerate(groups):
+            if g:
+                for name in groups[g - 1]:
+                    if name != REFERENCE:
+                        self._workers[self.items[name].settings].drop(name)
+            load_s, round_s, rounds = self._load(group, process, g, loads), 0.0, 0
+            end_s = self.spent_s + (begin_s + share_s - self.spent_s) / (len(groups) - g)
+            while not (
+                rounds >= least and (rounds >= self.rounds if process else self._certain(group, limit))
+            ):
+                if rounds >= least and self.spent_s + round_s > end_s:
+                    break
+                label = f"process {process} group {g} round {rounds}"
+                if label not in self._journal:
+                    before = self.spent_s
+                    self._round(group, label, process)
+                    round_s = self.spent_s - before
+                rounds += 1
+                if not process:
+                    left_s = self._rounds_left(group, rounds, limit, least) * round_s
+                    each_s = load_s + rounds * round_s + left_s
+                    so_far_s = self.spent_s - begin_s
+                    wanted_s = so_far_s + left_s + (len(groups) - g - 1) * each_s
+                    self._total_s = begin_s + processes * max(so_far_s, min(wanted_s, share_s))
+            if not process:
+                self.rounds = max(self.rounds, rounds)
+        if not process:
+            self._total_s = begin_s + processes * (self.spent_s - begin_s)
+        return bool(loads) and statistics.fmean(loads) > _SLOW_LOAD_S
+
+    def _certain(self, group: Sequence[str], limit: float) -> bool:
+        return uncertainty(self.measured[n] for n in group if n not in self.failed) <= limit
+
+    def _rounds_left(self, group: Sequence[str], rounds: int, limit: float, least: int) -> float:
+        """Guess how many more rounds are needed: the uncertainty falls with the root of their number."""
+        if rounds < least:  # too few windows to tell
+            return least - rounds + 1
+        now = uncertainty(self.measured[n] for n in group if n not in self.failed)
+        return max(rounds * ((now / limit) ** 2 - 1), 0.0)
+
+    def _groups(self, process: int) -> list[list[str]]:
+        """Return the names that are loaded at a time, shared out anew in each process."""
+        names = [name for name in self.items if name != REFERENCE]
+        if self._reference is not None:
+            random.Random(f"{self._seed} {process}").shuffle(names)
+        groups: list[list[str]] = [[]]
+        room = 0
+        for name in names:
+            item = self.items[name]
+            _, height, width = item.spec.input_size
+            pixels = height * width * item.settings.batch_size
+            if groups[-1] and room + pixels > _MOST_PIXELS:
+                groups.append([])
+                room = 0
+            groups[-1].append(name)
+            room += pixels
+        return [[*group, *([REFERENCE] if self._reference else [])] for group in groups]
+
+    @property
+    def _reference(self) -> Item | None:
+        return self.items.get(REFERENCE)
+
+    def _start(self, process: int, stack: contextlib.ExitStack) -> None:
+        begin = time.perf_counter()
+        self._workers.clear()
+        for settings in dict.fromkeys(item.settings for item in self.items.values()):
+            self._tell(f"starting {settings.runtime}")
+            worker = stack.enter_context(Worker(settings, self._imports))
+            self._workers[settings] = worker
+            self._same_machine(settings, worker)
+        self._keep(f"process {process} start {self.spent_s:.3f}", {"seconds": time.perf_counter() - begin})
+
+    def _same_machine(self, settings: Settings, worker: Worker) -> None:
+        known = self._machines.get(settings)
+        if known is None:
+            record = {"settings": settings.to_dict(), "conditions": worker.conditions.to_dict()}
+            self._keep(f"{_CONDITIONS} {len(self._machines)}", {**record, "has_parts": worker.has_parts})
+            return
+        differences = conditions_differ(known[0], worker.conditions)
+        if differences:
+            where = self._journal.path or "the session"
+            raise LatencyError(
+                f"{where} was begun under other conditions: {'; '.join(differences)}. "
+                "Go on where it was begun, or delete the file to begin anew"
+            )
+
+    def _load(self, group: Sequence[str], process: int, g: int, loads: list[float]) -> float:
+        begin = time.perf_counter()
+        for name in group:
+            item = self.items[name]
+            if name in self.failed or (name == REFERENCE and g):
+                continue
+            self._tell("loading models", time.perf_counter() - begin)
+            with self._tolerant(name):
+                loads.append(self._workers[item.settings].load(name, item.spec))
+        spent = time.perf_counter() - begin
+        self._keep(f"process {process} load {g} {self.spent_s:.3f}", {"seconds": spent})
+        return spent
+
+    def _round(self, names: Sequence[str], label: str, process: int) -> None:
+        """Give each item a window, in random order, and the reference one between them."""
+        begin = time.perf_counter()
+        order = [name for name in names if name != REFERENCE and name not in self.failed]
+        random.Random(f"{self._seed} {label}").shuffle(order)
+        if self._reference is not None:
+            for place in range(0, len(order) + len(order) // _REFERENCE_EVERY + 1, _REFERENCE_EVERY + 1):
+                order.insert(place, REFERENCE)
+        windows: list[Any] = []
+        parts: dict[str, Any] = {}
+        for name in order:
+            item = self.items[name]
+            worker = self._workers[item.settings]
+            self._tell("measuring", time.perf_counter() - begin)
+            with self._tolerant(name):
+                found = worker.window(name, min_runs=MIN_RUNS, min_seconds=item.seconds)
+                same = found.own_ms == found.ms
+                windows.append([name, _rounded(found.ms), None if same else _rounded(found.own_ms)])
+                if item.parts and worker.has_parts:
+                    parts[name] = [[key, _rounded(ms)] for key, ms in worker.parts(name, runs=_PARTS_RUNS)]
+        spent = time.perf_counter() - begin
+        self._keep(label, {"process": process, "windows": windows, "parts": parts, "seconds": spent})
+
+    @contextlib.contextmanager
+    def _tolerant(self, name: str) -> Any:
+        """Note a item that fails, where the session is to keep going."""
+        try:
+            yield
+        except ProxylessError as e:
+            if not self._keep_going:
+                raise
+            self.failed[name] = e
+
+    def _tell(self, what: str, since_s: float = 0.0) -> None:
+        if self._progress is not None:
+            done = self.spent_s + since_s
+            self._progress(round(done), max(round(self._total_s), round(done) + 1), what)
+
+    # ---- what is kept
+
+    def _keep(self, name: str, record: dict[str, Any]) -> None:
+        self._journal.add(name, record)
+        self._take(name, record)
+
+    def _take(self, name: str, record: dict[str, Any]) -> None:
+        """Take over one record of the journal."""
+        self.spent_s += record.get("seconds", 0.0)
+        self.rounds = max(self.rounds, record.get("rounds", 0))
+        self.processes = max(self.processes, record.get("processes", 0))
+        if name.startswith(_CONDITIONS):
+            settings = Settings(**record["settings"])
+            self._machines[settings] = (Conditions(**record["conditions"]), record["has_parts"])
+        for item, ms, own_ms in record.get("windows", ()):
+            window = Window(tuple(ms), tuple(ms if own_ms is None else own_ms), record["process"])
+            self.measured.setdefault(item, Measurement()).windows.append(window)
+        for item, timed in record.get("parts", {}).items():
+            known = self.parts.setdefault(item, [(key, []) for key, _ in timed])
+            for (_, kept), (_, ms) in zip(known, timed, strict=True):
+                kept += ms
+
+
+def conditions_differ(before: Conditions, now: Conditions) -> list[str]:
+    """Return in words what differs between two conditions and may change latencies."""
+    old, new = before.to_dict(), now.to_dict()
+    old_versions, new_versions = old.pop("versions"), new.pop("versions")
+    pairs = [(n, old[n], new[n]) for n in old if n not in _MAY_DIFFER]
+    pairs += [(n, old_versions.get(n), new_versions.get(n)) for n in {**old_versions, **new_versions}]
+    return [f"{name} was {a}, is {b}" for name, a, b in pairs if a != b]
+
+
+def _rounded(values: Sequence[float]) -> list[float]:
+    return [round(value, 6) for value in values]
