@@ -1,7 +1,7 @@
-"""Run an exported .onnx file on images with ONNX Runtime and Pillow: the file holds classes and preprocessing.
+"""Run an exported .onnx file on images: ONNX Runtime and Pillow, while the file holds all that is needed.
 
-    model = Model(Path("model.onnx"), threads=1)
-    model.classify(Image.open("photo.jpg"))["classes"]
+model = Model(Path("model.onnx"), threads=1)
+model.classify(Image.open("photo.jpg"))["classes"]
 """
 
 from __future__ import annotations

@@ -1,13 +1,10 @@
 """Serve a model over HTTP: an image in, its five most probable classes out, with a page to drop images on.
 
-    pip install 'proxylessnas[serve]'
-    proxylessnas export proxyless_cifar10_demo model.onnx
-    python examples/serve.py model.onnx          # then open http://127.0.0.1:8000
+    python examples/serve.py model.onnx  # of `proxylessnas export`; then open http://127.0.0.1:8000
     curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg' http://127.0.0.1:8000/classify
 
-GET / is the page, GET /health says that the service is up, POST /classify takes an image as its body.
-Refused with {"error": ...}: 400 damaged, 404 no such address, 405 no such method, 408 too slow, 413 too large,
-415 no image, 503 too many at once. There is neither TLS nor a login: those belong in front of it.
+Needs `pip install 'proxylessnas[serve]'`, not torch. /health says that it is up. Refused with {"error": ...}:
+400 damaged, 404, 405, 408 too slow, 413 too large, 415 no image, 503 too many. No TLS, no login.
 """
 
 from __future__ import annotations
@@ -17,14 +14,12 @@ import signal
 import socket
 import sys
 from pathlib import Path
-from typing import Any
 
 try:
+    import serve_uploads as uploads
     import uvicorn
     from onnx_model import Model
-    from PIL import Image
-    from serve_limits import KINDS, MAX_BYTES, MAX_PIXELS_AT_ONCE, Budget, Connection, opened, received
-    from serve_limits import refusing_damage
+    from serve_limits import MAX_PIXELS_AT_ONCE, SETTINGS, Budget
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
     from starlette.exceptions import HTTPException
@@ -34,40 +29,27 @@ try:
 except ModuleNotFoundError as e:
     sys.exit(f"error: {e.name} is missing: pip install 'proxylessnas[serve]'")
 
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src blob: data:; "
-POLICY += "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-HEADERS = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
-
 
 def make_app(model: Model, at_once: int) -> Starlette:
-    """Return the service: the event loop receives and sends, threads look at images."""
-    types = [f"image/{kind}" for kind in KINDS]
+    """Return the service: its event loop receives and sends, threads look at the images."""
     requests, pixels = Budget(at_once), Budget(MAX_PIXELS_AT_ONCE)
 
-    async def page(request: Request) -> FileResponse:
-        return FileResponse(Path(__file__).with_name("serve_page.html"))
-
-    async def health(request: Request) -> JSONResponse:
-        return JSONResponse({"status": "ok", "net": model.name, "types": types, "max_bytes": MAX_BYTES})
+    async def health(_: Request) -> JSONResponse:
+        return JSONResponse({"status": "ok", "net": model.name, **uploads.LIMITS})
 
     async def classify(request: Request) -> JSONResponse:
-        if request.headers.get("Content-Type", "").partition(";")[0].strip().lower() not in types:
-            raise HTTPException(415, f"send an image ({', '.join(KINDS)}) as the body, with its Content-Type")
+        uploads.check_type(request)
         async with requests.take(1):
-            image = await run_in_threadpool(opened, await received(request))
+            image = await run_in_threadpool(uploads.opened, await uploads.received(request))
             async with pixels.take(image.width * image.height):
-                return JSONResponse(await run_in_threadpool(answer, image))
+                found = await run_in_threadpool(lambda: model.classify(uploads.unpacked(image)))
+        return JSONResponse({**found, "width": image.width, "height": image.height})
 
-    def answer(image: Image.Image) -> dict[str, Any]:
-        with refusing_damage():
-            image.load()
-        return {**model.classify(image), "width": image.width, "height": image.height}
-
-    async def refused(request: Request, e: HTTPException) -> JSONResponse:
-        return JSONResponse({"error": e.detail}, e.status_code, e.headers)
-
-    routes = [Route("/", page), Route("/health", health), Route("/classify", classify, methods=["POST"])]
-    return Starlette(routes=routes, exception_handlers={HTTPException: refused})
+    page = Path(__file__).with_name("serve_page.html")
+    routes = [Route("/", lambda _: FileResponse(page)), Route("/health", health)]
+    routes += [Route("/classify", classify, methods=["POST"])]
+    refused = {HTTPException: lambda _, e: JSONResponse({"error": e.detail}, e.status_code, e.headers)}
+    return Starlette(routes=routes, exception_handlers=refused)
 
 
 def main() -> None:
@@ -76,7 +58,7 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 serves the whole network")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
     parser.add_argument("--threads", type=int, default=1, help="of one request")
-    parser.add_argument("--at-once", type=int, default=8, help="requests at a time; more wait, then are turned away")
+    parser.add_argument("--at-once", type=int, default=8, help="requests at a time; others wait a little")
     args = parser.parse_args()
     try:
         model = Model(args.model, args.threads)
@@ -86,12 +68,9 @@ def main() -> None:
         listener = socket.create_server((args.host, args.port))
     except (OSError, OverflowError) as e:
         sys.exit(f"error: cannot serve at {args.host}, port {args.port}: {e}")
-    limits = {"limit_concurrency": 500, "timeout_graceful_shutdown": 30, "http": Connection, "ws": "none"}
-    quiet = {"access_log": False, "log_level": "warning", "server_header": False, "lifespan": "off"}
-    app = make_app(model, args.at_once)
-    server = uvicorn.Server(uvicorn.Config(app, headers=list(HEADERS.items()), **limits, **quiet))
+    server = uvicorn.Server(uvicorn.Config(make_app(model, args.at_once), **SETTINGS))
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, server.handle_exit)  # uvicorn's own way ends with the signal, not with 0
+        signal.signal(number, server.handle_exit)  # uvicorn raises the signal again when it is done
     print(f"{model.name} is served at http://{args.host}:{listener.getsockname()[1]}", flush=True)
     server.run(sockets=[listener])
     print("stopped", flush=True)
