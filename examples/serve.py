@@ -1,79 +1,79 @@
-"""Serve a net over HTTP: a photo in, its five most probable classes out, with a page to drop photos on.
+"""Serve a model over HTTP: an image in, its five most probable classes out, with a page to drop images on.
 
-    proxylessnas export proxyless_cifar10_demo net.onnx
-    python examples/serve.py net.onnx            # then open http://127.0.0.1:8000
+    python examples/serve.py model.onnx  # of `proxylessnas export`; then open http://127.0.0.1:8000
     curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg' http://127.0.0.1:8000/classify
 
-Needs onnxruntime and pillow, not torch: the file holds classes and preprocessing. serve_http.py has the rest.
+Needs `pip install 'proxylessnas[serve]'`, not torch. /health says that it is up. Refused with {"error": ...}:
+400 damaged, 404, 405, 408 too slow, 413 too large, 415 no image, 503 too many. No TLS, no login.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import time
+import signal
+import socket
+import sys
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import onnxruntime
-from PIL import Image, ImageOps
-from serve_http import serve
+try:
+    import serve_uploads as uploads
+    import uvicorn
+    from onnx_model import Model
+    from serve_limits import MAX_PIXELS_AT_ONCE, SETTINGS, Budget
+    from starlette.applications import Starlette
+    from starlette.concurrency import run_in_threadpool
+    from starlette.exceptions import HTTPException
+    from starlette.requests import Request
+    from starlette.responses import FileResponse, JSONResponse
+    from starlette.routing import Route
+except ModuleNotFoundError as e:
+    sys.exit(f"error: {e.name} is missing: pip install 'proxylessnas[serve]'")
 
 
-class Net:
-    """An exported net, with what its file says of it."""
+def make_app(model: Model, at_once: int) -> Starlette:
+    """Return the service: its event loop receives and sends, threads look at the images."""
+    requests, pixels = Budget(at_once), Budget(MAX_PIXELS_AT_ONCE)
 
-    def __init__(self, path: Path, threads: int) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        about = self.session.get_modelmeta().custom_metadata_map
-        self.name = about.get("name", path.stem)
-        self.categories, self.preprocessing = (json.loads(about[k]) for k in ("categories", "preprocessing"))
-        self.input = self.session.get_inputs()[0]
-        self.classify(Image.new("RGB", (64, 64)))  # whatever is wrong with the file shows here
+    async def health(_: Request) -> JSONResponse:
+        return JSONResponse({"status": "ok", "net": model.name, **uploads.LIMITS})
 
-    def classify(self, picture: Image.Image, top: int = 5) -> dict[str, Any]:
-        """Return the most probable classes of a picture, and what it took, as JSON values."""
-        begin = time.perf_counter()
-        logits = self.session.run(None, {self.input.name: self.pixels(picture)})[0][0]
-        odds = np.exp(logits - logits.max())
-        best = np.argsort(-logits)[:top]
-        classes = [{"name": self.categories[i], "probability": float(odds[i] / odds.sum())} for i in best]
-        return {"classes": classes, "milliseconds": round((time.perf_counter() - begin) * 1e3, 2)}
+    async def classify(request: Request) -> JSONResponse:
+        uploads.check_type(request)
+        async with requests.take(1):
+            image = await run_in_threadpool(uploads.opened, await uploads.received(request))
+            async with pixels.take(image.width * image.height):
+                found = await run_in_threadpool(lambda: model.classify(uploads.unpacked(image)))
+        return JSONResponse({**found, "width": image.width, "height": image.height})
 
-    def pixels(self, picture: Image.Image) -> np.ndarray[Any, Any]:
-        """Return the net's input, [1, 3, H, W]: upright RGB, resized, cropped and normalised."""
-        rgb = ImageOps.exif_transpose(picture)
-        if rgb.has_transparency_data:
-            rgb = Image.alpha_composite(Image.new("RGBA", rgb.size, "white"), rgb.convert("RGBA"))
-        rgb = rgb.convert("RGB")
-        if self.input.type == "tensor(uint8)":  # exported with --uint8-input: the net does the rest
-            return np.asarray(rgb).transpose(2, 0, 1)[None]
-        p, side, sides = self.preprocessing, self.preprocessing["input_size"], np.array(rgb.size)
-        resized = (p["resize"] * sides / sides.min()).astype(int)
-        # Only what the centre crop of the resized picture shows is resized: so a mere strip costs nothing.
-        start = np.round((resized - side) / 2) * sides / resized
-        end = np.minimum(start + side * sides / resized, sides)
-        kernel = Image.Resampling[p["interpolation"].upper()]
-        x = np.asarray(rgb.resize((side, side), kernel, (*start, *end)), np.float32) / 255
-        return ((x - np.float32(p["mean"])) / np.float32(p["std"])).transpose(2, 0, 1)[None]
+    page = Path(__file__).with_name("serve_page.html")
+    routes = [Route("/", lambda _: FileResponse(page)), Route("/health", health)]
+    routes += [Route("/classify", classify, methods=["POST"])]
+    refused = {HTTPException: lambda _, e: JSONResponse({"error": e.detail}, e.status_code, e.headers)}
+    return Starlette(routes=routes, exception_handlers=refused)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Serve a net over HTTP, with a page to drop photos on.")
-    parser.add_argument("net", type=Path, help="made by `proxylessnas export NET FILE.onnx`")
+    parser = argparse.ArgumentParser(description="Serve a model over HTTP, with a page to drop images on.")
+    parser.add_argument("model", type=Path, help="made by `proxylessnas export MODEL FILE.onnx`")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 serves the whole network")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
     parser.add_argument("--threads", type=int, default=1, help="of one request")
-    parser.add_argument("--at-once", type=int, default=8, help="requests at a time; more are turned away")
+    parser.add_argument("--at-once", type=int, default=8, help="requests at a time; others wait a little")
     args = parser.parse_args()
     try:
-        net = Net(args.net, args.threads)
+        model = Model(args.model, args.threads)
     except Exception as e:  # noqa: BLE001 - onnxruntime has dozens of errors, the file may lack anything
-        parser.error(f"{args.net} cannot be served: {type(e).__name__}: {e}")
-    serve(net.classify, net.name, args.host, args.port, args.at_once)
+        parser.error(f"{args.model} cannot be served: {type(e).__name__}: {e}")
+    try:
+        listener = socket.create_server((args.host, args.port))
+    except (OSError, OverflowError) as e:
+        sys.exit(f"error: cannot serve at {args.host}, port {args.port}: {e}")
+    server = uvicorn.Server(uvicorn.Config(make_app(model, args.at_once), **SETTINGS))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, server.handle_exit)  # uvicorn raises the signal again when it is done
+    print(f"{model.name} is served at http://{args.host}:{listener.getsockname()[1]}", flush=True)
+    server.run(sockets=[listener])
+    print("stopped", flush=True)
 
 
 if __name__ == "__main__":

@@ -18,15 +18,17 @@ from weights_tools import serve_real_weights, stand_in_weights
 from proxylessnas.spaces import read_space
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-# serve_http.py is the part of serve.py that any other service would have as well.
-SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*.py") if path.name != "serve_http.py")
+SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*.py"))
 TESTED = [
     "backbone_features.py",
     "classify_photo.py",
     "demo.py",
     "latency_table.py",
+    "onnx_model.py",  # with the serve*.py in test_examples_serve.py
     "search_net.py",
-    "serve.py",  # in test_examples_serve.py
+    "serve.py",
+    "serve_limits.py",
+    "serve_uploads.py",
     "transfer_head.py",
 ]
 

@@ -1,0 +1,60 @@
+"""What serve.py takes: one image as the body of a request, in steps, each of which refuses what is wrong."""
+
+from __future__ import annotations
+
+import io
+
+import anyio
+from PIL import Image
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+
+KINDS = ("jpeg", "png", "webp", "gif", "bmp")  # Pillow's names, and those of media types
+TYPES = [f"image/{kind}" for kind in KINDS]
+MAX_BYTES, MAX_PIXELS = 12 << 20, 50_000_000
+MAX_SECONDS = 20
+LIMITS = {"types": TYPES, "max_bytes": MAX_BYTES}  # that clients are told
+DAMAGED = "this is no image, or a damaged one"
+Image.MAX_IMAGE_PIXELS = None  # opened() has a limit of its own, which is an answer and not a warning
+
+
+def check_type(request: Request) -> None:
+    """Refuse a request that does not say that it brings an image."""
+    if request.headers.get("Content-Type", "").partition(";")[0].strip().lower() not in TYPES:
+        raise HTTPException(415, f"send an image ({', '.join(KINDS)}) as the body, with its Content-Type")
+
+
+async def received(request: Request) -> bytes:
+    """Return the body of a request."""
+    body = bytearray()
+    try:
+        with anyio.fail_after(MAX_SECONDS):
+            async for part in request.stream():
+                body += part
+                if len(body) > MAX_BYTES:
+                    raise HTTPException(413, f"the file is larger than {MAX_BYTES >> 20} MB")
+    except TimeoutError as e:
+        raise HTTPException(408, f"the upload took longer than {MAX_SECONDS} s") from e
+    except ClientDisconnect as e:
+        raise HTTPException(400, "the upload broke off") from e
+    return bytes(body)
+
+
+def opened(body: bytes) -> Image.Image:
+    """Return the image in an upload, of which only the header is read."""
+    try:
+        image = Image.open(io.BytesIO(body), formats=KINDS)
+    except Exception as e:  # Pillow's decoders raise nearly anything
+        raise HTTPException(400, DAMAGED) from e
+    if image.width * image.height > MAX_PIXELS:
+        raise HTTPException(413, f"the image has more than {MAX_PIXELS // 10**6} million pixels")
+    return image
+
+
+def unpacked(image: Image.Image) -> Image.Image:
+    """Return an opened image with its pixels."""
+    try:
+        image.load()
+    except Exception as e:
+        raise HTTPException(400, DAMAGED) from e
+    return image
