@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="folder, whose run is continued; default: one below runs/")
     parser.add_argument("--target-ms", type=float, help="default: the middle of what can be reached here")
     parser.add_argument("--epochs", type=int, help="of the warm-up, and of the search; default: the recipe's")
-    parser.add_argument("--minutes", type=float, default=0.4, help="about how long to measure operations")
+    parser.add_argument("--minutes", type=float, default=1.0, help="at most, to measure operations")
     args = parser.parse_args(argv)
     keep_freed_pages()  # much faster steps on many virtual machines
     out = args.out or Path("runs") / time.strftime("search-%Y%m%d-%H%M%S")
