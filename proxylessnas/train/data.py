@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ..datasets import counted, some_of
 from ..errors import DataError, ImageError, shown
+from ..image_folders import counted, some_of
 from .dataset_source import is_dataset, open_dataset
-from .folders import folder_pictures, parts_of
+from .folders import folder_pictures, has_classes, parts_of
 from .named_data import NAMES, open_named, parse_name
 from .parts import Classes, Parts
 from .pictures import Data, FilePictures, Pictures, Source, seeded_read
@@ -108,7 +108,12 @@ def _open(source: Any, classes: Classes | None, own_val: bool) -> Parts:
     train_root, val_root = parts_of(root)
     train, classes, notes = folder_pictures(train_root, classes)
     parts = Parts(root, train, None, classes, notes=notes)
-    if val_root is not None and own_val:
+    if val_root is not None and own_val and not has_classes(val_root, classes):
+        notes.append(
+            f"{val_root}: passed over, as no folder in it is called like a class (--val: other pictures to "
+            "validate on, or the share of the training pictures to hold out)"
+        )
+    elif val_root is not None and own_val:
         if os.path.basename(val_root).lower() == "test":
             notes.append(f"{root} has no folder called val: validated on {os.path.basename(val_root)}")
         _add_validation(parts, val_root)

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from ..cache import cache_dir
-from ..datasets import some_of
 from ..digits import DIGITS, load_digits
 from ..errors import DataError, missing_extra
 from ..fetch_settings import is_offline
 from ..filesystem import LockTimeout, locked
+from ..image_folders import some_of
 from .parts import Classes, Parts
 from .pictures import TensorPictures
 
