@@ -287,3 +287,16 @@ def test_real_photos(shared_data: Path, tmp_path: Path) -> None:
     for i in range(len(data.train)):
         with Image.open(data.train.name(i)) as image:
             assert data.train.read(i).shape == (3, image.height, image.width)
+
+
+@pytest.mark.parametrize("label", [torch.eye(3)[1], torch.tensor(1.7), torch.tensor(True), 1.0, True])
+def test_labels_are_whole_numbers(label: Any) -> None:
+    one = torch.zeros(3, 4, 4, dtype=torch.uint8)
+    with pytest.raises(DataError, match=r"item 1 has the label .* a class index is expected, a whole number"):
+        open_data([(one, 0), (one, label)], val_fraction=0)
+
+
+def test_labels_may_be_numbers_of_a_tensor() -> None:
+    one = torch.zeros(3, 4, 4, dtype=torch.uint8)
+    data = open_data([(one, torch.tensor(0)), (one, torch.tensor([2]))], val_fraction=0)
+    assert data.train.labels == [0, 2]

@@ -15,9 +15,9 @@ class Finetune(Verb):
     order = 65
     summary = "train a published net on your own classes"
     description = (
-        "Train NET, with its published weights, on DATA. Its classifier is kept where its classes are those of "
-        "DATA, in the same order, and else starts anew. Killed "
-        "at any moment, the same command goes on from the last checkpoint. Under torchrun it trains on "
+        "Train NET, with its published weights, on DATA. Its classifier is kept where its classes are those "
+        "of DATA, in the same order, and else starts anew. "
+        "Killed at any moment, the same command goes on from the last checkpoint. Under torchrun it trains on "
         "several GPUs, CPUs or machines. DIR gets the recipe, checkpoints, log.jsonl, epochs.csv, curves.png "
         "and the trained model.safetensors, which every other verb takes as NET."
     )
@@ -67,9 +67,7 @@ class Finetune(Verb):
             freeze = 0  # the preset's is there for a classifier that knows nothing yet
         if told(args, freeze_epochs=freeze):
             if args.keep_classifier is None and preset and not asked:
-                note(
-                    "freeze_epochs is 0 where the classifier is kept, as DATA has the classes that NET knows"
-                )
+                note("freeze_epochs is 0 where the classifier is kept, as DATA has the classes of NET")
             return 0
         keep_pages(args)
         recipe = resolved_recipe(args, freeze_epochs=freeze)
@@ -79,8 +77,8 @@ class Finetune(Verb):
         data = opened_data(args, recipe)
         recipe = fitted(recipe, data, args)
         start = Start(args.net, args.weights is None, args.weights, args.keep_classifier)
-        thaw = preset and not asked
-        result = run_from(args.net, data, recipe, settings(args), None, args.teacher, start, thaw=thaw)
+        more = {"thaw": preset and not asked, "told": True}
+        result = run_from(args.net, data, recipe, settings(args), None, args.teacher, start, **more)
         return report(args, result)
 
 

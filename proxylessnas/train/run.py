@@ -156,14 +156,12 @@ def run_from(
     start: Start,
     *,
     thaw: bool = False,
+    told: bool = False,
 ) -> Result:
-    """Train from a start; other arguments and errors are those of :func:`train` and :func:`finetune`.
+    """Train from a start: what :func:`train` and :func:`finetune`, which say the rest, have in common.
 
-    Args:
-        model, data, recipe, out, val, teacher: see there.
-        start: the weights that the net starts from.
-        thaw: leave out the recipe's frozen epochs where the classifier is kept: a preset's are there for one
-            that knows nothing yet.
+    With ``thaw``, the recipe's frozen epochs are left out where the classifier is kept: a preset's are there
+    for one that knows nothing yet. With ``told``, the user has been shown the classes.
     """
     settings = out if isinstance(out, Settings) else Settings(Path(out))
     teacher = None if teacher is None else teacher_sources(teacher)
@@ -180,10 +178,9 @@ def run_from(
             else open_data(data, val=val, val_fraction=recipe.val_fraction, seed=recipe.seed)
         )
         if start.keep_classifier is None:
-            before = checkpoint.pack({"kept": kept_before(settings.out)}) if group.main else None
-            start = dataclasses.replace(
-                start, keep_classifier=checkpoint.unpack(group.broadcast(before))["kept"]
-            )
+            found = checkpoint.pack({"kept": kept_before(settings.out)}) if group.main else None
+            kept = checkpoint.unpack(group.broadcast(found))["kept"]
+            start = dataclasses.replace(start, keep_classifier=kept)
         torch.manual_seed(recipe.seed)
         net, start = started(model, opened, recipe, start)
         if thaw and start.keep_classifier:
@@ -203,7 +200,7 @@ def run_from(
             teach,
         )
         try:
-            return _carry_out(trainer, start, notes)
+            return _carry_out(trainer, start, notes, told)
         except Exception as e:
             if recipe.compile and type(e).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 reason = str(e).strip().splitlines()[0]
@@ -215,11 +212,10 @@ def run_from(
             trainer.release()
 
 
-def _carry_out(trainer: Trainer, start: Start, notes: list[str]) -> Result:
+def _carry_out(trainer: Trainer, start: Start, notes: list[str], told: bool) -> Result:
     """Train from where the run is to its end, or to where a signal stops it."""
     settings, recipe, group = trainer.settings, trainer.recipe, trainer.processes
-    first = [class_counts(trainer.data), *settings.notes()]
-    notes = [*first, *trainer.data.notes, *notes, *go_on(trainer)]
+    notes = [*settings.notes(), *trainer.data.notes, *notes, *go_on(trainer)]
     p = trainer.position
     log_of_run = (
         RunLog(
@@ -241,6 +237,7 @@ def _carry_out(trainer: Trainer, start: Start, notes: list[str]) -> Result:
         if not p.global_step:
             run.event("begin", **begin_fields(trainer), **start.log_fields())
         run.picture("net", p.global_step, lambda: figure(trainer), last=True)
+        run.note(class_counts(trainer.data), show=not told)
         for text in notes:
             run.note(text)
         if trainer.fit(stop, run):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -94,13 +96,13 @@ def source_name(model: object) -> str | None:
 
 
 def kept_before(out: Path) -> bool | None:
-    """Return whether the run in a folder began with the classifier of its weights; None without such a run."""
+    """Return whether the run in a folder began with the classifier of its weights; None without a run."""
     if not any((out / "checkpoints").glob("*.pt")):
         return None
     try:
         with (out / "log.jsonl").open(encoding="utf-8") as file:
-            rows = (json.loads(line) for line in file if '"begin"' in line)
-            return bool(next(rows, {}).get("kept_classifier", False))
+            rows: Iterator[dict[str, object]] = (json.loads(line) for line in file if '"begin"' in line)
+            return any(bool(row.get("kept_classifier")) for row in itertools.islice(rows, 1))
     except (OSError, ValueError, AttributeError):
         return False  # what runs did before there was a choice
 
@@ -185,5 +187,6 @@ def _check_classifier(net: Classifier, data: Data) -> None:
     else:
         return
     raise DataError(
-        f"the classifier of {net.arch.name} {what}: start with a new one (--new-classifier, no --keep-classifier)"
+        f"the classifier of {net.arch.name} {what}: start with a new one (--new-classifier, and no "
+        "--keep-classifier)"
     )
