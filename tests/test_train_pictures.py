@@ -313,14 +313,12 @@ def test_a_broken_library_is_told_apart_from_one_that_is_not_there(
     monkeypatch.syspath_prepend(tmp_path)
     for cause in ("raise RuntimeError('operator nms does not exist')", "import no_such_dependency"):
         (broken / "__init__.py").write_text(cause)
-        with pytest.raises(MissingExtraError, match=r"installed but broken \((operator nms|No module)"):
-            with needs("brokenlib", "a test"):
-                __import__("brokenlib")
-    with pytest.raises(
-        MissingExtraError, match="a test needs absentlib, which is not installed: pip install"
-    ):
-        with needs("absentlib", "a test"):
-            __import__("absentlib")
+        match = r"installed but broken \((operator nms|No module)"
+        with pytest.raises(MissingExtraError, match=match), needs("brokenlib", "a test"):
+            __import__("brokenlib")
+    match = "a test needs absentlib, which is not installed: pip install"
+    with pytest.raises(MissingExtraError, match=match), needs("absentlib", "a test"):
+        __import__("absentlib")
 
 
 def test_a_daemonic_process_starts_no_workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ class Finetune(Verb):
         "Train NET, with its published weights, on DATA. Its classifier is kept where its classes are those "
         "of DATA, in the same order, and else starts anew. Killed at any moment, the same command goes on "
         "from the last checkpoint. Under torchrun it trains on several GPUs, CPUs or machines. DIR gets the "
-        "recipe, checkpoints, log.jsonl, epochs.csv, curves.png and the trained model.safetensors, which every other verb takes as NET."
+        "recipe, checkpoints, log.jsonl, epochs.csv, curves.png and the trained model.safetensors, which "
+        "every other verb takes as NET."
     )
     example = """\
   $ proxylessnas finetune proxyless_cifar10_demo digits --epochs 3 --out runs/digits
