@@ -51,8 +51,27 @@ def unique(names: Sequence[str], wnids: Sequence[str] = ()) -> tuple[str, ...]:
 
 
 def simplify(name: str) -> str:
-    """Return a class name without case, underscores and hyphens, the form in which names are compared."""
+    """Return a class name without case, underscores and hyphens; see :func:`class_places`."""
     return re.sub(r"[\s_\-]+", " ", name).strip().lower()
+
+
+def class_places(wanted: Sequence[str], names: Sequence[str]) -> dict[str, int]:
+    """Return which class each wanted name is: its place among ``names``, or -1 where it may be several.
+
+    A name is looked for as it is written, and only if it is not there in its simplified form, which has to be
+    that of one class and of one wanted name: of folders "Cat" and "cat" one is no guess at the other. Names
+    that are no class's are left out.
+    """
+    exact = {name: i for i, name in enumerate(names)}
+    exact.update({name: -1 for name, count in Counter(names).items() if count > 1})
+    forms = [simplify(name) for name in names]
+    loose = {form: i for i, form in enumerate(forms)}
+    loose.update({form: -1 for form, count in Counter(forms).items() if count > 1})
+    found = {name: exact[name] for name in wanted if name in exact}
+    taken = Counter(found.values())
+    rest = {name: loose[simplify(name)] for name in wanted if name not in found and simplify(name) in loose}
+    taken.update(rest.values())
+    return found | {name: place if taken[place] == 1 else -1 for name, place in rest.items()}
 
 
 @functools.cache

@@ -9,18 +9,29 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .categories import categories, simplify, wnids
+from .categories import categories, class_places, wnids
 from .errors import DataError, ImageError
-from .images import EXTENSIONS, load_image
+from .image_folders import (
+    below,
+    counted,
+    endings,
+    entries,
+    is_part,
+    is_picture,
+    kind_notes,
+    no_pictures,
+    refuse_parts,
+    some_of,
+)
+from .images import load_image
 
 # A wnid alone ("n01440764"), or with more around it ("n01440764-tench", "0000_n01440764_tench.jpg").
 _WNID = re.compile(r"(?<![0-9A-Za-z])n\d{8}(?!\d)")
-_HIDDEN = (".", "__MACOSX")  # the second is what macOS adds to its zip files
-_SHOWN = 5  # at most so many odd names in a message
 
 
 @dataclass(frozen=True)
@@ -90,7 +101,8 @@ def labelled_images(
     Sub-folders are classes. They are matched by wnid (``n01440764``, also with more behind it), else by class
     name (case, underscores and hyphens do not matter), else by number (``10`` is class 10), else, when there
     are as many folders as classes, by sorted position (with a note). Without sub-folders each file name must
-    hold a wnid. Hidden files and files that are not pictures by their ending are passed over.
+    hold a wnid. Hidden files are passed over; files that are not pictures by their ending are counted in a
+    note. Pictures of a kind that is not read (HEIC, raw, ...) are there, to fail when they are read.
 
     Args:
         folder: where to look.
@@ -108,14 +120,12 @@ def labelled_images(
     if not folders:
         return _flat(root, pictures, num_classes, dataset, len(files))
 
+    others: Counter[str] = Counter()
     found = {
-        name: [os.path.join(root, name, f) for f in pictures_below(os.path.join(root, name))]
-        for name in folders
+        name: [os.path.join(root, name, f) for f in files] for name, files in below(root, folders, others)
     }
     if not any(found.values()):
-        raise DataError(
-            f"{root}: no pictures in its {counted(len(folders), 'folder')} (looked for {endings()})"
-        )
+        raise DataError(no_pictures(root, folders, others))
     try:
         how, label_of = _folder_labels(root, folders, num_classes, dataset, names, labels)
     except DataError:
@@ -127,6 +137,7 @@ def labelled_images(
     samples = tuple((path, label_of[name]) for name in folders for path in found[name] if name in label_of)
     notes = []
     if how == "position" and labels is None:
+        refuse_parts(root, [name for name in folders if found[name]])
         notes.append(
             f"the names of the {len(folders)} folders of {root} are not known to the net: "
             f"taken as classes 0 to {num_classes - 1} in sorted order ({folders[0]} = 0)"
@@ -138,52 +149,8 @@ def labelled_images(
         notes.append(
             f"{counted(len(pictures), 'picture')} outside the class folders passed over: {some_of(pictures)}"
         )
+    notes += kind_notes((path for path, _ in samples), others)
     return LabelledImages(samples, how, len({label for _, label in samples}), tuple(notes))
-
-
-def entries(root: str) -> tuple[list[str], list[str]]:
-    """Return the sorted folders and files in ``root``, without hidden ones.
-
-    Raises:
-        DataError: it is no folder, or cannot be read.
-    """
-    try:
-        with os.scandir(root) as entries:
-            kinds = [(e.name, e.is_dir()) for e in entries if not e.name.startswith(_HIDDEN)]
-    except FileNotFoundError as e:
-        raise DataError(f"{root}: no such folder") from e
-    except NotADirectoryError as e:
-        raise DataError(f"{root}: is a file; a folder of pictures is expected") from e
-    except PermissionError as e:
-        raise DataError(f"{root}: permission denied") from e
-    except (OSError, ValueError) as e:
-        raise DataError(f"{root}: cannot be read ({getattr(e, 'strerror', None) or e})") from e
-    return sorted(n for n, d in kinds if d), sorted(n for n, d in kinds if not d)
-
-
-def is_picture(name: str) -> bool:
-    """Return whether a file is a picture by its ending."""
-    return os.path.splitext(name)[1].lower() in EXTENSIONS
-
-
-def pictures_below(top: str) -> Iterator[str]:
-    """Yield the pictures below a folder, sorted, as paths relative to it; links are followed, once."""
-    seen: set[str] = set()
-
-    def failed(e: OSError) -> None:
-        raise DataError(f"{e.filename}: cannot be read ({e.strerror})") from e
-
-    for where, folders, files in os.walk(top, followlinks=True, onerror=failed):
-        real = os.path.realpath(where)
-        if real in seen:
-            folders[:] = []
-            continue
-        seen.add(real)
-        folders[:] = sorted(f for f in folders if not f.startswith(_HIDDEN))
-        inside = "" if where == top else os.path.relpath(where, top)
-        for name in sorted(files):
-            if is_picture(name) and not name.startswith(_HIDDEN):
-                yield os.path.join(inside, name)
 
 
 def _flat(
@@ -225,10 +192,10 @@ def _folder_labels(
                 f"{root}: {counted(len(folders), 'folder')}, but the net has {num_classes} classes"
             )
         return "position", by_position
-    by_wnid, by_name = _known_classes(num_classes, dataset, names)
+    by_wnid, known_names = _known_classes(num_classes, dataset, names)
     readings = {
         "wnid": {name: by_wnid.get(wnid, -1) for name in folders if by_wnid and (wnid := leading_wnid(name))},
-        "name": {name: by_name[simplify(name)] for name in folders if simplify(name) in by_name},
+        "name": class_places(folders, known_names),
         "number": {name: int(name) for name in folders if re.fullmatch(r"[0-9]{1,9}", name)},
     }
     how, labels = max(readings.items(), key=lambda item: len(item[1]))
@@ -249,7 +216,7 @@ def _folder_labels(
     if len(folders) == num_classes and asked is None and (not known or not labels):
         return "position", by_position
     if not labels:
-        raise DataError(_no_labels(root, folders, num_classes, bool(by_wnid), bool(by_name)))
+        raise DataError(_no_labels(root, folders, num_classes, bool(by_wnid), bool(known_names)))
     if odd:
         kind = {"wnid": "a wnid", "name": "a class name", "number": "a number"}[how]
         raise DataError(
@@ -259,6 +226,7 @@ def _folder_labels(
         why = f"folder names are class numbers, 0 to {num_classes - 1}; too large"
     elif how == "name":
         why = "two classes have this name, use their wnids as folder names"
+        why = why if by_wnid else "two classes, or two folders, have this name"
     else:
         why = "wnids that are not among the net's classes"
     raise DataError(f"{root}: {why}: {some_of(wrong)}")
@@ -266,22 +234,15 @@ def _folder_labels(
 
 def _known_classes(
     num_classes: int, dataset: str | None, names: Sequence[str]
-) -> tuple[dict[str, int], dict[str, int]]:
-    """Return the class index by wnid and by simplified name; a name that two classes share has index -1."""
+) -> tuple[dict[str, int], Sequence[str]]:
+    """Return the class index by wnid, and the classes' names."""
     if names and dataset is None:
-        return {}, _index(names)
+        return {}, names
     if dataset is None:  # the usual meaning of so many outputs; used only where all names really match
         dataset = {1000: "imagenet", 10: "cifar10"}.get(num_classes)
     if dataset is None or len(categories(dataset)) != num_classes:
-        return {}, {}
-    return {wnid: i for i, wnid in enumerate(wnids(dataset))}, _index(categories(dataset))
-
-
-def _index(names: Sequence[str]) -> dict[str, int]:
-    by_name: dict[str, int] = {}
-    for i, name in enumerate(names):
-        by_name[simplify(name)] = -1 if simplify(name) in by_name else i
-    return by_name
+        return {}, ()
+    return {wnid: i for i, wnid in enumerate(wnids(dataset))}, categories(dataset)
 
 
 def leading_wnid(name: str) -> str | None:
@@ -294,25 +255,9 @@ def _no_labels(root: str, folders: list[str], num_classes: int, by_wnid: bool, b
     kinds = (
         ["wnids"] * by_wnid + ["class names"] * by_name + ["class numbers", f"exactly {num_classes} folders"]
     )
-    splits = [name for name in folders if name.lower() in ("train", "val", "valid", "validation", "test")]
+    splits = [name for name in folders if is_part(name)]
     hint = f" (give one of the splits, such as {os.path.join(root, splits[-1])}?)" if splits else ""
     return (
         f"{root}: its {counted(len(folders), 'folder')} ({some_of(folders)}) cannot be matched to the net's "
         f"{num_classes} classes; expected are {', '.join(kinds[:-1])} or {kinds[-1]}{hint}"
     )
-
-
-def endings() -> str:
-    """Return what pictures are looked for, for a message."""
-    return "*.jpg, *.png, *.webp, *.gif, *.tif, ..."
-
-
-def counted(n: int, noun: str, plural: str | None = None) -> str:
-    """Return "1 folder", "2 folders", "1,000 folders"."""
-    return f"{n} {noun}" if n == 1 else f"{n:,} {plural or noun + 's'}"
-
-
-def some_of(names: Sequence[str]) -> str:
-    """Return the first few names, for a message."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

@@ -6,7 +6,10 @@ built-in that callers would guess (``ValueError``, ``OSError``, ``KeyError``, ``
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import importlib.util
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 
 
 def shown(value: object, longest: int = 60) -> str:
@@ -140,12 +143,46 @@ class MissingExtraError(ProxylessError, ImportError):
 
 
 def missing_extra(package: str, purpose: str, extra: str | None = None) -> MissingExtraError:
-    """Return the error for an optional import that failed.
+    """Return the error for an optional import that failed; called where its exception is being handled.
+
+    A library that is not there is told apart from one that is installed and broken, whose cause is named: of
+    the latter ``pip install`` would say that all is well.
 
     Args:
         package: what ``pip install`` would be given when no extra of ours covers it.
         purpose: what needs it, as in "reading images".
         extra: the extra of this package that brings it, if any.
     """
+    cause = sys.exc_info()[1]
+    if cause is not None and _is_installed(package):
+        broken = f"{purpose} needs {package}, which is installed but broken ({first_line(cause)})"
+        return MissingExtraError(f"{broken}: pip install --force-reinstall {package}")
     pip = f"pip install 'proxylessnas[{extra}]'" if extra else f"pip install {package}"
-    return MissingExtraError(f"{purpose} needs {package}, which could not be imported: {pip}")
+    return MissingExtraError(f"{purpose} needs {package}, which is not installed: {pip}")
+
+
+def _is_installed(package: str) -> bool:
+    """Return whether a package can be found, without importing it."""
+    module = {"pillow": "PIL"}.get(package, package.replace("-", "_"))
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):  # ValueError: it is in sys.modules half-way, or blocked there
+        return False
+
+
+@contextlib.contextmanager
+def needs(package: str, purpose: str, extra: str | None = None) -> Iterator[None]:
+    """Turn whatever the imports in a block raise into what :func:`missing_extra` returns.
+
+    A broken library raises anything: OSError for a missing shared library, RuntimeError for a torchvision of
+    another torch.
+
+    Raises:
+        MissingExtraError: an import failed.
+    """
+    try:
+        yield
+    except MissingExtraError:
+        raise
+    except Exception as e:
+        raise missing_extra(package, purpose, extra) from e

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import multiprocessing
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -221,6 +222,18 @@ def _logits(model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     return logits
 
 
+#: Said where :func:`allowed_workers` leaves none.
+NO_WORKERS = (
+    "pictures are read without worker processes: this process is a daemonic one (of a multiprocessing pool, "
+    "Celery, Airflow, ...), which may not start any"
+)
+
+
+def allowed_workers(workers: int) -> int:
+    """Return how many worker processes this process may start: as many as are asked for, or none."""
+    return 0 if multiprocessing.current_process().daemon else workers
+
+
 def read_batches(
     samples: Sequence[tuple[str, int]], transform: Callable[[Any], Any], batch_size: int, workers: int
 ) -> Iterator[Batch]:
@@ -231,6 +244,7 @@ def read_batches(
     """
     from torch.utils.data import DataLoader
 
+    workers = allowed_workers(workers)
     loader: Any = DataLoader(
         ImageDataset(samples, transform),  # type: ignore[arg-type]  # any class with __len__ and __getitem__ will do
         batch_size=batch_size,

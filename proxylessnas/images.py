@@ -7,6 +7,7 @@ names it. Pillow is imported when a picture is read, not before.
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import math
 import os
@@ -15,7 +16,7 @@ import threading
 import warnings
 from typing import IO, TYPE_CHECKING, Any
 
-from .errors import ImageError, missing_extra
+from .errors import ImageError, MissingExtraError, needs
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -26,13 +27,22 @@ EXTENSIONS = frozenset(
     for ending in "jpg jpeg jpe jfif mpo png gif bmp dib webp avif tif tiff ppm pgm pbm pnm jp2 j2k".split()
 )
 
+HEIF_EXTENSIONS = frozenset({".heic", ".heif", ".hif"})  # read where pillow-heif is installed
+#: File name endings of pictures that are not read (lower case): these are never passed over, but fail.
+UNREAD_EXTENSIONS = HEIF_EXTENSIONS | {
+    f".{ending}"
+    for ending in "cr2 cr3 crw nef nrw arw sr2 srf dng orf rw2 raf pef srw x3f 3fr iiq erf mrw kdc raw "
+    "svg svgz psd psb xcf jxl exr hdr tga dcm".split()
+}
+
 # Only formats that Pillow decodes itself. EPS, for one, would run Ghostscript on a file from anywhere.
 # (MPO files, which phones write, are opened as JPEG.)
-_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "WEBP", "AVIF", "TIFF", "PPM", "JPEG2000")
+_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "WEBP", "AVIF", "TIFF", "PPM", "JPEG2000", "HEIF")
 
 # warnings.catch_warnings() swaps process-wide filters; two threads in it at once could leave them changed.
 _WARNINGS_LOCK = threading.Lock()
 
+_DRAFT_SIDE = 2048  # px: a huge JPEG is decoded at the least scale that leaves its shorter side this long
 _ORIENTATION = 0x0112  # EXIF tag: how the stored picture has to be turned to stand upright
 _BITS_PER_SAMPLE = 258  # TIFF tag
 
@@ -41,7 +51,9 @@ def load_image(source: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
     """Return the picture in a file, upright, as 8-bit RGB.
 
     EXIF rotation is applied, transparency is laid on white, CMYK becomes RGB, 16-bit and floating-point grey
-    is scaled to 8 bits, and of an animation the first frame is taken.
+    is scaled to 8 bits, and of an animation the first frame is taken. A JPEG of more pixels than
+    ``PIL.Image.MAX_IMAGE_PIXELS`` (89 million) is decoded at 1/2, 1/4 or 1/8 of its sides. HEIC is read where
+    pillow-heif is installed.
 
     Args:
         source: a path, or an open binary file (left open).
@@ -51,7 +63,7 @@ def load_image(source: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
 
     Raises:
         ImageError: no such file, a folder, empty, not an image, damaged or truncated, or a decompression bomb
-            (more pixels than ``PIL.Image.MAX_IMAGE_PIXELS``).
+            (more than twice ``PIL.Image.MAX_IMAGE_PIXELS`` pixels, at which Pillow refuses).
         MissingExtraError: Pillow is not installed.
     """
     if isinstance(source, (str, os.PathLike)):
@@ -78,10 +90,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _pillow() -> Any:
-    try:
+    with needs("pillow", "reading images"):
         import PIL.Image
-    except ImportError as e:
-        raise missing_extra("pillow", "reading images") from e
     return PIL.Image
 
 
@@ -125,15 +135,21 @@ def _decode(file: IO[bytes], name: str) -> Image.Image:
         # Opening reads the header only, so holding the lock costs next to nothing.
         with _WARNINGS_LOCK, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            warnings.simplefilter("error", pil.DecompressionBombWarning)
             image = _open_header(pil, file)
+        width, height = image.size
+        if pil.MAX_IMAGE_PIXELS is not None and width * height > pil.MAX_IMAGE_PIXELS:
+            side = min(width, height, _DRAFT_SIDE)
+            image.draft(None, (side, side))  # JPEGs alone can be decoded smaller
         return to_rgb(image)
     except ImageError as e:
         raise ImageError(f"{name}: {e}") from e
-    except (pil.DecompressionBombWarning, pil.DecompressionBombError) as e:
-        limit = (pil.MAX_IMAGE_PIXELS or 0) / 1e6
+    except MissingExtraError:
+        raise
+    except pil.DecompressionBombError as e:
+        limit = 2 * (pil.MAX_IMAGE_PIXELS or 0) / 1e6
         raise ImageError(
-            f"{name}: more than {limit:.0f} million pixels (a decompression bomb?); refused"
+            f"{name}: more than {limit:.0f} million pixels (a decompression bomb?); refused: shrink it, or "
+            "in Python raise PIL.Image.MAX_IMAGE_PIXELS, which is half of that"
         ) from e
     except pil.UnidentifiedImageError as e:
         raise ImageError(f"{name}: {_what_it_is(head)}") from e
@@ -150,9 +166,19 @@ def _open_header(pil: Any, file: IO[bytes]) -> Image.Image:
         image = pil.open(file, formats=[name for name in _FORMATS if name in pil.OPEN])
     except pil.UnidentifiedImageError:
         pil.init()
+        if heif_is_read() and "HEIF" not in pil.OPEN:
+            with needs("pillow-heif", "reading HEIC photos"):
+                import pillow_heif  # type: ignore[import-not-found,unused-ignore]
+
+                pillow_heif.register_heif_opener()
         image = pil.open(file, formats=[name for name in _FORMATS if name in pil.OPEN])
     opened: Image.Image = image
     return opened
+
+
+def heif_is_read() -> bool:
+    """Return whether HEIC photos are read, as pillow-heif is installed."""
+    return importlib.util.find_spec("pillow_heif") is not None
 
 
 def _what_it_is(head: bytes) -> str:
@@ -165,7 +191,7 @@ def _what_it_is(head: bytes) -> str:
     if head.startswith(b"%PDF"):
         return "is a PDF, not an image"
     if head[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1", b"ftyphevc"):
-        return "is a HEIC/HEIF photo, which is not supported; convert it to JPEG or PNG first"
+        return "is a HEIC/HEIF photo: pip install pillow-heif, or convert it to JPEG or PNG first"
     return "is not an image, or of a kind that is not supported"
 
 

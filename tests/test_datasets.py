@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from proxylessnas.categories import categories, wnids
+from proxylessnas import image_folders
+from proxylessnas.categories import categories, class_places, wnids
 from proxylessnas.datasets import ImageDataset, labelled_images
 from proxylessnas.errors import DataError
 
@@ -139,6 +140,7 @@ def test_what_is_passed_over(tmp_path: Path) -> None:
     assert found.notes == (
         "1 class folder without pictures: n01443537",
         "1 picture outside the class folders passed over: stray.jpg",
+        "files that are no pictures passed over: 1 .txt",
     )
 
 
@@ -225,7 +227,52 @@ def test_own_class_names(tmp_path: Path) -> None:
 
 
 def test_folders_without_pictures_that_are_no_classes(tmp_path: Path) -> None:
-    fill(tmp_path, ["n01440764/a.jpg", "n02391049/b.jpg", "lost+found/x.txt", "logs/y.txt"])
+    fill(tmp_path, ["n01440764/a.jpg", "n02391049/b.jpg", "lost+found/x.jpg", "logs/y.txt"])
     found = labelled_images(tmp_path, 1000, "imagenet")
     assert sorted(label for _, label in found.samples) == [0, 340]
-    assert any("lost+found" in text for text in found.notes)
+    assert any("logs" in text and "lost+found" not in text for text in found.notes)
+
+
+def test_names_are_compared_as_written_first() -> None:
+    assert class_places(["cat", "Cat"], ["Cat", "cat"]) == {"cat": 1, "Cat": 0}
+    assert class_places(["RED-fox"], ["crow", "red_fox"]) == {"RED-fox": 1}
+    # Neither a form that two classes share, nor two folders that would be one class, are guessed at.
+    assert class_places(["CAT"], ["Cat", "cat"]) == {"CAT": -1}
+    assert class_places(["cat", "Cat"], ["Cat", "dog"]) == {"Cat": 0, "cat": -1}
+    assert class_places(["red fox", "red-fox"], ["red_fox"]) == {"red fox": -1, "red-fox": -1}
+    assert class_places(["crane", "yak"], ["crane", "crane"]) == {"crane": -1}
+
+
+def test_classes_that_differ_in_case_alone_keep_their_labels(tmp_path: Path) -> None:
+    fill(tmp_path, ["A_1/x.png", "a-1/x.png"])
+    found = labelled_images(tmp_path, 2, names=["a-1", "A_1"])
+    assert {Path(path).parent.name: label for path, label in found.samples} == {"a-1": 0, "A_1": 1}
+    fill(tmp_path / "other", ["a 1/x.png", "A_1/x.png"])
+    with pytest.raises(DataError, match="two folders, have this name: a 1"):
+        labelled_images(tmp_path / "other", 2, names=["A_1", "b"])
+
+
+def test_parts_are_not_evaluated_as_classes(tmp_path: Path) -> None:
+    fill(tmp_path, ["train/a.jpg", "test1/b.jpg"])
+    with pytest.raises(DataError, match="called like parts of a data set"):
+        labelled_images(tmp_path, 2)
+    assert labelled_images(tmp_path, 2, labels="position").classes == 2
+    assert labelled_images(tmp_path, 2, names=["test1", "train"]).labels_from == "name"
+
+
+def test_pictures_of_kinds_that_are_not_read_are_there_to_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_folders, "heif_is_read", lambda: False)
+    fill(tmp_path, ["cat/1.jpg", "cat/2.HEIC", "dog/1.cr2", "dog/2.heic", "dog/a.mp4", "dog/b.mp4"])
+    found = labelled_images(tmp_path, 2, names=["cat", "dog"])
+    assert (len(found), found.classes) == (4, 2)
+    other, unread = found.notes
+    assert other == "files that are no pictures passed over: 2 .mp4"
+    assert "counted as unreadable: 2 .heic, 1 .cr2 (" in unread
+    assert "install pillow-heif" in unread
+    monkeypatch.setattr(image_folders, "heif_is_read", lambda: True)
+    assert "counted as unreadable: 1 .cr2 (" in labelled_images(tmp_path, 2, names=["cat", "dog"]).notes[1]
+    fill(tmp_path / "films", ["cat/a.mp4"])
+    with pytest.raises(DataError, match=r"no pictures in its 1 folder .*there are only 1 \.mp4"):
+        labelled_images(tmp_path / "films", 2)

@@ -55,6 +55,7 @@ LAYERS = [
     {"builders"},
     {"zoo"},
     {"metrics"},
+    {"image_folders"},
     {"datasets", "evaluate"},
     {"predict"},
     {"charts"},

@@ -194,3 +194,11 @@ def test_changes_of_a_command_line() -> None:
     ]
     with pytest.raises(DataError, match="freeze_epochs 1 must be below epochs"):
         changed(base, ["epochs=1", "freeze_epochs=1"])  # what was asked for is not bent
+
+
+def test_a_file_for_one_epoch_shortens_what_its_base_freezes() -> None:
+    recipe = Recipe.from_toml('base = "finetune"\nepochs = 1\n')
+    assert (recipe.epochs, recipe.freeze_epochs, recipe.warmup_epochs) == (1, 0, 0.5)
+    with pytest.raises(DataError, match="freeze_epochs 1 must be below epochs"):
+        Recipe.from_toml('base = "finetune"\nepochs = 1\nfreeze_epochs = 1\n')
+    assert Recipe.from_toml('base = "scratch"\nepochs = 4\n').warmup_epochs == 3  # as it always was

@@ -12,7 +12,7 @@ import pytest
 
 from proxylessnas.categories import categories
 from proxylessnas.errors import DataError
-from proxylessnas.train.data import open_data
+from proxylessnas.train.data import class_counts, open_data
 from proxylessnas.train.pictures import FilePictures, Pictures
 from proxylessnas.train.split import few_of_each, hold_out
 
@@ -326,3 +326,55 @@ def test_class_folders_whose_names_are_not_utf8(tmp_path: Path) -> None:
 def test_shares_that_make_no_sense(tmp_path: Path, name: str, share: Any) -> None:
     with pytest.raises(DataError, match=f"{name} is {share}; .* above 0 and at most 0.9"):
         open_data(classes(tmp_path, {"a": 2, "b": 2}), **{name: share})
+
+
+def test_parts_are_not_taken_as_classes(tmp_path: Path) -> None:
+    fill(tmp_path / "a", [f"{part}/{i}.jpg" for part in ("train", "test1") for i in range(4)])
+    with pytest.raises(DataError, match="train: 4 pictures but no class folders"):
+        open_data(tmp_path / "a")
+    fill(tmp_path / "b", [f"{part}/{i}.jpg" for part in ("set_1", "Test Set", "val2017") for i in range(4)])
+    notes = "\n".join(open_data(tmp_path / "b").notes)
+    assert "taken as a class, though called like a part of a data set: Test Set, val2017" in notes
+    with pytest.raises(DataError, match="no folder called train"):
+        open_data(fill(tmp_path / "c", ["test1/a.jpg", "val2017/b.jpg"]))
+    with pytest.raises(DataError, match="called like parts of a data set, and have no class folders"):
+        open_data(fill(tmp_path / "d", ["train/a.jpg", "test1/b.jpg", "logs/c.txt"]))
+    inside = [f"{c}/{part}/{i}.jpg" for c in ("cat", "dog") for part in ("train", "test") for i in range(3)]
+    with pytest.raises(DataError, match=r"cat: this class holds test, train, .*move it to "):
+        open_data(fill(tmp_path / "e", inside))
+
+
+def test_a_part_without_class_folders_is_passed_over(tmp_path: Path) -> None:
+    """As Kaggle's test sets are, and tiny-imagenet's validation part (val/images)."""
+    classes(tmp_path / "train", {"cat": 20, "dog": 10})
+    fill(tmp_path / "test", ["1.jpg", "2.jpg"])
+    for _ in range(2):
+        data = open_data(tmp_path)
+        assert Counter((data.val or data.train).labels) == {0: 2, 1: 1}
+        assert "passed over, as no folder in it is called like a class (--val: " in data.notes[0]
+        fill(tmp_path / "val" / "images", ["1.jpg", "2.jpg"])
+
+
+def test_folders_of_systems_are_no_classes(tmp_path: Path) -> None:
+    classes(tmp_path, {"cat": 2, "dog": 2, "@eaDir": 1, "$RECYCLE.BIN": 2, "System Volume Information": 1})
+    classes(tmp_path, {"lost+found": 1, "cat/@eaDir/000.jpg": 1})
+    data = open_data(tmp_path, val_fraction=0)
+    assert data.categories == ("cat", "dog")
+    assert sorted(names(data.train)) == [f"{c}{os.sep}00{i}.jpg" for c in ("cat", "dog") for i in range(2)]
+
+
+def test_a_class_of_pictures_that_are_not_read_does_not_vanish(tmp_path: Path) -> None:
+    fill(tmp_path, ["cat/1.jpg", "cat/2.jpg", "dog/1.CR2", "dog/2.CR2", "cat/a.txt"])
+    data = open_data(tmp_path, val_fraction=0)
+    assert data.categories == ("cat", "dog")
+    assert data.train.labels == [0, 0, 1, 1]
+    assert f"{tmp_path}: files that are no pictures passed over: 1 .txt" in data.notes
+    assert any("counted as unreadable: 2 .cr2" in note for note in data.notes)
+
+
+def test_classes_and_counts_in_one_line(tmp_path: Path) -> None:
+    data = open_data(classes(tmp_path / "few", {"cat": 20, "dog": 10}))
+    assert class_counts(data) == "2 classes, training + validation pictures: cat 18 + 2, dog 9 + 1"
+    many = open_data(classes(tmp_path / "many", {f"c{i:02d}": i + 1 for i in range(30)}), val_fraction=0)
+    assert class_counts(many).startswith("30 classes, training pictures: c00 1, c01 2, c02 3, ")
+    assert class_counts(many).endswith("c09 10, ... (1 to 30 training pictures a class)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
 import random
@@ -16,9 +17,11 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
-from proxylessnas.errors import DataError, ImageError
+from proxylessnas.errors import DataError, ImageError, MissingExtraError, needs
+from proxylessnas.evaluate import read_batches
 from proxylessnas.train.data import open_data
 from proxylessnas.train.pictures import DatasetPictures, FilePictures, Pictures, TensorPictures, pixels
+from proxylessnas.train.settings import Settings
 
 
 def names(pictures: Pictures | None) -> list[str]:
@@ -287,3 +290,45 @@ def test_real_photos(shared_data: Path, tmp_path: Path) -> None:
     for i in range(len(data.train)):
         with Image.open(data.train.name(i)) as image:
             assert data.train.read(i).shape == (3, image.height, image.width)
+
+
+@pytest.mark.parametrize("label", [torch.eye(3)[1], torch.tensor(1.7), torch.tensor(True), 1.0, True])
+def test_labels_are_whole_numbers(label: Any) -> None:
+    one = torch.zeros(3, 4, 4, dtype=torch.uint8)
+    with pytest.raises(DataError, match=r"item 1 has the label .* a class index is expected, a whole number"):
+        open_data([(one, 0), (one, label)], val_fraction=0)
+
+
+def test_labels_may_be_numbers_of_a_tensor() -> None:
+    one = torch.zeros(3, 4, 4, dtype=torch.uint8)
+    data = open_data([(one, torch.tensor(0)), (one, torch.tensor([2]))], val_fraction=0)
+    assert data.train.labels == [0, 2]
+
+
+def test_a_broken_library_is_told_apart_from_one_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "brokenlib"
+    broken.mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    for cause in ("raise RuntimeError('operator nms does not exist')", "import no_such_dependency"):
+        (broken / "__init__.py").write_text(cause)
+        match = r"installed but broken \((operator nms|No module)"
+        with pytest.raises(MissingExtraError, match=match), needs("brokenlib", "a test"):
+            __import__("brokenlib")
+    match = "a test needs absentlib, which is not installed: pip install"
+    with pytest.raises(MissingExtraError, match=match), needs("absentlib", "a test"):
+        __import__("absentlib")
+
+
+def test_a_daemonic_process_starts_no_workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    settings = Settings(tmp_path, workers=2)
+    assert (settings.worker_count(1), settings.notes()) == (2, [])
+    monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)  # type: ignore[attr-defined]
+    assert settings.worker_count(1) == 0
+    (note,) = settings.notes()
+    assert "daemonic" in note
+    assert Settings(tmp_path, workers=0).notes() == []
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    batches = read_batches([(str(tmp_path / "a.png"), 1)], lambda image: torch.zeros(3), 1, workers=2)
+    assert [targets.tolist() for _, targets, _ in batches] == [[1]]

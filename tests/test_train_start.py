@@ -18,7 +18,7 @@ from proxylessnas.report.html_train import train_again
 from proxylessnas.report.train_story import read_train_story
 from proxylessnas.train import Data, Settings, finetune, open_data, train
 from proxylessnas.train.held_out import VALIDATION_FILE, not_held_out_before, validation_names
-from proxylessnas.train.start import Start, start_net
+from proxylessnas.train.start import Start, kept_before, start_net, started
 from proxylessnas.train.step import WeightStep
 from proxylessnas.train.teacher import teacher_notes
 
@@ -66,7 +66,66 @@ def test_going_on_with_another_classifier_is_refused(tmp_path: Path) -> None:
     out = Settings(tmp_path / "run", console=False)
     finetune(path, few_digits(), RECIPE, out=out, keep_classifier=True)
     with pytest.raises(CheckpointError, match="began with other weights"):
-        finetune(path, few_digits(), RECIPE, out=out)
+        finetune(path, few_digits(), RECIPE, out=out, keep_classifier=False)
+
+
+def test_a_classifier_of_the_same_classes_is_kept(tmp_path: Path) -> None:
+    """In the same order, that is; and the preset's frozen epoch, for a new one, is left out."""
+    path, data = saved(tmp_path), few_digits()
+    auto = Start(str(path), True, None, None)
+    net, start = started(path, data, RECIPE, auto)
+    assert start.keep_classifier is True
+    assert differences_of(tensors(path), dict(net.state_dict())) == 0
+    (said,) = start.begun_with(net, data)
+    assert "is kept: its classes are those of digits (--new-classifier" in said
+    for known in (tuple("1023456789"), ()):
+        net, start = started(saved(tmp_path, categories=known), data, RECIPE, auto)
+        assert start.keep_classifier is False
+        assert start.begun_with(net, data) == ["the classifier is new, for the 10 classes of digits"]
+
+
+@pytest.mark.parametrize("keep", [True, False, None])
+def test_a_run_that_is_continued_keeps_what_it_began_with(tmp_path: Path, keep: bool | None) -> None:
+    """Whatever is the default where classes are the same: runs from before it was go on too."""
+    path, out = saved(tmp_path), Settings(tmp_path / "run", console=False)
+    assert kept_before(out.out) is None
+    first = finetune(path, few_digits(), RECIPE, out=out, keep_classifier=keep)
+    kept = keep is not False
+    assert kept_before(out.out) is kept
+    again = finetune(path, few_digits(), RECIPE, out=out)
+    assert first.model is not None
+    assert again.steps == first.steps
+    story = read_train_story(out.out)
+    assert ("--keep-classifier" if kept else "--new-classifier") in str(train_again(story, out.out, "R"))
+    if not kept:  # a log that says nothing of it
+        log = out.out / "log.jsonl"
+        log.write_text(log.read_text(encoding="utf-8").replace('"kept_classifier"', '"x"'), encoding="utf-8")
+        assert kept_before(out.out) is False
+
+
+def test_the_presets_frozen_epoch_goes_with_a_new_classifier(tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    for name, more, frozen in (("kept", [], 0), ("new", ["--new-classifier"], 1)):
+        words = [
+            "finetune",
+            str(path),
+            "digits",
+            "--limit",
+            "10",
+            "--epochs",
+            "2",
+            "--workers",
+            "0",
+            "--quiet",
+        ]
+        words += ["--set", "image_size=8", "--device", "cpu", *more, "--out", str(tmp_path / name)]
+        done = run_command(*words)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.startswith(
+            "note: 10 classes, training + validation pictures: 0 10 + 10, 1 10 + 10"
+        )
+        recipe = (tmp_path / name / "recipe.toml").read_text(encoding="utf-8")
+        assert f"freeze_epochs = {frozen}" in recipe
 
 
 @pytest.mark.parametrize(
@@ -201,8 +260,8 @@ def test_the_command_goes_on_bitwise_and_freezes_nothing(
         assert cli.main(cut) == 128 + signal.SIGTERM
     finally:
         torch.set_num_threads(threads)
-    without = ["--freeze-epochs" if word == "--keep-classifier" else word for word in words]
-    refused = run_command(*without, "0", "--out", str(tmp_path / "cut"))
+    without = ["--new-classifier" if word == "--keep-classifier" else word for word in words]
+    refused = run_command(*without, "--freeze-epochs", "0", "--out", str(tmp_path / "cut"))
     assert refused.returncode == 1
     assert "--keep-classifier counts" in refused.stderr
     again = run_command(*cut)

@@ -117,7 +117,7 @@ def _names_by_folder(folder: str, net: Net, pictures: LabelledImages) -> tuple[s
 
 
 def _named(source: str, net: Net, limit: int | None) -> EvalData:
-    from ..categories import simplify
+    from ..categories import class_places
     from ..train.data import open_data
     from ..train.loader import EvalLoader
 
@@ -137,8 +137,8 @@ def _named(source: str, net: Net, limit: int | None) -> EvalData:
         unique_names = data.categories
         notes.append(f"the net's classes have no names: taken as those of {data.name}, in its order")
     else:
-        place = {simplify(name): i for i, name in enumerate(names)}
-        missing = [name for name in data.categories if simplify(name) not in place]
+        place = {name: i for name, i in class_places(data.categories, names).items() if i >= 0}
+        missing = [name for name in data.categories if name not in place]
         if missing:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             raise DataError(
@@ -146,7 +146,7 @@ def _named(source: str, net: Net, limit: int | None) -> EvalData:
                 f"({', '.join(names[:3])}, ...) have no {', '.join(missing[:3])}{more}"
             )
         pictures = copy.copy(pictures)
-        pictures.labels = [place[simplify(data.categories[label])] for label in pictures.labels]
+        pictures.labels = [place[data.categories[label]] for label in pictures.labels]
     if limit is not None and limit < len(pictures):
         pictures = pictures.take([i * len(pictures) // limit for i in range(limit)])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import shlex
 from typing import TYPE_CHECKING
 
 from ..progress import clock
@@ -33,7 +34,9 @@ def report(args: argparse.Namespace, result: SearchResult) -> int:
         print_json({**result.to_dict(), "folder": str(result.folder), "signal": result.signal})
     elif result.finished and main_process():
         print(result.model)
-        note(f"train it on: proxylessnas finetune {result.model} DATA")
+        data = shlex.quote(str(getattr(args, "data", None) or "DATA"))
+        command = f"proxylessnas finetune {shlex.quote(str(result.model))} {data}"
+        note(f"train it further, with the classifier it has: {command}")
     return 0 if result.finished else 128 + (result.signal or 2)
 
 

@@ -138,7 +138,7 @@ def fitted(recipe: Recipe, data: Data, args: argparse.Namespace) -> Recipe:
     """Return the recipe with smaller batches where the pictures would make a few steps an epoch only."""
     pictures, size = len(data.train), recipe.batch_size
     asked = args.batch_size is not None or any(text.startswith("batch_size") for text in args.changes)
-    if asked or args.recipe.lower().endswith(".toml"):
+    if asked or (args.recipe.lower().endswith(".toml") and (pictures >= size or _says_batch(args.recipe))):
         return recipe
     size = fitting_batch(pictures, size)
     if size == recipe.batch_size or size % recipe.accumulate:
@@ -152,17 +152,28 @@ def fitted(recipe: Recipe, data: Data, args: argparse.Namespace) -> Recipe:
     return smaller
 
 
-def opened_data(args: argparse.Namespace, recipe: Recipe) -> Data:
-    """Return the pictures that the arguments name."""
-    from ..train import open_data
+def _says_batch(recipe: str) -> bool:
+    """Return whether a recipe file sets the batch size itself; else it may be made to fit few pictures."""
+    from ..toml_text import read_toml
 
-    return open_data(
+    return "batch_size" in read_toml(Path(recipe), "recipe")[1]
+
+
+def opened_data(args: argparse.Namespace, recipe: Recipe) -> Data:
+    """Return the pictures that the arguments name; their classes are the first thing that a run shows."""
+    from ..train import open_data
+    from ..train.data import class_counts
+
+    data = open_data(
         args.data,
         val=_share_or_folder(args.val),
         val_fraction=recipe.val_fraction,
         seed=recipe.seed,
         limit=args.limit,
     )
+    if _main_process():
+        note(class_counts(data))
+    return data
 
 
 def _share_or_folder(text: str | None) -> float | str | None:

@@ -100,7 +100,7 @@ class Eval(Verb):
             _check_output(args.confusion)
         check_source(args.data, args.labels)
 
-        from ..evaluate import evaluate_batches
+        from ..evaluate import NO_WORKERS, allowed_workers, evaluate_batches
         from ..memory import keep_freed_pages
 
         keep_freed_pages()
@@ -111,6 +111,8 @@ class Eval(Verb):
         workers = args.workers
         if workers is None:
             workers = min(4, os.cpu_count() or 1) if data.n >= _MANY else 0
+        if workers and not allowed_workers(workers):
+            note(NO_WORKERS)
         progress = Progress(0 if args.quiet else data.n)
         try:
             with running(net, "use a smaller --batch-size or --input-size"):

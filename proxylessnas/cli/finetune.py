@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from ._output import note
 from ._verb import Verb
 
 
@@ -14,10 +15,11 @@ class Finetune(Verb):
     order = 65
     summary = "train a published net on your own classes"
     description = (
-        "Train NET, with its published weights and a new classifier (or its own, to go on), on DATA. Killed "
-        "at any moment, the same command goes on from the last checkpoint. Under torchrun it trains on "
-        "several GPUs, CPUs or machines. DIR gets the recipe, checkpoints, log.jsonl, epochs.csv, curves.png "
-        "and the trained model.safetensors, which every other verb takes as NET."
+        "Train NET, with its published weights, on DATA. Its classifier is kept where its classes are those "
+        "of DATA, in the same order, and else starts anew. Killed at any moment, the same command goes on "
+        "from the last checkpoint. Under torchrun it trains on several GPUs, CPUs or machines. DIR gets the "
+        "recipe, checkpoints, log.jsonl, epochs.csv, curves.png and the trained model.safetensors, which "
+        "every other verb takes as NET."
     )
     example = """\
   $ proxylessnas finetune proxyless_cifar10_demo digits --epochs 3 --out runs/digits
@@ -32,10 +34,20 @@ class Finetune(Verb):
         )
         add_arguments(parser, "finetune")
         parser.add_argument("--weights", metavar="FILE", help="weights of NET: .safetensors or .pth")
-        parser.add_argument(
+        group = parser.add_mutually_exclusive_group()
+        group.add_argument(
             "--keep-classifier",
             action="store_true",
-            help="start from its classifier too, and freeze nothing: train further on the classes NET knows",
+            default=None,
+            help="start from its classifier too, and freeze nothing: train further on the classes NET knows "
+            "(the default where they are the same; a run that is continued goes on as it began)",
+        )
+        group.add_argument(
+            "--new-classifier",
+            action="store_false",
+            default=None,
+            dest="keep_classifier",
+            help="start with a new classifier in any case",
         )
         parser.add_argument(
             "--freeze-epochs",
@@ -54,17 +66,19 @@ class Finetune(Verb):
         if args.keep_classifier and preset and not asked:
             freeze = 0  # the preset's is there for a classifier that knows nothing yet
         if told(args, freeze_epochs=freeze):
+            if args.keep_classifier is None and preset and not asked:
+                note("freeze_epochs is 0 where the classifier is kept, as DATA has the classes of NET")
             return 0
         keep_pages(args)
         recipe = resolved_recipe(args, freeze_epochs=freeze)
-        from ..train import finetune
+        from ..train.run import run_from
+        from ..train.start import Start
 
         data = opened_data(args, recipe)
         recipe = fitted(recipe, data, args)
-        result = finetune(
-            args.net, data, recipe, out=settings(args), weights=args.weights, teacher=args.teacher,
-            keep_classifier=args.keep_classifier,
-        )  # fmt: skip
+        start = Start(args.net, args.weights is None, args.weights, args.keep_classifier)
+        more = {"thaw": preset and not asked, "told": True}
+        result = run_from(args.net, data, recipe, settings(args), None, args.teacher, start, **more)
         return report(args, result)
 
 

@@ -38,11 +38,15 @@ class Train(Verb):
             return 0
         keep_pages(args)
         recipe = resolved_recipe(args)
-        from ..train import train
+        from ..train.run import run_from
+        from ..train.start import Start
 
         data = opened_data(args, recipe)
         recipe = fitted(recipe, data, args)
-        return report(args, train(args.net, data, recipe, out=settings(args), teacher=args.teacher))
+        out = settings(args)
+        return report(
+            args, run_from(args.net, data, recipe, out, None, args.teacher, Start(args.net), told=True)
+        )
 
 
 VERB = Train()

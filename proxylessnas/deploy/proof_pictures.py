@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..datasets import pictures_below
 from ..digits import load_digits
 from ..errors import DataError
+from ..image_folders import pictures_below
 from ..images import load_image
 from ..transforms import Preprocessing
 from .subject import Subject

@@ -216,6 +216,8 @@ def train_again(story: TrainStory, folder: Path, report: str) -> Raw:
         options += f" --weights {shlex.quote(str(story.begin['weights']))}"
     if story.begin.get("kept_classifier"):
         options += " --keep-classifier"
+    elif given and story.begin.get("source"):
+        options += " --new-classifier"
     lines += [
         f"proxylessnas {verb} {shlex.quote(net)} {data} --recipe {out}/recipe.toml{options} --out NEW",
     ]

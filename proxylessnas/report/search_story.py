@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..datasets import counted
 from ..errors import ArchError, DataError, first_line
+from ..image_folders import counted
 from ..space import SearchSpace
 from .probability_map import block_names
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..datasets import counted
 from ..errors import DataError, shown
+from ..image_folders import counted
 from ..train.augment import Geometry, normalised
 from ..train.data import Data, Pictures, open_data
 from ..train.ram import LIMIT_BYTES, Progress, load_into_memory, pictures_of

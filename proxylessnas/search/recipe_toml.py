@@ -64,6 +64,9 @@ def from_toml(source: str | os.PathLike[str], *, base: SearchRecipe | None = Non
             found.append(f"[{key}] is a table, but a search has only [weights]")
         else:
             given[key] = absent(KINDS.get(key, WEIGHT_KINDS.get(key, "")), value)
+    epochs = given.get("epochs")
+    if type(epochs) is int and 1 <= epochs <= start.frozen_epochs:  # as with --epochs
+        given = {"frozen_epochs": epochs // 2} | given
     weights = given.get("weights")
     if isinstance(weights, Mapping):
         weights = dict(weights)

@@ -10,7 +10,9 @@ import torch
 
 from ..filesystem import write_atomically
 from ..space import SearchSpace
+from ..train.data import class_counts
 from ..train.distributed import processes
+from ..train.held_out import VALIDATION_FILE
 from ..train.reading import dead_workers_as_data_error
 from ..train.run import held_folder
 from ..train.settings import Settings
@@ -85,7 +87,8 @@ def search(
 
 def _carry_out(job: Job, searcher: Searcher) -> SearchResult:
     settings = searcher.settings
-    notes = [*job.data.notes, *job.notes, *go_on(searcher)]
+    counts = class_counts(job.data.weights, job.data.arch, "held-out")
+    notes = [counts, *settings.notes(), *job.data.notes, *job.notes, *go_on(searcher)]
     with open_logs(searcher) as log, StopRequest() as stop, dead_workers_as_data_error():
         if searcher.processes.main:
             _write_down(job, searcher)
@@ -105,6 +108,9 @@ def _write_down(job: Job, searcher: Searcher) -> None:
     out = searcher.settings.out
     write_atomically(out / RECIPE_FILE, searcher.recipe.to_toml().encode())
     write_atomically(out / SPACE_FILE, job.space.to_toml().encode())
+    # What trains the derived net on asks for it: the architecture's pictures have trained no weights.
+    held = "".join(f"{job.data.arch.name(i)}\n" for i in range(len(job.data.arch)))
+    write_atomically(out / VALIDATION_FILE, held.encode())
     if job.table is not None:
         job.table.save(out / TABLE_FILE)
     if job.source is not None:

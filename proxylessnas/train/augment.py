@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import missing_extra
+from ..errors import needs
 from ..transforms import Preprocessing
 from .recipe import Recipe
 from .sampler import BATCHES, MIRRORS, generator
@@ -114,10 +114,8 @@ def train_transform(
     Raises:
         MissingExtraError: torchvision cannot be imported.
     """
-    try:
+    with needs("torchvision", "augmenting pictures"):
         from torchvision.transforms import InterpolationMode, v2
-    except ImportError as e:
-        raise missing_extra("torchvision", "augmenting pictures") from e
     size = preprocessing.input_size
     first = preparation(recipe, preprocessing)
     steps: list[Any] = [first] if first is not None and not prepared else []

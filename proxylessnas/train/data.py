@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ..datasets import counted, some_of
 from ..errors import DataError, ImageError, shown
+from ..image_folders import counted, some_of
 from .dataset_source import is_dataset, open_dataset
-from .folders import folder_pictures, parts_of
+from .folders import folder_pictures, has_classes, parts_of
 from .named_data import NAMES, open_named, parse_name
 from .parts import Classes, Parts
 from .pictures import Data, FilePictures, Pictures, Source, seeded_read
@@ -29,7 +30,9 @@ from .split import few_of_each, hold_out
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
-__all__ = ["Data", "Pictures", "open_data"]
+__all__ = ["Data", "Pictures", "class_counts", "open_data"]
+
+_SHOWN_CLASSES = 10  # at most so many are named with their counts
 
 _SIZE_SAMPLE = 16  # so many pictures of each part are read to see whether they are of one size
 
@@ -85,6 +88,28 @@ def open_data(
     return _finished(parts, f"{why} {parts.name}", held_out, seed, limit)
 
 
+def class_counts(data: Data, other: Pictures | None = None, part: str = "validation") -> str:
+    """Return the classes with their counts, for the first line of a run: "2 classes, ...: cat 90 + 10, ...".
+
+    Args:
+        data: the classes, and the pictures to train on.
+        other: those of another part; None takes the validation part.
+        part: what these are for.
+    """
+    other = data.val if other is None else other
+    train, held = Counter(data.train.labels), Counter(() if other is None else other.labels)
+    counts = [(train[i], held[i]) for i in range(len(data.categories))]
+    what = "training pictures" if other is None else f"training + {part} pictures"
+    shown = [
+        f"{name} {a:,}" if other is None else f"{name} {a:,} + {b:,}"
+        for name, (a, b) in zip(data.categories, counts[:_SHOWN_CLASSES], strict=False)
+    ]
+    if len(counts) > _SHOWN_CLASSES:
+        a = sorted(n for n, _ in counts)
+        shown.append(f"... ({a[0]:,} to {a[-1]:,} training pictures a class)")
+    return f"{len(counts):,} classes, {what}: {', '.join(shown)}"
+
+
 def _open(source: Any, classes: Classes | None, own_val: bool) -> Parts:
     """Return what a source holds; its own validation part only if that is wanted."""
     if not isinstance(source, (str, os.PathLike)):
@@ -108,7 +133,12 @@ def _open(source: Any, classes: Classes | None, own_val: bool) -> Parts:
     train_root, val_root = parts_of(root)
     train, classes, notes = folder_pictures(train_root, classes)
     parts = Parts(root, train, None, classes, notes=notes)
-    if val_root is not None and own_val:
+    if val_root is not None and own_val and not has_classes(val_root, classes):
+        notes.append(
+            f"{val_root}: passed over, as no folder in it is called like a class (--val: other pictures to "
+            "validate on, or the share of the training pictures to hold out)"
+        )
+    elif val_root is not None and own_val:
         if os.path.basename(val_root).lower() == "test":
             notes.append(f"{root} has no folder called val: validated on {os.path.basename(val_root)}")
         _add_validation(parts, val_root)

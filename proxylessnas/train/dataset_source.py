@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch.utils.data import IterableDataset, Subset
 
-from ..datasets import counted, some_of
 from ..errors import DataError, ImageError, shown
+from ..image_folders import counted, some_of
 from .parts import Classes, Parts
 from .pictures import UNREADABLE, DatasetPictures, pixels
 
@@ -83,9 +84,15 @@ def _check_item(name: str, item: Any) -> None:
 
 
 def _label(where: str, value: Any) -> int:
-    if isinstance(value, bool) or not (isinstance(value, int) or hasattr(value, "__index__")):
-        raise DataError(f"{where} has the label {shown(value)}; a class index is expected")
-    return int(value)
+    plain = value.tolist() if hasattr(value, "tolist") else value  # of a tensor or numpy's: their own kinds
+    while isinstance(plain, list) and len(plain) == 1:
+        plain = plain[0]
+    if isinstance(plain, bool) or not hasattr(plain, "__index__"):
+        raise DataError(
+            f"{where} has the label {shown(value)}; a class index is expected, a whole number (of one-hot "
+            "labels: label.argmax())"
+        )
+    return operator.index(plain)
 
 
 def _own_labels(dataset: Any) -> list[int] | None:

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 
 import torch
 
-from ..datasets import counted, endings, entries, is_picture, pictures_below, some_of
 from ..errors import DataError
+from ..image_folders import (
+    below,
+    counted,
+    endings,
+    entries,
+    is_part,
+    is_picture,
+    kind_notes,
+    no_pictures,
+    refuse_parts,
+    some_of,
+)  # fmt: skip
 from .parts import Classes
 from .pictures import FilePictures
 
 _TRAIN = ("train", "training")
 _VAL = ("val", "valid", "validation", "test")  # the first of them is taken
-_PARTS = {*_TRAIN, *_VAL, "testing"}
 
 
 def parts_of(root: str) -> tuple[str, str | None]:
@@ -28,7 +39,7 @@ def parts_of(root: str) -> tuple[str, str | None]:
     folders, _ = entries(root)
     by_name = {name.lower(): name for name in reversed(folders)}
     train = next((by_name[name] for name in _TRAIN if name in by_name), None)
-    only_parts = bool(folders) and set(by_name) <= _PARTS
+    only_parts = bool(folders) and all(map(is_part, folders))
     if train is None:
         if only_parts:
             raise DataError(
@@ -41,6 +52,12 @@ def parts_of(root: str) -> tuple[str, str | None]:
         return root, None
     val = next((by_name[name] for name in _VAL if name in by_name), None)
     return os.path.join(root, train), None if val is None else os.path.join(root, val)
+
+
+def has_classes(root: str, classes: Classes) -> bool:
+    """Return whether a part has a folder for any of the classes; a test part may be a pile of files."""
+    folders, _ = entries(root)
+    return bool(classes.places(folders))
 
 
 def folder_pictures(root: str, classes: Classes | None) -> tuple[FilePictures, Classes, list[str]]:
@@ -61,15 +78,18 @@ def folder_pictures(root: str, classes: Classes | None) -> tuple[FilePictures, C
         else:
             what = f"no pictures (looked for {endings()})" if files else "the folder is empty"
         raise DataError(f"{root}: {what}; one folder of pictures for each class is expected")
-    found = {name: list(pictures_below(os.path.join(root, name))) for name in folders}
+    others: Counter[str] = Counter()
+    found = dict(below(root, folders, others))
     full = [name for name in folders if found[name]]
     if not full:
-        raise DataError(
-            f"{root}: no pictures in its {counted(len(folders), 'folder')} (looked for {endings()})"
-        )
+        raise DataError(no_pictures(root, folders, others))
 
     notes = []
     if classes is None:
+        refuse_parts(root, full)
+        odd = list(filter(is_part, full))
+        if odd:
+            notes.append(f"{root}: taken as a class, though called like a part of a data set: {some_of(odd)}")
         classes = Classes.of_folders(full)
         label_of = {name: i for i, name in enumerate(full)}
     else:
@@ -88,6 +108,7 @@ def folder_pictures(root: str, classes: Classes | None) -> tuple[FilePictures, C
         what = f"{counted(len(strays), 'picture')} outside the class folders"
         notes.append(f"{root}: {what} passed over: {some_of(strays)}")
     names = [os.path.join(folder, name) for folder in full for name in found[folder]]
+    notes += [f"{root}: {note}" for note in kind_notes(names, others)]
     labels = [label_of[folder] for folder in full for _ in found[folder]]
     sizes = torch.tensor([_size(os.path.join(root, name)) for name in names])
     return FilePictures(root, names, labels, sizes), classes, notes

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from ..cache import cache_dir
-from ..datasets import some_of
 from ..digits import DIGITS, load_digits
-from ..errors import DataError, missing_extra
+from ..errors import DataError, needs
 from ..fetch_settings import is_offline
 from ..filesystem import LockTimeout, locked
+from ..image_folders import some_of
 from .parts import Classes, Parts
 from .pictures import TensorPictures
 
@@ -195,10 +195,8 @@ def read_idx(path: str) -> Tensor:
 
 
 def _torchvision_class(name: str) -> Any:
-    try:
+    with needs("torchvision", f"the data set {name}"):
         import torchvision.datasets  # type: ignore[import-untyped,unused-ignore]
-    except ImportError as e:
-        raise missing_extra("torchvision", f"the data set {name}") from e
     return getattr(torchvision.datasets, _TORCHVISION[name])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ..categories import categories, simplify, wnids
+from ..categories import categories, class_places, wnids
 from ..datasets import leading_wnid
 from ..errors import DataError, shown
 from .pictures import Source
@@ -46,19 +46,15 @@ class Classes:
     def places(self, folders: Sequence[str]) -> dict[str, int]:
         """Return the label of each folder that is called like a class (or its wnid); others are left out."""
         table = _imagenet()
-        by_name: dict[str, int] = {}
-        for i, name in enumerate(self.names):
-            by_name[simplify(name)] = -1 if simplify(name) in by_name else i  # -1: "crane" is two classes
-        by_name.update({name: i for i, name in enumerate(self.names) if self.names.count(name) == 1})
         by_wnid = {wnid: i for i, wnid in enumerate(self.wnids)}
-        found = {}
-        for folder in folders:
-            wnid = leading_wnid(folder) or ""
-            label = by_wnid.get(wnid, by_name.get(folder, by_name.get(simplify(folder), -1)))
-            if label < 0 and not self.wnids:
-                label = by_name.get(simplify(table.get(wnid, "")), -1)
-            if label >= 0:
-                found[folder] = label
+        wnid_of = {folder: leading_wnid(folder) or "" for folder in folders}
+        found = {folder: by_wnid[wnid] for folder, wnid in wnid_of.items() if wnid in by_wnid}
+        by_name = class_places([folder for folder in folders if folder not in found], self.names)
+        if not self.wnids:  # a folder of ImageNet's for a class that goes by its name
+            meant = {folder: table[wnid] for folder, wnid in wnid_of.items() if wnid in table}
+            places = class_places(list(meant.values()), self.names)
+            by_name = {folder: places[name] for folder, name in meant.items() if name in places} | by_name
+        found.update({folder: place for folder, place in by_name.items() if place >= 0})
         return found
 
 

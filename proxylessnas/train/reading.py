@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError, ImageError
-from ..evaluate import dead_workers_as_data_error, ignore_interrupt, read_ahead
+from ..evaluate import allowed_workers, dead_workers_as_data_error, ignore_interrupt, read_ahead
 from .sampler import PICTURE, mix64
 from .seeding import keep_random_state, seed_everything
 
@@ -107,8 +107,8 @@ class BatchReader:
         device: torch.device,
         persistent: bool = False,
     ) -> None:
-        self.batches, self.sampler, self.workers = batches, sampler, workers
-        self.pin_memory, self.persistent = device.type == "cuda", persistent and workers > 0
+        self.batches, self.sampler, self.workers = batches, sampler, allowed_workers(workers)
+        self.pin_memory, self.persistent = device.type == "cuda", persistent and self.workers > 0
         self._loader: Any = None
         self._items: Any = None
 

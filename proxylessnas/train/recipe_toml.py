@@ -117,6 +117,10 @@ def from_toml(source: str | os.PathLike[str], *, base: Recipe | None = None) -> 
             found.append(f"[{key}] is a table, but a recipe has none: {hint}")
         else:
             given[key] = absent(KINDS.get(key, ""), value)
+    epochs = given.get("epochs")
+    longest = max(start.freeze_epochs, start.warmup_epochs, start.grow_epochs)
+    if type(epochs) is int and 1 <= epochs <= longest:
+        start = start.with_epochs(epochs)  # as with --epochs; a longer file means what it says
     return Recipe.complete(given, start, found, where)
 
 

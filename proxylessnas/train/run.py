@@ -22,8 +22,9 @@ from ..errors import CheckpointError, DataError, ProxylessError
 from ..filesystem import LockTimeout, locked, unlink_quietly, write_atomically
 from ..metrics import Metrics
 from ..model_file import save_weights
+from . import checkpoint
 from .beginning import begin_fields, figure
-from .data import Data, open_data
+from .data import Data, class_counts, open_data
 from .distributed import Processes, processes
 from .engine import Trainer
 from .held_out import VALIDATION_FILE, validation_names
@@ -32,7 +33,7 @@ from .recipe import Recipe, read_recipe
 from .resume import go_on
 from .runlog import RunLog
 from .settings import Settings
-from .start import Start, source_name, start_net
+from .start import Start, kept_before, source_name, started
 from .stop import StopRequest
 from .teacher import Teachers, open_teachers, teacher_notes, teacher_sources
 from .tensorboard_log import load_tensorboard
@@ -104,7 +105,7 @@ def train(
         ProxylessError: the loss became infinite or NaN.
     """
     recipe = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
-    return _run(model, data, recipe, out, val, teacher, Start(source_name(model)))
+    return run_from(model, data, recipe, out, val, teacher, Start(source_name(model)))
 
 
 def finetune(
@@ -116,9 +117,9 @@ def finetune(
     val: str | os.PathLike[str] | None = None,
     weights: str | os.PathLike[str] | None = None,
     teacher: Teachers | None = None,
-    keep_classifier: bool = False,
+    keep_classifier: bool | None = None,
 ) -> Result:
-    """Train a published or earlier net on new classes: its body is loaded, its classifier starts anew.
+    """Train a published or earlier net further: its classifier is kept where it knows the classes, else new.
 
     Everything else is as in :func:`train`.
 
@@ -132,21 +133,20 @@ def finetune(
         weights: a file with the weights of the net that ``model`` names.
         teacher: see :func:`train`.
         keep_classifier: start from the classifier of the weights too, to go on with the classes it knows;
-            the preset "finetune" then freezes nothing at first. A net that is given is only checked: its
-            classifier is always kept.
+            the preset "finetune" then freezes nothing at first. None does so where its classes are those of
+            the data, in their order, and in a run that is continued as it began. A net that is given is only
+            checked: its classifier is always kept.
 
     Raises:
         WeightsNotFoundError, WeightsFetchError, WeightsMismatchError: the body cannot be had.
         DataError: as :func:`train`; or the classifier to keep knows other classes.
     """
     given, recipe = recipe, recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
-    if keep_classifier and given == "finetune":
-        recipe = recipe.replace(freeze_epochs=0)  # which is there for a classifier that knows nothing yet
     start = Start(source_name(model), weights is None, weights, keep_classifier)
-    return _run(model, data, recipe, out, val, teacher, start)
+    return run_from(model, data, recipe, out, val, teacher, start, thaw=given == "finetune")
 
 
-def _run(
+def run_from(
     model: Any,
     data: Any,
     recipe: Recipe,
@@ -154,7 +154,15 @@ def _run(
     val: Any,
     teacher: Teachers | None,
     start: Start,
+    *,
+    thaw: bool = False,
+    told: bool = False,
 ) -> Result:
+    """Train from a start: what :func:`train` and :func:`finetune`, which say the rest, have in common.
+
+    With ``thaw``, the recipe's frozen epochs are left out where the classifier is kept: a preset's are there
+    for one that knows nothing yet. With ``told``, the user has been shown the classes.
+    """
     settings = out if isinstance(out, Settings) else Settings(Path(out))
     teacher = None if teacher is None else teacher_sources(teacher)
     if isinstance(data, Data) and val is not None:
@@ -169,9 +177,16 @@ def _run(
             if isinstance(data, Data)
             else open_data(data, val=val, val_fraction=recipe.val_fraction, seed=recipe.seed)
         )
+        if start.keep_classifier is None:
+            found = checkpoint.pack({"kept": kept_before(settings.out)}) if group.main else None
+            kept = checkpoint.unpack(group.broadcast(found))["kept"]
+            start = dataclasses.replace(start, keep_classifier=kept)
         torch.manual_seed(recipe.seed)
-        net = start_net(model, opened, recipe, start)
-        notes = [*start.notes(net, opened), *teacher_notes(teacher, opened, recipe)]
+        net, start = started(model, opened, recipe, start)
+        if thaw and start.keep_classifier:
+            recipe = recipe.replace(freeze_epochs=0)
+        notes = [*start.begun_with(net, opened), *start.notes(net, opened)]
+        notes += teacher_notes(teacher, opened, recipe)
         teach = None
         if teacher is not None:
             teach = functools.partial(open_teachers, teacher, opened, device=group.device)
@@ -185,7 +200,7 @@ def _run(
             teach,
         )
         try:
-            return _carry_out(trainer, start, notes)
+            return _carry_out(trainer, start, notes, told)
         except Exception as e:
             if recipe.compile and type(e).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 reason = str(e).strip().splitlines()[0]
@@ -197,10 +212,10 @@ def _run(
             trainer.release()
 
 
-def _carry_out(trainer: Trainer, start: Start, notes: list[str]) -> Result:
+def _carry_out(trainer: Trainer, start: Start, notes: list[str], told: bool) -> Result:
     """Train from where the run is to its end, or to where a signal stops it."""
     settings, recipe, group = trainer.settings, trainer.recipe, trainer.processes
-    notes = [*trainer.data.notes, *notes, *go_on(trainer)]
+    notes = [*settings.notes(), *trainer.data.notes, *notes, *go_on(trainer)]
     p = trainer.position
     log_of_run = (
         RunLog(
@@ -222,6 +237,7 @@ def _carry_out(trainer: Trainer, start: Start, notes: list[str]) -> Result:
         if not p.global_step:
             run.event("begin", **begin_fields(trainer), **start.log_fields())
         run.picture("net", p.global_step, lambda: figure(trainer), last=True)
+        run.note(class_counts(trainer.data), show=not told)
         for text in notes:
             run.note(text)
         if trainer.fit(stop, run):

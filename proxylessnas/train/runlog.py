@@ -137,11 +137,12 @@ class RunLog:
         """The epochs so far, those before a continuation included, as in ``epochs.csv``."""
         return list(self._table.rows) if self._table else []
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, *, show: bool = True) -> None:
         """Tell the user something, and keep it in the log (once, where each continuation tells it again)."""
         if self._silent:
             return
-        self._console.note(text)
+        if show:
+            self._console.note(text)
         if self._lines is not None and text not in self._lines.notes:
             self.event("note", text=text)
 

@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..evaluate import NO_WORKERS, allowed_workers
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -48,6 +50,10 @@ class Settings:
     def worker_count(self, world: int) -> int:
         """Return how many processes read pictures for each of ``world`` processes of this machine."""
         if self.workers is not None:
-            return self.workers
+            return allowed_workers(self.workers)
         local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
-        return max(1, min(8, (os.cpu_count() or 1) // max(local, 1)))
+        return allowed_workers(max(1, min(8, (os.cpu_count() or 1) // max(local, 1))))
+
+    def notes(self) -> list[str]:
+        """Return what is not done as it was asked for, one line each."""
+        return [NO_WORKERS] if self.workers != 0 and not allowed_workers(1) else []

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +30,14 @@ class Start:
         source: the name or file of the net; None for one that is there already, or an architecture.
         pretrained: with its published weights, or those of the file that it is.
         weights: with those of this file, instead.
-        keep_classifier: those of the classifier too; otherwise that starts anew.
+        keep_classifier: those of the classifier too; otherwise that starts anew. None keeps it where it knows
+            the very classes of the data, in their order (:func:`start_net` returns which it was).
     """
 
     source: str | None = None
     pretrained: bool = False
     weights: str | os.PathLike[str] | None = None
-    keep_classifier: bool = False
+    keep_classifier: bool | None = False
 
     @property
     def trained(self) -> bool:
@@ -52,8 +56,19 @@ class Start:
         return {
             "source": self.source,
             "weights": str(self.weights) if named and self.weights is not None else None,
-            "kept_classifier": named and self.keep_classifier,
+            "kept_classifier": named and bool(self.keep_classifier),
         }
+
+    def begun_with(self, net: Classifier, data: Data) -> list[str]:
+        """Return in one line which classifier a net starts with; nothing of one that starts from scratch."""
+        if not self.trained or self.source is None:
+            return []
+        if self.keep_classifier:
+            same = "its classes are those of" if net.categories else "it is to know the classes of"
+            return [
+                f"the classifier of {self.source} is kept: {same} {data.name} (--new-classifier: a new one)"
+            ]
+        return [f"the classifier is new, for the {len(data.categories):,} classes of {data.name}"]
 
     def notes(self, net: Classifier, data: Data) -> list[str]:
         """Return what a user who goes on with a classifier should know, one line each."""
@@ -80,8 +95,25 @@ def source_name(model: object) -> str | None:
     return os.fspath(model) if isinstance(model, (str, os.PathLike)) else None
 
 
+def kept_before(out: Path) -> bool | None:
+    """Return whether the run in a folder began with the classifier of its weights; None without a run."""
+    if not any((out / "checkpoints").glob("*.pt")):
+        return None
+    try:
+        with (out / "log.jsonl").open(encoding="utf-8") as file:
+            rows: Iterator[dict[str, object]] = (json.loads(line) for line in file if '"begin"' in line)
+            return any(bool(row.get("kept_classifier")) for row in itertools.islice(rows, 1))
+    except (OSError, ValueError, AttributeError):
+        return False  # what runs did before there was a choice
+
+
 def start_net(model: Any, data: Data, recipe: Recipe, start: Start) -> Classifier:
-    """Return the net with as many outputs as there are classes.
+    """Return the net with as many outputs as there are classes; see :func:`started`."""
+    return started(model, data, recipe, start)[0]
+
+
+def started(model: Any, data: Data, recipe: Recipe, start: Start) -> tuple[Classifier, Start]:
+    """Return the net with as many outputs as there are classes, and how it started, the classifier decided.
 
     Args:
         model: a net, which is returned itself; or the name, file or architecture of one.
@@ -95,15 +127,15 @@ def start_net(model: Any, data: Data, recipe: Recipe, start: Start) -> Classifie
     classes = len(data.categories)
     if classes < 2:
         raise DataError(f"{data.name}: {classes} class; a classifier needs at least two")
-    net = _net(model, data, recipe, start)
+    net, start = _net(model, data, recipe, start)
     if net.in_chans != 3:
         raise DataError(
             f"{net.arch.name} takes pictures of {net.in_chans} channels, but they are read as RGB"
         )
-    return net
+    return net, start
 
 
-def _net(model: Any, data: Data, recipe: Recipe, start: Start) -> Classifier:
+def _net(model: Any, data: Data, recipe: Recipe, start: Start) -> tuple[Classifier, Start]:
     classes = len(data.categories)
     if isinstance(model, nn.Module):
         if not isinstance(model, Classifier):
@@ -120,7 +152,7 @@ def _net(model: Any, data: Data, recipe: Recipe, start: Start) -> Classifier:
         if start.keep_classifier:
             _check_classifier(model, data)
         model.drop_rate = model.drop_rate if recipe.dropout is None else recipe.dropout
-        return model
+        return model, replace(start, keep_classifier=bool(start.keep_classifier))
     if not start.trained and isinstance(model, (str, os.PathLike)) and is_weights_file(Path(model)):
         model = read_arch(model)  # from scratch: the architecture alone
     net = create_model(
@@ -130,6 +162,8 @@ def _net(model: Any, data: Data, recipe: Recipe, start: Start) -> Classifier:
         num_classes=None if start.trained else classes,
         drop_path_rate=recipe.drop_path,
     )
+    if start.keep_classifier is None:
+        start = replace(start, keep_classifier=start.trained and tuple(net.categories) == data.categories)
     if start.trained and start.keep_classifier:
         _check_classifier(net, data)
     elif start.trained:
@@ -139,7 +173,7 @@ def _net(model: Any, data: Data, recipe: Recipe, start: Start) -> Classifier:
         for block in getattr(net, "blocks", ()):
             if getattr(block, "shortcut", False) and hasattr(block.mobile_inverted_conv, "point_linear"):
                 nn.init.zeros_(block.mobile_inverted_conv.point_linear.bn.weight)
-    return net
+    return net, start
 
 
 def _check_classifier(net: Classifier, data: Data) -> None:
@@ -152,4 +186,7 @@ def _check_classifier(net: Classifier, data: Data) -> None:
         what = f"knows class {at} as {known[at]!r}, but {data.name} has {wanted[at]!r} there"
     else:
         return
-    raise DataError(f"the classifier of {net.arch.name} {what}: start with a new one (no --keep-classifier)")
+    raise DataError(
+        f"the classifier of {net.arch.name} {what}: start with a new one (--new-classifier, and no "
+        "--keep-classifier)"
+    )

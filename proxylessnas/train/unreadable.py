@@ -39,7 +39,8 @@ class Unreadable:
             more = "\n  ..." if len(self.reasons) > _IN_ERROR else ""
             raise DataError(
                 f"{len(self.reasons)} of {self._n} {self._what} cannot be read, more than the "
-                f"{100 * self._share:g} % that are let pass; repair or remove them:\n  {first}{more}"
+                f"{100 * self._share:g} % that are let pass (--max-unreadable); repair, convert or remove "
+                f"them:\n  {first}{more}"
             )
 
 

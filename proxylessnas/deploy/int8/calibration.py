@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...datasets import LabelledImages, counted, entries, is_picture, pictures_below
+from ...datasets import LabelledImages
 from ...errors import ExportError
 from ...evaluate import read_batches
+from ...image_folders import counted, entries, is_picture, pictures_below
 from ..subject import Subject
 
 #: Fewer show too little of what a net can meet, and none could be held out to choose by.

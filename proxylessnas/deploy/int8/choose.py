@@ -15,8 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...datasets import LabelledImages, counted
+from ...datasets import LabelledImages
 from ...errors import ExportError, shown
+from ...image_folders import counted
 from ..formats import ExportOptions, Format, Program
 from ..subject import Subject
 from .backends import Backend, backend_of

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from ...datasets import counted
+from ...image_folders import counted
 
 
 @dataclass(frozen=True)
