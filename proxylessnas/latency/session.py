@@ -183,16 +183,15 @@ class MeasurementSession:
                     self._round(group, label, process)
                     round_s = self.spent_s - before
                 rounds += 1
-                if not process:
-                    left_s = self._rounds_left(group, rounds, limit, least) * round_s
-                    each_s = load_s + rounds * round_s + left_s
-                    so_far_s = self.spent_s - begin_s
-                    wanted_s = so_far_s + left_s + (len(groups) - g - 1) * each_s
-                    self._total_s = begin_s + processes * max(so_far_s, min(wanted_s, share_s))
+                left = self.rounds - rounds if process else self._rounds_left(group, rounds, limit, least)
+                left_s = left * round_s
+                each_s = load_s + rounds * round_s + left_s  # of a group
+                so_far_s = self.spent_s - begin_s
+                wanted_s = so_far_s + left_s + (len(groups) - g - 1) * each_s
+                each_process_s = max(so_far_s, min(wanted_s, share_s))
+                self._total_s = begin_s + (processes - process) * each_process_s
             if not process:
                 self.rounds = max(self.rounds, rounds)
-        if not process:
-            self._total_s = begin_s + processes * (self.spent_s - begin_s)
         return bool(loads) and statistics.fmean(loads) > _SLOW_LOAD_S
 
     def _certain(self, group: Sequence[str], limit: float) -> bool:
