@@ -63,7 +63,7 @@ CHECKED = {"LD_PRELOAD": "libc_malloc_debug.so.0", "GLIBC_TUNABLES": "glibc.mall
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the check of the memory is glibc's")
 def test_a_narrow_strided_operation_keeps_to_its_memory_with_avx2() -> None:
-    """Without care oneDNN writes past the end of the gradient there; the checking allocator ends a process."""
+    """Without care oneDNN writes past the end of the gradient there; the allocator checks, and aborts."""
     tests = os.path.dirname(__file__)
     env = {**environment(), "ONEDNN_MAX_CPU_ISA": "AVX2", **CHECKED}
     env["PYTHONPATH"] += os.pathsep + tests
