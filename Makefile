@@ -6,17 +6,24 @@ VENV   ?= .venv
 TORCH_ARGS ?=
 
 # Each file of tests runs in one of as many processes as there are processors; each test computes with one thread.
+# A process that crashes ends the run, as a failure: with another in its place pytest-xdist (3.8) waits for ever.
 PYTEST_ARGS ?= -n auto --dist loadfile
+PYTEST = $(BIN)/python -m pytest --max-worker-restart=0 $(PYTEST_ARGS)
+
+# What computes: nets, steps of training and search, export and INT8.
+CORE := $(wildcard tests/test_deploy_*.py) $(addprefix tests/test_, $(addsuffix .py, augment batchnorm bundled \
+  ema evaluate loading metrics models optim other_devices predict processors search_alphas search_arch_step \
+  search_budgets search_gates search_objective search_quick search_start search_supernet search_toy train))
 
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format proofs wheel clean
+.PHONY: help demo test test-avx2 lint format proofs wheel clean
 .DELETE_ON_ERROR:
 
 help:  ## show this list
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 20
 
 demo: $(VENV)/ready  ## photos through a real net, the net learns digits, a net is searched; no network
 	@$(BIN)/python examples/demo.py
@@ -24,7 +31,10 @@ demo: $(VENV)/ready  ## photos through a real net, the net learns digits, a net 
 
 test: lint  ## lint, check types, run the tests
 	$(BIN)/python -m mypy proxylessnas
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(PYTEST)
+
+test-avx2: $(VENV)/ready  ## the tests of what computes, as on a processor without AVX-512
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PYTEST) $(CORE)
 
 lint: $(VENV)/ready  ## check style and format
 	$(BIN)/python -m ruff check .

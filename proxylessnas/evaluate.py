@@ -142,12 +142,15 @@ def evaluate_batches(
     from .metrics import Metrics
 
     n = 0
+    finite: torch.Tensor | None = None  # read when somebody looks: each reading waits for the device
     metrics: Metrics | None = None
     unreadable: list[str] = []
     model.to(device).to(memory_format=torch.channels_last)
     start = time.perf_counter()
 
-    def result(metrics: Metrics | None, done: bool) -> Evaluation:
+    def result(metrics: Metrics | None, finite: torch.Tensor | None, done: bool) -> Evaluation:
+        if finite is not None:
+            _check_finite(finite)
         right = (metrics.top1_correct, metrics.top5_correct) if metrics is not None else (0, 0)
         seconds = time.perf_counter() - start
         return Evaluation(n, *right, tuple(unreadable), seconds, metrics if done else None)
@@ -156,14 +159,17 @@ def evaluate_batches(
         for inputs, targets, reasons in batches:
             unreadable += reasons
             if inputs is not None:
-                logits = _logits(model, inputs.to(device, memory_format=torch.channels_last))
+                with torch.inference_mode():
+                    logits = model(inputs.to(device, memory_format=torch.channels_last))
+                    good = logits.isfinite().all()
+                    finite = good if finite is None else finite & good
                 if metrics is None:
                     metrics = Metrics(logits.shape[1], device=logits.device)
                 metrics.add(logits, targets)
                 n += len(targets)
             if progress is not None:
-                progress(result(metrics, done=False))
-    return result(metrics, done=True)
+                progress(result(metrics, finite, done=False))
+    return result(metrics, finite, done=True)
 
 
 @contextlib.contextmanager
@@ -191,7 +197,12 @@ def top_classes(model: nn.Module, inputs: torch.Tensor, k: int = 5) -> list[list
     Raises:
         WeightsCorruptError: the net's output is not finite.
     """
-    best = _logits(model, inputs).float().softmax(1)
+    import torch
+
+    with torch.inference_mode():
+        logits = model(inputs)
+    _check_finite(logits.isfinite().all())
+    best = logits.float().softmax(1)
     values, indices = best.topk(min(k, best.shape[1]))
     return [list(zip(i, v, strict=True)) for i, v in zip(indices.tolist(), values.tolist(), strict=True)]
 
@@ -212,14 +223,10 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _logits(model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
-    import torch
-
-    with torch.inference_mode():
-        logits: torch.Tensor = model(inputs)
-    if not bool(logits.isfinite().all()):
+def _check_finite(finite: torch.Tensor) -> None:
+    """Raise if not all logits are finite; ``finite`` says whether, []."""
+    if not bool(finite):
         raise WeightsCorruptError("the net's output is not finite (NaN or infinite): the weights are damaged")
-    return logits
 
 
 #: Said where :func:`allowed_workers` leaves none.

@@ -153,6 +153,43 @@ class MBConv(nn.Module):
         return self.point_linear(x)
 
 
+def registered_op(token: str, in_channels: int, out_channels: int, stride: int) -> nn.Module:
+    """Return a new module of an operation that a user registered, safe to train on every processor.
+
+    Raises:
+        ArchError: what its builder returned is no module.
+    """
+    op = custom_op(token)(in_channels, out_channels, stride)
+    if not isinstance(op, nn.Module):
+        raise ArchError(f"operation {token!r}: its builder returned no nn.Module")
+    for layer in op.modules():
+        # Of our own operations none is like this; see the hook.
+        if (
+            isinstance(layer, nn.Conv2d)
+            and layer.kernel_size == (1, 1)
+            and layer.padding in ((0, 0), "valid")
+            and max(layer.stride) > 1
+            and layer.in_channels < 8
+        ):
+            layer.register_forward_pre_hook(_cut_what_is_not_read)
+    return op
+
+
+def _cut_what_is_not_read(conv: nn.Conv2d, inputs: tuple[Tensor, ...]) -> Tensor | None:
+    """Cut rows and columns off a strided 1x1 convolution's input that it steps over at the end.
+
+    The output is the same. But where there are such rows and columns, oneDNN (3.12, with torch 2.14) computes
+    the input's gradient with 2 to 7 channels in channels_last, by one thread with AVX2, past the end of its
+    memory: the process crashes, there or later.
+    """
+    if not inputs or inputs[0].device.type != "cpu" or not torch.is_grad_enabled():
+        return None
+    rows, columns = (
+        (size - 1) // step * step + 1 for size, step in zip(inputs[0].shape[-2:], conv.stride, strict=True)
+    )
+    return inputs[0][..., :rows, :columns]
+
+
 def drop_path(x: Tensor, rate: float) -> Tensor:
     """Zero whole samples of [N, ...] with probability ``rate`` < 1; scale the others by 1 / (1 - rate)."""
     keep = x.new_empty((x.shape[0],) + (1,) * (x.dim() - 1)).bernoulli_(1.0 - rate)
@@ -180,11 +217,11 @@ class ResidualBlock(nn.Module):
         if block.kind == "mbconv":
             self.mobile_inverted_conv = MBConv(block, eps=eps, momentum=momentum, device=device)
         elif block.kind == "custom":
-            build = custom_op(block.token.removesuffix("!"))
+            token = block.token.removesuffix("!")
             # On a real device even if the rest waits on meta: it may hold buffers that no checkpoint has.
-            self.mobile_inverted_conv = build(block.in_channels, block.out_channels, block.stride)
-            if not isinstance(self.mobile_inverted_conv, nn.Module):
-                raise ArchError(f"operation {block.token!r}: its builder returned no nn.Module")
+            self.mobile_inverted_conv = registered_op(
+                token, block.in_channels, block.out_channels, block.stride
+            )
         self.shortcut = block.shortcut
         self.drop_path_rate = drop_path_rate
 

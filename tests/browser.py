@@ -39,7 +39,7 @@ class Browser:
         data = json.dumps(body).encode() if method == "POST" else None
         request = urllib.request.Request(self._url + path, data, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=120) as answer:
+            with urllib.request.urlopen(request, timeout=300) as answer:
                 return json.load(answer)["value"]
         except urllib.error.HTTPError as e:
             raise AssertionError(json.load(e)["value"]["message"]) from None
@@ -53,7 +53,7 @@ class Browser:
 
     def wait(self, condition: str, *arguments: Any) -> Any:
         """Wait until a JavaScript expression is true, and return its value."""
-        end = time.monotonic() + 60
+        end = time.monotonic() + 300
         while time.monotonic() < end:
             value = self.run(f"return {condition}", *arguments)
             if value:

@@ -86,7 +86,7 @@ def part(count: int, *, then: Behaviour | None = None) -> Behaviour:
 
 def hang(request: Request) -> None:
     """Send nothing more until the server stops."""
-    request.release.wait(30)
+    request.release.wait(600)
 
 
 def reset(request: Request) -> None:
@@ -229,7 +229,7 @@ class FaultyServer:
             behaviour = good if name in self.files else status(404)
         behaviour(request)
 
-    def wait_until(self, condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    def wait_until(self, condition: Callable[[], bool], timeout_s: float = 300.0) -> None:
         """Wait for something that a client of this server does."""
         deadline = time.monotonic() + timeout_s
         while not condition():

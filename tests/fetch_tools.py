@@ -25,7 +25,7 @@ FLIPPED = CONTENT[:1000] + bytes([CONTENT[1000] ^ 1]) + CONTENT[1001:]
 NAME = "net.pth"
 HALF = len(CONTENT) // 2
 QUICK = Policy(timeout_s=10.0, retries=2, backoff_s=0.01)
-IMPATIENT = Policy(timeout_s=0.4, retries=2, backoff_s=0.01)  # where waiting is what is tested
+IMPATIENT = Policy(timeout_s=1.5, retries=2, backoff_s=0.01)  # where waiting is what is tested
 
 
 def record(*sources: str, content: bytes = CONTENT, blob_only: bool = False) -> Weights:

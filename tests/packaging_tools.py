@@ -44,7 +44,7 @@ def site_packages() -> list[str]:
 
 
 def run(
-    command: Sequence[str | Path], *, cwd: Path, env: Mapping[str, str] | None = None, timeout: float = 120
+    command: Sequence[str | Path], *, cwd: Path, env: Mapping[str, str] | None = None, timeout: float = 400
 ) -> subprocess.CompletedProcess[str]:
     """Run a command without input; fail with its whole output if it fails."""
     done = subprocess.run(
@@ -64,7 +64,7 @@ def run(
 
 
 def run_uninstalled(
-    code: str, *, cwd: Path, first_on_path: Sequence[Path] = (), timeout: float = 120
+    code: str, *, cwd: Path, first_on_path: Sequence[Path] = (), timeout: float = 400
 ) -> subprocess.CompletedProcess[str]:
     """Run Python code where this package is not installed, not even as an editable one.
 

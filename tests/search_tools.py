@@ -52,7 +52,7 @@ register_op("search_pool", Pool)
 
 #: Blocks 0 and 2 halve the map and have no shortcut; 1 and 3 have one, and may be skipped (column 4).
 SPACE = SearchSpace(
-    "test", stem=4, first=4, last=16, stages=(SpaceStage(8, 2, 2), SpaceStage(12, 2, 2)),
+    "test", stem=8, first=8, last=16, stages=(SpaceStage(8, 2, 2), SpaceStage(12, 2, 2)),
     candidates=("k3e2", "k5e3", "search_curve", "search_pool"), resolution=16, num_classes=5, in_channels=2,
 )  # fmt: skip
 BLOCKS, COLUMNS, ZERO_COLUMN = 4, 5, 4

@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -252,7 +251,7 @@ def test_a_file_changed_while_it_loads_does_no_harm(weights: Weights, cache: Pat
     cached_state_dict(weights)
     for _ in range(5):
         loader = verified_loader(weights)
-        time.sleep(0.05)  # by now it has been read
+        assert loader._read.wait(300)
         good = copy_path(weights).read_bytes()
         with copy_path(weights).open("r+b") as file:
             file.write(bytes(len(good)))

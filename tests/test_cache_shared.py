@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,12 +32,11 @@ def test_offline(
 ) -> None:
     monkeypatch.setenv("PROXYLESSNAS_OFFLINE", "1")
     for load in (fetch, cached_state_dict):
-        start = time.monotonic()
         with pytest.raises(OfflineError) as caught:
             load(weights)
-        assert time.monotonic() - start < 1
         for part in (weights.sources[0], weights.sha256, str(weights_path(weights))):
             assert str(part) in str(caught.value)
+    assert not server.seen
     assert not cache.exists()
     cache.mkdir()
     weights_path(weights).write_bytes(CONTENT)  # as the message says
@@ -142,7 +140,7 @@ def test_eight_processes_one_request(weights: Weights, cache: Path, server: Faul
     root = Path(__file__).resolve().parent.parent
     done = subprocess.run(
         [sys.executable, "-c", EIGHT, as_json(weights)],
-        cwd=root, capture_output=True, text=True, timeout=60, check=False,
+        cwd=root, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     digests = done.stdout.split()

@@ -209,7 +209,7 @@ def test_ctrl_c(files: Path, tmp_path: Path) -> None:
             writer = os.open(tmp_path / "never.png", os.O_WRONLY | os.O_NONBLOCK)
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     if writer is not None:
         os.close(writer)
     assert process.returncode in (130, -signal.SIGINT)

@@ -124,11 +124,11 @@ def test_a_signal_saves_and_the_same_command_goes_on(number: signal.Signals, tmp
     words += ["--out", str(tmp_path / "run"), "--workers", "0"]
     child = subprocess.Popen(command(*words), env=environment(), stderr=subprocess.PIPE, text=True)
     last = tmp_path / "run" / "checkpoints" / "last.pt"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not last.exists() and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     child.send_signal(number)
-    _, err = child.communicate(timeout=120)
+    _, err = child.communicate(timeout=300)
     assert child.returncode == 128 + number, err
     assert "stopped and saved at step" in err
     assert "Traceback" not in err
@@ -151,7 +151,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path) -> None:
     words[words.index(str(tmp_path / "run"))] = str(tmp_path / "broken")
     start = command(*words)
     done = subprocess.run(
-        [start[0], "-c", limited, *start[3:]], env=environment(), capture_output=True, text=True, timeout=120
+        [start[0], "-c", limited, *start[3:]], env=environment(), capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 1
     assert "cannot be written" in done.stderr

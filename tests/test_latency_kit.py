@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import re
 import shutil
@@ -96,7 +97,7 @@ def command(folder: Path, *options: str) -> tuple[list[str], dict[str, str]]:
 
 def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     arguments, env = command(folder, *options)
-    return subprocess.run(arguments, env=env, capture_output=True, text=True, timeout=120, cwd=folder.parent)
+    return subprocess.run(arguments, env=env, capture_output=True, text=True, timeout=300, cwd=folder.parent)
 
 
 def manifest_of(folder: Path) -> Any:
@@ -237,7 +238,7 @@ def test_killed_at_any_moment_it_goes_on_and_measures_nothing_twice(kit: Path) -
         with subprocess.Popen(
             arguments, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         ) as process:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 300
             while len(lines_of(journal)) < len(kept) + 1 + 2 * kill:
                 assert process.poll() is None, process.stderr and process.stderr.read()
                 assert time.monotonic() < deadline
@@ -378,17 +379,19 @@ def runner(kit: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return module
 
 
-BUSY = "import time\nend = time.monotonic() + 60\nwhile time.monotonic() < end: pass"
+BUSY = "import time\nend = time.monotonic() + 600\nwhile time.monotonic() < end: pass"
 
 
 @pytest.mark.skipif(read_ticks() is None, reason="the system does not tell")
-def test_other_programs_are_noticed(runner: Any) -> None:
+def test_other_programs_are_noticed(runner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Within a visit of the usual length, while another program computes."""
     with subprocess.Popen([sys.executable, "-c", BUSY]) as busy:
         try:
             watch = runner.Watch()
             watch.start()
-            assert watch.stop([1.0, 1.0, 1.0]) == {"other_load": None, "noise": []}  # too early to tell
+            with monkeypatch.context() as patch:
+                patch.setattr(watch.module, "_ENOUGH_TICKS", math.inf)  # too early to tell
+                assert watch.stop([1.0, 1.0, 1.0]) == {"other_load": None, "noise": []}
             time.sleep(1.0)  # the watch goes on, for all visits it has seen
             watch.start()
             found = watch.stop([1.0, 1.0, 1.0])

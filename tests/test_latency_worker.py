@@ -104,7 +104,7 @@ def custom(token: str) -> NetSpec:
     return NetSpec("op", f"{token} in=4x8x8 out=4 stride=1", (4, 8, 8))
 
 
-def is_gone(pid: int, within_s: float = 30.0) -> bool:
+def is_gone(pid: int, within_s: float = 300.0) -> bool:
     """Tell whether a process ends (or is a zombie that only waits for its parent) within some time."""
     end = time.monotonic() + within_s
     while time.monotonic() < end:
@@ -244,7 +244,7 @@ def test_a_child_that_hangs_is_stopped_and_said_so(
             LatencyError, match=r"did not answer for 1.5 s while it was loading 'net'"
         ) as caught:
             worker.load("net", custom("hanging_op"))
-        assert time.monotonic() - begin < 60
+        assert time.monotonic() - begin < 300  # and not the 600 that it sleeps
         assert "about to hang" in str(caught.value)
         assert is_gone(pid)
         with pytest.raises(LatencyError, match="was closed, or died"):
@@ -336,7 +336,7 @@ def main():
     with Worker(Settings()) as worker:
         worker.load("net", NetSpec("arch", str(PUBLISHED["proxyless_w025_r112"]), (3, 112, 112)))
         print(worker._process.pid, flush=True)
-        worker.sample("net", min_runs=10**6, min_seconds=60, max_seconds=60)
+        worker.sample("net", min_runs=10**6, min_seconds=600, max_seconds=600)
 
 try:
     main()
@@ -361,10 +361,10 @@ def test_the_child_ends_with_its_parent(number: signal.Signals, temp: Path, repo
         child = int(parent.stdout.readline())
         assert not is_gone(child, 0.2)
         os.killpg(parent.pid, number)  # as a terminal does
-        assert parent.wait(60) == (0 if number == signal.SIGINT else -number)
+        assert parent.wait(300) == (0 if number == signal.SIGINT else -number)
         assert is_gone(child)
         assert parent.stdout.read() == ("interrupted\n" if number == signal.SIGINT else "")
-    end = time.monotonic() + 30
+    end = time.monotonic() + 300
     while list(temp.iterdir()) and time.monotonic() < end:
         time.sleep(0.05)
     assert list(temp.iterdir()) == []

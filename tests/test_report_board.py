@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import sys
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -35,15 +35,17 @@ def test_pictures() -> None:
 
 
 @needs_tensorboard
-def test_drawing_does_not_hold_a_run_up(tmp_path: Path) -> None:
+def test_drawing_does_not_hold_a_run_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A picture that took its time is not drawn anew at once, but for the last one."""
     with Image.new("RGB", (3, 2)) as image:
         file = io.BytesIO()
         image.save(file, "PNG")
-    calls = []
+    calls, now = [], [0.0]
+    monkeypatch.setattr("proxylessnas.train.runlog.time", SimpleNamespace(monotonic=lambda: now[0]))
 
     def draw() -> bytes:
-        calls.append(time.sleep(0.05))
+        calls.append(now[0])
+        now[0] += 0.05
         return file.getvalue()
 
     with RunLog(tmp_path, **SIZES, console=False, curves=False, tensorboard=True) as log:

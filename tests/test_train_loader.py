@@ -366,12 +366,12 @@ def test_a_worker_that_dies_while_the_main_process_does_something_else() -> None
     def work() -> None:
         with dead_workers_as_data_error():
             for _ in train.epoch(0):
-                time.sleep(20)
+                time.sleep(500)
 
     start = time.monotonic()
     with pytest.raises(DataError, match=DIED):
         work()
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 500
     train.close()
 
 
@@ -424,7 +424,7 @@ if __name__ == "__main__":
     if sys.argv[2] == "raise":
         raise ValueError("of the main process")
     if sys.argv[2] == "wait":
-        time.sleep(60)
+        time.sleep(500)
 """
 
 
@@ -433,7 +433,7 @@ if __name__ == "__main__":
     ("pause_s", "then", "code"),
     [
         ("0.01", "end", 0),
-        ("60", "end", 0),
+        ("500", "end", 0),
         ("0.01", "raise", 1),
         ("0.01", "SIGTERM", -signal.SIGTERM),
         ("0.01", "SIGKILL", -signal.SIGKILL),
@@ -454,7 +454,7 @@ def test_no_worker_is_left(tmp_path: Path, pause_s: str, then: str, code: int) -
             os.killpg(process.pid, signal.SIGTERM)
         elif then == "SIGKILL":
             process.kill()
-        _, errors = process.communicate(timeout=30)  # to the end of the pipe, which the workers hold too
+        _, errors = process.communicate(timeout=300)  # to the end of the pipe, which the workers hold too
         assert process.returncode == code
         assert errors.endswith("ValueError: of the main process\n") if then == "raise" else not errors
     finally:

@@ -91,7 +91,7 @@ def test_no_thread_of_the_group_outlives_it(runs: Path) -> None:
 def test_processes_part_however_soon_after_they_exchanged_something(tmp_path: Path) -> None:
     """With torch 2.6, some never went on: the group waited for a thread of its own, which waited for it."""
     (tmp_path / "part.py").write_text(PART, encoding="utf-8")
-    rounds, last = 40, 150
+    rounds, last = 40, 500
     children = []
     for rank in range(2):
         env = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
@@ -120,11 +120,11 @@ def test_a_run_goes_on_with_another_number_of_processes(runs: Path) -> None:
         command(*words, processes=2), env=environment(), stderr=subprocess.PIPE, text=True
     )
     newest = runs / "changed" / "checkpoints" / "last.pt"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not newest.exists() and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     child.send_signal(signal.SIGTERM)
-    child.communicate(timeout=120)
+    child.communicate(timeout=300)
     reached = checkpoint_of(runs / "changed")["position"]["global_step"]
     assert 1 <= reached <= 10
     done = run_command(*words)

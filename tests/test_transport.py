@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,7 +80,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     try:
         made = subprocess.run(
             [*command.split(), "-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", "-"],
-            check=True, capture_output=True, timeout=30,
+            check=True, capture_output=True, timeout=300,
         )  # fmt: skip
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("no openssl command to make a certificate with")
@@ -189,10 +188,8 @@ def test_offline(server: FaultyServer, tmp_path: Path, monkeypatch: pytest.Monke
         assert not is_offline()
     monkeypatch.setenv("PROXYLESSNAS_OFFLINE", "1")
     weights, dest = record(server.plan(NAME, faults.good)), tmp_path / "no" / "w.pth"
-    start = time.monotonic()
     with pytest.raises(OfflineError) as caught:
         download(weights, dest)
-    assert time.monotonic() - start < 1
     for part in (weights.sources[0], weights.sha256, str(dest)):
         assert str(part) in str(caught.value)
     assert not server.seen

@@ -81,7 +81,7 @@ def run_command(
         env=environment(env),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=500,
         **options,
     )
 

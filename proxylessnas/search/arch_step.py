@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -110,12 +110,12 @@ class ArchStep:
         pairs = alphas.sample_pairs(self.generator) if self.mode == "two" else None
         if pairs is None:
             path = alphas.sample(self.generator)
-            wanted: list[Any] = [range(self._columns)] * self._blocks
+            wanted: list[Sequence[int]] = [range(self._columns)] * self._blocks
         else:
             path = pairs.indices[:, 0].tolist()
             wanted = [[k] for k in pairs.indices[:, 1].tolist()]
         self.supernet.set_path(path)
-        loss, gates = self._gate_gradient(inputs, targets, wanted)
+        loss, gates = self._over_processes(self.gate_gradient(inputs, targets, wanted))
         self.optimizer.zero_grad(set_to_none=True)
         probs = alphas.probs() if pairs is None else alphas.pair_probs(pairs)
         expected = expected_cost(probs, self.costs, self.fixed_cost)
@@ -137,8 +137,17 @@ class ArchStep:
             alphas.keep_others(before, pairs)
         return ArchStepResult(loss, pull, float(expected.detach()), norm)
 
-    def _gate_gradient(self, inputs: Tensor, targets: Tensor, wanted: list[Any]) -> tuple[float, Tensor]:
-        """Return the cross-entropy and its derivative by each gate, [blocks, columns], over all processes."""
+    def gate_gradient(self, inputs: Tensor, targets: Tensor, wanted: Sequence[Sequence[int]]) -> Tensor:
+        """Return the gradient of this process's gates on the present path; the device is not waited for.
+
+        Args:
+            inputs: [N, channels, H, W].
+            targets: [N] class indices.
+            wanted: columns whose gate gradient is wanted, besides the active one, for each block.
+
+        Returns:
+            [blocks * columns + 1] on the device: by each gate, and the cross-entropy behind them.
+        """
         net = self.supernet
         gates = torch.zeros(
             self._blocks, self._columns, device=inputs.device, dtype=torch.float32, requires_grad=True
@@ -151,7 +160,11 @@ class ArchStep:
             loss = F.cross_entropy(logits.float(), targets)
             (loss if self.scale is None else loss * self.scale.factor).backward()
         assert gates.grad is not None
-        both = torch.cat([gates.grad.reshape(-1), loss.detach().reshape(1)]).to("cpu", torch.float64)
+        return torch.cat([gates.grad.reshape(-1), loss.detach().reshape(1)])
+
+    def _over_processes(self, own: Tensor) -> tuple[float, Tensor]:
+        """Return the cross-entropy and its derivative by each gate, [blocks, columns], over all processes."""
+        both = own.to("cpu", torch.float64)
         if self.processes is not None and self.processes.world > 1:
             self.processes.sum_([both])
             both /= self.processes.world

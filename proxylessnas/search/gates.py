@@ -85,7 +85,7 @@ def _is_dense(a: Tensor) -> bool:
 
 def _autocast_now(device_type: str) -> Callable[[], contextlib.AbstractContextManager[Any]]:
     """Return a way into the autocast state of now: backward passes run outside of it."""
-    if not torch.is_autocast_enabled(device_type):
+    if not (torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)):
         return contextlib.nullcontext
     dtype = torch.get_autocast_dtype(device_type)
     return lambda: torch.autocast(device_type, dtype)

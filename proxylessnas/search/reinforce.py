@@ -93,7 +93,7 @@ class ReinforceStep:
         """
         alphas = self.supernet.alphas
         paths = [alphas.sample(self.generator) for _ in range(self.samples)]
-        accuracies = self._accuracies(paths, inputs, targets)
+        accuracies = self._accuracies(self.right(paths, inputs, targets))
         costs = None if self.cost_of is None else [self.cost_of(path) for path in paths]
         rewards = [
             reward(a, costs[m] if costs else None, self.target, self.exponent)
@@ -122,8 +122,17 @@ class ReinforceStep:
             sum(costs) / len(costs) if costs else None, norm,
         )  # fmt: skip
 
-    def _accuracies(self, paths: Sequence[Sequence[int]], inputs: Tensor, targets: Tensor) -> list[float]:
-        """Return the accuracy of each path on the batch of all processes, 0 to 1."""
+    def right(self, paths: Sequence[Sequence[int]], inputs: Tensor, targets: Tensor) -> Tensor:
+        """Return how many pictures of this process each path gets right; the device is not waited for.
+
+        Args:
+            paths: columns, one a searched block.
+            inputs: [N, channels, H, W].
+            targets: [N] class indices.
+
+        Returns:
+            [paths + 1] on the device: pictures that are right, and how many there are.
+        """
         right = torch.zeros(len(paths) + 1, device=inputs.device)  # counts, exact in 32 bits
         right[-1] = len(targets)
         advice = single_values_as_data_error(inputs, SMALL_BATCH)
@@ -131,7 +140,11 @@ class ReinforceStep:
             for m, path in enumerate(paths):
                 self.supernet.set_path(path)
                 right[m] = (self.supernet(inputs).argmax(1) == targets).sum()
-        right = right.cpu().double()
+        return right
+
+    def _accuracies(self, own: Tensor) -> list[float]:
+        """Return the accuracy of each path on the batch of all processes, 0 to 1."""
+        right = own.cpu().double()
         if self.processes is not None and self.processes.world > 1:
             self.processes.sum_([right])
         return (right[:-1] / right[-1]).tolist()

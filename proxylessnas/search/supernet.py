@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..arch import ZERO, Block, custom_op, parse_token
+from ..arch import ZERO, Block, parse_token
 from ..errors import ArchError
-from ..layers import ConvLayer, LinearLayer, MBConv, ResidualBlock
+from ..layers import ConvLayer, LinearLayer, MBConv, ResidualBlock, registered_op
 from ..model import ProxylessNAS
 from ..space import Position, SearchSpace
 from ..transforms import Preprocessing
@@ -195,9 +195,7 @@ def _candidate(position: Position, token: str, options: dict[str, Any]) -> nn.Mo
         return None
     kind, kernel, expand, _ = parse_token(token)
     if kind == "custom":
-        op = custom_op(token)(position.in_channels, position.out_channels, position.stride)
-        if not isinstance(op, nn.Module):
-            raise ArchError(f"operation {token!r}: its builder returned no nn.Module")
+        op = registered_op(token, position.in_channels, position.out_channels, position.stride)
         return op.to(options["device"]) if options["device"] is not None else op
     block = Block(
         kind, token, position.stage, position.in_channels, position.out_channels, position.stride,

@@ -81,8 +81,10 @@ def recalibrate(
             if not used:
                 for norm in norms:
                     norm.reset_running_stats()
-                    norm.momentum = None  # cumulative: every batch counts the same
                     norm.training = True
+            for norm in norms:
+                # Every batch counts the same. None would say so too, but reads a counter on the device.
+                norm.momentum = 1.0 / (used + 1)
             with single_values_as_data_error(x, "use a larger batch_size or image_size"):
                 model(x)
             used += 1

@@ -33,6 +33,7 @@ from .checkpoint import weights_digest
 from .held_out import not_held_out_before
 from .pictures import Data
 from .recipe import Recipe
+from .transfer import sent
 
 PROGRAM_SUFFIX = ".pt2"
 _EXAMPLE_PICTURES = (2, 3)  # of two sizes, as the last batch of an epoch may have another
@@ -159,7 +160,8 @@ def open_teacher(source: TeacherSource, data: Data, pupil: Preprocessing, device
     else:
         net, name = create_model(_nameable(source), pretrained=True), str(source)
     own = net.preprocessing if isinstance(net, Classifier) else own
-    teacher = Teacher(_ready(net, device), name, weights_digest(net), own)
+    digest = weights_digest(net)  # before it is on the device
+    teacher = Teacher(_ready(net, device), name, digest, own)
     _check_classes(teacher, data, pupil, device)
     return teacher
 
@@ -299,7 +301,8 @@ def _renormalised(inputs: Tensor, pupil: Preprocessing, own: Preprocessing | Non
         return inputs
     if (own.mean, own.std) != (pupil.mean, pupil.std):
         mean, std, own_mean, own_std = (
-            inputs.new_tensor(v)[:, None, None] for v in (pupil.mean, pupil.std, own.mean, own.std)
+            sent(torch.tensor(v, dtype=inputs.dtype), inputs.device)[:, None, None]
+            for v in (pupil.mean, pupil.std, own.mean, own.std)
         )
         inputs = inputs * (std / own_std) + (mean - own_mean) / own_std
     if own.input_size != inputs.shape[-1]:
