@@ -8,6 +8,7 @@ import os
 from typing import TYPE_CHECKING
 
 from ..progress import clock
+from ..safe_text import one_line
 from ._output import note, pairs, print_json
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def report(args: argparse.Namespace, result: SearchResult) -> int:
     if args.json and main_process():
         print_json({**result.to_dict(), "folder": str(result.folder), "signal": result.signal})
     elif result.finished and main_process():
-        print(result.model)
+        print(one_line(result.model))
         note(f"train it on: proxylessnas finetune {result.model} DATA")
     return 0 if result.finished else 128 + (result.signal or 2)
 
