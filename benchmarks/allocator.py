@@ -11,9 +11,10 @@ from __future__ import annotations
 import random
 import statistics
 import subprocess
-import sys
 
 from harness import make_parser, start, write_rows
+
+from proxylessnas.children import python_command
 
 _CODE = """
 import statistics, sys, time, torch, proxylessnas
@@ -50,7 +51,7 @@ def main() -> None:
             for keep in random.sample([0, 1], 2):
                 words = [args.net, batch, args.threads, keep, args.seconds]
                 done = subprocess.run(
-                    [sys.executable, "-c", _CODE, *map(str, words)],
+                    python_command(_CODE, *words),
                     check=True, stdout=subprocess.PIPE, text=True,
                 )  # fmt: skip
                 times[keep].append(float(done.stdout.split()[-1]))

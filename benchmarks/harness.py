@@ -11,6 +11,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from proxylessnas.safe_text import csv_text
+
 HERE = Path(__file__).resolve().parent
 
 
@@ -84,8 +86,9 @@ def write_rows(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     args.csv.parent.mkdir(parents=True, exist_ok=True)
     fresh = not args.csv.exists()
     columns = [*rows[0], *where] if fresh else next(csv.reader(args.csv.open(newline="")))
-    with args.csv.open("a", newline="") as file:
-        writer = csv.DictWriter(file, columns)  # refuses what the file has no column for
-        if fresh:
-            writer.writeheader()
-        writer.writerows({**row, **where} for row in rows)
+    found = [{**row, **where} for row in rows]
+    unknown = {key for row in found for key in row} - {*columns}
+    if unknown:
+        raise ValueError(f"{args.csv} has no columns {', '.join(sorted(unknown))}")
+    with args.csv.open("a", newline="\r\n") as file:
+        file.write(csv_text(columns, [[row.get(key) for key in columns] for row in found], head=fresh))

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import signal
 import subprocess
@@ -24,6 +23,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import harness
+
+from proxylessnas.children import COMMAND_LINE, python_command
 
 ARCH = """Arch("tiny", stem=8, first=8, last=32, stem_stride=1, num_classes=10, resolution=16,
   stages=(Stage(16, 2, "k3e3 k3e3"), Stage(24, 2, "k5e3 k3e3")))
@@ -56,7 +57,7 @@ def command(what: str, folder: Path, epochs: int) -> list[str]:
         words += ["--algorithm", algorithm, "--target-macs", "0.45", "--warmup-epochs", "2"]
         words += ["--save-every", "2"]
     words += [word for change in changes for word in ("--set", change)]
-    return [sys.executable, "-m", "proxylessnas", *words, *here]
+    return python_command(COMMAND_LINE, *words, *here)
 
 
 def remains(what: str, folder: Path) -> dict[str, Any]:
@@ -122,9 +123,8 @@ def failed(messages: TextIO) -> None:
 def trial(what: str, args: argparse.Namespace, root: Path) -> tuple[list[dict[str, Any]], int] | None:
     """Return the kills of one kind of run and in how many runs they were; None where a result differs."""
     rng = random.Random(f"{args.seed} {what}")
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
     messages = (root / "messages.txt").open("w+")
-    quiet: dict[str, Any] = {"env": env, "stdout": subprocess.DEVNULL, "stderr": messages}
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": messages}
     start = time.monotonic()
     whole = root / "whole" / "run"
     if subprocess.run(command(what, whole, args.epochs), check=False, **quiet).returncode:

@@ -8,15 +8,15 @@ Each command is run in a process of its own, by turns; a time is the median of t
 from __future__ import annotations
 
 import random
-import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 from harness import make_parser, start, write_rows
+
+from proxylessnas.children import COMMAND_LINE, find_program, python_command
 
 NETS = ("proxyless_gpu", "proxyless_cpu", "proxyless_mobile", "proxyless_mobile_14")
 
@@ -35,7 +35,7 @@ def main() -> None:
         ("four nets", ["plot", *NETS, "-o"], ".png"),
         ("a cell of the CIFAR net", ["plot", "proxyless_cifar", "--cell", "1", "-o"], ".svg"),
         ("movie", ["plot", args.run, "-o"], ".gif"),
-        *([("movie", ["plot", args.run, "-o"], ".mp4")] if shutil.which("ffmpeg") else []),
+        *([("movie", ["plot", args.run, "-o"], ".mp4")] if find_program("ffmpeg") else []),
         ("movie with a slider", ["plot", args.run, "-o"], ".html"),
         ("report of a search", ["report", args.run, *compare, "-o"], ".html"),
     ]
@@ -50,7 +50,7 @@ def main() -> None:
                 out = Path(folder) / f"{turn}_{i}{suffix}"
                 begin = time.perf_counter()
                 subprocess.run(
-                    [sys.executable, "-m", "proxylessnas", *map(str, words), str(out)],
+                    python_command(COMMAND_LINE, *words, out),
                     check=True, stdout=subprocess.DEVNULL,
                 )  # fmt: skip
                 took[i].append(time.perf_counter() - begin)

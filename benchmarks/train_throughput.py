@@ -11,10 +11,8 @@ settings instead, in processes of their own.
 from __future__ import annotations
 
 import itertools
-import os
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import harness
+
+from proxylessnas.children import python_command
 
 STEPS = 4
 NETS = {
@@ -190,10 +190,7 @@ def malloc(args: Any) -> list[dict[str, Any]]:
                 code = ONE_PROCESS.format(
                     here=here, threads=args.threads, tuned=tuned, net=name, size=size, batch=batch, rounds=2
                 )
-                env = {**os.environ, "PYTHONPATH": str(Path(here).parent)}
-                done = subprocess.run(
-                    [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
-                )
+                done = subprocess.run(python_command(code), capture_output=True, text=True, check=True)
                 times[tuned].append(float(done.stdout))
         for tuned, seconds in times.items():
             middle = statistics.median(seconds)

@@ -30,6 +30,7 @@ from .errors import (
     WeightsNotFoundError,
 )
 from .filesystem import LockTimeout, locked, unlink_quietly, write_atomically
+from .safe_text import one_line
 from .tensorfile import (
     from_safetensors,
     read_bytes,
@@ -157,7 +158,7 @@ def _throw_away(path: Path, problem: str) -> None:
             f"{path}: {problem}. It was not used. PROXYLESSNAS_OFFLINE forbids fetching it again; "
             "replace the file"
         )
-    _LOG.warning("%s: %s; fetching it again", path, problem)
+    _LOG.warning("%s: %s; fetching it again", one_line(path), problem)
     try:
         path.unlink(missing_ok=True)
     except OSError as e:
@@ -290,7 +291,7 @@ class VerifiedLoader:
                 problem = "no .sha256 file beside it says what its digest should be"
         if self._error is None and problem is None:
             return state
-        _LOG.warning("%s is not used: %s; making it again", self._copy, self._error or problem)
+        _LOG.warning("%s is not used: %s; making it again", one_line(self._copy), self._error or problem)
         # Without the published file beside it, and without a network, it may be all that somebody has.
         if weights_path(self._weights).is_file():
             unlink_quietly(self._copy)

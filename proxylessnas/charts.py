@@ -7,7 +7,6 @@ Nothing here touches ``pyplot``, so the figures and settings of a notebook stay 
 from __future__ import annotations
 
 import contextlib
-import csv
 import io
 import math
 import os
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import DataError, missing_extra
 from .filesystem import write_atomically
+from .safe_text import csv_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,11 +87,9 @@ def confusion_csv(confusion: Confusion, names: Sequence[str], path: str | os.Pat
         OSError: the file cannot be written.
     """
     counts = _square(confusion, names)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["true \\ predicted", *names])
-    writer.writerows([name, *row] for name, row in zip(names, counts.tolist(), strict=True))
-    write_atomically(Path(path), text.getvalue().encode("utf-8", "backslashreplace"))
+    rows = [[name, *row] for name, row in zip(names, counts.tolist(), strict=True)]
+    text = csv_text(["true \\ predicted", *names], rows)
+    write_atomically(Path(path), text.encode("utf-8", "backslashreplace"))
 
 
 def confusion_png(confusion: Confusion, names: Sequence[str], path: str | os.PathLike[str]) -> None:

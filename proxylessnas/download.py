@@ -26,7 +26,8 @@ from .fetch_settings import Policy, is_offline, source_urls
 from .filesystem import LockTimeout, locked, sync_folder, unlink_quietly
 from .manifest import MAX_WEIGHTS_BYTES
 from .progress import Bar
-from .transport import FetchFailure, Reply, Transport, default_transport, open_url, redact
+from .safe_text import shown_url
+from .transport import FetchFailure, Reply, Transport, default_transport, open_url
 
 if TYPE_CHECKING:
     from .weights import Weights
@@ -40,12 +41,12 @@ _WAYS_OUT = "Put the file there by hand, or name a mirror in PROXYLESSNAS_WEIGHT
 
 def offline_error(weights: Weights, dest: Path) -> OfflineError:
     """Return the error that says what to put where when the network is forbidden."""
-    urls = "\n  ".join(redact(url) for url in source_urls(weights))
+    urls = "\n    ".join(shown_url(url) for url in source_urls(weights))
     tool = "sha256sum" if weights.sha256 else "git hash-object"
     return OfflineError(
         f"the weights of {weights.name} are not in the cache and PROXYLESSNAS_OFFLINE forbids the network.\n"
-        f"On a machine with a network, download one of\n  {urls}\n"
-        f"check it with {tool} (expected: {expected_digest(weights)})\nand put it at\n  {dest}"
+        f"  On a machine with a network, download one of\n    {urls}\n"
+        f"  check it with {tool} (expected: {expected_digest(weights)})\n  and put it at\n    {dest}"
     )
 
 
@@ -120,13 +121,13 @@ class _Job:
             url = queue[0]
             if failures[url]:
                 pause = self.policy.pause_s(failures[url], asked.get(url))
-                _LOG.info("%s: trying again in %.1f s", redact(url), pause)
+                _LOG.info("%s: trying again in %.1f s", shown_url(url), pause)
                 time.sleep(pause)
             try:
                 self._attempt(url)
                 return self._finish()
             except FetchFailure as e:
-                _LOG.info("%s: %s", redact(url), e.reason)
+                _LOG.info("%s: %s", shown_url(url), e.reason)
                 failures[url] += 1
                 asked[url] = e.wait_s
                 reasons[url] = e.reason + (f" ({failures[url]} attempts)" if failures[url] > 1 else "")
@@ -136,10 +137,10 @@ class _Job:
                 if e.retry and failures[url] <= allowed:
                     # A host that cannot be reached at all waits until the others have had their turn.
                     queue.insert(len(queue) if e.unreachable else 0, url)
-        listed = "\n".join(f"  {redact(url)}: {reasons[url]}" for url in urls)
+        listed = "\n".join(f"    {shown_url(url)}: {reasons[url]}" for url in urls)
         raise WeightsFetchError(
             f"no source delivered the weights of {self.weights.name}:\n{listed}\n"
-            f"expected {expected_digest(self.weights)}\nat {self.dest}\n{_WAYS_OUT}"
+            f"  expected {expected_digest(self.weights)}\n  at {self.dest}\n  {_WAYS_OUT}"
         )
 
     def _attempt(self, url: str) -> None:
@@ -210,7 +211,7 @@ class _Job:
             etag = reply.headers.get("etag", "")
             self._discard()
             if etag.startswith('"'):  # a weak tag does not promise the same bytes
-                self.tag.write_text(json.dumps({"url": url, "etag": etag}), encoding="utf-8")
+                self.tag.write_text(json.dumps({"url": shown_url(url), "etag": etag}), encoding="utf-8")
         done, mark_done, mark_time = start, start, time.monotonic()
         wanted = self.weights.size or total
         bar = Bar(self.weights.filename, wanted, start, self.progress)
@@ -262,7 +263,7 @@ class _Job:
             data = json.loads(self.tag.read_text(encoding="utf-8")[:4096])
         except (OSError, ValueError):
             return None
-        etag = data.get("etag") if isinstance(data, dict) and data.get("url") == url else None
+        etag = data.get("etag") if isinstance(data, dict) and data.get("url") == shown_url(url) else None
         return etag if isinstance(etag, str) and re.fullmatch(r'"[\x21\x23-\x7e]*"', etag) else None
 
     def _finish(self) -> None:

@@ -11,6 +11,8 @@ import importlib.util
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 
+from .safe_text import one_line, shown_message
+
 
 def shown(value: object, longest: int = 60) -> str:
     """Return a value for a message, never long and never an error of its own."""
@@ -23,12 +25,18 @@ def shown(value: object, longest: int = 60) -> str:
 
 def first_line(error: BaseException, longest: int = 300) -> str:
     """Return the first line of what a library says, for a message; its class's name if it says nothing."""
-    lines = (line.strip() for line in str(error).splitlines())
+    lines = (one_line(line).strip() for line in str(error).splitlines())
     return next(filter(None, lines), type(error).__name__)[:longest]
 
 
 class ProxylessError(Exception):
-    """Base class of all errors raised on purpose by this package."""
+    """Base class of all errors raised on purpose by this package.
+
+    As a text it is safe to show, whatever the names in it: see :func:`.safe_text.shown_message`.
+    """
+
+    def __str__(self) -> str:
+        return shown_message(super().__str__())
 
 
 class UnknownModelError(ProxylessError, ValueError):
@@ -127,7 +135,7 @@ class LatencyKeyError(ProxylessError, KeyError):
     """A latency table has no entry for a key; the message names the key and the nearest one."""
 
     def __str__(self) -> str:  # KeyError would show repr() of the message
-        return str(self.args[0]) if self.args else ""
+        return shown_message(str(self.args[0])) if self.args else ""
 
 
 class ExportError(ProxylessError, ValueError):

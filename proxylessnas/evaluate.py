@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from .children import safe_path
 from .datasets import ImageDataset
 from .errors import DataError, ProxylessError, WeightsCorruptError
 
@@ -259,7 +260,9 @@ def read_batches(
         collate_fn=_collate,
         worker_init_fn=ignore_interrupt if workers else None,
     )
-    yield from read_ahead(iter(loader), workers=workers)
+    with safe_path():
+        items = iter(loader)
+    yield from read_ahead(items, workers=workers)
 
 
 def read_ahead(items: Iterator[T], *, workers: int) -> Iterator[T]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from .errors import WeightsFetchError
+from .safe_text import shown_url
 
 if TYPE_CHECKING:
     from .weights import Weights
@@ -73,7 +74,8 @@ def is_offline() -> bool:
 def source_urls(weights: Weights) -> tuple[str, ...]:
     """Return the addresses to try, in order: the manifest's, or those below ``PROXYLESSNAS_WEIGHTS_URL``.
 
-    The variable holds one base address or several, separated by commas; the file's name is appended to each.
+    The variable holds one base address or several, separated by commas; the file's name is appended to the
+    path of each.
     A mirror can do no harm, http included, because the digest still comes from the manifest.
 
     Raises:
@@ -84,6 +86,10 @@ def source_urls(weights: Weights) -> tuple[str, ...]:
     ]
     for base in bases:
         if not re.match(r"https?://[^/]", base, re.IGNORECASE):
-            raise WeightsFetchError(f"PROXYLESSNAS_WEIGHTS_URL: {base!r} is not an http or https address")
-    urls = [f"{base.rstrip('/')}/{quote(weights.filename)}" for base in bases] or weights.sources
+            raise WeightsFetchError(
+                f"PROXYLESSNAS_WEIGHTS_URL: {shown_url(base)!r} is not an http or https address"
+            )
+    parts = [base.partition("?") for base in bases]  # a query, a token say, stays at the end
+    name = quote(weights.filename)
+    urls = [f"{place.rstrip('/')}/{name}{mark}{query}" for place, mark, query in parts] or weights.sources
     return tuple(dict.fromkeys(urls))

@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from .safe_text import one_line
+
 _LOG = logging.getLogger("proxylessnas")
 
 
@@ -47,7 +49,7 @@ def locked(path: Path, timeout_s: float) -> Iterator[None]:
             if time.monotonic() >= deadline:
                 raise LockTimeout(f"{path} is locked") from e
             if not waited:
-                _LOG.info("waiting for another process that holds %s", path)
+                _LOG.info("waiting for another process that holds %s", one_line(path))
             waited = True
             continue
         if _is_current(lock, path):

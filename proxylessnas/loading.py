@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .classifier import Classifier
 from .errors import WeightsMismatchError
+from .safe_text import one_line
 from .sources import Source, open_source
 
 if TYPE_CHECKING:
@@ -141,9 +142,9 @@ def log_report(report: LoadReport, model: Classifier, source: str) -> None:
     """Log what was adapted; a classifier that keeps random values is a warning."""
     for key, what in report.adapted.items():
         if key == HEAD + "linear.weight" and model.num_classes:
-            log.warning("%s: the classifier was %s; it keeps its own values", source, what)
+            log.warning("%s: the classifier was %s; it keeps its own values", one_line(source), what)
         elif not key.startswith(HEAD):
-            log.info("%s: %s: %s", source, key, what)
+            log.info("%s: %s: %s", one_line(source), one_line(key), what)
 
 
 def adopt(model: Classifier, source: Source, report: LoadReport) -> None:

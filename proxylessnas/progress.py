@@ -9,6 +9,8 @@ import time
 from collections.abc import Sequence
 from typing import IO, Any
 
+from .safe_text import shown_message
+
 
 class Bar:
     """Shows how much of a file has arrived; silent unless standard error is a terminal.
@@ -75,11 +77,6 @@ def columns(stream: IO[str] | None) -> int:
     return width or 80
 
 
-def printable(text: str) -> str:
-    """Return ``text`` with control characters but line ends escaped: names must not steer the terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
-
-
 def clock(seconds: float) -> str:
     """Return a duration as in "3:14" or "1:27:18"."""
     minutes, rest = divmod(max(0, round(seconds)), 60)
@@ -102,6 +99,18 @@ def make_room() -> None:
     """Wipe the bar that is on the screen, if there is one, so that something can be printed there."""
     if _on_screen is not None:
         _on_screen.clear()
+
+
+def tell(text: str) -> None:
+    """Print a message (see :func:`.safe_text.shown_message`) on standard error; a bar makes room for it."""
+    if sys.stderr is None:  # closed by the caller; print() would take standard output instead
+        return
+    make_room()
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stdout.flush()  # keeps the order where both streams are the same terminal
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(shown_message(text) + "\n")
+        sys.stderr.flush()
 
 
 class StepBar:

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 
+from .safe_text import shown_reason, shown_url
+
 MAX_REDIRECTS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _CA_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
@@ -197,21 +199,12 @@ def redirect_target(url: str, location: str | None) -> str:
         target = urljoin(url, location)
         scheme, host = urlsplit(target).scheme, urlsplit(target).hostname
     except ValueError as e:
-        raise FetchFailure(f"redirect to {location[:80]!r}, which is no address") from e
+        raise FetchFailure(f"redirect to {shown_url(location)}, which is no address") from e
     if scheme not in ("http", "https") or not host:
-        raise FetchFailure(f"redirect to {redact(target)[:120]} refused: only http and https are followed")
+        raise FetchFailure(f"redirect to {shown_url(target)} refused: only http and https are followed")
     if scheme == "http" and urlsplit(url).scheme == "https":
-        raise FetchFailure(f"redirect from https to {redact(target)[:120]} refused: not protected")
+        raise FetchFailure(f"redirect from https to {shown_url(target)} refused: not protected")
     return target
-
-
-def redact(url: str) -> str:
-    """Return an address without a user name and password, for messages and logs."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return url
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def _split_credentials(url: str) -> tuple[str, dict[str, str]]:
@@ -220,7 +213,8 @@ def _split_credentials(url: str) -> tuple[str, dict[str, str]]:
     if parts.username is None:
         return url, {}
     pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
-    return redact(url), {"Authorization": "Basic " + base64.b64encode(pair).decode("ascii")}
+    bare = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    return bare, {"Authorization": "Basic " + base64.b64encode(pair).decode("ascii")}
 
 
 def _ssl_context() -> ssl.SSLContext:
@@ -244,7 +238,7 @@ def _explain(error: Exception) -> FetchFailure:
     names = {base.__name__ for e in chain for base in type(e).__mro__}
     exact = {type(e).__name__ for e in chain}  # urllib3 derives other failures from its ConnectTimeoutError
     root = chain[-1]
-    text = str(root).strip() or type(root).__name__
+    text = shown_reason(str(root)) or type(root).__name__
     for e in chain:
         if isinstance(e, ssl.SSLCertVerificationError):
             return FetchFailure(
@@ -272,7 +266,7 @@ def _explain(error: Exception) -> FetchFailure:
         "InvalidHeader",
         "LocationParseError",
     }:
-        return FetchFailure(f"not a usable address or setting: {text}")
+        return FetchFailure(f"not a usable address or setting ({type(root).__name__})")
     if (
         isinstance(error, (OSError, http.client.HTTPException))
         or "HTTPError" in names

@@ -79,8 +79,9 @@ def test_table(tmp_path: Path) -> None:
     confusion_csv(counts, ODD, tmp_path / "a.csv")
     with open(tmp_path / "a.csv", encoding="utf-8", newline="") as file:
         head, *rows = csv.reader(file)
-    assert head == ["true \\ predicted", *ODD]
-    assert [row[0] for row in rows] == ODD
+    quoted = [f"'{name}" if name == "=1+1" else name for name in ODD]
+    assert head == ["true \\ predicted", *quoted]
+    assert [row[0] for row in rows] == quoted
     assert [[int(cell) for cell in row[1:]] for row in rows] == counts.tolist()
 
 

@@ -23,6 +23,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "proxylessnas"
 LAYERS = [
     {
         "_version",
+        "children",
         "errors",
         "fetch_settings",
         "filesystem",
@@ -30,6 +31,7 @@ LAYERS = [
         "lazy_names",
         "memory",
         "progress",
+        "safe_text",
         "toml_text",
     },
     {

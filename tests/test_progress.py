@@ -10,7 +10,8 @@ import pytest
 from runlog_tools import lines_left, terminal
 
 from proxylessnas import progress
-from proxylessnas.progress import Bar, StepBar, clock, columns, fitted, is_terminal, printable
+from proxylessnas.progress import Bar, StepBar, clock, columns, fitted, is_terminal
+from proxylessnas.safe_text import printable
 
 
 class Terminal(io.StringIO):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from fetch_tools import (
 from proxylessnas.download import download
 from proxylessnas.errors import OfflineError, WeightsFetchError
 from proxylessnas.fetch_settings import Policy, is_offline, source_urls
+from proxylessnas.safe_text import shown_url
 from proxylessnas.transport import (
     FetchFailure,
     RequestsTransport,
@@ -30,7 +32,6 @@ from proxylessnas.transport import (
     UrllibTransport,
     default_transport,
     open_url,
-    redact,
     redirect_target,
 )
 
@@ -132,7 +133,62 @@ def test_password_in_a_mirror_is_sent_and_never_shown(
         download(record(url), tmp_path / "w.pth", policy=QUICK, transport=transport)
     assert server.seen[0].headers["authorization"] == "Basic bWU6czNjcmV0"
     assert "s3cret" not in str(caught.value)
-    assert redact(url) in str(caught.value)
+    assert shown_url(url) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        "ftp://user:s3cret@host/x",
+        "user:s3cret@host/x",
+        "http://user:s3cret@127.0.0.1:99999/x",
+        "http://user:s3cret@[::1/x",
+        "http://user:s3cret@127.0.0.1:abc/x",
+        "http://user:pa/s3cret@127.0.0.1:1/x",
+        "http://user:pa?s3cret@127.0.0.1:1/x",
+        "http://user:pa s3cret@127.0.0.1:1/x",
+        "http://user:pa,s3cret@127.0.0.1:1/x",
+        "http://user:s3cret",
+        "http://127.0.0.1:1/x?token=s3cret",
+        "http://127.0.0.1:1/x?who=a@b&token=s3cret",
+    ],
+)
+def test_secrets_of_a_mirror_are_in_no_message(
+    base: str, transport: Transport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("PROXYLESSNAS_WEIGHTS_URL", base)
+    weights = record("https://unused.invalid/net.pth")
+    with caplog.at_level("DEBUG", "proxylessnas"), pytest.raises(WeightsFetchError) as caught:
+        download(weights, tmp_path / "w.pth", policy=Policy(timeout_s=0.5, retries=0), transport=transport)
+    assert "s3cret" not in "".join(traceback.format_exception(caught.value)) + caplog.text
+    monkeypatch.setenv("PROXYLESSNAS_OFFLINE", "1")
+    with pytest.raises(WeightsFetchError) as caught:
+        download(weights, tmp_path / "w.pth", transport=transport)
+    assert "s3cret" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_secrets_of_a_proxy_are_in_no_message(
+    transport: Transport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for proxy in ("http://user:s3cret@127.0.0.1:99999", "user:s3cret@", "http://user:s3cret@127.0.0.1:1"):
+        monkeypatch.setenv("http_proxy", proxy)
+        with pytest.raises(WeightsFetchError) as caught:
+            download(
+                record("http://weights.invalid/x"), tmp_path / "w.pth", policy=QUICK, transport=transport
+            )
+        assert "s3cret" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_partial_file_keeps_no_secret(transport: Transport, tmp_path: Path) -> None:
+    name = f"{NAME}?token=s3cret"
+    with faults.faulty_server({name: CONTENT}) as server:
+        url = server.plan(name, faults.part(100)).replace("://", "://me:s3cret@")
+        with pytest.raises(WeightsFetchError):
+            download(record(url), tmp_path / "w.pth", policy=Policy(retries=0), transport=transport)
+    kept = [file.read_text(errors="replace") for file in tmp_path.iterdir()]
+    assert any("etag" in text for text in kept)
+    assert not any("s3cret" in text for text in kept)
 
 
 @pytest.mark.parametrize(
@@ -161,6 +217,8 @@ def test_base_url_replaces_the_sources(
     assert source_urls(weights) == (f"{server.url}/one/{NAME}", f"{server.url}/two/{NAME}")
     download(weights, tmp_path / "w.pth", policy=QUICK)
     assert [seen.path for seen in server.seen] == [f"/one/{NAME}", f"/two/{NAME}"]
+    monkeypatch.setenv("PROXYLESSNAS_WEIGHTS_URL", f"{server.url}/one/?token=a")
+    assert source_urls(weights) == (f"{server.url}/one/{NAME}?token=a",)
 
 
 @pytest.mark.parametrize("value", ["ftp://a", "/mnt/zoo", "https://", "https:///x", "http:/a"])

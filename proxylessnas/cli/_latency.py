@@ -114,7 +114,7 @@ def import_modules(args: argparse.Namespace) -> None:
     import importlib
 
     if args.imports and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # as `python -m` has it
+        sys.path.append(os.getcwd())  # last: its files must not stand in for those of libraries
     for name in args.imports:
         try:
             importlib.import_module(name)

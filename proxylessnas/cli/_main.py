@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from .._version import __version__
 from ..errors import ProxylessError
+from ..safe_text import shown_message
 from ._net import join_numbers
 from ._output import error, note, prepare_streams, print_json
 from ._verb import UsageError, Verb, add_verb
@@ -22,7 +23,7 @@ _INTERRUPTED, _PIPE_CLOSED = 130, 141  # what a shell reports for SIGINT and SIG
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:  # type: ignore[override]  # it does not return, as its parent's
-        self.exit(2, f"error: {message}\n  see: {self.prog} --help\n")
+        self.exit(2, shown_message(f"error: {message}\n  see: {self.prog} --help") + "\n")
 
 
 class _Notes(logging.Handler):

@@ -10,8 +10,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from ..progress import clock, is_terminal, make_room
-from ..progress import printable as printable
+from ..progress import clock, is_terminal, tell
+from ..safe_text import one_line, printable
 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
@@ -25,22 +25,12 @@ def prepare_streams() -> None:
 
 def note(text: str) -> None:
     """Tell the user something on standard error."""
-    _to_stderr(f"note: {text}")
+    tell(f"note: {text}")
 
 
 def error(text: str) -> None:
     """Report something that went wrong on standard error."""
-    _to_stderr(f"error: {text}")
-
-
-def _to_stderr(text: str) -> None:
-    if sys.stderr is None:  # closed by the caller; print() would take standard output instead
-        return
-    make_room()
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        sys.stdout.flush()  # keep the order where both streams are the same terminal
-    with contextlib.suppress(OSError, ValueError):
-        print(printable(text), file=sys.stderr, flush=True)
+    tell(f"error: {text}")
 
 
 def print_json(document: Any) -> None:
@@ -49,7 +39,8 @@ def print_json(document: Any) -> None:
 
 
 def bold(text: str) -> str:
-    """Return ``text`` in bold, on a terminal that wants colours (see https://no-color.org)."""
+    """Return a line in bold, on a terminal that wants colours (see https://no-color.org)."""
+    text = one_line(text)
     if os.environ.get("NO_COLOR") or not is_terminal(sys.stdout):
         return text
     return f"\x1b[1m{text}\x1b[0m"
@@ -67,9 +58,10 @@ def table(rows: Sequence[Sequence[str]], align: str) -> str:
     """Return rows as columns two spaces apart.
 
     Args:
-        rows: the first is the head.
+        rows: the first is the head; what is no text of one line is escaped.
         align: one ``<`` or ``>`` a column.
     """
+    rows = [[one_line(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(align))]
     lines = [
         "  ".join(f"{cell:{a}{w}}" for cell, a, w in zip(row, align, widths, strict=True)) for row in rows
@@ -79,6 +71,7 @@ def table(rows: Sequence[Sequence[str]], align: str) -> str:
 
 def pairs(rows: Sequence[tuple[str, str]], indent: str = "") -> str:
     """Return (label, text) rows as two columns; further lines of a text are put below its first."""
+    rows = [(one_line(label), printable(text)) for label, text in rows]
     width = max(len(label) for label, _ in rows)
     margin = indent + " " * (width + 2)
     return "\n".join(f"{indent}{label:{width}}  " + text.replace("\n", "\n" + margin) for label, text in rows)

@@ -9,6 +9,7 @@ import shlex
 from typing import TYPE_CHECKING
 
 from ..progress import clock
+from ..safe_text import one_line
 from ._output import note, pairs, print_json
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def report(args: argparse.Namespace, result: SearchResult) -> int:
     if args.json and main_process():
         print_json({**result.to_dict(), "folder": str(result.folder), "signal": result.signal})
     elif result.finished and main_process():
-        print(result.model)
+        print(one_line(result.model))
         data = shlex.quote(str(getattr(args, "data", None) or "DATA"))
         command = f"proxylessnas finetune {shlex.quote(str(result.model))} {data}"
         note(f"train it further, with the classifier it has: {command}")

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..progress import clock
 from ._latency import add_imports, import_modules
-from ._output import bar, pairs, print_json, table
+from ._output import bar, pairs, print_json, printable, table
 from ._search_report import UNITS, number
 from ._verb import Verb
 
@@ -47,10 +47,10 @@ class Show(Verb):
         print(pairs(_rows(found)))
         blocks = _blocks(args.folder, found)
         if blocks:
-            print("\n" + blocks)
+            print("\n" + printable(blocks))
         result = found.get("result") or {}
         if result.get("arch"):
-            print("\n" + result["arch"])
+            print("\n" + printable(result["arch"]))
         return 0
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..names import looks_like_path
+from ..safe_text import one_line
 from ._output import note, pairs, print_json
 from ._verb import UsageError
 
@@ -245,7 +246,7 @@ def report(args: argparse.Namespace, result: Any) -> int:
         document = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(result).items()}
         print_json(document)
     elif result.finished and not args.json and _main_process():
-        print(result.model)
+        print(one_line(result.model))
         note(f"use it: proxylessnas predict {result.model} PICTURE")
     return 0 if result.finished else 128 + (result.signal or 2)
 

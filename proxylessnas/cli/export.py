@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..safe_text import one_line
 from ._latency import ms
 from ._latency_types import MOST_PICTURES, MOST_PIXELS, MOST_THREADS, above, whole
 from ._output import bold, megabytes, note, pairs, plural, print_json, printable, table
@@ -196,7 +197,7 @@ def _show(report: ExportReport) -> None:
     subject, batch = report.subject, report.options.batch_size
     size = f"uint8 pictures [{batch or 'N'}, 3, H, W]" if report.options.uint8_input else "input {}"
     takes = size.format(" x ".join(map(str, subject.input_size)))
-    print(bold(printable(str(report.path))))
+    print(bold(str(report.path)))
     rows = [("file", f"{report.format}, {megabytes(main.bytes)}, sha256 {main.sha256[:_DIGITS]}...")]
     rows += [("with it", f"{file.name}, {megabytes(file.bytes)}") for file in others]
     rows += [
@@ -205,7 +206,7 @@ def _show(report: ExportReport) -> None:
         ("report", f"{report.path}.json"),
     ]
     print(printable(pairs(rows)))
-    print(f"\ncompared with PyTorch on {printable(report.pictures)}")
+    print(f"\ncompared with PyTorch on {one_line(report.pictures)}")
     print(
         table([("inputs", "batch", "pictures", "off by", "limit", "same class"), *_parity(report)], "<>>>>>")
     )
@@ -214,7 +215,8 @@ def _show(report: ExportReport) -> None:
     if report.latency:
         first = report.latency[0]
         threads = plural(first.threads, "thread")
-        print(f"\nlatency of a call, {threads}, batch {first.batch}, measured by turns on {report.machine}")
+        machine = one_line(report.machine)
+        print(f"\nlatency of a call, {threads}, batch {first.batch}, measured by turns on {machine}")
         print(table([("", "ms", "median", "p90", "speed-up"), *_latency(report)], "<>>>>"))
         if any(row.noise for row in report.latency):
             note("the latencies are uncertain: " + next(row.noise[0] for row in report.latency if row.noise))

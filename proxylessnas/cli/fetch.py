@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ProxylessError
+from ..safe_text import one_line
 from ._names import published
-from ._output import error, megabytes, plural, print_json, printable
+from ._output import error, megabytes, plural, print_json
 from ._verb import UsageError, Verb
 
 
@@ -59,12 +60,12 @@ class Fetch(Verb):
             size = path.stat().st_size
             results.append({"net": weights.name, "path": str(path), "size": size})
             if not args.json:
-                print(printable(f"{weights.name}  {path}  {megabytes(size)}"))
+                print(one_line(f"{weights.name}  {path}  {megabytes(size)}"))
         failed = sum("error" in result for result in results)
         if args.json:
             print_json({"weights": results, "failed": failed})
         elif folder is not None and failed < len(results):
-            print(printable(f"there: export PROXYLESSNAS_CACHE={folder.absolute()} PROXYLESSNAS_OFFLINE=1"))
+            print(one_line(f"there: export PROXYLESSNAS_CACHE={folder.absolute()} PROXYLESSNAS_OFFLINE=1"))
         if failed and len(results) > 1:
             error(f"{failed} of {plural(len(results), 'net')} could not be fetched")
         return 1 if failed else 0

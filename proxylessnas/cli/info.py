@@ -175,7 +175,7 @@ def _show(facts: dict[str, Any]) -> None:
         rows.append(("sources", "\n".join(facts["sources"])))
     if facts.get("training"):
         rows.append(("trained", _training(facts["training"])))
-    print(bold(printable(facts["name"])))
+    print(bold(facts["name"]))
     print(printable(pairs(rows, "  ")))
     print(f"\n{printable(facts['arch'])}")
     if "ops" in facts["stages"][0]:

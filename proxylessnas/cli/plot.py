@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import DataError
+from ..safe_text import one_line
 from ._latency import NET_HELP, TABLE_HELP, add_imports, check_output, import_modules
 from ._output import note, printable
 from ._verb import UsageError, Verb
@@ -126,7 +127,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _done(args: argparse.Namespace) -> int:
-    print(args.output)
+    print(one_line(args.output))
     return 0
 
 

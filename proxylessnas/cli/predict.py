@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..errors import ImageError
+from ..safe_text import one_line
 from ._net import Net, add_net_options, check_options, class_labels, open_net, running
-from ._output import bar, bold, error, plural, print_json, printable
+from ._output import bar, bold, error, plural, print_json
 from ._verb import UsageError, Verb
 
 _BATCH = 16  # pictures a forward pass
@@ -75,9 +76,9 @@ class Predict(Verb):
                 }
             )
             if not args.json:
-                print(bold(printable(path)))
+                print(bold(path))
                 for i, p in found:
-                    print(f"  {100 * p:5.1f} %  {bar(p)}  {labels[i]}")
+                    print(f"  {100 * p:5.1f} %  {bar(p)}  {one_line(labels[i])}")
         failed = sum("error" in result for result in results)
         if args.json:
             print_json({**net.to_dict(), "images": results, "failed": failed})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..safe_text import one_line
 from ._latency import add_imports, check_output, import_modules
 from ._output import note
 from ._verb import Verb
@@ -48,7 +49,7 @@ class Report(Verb):
             check_output(output, "-o", ".html", ".htm")
         for text in write_report(args.folder, output, compare=args.compare):
             note(text)
-        print(output)
+        print(one_line(output))
         return 0
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from ..errors import ProxylessError, WeightsCorruptError, WeightsNotFoundError
 from ..names import looks_like_path
+from ..safe_text import one_line
 from ._names import existing_file, published
-from ._output import error, plural, print_json, printable
+from ._output import error, plural, print_json
 from ._verb import UsageError, Verb
 
 
@@ -54,7 +55,7 @@ class Verify(Verb):
                 error(result["problem"])
             elif not args.json:
                 where = result.get("path", "(not in the cache)")
-                print(printable(f"{result['state']:6}  {result['net']:22}  {where}"))
+                print(one_line(f"{result['state']:6}  {result['net']:22}  {where}"))
         if bad and len(results) > 1:
             error(f"{bad} of {plural(len(results), 'set')} of weights failed")
         return 1 if bad else 0

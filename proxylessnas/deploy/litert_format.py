@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..arch import Arch
+from ..children import find_program
 from ..errors import ExportError, LatencyError, MissingExtraError, first_line
 from ..latency.runtimes.litert_ import RUNTIME, interpreter, resize
 from ..model_file import save_weights
@@ -126,7 +126,7 @@ def converter_python() -> str:
         raise MissingExtraError(
             f"writing .tflite needs litert-torch in a Python of its own (it wants an older torch); {_ADVICE}"
         )
-    found = shutil.which(os.path.expanduser(named))
+    found = find_program(os.path.expanduser(named))
     if found is None:
         raise MissingExtraError(f"{VARIABLE} is {named!r}, which is no program; {_ADVICE}")
     return found

@@ -8,10 +8,8 @@ order, and what counts is a low quantile over all of them (:mod:`.session`, :mod
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
 import datetime
-import io
 import itertools
 import math
 import os
@@ -23,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import LatencyError
 from ..filesystem import write_atomically
+from ..safe_text import csv_text
 from .accuracy_rows import accuracy_panels, describe
 from .bench_nets import PEERS, SPECIALISED, BenchNet, open_nets
 from .files import file_runtimes
@@ -109,12 +108,9 @@ class Bench:
         Raises:
             OSError: the file cannot be written.
         """
-        text = io.StringIO()
         lines = [row.to_dict() for row in self.rows]
-        writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
-        write_atomically(Path(path), text.getvalue().encode())
+        text = csv_text(list(lines[0]), [list(line.values()) for line in lines])
+        write_atomically(Path(path), text.encode("utf-8", "backslashreplace"))
 
     def write_png(self, path: str | os.PathLike[str]) -> None:
         """Draw accuracy against latency, a panel a setting.

@@ -23,6 +23,7 @@ from typing import Any
 
 from ..errors import LatencyError, shown
 from ..json_fields import is_int, is_number, show
+from ..safe_text import one_line
 from ..space import SearchSpace
 from .import_files import UNITS, ReadFile, parse_key, read_csv, read_mapping, read_yaml
 from .keys import OpKey
@@ -177,7 +178,7 @@ def _doubt(entries: Mapping[OpKey, Entry], unit: str, batch_size: int, path: Pat
     doubt = doubt_about(entries, unit, batch_size, str(path))
     if doubt is None:
         return {}
-    warnings.warn(f"{path}: {doubt}", stacklevel=4)
+    warnings.warn(f"{one_line(path)}: {doubt}", stacklevel=4)
     return {"doubt": doubt}
 
 

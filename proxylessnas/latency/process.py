@@ -9,7 +9,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import weakref
@@ -19,17 +18,13 @@ from types import TracebackType
 from typing import Any
 
 from .. import errors
+from ..children import python_command
 from ..errors import LatencyError
 from .sampling import MAX_SECONDS, MIN_RUNS, MIN_SECONDS, Window
 from .settings import Conditions, Settings
 from .spec import NetSpec
 
 _LOG = logging.getLogger("proxylessnas")
-# The same search path as here: the child must find this very package, and the user's modules.
-_START = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv.pop()); "
-    "from proxylessnas.latency import worker; worker.main()"
-)
 _LAST_WORDS = 12  # lines of standard error to show when the child dies
 _PATIENCE_S = 5.0
 #: Seconds after which a request counts as hung, by its kind: far more than any takes that makes progress, for
@@ -70,7 +65,7 @@ class Worker:
         self.folder = Path(tempfile.mkdtemp(prefix="proxylessnas-latency-"))
         self._errors = self.folder / "stderr.txt"
         try:
-            self._process = _start(settings, self.folder, self._errors)
+            self._process = _start(settings, self.folder, self._errors, bool(imports))
         except BaseException as e:
             shutil.rmtree(self.folder, ignore_errors=True)
             if isinstance(e, OSError):
@@ -204,22 +199,22 @@ class Worker:
         )
 
 
-def _start(settings: Settings, folder: Path, errors_file: Path) -> subprocess.Popen[str]:
-    if not sys.executable:
-        raise LatencyError(
-            "there is no Python interpreter (sys.executable) to start a measuring process with"
-        )
+def _start(settings: Settings, folder: Path, errors_file: Path, modules: bool) -> subprocess.Popen[str]:
     threads = str(settings.threads)
     # Thread pools read these once, when their library is loaded.
     pools = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
-    env = {**os.environ, **dict.fromkeys(pools, threads)}
+    env = {
+        **os.environ,
+        **dict.fromkeys(pools, threads),
+        "PYTHONSAFEPATH": "1",
+    }  # that for compilers' workers
     for cache in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
         env.setdefault(cache, str(folder / cache.lower()))
     with errors_file.open("wb") as file:
         # A session of its own: Ctrl-C in a terminal reaches this process alone, which then ends the child
         # and whatever compilers it started.
         return subprocess.Popen(
-            [sys.executable, "-c", _START, json.dumps([str(entry) for entry in sys.path])],
+            python_command("from proxylessnas.latency import worker; worker.main()", working_folder=modules),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=file,

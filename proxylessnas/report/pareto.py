@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import DataError, LatencyError, shown
 from ..latency.accuracy_rows import DATASETS, accuracy_panels
+from ..safe_text import csv_rows
 
 _EXPECTED = "expected is a table of `proxylessnas bench --csv`, or what its --json prints"
 
@@ -49,9 +50,7 @@ def read_bench(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     path = Path(path)
     text = _text(path)
     try:
-        rows = (
-            json.loads(text)["rows"] if text.lstrip()[:1] == "{" else list(csv.DictReader(text.splitlines()))
-        )
+        rows = json.loads(text)["rows"] if text.lstrip()[:1] == "{" else list(csv_rows(text))
         noise = [str(row.get("noise") or "") for row in rows]
         undisturbed = [_perhaps(str(row.get("undisturbed_ms") or "")) for row in rows]
         rows = [{key: "" if row[key] is None else str(row[key]) for key in _COLUMNS} for row in rows]

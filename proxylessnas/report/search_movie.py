@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import math
 import os
-import shutil
 import subprocess
 import warnings
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..charts import BLUE, GREEN, GREY, GRID, ORANGE, require_matplotlib
+from ..children import find_program
 from ..errors import DataError, ProxylessError
 from ..filesystem import write_atomically
 from .probability_map import ProbabilityMap
@@ -51,7 +51,7 @@ def write_movie(
     path = Path(path)
     if path.suffix.lower() not in (".gif", ".mp4"):
         raise DataError(f"{path}: a movie's suffix is .gif or .mp4")
-    if path.suffix.lower() == ".mp4" and shutil.which("ffmpeg") is None:
+    if path.suffix.lower() == ".mp4" and find_program("ffmpeg") is None:
         raise ProxylessError(
             f"{path}: writing MP4 needs the program ffmpeg, which is not installed; use .gif"
         )
@@ -226,7 +226,16 @@ def _write_mp4(pictures: Iterator[Image.Image], path: Path, pause_ms: int) -> No
     width, height = (side // 2 * 2 for side in frames[0].size)
     frames += [frames[-1]] * max(1, round(1000 * _LAST_S / pause_ms))
     temporary = path.with_name(f".{path.name}.part.mp4")
-    command = ["ffmpeg", "-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24"]
+    command = [
+        find_program("ffmpeg") or "ffmpeg",
+        "-y",
+        "-loglevel",
+        "error",
+        "-f",
+        "rawvideo",
+        "-pix_fmt",
+        "rgb24",
+    ]
     command += ["-s", f"{width}x{height}", "-r", f"{1000 / pause_ms:.4f}", "-i", "-", "-pix_fmt", "yuv420p"]
     command += ["-movflags", "+faststart", str(temporary)]
     try:

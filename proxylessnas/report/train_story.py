@@ -12,6 +12,7 @@ from typing import Any
 
 from ..arch import Arch
 from ..errors import ArchError, DataError, ProxylessError, first_line
+from ..safe_text import csv_rows
 from ..tree_arch import TreeArch
 from .search_story import as_number, left_out, read_rows
 
@@ -120,7 +121,7 @@ def _begin(row: Mapping[str, Any]) -> dict[str, Any]:
 def _epochs(path: Path, notes: list[str]) -> list[dict[str, Any]]:
     text = _text(path, notes)
     try:
-        rows = list(csv.DictReader(text.replace("\0", "").splitlines(), restval="?"))
+        rows = list(csv_rows(text))
     except csv.Error as e:
         notes.append(f"{path.name} is damaged and left out ({e})")
         return []

@@ -128,7 +128,7 @@ def newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
         raise CheckpointError(
             "no checkpoint of this run is sound:\n  "
             + "\n  ".join(problems)
-            + f"\nput a good copy there, or remove {folder} to start from the beginning"
+            + f"\n  put a good copy there, or remove {folder} to start from the beginning"
         )
     return found, problems
 

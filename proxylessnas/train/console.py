@@ -5,14 +5,13 @@ Everything goes to standard error; standard output is for results.
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from .. import progress
-from ..progress import clock, fitted, printable
+from ..progress import clock, fitted, tell
 
 
 class Console:
@@ -65,7 +64,7 @@ class Console:
             return
         self._next_line = time.monotonic() + self._line_every_s
         head = f"epoch {epoch}/{self._epochs}  step {step}/{self._steps_per_epoch}"
-        self._print("  ".join([head, *(text for key in _LINE if (text := texts[key]))]))
+        tell("  ".join([head, *(text for key in _LINE if (text := texts[key]))]))
 
     def validating(self, epoch: int, done: int, total: int) -> None:
         """Show how far the validation is, on a terminal."""
@@ -80,12 +79,12 @@ class Console:
         fields = [(f"epoch {record.get('epoch')}/{self._epochs}", -1)]
         fields += [(text, n) for key, n in _EPOCH.items() if (text := _text(key, record.get(key)))]
         width = progress.columns(sys.stderr) - 1 if progress.is_terminal(sys.stderr) else 10_000
-        self._print(fitted(fields, width))
+        tell(fitted(fields, width))
         self._next_line = time.monotonic() + self._line_every_s
 
     def note(self, text: str) -> None:
         """Tell something; the bar makes room for it."""
-        self._print(f"note: {text}")
+        tell(f"note: {text}")
 
     def close(self) -> None:
         """Wipe the bar."""
@@ -98,17 +97,6 @@ class Console:
             self._bar = progress.StepBar()
         fields = [(text, n) for key, n in _BAR.items() if (text := texts.get(key, ""))]
         self._bar.show(f"epoch {epoch}/{self._epochs}", done, total, fields)
-
-    @staticmethod
-    def _print(text: str) -> None:
-        if sys.stderr is None:
-            return
-        progress.make_room()
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            sys.stdout.flush()  # keeps the order where both streams are the same terminal
-        with contextlib.suppress(OSError, ValueError):
-            sys.stderr.write(printable(text) + "\n")
-            sys.stderr.flush()
 
 
 def _loss(value: float) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..filesystem import write_atomically
+from ..safe_text import csv_rows, csv_text
 
 Row = dict[str, Any]  # column to number; None where there is none
 Tell = Callable[[str], None]
@@ -239,26 +240,18 @@ class EpochTable:
     def _read(self, text: str) -> list[Row]:
         """Return the rows of a file that may have been edited or damaged."""
         good: list[Row] = []
-        lines = text.replace("\0", "").splitlines()  # csv refuses zero bytes in some versions
         try:
-            rows = [
-                {key: _number(cells.get(key)) for key in COLUMNS}
-                for cells in csv.DictReader(lines, restval="?")
-            ]
+            rows = [{key: _number(cells.get(key)) for key in COLUMNS} for cells in csv_rows(text)]
             good = [row for row in rows if _is_row(row)]
             bad = len(rows) - len(good)
         except csv.Error:
-            bad = max(0, len(lines) - 1)
+            bad = max(0, len(text.splitlines()) - 1)
         if bad:
             self._tell(f"{self._path}: {bad} damaged row(s) dropped")
         return good
 
     def _text(self) -> str:
-        buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({key: "" if v is None else v for key, v in row.items()} for row in self.rows)
-        return buffer.getvalue()
+        return csv_text(COLUMNS, [[row[key] for key in COLUMNS] for row in self.rows])
 
     def _write(self) -> None:
         try:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..children import safe_path
 from ..errors import DataError, ImageError
 from ..evaluate import allowed_workers, dead_workers_as_data_error, ignore_interrupt, read_ahead
 from .sampler import PICTURE, mix64
@@ -133,7 +134,7 @@ class BatchReader:
                 generator=torch.Generator(),  # else each pass draws from the global one
             )
         try:
-            with dead_workers_as_data_error(fetching=self.workers > 0):
+            with dead_workers_as_data_error(fetching=self.workers > 0), safe_path():
                 items = self._items = iter(self._loader)
             if self.workers:
                 _RUNNING.add(items)
