@@ -35,6 +35,10 @@ def _read_arch_file(path: Path) -> Arch | TreeArch:
         raise ArchError(f"{path}: {e.strerror or e}") from e
     except UnicodeDecodeError as e:
         raise ArchError(f"{path}: not a text file") from e
+    return _parsed(text, path)
+
+
+def _parsed(text: str, path: Path) -> Arch | TreeArch:
     try:
         return Arch.parse(text)
     except ArchError as e:
@@ -57,7 +61,7 @@ def read_arch(path: str | os.PathLike[str]) -> Arch | TreeArch:
 
         metadata = read_metadata(path)
         if "arch" in metadata:
-            return Arch.parse(metadata["arch"])
+            return _parsed(metadata["arch"], path)
     record = find_by_digest(path) if path.is_file() else None
     if record is None:
         raise ArchError(

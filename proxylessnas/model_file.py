@@ -29,7 +29,6 @@ _RESERVED = ("format", "arch", "num_classes", "global_pool", "preprocessing", "c
 class Header:
     """What a file says of its net; what it does not say is None or empty."""
 
-    arch: Arch | TreeArch | None = None
     num_classes: int | None = None
     global_pool: str | None = None
     preprocessing: Preprocessing | None = None
@@ -45,8 +44,6 @@ class Header:
         """
         found: dict[str, Any] = {}
         try:
-            if "arch" in metadata:
-                found["arch"] = Arch.parse(metadata["arch"])
             if "num_classes" in metadata:
                 found["num_classes"] = int(metadata["num_classes"])
             if metadata.get("global_pool") in POOLS:

@@ -52,7 +52,7 @@ def renamed(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def test_prefixes(
     prefix: str, said: str, model: Classifier, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Those of known wrappers come off without a word; any other that keeps all names from fitting is said."""
+    """Those of known wrappers come off without a word; another one that all names have is said."""
     file = tmp_path / "net.pth"
     torch.save({"state_dict": renamed(model.state_dict(), prefix), "epoch": 1}, file)
     caplog.set_level(logging.WARNING, "proxylessnas")

@@ -26,6 +26,7 @@ LAYERS = [
         "errors",
         "fetch_settings",
         "filesystem",
+        "registration",
         "json_fields",
         "lazy_names",
         "memory",

@@ -8,6 +8,7 @@ import os
 from typing import TYPE_CHECKING
 
 from ..progress import clock
+from ._names import imports_given
 from ._output import note, pairs, print_json
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def report(args: argparse.Namespace, result: SearchResult) -> int:
         print_json({**result.to_dict(), "folder": str(result.folder), "signal": result.signal})
     elif result.finished and main_process():
         print(result.model)
-        note(f"train it on: proxylessnas finetune {result.model} DATA")
+        note(f"train it on: proxylessnas finetune {result.model} DATA{imports_given(args)}")
     return 0 if result.finished else 128 + (result.signal or 2)
 
 

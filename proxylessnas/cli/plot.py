@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import DataError
-from ._latency import NET_HELP, TABLE_HELP, add_imports, check_output, import_modules
+from ._latency import NET_HELP, TABLE_HELP, add_imports, check_output
 from ._output import note, printable
 from ._verb import UsageError, Verb
 
@@ -96,7 +96,6 @@ class Plot(Verb):
     def run(self, args: argparse.Namespace) -> int:
         """Draw or print."""
         _check(args)
-        import_modules(args)
         if args.bench:
             from ..report.pareto import pareto_figure
 
