@@ -19,12 +19,14 @@ torch nor any file.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import ArchError, shown
+from .registration import remember
 
 if TYPE_CHECKING:
     from .tree_arch import TreeArch
@@ -62,6 +64,7 @@ def register_op(token: str, build: OpBuilder) -> None:
     if _custom_ops.get(token, build) is not build:
         raise ArchError(f"operation {token!r} is registered already, with another builder")
     _custom_ops[token] = build
+    remember(token, sys._getframe(1))
 
 
 def custom_op(token: str) -> OpBuilder:
@@ -114,7 +117,8 @@ def parse_token(token: str) -> tuple[str, int, float, bool]:
     if name in _custom_ops:
         return "custom", 0, 0, shortcut
     known = ", ".join(["k<kernel>e<ratio> such as k5e3", "- for a skipped block", *sorted(_custom_ops)])
-    raise ArchError(f"unknown operation {shown(token)}; known are {known}")
+    own = "; one of your own is registered first: --import MODULE" if _IDENTIFIER.fullmatch(name) else ""
+    raise ArchError(f"unknown operation {shown(token)}; known are {known}{own}")
 
 
 def check_int(what: str, value: object, low: int, high: int) -> None:
@@ -267,7 +271,7 @@ class Arch:
         return tuple(self.iter_blocks())
 
     def __str__(self) -> str:
-        """Return the text form, which :meth:`parse` reads back exactly."""
+        """Return the text form, which :meth:`parse` reads back; comments name the modules of operations."""
         from .arch_text import format_arch
 
         return format_arch(self)

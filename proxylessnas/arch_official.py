@@ -217,7 +217,7 @@ def _read_token(op: Mapping[str, Any], where: str, width: int, seen: set[str]) -
         try:
             custom_op(name)
         except KeyError as e:
-            known = "MBInvertedConvLayer, ZeroLayer and operations registered with register_op"
+            known = "MBInvertedConvLayer, ZeroLayer and operations of modules (--import MODULE)"
             raise ArchError(f"{where}: {short(name)} is not a known layer; known are {known}") from e
         check_layer(op, where, name, {}, free)
         token = name

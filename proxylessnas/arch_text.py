@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from . import registration
 from .arch import Arch, Stage, optional_fields, parse_token
 from .errors import ArchError, shown
 from .tree_arch import TreeArch, check_word
@@ -91,7 +92,9 @@ class _Parser:
                 try:
                     check(word[0])  # type: ignore[misc]
                 except ArchError as e:
-                    raise self.error(str(e), token.offset + 1 + word.start()) from e
+                    name = word[0].removesuffix("!")
+                    hint = registration.missing(name, registration.noted(self.text))
+                    raise self.error(hint or str(e), token.offset + 1 + word.start()) from e
             parts.append(re.sub(r"\\(.)", r"\1", raw))
         if not parts:
             raise self.error("expected a string", self_offset)
@@ -185,8 +188,13 @@ def parse_arch(text: str) -> Arch | TreeArch:
     return arch
 
 
-def format_arch(arch: Arch | TreeArch) -> str:
-    """Return the text form of an architecture; every line but a long name's fits 110 columns."""
+def format_arch(arch: Arch | TreeArch, *, notes: bool = True) -> str:
+    """Return the text form of an architecture; every line but a long name's fits 110 columns.
+
+    Args:
+        arch: the architecture.
+        notes: end with a comment for each registered operation, which names the module that registered it.
+    """
     extras = [
         f"{name}={value!r}"
         for name, value in optional_fields(arch)
@@ -202,4 +210,5 @@ def format_arch(arch: Arch | TreeArch) -> str:
         fits = len(head.rpartition("\n")[2]) + len(extra) < 80
         head += f", {extra}" if fits else f",\n    {extra}"
     stages = "".join(f'    Stage({s.width}, {s.stride}, "{s.ops}"),\n' for s in arch.stages)
-    return f"Arch({head}, stages=(\n{stages}))"
+    said = registration.notes(token for s in arch.stages for token in s.tokens) if notes else []
+    return "\n".join([f"Arch({head}, stages=(\n{stages}))", *said])

@@ -14,7 +14,7 @@ from .arch import Arch
 from .cache import verified_loader
 from .classifier import Classifier
 from .errors import ArchError, WeightsNotFoundError
-from .loading import adopt, fit_state_dict, head_classes, log_report
+from .loading import adopt, fit_state_dict, head_classes, log_report, without_prefix
 from .model import ProxylessNAS
 from .names import is_weights_file, looks_like_path
 from .published import MODEL_NAMES, PUBLISHED, normalise_name
@@ -35,6 +35,10 @@ def _read_arch_file(path: Path) -> Arch | TreeArch:
         raise ArchError(f"{path}: {e.strerror or e}") from e
     except UnicodeDecodeError as e:
         raise ArchError(f"{path}: not a text file") from e
+    return _parsed(text, path)
+
+
+def _parsed(text: str, path: Path) -> Arch | TreeArch:
     try:
         return Arch.parse(text)
     except ArchError as e:
@@ -57,7 +61,7 @@ def read_arch(path: str | os.PathLike[str]) -> Arch | TreeArch:
 
         metadata = read_metadata(path)
         if "arch" in metadata:
-            return Arch.parse(metadata["arch"])
+            return _parsed(metadata["arch"], path)
     record = find_by_digest(path) if path.is_file() else None
     if record is None:
         raise ArchError(
@@ -66,9 +70,14 @@ def read_arch(path: str | os.PathLike[str]) -> Arch | TreeArch:
     return PUBLISHED[record.arch]
 
 
-def _build(arch: Arch | TreeArch, options: dict[str, Any]) -> Classifier:
-    """Build a net; if it is one of the published ones, its images are prepared as theirs are."""
-    if options["global_pool"] is None:
+def build(arch: Arch | TreeArch, **options: Any) -> Classifier:
+    """Build a model with random weights; one of the published is told how their images are prepared.
+
+    Args:
+        arch: the architecture.
+        options: those of :class:`~proxylessnas.model.ProxylessNAS`; ``global_pool`` None means "avg".
+    """
+    if options.get("global_pool") is None:
         options = {**options, "global_pool": "avg"}
     model: Classifier = (
         ProxylessNAS(arch, **options) if isinstance(arch, Arch) else PyramidTreeNet(arch, **options)
@@ -140,7 +149,7 @@ def create_model(
     }
     with torch.inference_mode(False):  # parameters made under inference mode could never be trained
         if weights is None and not pretrained:
-            return _build(arch, options)
+            return build(arch, **options)
         if weights is None:
             weights = get_weights(_published_as(arch))
         elif isinstance(weights, str) and not looks_like_path(weights):
@@ -169,17 +178,17 @@ def _build_with_weights(
     if isinstance(weights, Weights):
         # Reading and hashing 18 MB takes as long as creating 400 modules: do both at once.
         loader = verified_loader(weights, progress=progress)
-        model = _build(arch, {**options, "device": "meta"})
+        model = build(arch, **options, device="meta")
         source = Source(loader.result(), f"the weights of {weights.name}", record=weights, owned=True)
     else:
         source = open_source(weights, progress)
+        said = {"num_classes": source.header.num_classes, "global_pool": source.header.global_pool}
+        said = {key: value for key, value in said.items() if options[key] is None}
+        model = build(arch, **{**options, **said}, device="meta")
         if options["num_classes"] is None:
-            features = arch.last if isinstance(arch, Arch) else arch.final_width
-            classes = head_classes(source.state, features)
-            options = {**options, "num_classes": source.header.num_classes if classes is None else classes}
-        if options["global_pool"] is None:
-            options = {**options, "global_pool": source.header.global_pool}
-        model = _build(arch, {**options, "device": "meta"})
+            classes = head_classes(without_prefix(source.state, model.state_dict())[0], model.num_features)
+            if classes is not None and classes != model.num_classes:
+                model._set_head(classes, model.global_pool, "meta")
     embeddings = source.header.num_classes == 0
     fitted, report = fit_state_dict(model, source.state, source.label, embeddings=embeddings)
     device, dtype = torch.get_default_device(), torch.get_default_dtype()

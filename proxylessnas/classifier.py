@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .transforms import Preprocessing
     from .weights import Weights
 
+_T = TypeVar("_T")
 POOLS = ("avg", "max", "avgmax", "")
 
 
@@ -28,18 +29,22 @@ class Classifier(nn.Module):
 
     Attributes:
         arch: the architecture the net was built from.
-        num_classes: outputs; 0 means embeddings.
-        in_chans: channels of the input.
+        num_classes: outputs of the last layer, also of one that replaced it; 0 means embeddings.
+        in_chans: channels that the stem takes, also one that replaced it.
         num_features: channels that enter the classifier.
         preprocessing: what images need before they enter the net, or None if it is not known.
         weights: the record of the published weights that were loaded, or None.
         categories: names of the classes, in output order; empty if they are not known. Set your own after
-            training; :func:`~proxylessnas.save_weights` keeps them.
-        wnids: WordNet ids of the classes (ImageNet), or empty.
+            training; :func:`~proxylessnas.save_weights` keeps them. They belong to the last layer that the
+            model had then: where another one replaces it, they are gone.
+        wnids: WordNet ids of the classes (ImageNet), or empty; as ``categories``.
         feature_info: one dict a resolution, finest first, with ``num_chs``, ``reduction`` (input pixels per
             map pixel) and ``module`` (dotted name of the block whose output it is);
             :meth:`forward_intermediates` returns these maps.
     """
+
+    # TorchScript is not to compile them.
+    __jit_unused_properties__ = ("num_classes", "in_chans", "categories", "wnids", "has_old_names")
 
     def __init__(
         self,
@@ -54,11 +59,62 @@ class Classifier(nn.Module):
         self.feature_info: list[dict[str, Any]] = []
         self.preprocessing: Preprocessing | None = None
         self.weights: Weights | None = None
-        self.categories: tuple[str, ...] = ()
-        self.wnids: tuple[str, ...] = ()
+        self._names: dict[str, tuple[tuple[str, ...], nn.Module | None]] = {}
         self._frozen_bn = self._frozen_affine = False
         self.num_classes = -1
         self.in_chans = arch.in_channels
+
+    def _last_layer(self) -> nn.Module | None:
+        """Return the layer whose outputs are the classes; None without a linear one."""
+        head = self._modules.get("classifier")  # None while the model is being built
+        layers = [] if head is None else [m for m in head.modules() if isinstance(m, nn.Linear)]
+        return layers[-1] if layers else None
+
+    @property
+    def num_classes(self) -> int:  # noqa: D102 - an attribute: see the class
+        layer = self._last_layer()
+        if isinstance(layer, nn.Linear):
+            return layer.out_features
+        return 0 if isinstance(self._modules.get("classifier"), nn.Identity) else self._num_classes
+
+    @num_classes.setter
+    def num_classes(self, value: int) -> None:
+        self._num_classes = value  # what holds for a classifier that does not say it itself
+
+    @property
+    def in_chans(self) -> int:  # noqa: D102
+        stem = next((m for m in self.modules() if isinstance(m, nn.Conv2d)), None)
+        return self._in_chans if stem is None else stem.in_channels
+
+    @in_chans.setter
+    def in_chans(self, value: int) -> None:
+        self._in_chans = value
+
+    @property
+    def categories(self) -> tuple[str, ...]:  # noqa: D102
+        return self._names_of_outputs("categories")
+
+    @categories.setter
+    def categories(self, names: Sequence[str]) -> None:
+        self._names["categories"] = (tuple(names), self._last_layer())
+
+    @property
+    def wnids(self) -> tuple[str, ...]:  # noqa: D102
+        return self._names_of_outputs("wnids")
+
+    @wnids.setter
+    def wnids(self, names: Sequence[str]) -> None:
+        self._names["wnids"] = (tuple(names), self._last_layer())
+
+    @property
+    def has_old_names(self) -> bool:
+        """Whether class names were set for a last layer that was replaced since."""
+        return any(names and not self._names_of_outputs(kind) for kind, (names, _) in self._names.items())
+
+    def _names_of_outputs(self, kind: str) -> tuple[str, ...]:
+        """Return names that were set for the last layer that is there now, or none."""
+        names, layer = self._names.get(kind, ((), None))
+        return names if layer is self._last_layer() else ()
 
     def _set_head(self, num_classes: int | None, global_pool: str, device: Any, dtype: Any = None) -> None:
         """Set pooling and classifier; a net's constructor does so last, which keeps the original order."""
@@ -202,6 +258,14 @@ class Classifier(nn.Module):
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.train(False)
         return self
+
+
+def unwrapped(model: _T) -> _T | Classifier:
+    """Return the model in what torch.compile, DataParallel or AveragedModel made of it, or what is given."""
+    inner: Any = model
+    while isinstance(inner, nn.Module) and not isinstance(inner, Classifier):
+        inner = getattr(inner, "_orig_mod", None) or getattr(inner, "module", None)
+    return inner if isinstance(inner, Classifier) else model
 
 
 def check_rate(name: str, rate: float) -> float:

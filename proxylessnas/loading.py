@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from .classifier import Classifier
-from .errors import WeightsMismatchError
+from .classifier import Classifier, unwrapped
+from .errors import WeightsMismatchError, shown
 from .safe_text import one_line
 from .sources import Source, open_source
 
@@ -32,11 +32,13 @@ class LoadReport:
         unexpected: tensors of the weights that the net has no place for (with ``strict=False`` only).
         adapted: what was changed to fit, tensor name to a sentence: a stem for another number of input
             channels, a classifier for another number of classes (which keeps the net's own values).
+        prefix: what all names of the weights began with, such as "model.", and was taken off.
     """
 
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     adapted: dict[str, str] = field(default_factory=dict)
+    prefix: str = ""
 
 
 def adapt_stem(weight: Tensor, in_chans: int) -> Tensor:
@@ -64,6 +66,24 @@ def stem_name(model: nn.Module) -> str:
     return next(name for name, p in model.named_parameters() if p.dim() == 4)
 
 
+def without_prefix(state: Mapping[str, Tensor], own: Collection[str]) -> tuple[dict[str, Tensor], str]:
+    """Return weights without the prefix that keeps all their names from being a model's, and the prefix.
+
+    Other training loops hold the model as an attribute, which is then in front of every name.
+
+    Args:
+        state: the weights; they are returned as they are, with "", where no such prefix helps.
+        own: names of the model's tensors.
+    """
+    first = next(iter(own), "")
+    for end in [key for key in state if key.endswith("." + first) and key not in own]:
+        prefix = end.removesuffix(first)
+        found = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        if len(found) == len(state) and all(key in own or key.startswith(HEAD) for key in found):
+            return found, prefix
+    return dict(state), ""
+
+
 def head_classes(state: Mapping[str, Tensor], num_features: int) -> int | None:
     """Return the number of classes of the classifier in ``state``, or None if there is no sound one."""
     weight, bias = state.get(HEAD + "linear.weight"), state.get(HEAD + "linear.bias")
@@ -86,8 +106,9 @@ def fit_state_dict(
     The net is not touched. See :func:`load_weights` for the rules and the errors. ``embeddings`` says that
     the weights are known to be those of a net without a classifier; otherwise a missing one is an error.
     """
-    report = LoadReport()
     own = model.state_dict()
+    state, prefix = without_prefix(state, own)
+    report = LoadReport(prefix=prefix)
     stem = stem_name(model)
     own_head = {key for key in own if key.startswith(HEAD)}
     classes = 0 if embeddings else head_classes(state, model.num_features)
@@ -129,7 +150,10 @@ def fit_state_dict(
             report.missing.append(key)
     what = f"{source} do not fit {model.arch.name}"
     if not any(key in own for key in state):
-        raise WeightsMismatchError(f"{what}: no tensor of the weights belongs to this net")
+        theirs, ours = (shown(next(iter(names), "nothing"), 100) for names in (state, own))
+        raise WeightsMismatchError(
+            f"{what}: no tensor of the weights belongs to this model; they hold {theirs}, it has {ours}"
+        )
     if kinds:
         raise WeightsMismatchError(f"{what}: {kinds[0]}, the net has another kind of numbers there")
     if shapes or (strict and (report.missing or report.unexpected)):
@@ -139,7 +163,9 @@ def fit_state_dict(
 
 
 def log_report(report: LoadReport, model: Classifier, source: str) -> None:
-    """Log what was adapted; a classifier that keeps random values is a warning."""
+    """Log what was adapted; a classifier that keeps random values is a warning, as is a prefix taken off."""
+    if report.prefix:
+        log.warning("%s: the prefix %r of all names was taken off", source, report.prefix)
     for key, what in report.adapted.items():
         if key == HEAD + "linear.weight" and model.num_classes:
             log.warning("%s: the classifier was %s; it keeps its own values", one_line(source), what)
@@ -177,7 +203,7 @@ def load_weights(
     loaded.
 
     Args:
-        model: any net of this package.
+        model: any model of this package, also one that torch.compile or DataParallel wraps.
         source: a local ``.safetensors`` or ``.pth`` file, the name of a net with published weights, a record
             of :func:`~proxylessnas.get_weights`, or a state dict.
         strict: False allows missing and unexpected tensors and reports them. Shapes must fit in any case.
@@ -190,6 +216,7 @@ def load_weights(
         TypeError: not a net of this package, or one without memory (on the meta device).
         WeightsNotFoundError, WeightsFetchError, WeightsCorruptError: the weights cannot be had.
     """
+    model = unwrapped(model)
     if not isinstance(model, Classifier):
         raise TypeError(f"load_weights takes a net of this package, not a {type(model).__name__}")
     if any(p.is_meta for p in model.parameters()):

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from .arch import Arch
-from .classifier import POOLS, Classifier
-from .errors import ProxylessError, WeightsCorruptError
+from .classifier import POOLS, Classifier, unwrapped
+from .errors import ProxylessError, WeightsCorruptError, WeightsMismatchError
+from .tensorfile import plain_names
 from .transforms import Preprocessing
 from .tree_arch import TreeArch
 
+log = logging.getLogger("proxylessnas")
 _RESERVED = ("format", "arch", "num_classes", "global_pool", "preprocessing", "categories", "wnids")
 
 
@@ -23,7 +29,6 @@ _RESERVED = ("format", "arch", "num_classes", "global_pool", "preprocessing", "c
 class Header:
     """What a file says of its net; what it does not say is None or empty."""
 
-    arch: Arch | TreeArch | None = None
     num_classes: int | None = None
     global_pool: str | None = None
     preprocessing: Preprocessing | None = None
@@ -39,8 +44,6 @@ class Header:
         """
         found: dict[str, Any] = {}
         try:
-            if "arch" in metadata:
-                found["arch"] = Arch.parse(metadata["arch"])
             if "num_classes" in metadata:
                 found["num_classes"] = int(metadata["num_classes"])
             if metadata.get("global_pool") in POOLS:
@@ -70,20 +73,22 @@ def save_weights(
     rates, frozen BatchNorm) are not. The file appears under its name only when it is complete.
 
     Args:
-        model: any net of this package.
+        model: any model of this package, also one that torch.compile or DataParallel wraps.
         path: where to; the suffix must be ``.safetensors``.
         metadata: more text for the header; ``safetensors.safe_open(path, "pt").metadata()`` shows it.
         categories: names of the classes, in output order; by default ``model.categories``.
 
     Raises:
         ValueError: another suffix, a reserved metadata key, or another number of names than of classes.
-        TypeError: not a net of this package, or metadata that is not text.
+        TypeError: not a model of this package, or metadata that is not text.
+        WeightsMismatchError: the model was changed so that its file could not be opened again (another kind
+            of classifier, pruned weights); the message says what to do.
         ProxylessError: the folder does not exist.
         MissingExtraError: safetensors is not installed.
     """
     from .cache import write_safetensors
 
-    path = Path(path)
+    path, model = Path(path), unwrapped(model)
     if not isinstance(model, Classifier):
         raise TypeError(f"save_weights takes a net of this package, not a {type(model).__name__}")
     if path.suffix != ".safetensors":
@@ -114,5 +119,51 @@ def save_weights(
         header["categories"] = json.dumps(names, ensure_ascii=False)
     if model.wnids and names == model.categories:
         header["wnids"] = json.dumps(model.wnids)
-    write_safetensors(model.state_dict(), path, {**header, **extra})
+    state = plain_names(model.state_dict())
+    _check_fits(model, arch, state, path)
+    if not names and model.has_old_names:
+        log.warning(
+            "%s: the last layer was replaced since the class names were set: they are left out (set "
+            "model.categories, or give categories=...)", path,
+        )  # fmt: skip
+    write_safetensors(state, path, {**header, **extra})
     return path
+
+
+def _check_fits(model: Classifier, arch: Arch | TreeArch, state: Mapping[str, Tensor], path: Path) -> None:
+    """Compare tensors with those of a model built from what the file's header will say.
+
+    Raises:
+        WeightsMismatchError: names or shapes differ.
+    """
+    from .builders import build
+
+    with torch.random.fork_rng(devices=[]):  # registered operations draw weights
+        rebuilt = build(
+            arch, num_classes=model.num_classes, global_pool=model.global_pool, device="meta"
+        ).state_dict()
+    shapes = {
+        key: (tuple(value.shape), tuple(rebuilt[key].shape))
+        for key, value in state.items()
+        if key in rebuilt and value.shape != rebuilt[key].shape
+    }
+    unexpected = [key for key in state if key not in rebuilt]
+    missing = [key for key in rebuilt if key not in state and not key.endswith("num_batches_tracked")]
+    if not (shapes or unexpected or missing):
+        return
+    odd = [*unexpected, *missing, *shapes]
+    if any(key.endswith("_mask") for key in unexpected):
+        remedy = "make pruning final: torch.nn.utils.prune.remove(module, 'weight') for every pruned module"
+    elif any("parametrizations" in key.split(".") for key in unexpected):
+        remedy = "torch.nn.utils.parametrize.remove_parametrizations makes plain weights of them"
+    elif all(key.startswith("classifier.") for key in odd):
+        remedy = (
+            "a classifier is one linear layer: model.reset_classifier(N), or replace model.classifier.linear"
+        )
+    else:
+        remedy = "write down its Arch and build the model from that, or keep it with torch.save"
+    raise WeightsMismatchError(
+        f"{path}: not written: the model is no longer what its architecture says, and create_model could "
+        f"not open the file; {remedy}",
+        missing=missing, unexpected=unexpected, shapes=shapes,
+    )  # fmt: skip

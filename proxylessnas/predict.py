@@ -63,5 +63,7 @@ def predict(
     inputs = model.preprocessing.build()(image)[None].to(like.device, like.dtype)
     with evaluation_mode(model):
         found = top_classes(model, inputs, top)[0]
-    names, wnids = model.categories, model.wnids
+    names, wnids = (
+        known if len(known) == model.num_classes else () for known in (model.categories, model.wnids)
+    )
     return [Prediction(names[i] if names else str(i), p, i, wnids[i] if wnids else None) for i, p in found]

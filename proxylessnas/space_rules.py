@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from .arch import MAX_BLOCKS, MAX_WIDTH, ZERO
 from .errors import ArchError, shown
 from .json_fields import is_int, is_number, is_text
+from .registration import missing
 from .space import SearchSpace, SpaceStage, op_name
 
 MAX_CANDIDATES = 256
@@ -28,8 +30,11 @@ def problems_error(where: str, found: Sequence[str]) -> ArchError:
     return ArchError(f"{where}: {len(found)} problems\n  " + "\n  ".join(found))
 
 
-def value_problems(space: Any) -> Iterator[str]:
-    """Yield what is wrong with each value of a space, or of any object with a space's attributes."""
+def value_problems(space: Any, modules: Mapping[str, object] = MappingProxyType({})) -> Iterator[str]:
+    """Yield what is wrong with each value of a space, or of any object with a space's attributes.
+
+    ``modules`` are those that registered its operations, by token, where that is known.
+    """
     if not is_text(space.name, 200):
         yield f"name must be a printable text of at most 200 characters, not {shown(space.name)}"
     for name, (low, high) in _LIMITS.items():
@@ -60,7 +65,7 @@ def value_problems(space: Any) -> Iterator[str]:
         try:
             name = op_name(token)
         except ArchError as e:
-            yield f"candidates: {e}; an operation of your own is registered before its space is read"
+            yield f"candidates: {missing(token, modules, 'space') or e}"
             continue
         if name in names:
             yield f"candidates: {token!r} is there twice"

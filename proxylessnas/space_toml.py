@@ -23,7 +23,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from . import toml_text
+from . import registration, toml_text
 from .errors import ArchError, shown
 from .space import SearchSpace, SpaceStage
 from .space_rules import problems_error, value_problems
@@ -48,8 +48,15 @@ _STAND_INS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def from_dict(data: Mapping[str, Any], where: str = "search space") -> SearchSpace:
+def from_dict(
+    data: Mapping[str, Any], where: str = "search space", modules: Mapping[str, object] | None = None
+) -> SearchSpace:
     """Read a space from JSON or TOML values.
+
+    Args:
+        data: the values.
+        where: what errors call them.
+        modules: those that registered its operations, by token, if that is known.
 
     Raises:
         ArchError: with every problem.
@@ -63,7 +70,7 @@ def from_dict(data: Mapping[str, Any], where: str = "search space") -> SearchSpa
         values["stages"] = tuple(
             _stage(f"stage {s}", stage, found) for s, stage in enumerate(values["stages"], 1)
         )
-    found += value_problems(SimpleNamespace(**{**_STAND_INS, **values}))
+    found += value_problems(SimpleNamespace(**{**_STAND_INS, **values}), modules or {})
     if found:
         raise problems_error(where, found)
     try:
@@ -98,7 +105,8 @@ def read_toml(path: str | os.PathLike[str]) -> SearchSpace:
         MissingExtraError: Python is 3.10 and tomli is not installed.
     """
     where, data = toml_text.read_toml(Path(path), "search space", error=ArchError)
-    return from_dict({"name": Path(path).stem, **data}, where)
+    modules = registration.noted(Path(path).read_text(encoding="utf-8", errors="replace"))
+    return from_dict({"name": Path(path).stem, **data}, where, modules)
 
 
 def to_toml(space: SearchSpace) -> str:
@@ -109,7 +117,7 @@ def to_toml(space: SearchSpace) -> str:
         lines += [f"{name} = {_value(getattr(space, name))}" for name in names.split()]
     lines += ["", "# the searched blocks; stride is that of a stage's first block", "stages = ["]
     lines += [f"    {{ width = {s.width}, stride = {s.stride}, blocks = {s.blocks} }}," for s in space.stages]
-    return "\n".join([*lines, "]", ""])
+    return "\n".join([*lines, "]", *registration.notes(space.candidates), ""])
 
 
 def _value(value: Any) -> str:

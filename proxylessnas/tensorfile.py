@@ -8,11 +8,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import os
 import pickle
 import re
 import stat
 import struct
+import threading
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -25,8 +27,12 @@ from .filesystem import write_atomically
 if TYPE_CHECKING:
     from torch import Tensor
 
-_STATE_KEYS = ("state_dict", "model_state_dict", "model")
-_PREFIXES = ("module.", "_orig_mod.")  # left by DataParallel and torch.compile
+log = logging.getLogger("proxylessnas")
+
+# Averages of the weights, which other loops keep beside them; used where there is nothing else.
+_EMA_KEYS = ("state_dict_ema", "model_ema", "model_ema_state_dict", "ema_state_dict", "ema_model", "ema")
+_STATE_KEYS = ("state_dict", "model_state_dict", "model", "net", *_EMA_KEYS)
+_COMPILED, _PARALLEL = "_orig_mod", "module."  # what torch.compile and DataParallel put into names
 
 
 def safe_load(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -34,7 +40,9 @@ def safe_load(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     Args:
         path: a ``.safetensors`` file or a torch checkpoint (``.pth``, new or old format): a state dict, alone
-            or under ``state_dict``, ``model_state_dict`` or ``model``. A ``module.`` prefix is taken off.
+            or under ``state_dict``, ``model_state_dict``, ``model`` or ``net`` (averages such as
+            ``model_ema`` where there is no other). What torch.compile and DataParallel put into the names is
+            taken off.
 
     Returns:
         The tensors by name, on the CPU, and the text metadata of a safetensors file ({} for a checkpoint).
@@ -107,19 +115,57 @@ def _from_checkpoint(data: bytes, where: str) -> dict[str, Tensor]:
     if data.startswith(b"PK"):
         _check_archive(data, where)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns about its own old formats: nothing to act on
-            with torch.inference_mode(False):
-                loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        try:
+            loaded = _unpickled(data)
+        except pickle.UnpicklingError as e:
+            if not any(f"GLOBAL {name} " in str(e) for name in IGNORED):
+                raise
+            ignored = [(_Ignored, name) for name in IGNORED]
+            with _IGNORING, torch.serialization.safe_globals(ignored):  # type: ignore[arg-type]
+                loaded = _unpickled(data)
     except pickle.UnpicklingError as e:
         found = re.search(r"(?:GLOBAL|global|Unsupported class|operand)\s+([\w.]+)", str(e))
         detail = f" ({found[1]})" if found and "." in found[1] else ""
         raise WeightsCorruptError(
-            f"{where}: damaged, or it holds Python objects{detail} besides tensors; nothing in it was run"
+            f"{where}: damaged, or it holds Python objects{detail} besides tensors; nothing in it was run. "
+            "If it is yours, save its tensors alone, where it was made: torch.save(model.state_dict(), FILE)"
         ) from e
     except Exception as e:  # a damaged file makes torch raise EOFError, KeyError, RuntimeError, ...
         raise WeightsCorruptError(f"{where}: truncated or damaged checkpoint ({type(e).__name__})") from e
     return state_dict_of(loaded, where)
+
+
+#: What training loops put beside the weights and nobody needs to read them: settings, scores, paths.
+IGNORED = (
+    "argparse.Namespace",
+    "numpy.dtype",
+    "numpy.ndarray",
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+    *(f"pathlib.{part}{name}" for part in ("", "_local.") for name in ("PosixPath", "WindowsPath")),
+)
+_IGNORING = threading.Lock()  # torch's list of allowed names is one for all threads
+
+
+class _Ignored:
+    """Stands in a checkpoint for an object of another class, of which it keeps nothing and runs nothing."""
+
+    def __new__(cls, *_: object) -> _Ignored:
+        return super().__new__(cls)
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def _unpickled(data: bytes) -> Any:
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns about its own old formats: nothing to act on
+        with torch.inference_mode(False):
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
 def _check_archive(data: bytes, where: str) -> None:
@@ -136,35 +182,54 @@ def _check_archive(data: bytes, where: str) -> None:
 
 
 def state_dict_of(loaded: object, where: str) -> dict[str, Tensor]:
-    """Return the named tensors of a loaded checkpoint, without the prefixes that wrappers add.
+    """Return the named tensors of a loaded checkpoint, without what wrappers put into their names.
+
+    Averages of the weights that are beside the weights are left aside, which is logged.
 
     Raises:
         WeightsCorruptError: it is neither a state dict nor holds one under a usual key.
     """
     import torch
 
-    for key in _STATE_KEYS:
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
-            loaded = loaded[key]
-            break
+    if isinstance(loaded, Mapping):
+        found = [key for key in _STATE_KEYS if isinstance(loaded.get(key), Mapping)]
+        aside = [key for key in found[1:] if key in _EMA_KEYS]
+        if aside:
+            log.warning(
+                "%s: the weights under %r are used; averaged ones under %r are left aside (to use them, give "
+                "torch.load(FILE, weights_only=True)[%r] to load_weights)",
+                where, found[0], aside[0], aside[0],
+            )  # fmt: skip
+        if found:
+            loaded = loaded[found[0]]
     if not isinstance(loaded, Mapping) or not loaded:
         raise WeightsCorruptError(
             f"{where}: no state dict in it (found {type(loaded).__name__}; save model.state_dict())"
         )
     out: dict[str, Tensor] = {}
+    averaged = "n_averaged" in loaded and len(loaded) > 1  # torch.optim.swa_utils.AveragedModel counts there
     for name, value in loaded.items():
+        if averaged and name == "n_averaged":
+            continue
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise WeightsCorruptError(
                 f"{where}: not a state dict, alone or under {', '.join(_STATE_KEYS)}: "
-                f"{str(name)[:60]!r} is a {type(value).__name__}"
+                f"{str(name)[:60]!r} is a {type(value).__name__}; save model.state_dict()"
             )
         if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_complex():
             kind = "complex" if value.is_complex() else "sparse, quantised or without data"
             raise WeightsCorruptError(f"{where}: tensor {name[:60]!r} is {kind}, which no net here has")
         out[name] = value.detach()
-    for prefix in _PREFIXES:
-        if all(name.startswith(prefix) for name in out):
-            out = {name.removeprefix(prefix): value for name, value in out.items()}
+    return plain_names(out)
+
+
+def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors under the names that they have without torch.compile and DataParallel around them."""
+    out = {".".join(part for part in name.split(".") if part != _COMPILED): t for name, t in state.items()}
+    if len(out) < len(state):  # names that differ in nothing else: both are wanted
+        out = dict(state)
+    while out and all(name.startswith(_PARALLEL) for name in out):
+        out = {name.removeprefix(_PARALLEL): value for name, value in out.items()}
     return out
 
 

@@ -27,6 +27,7 @@ LAYERS = [
         "errors",
         "fetch_settings",
         "filesystem",
+        "registration",
         "json_fields",
         "lazy_names",
         "memory",

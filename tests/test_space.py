@@ -311,7 +311,7 @@ def test_all_problems_at_once() -> None:
         "bn_momentum must be", "stage 1: stride must be a whole number from 1 to 2, not 3",
         "stage 2: width must be", "stage 2: blocks must be", "'k4e3': the kernel size must be odd",
         "'k3e3.0' is there twice", "'-' is no plain operation", "'k5e3!' is no plain operation",
-        "unknown operation 'nonsense'", "registered before its space is read",
+        "unknown operation 'nonsense'", "one of your own is registered first: --import MODULE",
     ):  # fmt: skip
         assert part in message
 
@@ -366,7 +366,7 @@ def test_a_registered_operation_is_a_candidate(monkeypatch: pytest.MonkeyPatch, 
     path = tmp_path / "mine.toml"
     path.write_text(TINY.to_toml().replace('"k5e4"]', '"plain3"]'), encoding="utf-8")
     with pytest.raises(
-        ArchError, match=r"mine.toml: candidates: unknown operation 'plain3'.* registered before"
+        ArchError, match=r"mine.toml: candidates: unknown operation 'plain3'.* registered first"
     ):
         read_space(path)
     register_op("plain3", _conv)

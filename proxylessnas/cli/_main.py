@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from .._version import __version__
 from ..errors import ProxylessError
 from ..safe_text import shown_message
+from ._latency import import_modules
 from ._net import join_numbers
 from ._output import error, note, prepare_streams, print_json
 from ._verb import UsageError, Verb, add_verb
@@ -111,6 +112,8 @@ def _run(argv: list[str]) -> int:
     elif rest:
         args.parser.error(f"unrecognised arguments: {' '.join(rest)}")
     try:
+        if getattr(args, "imports", None):  # before anything reads a model with its operations
+            import_modules(args)
         return verb.run(args)
     except UsageError as e:
         args.parser.error(str(e))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +30,11 @@ def existing_file(word: str) -> Path:
             raise
         raise WeightsNotFoundError(f"{word}: not a file name ({getattr(e, 'strerror', None) or e})") from e
     return path
+
+
+def imports_given(args: argparse.Namespace) -> str:
+    """Return the options ``--import`` as they were given, for a command to be shown."""
+    return "".join(f" --import {name}" for name in getattr(args, "imports", ()))
 
 
 def sha256_of(path: Path) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import DataError, ProxylessError, WeightsCorruptError
 from ..names import ARCH_SUFFIXES, looks_like_path
 from ..transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from ._latency import add_imports
 from ._names import existing_file, published, sha256_of
 from ._output import note
 from ._verb import UsageError
@@ -38,6 +39,7 @@ def add_net_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("net")
     group.add_argument("--arch", metavar="FILE", help="architecture: .txt, or the original .json/.config")
     group.add_argument("--weights", metavar="FILE", help="weights: .safetensors or .pth")
+    add_imports(group)
     group.add_argument("--device", default="cpu", help="where to run: cpu (default), cuda, cuda:1, mps, ...")
     group = parser.add_argument_group(
         "preprocessing",

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ._latency import SPACE_HELP, TABLE_HELP, add_imports, import_modules
+from ._latency import SPACE_HELP, TABLE_HELP, add_imports
 from ._output import note
 from ._search_report import cost_notes, main_process, report, report_dry_run
 from ._train import DATA_HELP, add_list_recipes, fitting_batch, keep_pages, settings
@@ -75,7 +75,6 @@ class Run(Verb):
         if args.show_recipe:
             print(recipe.to_toml(), end="")
             return 0
-        import_modules(args)
         if args.dry_run and args.restart:
             raise UsageError(
                 "--restart moves a run out of the way, and --dry-run touches none: leave one out"
@@ -118,7 +117,6 @@ class Resume(Verb):
 
     def run(self, args: argparse.Namespace) -> int:
         """Search and report."""
-        import_modules(args)
         keep_pages(args)
         from ..search.after import resume
 
@@ -156,7 +154,6 @@ class Derive(Verb):
         """Derive and report."""
         if args.threads is not None and not 1 <= args.threads <= 1024:
             raise UsageError(f"--threads must be from 1 to 1024, not {args.threads}")
-        import_modules(args)
         import torch
 
         from ..search.after import derive

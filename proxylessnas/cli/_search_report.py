@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..progress import clock
 from ..safe_text import one_line
+from ._names import imports_given
 from ._output import note, pairs, print_json
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def report(args: argparse.Namespace, result: SearchResult) -> int:
     elif result.finished and main_process():
         print(one_line(result.model))
         data = shlex.quote(str(getattr(args, "data", None) or "DATA"))
-        command = f"proxylessnas finetune {shlex.quote(str(result.model))} {data}"
+        command = f"proxylessnas finetune {shlex.quote(str(result.model))} {data}{imports_given(args)}"
         note(f"train it further, with the classifier it has: {command}")
     return 0 if result.finished else 128 + (result.signal or 2)
 

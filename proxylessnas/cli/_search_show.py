@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..progress import clock
-from ._latency import add_imports, import_modules
+from ._latency import add_imports
 from ._output import bar, pairs, print_json, printable, table
 from ._search_report import UNITS, number
 from ._verb import Verb
@@ -37,7 +37,6 @@ class Show(Verb):
 
     def run(self, args: argparse.Namespace) -> int:
         """Print it."""
-        import_modules(args)
         from ..search.after import describe
 
         found = describe(args.folder)

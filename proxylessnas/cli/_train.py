@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..names import looks_like_path
 from ..safe_text import one_line
+from ._latency import add_imports
+from ._names import imports_given
 from ._output import note, pairs, print_json
 from ._verb import UsageError
 
@@ -97,6 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser, recipe: str) -> None:
         help="share of damaged pictures that stops the run (default: 0.01)",
     )  # fmt: skip
     group.add_argument("--tensorboard", action="store_true", help="write TensorBoard files too")
+    add_imports(group)
     group.add_argument(
         "--system-malloc", action="store_true", help="leave glibc's memory settings as they are"
     )
@@ -247,7 +250,7 @@ def report(args: argparse.Namespace, result: Any) -> int:
         print_json(document)
     elif result.finished and not args.json and _main_process():
         print(one_line(result.model))
-        note(f"use it: proxylessnas predict {result.model} PICTURE")
+        note(f"use it: proxylessnas predict {result.model} PICTURE{imports_given(args)}")
     return 0 if result.finished else 128 + (result.signal or 2)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..safe_text import one_line
-from ._latency import ms
+from ._latency import add_imports, ms
 from ._latency_types import MOST_PICTURES, MOST_PIXELS, MOST_THREADS, above, whole
 from ._output import bold, megabytes, note, pairs, plural, print_json, printable, table
 from ._verb import UsageError, Verb
@@ -61,6 +61,7 @@ class Export(Verb):
         group.add_argument(
             "--input-size", type=whole(1, MOST_PIXELS), metavar="N", help="side of the input, px"
         )
+        add_imports(group)
         group = parser.add_argument_group("file")
         group.add_argument(
             "--batch-size", type=whole(1, MOST_PICTURES), metavar="N",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import WeightsCorruptError, WeightsNotFoundError
 from ..names import ARCH_SUFFIXES, looks_like_path
+from ._latency import add_imports
 from ._names import existing_file, published, sha256_of
 from ._output import bold, megabytes, pairs, print_json, printable
 from ._verb import Verb
@@ -44,6 +45,7 @@ class Info(Verb):
         parser.add_argument(
             "net", metavar="NAME|FILE", help="a net's name, or a file of weights or architecture"
         )
+        add_imports(parser)
         parser.add_argument("--json", action="store_true", help="print one JSON document")
 
     def run(self, args: argparse.Namespace) -> int:

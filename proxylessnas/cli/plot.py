@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import DataError
 from ..safe_text import one_line
-from ._latency import NET_HELP, TABLE_HELP, add_imports, check_output, import_modules
+from ._latency import NET_HELP, TABLE_HELP, add_imports, check_output
 from ._output import note, printable
 from ._verb import UsageError, Verb
 
@@ -97,7 +97,6 @@ class Plot(Verb):
     def run(self, args: argparse.Namespace) -> int:
         """Draw or print."""
         _check(args)
-        import_modules(args)
         if args.bench:
             from ..report.pareto import pareto_figure
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..safe_text import one_line
-from ._latency import add_imports, check_output, import_modules
+from ._latency import add_imports, check_output
 from ._output import note
 from ._verb import Verb
 
@@ -41,7 +41,6 @@ class Report(Verb):
 
     def run(self, args: argparse.Namespace) -> int:
         """Write it."""
-        import_modules(args)
         from ..report.html_report import write_report
 
         output = args.output if args.output is not None else str(args.folder / "report.html")

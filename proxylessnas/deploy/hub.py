@@ -21,7 +21,7 @@ from typing import Any
 from .._version import __version__
 from ..arch import Arch
 from ..builders import create_model
-from ..classifier import POOLS, Classifier
+from ..classifier import POOLS, Classifier, unwrapped
 from ..errors import (
     DataError,
     ExportError,
@@ -67,6 +67,7 @@ def save_pretrained(
         ExportError: the folder cannot be written.
         MissingExtraError: huggingface_hub (for the model card) or safetensors is not installed.
     """
+    model = unwrapped(model)
     if not isinstance(model, Classifier):
         raise TypeError(f"save_pretrained takes a net of this package, not a {type(model).__name__}")
     folder = Path(folder)

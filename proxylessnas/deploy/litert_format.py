@@ -104,6 +104,12 @@ def convert(subject: Subject, path: Path, options: ExportOptions, int8: Sequence
         ExportError: the converter fails.
         MissingExtraError: there is none.
     """
+    own = [block.token for block in getattr(subject.model.arch, "blocks", ()) if block.kind == "custom"]
+    if own:
+        raise ExportError(
+            f"{subject.name}: LiteRT's converter runs in another Python, where operation {own[0]!r} is not "
+            "registered: export it as .onnx, .xml, .pte or .pt2"
+        )
     weights = save_weights(subject.model, path.with_name(f"{path.stem}-for-litert.safetensors"))
     package = Path(__file__).resolve().parent.parent
     script = package / "deploy" / "litert_convert.py"

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..classifier import Classifier
+from ..classifier import Classifier, unwrapped
 from ..errors import ExportError, first_line, shown
 from ..folding import fold_batchnorm
 from ..latency.machine import allocator
@@ -244,6 +244,7 @@ def _pictures(net: nn.Module, given: Tensor | None, input_size: int | None) -> t
             raise ExportError(f"input_size {input_size} is not that of the example, {list(given.shape)}")
         return given.detach().clone(), f"the {len(given)} inputs given"
     generator, source = torch.Generator().manual_seed(0), f"{_RANDOM_INPUTS} random inputs"
+    net = unwrapped(net)
     if not isinstance(net, Classifier):
         return torch.randn(_RANDOM_INPUTS, 3, *[input_size or 224] * 2, generator=generator), source
     subject = open_subject(net, input_size=input_size)

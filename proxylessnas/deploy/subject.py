@@ -14,7 +14,7 @@ import torch
 
 from ..arch import Arch
 from ..builders import create_model
-from ..classifier import Classifier
+from ..classifier import Classifier, unwrapped
 from ..errors import ExportError, shown
 from ..latency.files import file_runtimes
 from ..names import is_weights_file
@@ -90,6 +90,7 @@ def open_subject(
     Raises:
         ProxylessError: the net or its weights cannot be had.
     """
+    net = unwrapped(net)
     if not isinstance(net, (Classifier, Arch, TreeArch, str, os.PathLike)):
         raise ExportError(
             "what is exported must be a net of this package, a name, a file or an architecture, not "

@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import ArchError, DataError, first_line
 from ..image_folders import counted
 from ..space import SearchSpace
+from ..space_toml import from_dict
 from .probability_map import block_names
 
 LOG_FILE = "search.jsonl"  # as search.log writes it; importing that would import torch
@@ -104,7 +105,8 @@ def read_story(folder_or_log: str | os.PathLike[str]) -> Story:
         raise DataError(f"{path}: does not begin as the log of a search does (no sound line with 'begin')")
     begin = _sound(begins[-1])
     try:
-        space = SearchSpace.from_dict(begin["space"])
+        modules = begin.get("registered_by")
+        space = from_dict(begin["space"], modules=modules if isinstance(modules, dict) else None)
         columns = tuple(map(str, begin["columns"]))
     except (KeyError, TypeError, ValueError, ArchError) as e:
         raise DataError(f"{path}: its first line does not tell the search space ({first_line(e)})") from e

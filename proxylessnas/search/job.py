@@ -9,6 +9,7 @@ import torch
 
 from .._version import __version__
 from ..errors import DataError, LatencyError
+from ..registration import modules_of
 from ..space import SearchSpace
 from ..spaces import read_space
 from ..train.distributed import Processes
@@ -110,6 +111,7 @@ class Job:
         return {
             "space": self.space.to_dict(),
             "columns": list(self.space.columns),
+            "registered_by": modules_of(self.space.columns),
             "blocks": [
                 {"stage": p.stage, "block": p.block, "choices": list(p.choices)} for p in self.space.positions
             ],

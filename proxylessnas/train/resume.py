@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from ..arch_text import format_arch
 from . import continued
 from .recipe import Recipe
 
@@ -70,4 +71,4 @@ def _teacher(trainer: Trainer) -> str | None:
 
 def _arch(trainer: Trainer) -> str:
     net = trainer.net
-    return f"{net.arch} classes={net.num_classes} channels={net.in_chans}"
+    return f"{format_arch(net.arch, notes=False)} classes={net.num_classes} channels={net.in_chans}"

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from ..builders import create_model, read_arch
-from ..classifier import Classifier
+from ..classifier import Classifier, unwrapped
 from ..errors import DataError
 from ..names import is_weights_file
 from .checkpoint import weights_digest
@@ -137,6 +137,7 @@ def started(model: Any, data: Data, recipe: Recipe, start: Start) -> tuple[Class
 
 def _net(model: Any, data: Data, recipe: Recipe, start: Start) -> tuple[Classifier, Start]:
     classes = len(data.categories)
+    model = unwrapped(model)
     if isinstance(model, nn.Module):
         if not isinstance(model, Classifier):
             raise TypeError(f"a net of this package is trained, not a {type(model).__name__}")

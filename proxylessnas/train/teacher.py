@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..builders import create_model
-from ..classifier import Classifier
+from ..classifier import Classifier, unwrapped
 from ..errors import DataError, first_line
 from ..folding import fold_batchnorm
 from ..fusing import fuse
@@ -151,7 +151,7 @@ def open_teacher(source: TeacherSource, data: Data, pupil: Preprocessing, device
     """
     own = None
     if isinstance(source, nn.Module):
-        source = _unwrapped(source)
+        source = unwrapped(source)
         net, name = copy.deepcopy(source), type(source).__name__  # the caller's own stays as it is
         name = source.arch.name if isinstance(source, Classifier) else name
     elif str(source).lower().endswith(PROGRAM_SUFFIX):
@@ -188,15 +188,6 @@ def taught_loss(
     if share == 1:
         return divergence
     return (1 - share) * F.cross_entropy(logits, targets, label_smoothing=smoothing) + share * divergence
-
-
-def _unwrapped(net: nn.Module) -> nn.Module:
-    """Return the net in what torch.compile or DistributedDataParallel made of it."""
-    for name in ("_orig_mod", "module"):
-        inner = getattr(net, name, None)
-        if isinstance(inner, Classifier):
-            return inner
-    return net
 
 
 def _nameable(source: str | os.PathLike[str]) -> str | os.PathLike[str]:
