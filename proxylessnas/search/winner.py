@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from ..arch import Arch
 from ..errors import DataError, ProxylessError
+from ..registration import modules_of
 from .budgets import Budget
 
 if TYPE_CHECKING:
@@ -128,14 +129,15 @@ def measure_like(arch: Arch, picks: tuple[int, ...], table: LatencyTable) -> Mea
     predicted = table.predict(arch)
     try:
         settings = table.conditions.settings
-        differences = elsewhere(table, conditions_here(settings))
+        imports = tuple(dict.fromkeys(modules_of(block.token for block in arch.iter_blocks()).values()))
+        differences = elsewhere(table, conditions_here(settings, imports))
         if differences:
             return Measured(picks, predicted, None, note=f"not measured: {'; '.join(differences)}")
         known = reference_of(table)
         spec = model_spec(arch)
         items = [Item("model", spec, settings)]
         items += [Item(REFERENCE, model_spec(known[0]), settings)] if known else []
-        session = MeasurementSession(items)
+        session = MeasurementSession(items, imports=imports)
 
         def ratio() -> float | None:
             return session.measured[REFERENCE].undisturbed_ms / known[1] if known else None
