@@ -12,6 +12,7 @@ from typing import Any
 from latency_table_tools import little
 
 from proxylessnas import Arch, create_model, save_weights
+from proxylessnas.safe_text import csv_text
 from proxylessnas.space import SearchSpace
 from proxylessnas.spaces import read_space
 
@@ -126,10 +127,9 @@ def bench_file(path: Path, nets: dict[str, tuple[float, float | str]], **changes
     for name, (ms, top1) in nets.items():
         times = {"median_ms": ms, "p10_ms": 0.95 * ms, "p90_ms": 1.1 * ms}
         rows.append({**BENCH, **changes, "net": name, **times, "top1": top1, "params": 1, "noise": ""})
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    path.write_text(
+        csv_text(list(rows[0]), [list(row.values()) for row in rows]), encoding="utf-8", newline=""
+    )
     return path
 
 

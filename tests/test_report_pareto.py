@@ -57,6 +57,13 @@ def test_the_front_is_drawn(tmp_path: Path) -> None:
     assert line["steps"] > 1.5 * line["none"]
 
 
+def test_names_that_a_spreadsheet_would_run_are_read_back(tmp_path: Path) -> None:
+    nets: dict[str, tuple[float, float | str]] = {"=1+1": (1.0, 50.0), "'@a": (2.0, 60.0), "a": (3.0, 70.0)}
+    table = bench_file(tmp_path / "a.csv", nets)
+    assert "'=1+1," in table.read_text()
+    assert [row["net"] for row in read_bench(table)] == list(nets)
+
+
 def test_what_is_not_drawn_is_said(tmp_path: Path) -> None:
     nets = {"proxyless_gpu": (30.0, 75.1), "proxyless_mobile": (20.0, 74.6), "mine": (10.0, "")}
     table = bench_file(tmp_path / "a.csv", nets)

@@ -24,7 +24,7 @@ from ._latency import (
 from ._latency_facts import facts, show
 from ._latency_table import check_table_output, report_table
 from ._latency_types import MOST_NETS, MOST_PICTURES, above, whole
-from ._output import error, note, plural, print_json
+from ._output import error, note, plural, print_json, printable
 from ._verb import UsageError, Verb
 
 if TYPE_CHECKING:
@@ -275,7 +275,7 @@ class Kit(Verb):
         if args.json:
             print_json({"folder": str(folder), "files": len(files), "size": size, "formats": list(formats)})
             return 0
-        print(folder)
+        print(printable(str(folder)))
         count = plural(len(files), "file")
         note(f"{count}, {size / 1e6:.1f} MB; README.txt in it says what to do on the device")
         return 0

@@ -11,6 +11,7 @@ from typing import Any
 
 from .._version import __version__
 from ..errors import OfflineError, ProxylessError, WeightsFetchError, WeightsNotFoundError, missing_extra
+from ..safe_text import shown_reason
 
 LIBRARY = "proxylessnas"
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
@@ -95,4 +96,4 @@ def _reason(error: BaseException) -> str:
     while deepest.__cause__ is not None:
         deepest = deepest.__cause__
     text = next((line.strip() for line in str(deepest).splitlines() if line.strip()), "")
-    return text[:200] or type(deepest).__name__
+    return shown_reason(text)[:200] or type(deepest).__name__

@@ -20,6 +20,7 @@ from ..errors import DataError, needs
 from ..fetch_settings import is_offline
 from ..filesystem import LockTimeout, locked
 from ..image_folders import some_of
+from ..safe_text import shown_reason
 from .parts import Classes, Parts
 from .pictures import TensorPictures
 
@@ -221,5 +222,5 @@ def _download(name: str, folder: str, cls: Any, archive: str = "", md5: str = ""
         with locked(Path(folder, f".{name}.lock"), _LOCK_WAIT_S):
             cls(folder, download=True)
     except (OSError, RuntimeError, EOFError, LockTimeout) as e:  # urllib's errors are OSErrors
-        reason = "; ".join(str(e).split("\n")).strip("; ") or type(e).__name__
+        reason = shown_reason("; ".join(str(e).split("\n"))).strip("; ") or type(e).__name__
         raise DataError(f"{name} could not be downloaded from {url} to {folder}: {reason}; {by_hand}") from e
