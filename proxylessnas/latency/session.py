@@ -68,13 +68,13 @@ class MeasurementSession:
         imports: modules that the measuring processes import first.
         journal: keeps the windows; None keeps them in memory only.
         seed: of the orders.
-        keep_going: leave out a item that cannot be loaded or run (see :attr:`failed`) instead of raising.
+        keep_going: leave out an item that cannot be loaded or run (see :attr:`failed`) instead of raising.
         progress: told what is being done.
 
     Attributes:
         measured: by name.
         parts: by name of the item: (text of the key, ms of each run) of each operation, in order.
-        failed: why a item was left out.
+        failed: why an item was left out.
         spent_s: seconds so far, those of an earlier session that is continued included.
         rounds: of the first process.
     """
@@ -125,7 +125,8 @@ class MeasurementSession:
         many rounds. So after the first it is known how long the rest takes.
 
         Args:
-            seconds: about how long it may take; at least ``least_rounds`` rounds are made in each process.
+            seconds: about how long it may take, what an earlier session took included; at least
+                ``least_rounds`` rounds are made in each process.
             limit: uncertainty that is wanted, as a share.
             processes: how many; one where loading takes long.
             least_rounds: see above.
@@ -135,16 +136,15 @@ class MeasurementSession:
             LatencyError: something cannot be measured, or (for a session that is continued) the machine is
                 another one.
         """
-        begun_s = self.spent_s
-        self._total_s = begun_s + seconds
+        self._total_s = seconds
         while self.processes < processes:
-            share_s = (begun_s + seconds - self.spent_s) / (processes - self.processes)
+            share_s = (seconds - self.spent_s) / (processes - self.processes)
             process = self.processes
             with contextlib.ExitStack() as stack:
                 slow = self._process(process, stack, share_s, limit * processes**0.5, least_rounds, processes)
                 if slow:
                     processes = process + 1
-                while process + 1 == processes and not settled() and self.spent_s < begun_s + seconds:
+                while process + 1 == processes and not settled() and self.spent_s < seconds:
                     names = [n for n in self.items if n not in self.failed]
                     self._round(names, f"process {process} extra {self.spent_s:.3f}", process)
             self._keep(f"process {process} done", {"processes": process + 1, "rounds": self.rounds})
@@ -289,7 +289,7 @@ class MeasurementSession:
 
     @contextlib.contextmanager
     def _tolerant(self, name: str) -> Any:
-        """Note a item that fails, where the session is to keep going."""
+        """Note an item that fails, where the session is to keep going."""
         try:
             yield
         except ProxylessError as e:
