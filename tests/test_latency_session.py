@@ -213,7 +213,7 @@ def test_what_fails_is_left_out_or_raised(monkeypatch: pytest.MonkeyPatch) -> No
     assert not machine.windows.keys() & machine.broken
     assert session.uncertainty() < 0.01
     assert session.measured["net 4"].undisturbed_ms > 0
-    with pytest.raises(LatencyError, match="net 3 cannot be run"):
+    with pytest.raises(LatencyError, match="net [37] cannot be run"):
         MeasurementSession(items()).run(60)
 
 
