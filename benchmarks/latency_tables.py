@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from harness import HERE, make_parser, write_rows
+from proxylessnas.latency.visits import Lab
 
 from proxylessnas import Arch
 from proxylessnas.latency import Conditions, LatencyTable, Validation, build_table
 from proxylessnas.latency.journal import Journal
 from proxylessnas.latency.settings import DEVICES
 from proxylessnas.latency.validation import measure_nets, net_spec
-from proxylessnas.latency.visits import Lab
 from proxylessnas.published import PUBLISHED
 
 NETS = ("proxyless_cpu", "proxyless_gpu", "proxyless_mobile", "proxyless_mobile_14")

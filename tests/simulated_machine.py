@@ -8,15 +8,19 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
+
 from proxylessnas.arch import Arch
 from proxylessnas.errors import LatencyError
+from proxylessnas.latency import session, validation
 from proxylessnas.latency.keys import OpKey, arch_keys, key_bytes, key_macs
 from proxylessnas.latency.process import Worker
+from proxylessnas.latency.sampling import MAX_SECONDS, MIN_RUNS, MIN_SECONDS, Window
 from proxylessnas.latency.settings import Conditions, Settings
 from proxylessnas.latency.spec import NetSpec
-from proxylessnas.latency.timing import Samples
 
 OFFSET_MS = 0.4
+START_S = 0.5  # of a process
 
 
 def true_ms(key: OpKey) -> float:
@@ -37,40 +41,50 @@ def maps_mb(key: OpKey) -> float:
 
 
 class Machine:
-    """What all processes on it have in common.
+    """What all processes on it have in common: its clock, its neighbours, and what was done on it.
+
+    It stands in place of the module ``time``, too.
 
     Args:
         parts: whether the runtime can time parts.
         placement: standard deviation of a net's latency from loading to loading, as a share.
-        drift: how much slower it gets in the course of 300 loadings, as a share.
-        disturbed: share of the visits during which another program runs.
+        speeds: that of a process's speed.
+        drift: how much slower it gets in 300 s, as a share.
+        disturbed: share of the time in which a neighbour is busy: for 1 to 5 s at a time, in which each run
+            takes 1.2 to 2 times as long.
+        stolen: share of the runs that another program interrupts for 5 ms, which are no CPU time of theirs.
         load_s: what loading a net takes.
-        shared: (first, last) loading during which its processors share a core, and all takes half as long
-            again, but small maps are slowed less.
+        shared: (first, last) second between which its processors share a core: small maps are slowed less.
+        seed: of all of this.
     """
 
     def __init__(
         self,
         *,
         parts: bool = True,
-        placement: float = 0.013,
+        placement: float = 0.005,
+        speeds: float = 0.005,
         drift: float = 0.0,
         disturbed: float = 0.0,
-        load_s: float = 0.0,
-        shared: tuple[int, int] = (0, 0),
+        stolen: float = 0.0,
+        load_s: float = 0.02,
+        shared: tuple[float, float] = (0, 0),
         name: str = "simulated",
+        seed: int = 0,
     ) -> None:
-        self.shared = shared
+        self.shared, self.stolen, self.speeds = shared, stolen, speeds
         self.parts, self.placement, self.drift = parts, placement, drift
         self.disturbed, self.load_s, self.name = disturbed, load_s, name
-        self.rng = random.Random(0)
+        self.rng = random.Random(seed)
         self.now_s = 0.0
         self.loads: Counter[str] = Counter()
-        self.loaded = 0
+        self.windows: Counter[str] = Counter()
         self.processes = 0
+        self.loaded: set[str] = set()
+        self.most_loaded = 0
         self.stop_after: int | None = None
-
-    # It stands in place of the module `time`, too.
+        self.broken: set[str] = set()
+        self._until_s, self._factor = 0.0, 1.0
 
     def perf_counter(self) -> float:
         return self.now_s
@@ -78,9 +92,33 @@ class Machine:
     def sleep(self, seconds: float) -> None:
         self.now_s += seconds
 
+    def slowness(self) -> float:
+        """How many times as long everything takes now, whatever it is."""
+        while self._until_s <= self.now_s:
+            busy = self._factor == 1.0 and self.disturbed > 0
+            seconds = self.rng.uniform(1, 5)
+            if self.disturbed < 1 and not busy:
+                self._factor = 1.0
+                seconds *= (1 - self.disturbed) / max(self.disturbed, 1e-3)
+            else:
+                self._factor = self.rng.uniform(1.2, 2.0)
+            self._until_s = max(self._until_s, self.now_s) + seconds
+        return self._factor * (1 + self.drift * self.now_s / 300)
+
     def worker(self, settings: Settings, imports: Sequence[str] = ()) -> SimulatedWorker:
         self.processes += 1
+        self.loaded.clear()
+        self.sleep(START_S)
         return SimulatedWorker(self, settings)
+
+
+def simulated(monkeypatch: pytest.MonkeyPatch, **traits: Any) -> Machine:
+    """Measure on a simulated machine from now on."""
+    machine = Machine(**traits)
+    monkeypatch.setattr(session, "Worker", machine.worker)
+    monkeypatch.setattr(session, "time", machine)
+    monkeypatch.setattr(validation, "Worker", machine.worker)
+    return machine
 
 
 class SimulatedWorker:
@@ -89,68 +127,76 @@ class SimulatedWorker:
     def __init__(self, machine: Machine, settings: Settings) -> None:
         self.machine, self.settings, self.has_parts = machine, settings, machine.parts
         self.conditions = Conditions(**settings.to_dict(), device_name=machine.name, versions={"torch": "9"})
-        self.nets: dict[str, tuple[NetSpec, float]] = {}
-        self.speed = math.exp(machine.rng.gauss(0, 0.01))
-        self.closed = False
+        self.nets: dict[str, tuple[NetSpec, float, list[tuple[OpKey, float]], float]] = {}
+        self.speed = math.exp(machine.rng.gauss(0, machine.speeds))
+
+    def __enter__(self) -> SimulatedWorker:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
 
     def load(self, name: str, spec: NetSpec) -> float:
         machine = self.machine
-        if name != "reference":
-            if machine.stop_after is not None and machine.loaded >= machine.stop_after:
-                raise KeyboardInterrupt
-            machine.loaded += 1
-            machine.loads[spec.text] += 1
-        self.nets[name] = spec, math.exp(machine.rng.gauss(0, machine.placement))
-        machine.sleep(0.1 + machine.load_s)
-        return machine.load_s
-
-    def drop(self, name: str) -> None:
-        del self.nets[name]
-
-    def sample(
-        self, name: str, *, min_runs: int = 20, min_seconds: float = 0.3, max_seconds: float = 10.0
-    ) -> Samples:
-        machine, (spec, placement) = self.machine, self.nets[name]
+        machine.sleep(machine.load_s)
+        if name in machine.broken:
+            raise LatencyError(f"{name} cannot be run")
+        machine.loads[name] += 1
+        machine.loaded.add(name)
+        machine.most_loaded = max(machine.most_loaded, len(machine.loaded))
+        place = self.speed * math.exp(machine.rng.gauss(0, machine.placement))
         if spec.kind == "op":  # alone, an operation converts its maps, and finds its input in the cache
             key = OpKey.parse(spec.text)
-            ms = 0.85 * true_ms(key) + 0.03 + 0.05 * maps_mb(key)
+            costs, rest_ms = [(key, 0.85 * true_ms(key))], 0.03 + 0.05 * maps_mb(key)
         else:
             arch = Arch.parse(spec.text)
             assert isinstance(arch, Arch)
-            ms = OFFSET_MS + sum(true_ms(key) * self._sharing(key) for key in arch_keys(arch))
-        ms *= placement * self._slow()
-        bad = machine.rng.random() < machine.disturbed
-        times = [
-            ms * math.exp(machine.rng.gauss(0, 0.01)) * (1.6 if bad and machine.rng.random() < 0.7 else 1.0)
-            for _ in range(min_runs)
-        ]
-        machine.sleep(max(min_seconds, sum(times) / 1e3))
-        return Samples(tuple(times), 6, True, 0.3 if bad else 0.0)
+            costs, rest_ms = [(key, true_ms(key)) for key in arch_keys(arch)], OFFSET_MS
+        self.nets[name] = spec, place, costs, rest_ms
+        return machine.load_s
+
+    def drop(self, name: str) -> None:
+        self.nets.pop(name, None)
+        self.machine.loaded.discard(name)
+
+    def window(
+        self,
+        name: str,
+        *,
+        min_runs: int = MIN_RUNS,
+        min_seconds: float = MIN_SECONDS,
+        max_seconds: float = MAX_SECONDS,
+    ) -> Window:
+        machine, (_, place, costs, rest_ms) = self.machine, self.nets[name]
+        if machine.stop_after is not None and machine.windows.total() >= machine.stop_after:
+            raise KeyboardInterrupt
+        machine.windows[name] += 1
+        usual_ms = place * (rest_ms + sum(ms * self._sharing(key) for key, ms in costs))
+        machine.sleep(usual_ms * machine.slowness() / 1e3)  # a run that does not count
+        begin, wall, own = machine.now_s, list[float](), list[float]()
+        while len(wall) < min_runs or machine.now_s - begin < min_seconds:
+            own.append(usual_ms * machine.slowness() * (1 + machine.rng.expovariate(100)))
+            wall.append(own[-1] + (5.0 if machine.rng.random() < machine.stolen else 0.0))
+            machine.sleep(wall[-1] / 1e3)
+            if machine.now_s - begin >= max_seconds:
+                break
+        return Window(tuple(wall), tuple(own))
 
     def parts(self, name: str, *, runs: int) -> list[tuple[str, tuple[float, ...]]]:
-        machine, (spec, placement) = self.machine, self.nets[name]
+        machine, (spec, place, costs, _) = self.machine, self.nets[name]
         if not self.has_parts:
             raise LatencyError("no parts")
-        arch = Arch.parse(spec.text)
-        assert isinstance(arch, Arch)
-        found = []
-        for key in arch_keys(arch):
-            ms = (
-                (1.03 * true_ms(key) + 0.004) * self._sharing(key) * placement * self._slow()
-            )  # the clock costs something
-            noise = [math.exp(machine.rng.gauss(0, 0.03)) for _ in range(runs)]
-            found.append((str(key), tuple(ms * n for n in noise)))
+        assert spec.kind == "arch"
+        slow, found = machine.slowness() * place, []
+        for key, ms in costs:
+            usual_ms = (1.03 * ms + 0.004) * self._sharing(key) * slow  # the clock costs something
+            noise = [1 + machine.rng.expovariate(30) for _ in range(runs)]
+            found.append((str(key), tuple(usual_ms * n for n in noise)))
+            machine.sleep(runs * usual_ms / 1e3)
         return found
 
-    def _slow(self) -> float:
-        return self.speed * (1 + self.machine.drift * self.machine.loaded / 300)
-
     def _sharing(self, key: OpKey) -> float:
-        first, last = self.machine.shared
-        return (1.35 if key.size < 30 else 1.6) if first <= self.machine.loaded < last else 1.0
-
-    def close(self) -> None:
-        self.closed = True
+        first_s, last_s = self.machine.shared
+        return (1.35 if key.size < 30 else 1.6) if first_s <= self.machine.now_s < last_s else 1.0
 
 
 class SteadyWorker(Worker):
@@ -164,15 +210,15 @@ class SteadyWorker(Worker):
         self.specs[name] = spec
         return super().load(name, spec)
 
-    def sample(self, name: str, **limits: Any) -> Samples:
-        found, spec = super().sample(name, **limits), self.specs[name]
+    def window(self, name: str, **limits: Any) -> Window:
+        found, spec = super().window(name, **limits), self.specs[name]
         if spec.kind == "op":
             ms = true_ms(OpKey.parse(spec.text))
         else:
             arch = Arch.parse(spec.text)
             assert isinstance(arch, Arch)
             ms = true_net_ms(arch)
-        return Samples((ms,) * len(found.ms), found.warmup_runs, True, 0.0)
+        return Window((ms,) * len(found.ms), (ms,) * len(found.ms))
 
     def parts(self, name: str, *, runs: int) -> list[tuple[str, tuple[float, ...]]]:
         found = super().parts(name, runs=runs)

@@ -1,4 +1,4 @@
-"""The timing loop under a clock that the tests turn, and the watch over other programs."""
+"""The timing loop under clocks that the tests turn, and the watch over other programs."""
 
 from __future__ import annotations
 
@@ -8,75 +8,57 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from proxylessnas.latency.machine_load import NOISY_LOAD, OtherLoad, Ticks, _parse, read_ticks, share_between
-from proxylessnas.latency.sampling import sample, sample_session, sample_times
+from proxylessnas.latency.sampling import Window, window
+from proxylessnas.latency.settings import Settings, one_thread
+from proxylessnas.latency.timing import Samples
 
 
-class Clock:
-    """A clock that moves only when something runs."""
+class Steps:
+    """A session under two clocks that move only when it runs: by (wall, CPU) seconds a run."""
 
-    def __init__(self) -> None:
-        self.now = 1000.0
-        self.runs = 0
+    def __init__(self, seconds: Iterator[float], cpu_share: float = 1.0) -> None:
+        self.wall, self.cpu, self.runs = 1000.0, 50.0, 0
+        self._seconds, self._cpu_share = seconds, cpu_share
 
-    def __call__(self) -> float:
-        return self.now
+    def run(self) -> None:
+        seconds = next(self._seconds)
+        self.wall += seconds
+        self.cpu += seconds * self._cpu_share
+        self.runs += 1
 
-    def runner(self, seconds: Iterator[float]) -> Callable[[], None]:
-        def run() -> None:
-            self.now += next(seconds)
-            self.runs += 1
+    def times_ms(self, runs: int) -> None:
+        return None
 
-        return run
-
-
-class Load:
-    """Others that use a fixed share."""
-
-    def __init__(self, share: float | None = None) -> None:
-        self._share = share
-
-    def share(self) -> float | None:
-        return self._share
+    def close(self) -> None: ...
 
 
-def sampled(seconds: Iterator[float], **limits: float):
-    clock = Clock()
-    samples = sample(clock.runner(seconds), clock=clock, load=Load, **limits)
-    return samples, clock
+def windowed(steps: Steps, **options: float) -> Window:
+    return window(steps, clock=lambda: steps.wall, cpu_clock=lambda: steps.cpu, **options)  # type: ignore[arg-type]
 
 
 def test_durations_are_in_milliseconds() -> None:
-    samples, _ = sampled(itertools.repeat(0.012))
-    assert samples.ms == pytest.approx([12.0] * len(samples.ms))
-    assert samples.median_ms == pytest.approx(12.0)
+    found = windowed(Steps(itertools.repeat(0.012)))
+    assert found.ms == pytest.approx([12.0] * 4)
+    assert found.own_ms == found.ms
+    assert found.process == 0
 
 
-def test_the_warm_up_is_not_counted() -> None:
-    """Ten runs get faster and faster; all that are counted are the steady ones."""
-    slow = [0.5 * 0.6**i for i in range(10)]
-    samples, clock = sampled(itertools.chain(slow, itertools.repeat(0.002)))
-    assert samples.stable
-    assert samples.warmup_runs > len(slow)
-    assert samples.ms == pytest.approx([2.0] * len(samples.ms))
-    assert samples.warmup_runs + len(samples.ms) == clock.runs
-
-
-def test_a_step_down_after_a_while_is_still_warm_up() -> None:
-    """The first window is steady in itself; only two that agree end the warm-up."""
-    samples, _ = sampled(itertools.chain([0.02] * 3, itertools.repeat(0.004)))
-    assert samples.ms == pytest.approx([4.0] * len(samples.ms))
+def test_the_run_that_finds_cold_caches_is_not_counted() -> None:
+    steps = Steps(itertools.chain([0.5], itertools.repeat(0.004)))
+    assert windowed(steps).ms == pytest.approx([4.0] * 4)
+    assert steps.runs == 5
 
 
 @pytest.mark.parametrize(
     ("run_s", "limits", "runs"),
     [
-        (0.001, {"min_runs": 20, "min_seconds": 0.3}, 300),  # quick: the time decides
-        (0.1, {"min_runs": 20, "min_seconds": 0.3}, 20),  # slow: the number decides
+        (0.001, {"min_runs": 4, "min_seconds": 0.012}, 12),  # quick: the time decides
+        (0.1, {"min_runs": 4, "min_seconds": 0.012}, 4),  # slow: the number decides
         (1.0, {"min_runs": 20, "min_seconds": 0.3, "max_seconds": 5.0}, 5),  # very slow: the limit decides
         (50.0, {"min_runs": 20, "min_seconds": 0.3, "max_seconds": 5.0}, 1),
         (0.01, {"min_runs": 5, "min_seconds": 0.0}, 5),
@@ -84,104 +66,116 @@ def test_a_step_down_after_a_while_is_still_warm_up() -> None:
     ],
 )
 def test_when_it_is_enough(run_s: float, limits: dict[str, float], runs: int) -> None:
-    samples, _ = sampled(itertools.repeat(run_s), **limits)
-    assert abs(len(samples.ms) - runs) <= 1
+    assert abs(len(windowed(Steps(itertools.repeat(run_s)), **limits).ms) - runs) <= (runs > 5)
 
 
-def test_a_warm_up_that_never_settles_ends_at_its_limit() -> None:
-    samples, clock = sampled((0.01 * 1.1**i for i in itertools.count()), max_seconds=4.0, min_seconds=0.0)
-    assert not samples.stable
-    assert "the warm-up did not settle" in samples.noise
-    warm_up_s = clock.now - 1000.0 - sum(samples.ms) / 1e3
-    assert 2.0 <= warm_up_s < 3.0
+# Time that others had the processor
 
 
-def test_two_runs_of_something_slow_can_agree_within_the_limit() -> None:
-    samples, _ = sampled(itertools.repeat(4.0), max_seconds=20.0, min_runs=3)
-    assert (samples.stable, samples.warmup_runs) == (True, 2)
+def test_on_one_thread_what_others_took_is_left_out() -> None:
+    """A run of 10 ms of which this process worked for 4: another program came between."""
+    found = windowed(Steps(itertools.repeat(0.010), cpu_share=0.4), one_thread=True)
+    assert found.ms == pytest.approx([10.0] * 4)
+    assert found.own_ms == pytest.approx([4.0] * 4)
 
 
-def test_a_very_slow_thing_is_run_twice_at_least_before_it_counts() -> None:
-    samples, _ = sampled(itertools.repeat(60.0), max_seconds=20.0)
-    assert (samples.warmup_runs, len(samples.ms)) == (2, 1)
+def test_on_several_threads_cpu_time_is_no_latency() -> None:
+    found = windowed(Steps(itertools.repeat(0.010), cpu_share=0.4))
+    assert found.own_ms == found.ms
 
 
-def test_others_are_watched_while_it_counts_and_not_before() -> None:
-    clock, begun = Clock(), []
-
-    def load() -> Load:
-        begun.append(clock.runs)
-        return Load(0.5)
-
-    samples = sample(clock.runner(itertools.repeat(0.01)), clock=clock, load=load)
-    assert begun == [samples.warmup_runs]
-    assert samples.other_load == 0.5
-    assert any(reason.startswith("other programs used") for reason in samples.noise)
+@pytest.mark.parametrize("cpu_share", [0.0, 0.05, 1.01, 3.0])
+def test_own_time_is_never_longer_than_a_run_and_never_next_to_nothing(cpu_share: float) -> None:
+    """A CPU clock may count other threads of the process, or tick so coarsely that it stands still."""
+    found = windowed(Steps(itertools.repeat(0.010), cpu_share), one_thread=True)
+    assert found.own_ms == found.ms
 
 
-def test_a_spread_is_noise_and_a_quiet_run_has_none() -> None:
-    assert sampled(itertools.repeat(0.01))[0].noise == ()
-    noisy, _ = sampled(itertools.chain([0.01] * 10, itertools.cycle([0.01, 0.01, 0.013, 0.013])))
-    assert noisy.spread == pytest.approx(0.003 / 0.0115, rel=0.2)
-    assert any("apart" in reason for reason in noisy.noise)
+def test_only_one_thread_on_a_cpu_is_one_thread() -> None:
+    assert one_thread(Settings())
+    assert not one_thread(Settings(threads=2))
+    assert not one_thread(Settings(device="cuda"))
+
+
+def test_by_the_real_clocks_sleeping_is_not_own_time() -> None:
+    class Sleepy(Steps):
+        def run(self) -> None:
+            end = time.process_time() + 0.02
+            while time.process_time() < end:
+                pass
+            time.sleep(0.02)
+
+    found = window(Sleepy(itertools.repeat(0.0)), one_thread=True)  # type: ignore[arg-type]
+    assert min(found.ms) >= 20
+    assert all(own <= wall - 15 for own, wall in zip(found.own_ms, found.ms, strict=True))
+    several = window(Sleepy(itertools.repeat(0.0)))  # type: ignore[arg-type]
+    assert several.own_ms == several.ms
 
 
 @pytest.mark.parametrize("enabled", [True, False])
 def test_the_garbage_collector_waits_and_is_left_as_it_was(enabled: bool) -> None:
     seen = set()
 
-    def run() -> None:
-        seen.add(gc.isenabled())
-        if len(seen) > 1:
-            raise ValueError
+    class Watching(Steps):
+        def run(self) -> None:
+            super().run()
+            seen.add(gc.isenabled())
 
     was = gc.isenabled()
     try:
         (gc.enable if enabled else gc.disable)()
-        sample(run, min_runs=2, min_seconds=0.0, max_seconds=0.1)
+        windowed(Watching(itertools.repeat(0.01)))
         assert seen == {False}
         assert gc.isenabled() is enabled
-        with pytest.raises(ZeroDivisionError):
-            sample(lambda: 1 / 0)
+        with pytest.raises(StopIteration):
+            windowed(Watching(iter([0.1, 0.1])))
         assert gc.isenabled() is enabled
     finally:
         (gc.enable if was else gc.disable)()
 
 
 class DeviceSession:
-    """A session with a clock of its own, which says 7 ms whatever ours says."""
+    """A session with a clock of its own, which says 7 ms whatever ours says, after a first slow run."""
 
     def __init__(self) -> None:
-        self.ran = 0
+        self.now, self.runs = 0.0, 0
 
     def run(self) -> None:
         raise AssertionError("timed by the wrong clock")
 
     def times_ms(self, runs: int) -> list[float]:
-        self.ran += runs
-        time.sleep(0.001 * runs)
-        return [7.0] * runs
+        self.now += 0.1 * runs
+        self.runs += runs
+        return [7.0 if self.runs > 1 else 900.0] * runs
 
     def close(self) -> None: ...
 
 
-def test_a_device_with_a_clock_of_its_own_is_timed_by_it() -> None:
+@pytest.mark.parametrize("one", [False, True])
+def test_a_device_with_a_clock_of_its_own_is_timed_by_it(one: bool) -> None:
     session = DeviceSession()
-    samples = sample_session(session, min_runs=10, min_seconds=0.02)
-    assert set(samples.ms) == {7.0}
-    assert session.ran == len(samples.ms) + samples.warmup_runs + 1
+    found = window(
+        session,
+        min_runs=4,
+        min_seconds=0.95,
+        one_thread=one,
+        clock=lambda: session.now,
+        cpu_clock=lambda: 0.0,
+    )
+    assert found.ms == found.own_ms == (7.0,) * 10
+    assert session.runs == 11
 
 
-def test_times_of_a_device_are_counted_by_number_and_time() -> None:
-    clock = Clock()
+# What a kit measured
 
-    def times_ms(runs: int) -> list[float]:
-        clock.now += 0.1 * runs
-        return [3.0] * runs
 
-    samples = sample_times(times_ms, clock=clock, load=Load, min_runs=4, min_seconds=1.0)
-    assert len(samples.ms) == 10
-    assert samples.stable
+def test_a_spread_is_noise_and_a_quiet_run_has_none() -> None:
+    assert Samples((10.0,) * 30, 3, True, 0.0).noise == ()
+    noisy = Samples((10.0, 10.0, 13.0, 13.0) * 8, 3, False, 0.5)
+    assert noisy.spread == pytest.approx(3 / 11.5)
+    assert any("apart" in reason for reason in noisy.noise)
+    assert any(reason.startswith("other programs used") for reason in noisy.noise)
+    assert "the warm-up did not settle" in noisy.noise
 
 
 # Other programs' load
@@ -228,11 +222,14 @@ def test_a_busy_loop_on_another_core_raises_the_flag() -> None:
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(loops)]
     try:
         time.sleep(0.2)
-        samples = sample(lambda: sum(range(2000)), min_runs=20, min_seconds=1.0, max_seconds=4.0)
+        others, end = OtherLoad(), time.perf_counter() + 1.0
+        while time.perf_counter() < end:
+            pass
+        share = others.share()
     finally:
         for process in busy:
             process.kill()
             process.wait()
-    assert samples.other_load is not None
-    assert samples.other_load * (os.cpu_count() or 1) > NOISY_LOAD
-    assert any(reason.startswith("other programs used") for reason in samples.noise)
+    assert share is not None
+    assert share * (os.cpu_count() or 1) > NOISY_LOAD
+    assert any(reason.startswith("other programs used") for reason in Samples((1.0,), 3, True, share).noise)

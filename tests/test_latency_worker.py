@@ -158,14 +158,14 @@ def test_the_state_of_the_allocator_is_found_out() -> None:
 
 def test_a_net_is_timed_as_a_whole_and_in_parts(worker: Worker) -> None:
     assert worker.load("net", SPEC) > 0
-    samples = worker.sample("net", min_runs=10, min_seconds=0.1, max_seconds=5)
-    assert len(samples.ms) >= 10
-    assert samples.warmup_runs >= 2
-    assert 0.01 < samples.median_ms < 1000
+    found = worker.window("net", min_runs=10, min_seconds=0.1, max_seconds=5)
+    assert len(found.ms) == len(found.own_ms) >= 10
+    assert 0.01 < min(found.ms) < 1000
+    assert all(0 < own <= wall for own, wall in zip(found.own_ms, found.ms, strict=True))
     parts = worker.parts("net", runs=30)
     assert [key for key, _ in parts] == [str(key) for key in arch_keys(ARCH)]  # the skipped block is none
     assert {len(ms) for _, ms in parts} == {30}
-    whole = min(worker.sample("net", min_runs=30, min_seconds=0.0).ms)
+    whole = min(worker.window("net", min_runs=30, min_seconds=0.0).ms)
     total = sum(min(ms) for _, ms in parts)
     assert 0.4 < total / whole < 1.5  # the fastest runs, for other programs come between
 
@@ -174,7 +174,7 @@ def test_a_net_is_timed_as_a_whole_and_in_parts(worker: Worker) -> None:
 def test_every_operation_of_a_net_can_be_timed_alone(worker: Worker, key: str) -> None:
     channels, height, width = map(int, key.split("in=")[1].split()[0].split("x"))
     worker.load("op", NetSpec("op", key, (channels, height, width)))
-    assert worker.sample("op", **QUICK).median_ms > 0
+    assert min(worker.window("op", **QUICK).own_ms) > 0
     with pytest.raises(LatencyError, match="only a net made from an architecture"):
         worker.parts("op", runs=1)
 
@@ -187,14 +187,14 @@ def test_a_name_can_be_used_again_and_dropped(worker: Worker) -> None:
     worker.drop("again")
     worker.drop("never heard of")
     with pytest.raises(LatencyError, match="no net 'again' is loaded"):
-        worker.sample("again")
+        worker.window("again")
 
 
 def test_what_is_printed_in_the_child_does_no_harm(worker: Worker) -> None:
     worker.load("noisy", custom("noisy_op"))
-    assert len(worker.sample("noisy", **QUICK).ms) >= 5
+    assert len(worker.window("noisy", **QUICK).ms) >= 5
     worker.load("reading", custom("reading_op"))  # finds the end of its input instead of our requests
-    assert len(worker.sample("reading", **QUICK).ms) >= 5
+    assert len(worker.window("reading", **QUICK).ms) >= 5
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_errors_come_back_and_the_process_goes_on(
     assert type(caught.value) is error
     assert "\n" not in str(caught.value)
     with pytest.raises(LatencyError, match="no net 'bad'"):
-        worker.sample("bad")
+        worker.window("bad")
 
 
 # How it ends
@@ -257,10 +257,10 @@ def test_a_child_that_is_held_up_while_it_times_is_stopped_too(monkeypatch: pyte
     """What it was asked to spend counts on top of the limit."""
     with Worker(Settings()) as worker:
         worker.load("net", SPEC)
-        monkeypatch.setitem(process.LIMITS_S, "sample", 0.5)
+        monkeypatch.setitem(process.LIMITS_S, "window", 0.5)
         os.kill(worker._process.pid, signal.SIGSTOP)
         with pytest.raises(LatencyError, match=r"did not answer for 1.5 s while it was timing 'net'"):
-            worker.sample("net", min_runs=1, min_seconds=0.0, max_seconds=0.1)
+            worker.window("net", min_runs=1, min_seconds=0.0, max_seconds=0.1)
 
 
 def test_no_request_is_waited_for_without_a_limit() -> None:
@@ -278,7 +278,7 @@ def test_a_child_that_dies_is_an_error_with_its_last_words(ops: list[str], temp:
         with pytest.raises(LatencyError, match=r"(?s)ended with exit status 7.*these are my last words"):
             worker.load("x", custom("dying_op"))
         with pytest.raises(LatencyError, match="was closed, or died"):
-            worker.sample("x")
+            worker.window("x")
     assert is_gone(pid)
     assert list(temp.iterdir()) == []
 
@@ -336,7 +336,7 @@ def main():
     with Worker(Settings()) as worker:
         worker.load("net", NetSpec("arch", str(PUBLISHED["proxyless_w025_r112"]), (3, 112, 112)))
         print(worker._process.pid, flush=True)
-        worker.sample("net", min_runs=10**6, min_seconds=600, max_seconds=600)
+        worker.window("net", min_runs=10**6, min_seconds=600, max_seconds=600)
 
 try:
     main()

@@ -88,7 +88,7 @@ def time_file(subject: Subject, path: Path, options: ExportOptions, threads: int
             for name, (runtime, spec) in jobs.items()
         ]
         session = MeasurementSession(items)
-        session.run(_SECONDS, processes=1, least_rounds=_ROUNDS)
+        session.run(_SECONDS, processes=1, least_rounds=_ROUNDS, least_seconds=0.0)
     day = datetime.date.today().isoformat()
     found = {
         s.name: Timing.of(session.measured[s.name], session.conditions(s.settings), size, day) for s in items

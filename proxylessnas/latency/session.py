@@ -10,12 +10,13 @@ process has its memory moves its times by a percent.
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import LatencyError, ProxylessError
 from .journal import Journal
@@ -31,6 +32,7 @@ Progress = Callable[[int, int, str], None]
 REFERENCE = "reference"
 PROCESSES = 2
 LEAST_ROUNDS = 4
+LEAST_SECONDS = 10.0  # neighbours come and go in seconds
 _REFERENCE_EVERY = 8  # windows
 _SLOW_LOAD_S = 2.0  # where loading takes longer, one process measures everything
 _MOST_PIXELS = 48 * 224 * 224  # inputs of the models that are loaded at a time, as a measure of memory
@@ -59,6 +61,16 @@ class Item:
     seconds: float = MIN_SECONDS
 
 
+class _Wanted(NamedTuple):
+    """What :meth:`MeasurementSession.run` was asked for; see there."""
+
+    seconds: float
+    limit: float
+    processes: int
+    least_rounds: int
+    least_seconds: float
+
+
 class MeasurementSession:
     """Measures items; what a journal has already is not measured again.
 
@@ -68,13 +80,13 @@ class MeasurementSession:
         imports: modules that the measuring processes import first.
         journal: keeps the windows; None keeps them in memory only.
         seed: of the orders.
-        keep_going: leave out a item that cannot be loaded or run (see :attr:`failed`) instead of raising.
+        keep_going: leave out an item that cannot be loaded or run (see :attr:`failed`) instead of raising.
         progress: told what is being done.
 
     Attributes:
         measured: by name.
         parts: by name of the item: (text of the key, ms of each run) of each operation, in order.
-        failed: why a item was left out.
+        failed: why an item was left out.
         spent_s: seconds so far, those of an earlier session that is continued included.
         rounds: of the first process.
     """
@@ -117,6 +129,7 @@ class MeasurementSession:
         limit: float = LIMIT,
         processes: int = PROCESSES,
         least_rounds: int = LEAST_ROUNDS,
+        least_seconds: float = LEAST_SECONDS,
         settled: Callable[[], bool] = lambda: True,
     ) -> None:
         """Measure in several processes, one after the other, until the latencies are certain.
@@ -125,84 +138,102 @@ class MeasurementSession:
         many rounds. So after the first it is known how long the rest takes.
 
         Args:
-            seconds: about how long it may take; at least ``least_rounds`` rounds are made in each process.
+            seconds: about how long it may take, what an earlier session took included; at least
+                ``least_rounds`` rounds are made in each process.
             limit: uncertainty that is wanted, as a share.
             processes: how many; one where loading takes long.
             least_rounds: see above.
+            least_seconds: that a process measures, if there is the time: what takes less may lie within one
+                disturbance as a whole, and look certain.
             settled: asked at the end; while it is False and there are seconds left, rounds go on.
 
         Raises:
             LatencyError: something cannot be measured, or (for a session that is continued) the machine is
                 another one.
         """
-        begun_s = self.spent_s
-        self._total_s = begun_s + seconds
-        while self.processes < processes:
-            share_s = (begun_s + seconds - self.spent_s) / (processes - self.processes)
+        wanted = _Wanted(seconds, limit, processes, least_rounds, least_seconds)
+        self._total_s = seconds
+        while self.processes < wanted.processes:
             process = self.processes
             with contextlib.ExitStack() as stack:
-                slow = self._process(process, stack, share_s, limit * processes**0.5, least_rounds, processes)
-                if slow:
-                    processes = process + 1
-                while process + 1 == processes and not settled() and self.spent_s < begun_s + seconds:
-                    names = [n for n in self.items if n not in self.failed]
-                    self._round(names, f"process {process} extra {self.spent_s:.3f}", process)
+                wanted, group = self._process(process, stack, wanted)
+                while process + 1 == wanted.processes and not settled() and self.spent_s < seconds:
+                    self._round(group, f"process {process} extra {self.spent_s:.3f}", process)
             self._keep(f"process {process} done", {"processes": process + 1, "rounds": self.rounds})
 
     # ---- one process
 
     def _process(
-        self,
-        process: int,
-        stack: contextlib.ExitStack,
-        share_s: float,
-        limit: float,
-        least: int,
-        processes: int,
-    ) -> bool:
-        """Measure every group in fresh processes; return whether loading takes too long for another."""
+        self, process: int, stack: contextlib.ExitStack, wanted: _Wanted
+    ) -> tuple[_Wanted, list[str]]:
+        """Measure every group in fresh processes.
+
+        Returns:
+            What is wanted: only this process where loading takes long. And the group that is loaded last.
+        """
         begin_s = self.spent_s
         self._start(process, stack)
         groups = self._groups(process)
         loads: list[float] = []
         for g, group in enumerate(groups):
-            if g:
-                for name in groups[g - 1]:
-                    if name != REFERENCE:
-                        self._workers[self.items[name].settings].drop(name)
-            load_s, round_s, rounds = self._load(group, process, g, loads), 0.0, 0
-            end_s = self.spent_s + (begin_s + share_s - self.spent_s) / (len(groups) - g)
-            while not (
-                rounds >= least and (rounds >= self.rounds if process else self._certain(group, limit))
+            for name in groups[g - 1] if g else ():
+                if name != REFERENCE and name not in self.failed:
+                    self._workers[self.items[name].settings].drop(name)
+            load_s = self._load(group, process, g, loads)
+            if loads and statistics.fmean(loads) > _SLOW_LOAD_S:
+                wanted = wanted._replace(processes=process + 1)
+            share_s = (wanted.seconds - begin_s) / (wanted.processes - process)
+            limit = wanted.limit * wanted.processes**0.5
+            group_s = self.spent_s
+            end_s = group_s + (begin_s + share_s - group_s) / (len(groups) - g)
+            least_s = wanted.least_seconds / len(groups)
+            rounds, round_s = 0, 0.0
+            while rounds < wanted.least_rounds or (
+                self.spent_s + round_s <= end_s
+                and (
+                    rounds < self.rounds
+                    if process
+                    else not self._certain(group, limit, self.spent_s - group_s < least_s)
+                )
             ):
-                if rounds >= least and self.spent_s + round_s > end_s:
-                    break
                 label = f"process {process} group {g} round {rounds}"
                 if label not in self._journal:
                     before = self.spent_s
                     self._round(group, label, process)
                     round_s = self.spent_s - before
                 rounds += 1
-                left = self.rounds - rounds if process else self._rounds_left(group, rounds, limit, least)
-                left_s = left * round_s
+                if process:
+                    left_s = (self.rounds - rounds) * round_s
+                else:
+                    left_s = self._rounds_left(group, rounds, limit, wanted.least_rounds) * round_s
+                    left_s = max(left_s, group_s + least_s - self.spent_s)
                 each_s = load_s + rounds * round_s + left_s  # of a group
                 so_far_s = self.spent_s - begin_s
                 wanted_s = so_far_s + left_s + (len(groups) - g - 1) * each_s
                 each_process_s = max(so_far_s, min(wanted_s, share_s))
-                self._total_s = begin_s + (processes - process) * each_process_s
+                self._total_s = begin_s + (wanted.processes - process) * each_process_s
             if not process:
                 self.rounds = max(self.rounds, rounds)
-        return bool(loads) and statistics.fmean(loads) > _SLOW_LOAD_S
+        return wanted, groups[-1]
 
-    def _certain(self, group: Sequence[str], limit: float) -> bool:
-        return uncertainty(self.measured[n] for n in group if n not in self.failed) <= limit
+    def _certain(self, group: Sequence[str], limit: float, early: bool) -> bool:
+        """Tell whether a group needs no more rounds; where all of it failed, it does not, however early."""
+        found = [self.measured[name] for name in group if name not in self.failed]
+        return not found or (not early and uncertainty(found) <= limit)
 
     def _rounds_left(self, group: Sequence[str], rounds: int, limit: float, least: int) -> float:
-        """Guess how many more rounds are needed: the uncertainty falls with the root of their number."""
+        """Guess how many more rounds are needed.
+
+        Noise falls with the root of their number. What a neighbour does is gone at once: when every model was
+        twice measured while it did nothing.
+        """
         if rounds < least:  # too few windows to tell
             return least - rounds + 1
-        now = uncertainty(self.measured[n] for n in group if n not in self.failed)
-        return max(rounds * ((now / limit) ** 2 - 1), 0.0)
+        found = [self.measured[name] for name in group if name not in self.failed]
+        by_root = max(rounds * ((uncertainty(found) / limit) ** 2 - 1), 0.0)
+        busy = min(max(statistics.fmean(map(_busy, found)), 0.01), 0.95) if found else 0.01
+        all_met = 2 * math.log(2 * len(found) + 1) / -math.log(busy)
+        return min(by_root, max(all_met - rounds, rounds * 2 / 3))
 
     def _groups(self, process: int) -> list[list[str]]:
         """Return the names that are loaded at a time, shared out anew in each process."""
@@ -288,7 +319,7 @@ class MeasurementSession:
 
     @contextlib.contextmanager
     def _tolerant(self, name: str) -> Any:
-        """Note a item that fails, where the session is to keep going."""
+        """Note an item that fails, where the session is to keep going."""
         try:
             yield
         except ProxylessError as e:
@@ -331,6 +362,12 @@ def conditions_differ(before: Conditions, now: Conditions) -> list[str]:
     pairs = [(n, old[n], new[n]) for n in old if n not in _MAY_DIFFER]
     pairs += [(n, old_versions.get(n), new_versions.get(n)) for n in {**old_versions, **new_versions}]
     return [f"{name} was {a}, is {b}" for name, a, b in pairs if a != b]
+
+
+def _busy(found: Measurement) -> float:
+    """Return the share of the windows without a run as quick as the quickest."""
+    lows = [min(window.own_ms) for window in found.windows]
+    return statistics.fmean(low > 1.05 * min(lows) for low in lows)
 
 
 def _rounded(values: Sequence[float]) -> list[float]:

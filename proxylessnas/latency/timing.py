@@ -70,9 +70,9 @@ class Measurement:
 
 
 def uncertainty(measured: Iterable[Measurement]) -> float:
-    """Return the root mean square of the uncertainties of several measurements."""
+    """Return the root mean square of the uncertainties of several measurements; 0 of none."""
     found = [m.uncertainty for m in measured]
-    return math.sqrt(statistics.fmean(u * u for u in found)) if found else math.inf
+    return math.sqrt(statistics.fmean(u * u for u in found)) if found else 0.0
 
 
 def _low(windows: Sequence[Window]) -> float:
