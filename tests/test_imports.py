@@ -27,6 +27,7 @@ LAYERS = [
         "fetch_settings",
         "filesystem",
         "json_fields",
+        "manifest_records",
         "lazy_names",
         "memory",
         "progress",

@@ -212,7 +212,13 @@ def _metrics(metrics: dict[str, Any]) -> list[tuple[str, str]]:
     for label, key in (("top-1", "top1"), ("top-5", "top5")):
         if metrics.get(key) is not None:
             rows.append((label, f"{metrics[key]:.1f} % ({metrics['status']})"))
-    return rows or [("top-1", str(metrics.get("status")))]
+    rows = rows or [("top-1", str(metrics.get("status")))]
+    if metrics.get("images"):
+        rows.append(("", f"of {metrics['images']}"))
+    for m in metrics.get("measured", ()):
+        figures = f"top-1 {m['top1']:.1f} %, top-5 {m['top5']:.1f} %"
+        rows.append(("measured here", f"{figures}\nof {m['n']:,} {m['images']} ({m['date']})"))
+    return rows
 
 
 VERB = Info()

@@ -227,5 +227,6 @@ def _published_rows(story: Story, found: LatencyTable) -> Sequence[tuple[object,
         except (LatencyKeyError, ProxylessError):
             continue
         top1, status = record.metrics.get("top1"), record.metrics.get("status")
-        rows.append((name, amount(ms, "ms"), percent(top1), f"{record.dataset}, {status}"))
+        of = record.metrics.get("images") or record.dataset
+        rows.append((name, amount(ms, "ms"), percent(top1), f"{of}, {status}"))
     return rows

@@ -187,7 +187,8 @@ def train_comparison(stories: Mapping[str, TrainStory]) -> Raw:
         record = get_weights(first.arch.name)
         top1 = record.metrics.get("top1")
         if top1 is not None:
-            status = f"on {record.dataset}, {record.metrics['status']}"
+            images = record.metrics.get("images") or record.dataset
+            status = f"of {images}, {record.metrics['status']}"
             parts.append(tag("p", f"{record.name} of the zoo: top-1 {top1:.2f} % {status}."))
     advice = "proxylessnas bench and proxylessnas plot --bench set accuracy against it"
     parts.append(tag("p", f"A training does not measure latency: {advice}."))
