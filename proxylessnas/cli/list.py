@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import textwrap
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,9 @@ class List(Verb):
         head, _, body = table(rows, "<>>>><").partition("\n")
         print(bold(head))
         print(body)
-        print("\n" + "\n".join(_legend(nets)))
+        print()
+        for line in _legend(nets):
+            print(textwrap.fill(line, 79, break_on_hyphens=False))
         print("`proxylessnas fetch NAME` brings the weights here.")
         return 0
 
