@@ -16,7 +16,7 @@ from .classifier import Classifier
 from .errors import ArchError, WeightsNotFoundError
 from .loading import adopt, fit_state_dict, head_classes, log_report
 from .model import ProxylessNAS
-from .names import is_weights_file, looks_like_path
+from .names import is_weights_file, looks_like_path, name_of_file
 from .published import MODEL_NAMES, PUBLISHED, normalise_name
 from .pyramid import PyramidTreeNet
 from .sources import Source, open_source
@@ -123,9 +123,11 @@ def create_model(
     """
     if not isinstance(pretrained, bool):
         raise TypeError(f"pretrained must be True or False, not {pretrained!r}; a file goes into weights=")
+    from_file = False
     if isinstance(name_or_arch, (Arch, TreeArch)):
         arch = name_or_arch
     elif looks_like_path(name_or_arch):
+        from_file = True
         arch = read_arch(name_or_arch)
         if is_weights_file(name_or_arch):
             weights = weights or name_or_arch
@@ -140,7 +142,9 @@ def create_model(
     }
     with torch.inference_mode(False):  # parameters made under inference mode could never be trained
         if weights is None and not pretrained:
-            return _build(arch, options)
+            model = _build(arch, options)
+            model.name = name_of_file(cast(str, name_or_arch), arch.name) if from_file else model.name
+            return model
         if weights is None:
             weights = get_weights(_published_as(arch))
         elif isinstance(weights, str) and not looks_like_path(weights):
@@ -170,7 +174,9 @@ def _build_with_weights(
         # Reading and hashing 18 MB takes as long as creating 400 modules: do both at once.
         loader = verified_loader(weights, progress=progress)
         model = _build(arch, {**options, "device": "meta"})
-        source = Source(loader.result(), f"the weights of {weights.name}", record=weights, owned=True)
+        source = Source(
+            loader.result(), f"the weights of {weights.name}", record=weights, name=weights.name, owned=True
+        )
     else:
         source = open_source(weights, progress)
         if options["num_classes"] is None:

@@ -147,9 +147,10 @@ def log_report(report: LoadReport, model: Classifier, source: str) -> None:
 
 
 def adopt(model: Classifier, source: Source, report: LoadReport) -> None:
-    """Tell a net what belongs to the weights it now has: their record, preprocessing and class names."""
+    """Tell a net what belongs to the weights it now has: their name, record, preprocessing and class names."""
     record, header = source.record, source.header
     model.weights = record
+    model.name = source.name or model.name
     if header.preprocessing is not None:
         model.preprocessing = header.preprocessing
     elif record is not None:

@@ -27,7 +27,7 @@ def test_what_a_report_says(tmp_path: Path) -> None:
         "What was asked", "What was found", "Curves", "Comparison", "Do it again", "Versions",
     ]  # fmt: skip
     for text in (
-        "Training of proxyless_cifar10_demo", "digits (900 for training, 100 for validation)", "78.00 %",
+        "training of proxyless_cifar10_demo", "digits (900 for training, 100 for validation)", "78.00 %",
         "823,634", "from random weights", "sgd", "proxyless_cifar10_demo of the zoo: top-1", "0:15", "2.15.0",
         "<b>a note</b>",
         "proxylessnas train proxyless_cifar10_demo digits --recipe", "60.00 %",

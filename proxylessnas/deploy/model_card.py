@@ -125,7 +125,7 @@ def _what(model: Classifier) -> str:
     side = model.preprocessing.input_size if model.preprocessing else getattr(model.arch, "resolution", None)
     lines = []
     if side:
-        counted = profile(model, (model.in_chans, side, side))
+        counted = profile(model)
         lines.append(
             f"- {counted.params / 1e6:.2f} million parameters, {counted.macs / 1e6:.1f} million "
             f"multiply-adds for a picture of {side} x {side} px"

@@ -97,9 +97,7 @@ def start_net(model: Any, data: Data, recipe: Recipe, start: Start) -> Classifie
         raise DataError(f"{data.name}: {classes} class; a classifier needs at least two")
     net = _net(model, data, recipe, start)
     if net.in_chans != 3:
-        raise DataError(
-            f"{net.arch.name} takes pictures of {net.in_chans} channels, but they are read as RGB"
-        )
+        raise DataError(f"{net.name} takes pictures of {net.in_chans} channels, but they are read as RGB")
     return net
 
 
@@ -152,4 +150,4 @@ def _check_classifier(net: Classifier, data: Data) -> None:
         what = f"knows class {at} as {known[at]!r}, but {data.name} has {wanted[at]!r} there"
     else:
         return
-    raise DataError(f"the classifier of {net.arch.name} {what}: start with a new one (no --keep-classifier)")
+    raise DataError(f"the classifier of {net.name} {what}: start with a new one (no --keep-classifier)")

@@ -152,7 +152,7 @@ def open_teacher(source: TeacherSource, data: Data, pupil: Preprocessing, device
     if isinstance(source, nn.Module):
         source = _unwrapped(source)
         net, name = copy.deepcopy(source), type(source).__name__  # the caller's own stays as it is
-        name = source.arch.name if isinstance(source, Classifier) else name
+        name = source.name if isinstance(source, Classifier) else name
     elif str(source).lower().endswith(PROGRAM_SUFFIX):
         net, own = _program(Path(source))
         name = str(source)
