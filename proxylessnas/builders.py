@@ -61,7 +61,8 @@ def read_arch(path: str | os.PathLike[str]) -> Arch | TreeArch:
     record = find_by_digest(path) if path.is_file() else None
     if record is None:
         raise ArchError(
-            f"{path}: holds weights but no architecture; name one: create_model(NAME_OR_ARCH, weights=FILE)"
+            f"{path}: holds weights but no architecture; name one: NAME_OR_ARCH --weights FILE "
+            "(create_model(NAME_OR_ARCH, weights=FILE) in Python)"
         )
     return PUBLISHED[record.arch]
 
@@ -163,7 +164,8 @@ def _published_as(arch: Arch | TreeArch) -> str:
         if dataclasses.replace(published, name=arch.name) == arch:
             return name
     raise WeightsNotFoundError(
-        f"no weights are published for the architecture {arch.name!r}: pass weights=FILE"
+        f"no weights are published for the architecture {arch.name!r}: give --weights FILE "
+        "(weights=FILE in Python)"
     )
 
 
@@ -174,9 +176,7 @@ def _build_with_weights(
         # Reading and hashing 18 MB takes as long as creating 400 modules: do both at once.
         loader = verified_loader(weights, progress=progress)
         model = _build(arch, {**options, "device": "meta"})
-        source = Source(
-            loader.result(), f"the weights of {weights.name}", record=weights, name=weights.name, owned=True
-        )
+        source = Source(loader.result(), f"the weights of {weights.name}", record=weights, owned=True)
     else:
         source = open_source(weights, progress)
         if options["num_classes"] is None:

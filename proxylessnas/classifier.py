@@ -104,10 +104,7 @@ class Classifier(nn.Module):
 
     @property
     def input_size(self) -> tuple[int, int, int]:
-        """(channels, height, width) of the images it is for: as its preprocessing says, else its architecture.
-
-        224 px where neither says anything.
-        """
+        """(channels, height, width) of its images, as preprocessing or architecture say; else 224 px."""
         side = self.preprocessing.input_size if self.preprocessing else self.arch.resolution or 224
         return self.in_chans, side, side
 

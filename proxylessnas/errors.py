@@ -6,6 +6,7 @@ built-in that callers would guess (``ValueError``, ``OSError``, ``KeyError``, ``
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 
@@ -16,6 +17,18 @@ def shown(value: object, longest: int = 60) -> str:
     except (ValueError, RecursionError):  # a number of over 4,300 digits, say
         text = type(value).__name__
     return text if len(text) <= longest else text[: longest - 3] + "..."
+
+
+_PYTHON = re.compile(r" \((?:[^()]|\([^()]*\))*\bin Python\)")
+
+
+def for_command_line(message: str) -> str:
+    """Return a message without what only callers in Python want to know.
+
+    A message names options as the command line spells them, and the argument behind it in parentheses:
+    ``"--force (force=True in Python) replaces it"``.
+    """
+    return _PYTHON.sub("", message)
 
 
 def first_line(error: BaseException, longest: int = 300) -> str:

@@ -75,10 +75,8 @@ def profile(model: nn.Module, input_size: tuple[int, int, int] | int | None = No
         ValueError: the size is not positive.
     """
     own: tuple[int, int, int] = getattr(model, "input_size", (3, 224, 224))
-    if input_size is None:
-        size = own
-    else:
-        size = (own[0], input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
+    given = own if input_size is None else input_size
+    size = (own[0], given, given) if isinstance(given, int) else tuple(given)
     if len(size) != 3 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in size):
         raise ValueError(f"input_size must be (channels, height, width), all positive, not {input_size!r}")
     # A memo that already holds every tensor makes deepcopy copy the structure only.

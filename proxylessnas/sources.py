@@ -27,7 +27,7 @@ class Source:
         label: how messages name them.
         header: what a file of :func:`~proxylessnas.save_weights` says of itself; empty for others.
         record: the published weights, if it is they; a local file is known by its digest.
-        name: of the net they make; "" where it has none of its own.
+        name: of the net in a local file; "" for others.
         owned: each tensor is known to have memory of its own.
     """
 
@@ -58,14 +58,12 @@ def open_source(
             cached_state_dict(source, progress),
             f"the weights of {source.name}",
             record=source,
-            name=source.name,
         )
     if looks_like_path(source):
         path = Path(source)
         state, metadata = safe_load(path)
-        record = find_by_digest(path)
-        name = record.name if record is not None else name_of_file(path)
-        return Source(state, str(path), Header.parse(metadata, str(path)), record, name)
+        header = Header.parse(metadata, str(path))
+        return Source(state, str(path), header, find_by_digest(path), name_of_file(path))
     try:
         weights = get_weights(str(source))
     except UnknownModelError as e:

@@ -173,6 +173,7 @@ def _curves(story: TrainStory) -> Raw:
 def train_comparison(stories: Mapping[str, TrainStory]) -> Raw:
     """Return a run beside others, and beside what is published of its net."""
     rows = []
+    first = next(iter(stories.values()))
     for name, story in stories.items():
         size: Any = None
         if story.arch is not None:
@@ -182,10 +183,13 @@ def train_comparison(stories: Mapping[str, TrainStory]) -> Raw:
                 size = None
         net = story.arch.name if story.arch is not None else "-"
         counts = (f"{size.params / 1e6:.3g} M", f"{size.macs / 1e6:.3g} M") if size else ("-", "-")
-        rows.append((name, net, _data(story) or "-", len(story.epochs), percent(story.top1), *counts))
-    head = ("run", "architecture", "pictures", "epochs", "top-1", "parameters", "multiply-adds")
-    parts: list[object] = [table(head, rows, "Runs, each on its own validation pictures", (3, 4, 5, 6))]
-    first = next(iter(stories.values()))
+        top1, against = percent(story.top1), _against(first, story)
+        rows.append((name, net, _data(story) or "-", len(story.epochs), top1, against, *counts))
+    head = (
+        "run", "architecture", "pictures", "epochs", "top-1", "against this run", "parameters",
+        "multiply-adds",
+    )  # fmt: skip
+    parts: list[object] = [table(head, rows, "Runs, each on its own validation pictures", (3, 4, 6, 7))]
     if first.arch is not None and first.arch.name in PUBLISHED:
         from ..weights import get_weights
 
@@ -198,6 +202,17 @@ def train_comparison(stories: Mapping[str, TrainStory]) -> Raw:
     advice = "proxylessnas bench and proxylessnas plot --bench set accuracy against it"
     parts.append(tag("p", f"A training does not measure latency: {advice}."))
     return section("Comparison", *parts)
+
+
+def _against(first: TrainStory, story: TrainStory) -> str:
+    """Return how a run fares against the first; accuracies on other images cannot be compared."""
+    if story is first:
+        return "this run"
+    if _data(story) != _data(first) or story.begin.get("pictures") != first.begin.get("pictures"):
+        return "other images"
+    if first.top1 is None or story.top1 is None:
+        return "not known"
+    return f"{story.top1 - first.top1:+.2f} points"
 
 
 def _preprocessing(story: TrainStory) -> Preprocessing | None:

@@ -203,8 +203,8 @@ def _nameable(source: str | os.PathLike[str]) -> str | os.PathLike[str]:
         raise DataError(f"the teacher {source} is a folder: name the model.safetensors in it")
     if str(source).lower().endswith((".pth", ".pt")):
         raise DataError(
-            f"the teacher {source} does not say which net it is of: load it with create_model(NAME, "
-            "weights=FILE), and save_weights writes a .safetensors file that can teach"
+            f"the teacher {source} does not say which net it is of: in Python load it with "
+            "create_model(NAME, weights=FILE), and save_weights writes a .safetensors file that can teach"
         )
     return source
 
