@@ -16,7 +16,7 @@ from .classifier import Classifier
 from .errors import ArchError, WeightsNotFoundError
 from .loading import adopt, fit_state_dict, head_classes, log_report, without_prefix
 from .model import ProxylessNAS
-from .names import is_weights_file, looks_like_path
+from .names import is_weights_file, looks_like_path, name_of_file
 from .published import MODEL_NAMES, PUBLISHED, normalise_name
 from .pyramid import PyramidTreeNet
 from .sources import Source, open_source
@@ -65,7 +65,8 @@ def read_arch(path: str | os.PathLike[str]) -> Arch | TreeArch:
     record = find_by_digest(path) if path.is_file() else None
     if record is None:
         raise ArchError(
-            f"{path}: holds weights but no architecture; name one: create_model(NAME_OR_ARCH, weights=FILE)"
+            f"{path}: holds weights but no architecture; name one: NAME_OR_ARCH --weights FILE "
+            "(create_model(NAME_OR_ARCH, weights=FILE) in Python)"
         )
     return PUBLISHED[record.arch]
 
@@ -132,9 +133,11 @@ def create_model(
     """
     if not isinstance(pretrained, bool):
         raise TypeError(f"pretrained must be True or False, not {pretrained!r}; a file goes into weights=")
+    from_file = False
     if isinstance(name_or_arch, (Arch, TreeArch)):
         arch = name_or_arch
     elif looks_like_path(name_or_arch):
+        from_file = True
         arch = read_arch(name_or_arch)
         if is_weights_file(name_or_arch):
             weights = weights or name_or_arch
@@ -149,7 +152,9 @@ def create_model(
     }
     with torch.inference_mode(False):  # parameters made under inference mode could never be trained
         if weights is None and not pretrained:
-            return build(arch, **options)
+            model = build(arch, **options)
+            model.name = name_of_file(cast(str, name_or_arch), arch.name) if from_file else model.name
+            return model
         if weights is None:
             weights = get_weights(_published_as(arch))
         elif isinstance(weights, str) and not looks_like_path(weights):
@@ -168,7 +173,8 @@ def _published_as(arch: Arch | TreeArch) -> str:
         if dataclasses.replace(published, name=arch.name) == arch:
             return name
     raise WeightsNotFoundError(
-        f"no weights are published for the architecture {arch.name!r}: pass weights=FILE"
+        f"no weights are published for the architecture {arch.name!r}: give --weights FILE "
+        "(weights=FILE in Python)"
     )
 
 

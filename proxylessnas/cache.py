@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from .bundled import bundled_state_dict, copy_bundled, package_path, read_verified
 from .digests import bytes_problem, expected_digest, file_problem, short_digest
-from .download import download, is_offline, offline_error
+from .download import download, is_offline, offline_error, ways_without_network
 from .errors import (
     MissingExtraError,
     ProxylessError,
@@ -155,8 +155,8 @@ def _throw_away(path: Path, problem: str) -> None:
     """Remove a file that is not what it should be, or raise if there will be no other in its place."""
     if is_offline():
         raise WeightsCorruptError(
-            f"{path}: {problem}. It was not used. PROXYLESSNAS_OFFLINE forbids fetching it again; "
-            "replace the file"
+            f"{path}: {problem}. It was not used, and PROXYLESSNAS_OFFLINE forbids fetching it again.\n"
+            f"{ways_without_network()}.\nOr replace the file"
         )
     _LOG.warning("%s: %s; fetching it again", one_line(path), problem)
     try:

@@ -28,6 +28,8 @@ class Classifier(nn.Module):
     """Base of the nets: a body that ends in a feature map, global pooling, dropout and a linear classifier.
 
     Attributes:
+        name: how results call it: the published weights' name, or that of the file or run its weights are
+            from; else the architecture's.
         arch: the architecture the net was built from.
         num_classes: outputs of the last layer, also of one that replaced it; 0 means embeddings.
         in_chans: channels that the stem takes, also one that replaced it.
@@ -53,6 +55,7 @@ class Classifier(nn.Module):
         drop_rate: float,
     ) -> None:
         super().__init__()
+        self.name = arch.name
         self.arch = arch
         self.num_features = num_features
         self.drop_rate = check_rate("drop_rate", drop_rate)
@@ -154,6 +157,12 @@ class Classifier(nn.Module):
     def stem_and_blocks(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Yield ``(module name, output)`` after the stem and after every block."""
         raise NotImplementedError  # pragma: no cover
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """(channels, height, width) of its images, as preprocessing or architecture say; else 224 px."""
+        side = self.preprocessing.input_size if self.preprocessing else self.arch.resolution or 224
+        return self.in_chans, side, side
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the last feature map, [N, num_features, H / reduction, W / reduction], before pooling."""

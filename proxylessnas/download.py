@@ -24,7 +24,7 @@ from .digests import expected_digest, file_problem
 from .errors import OfflineError, WeightsFetchError
 from .fetch_settings import Policy, is_offline, source_urls
 from .filesystem import LockTimeout, locked, sync_folder, unlink_quietly
-from .manifest import MAX_WEIGHTS_BYTES
+from .manifest import MAX_WEIGHTS_BYTES, read_manifest
 from .progress import Bar
 from .safe_text import shown_url
 from .transport import FetchFailure, Reply, Transport, default_transport, open_url
@@ -36,7 +36,16 @@ _LOG = logging.getLogger("proxylessnas")
 _RETRY_STATUS = frozenset({408, 425, 429})
 _MIN_BYTES_PER_TIMEOUT = 1024  # slower than this is a stall, even when a byte trickles in now and then
 _CHUNK = 1 << 16
-_WAYS_OUT = "Put the file there by hand, or name a mirror in PROXYLESSNAS_WEIGHTS_URL."
+_BY_HAND = "Or put the file there by hand, or name a mirror in PROXYLESSNAS_WEIGHTS_URL."
+
+
+def ways_without_network() -> str:
+    """Return how to go on without a download, for messages: a file of one's own, or weights that are here."""
+    here = ", ".join(name for name, weights in read_manifest().items() if weights.bundled)
+    return (
+        "Without a network: --weights FILE (weights=FILE in Python) takes a file that you have"
+        + f"; {here} comes with the package and needs none" * bool(here)
+    )
 
 
 def offline_error(weights: Weights, dest: Path) -> OfflineError:
@@ -45,7 +54,8 @@ def offline_error(weights: Weights, dest: Path) -> OfflineError:
     tool = "sha256sum" if weights.sha256 else "git hash-object"
     return OfflineError(
         f"the weights of {weights.name} are not in the cache and PROXYLESSNAS_OFFLINE forbids the network.\n"
-        f"  On a machine with a network, download one of\n    {urls}\n"
+        f"  {ways_without_network()}.\n"
+        f"  Or, on a machine with a network, download one of\n    {urls}\n"
         f"  check it with {tool} (expected: {expected_digest(weights)})\n  and put it at\n    {dest}"
     )
 
@@ -139,8 +149,9 @@ class _Job:
                     queue.insert(len(queue) if e.unreachable else 0, url)
         listed = "\n".join(f"    {shown_url(url)}: {reasons[url]}" for url in urls)
         raise WeightsFetchError(
-            f"no source delivered the weights of {self.weights.name}:\n{listed}\n"
-            f"  expected {expected_digest(self.weights)}\n  at {self.dest}\n  {_WAYS_OUT}"
+            f"no source delivered the weights of {self.weights.name}.\n  {ways_without_network()}.\n"
+            f"  Tried were\n{listed}\n"
+            f"  expected {expected_digest(self.weights)}\n  at {self.dest}\n  {_BY_HAND}"
         )
 
     def _attempt(self, url: str) -> None:

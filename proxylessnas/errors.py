@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -21,6 +22,18 @@ def shown(value: object, longest: int = 60) -> str:
     except (ValueError, RecursionError):  # a number of over 4,300 digits, say
         text = type(value).__name__
     return text if len(text) <= longest else text[: longest - 3] + "..."
+
+
+_PYTHON = re.compile(r" \((?:[^()]|\([^()]*\))*\bin Python\)")
+
+
+def for_command_line(message: str) -> str:
+    """Return a message without what only callers in Python want to know.
+
+    A message names options as the command line spells them, and the argument behind it in parentheses:
+    ``"--force (force=True in Python) replaces it"``.
+    """
+    return _PYTHON.sub("", message)
 
 
 def first_line(error: BaseException, longest: int = 300) -> str:

@@ -174,9 +174,10 @@ def log_report(report: LoadReport, model: Classifier, source: str) -> None:
 
 
 def adopt(model: Classifier, source: Source, report: LoadReport) -> None:
-    """Tell a net what belongs to the weights it now has: their record, preprocessing and class names."""
+    """Tell a net what belongs to its weights: their name, record, preprocessing and class names."""
     record, header = source.record, source.header
     model.weights = record
+    model.name = record.name if record is not None else source.name or model.name
     if header.preprocessing is not None:
         model.preprocessing = header.preprocessing
     elif record is not None:

@@ -7,7 +7,6 @@ it is a path that is ever opened. What the keys of an entry mean is said by :cla
 
 from __future__ import annotations
 
-import datetime
 import functools
 import json
 import re
@@ -16,12 +15,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from .errors import ManifestError
-from .json_fields import Fields, check_keys, is_hex, is_int, is_number, is_text, is_triple, show
+from .json_fields import Fields, check_keys, is_hex, is_int, is_text, is_triple, show
+from .manifest_records import take_metrics, take_training
 from .weights import Weights
 
 SCHEMA_VERSION = 1
 FILE_NAME = "weights_manifest.json"
-STATUSES = ("published, not re-measured", "measured", "no published figure")
 MAX_FILE_BYTES = 1 << 20
 MAX_WEIGHTS_BYTES = 1 << 30
 
@@ -31,7 +30,6 @@ _CLASSES = {"imagenet": 1000, "cifar10": 10}
 _NAME = re.compile(r"[a-z0-9][a-z0-9_]{0,63}")
 _FILENAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\.(pth|safetensors)")
 _URL_CHARS = re.compile(r"[A-Za-z0-9._~:/%+@,=-]{1,500}")
-_REPOSITORY_FILE = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9._-]{0,60}/){0,6}[A-Za-z0-9_][A-Za-z0-9._-]{0,60}")
 
 
 def default_path() -> Path:
@@ -180,9 +178,9 @@ def _entry(problems: list[str], name: object, data: object) -> Weights | None:
     values["macs"] = f.take("macs", lambda v: is_int(v, 1, 10**15), "a count of multiply-adds")
     values["license"] = f.take("license", lambda v: is_text(v, 64), "an SPDX identifier")
     _file_fields(f, values)
-    values["metrics"] = _metrics(problems, name, data.get("metrics")) if "metrics" in data else None
+    values["metrics"] = take_metrics(problems, name, data.get("metrics")) if "metrics" in data else None
     if "training" in data:
-        values["training"] = _training(problems, f"{name}: training", data["training"])
+        values["training"] = take_training(problems, f"{name}: training", data["training"])
     elif values["bundled"] and (values["metrics"] or {}).get("top1") is not None:
         problems.append(f"{name}: weights of our own with a measured figure need training, the record of it")
     if len(problems) > before:
@@ -247,95 +245,3 @@ def _url_problem(url: object, filename: str | None) -> str | None:
     if filename is not None and parts.path.rsplit("/", 1)[-1] != filename:
         return f"does not end in the filename {filename}"
     return None
-
-
-def _metrics(problems: list[str], name: str, data: object) -> dict[str, Any]:
-    where = f"{name}: metrics"
-    if not isinstance(data, dict):
-        problems.append(f"{where}: {show(data)} is not an object")
-        return {}
-    check_keys(
-        problems, where, data, required={"top1", "top5", "status", "source"}, optional={"published_error"}
-    )
-    f = Fields(problems, where, data)
-    percent = "null or a percentage, 0 to 100"
-    out = {key: f.take(key, lambda v: v is None or is_number(v, 0, 100), percent) for key in ("top1", "top5")}
-    out["status"] = f.take(
-        "status", lambda v: isinstance(v, str) and v in STATUSES, f"one of {', '.join(STATUSES)}"
-    )
-    out["source"] = f.take("source", lambda v: is_text(v, 500), "a text saying where the figures are from")
-    if "published_error" in data:
-        out["published_error"] = f.take(
-            "published_error", lambda v: v is None or is_number(v, 0, 100), percent
-        )
-    if None not in (out["top1"], out["top5"]) and out["top5"] < out["top1"]:
-        problems.append(f"{where}: top5 {out['top5']} is below top1 {out['top1']}")
-    if out["status"] is not None and (out["status"] == STATUSES[2]) != (data.get("top1") is None):
-        problems.append(f"{where}: top1 is null exactly when the status is {STATUSES[2]!r}")
-    return out
-
-
-def _training(problems: list[str], where: str, data: object) -> dict[str, Any]:
-    """Take the record of a training run; of its teachers and of the run it goes on from ("before"), if any.
-
-    Recipe and log are files of the repository.
-    """
-    if not isinstance(data, dict):
-        problems.append(f"{where}: {show(data)} is not an object")
-        return {}
-    texts = {
-        "command": "the exact command line",
-        "data": "what it was trained on",
-        "machine": "the machine that it ran on",
-        "versions": "names and versions of what computed it",
-    }
-    others = {"recipe", "log", "seed", "data_sha256", "date", "minutes", "commit"}
-    check_keys(problems, where, data, required=others | texts.keys(), optional={"teachers", "before"})
-    f = Fields(problems, where, data)
-    out: dict[str, Any] = {
-        key: f.take(key, lambda v: is_text(v, 500), wanted) for key, wanted in texts.items()
-    }
-    for key in ("recipe", "log"):
-        out[key] = f.take(key, _is_repository_file, "the path of a file in the repository")
-    out["seed"] = f.take("seed", lambda v: is_int(v, 0, 2**63 - 1), "a number, at least 0")
-    out["data_sha256"] = f.take("data_sha256", lambda v: is_hex(v, 64), "64 lower-case hex digits")
-    out["date"] = f.take("date", _is_date, "a date, as in 2026-01-31")
-    out["minutes"] = f.take("minutes", lambda v: is_number(v, 0, 1e7), "how long it took, minutes")
-    out["commit"] = f.take("commit", lambda v: is_hex(v, 40), "git's id of the source, 40 hex digits")
-    if "teachers" in data:
-        f.take("teachers", lambda v: isinstance(v, list) and 0 < len(v) <= 100, "a list of 1 to 100 records")
-        teachers = data["teachers"] if isinstance(data["teachers"], list) else []
-        places = [f"{where}: teachers[{i}]" for i in range(len(teachers))]
-        out["teachers"] = [_teacher(problems, *each) for each in zip(places, teachers, strict=True)]
-    if "before" in data:
-        out["before"] = _training(problems, f"{where}: before", data["before"])
-    return out
-
-
-def _teacher(problems: list[str], where: str, data: object) -> dict[str, Any]:
-    """Take the record of a net that a net of ours learnt from."""
-    if not isinstance(data, dict):
-        problems.append(f"{where}: {show(data)} is not an object")
-        return {}
-    known = {"net", "command", "params", "seed", "minutes", "top1"}
-    check_keys(problems, where, data, required=known, optional=set())
-    f = Fields(problems, where, data)
-    return {
-        "net": f.take("net", lambda v: is_text(v, 200), "what kind of net it is"),
-        "command": f.take("command", lambda v: is_text(v, 500), "the exact command line"),
-        "params": f.take("params", lambda v: is_int(v, 1, 2**63 - 1), "a number of parameters"),
-        "seed": f.take("seed", lambda v: is_int(v, 0, 2**63 - 1), "a number, at least 0"),
-        "minutes": f.take("minutes", lambda v: is_number(v, 0, 1e7), "how long it took, minutes"),
-        "top1": f.take("top1", lambda v: is_number(v, 0, 100), "a percentage, 0 to 100"),
-    }
-
-
-def _is_repository_file(value: object) -> bool:
-    return isinstance(value, str) and _REPOSITORY_FILE.fullmatch(value) is not None
-
-
-def _is_date(value: object) -> bool:
-    try:
-        return isinstance(value, str) and datetime.date.fromisoformat(value).isoformat() == value
-    except ValueError:
-        return False

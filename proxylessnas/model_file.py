@@ -60,6 +60,19 @@ class Header:
         return cls(**found)
 
 
+def read_header(path: str | os.PathLike[str]) -> Header:
+    """Return what a file says of its net, without reading its weights; empty for all but ``.safetensors``.
+
+    Raises:
+        WeightsNotFoundError, WeightsCorruptError: it cannot be read.
+    """
+    from .cache import read_metadata
+
+    if Path(path).suffix.lower() != ".safetensors":
+        return Header()
+    return Header.parse(read_metadata(Path(path)), os.fspath(path))
+
+
 def save_weights(
     model: Classifier,
     path: str | os.PathLike[str],

@@ -39,18 +39,16 @@ def predict(
 
     if model.preprocessing is None:
         raise ProxylessError(
-            f"the preprocessing of {model.arch.name!r} is not known; set model.preprocessing to a "
+            f"the preprocessing of {model.name!r} is not known; set model.preprocessing to a "
             "proxylessnas.Preprocessing with the values it was trained with"
         )
     if not model.num_classes:
-        raise ProxylessError(
-            f"{model.arch.name!r} has no classifier (num_classes=0): call the net for embeddings"
-        )
+        raise ProxylessError(f"{model.name!r} has no classifier (num_classes=0): call the net for embeddings")
     if top < 1:
         raise ValueError(f"top must be at least 1, not {top}")
     if model.in_chans != 3:
         raise ProxylessError(
-            f"{model.arch.name!r} takes images of {model.in_chans} channel(s) and photos have 3: "
+            f"{model.name!r} takes images of {model.in_chans} channel(s) and photos have 3: "
             "prepare its input yourself and call the net"
         )
     if isinstance(image, (str, os.PathLike)):

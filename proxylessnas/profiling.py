@@ -56,7 +56,7 @@ class _Counter(TorchDispatchMode):
         return out
 
 
-def profile(model: nn.Module, input_size: tuple[int, int, int] | int = (3, 224, 224)) -> Profile:
+def profile(model: nn.Module, input_size: tuple[int, int, int] | int | None = None) -> Profile:
     """Count parameters and multiply-accumulates without computing anything.
 
     The net is copied to the meta device in evaluation mode; it is neither run nor changed.
@@ -67,13 +67,16 @@ def profile(model: nn.Module, input_size: tuple[int, int, int] | int = (3, 224, 
 
     Args:
         model: any module.
-        input_size: (channels, height, width) of one image; one number means a square RGB image of that size,
-            in pixels.
+        input_size: (channels, height, width) of one image; one number means a square image of that size, in
+            pixels. None takes the net's own: what its preprocessing or its architecture says; (3, 224, 224)
+            for modules that are not of this package.
 
     Raises:
         ValueError: the size is not positive.
     """
-    size = (3, input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
+    own: tuple[int, int, int] = getattr(model, "input_size", (3, 224, 224))
+    given = own if input_size is None else input_size
+    size = (own[0], given, given) if isinstance(given, int) else tuple(given)
     if len(size) != 3 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in size):
         raise ValueError(f"input_size must be (channels, height, width), all positive, not {input_size!r}")
     # A memo that already holds every tensor makes deepcopy copy the structure only.

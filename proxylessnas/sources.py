@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .errors import UnknownModelError, WeightsNotFoundError
 from .model_file import Header
-from .names import looks_like_path
+from .names import looks_like_path, name_of_file
 
 if TYPE_CHECKING:
     from .weights import Weights
@@ -27,6 +27,7 @@ class Source:
         label: how messages name them.
         header: what a file of :func:`~proxylessnas.save_weights` says of itself; empty for others.
         record: the published weights, if it is they; a local file is known by its digest.
+        name: of the net in a local file; "" for others.
         owned: each tensor is known to have memory of its own.
     """
 
@@ -34,6 +35,7 @@ class Source:
     label: str
     header: Header = field(default_factory=Header)
     record: Weights | None = None
+    name: str = ""
     owned: bool = False
 
 
@@ -52,11 +54,16 @@ def open_source(
     if isinstance(source, Mapping):
         return Source(state_dict_of(source, "the given weights"), "the given weights")
     if isinstance(source, Weights):
-        return Source(cached_state_dict(source, progress), f"the weights of {source.name}", record=source)
+        return Source(
+            cached_state_dict(source, progress),
+            f"the weights of {source.name}",
+            record=source,
+        )
     if looks_like_path(source):
         path = Path(source)
         state, metadata = safe_load(path)
-        return Source(state, str(path), Header.parse(metadata, str(path)), find_by_digest(path))
+        header = Header.parse(metadata, str(path))
+        return Source(state, str(path), header, find_by_digest(path), name_of_file(path))
     try:
         weights = get_weights(str(source))
     except UnknownModelError as e:

@@ -40,8 +40,10 @@ class Weights:
         mean: per channel (RGB), on a 0..1 scale.
         std: per channel (RGB), on a 0..1 scale.
         interpolation: ``"bilinear"`` or ``"bicubic"``.
-        metrics: ``top1`` and ``top5`` (accuracy in percent, or None), ``status`` and ``source``: where they
-            are from.
+        metrics: ``top1`` and ``top5`` (accuracy in percent, or None), ``images`` (which ones that is of),
+            ``status`` and ``source``: where they are from. ``measured``, if there is any, lists figures that
+            this project found with the published file on other images: ``images``, ``n`` (how many),
+            ``top1``, ``top5`` and ``date``.
         params: number of trainable parameters.
         macs: multiply-adds of the convolutions and linear layers for one image of ``input_size``.
         size: of the file, bytes, or None where it is not known.

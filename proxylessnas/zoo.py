@@ -130,7 +130,8 @@ proxyless_w03_r176 = _builder(
     ProxylessNAS,
     """A tiny ImageNet net for images of 176 pixels.
 
-0.75 M parameters, 38.3 M MACs; its weights want mean = std = 0.5, which model.preprocessing knows.""",
+0.75 M parameters, 38.3 M MACs; ImageNet top-1 error 43.0 % (published, not re-measured). Its weights want
+mean = std = 0.5, which model.preprocessing knows.""",
 )
 proxyless_cifar = _builder(
     "proxyless_cifar",

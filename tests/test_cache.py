@@ -186,6 +186,7 @@ def test_flipped_bit_offline_is_refused(
         with pytest.raises(WeightsCorruptError, match="PROXYLESSNAS_OFFLINE") as caught:
             load(weights)
         assert str(weights.sha256) in str(caught.value)
+        assert "--weights FILE" in str(caught.value)
     assert path.read_bytes() == spoiled
     assert len(server.seen) == 1
     note(

@@ -478,6 +478,8 @@ def test_offline(run: Run, files: Path, monkeypatch: pytest.MonkeyPatch) -> None
         result = run(*words)
         assert result.code == 1
         assert get_weights("proxyless_cpu").sources[0] in result.err
+        ways = result.err.index("--weights FILE"), result.err.index("proxyless_cifar10_demo")
+        assert max(ways) < result.err.index("https://"), "first what needs no other machine"
 
 
 def test_missing_libraries(run: Run, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,7 +93,7 @@ def test_random_weights_give_outputs_of_ordinary_size(tmp_path: Path) -> None:
 
 def test_a_file_that_is_there_is_replaced_only_by_force(tmp_path: Path) -> None:
     (tmp_path / "net.pt").write_bytes(OLD)
-    with pytest.raises(ExportError, match=r"net\.pt: exists already; force=True \(--force\) replaces it"):
+    with pytest.raises(ExportError, match=r"net\.pt: exists already: --force \(.*\) replaces it"):
         export(small(), tmp_path / "net.pt")
     assert (tmp_path / "net.pt").read_bytes() == OLD
     export(small(), tmp_path / "net.pt", force=True)

@@ -209,11 +209,11 @@ def test_formats_and_options_that_are_not_there(digits: Path, tmp_path: Path) ->
     with pytest.raises(ExportError, match=r"\.pt files are not written in int8; \.onnx, .*, \.tflite are"):
         _quantise(small(), tmp_path / "net.pt", digits)
     for words in ({"qat_epochs": 1}, {"qat_data": digits}):
-        with pytest.raises(ExportError, match="takes both qat_epochs and qat_data"):
+        with pytest.raises(ExportError, match="takes both --qat-epochs and --qat-data"):
             _quantise(small(), tmp_path / "net.onnx", digits, **words)
     with pytest.raises(ExportError, match="qat_epochs must be a whole number of at least 0, not True"):
         _quantise(small(), tmp_path / "net.onnx", digits, qat_epochs=True, qat_data=digits)
-    with pytest.raises(ExportError, match="are for precision='int8'"):
+    with pytest.raises(ExportError, match="are for --int8"):
         export(small(), tmp_path / "net.onnx", qat_epochs=1, qat_data=digits)
     assert not list(tmp_path.iterdir())
 

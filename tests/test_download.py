@@ -117,6 +117,9 @@ def test_all_sources_are_listed(server: FaultyServer, transport: Transport, tmp_
     assert reason(caught.value, 1) == f"wrong file: sha256 is {actual}, expected {record().sha256}"
     assert reason(caught.value, 2) == "connection refused (2 attempts)"
     assert isinstance(caught.value, OSError)
+    text = str(caught.value)
+    for way in ("--weights FILE", "proxyless_cifar10_demo"):
+        assert 0 < text.find(way) < text.index("http://"), "first what needs no network"
 
 
 def test_refused_host_gives_way_to_the_next(

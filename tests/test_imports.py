@@ -29,6 +29,7 @@ LAYERS = [
         "filesystem",
         "registration",
         "json_fields",
+        "manifest_records",
         "lazy_names",
         "memory",
         "progress",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,7 @@ from chart_tools import share_of, size_of
 from PIL import Image
 
 from proxylessnas.errors import DataError, MissingExtraError
-from proxylessnas.latency.charts import Named, Point, accuracy_png, prediction_png
+from proxylessnas.latency.charts import Named, Point, accuracy_png, latency_png, prediction_png
 
 BLUE, ORANGE = (0, 114, 178), (213, 94, 0)
 ODD = ["a" * 300, "$x_{", "two\nlines", "", "\x1b[31m", "100 %"]
@@ -156,3 +158,30 @@ def test_without_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(MissingExtraError, match="matplotlib"):
         accuracy_png({"torch": [point()]}, tmp_path / "a.png")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_latency_without_accuracy_is_drawn_as_bars(tmp_path: Path) -> None:
+    """One bar a net, as long as its latency, with its figure and the line from 10 to 90 %."""
+    from xml.etree import ElementTree
+
+    points = [
+        Point("slow", 8.0, 7.0, 9.0, None, False, False),
+        Point("$fast", 2.0, 1.9, 2.1, None, False, True),
+    ]
+    file = io.BytesIO()
+    latency_png({"torch, 1 thread": points, "none": []}, file, note="a machine")
+    svg = ElementTree.fromstring(file.getvalue())
+    texts = [text for element in svg.iter() if (text := (element.text or "").strip())]
+    for said in ("slow", "$fast", "8", "2", "torch, 1 thread", "latency of a call (ms)", "a machine"):
+        assert said in texts
+    fills = {}
+    for element in svg.iter():
+        color = re.search(r"fill: (#0072b2|#d55e00)", element.get("style", ""))
+        if color:
+            xs = [float(x) for x in re.findall(r"[ML] ([\d.]+) ", element.get("d", ""))]
+            fills[color[1]] = max(xs) - min(xs)
+    assert fills["#0072b2"] / fills["#d55e00"] == pytest.approx(8 / 2, rel=0.01)
+    with pytest.raises(DataError, match="nothing to draw"):
+        latency_png({}, tmp_path / "a.png")
+    with pytest.raises(DataError, match="13 settings"):
+        latency_png({str(i): points for i in range(13)}, tmp_path / "a.png")

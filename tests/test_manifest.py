@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import proxylessnas
+from proxylessnas.datasets import labelled_images
 from proxylessnas.errors import ManifestError
+from proxylessnas.evaluate import evaluate
 from proxylessnas.manifest import default_path, manifest_from_dict, read_manifest
 from proxylessnas.published import MODEL_NAMES
 from proxylessnas.weights import Weights, get_weights, list_weights
@@ -374,3 +377,87 @@ def test_another_manifest_can_be_read(tmp_path: Path) -> None:
         json.dumps({"schema_version": 1, "weights": {"x": DATA["weights"][TINY]}})
     )
     assert list(read_manifest(tmp_path / "m.json")) == ["x"]
+
+
+# --- which images a figure is of -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", list_weights())
+def test_every_accuracy_says_which_images_it_is_of(name: str) -> None:
+    metrics = get_weights(name).metrics
+    assert ("images" in metrics) == (metrics["top1"] is not None)
+    for record in metrics.get("measured", ()):
+        right = record["top1"] * record["n"] / 100
+        assert right == pytest.approx(round(right)), "a share of so many images"
+
+
+def test_the_tiny_nets_figures() -> None:
+    larger, smaller = (get_weights(name).metrics for name in ("proxyless_w03_r176", TINY))
+    assert (larger["top1"], larger["top5"], larger["status"]) == (57.0, 80.2, "published, not re-measured")
+    assert "mit-han-lab/mcunet" in larger["source"]
+    assert smaller["top1"] is None
+    found = [(m["n"], m["top1"], m["top5"]) for m in (*larger["measured"], *smaller["measured"])]
+    assert found == [(500, 57.2, 87.4), (500, 44.6, 76.0)]
+
+
+_MEASURED = {"images": "photos", "n": 500, "top1": 57.2, "top5": 87.4, "date": "2026-11-29"}
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ([], "measured is"),
+        ({}, "measured is"),
+        ([{}], r"measured\[0\]: .* missing|measured\[0\].*missing"),
+        ([{**_MEASURED, "n": 0}], r"measured\[0\]: n is 0"),
+        ([{**_MEASURED, "top1": 101}], r"measured\[0\]: top1 is 101"),
+        ([{**_MEASURED, "top5": 50}], r"measured\[0\]: top5 50 is below top1 57.2"),
+        ([{**_MEASURED, "date": "today"}], r"measured\[0\]: date is"),
+        ([{**_MEASURED, "images": " "}], r"measured\[0\]: images is"),
+        ([{**_MEASURED, "x": 1}], r"measured\[0\]: unknown key"),
+    ],
+)
+def test_measured_figures_are_checked(value: Any, problem: str) -> None:
+    with pytest.raises(ManifestError, match=problem):
+        manifest_from_dict(changed(value, "weights", TINY, "metrics", "measured"))
+    sound = changed([_MEASURED], "weights", TINY, "metrics", "measured")
+    assert manifest_from_dict(sound)[TINY].metrics["measured"] == [_MEASURED]
+
+
+def test_the_readmes_table_agrees(repo: Path) -> None:
+    text = (repo / "README.md").read_text(encoding="utf-8")
+    rows = {
+        cells[1].strip("` "): [cell.strip() for cell in cells]
+        for line in text.partition("## The nets")[2].partition("\n## ")[0].splitlines()
+        if line.startswith("| `") and (cells := line.split("|"))
+    }
+    assert set(rows) == set(list_weights())
+    for name, cells in rows.items():
+        weights = get_weights(name)
+        m = weights.metrics
+        places = len(cells[6].partition(".")[2].removesuffix(" %"))
+        error = m.get("published_error", None if m["top1"] is None else 100 - m["top1"])
+        assert cells[6] == ("none published" if error is None else f"{error:.{places}f} %"), name
+        assert cells[3] == f"{weights.params / 1e6:.2f} M"
+        assert cells[5] == str(weights.input_size)
+        for record in m.get("measured", ()):
+            assert f"measured here, of {record['n']} dogs: {100 - record['top1']:.1f} %" in cells[7]
+
+
+@pytest.mark.parametrize("name", [TINY, pytest.param("proxyless_w03_r176", marks=pytest.mark.slow)])
+def test_the_tiny_nets_are_measured_again(name: str, shared_data: Path, tmp_path: Path) -> None:
+    """On 500 photos of 10 classes, where they are, with all 1000 outputs counted."""
+    archive, weights = shared_data / "imagenet_val_dogs.tar", get_weights(name)
+    file = shared_data / "weights" / weights.filename
+    if not archive.is_file() or not file.is_file():
+        pytest.skip(f"{archive.name} or {file.name} is not in {shared_data}")
+    with tarfile.open(archive) as tar:
+        tar.extractall(tmp_path, filter="data")
+    net = proxylessnas.create_model(name, weights=file)
+    assert net.preprocessing is not None
+    found = evaluate(net, labelled_images(tmp_path, 1000, "imagenet").samples, net.preprocessing.build())
+    (record,) = weights.metrics["measured"]
+    assert found.n == record["n"]
+    # A photo whose two best classes are as good as equal may fall either way on another processor.
+    assert found.top1 == pytest.approx(record["top1"], abs=0.41)
+    assert found.top5 == pytest.approx(record["top5"], abs=0.41)

@@ -152,10 +152,14 @@ def test_values_that_make_no_sense(tmp_path: Path, column: str, value: str) -> N
 def test_what_cannot_be_read_or_drawn(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         read_bench(tmp_path / "absent.csv")
-    unknown = bench_file(tmp_path / "a.csv", {"mine": (1.0, "")})
-    with pytest.raises(DataError, match="no net with a known accuracy: nothing to draw"):
-        pareto_figure([unknown], tmp_path / "a.svg")
     odd = bench_file(tmp_path / "b.csv", {"net": (1.0, 50.0)}, runtime="abacus")
     with pytest.raises(DataError, match="a setting that makes no sense"):
         pareto_figure([odd], tmp_path / "a.svg")
     assert not (tmp_path / "a.svg").exists()
+
+
+def test_a_bench_without_any_accuracy_is_drawn_as_bars(tmp_path: Path) -> None:
+    svg = text_of([bench_file(tmp_path / "a.csv", {"mine": (4.0, "")})])
+    for text in (">mine<", ">4<", "latency of a call (ms)"):
+        assert text in svg
+    assert "top-1" not in svg

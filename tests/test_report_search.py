@@ -14,6 +14,7 @@ from report_tools import TINY, Page, lines_of, probs_of, search_folder, write_li
 
 from proxylessnas import report
 from proxylessnas.errors import DataError, ProxylessError
+from proxylessnas.report.html_compare import _verdict
 from proxylessnas.report.search_movie import spread
 
 
@@ -283,8 +284,9 @@ def test_latencies_of_other_tables_are_not_compared(folder: Path, tmp_path: Path
     notes = report.write_report(mine, tmp_path / "a.html", compare=[other])
     assert "not in the folder any more: child.safetensors" in notes
     text = Page(tmp_path / "a.html").text
-    assert "another table" in text
-    assert "other is of another latency table: its latencies are of other conditions" in text
+    assert "+0.00 points, by multiply-accumulates" in text, "that can be compared"
+    assert "other is of another latency table: its latencies are of other conditions, and" in text
+    assert "Accuracy against multiply-accumulates" in text, "and drawn"
     assert "proxylessnas finetune" not in text
     assert f"proxylessnas report {mine} --compare {other} -o {tmp_path / 'a.html'}" in text
     report.write_report(other, tmp_path / "b.html")
@@ -321,3 +323,33 @@ def test_what_has_no_report(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(OSError, match="nowhere"):
         report.write_report(write_lines(tmp_path / "run", lines_of(steps=1)), tmp_path / "nowhere" / "a.html")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "result", "verdict"),
+    [
+        ({}, {}, "+0.00 points"),
+        ({}, {"top1_held_out": 93.0}, "+1.50 points"),
+        ({}, {"costs": {"latency": 0.9}}, "costs +20%: not equal"),
+        ({"table": "1" * 64}, {"top1_held_out": 90.0}, "-1.50 points, by multiply-accumulates"),
+        (
+            {"table": "1" * 64},
+            {"costs": {"latency": 0.75, "macs": 2.1}},
+            "costs +50%, by multiply-accumulates: not equal",
+        ),
+        ({"table": "1" * 64}, {"costs": {"latency": 0.75, "params": 0.03}}, "+0.00 points, by parameters"),
+        ({"table": "1" * 64}, {"costs": {"latency": 0.75}}, "another table"),
+        ({}, {"costs": {"macs": 1.4}}, "+0.00 points, by multiply-accumulates"),
+        ({}, {"costs": {}}, "not known"),
+        ({"data": "photos"}, {"costs": {"latency": 0.9}}, "other images; costs +20%"),
+        ({"data": "photos", "table": "1" * 64}, {}, "other images; costs +0%, by multiply-accumulates"),
+    ],
+)
+def test_runs_are_compared_by_what_can_be(
+    changes: dict[str, Any], result: dict[str, Any], verdict: str, tmp_path: Path
+) -> None:
+    mine = report.read_story(write_lines(tmp_path / "mine", lines_of(table="0" * 64)))
+    lines = lines_of(**{"table": "0" * 64, **changes})
+    lines[-1] |= result
+    other = report.read_story(write_lines(tmp_path / "other", lines))
+    assert _verdict(mine, other, "latency") == verdict

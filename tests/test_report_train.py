@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from report_tools import Page, search_folder, train_folder, write_lines
 
-from proxylessnas import report
+from proxylessnas import create_model, profile, report, save_weights
 from proxylessnas.errors import DataError
-from proxylessnas.report.html_train import recipe_values
+from proxylessnas.report.html_train import _against, recipe_values
 from proxylessnas.train.recipe import Recipe
+from proxylessnas.transforms import Preprocessing
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +28,7 @@ def test_what_a_report_says(tmp_path: Path) -> None:
         "What was asked", "What was found", "Curves", "Comparison", "Do it again", "Versions",
     ]  # fmt: skip
     for text in (
-        "Training of proxyless_cifar10_demo", "digits (900 for training, 100 for validation)", "78.00 %",
+        "training of proxyless_cifar10_demo", "digits (900 for training, 100 for validation)", "78.00 %",
         "823,634", "from random weights", "sgd", "proxyless_cifar10_demo of the zoo: top-1", "0:15", "2.15.0",
         "<b>a note</b>",
         "proxylessnas train proxyless_cifar10_demo digits --recipe", "60.00 %",
@@ -100,3 +101,28 @@ def test_values_of_a_recipe() -> None:
     assert values["epochs"] == str(Recipe().epochs)
     assert values["optimizer"] == Recipe().optimizer
     assert float(values["learning_rate"]) == Recipe().learning_rate
+
+
+def test_the_page_is_called_after_the_run_and_counts_at_the_size_of_its_images(tmp_path: Path) -> None:
+    """The model was made from a published one; what is on the page is its own."""
+    folder = train_folder(tmp_path / "kitchen")
+    net = create_model("proxyless_cifar10_demo")
+    net.preprocessing = Preprocessing(64, 64)
+    save_weights(net, folder / "model.safetensors")
+    report.write_report(folder, tmp_path / "a.html")
+    text = Page(tmp_path / "a.html").text
+    assert "kitchen: training of proxyless_cifar10_demo" in text
+    assert "kitchen by channels" in text, "the figure of the model"
+    assert f"{profile(net, 64).macs / 1e6:.3g} M multiply-adds" in text
+
+
+def test_trainings_are_compared_on_the_same_images_only(tmp_path: Path) -> None:
+    mine, other = train_folder(tmp_path / "mine"), train_folder(tmp_path / "other", epochs=3, done=False)
+    first = report.read_train_story(mine)
+    assert _against(first, first) == "this run"
+    assert (
+        _against(first, report.read_train_story(other)) == "-8.00 points"
+    )  # 90 - 60 / 3 = 70, 78 of the first
+    log = other / "log.jsonl"
+    log.write_text(log.read_text().replace('"validation": 100', '"validation": 90'))
+    assert _against(first, report.read_train_story(other)) == "other images"

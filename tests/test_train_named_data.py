@@ -135,7 +135,8 @@ def test_fashion_mnist_that_is_not_there(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("proxylessnas.train.named_data._DEBIAN_FASHION", str(tmp_path / "debian"))
     monkeypatch.setattr(datasets.FashionMNIST, "mirrors", ["http://127.0.0.1:9/"])  # nobody listens there
     source = f"fashion-mnist:{tmp_path / 'data'}"
-    by_hand = rf"by hand, put the four \*-ubyte\.gz files from http://127\.0\.0\.1:9/ into {tmp_path}/data$"
+    by_hand = r"fashion-mnist:FOLDER takes one that you have, and digits comes with the package; "
+    by_hand += rf"by hand, put the four \*-ubyte\.gz files from http://127\.0\.0\.1:9/ into {tmp_path}/data$"
     with pytest.raises(DataError, match=f"fashion-mnist could not be downloaded from .*{by_hand}") as caught:
         open_data(source)
     assert "\n" not in str(caught.value)

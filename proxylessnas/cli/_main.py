@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from .._version import __version__
-from ..errors import ProxylessError
+from ..errors import ProxylessError, for_command_line
 from ..safe_text import shown_message
 from ._latency import import_modules
 from ._net import join_numbers
@@ -31,7 +31,7 @@ class _Notes(logging.Handler):
     """Shows what the library logs (a damaged cache file that is fetched again, say) as notes."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        note(record.getMessage())
+        note(for_command_line(record.getMessage()))
 
 
 def verbs() -> dict[str, Verb]:
@@ -119,9 +119,10 @@ def _run(argv: list[str]) -> int:
         args.parser.error(str(e))
         return 2
     except ProxylessError as e:
+        message = for_command_line(str(e))
         if getattr(args, "json", False):  # whoever reads JSON gets JSON
-            print_json({"error": {"type": type(e).__name__, "message": str(e)}})
-        error(str(e))
+            print_json({"error": {"type": type(e).__name__, "message": message}})
+        error(message)
         return 1
 
 

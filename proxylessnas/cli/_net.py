@@ -187,7 +187,7 @@ def open_net(args: argparse.Namespace) -> Net:
         file = weights_path(record) if record is not None else Path()
     return Net(
         model=model.eval().to(device),
-        name=zoo.name if zoo is not None else record.name if record is not None else model.arch.name,
+        name=model.name,
         preprocessing=_with_options(known, args),
         dataset=dataset if dataset is not None and _classes_of(dataset) == model.num_classes else None,
         file=file,

@@ -134,15 +134,16 @@ class Derive(Verb):
         "for another: far from it, search anew."
     )
     example = """\
-  $ proxylessnas search derive runs/a --target-ms 3 -o nets/fast
+  $ proxylessnas search derive runs/a --target-ms 3 --out nets/fast
 """
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the action's arguments."""
         parser.add_argument("folder", metavar="DIR", type=Path, help="folder of the search")
         parser.add_argument(
-            "-o", "--output", required=True, metavar="FOLDER", type=Path, help="folder for the net; a new one"
-        )
+            "--out", "-o", "--output", required=True, metavar="FOLDER", type=Path, dest="output",
+            help="folder for the net; a new one",
+        )  # fmt: skip
         _add_targets(parser, "the net; with none of them, those of the search hold", table=False)
         parser.add_argument("--data", metavar="DATA", help="the pictures, where they are somewhere else now")
         parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, mps")

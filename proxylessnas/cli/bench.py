@@ -10,7 +10,7 @@ from ..latency.settings import RUNTIMES
 from ._latency import NET_HELP, Steps, add_quiet, add_where, check_graph, check_output, import_modules, ms
 from ._latency_types import MOST_PICTURES, MOST_PIXELS, MOST_THREADS, above, several, whole, wholes
 from ._output import bold, error, millions, note, print_json, printable, table
-from ._verb import Verb
+from ._verb import UsageError, Verb
 
 if TYPE_CHECKING:
     from ..latency.benching import Bench, BenchRow
@@ -81,7 +81,11 @@ class BenchVerb(Verb):
             "--seconds", type=above(0, 60), default=0.3, metavar="S", help="how long each time (default: 0.3)"
         )
         group.add_argument("--csv", metavar="FILE", help="write everything as a table, with the machine")
-        group.add_argument("--png", metavar="FILE", help="draw accuracy against latency")
+        group.add_argument(
+            "--png",
+            metavar="FILE",
+            help="draw accuracy against latency; bars of latency if no accuracy is known",
+        )
         add_quiet(parser)
 
     def run(self, args: argparse.Namespace) -> int:
@@ -90,6 +94,7 @@ class BenchVerb(Verb):
         for option, ending in (("csv", ".csv"), ("png", ".png")):
             if getattr(args, option) is not None:
                 check_output(getattr(args, option), f"--{option}", ending)
+        _check_panels(args)
         import_modules(args)
         from ..latency.benching import PEERS, SPECIALISED, bench
 
@@ -115,9 +120,35 @@ class BenchVerb(Verb):
             print_json({"rows": rows, "notes": list(result.notes), "rounds": result.rounds})
         else:
             _show(result)
-        for text in result.notes:
+        left_out = () if args.png is None else _left_out(result)
+        for text in (*result.notes, *left_out):
             note(text)
         return 0 if _written(args, result) else 1
+
+
+def _check_panels(args: argparse.Namespace) -> None:
+    """Find out before anything is measured that a figure could not hold it.
+
+    Raises:
+        UsageError: there are more settings than panels.
+    """
+    from ..latency.charts import PANELS_UP_TO
+
+    threads = set(args.threads) if args.device == "cpu" else {1}
+    count = len(set(args.runtimes)) * len(threads) * len(set(args.batches))
+    if args.png is not None and count > PANELS_UP_TO:
+        raise UsageError(
+            f"--png holds {PANELS_UP_TO} settings (runtimes x threads x batches), not {count}: leave it out, "
+            "or measure them in several runs"
+        )
+
+
+def _left_out(result: Bench) -> list[str]:
+    """Return which nets are not in the figure, and why."""
+    from ..latency.accuracy_rows import accuracy_panels
+
+    panels = accuracy_panels(row.to_dict() for row in result.rows)
+    return [f"{net} is not in the figure: {why}" for net, why in panels.left_out.items()]
 
 
 def _written(args: argparse.Namespace, result: Bench) -> bool:

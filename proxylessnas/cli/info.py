@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from ..errors import WeightsCorruptError, WeightsNotFoundError
-from ..names import ARCH_SUFFIXES, looks_like_path
+from ..names import ARCH_SUFFIXES, looks_like_path, name_of_file
 from ._latency import add_imports
 from ._names import existing_file, published, sha256_of
 from ._output import bold, megabytes, pairs, print_json, printable
@@ -106,33 +106,27 @@ def _of_file(path: Path) -> dict[str, Any]:
     import torch
 
     from ..builders import create_model
+    from ..model_file import read_header
     from ..profiling import profile
 
     arch = read_arch(path)
     with torch.device("meta"):  # sizes only: an architecture file may ask for any amount of memory
         model = create_model(arch)
-    resolution = arch.resolution or 224
-    counted = profile(model, (arch.in_channels, resolution, resolution))
+    stored = read_header(path).preprocessing
+    model.preprocessing = stored or model.preprocessing
+    counted = profile(model)
     facts = {
-        "name": arch.name,
+        "name": name_of_file(path, arch.name),
         **_of_arch(arch),
         "params": counted.params,
         "macs": counted.macs,
-        "input_size": resolution,
+        "input_size": model.input_size[1],
         "file": str(path),
     }
     if not is_arch:
-        facts["preprocessing"] = _stored_preprocessing(path)
+        facts["preprocessing"] = stored.to_dict() if stored else None
         facts["sha256"] = sha256_of(path)
     return facts
-
-
-def _stored_preprocessing(path: Path) -> dict[str, Any] | None:
-    from ..cache import read_metadata
-    from ..transforms import Preprocessing
-
-    stored = read_metadata(path).get("preprocessing")
-    return Preprocessing.from_json(stored).to_dict() if stored else None
 
 
 def _of_arch(arch: Arch | TreeArch) -> dict[str, Any]:
@@ -214,7 +208,13 @@ def _metrics(metrics: dict[str, Any]) -> list[tuple[str, str]]:
     for label, key in (("top-1", "top1"), ("top-5", "top5")):
         if metrics.get(key) is not None:
             rows.append((label, f"{metrics[key]:.1f} % ({metrics['status']})"))
-    return rows or [("top-1", str(metrics.get("status")))]
+    rows = rows or [("top-1", str(metrics.get("status")))]
+    if metrics.get("images"):
+        rows.append(("", f"of {metrics['images']}"))
+    for m in metrics.get("measured", ()):
+        figures = f"top-1 {m['top1']:.1f} %, top-5 {m['top5']:.1f} %"
+        rows.append(("measured here", f"{figures}\nof {m['n']:,} {m['images']} ({m['date']})"))
+    return rows
 
 
 VERB = Info()

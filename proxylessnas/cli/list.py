@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import textwrap
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,8 @@ class List(Verb):
     summary = "list the nets with their size, input and published accuracy"
     description = (
         "List the nets. Multiply-adds (MACs) are counted at the net's own input size, which is in pixels. "
-        "Top-1 is the ImageNet (proxyless_cifar...: CIFAR-10) accuracy in percent: the published one, not "
-        "measured again here, unless it is marked as measured."
+        "Top-1 is the accuracy in percent: the published one, not measured again here, unless it is marked "
+        "as measured. Below the table is said which images it is of."
     )
     example = """\
   $ proxylessnas list '*mobile*'
@@ -61,6 +63,8 @@ class List(Verb):
                     "top1": w.metrics.get("top1"),
                     "top5": w.metrics.get("top5"),
                     "metrics_status": w.metrics.get("status"),
+                    "metrics_images": w.metrics.get("images"),
+                    "measured": [dict(m) for m in w.metrics.get("measured", ())],
                     "size": w.size,
                     "path": str(path),
                     "here": here,
@@ -87,11 +91,30 @@ class List(Verb):
         head, _, body = table(rows, "<>>>><").partition("\n")
         print(bold(head))
         print(body)
-        print("\ntop-1: accuracy in percent as published, not re-measured; input: pixels.")
-        if any(row[4].endswith("*") for row in rows):
-            print("*: trained and measured by this project; `proxylessnas info NAME` says how.")
+        print()
+        for line in _legend(nets):
+            print(textwrap.fill(line, 79, break_on_hyphens=False))
         print("`proxylessnas fetch NAME` brings the weights here.")
         return 0
+
+
+def _legend(nets: list[dict[str, Any]]) -> list[str]:
+    """Return what the columns mean, and which images each accuracy is of."""
+    known = Counter(net["metrics_images"] for net in nets if net["metrics_images"])
+    most = known.most_common(1)[0][0] if known else "images"
+    lines = [f"top-1: percent of {most}, as published, not re-measured; input: pixels."]
+    for images in [images for images in known if images != most]:
+        names = ", ".join(net["name"] for net in nets if net["metrics_images"] == images)
+        lines.append(f"top-1 of {names}: of {images}.")
+    if any(net["metrics_status"] == "measured" for net in nets):
+        lines.append("*: trained and measured by this project; `proxylessnas info NAME` says how.")
+    measured: dict[str, list[str]] = {}
+    for net in nets:
+        for m in net["measured"]:
+            images = f"{m['n']:,} {m['images']}"
+            measured.setdefault(images, []).append(f"{net['name']} {m['top1']:.1f} %")
+    lines += [f"measured here on {images}: {', '.join(found)}." for images, found in measured.items()]
+    return lines
 
 
 def _place(net: dict[str, Any]) -> str:

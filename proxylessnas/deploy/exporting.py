@@ -109,7 +109,9 @@ def export(
     options = ExportOptions(batch_size, uint8_input, opset, aot, threads if aot else None)
     _check_options(precision, threads, tolerance, min_agreement, max_drop)
     if precision != "int8" and (qat_epochs or any(v is not None for v in (calibration, data, qat_data))):
-        raise ExportError("calibration, data, qat_epochs and qat_data are for precision='int8' (--int8)")
+        raise ExportError(
+            "calibration, data, qat_epochs and qat_data are for --int8 (precision='int8' in Python)"
+        )
     if precision == "int8":
         from .int8 import check_int8
 

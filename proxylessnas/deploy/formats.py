@@ -101,7 +101,8 @@ def refuse(fmt: Format, options: ExportOptions, *known: str) -> None:
         if field.name not in known and getattr(options, field.name) != field.default
     ]
     if odd:
-        raise ExportError(f"{fmt.suffix} files have no option {' and no option '.join(odd)}")
+        words = [f"--{name.replace('_', '-')} ({name} in Python)" for name in odd]
+        raise ExportError(f"{fmt.suffix} files have no option {' and no option '.join(words)}")
 
 
 def refuse_open_trees(fmt: Format, subject: Subject, options: ExportOptions) -> None:
@@ -113,7 +114,7 @@ def refuse_open_trees(fmt: Format, subject: Subject, options: ExportOptions) -> 
     if isinstance(subject.model.arch, TreeArch) and options.batch_size is None:
         raise ExportError(
             f"{subject.name}: {fmt.suffix} files of tree-structured nets take a fixed number of pictures: "
-            "batch_size=1 (--batch-size 1), say"
+            "--batch-size 1 (batch_size=1 in Python), say"
         )
 
 

@@ -54,7 +54,7 @@ def save_pretrained(
     Args:
         model: any net of this package.
         folder: where to; it is made if need be, its parent must be there.
-        name: title of the model card; None takes the architecture's name.
+        name: title of the model card; None takes the net's.
         license: SPDX identifier of the weights for the model card; None takes that of the published weights,
             if the net has just these.
         measured: accuracy for the model card, see :func:`~proxylessnas.deploy.model_card.model_card`.
@@ -71,7 +71,7 @@ def save_pretrained(
     if not isinstance(model, Classifier):
         raise TypeError(f"save_pretrained takes a net of this package, not a {type(model).__name__}")
     folder = Path(folder)
-    title = name or getattr(model.arch, "name", "") or folder.resolve().name
+    title = name or model.name or folder.resolve().name
     try:
         with tempfile.TemporaryDirectory(dir=folder.absolute().parent, prefix=f".{folder.name}-") as made:
             _write_files(model, Path(made), title, license, measured)

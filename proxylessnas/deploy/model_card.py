@@ -111,11 +111,21 @@ def _figures(record: Weights | None, measured: Evaluation | None) -> list[tuple[
     return [(label, float(value), status) for label, value in values.items() if value is not None]
 
 
+def _of_some(record: Weights | None) -> str:
+    """Return what was measured with published weights on a part of the images, in words."""
+    found = () if record is None else record.metrics.get("measured", ())
+    return "".join(
+        f"\n\nMeasured by this package's authors on {m['n']:,} {m['images']}: top-1 {m['top1']:.2f} %, "
+        f"top-5 {m['top5']:.2f} %."
+        for m in found
+    )
+
+
 def _what(model: Classifier) -> str:
     side = model.preprocessing.input_size if model.preprocessing else getattr(model.arch, "resolution", None)
     lines = []
     if side:
-        counted = profile(model, (model.in_chans, side, side))
+        counted = profile(model)
         lines.append(
             f"- {counted.params / 1e6:.2f} million parameters, {counted.macs / 1e6:.1f} million "
             f"multiply-adds for a picture of {side} x {side} px"
@@ -153,11 +163,12 @@ def _origin(model: Classifier, record: Weights | None, license: str | None) -> s
 
 def _accuracy(rows: list[tuple[str, float, str]], record: Weights | None) -> str:
     if not rows:
-        return "## Accuracy\n\nNot stated."
+        return f"## Accuracy\n\n{_of_some(record).strip() or 'Not stated.'}"
     table = "\n".join(f"| {label} | {value:.2f} % | {status} |" for label, value, status in rows)
     source = ""
     if record is not None and rows[0][2] == record.metrics["status"]:
-        source = f"\n\nSource: {record.metrics['source']}."
+        images = f"\n\nOf {record.metrics['images']}." if record.metrics.get("images") else ""
+        source = f"{images}\n\nSource: {record.metrics['source']}.{_of_some(record)}"
     return f"## Accuracy\n\n| | | |\n|---|---|---|\n{table}{source}"
 
 

@@ -51,13 +51,14 @@ class OnnxFormat:
         if options.uint8_input:
             if subject.preprocessing is None:
                 raise ExportError(
-                    f"{subject.name}: uint8_input puts the preprocessing into the file, but the net's is not "
-                    "known: set model.preprocessing"
+                    f"{subject.name}: --uint8-input (uint8_input=True in Python) puts the preprocessing into "
+                    "the file, but the net's is not known: in Python set "
+                    "model.preprocessing, which save_weights keeps"
                 )
             if subject.input_size[0] != 3:
                 raise ExportError(
-                    f"{subject.name}: uint8_input takes RGB pictures; the net takes {subject.input_size[0]} "
-                    "channels"
+                    f"{subject.name}: --uint8-input (uint8_input=True in Python) takes RGB pictures; the net "
+                    f"takes {subject.input_size[0]} channels"
                 )
 
     def write(self, subject: Subject, path: Path, options: ExportOptions) -> list[Path]:

@@ -33,7 +33,7 @@ def check_place(path: Path, *, force: bool) -> None:
     if path.is_dir():
         raise ExportError(f"{path}: is a folder")
     if path.exists() and not force:
-        raise ExportError(f"{path}: exists already; force=True (--force) replaces it")
+        raise ExportError(f"{path}: exists already: --force (force=True in Python) replaces it")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ExportError(f"{path}: the folder {folder} cannot be written")
 

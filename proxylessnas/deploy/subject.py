@@ -7,7 +7,6 @@ import dataclasses
 import json
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -106,14 +105,12 @@ def open_subject(
             ".safetensors file or the name that it was made from"
         )
     if isinstance(net, Classifier):
-        model, name = copy.deepcopy(net), getattr(net.arch, "name", "") or "net"
+        model = copy.deepcopy(net)
     else:
         model = create_model(net, pretrained=pretrained and weights is None, weights=weights)
-        path = Path(str(net))
-        name = path.stem if path.suffix else getattr(model.arch, "name", "") or "net"
     model = model.float().cpu().eval()
     known = model.preprocessing
-    side = input_size or (known.input_size if known else getattr(model.arch, "resolution", None) or 224)
+    side = input_size or model.input_size[1]
     if known is not None and side != known.input_size:
         resize = max(side, round(side * known.resize / known.input_size))
         model.preprocessing = dataclasses.replace(known, input_size=side, resize=resize)
@@ -123,7 +120,7 @@ def open_subject(
         recalibrate(model, [noise], 1)
     record = model.weights
     return Subject(
-        name,
+        model.name or "net",
         model,
         (model.in_chans, side, side),
         model.preprocessing,

@@ -34,7 +34,7 @@ class TorchExportFormat:
         refuse(self, options, "batch_size", "aot", "threads")
         todo = missing_compiler() if options.aot else None
         if todo:
-            raise ExportError(f"machine code (aot) needs a C++ compiler: {todo}; without aot none is needed")
+            raise ExportError(f"machine code needs a C++ compiler: {todo}; without --aot none is needed")
 
     def write(self, subject: Subject, path: Path, options: ExportOptions) -> list[Path]:
         """Write the file and return it."""

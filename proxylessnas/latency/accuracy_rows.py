@@ -1,7 +1,9 @@
-"""The rows of a bench as points of a chart: accuracy against latency, a panel a setting."""
+"""The rows of a bench as points of a chart, a panel a setting: accuracy against latency, or latency alone."""
 
 from __future__ import annotations
 
+import io
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,11 +18,11 @@ DATASETS = {"imagenet": "ImageNet", "cifar10": "CIFAR-10"}
 
 
 class Panels(NamedTuple):
-    """What a chart of accuracy against latency shows.
+    """What a chart of a bench shows.
 
     Attributes:
         points: setting in words to its nets.
-        accuracy: what the accuracy is, with its unit.
+        accuracy: what the accuracy is, with its unit; "" if none is known of any net.
         note: machine, versions and date.
         left_out: net to why it is not among the points.
         noisy: rows that were disturbed while they were measured, and all rows.
@@ -44,7 +46,8 @@ def describe(settings: Settings) -> str:
 def accuracy_panels(rows: Iterable[Mapping[str, Any]]) -> Panels:
     """Return the points of a chart.
 
-    Left out are nets whose accuracy is not known, or is one on other pictures than most nets'.
+    Left out are nets whose accuracy is not known, or is one on other pictures than most nets'; if it is known
+    of none, all of them are points without one.
 
     Args:
         rows: as :meth:`~.bench.BenchRow.to_dict` gives them.
@@ -58,10 +61,10 @@ def accuracy_panels(rows: Iterable[Mapping[str, Any]]) -> Panels:
     found: dict[str, list[Point]] = {}
     left_out: dict[str, str] = {}
     for row in rows:
-        if row["top1"] is None:
+        if row["top1"] is None and dataset is not None:
             left_out[row["net"]] = "its accuracy is not known"
             continue
-        if row["top1_dataset"] != dataset:
+        if row["top1"] is not None and row["top1_dataset"] != dataset:
             own = DATASETS.get(row["top1_dataset"], row["top1_dataset"])
             left_out[row["net"]] = f"its accuracy is on {own}, not on {DATASETS.get(str(dataset), dataset)}"
             continue
@@ -71,7 +74,7 @@ def accuracy_panels(rows: Iterable[Mapping[str, Any]]) -> Panels:
         ms = row.get("undisturbed_ms") or row["median_ms"]  # a bench of an earlier version has medians only
         times = ms, min(ms, row["p10_ms"]), max(ms, row["p90_ms"])
         found.setdefault(setting, []).append(Point(name, *times, row["top1"], published, row["peer"]))
-    accuracy = f"top-1 on {DATASETS.get(str(dataset), dataset)} (%)"
+    accuracy = "" if dataset is None else f"top-1 on {DATASETS.get(str(dataset), dataset)} (%)"
     versions = dict(pair.rpartition(" ")[::2] for pair in rows[0]["versions"].split(", ")) if rows else {}
     torch = f"torch {versions['torch']}" if "torch" in versions else ""
     dates = sorted({row["date"] for row in rows})
@@ -79,3 +82,25 @@ def accuracy_panels(rows: Iterable[Mapping[str, Any]]) -> Panels:
     note = "; ".join(filter(None, [", ".join(devices), torch, date]))
     noisy = sum(bool(row.get("noise")) for row in rows)
     return Panels(found, accuracy, note, left_out, (noisy, len(rows)))
+
+
+def panels_png(panels: Panels, path: str | os.PathLike[str] | io.BytesIO, *, note: str | None = None) -> None:
+    """Draw accuracy against latency, or bars of latency where no accuracy is known.
+
+    Args:
+        panels: of :func:`accuracy_panels`.
+        path: of the PNG or SVG file, which is replaced as a whole, or not at all; or a buffer for an SVG.
+        note: small print; None takes that of the panels.
+
+    Raises:
+        DataError: there is nothing to draw, or there are over 12 settings.
+        MissingExtraError: matplotlib is not installed.
+        OSError: the file cannot be written.
+    """
+    from .charts import accuracy_png, latency_png
+
+    note = panels.note if note is None else note
+    if panels.accuracy:
+        accuracy_png(panels.points, path, accuracy=panels.accuracy, note=note)
+    else:
+        latency_png(panels.points, path, note=note)

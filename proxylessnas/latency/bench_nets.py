@@ -21,11 +21,12 @@ from torch import nn
 from ..arch import Arch
 from ..builders import create_model, read_arch
 from ..errors import LatencyError, MissingExtraError, ProxylessError, UnknownModelError, missing_extra
-from ..names import looks_like_path
+from ..model_file import read_header
+from ..names import is_weights_file, looks_like_path, name_of_file
 from ..profiling import profile
 from ..published import PUBLISHED, normalise_name
 from ..tree_arch import TreeArch
-from ..weights import get_weights
+from ..weights import find_by_digest, get_weights
 from .files import file_runtimes, input_size_of, report_of
 from .spec import NetSpec
 
@@ -165,20 +166,24 @@ def _exported(file: str | os.PathLike[str], image_size: int | None) -> BenchNet:
 
 
 def _own(word: str | os.PathLike[str] | Arch | TreeArch, image_size: int | None) -> BenchNet:
-    record = None
+    record, stored = None, None
     if isinstance(word, (Arch, TreeArch)):
-        arch = word
+        arch, name = word, word.name
     elif looks_like_path(word):
-        arch = read_arch(word)
+        arch, stored = read_arch(word), read_header(word).preprocessing
+        record = find_by_digest(Path(word)) if is_weights_file(word) else None
+        name = record.name if record is not None else name_of_file(word, arch.name)
     else:
         arch = PUBLISHED[normalise_name(str(word))]
-        record = get_weights(arch.name)
-    own_size = record.input_size if record else arch.resolution or 224
-    side = own_size if image_size is None else image_size
-    size = (arch.in_channels, side, side)
+        name, record = arch.name, get_weights(arch.name)
     with torch.device("meta"):
-        params, macs = _counted(create_model(arch), size, arch.name)
-    net = BenchNet(arch.name or "net", NetSpec("arch", str(arch), size), params, macs, arch.num_classes)
+        model = create_model(arch)
+        model.preprocessing = record.preprocessing if record else stored or model.preprocessing
+        own_size = model.input_size[1]
+        side = own_size if image_size is None else image_size
+        size = (arch.in_channels, side, side)
+        params, macs = _counted(model, size, name)
+    net = BenchNet(name or "net", NetSpec("arch", str(arch), size), params, macs, arch.num_classes)
     if record is None or size[1] != own_size or record.metrics.get("top1") is None:
         return net
     return dataclasses.replace(

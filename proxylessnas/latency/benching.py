@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import LatencyError
 from ..filesystem import write_atomically
 from ..safe_text import csv_text
-from .accuracy_rows import accuracy_panels, describe
+from .accuracy_rows import accuracy_panels, describe, panels_png
 from .bench_nets import PEERS, SPECIALISED, BenchNet, open_nets
 from .files import file_runtimes
 from .session import Item, MeasurementSession, Progress
@@ -113,19 +113,16 @@ class Bench:
         write_atomically(Path(path), text.encode("utf-8", "backslashreplace"))
 
     def write_png(self, path: str | os.PathLike[str]) -> None:
-        """Draw accuracy against latency, a panel a setting.
+        """Draw accuracy against latency, a panel a setting; bars of latency where no accuracy is known.
 
-        Left out are nets whose accuracy is not known, or is one on other pictures than most nets'.
+        Left out are nets whose accuracy is not known while that of others is, or is one on other pictures.
 
         Raises:
-            DataError: no accuracy is known, or there are over 12 settings.
+            DataError: there are over 12 settings.
             MissingExtraError: matplotlib is not installed.
             OSError: the file cannot be written.
         """
-        from .charts import accuracy_png
-
-        panels = accuracy_panels(row.to_dict() for row in self.rows)
-        accuracy_png(panels.points, path, accuracy=panels.accuracy, note=panels.note)
+        panels_png(accuracy_panels(row.to_dict() for row in self.rows), path)
 
 
 def bench(

@@ -1,4 +1,4 @@
-"""Latencies as pictures (with matplotlib): accuracy against latency, and predicted against measured."""
+"""Latencies as pictures (with matplotlib): alone, with accuracy, and predicted against measured."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ from typing import Any, NamedTuple
 
 from ..charts import BLUE, GREY, GRID, ORANGE, open_figure, require_matplotlib, write_above
 from ..errors import DataError
+from .chart_names import MARKER_PT, name_points, short
 
 _LOG_FROM = 8.0  # ratio of the largest to the smallest latency from which a linear axis would crowd the small
-_PANELS_UP_TO = 12
+PANELS_UP_TO = 12
 _BANDS = (0.10, 0.05)  # relative errors that are shaded, the wider first
-_NAME_LENGTH = 28
 _SUMMARY_LENGTH = 84
-_Line = tuple[tuple[float, float], tuple[float, float]]
-_MARKER = 7.5  # points across
 
 
 class Point(NamedTuple):
@@ -27,7 +25,7 @@ class Point(NamedTuple):
     Attributes:
         name: beside its mark.
         ms, low_ms, high_ms: latency, and the ends of the line through it (the 10 % and 90 % quantiles).
-        top1: percent.
+        top1: percent; None where it is not known.
         published: ``top1`` is a published figure, not one measured with this package.
         peer: another library's net.
     """
@@ -36,7 +34,7 @@ class Point(NamedTuple):
     ms: float
     low_ms: float
     high_ms: float
-    top1: float
+    top1: float | None
     published: bool
     peer: bool
 
@@ -44,9 +42,11 @@ class Point(NamedTuple):
 def pareto_front(points: Iterable[Point]) -> list[Point]:
     """Return the nets that no other one equals or beats in both latency and accuracy, the fastest first."""
     found: list[Point] = []
-    for point in sorted(points, key=lambda p: (p.ms, -p.top1)):
-        if not found or point.top1 > found[-1].top1:
+    best = -1.0
+    for point in sorted(points, key=lambda p: (p.ms, -(p.top1 or 0.0))):
+        if point.top1 is not None and point.top1 > best:
             found.append(point)
+            best = point.top1
     return found
 
 
@@ -73,7 +73,8 @@ def accuracy_png(
     pictures.
 
     Args:
-        panels: what was measured under which setting ("torch, 1 thread, batch 1"), in order.
+        panels: what was measured under which setting ("torch, 1 thread, batch 1"), in order; nets without a
+            known accuracy are left out.
         path: of the PNG or SVG file, which is replaced as a whole, or not at all; or a buffer for an SVG.
         accuracy: what the accuracy is, with its unit.
         note: small print below, such as the machine and the date.
@@ -83,30 +84,61 @@ def accuracy_png(
         MissingExtraError: matplotlib is not installed.
         OSError: the file cannot be written.
     """
-    require_matplotlib()
-    drawn = {title: list(points) for title, points in panels.items() if points}
-    if not drawn:
-        raise DataError("no net with a known accuracy: nothing to draw")
-    if len(drawn) > _PANELS_UP_TO:
-        raise DataError(f"{len(drawn)} settings, but a chart holds {_PANELS_UP_TO} panels at most")
-    across = 1 if len(drawn) == 1 else 2 if len(drawn) <= 4 else 3
-    down = -(-len(drawn) // across)
+    known = {title: [p for p in points if p.top1 is not None] for title, points in panels.items()}
+    drawn, down, across = _layout(known, "no net with a known accuracy")
     width, height = (7.6, 4.8) if across == 1 else (5.4, 3.9)
     with open_figure(path, width * across, height * down + 0.7) as figure:
         grid = figure.subplots(down, across, squeeze=False, sharey=True).flatten().tolist()
-        for axes in grid[len(drawn) :]:
-            axes.set_visible(False)
-        for i, (axes, (title, points)) in enumerate(zip(grid, drawn.items(), strict=False)):
+        _title(grid, drawn)
+        for i, (axes, points) in enumerate(zip(grid, drawn.values(), strict=False)):
             _draw_nets(axes, points)
-            axes.set_title(title, loc="left", fontsize=11)
             if i % across == 0:
                 axes.set_ylabel(accuracy)
-        _limit_accuracy(grid[0], [point.top1 for points in drawn.values() for point in points])
+        _limit_accuracy(grid[0], [p.top1 for points in drawn.values() for p in points if p.top1 is not None])
         _explain(figure, [point for points in drawn.values() for point in points], note)
         figure.draw_without_rendering()  # settles where things are, before names are put beside them
         for axes, points in zip(grid, drawn.values(), strict=False):
-            lines = [((p.low_ms, p.top1), (p.high_ms, p.top1)) for p in points]
-            _name_points(axes, [(p.ms, p.top1, p.name) for p in points], lines)
+            named = [(p, y) for p in points if (y := p.top1) is not None]
+            lines = [((p.low_ms, y), (p.high_ms, y)) for p, y in named]
+            name_points(axes, [(p.ms, y, p.name) for p, y in named], lines)
+
+
+def latency_png(
+    panels: Mapping[str, Sequence[Point]], path: str | os.PathLike[str] | io.BytesIO, *, note: str = ""
+) -> None:
+    """Draw latencies as bars, a panel a setting: for nets of which no accuracy is known.
+
+    The line at the end of a bar goes from the 10 % to the 90 % quantile.
+
+    Args:
+        panels: what was measured under which setting, in order.
+        path: of the PNG or SVG file, which is replaced as a whole, or not at all; or a buffer for an SVG.
+        note: small print below, such as the machine and the date.
+
+    Raises:
+        DataError: there is nothing to draw, or there are over 12 panels.
+        MissingExtraError: matplotlib is not installed.
+        OSError: the file cannot be written.
+    """
+    drawn, down, across = _layout(panels, "no net was measured")
+    most = max(map(len, drawn.values()))
+    with open_figure(path, 6.4 * across, (0.34 * most + 1.2) * down + 0.5) as figure:
+        grid = figure.subplots(down, across, squeeze=False).flatten().tolist()
+        _title(grid, drawn)
+        for axes, points in zip(grid, drawn.values(), strict=False):
+            places, high = range(len(points)), max(p.high_ms for p in points)
+            axes.barh(places, [p.ms for p in points], height=0.6, color=[_color(p) for p in points])
+            for place, p in zip(places, points, strict=True):
+                axes.plot([p.low_ms, p.high_ms], [place] * 2, color="#303030", linewidth=1.4)
+                axes.annotate(
+                    f"{p.ms:.3g}", (p.high_ms, place), (4, 0), textcoords="offset points", va="center",
+                    fontsize=8.5, color="#303030",
+                )  # fmt: skip
+            axes.set_yticks(places, [short(p.name) for p in points], parse_math=False)
+            axes.set(xlim=(0, 1.14 * high), ylim=(len(points) - 0.5, -0.5), xlabel="latency of a call (ms)")
+            _clean(axes)
+            axes.grid(visible=False, axis="y")
+        figure.supxlabel(note, fontsize=8, color=GREY, parse_math=False)
 
 
 def prediction_png(
@@ -164,16 +196,39 @@ def prediction_png(
         axes.set(xlim=(low, high), ylim=(low, high), xlabel="predicted (ms)", ylabel="measured (ms)")
         axes.set_aspect("equal")
         lines = textwrap.wrap(summary, _SUMMARY_LENGTH)
-        axes.set_title(_short(title, 56), loc="left", pad=8 + 13 * len(lines), fontsize=12, parse_math=False)
+        axes.set_title(short(title, 56), loc="left", pad=8 + 13 * len(lines), fontsize=12, parse_math=False)
         write_above(axes, "\n".join(lines))
         handles, labels = axes.get_legend_handles_labels()
         axes.legend(handles[::-1], labels[::-1], loc="lower right", frameon=False, fontsize=9)
         figure.draw_without_rendering()
         obstacles = [(dot, dot) for dot in [*dots, *((value, value) for value in diagonal)]]
-        _name_points(axes, [(net[1], net[2], net.name) for net in named], obstacles)
+        name_points(axes, [(net[1], net[2], net.name) for net in named], obstacles)
 
 
 # ---- parts
+
+
+def _layout(
+    panels: Mapping[str, Sequence[Point]], nothing: str
+) -> tuple[dict[str, Sequence[Point]], int, int]:
+    """Return the panels that hold something, and how many go below and beside each other."""
+    require_matplotlib()
+    drawn = {title: points for title, points in panels.items() if points}
+    if not drawn:
+        raise DataError(f"{nothing}: nothing to draw")
+    if len(drawn) > PANELS_UP_TO:
+        raise DataError(f"{len(drawn)} settings, but a chart holds {PANELS_UP_TO} panels at most")
+    across = 1 if len(drawn) == 1 else 2 if len(drawn) <= 4 else 3
+    return drawn, -(-len(drawn) // across), across
+
+
+def _title(grid: Sequence[Any], drawn: Iterable[str]) -> None:
+    """Write the titles of the panels above their axes, and hide those that are left over."""
+    titles = list(drawn)
+    for axes, title in zip(grid, titles, strict=False):
+        axes.set_title(title, loc="left", fontsize=11)
+    for axes in grid[len(titles) :]:
+        axes.set_visible(False)
 
 
 def _draw_nets(axes: Any, points: Sequence[Point]) -> None:
@@ -226,7 +281,7 @@ def _front(published: bool) -> dict[str, Any]:
 def _mark(point: Point) -> dict[str, Any]:
     face = "white" if point.published else _color(point)
     return {
-        "marker": "s" if point.peer else "o", "markersize": _MARKER - point.peer, "linestyle": "none",
+        "marker": "s" if point.peer else "o", "markersize": MARKER_PT - point.peer, "linestyle": "none",
         "markerfacecolor": face, "markeredgecolor": _color(point), "markeredgewidth": 1.8,
     }  # fmt: skip
 
@@ -254,67 +309,3 @@ def _explain(figure: Any, points: Sequence[Point], note: str) -> None:
     }
     legend = figure.legend(handles=handles, **place, frameon=False, fontsize=9, title=note or None)
     legend.get_title().set(fontsize=8, color=GREY, parse_math=False)
-
-
-def _name_points(axes: Any, points: Sequence[tuple[float, float, str]], lines: Sequence[_Line] = ()) -> None:
-    """Write names beside marks where they cover no marks, lines or other names, as far as there is room.
-
-    Args:
-        axes: drawn already, so that its size is known.
-        points: (x, y, name).
-        lines: level ones, or dots.
-    """
-    from matplotlib.transforms import Bbox
-
-    renderer = axes.figure.canvas.get_renderer()
-    frame = axes.get_window_extent(renderer)
-    scale = axes.figure.dpi / 72
-    half = 0.5 * _MARKER * scale
-    marks = [axes.transData.transform((x, y)) for x, y, _ in points]
-    taken = [Bbox.from_extents(x - half, y - half, x + half, y + half) for x, y in marks]
-    for ends in lines:
-        (x0, y0), (x1, y1) = axes.transData.transform(ends)
-        taken.append(Bbox.from_extents(x0 - scale, y0 - scale, x1 + scale, y1 + scale))
-    gap = half / scale + 3
-    places = [  # of the text, from its mark, in points: (x, y, horizontal, vertical alignment)
-        (gap, 0, "left", "center"), (-gap, 0, "right", "center"), (0, gap, "center", "bottom"),
-        (0, -gap, "center", "top"), (gap, gap, "left", "bottom"), (gap, -gap, "left", "top"),
-        (-gap, gap, "right", "bottom"), (-gap, -gap, "right", "top"), (0, 2.6 * gap, "center", "bottom"),
-        (0, -2.6 * gap, "center", "top"),
-    ]  # fmt: skip
-    for x, y, name in points:
-        best: tuple[float, Any, Bbox] | None = None
-        for dx, dy, ha, va in places:
-            text = axes.annotate(
-                _short(name), (x, y), (dx, dy), textcoords="offset points", ha=ha, va=va, fontsize=8.5,
-                color="#303030", parse_math=False, annotation_clip=False,
-            )  # fmt: skip
-            # On the lines of the front; an outline would turn the text of an SVG into shapes.
-            text.set_bbox({"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.5})
-            text.set_in_layout(False)
-            box = text.get_window_extent(renderer)
-            cost = sum(_overlap(box, other) for other in taken) + 4 * (_area(box) - _overlap(box, frame))
-            if best is None or cost < best[0] - 1e-6:
-                if best is not None:
-                    best[1].remove()
-                best = (cost, text, box)
-            else:
-                text.remove()
-            if best[0] <= 1e-6:
-                break
-        if best is not None:
-            taken.append(best[2])
-
-
-def _area(box: Any) -> float:
-    return float(box.width * box.height)
-
-
-def _overlap(a: Any, b: Any) -> float:
-    width, height = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
-    return float(max(0.0, width) * max(0.0, height))
-
-
-def _short(name: str, longest: int = _NAME_LENGTH) -> str:
-    name = "".join(c if c.isprintable() else " " for c in name)
-    return name if len(name) <= longest else name[: longest - 1] + "…"

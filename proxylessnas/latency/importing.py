@@ -131,13 +131,13 @@ def _settle(given: Mapping[str, Any], file: ReadFile, path: Path) -> dict[str, A
         found[name] = there if value is None else value
     if found["unit"] is None:
         raise LatencyError(
-            f"{path} does not say in which unit its figures are: say ms, s or us (unit=, --unit)"
+            f"{path} does not say in which unit its figures are: say ms, s or us: --unit (unit= in Python)"
         )
     if found["unit"] not in UNITS:
         raise LatencyError(f"{path}: unit is {shown(found['unit'])}; known are {', '.join(UNITS)}")
     if found["device_name"] is None:
         raise LatencyError(
-            f"{path} does not say on which device it was measured: name it (device_name=, --device)"
+            f"{path} does not say on which device it was measured: name it: --device (device_name= in Python)"
         )
     return found
 

@@ -32,10 +32,9 @@ def compare_section(stories: Mapping[str, Story], folder: Path) -> Raw:
     name, story = next(iter(stories.items()))
     rows, unlike = [], []
     kind = story.target[0] if story.target else "macs"
-    own = _point(story, kind)
     for other_name, other in stories.items():
         point, done = _point(other, kind), other.done or {}
-        difference = "this run" if other is story else _why_not(story, other, kind) or _difference(own, point)
+        difference = "this run" if other is story else _verdict(story, other, kind)
         rows.append(
             (
                 other_name, other.begin.get("algorithm"), other.begin.get("seed"),
@@ -51,13 +50,15 @@ def compare_section(stories: Mapping[str, Story], folder: Path) -> Raw:
         head = ("run", "algorithm", "seed", f"{words}, predicted", "measured", "top-1", f"at equal {words}")
         parts.append(table(head, rows, f"Runs; equal {words} is within {100 * EQUAL:.0f} %", (2, 3, 4, 5)))
         parts += [tag("p", text) for text in unlike]
-    alike_stories = {n: s for n, s in stories.items() if not _why_not(story, s, kind)}
-    chart = _chart(alike_stories, kind, words, _unit(story, kind))
+    same_images = {n: s for n, s in stories.items() if _same_images(story, s)}
+    drawn = max(_kinds(kind), key=lambda k: len(_comparable(same_images, k)) > 1)  # the first that can be
+    alike = _comparable(same_images, drawn)
+    chart = _chart(alike, drawn, WORDS.get(drawn, drawn), _unit(story, drawn))
     if chart:
         parts.append(
             figure(chart, "Left and up is better. Hollow marks are nets that a run judged on its way.")
         )
-    parts += [_by_chance(n, s) for n, s in alike_stories.items()]
+    parts += [_by_chance(n, s) for n, s in same_images.items()]
     parts.append(_published(story, folder))
     shown = [part for part in parts if part]
     if not shown:
@@ -79,22 +80,46 @@ def _point(story: Story, kind: str) -> tuple[float | None, float | None]:
     return found[0] if found else (cost if isinstance(cost, (int, float)) else None, figures.get("top1"))
 
 
-def _why_not(story: Story, other: Story, kind: str) -> str:
-    """Return why two runs cannot be set against each other; "" if they can."""
-    if other.begin.get("data") != story.begin.get("data"):
-        return "other pictures"
+def _same_images(story: Story, other: Story) -> bool:
+    """Tell whether the accuracies of two runs are of the same images."""
+    return bool(other.begin.get("data") == story.begin.get("data"))
+
+
+def _kinds(first: str) -> list[str]:
+    """Return the kinds of cost, this one first; multiply-accumulates and parameters need no device."""
+    return list(dict.fromkeys((first, "latency", "macs", "params")))
+
+
+def _same_cost(story: Story, other: Story, kind: str) -> bool:
+    """Tell whether two runs know this cost of what they found, and it means the same in both."""
     tables = {story.begin.get("table"), other.begin.get("table")} - {None}
-    if kind == "latency" and len(tables) > 1:
-        return "another table"
-    return ""
+    known = all(_point(each, kind)[0] is not None for each in (story, other))
+    return known and (kind != "latency" or len(tables) < 2)
 
 
-def _difference(own: tuple[Any, Any], other: tuple[Any, Any]) -> str:
-    if None in own or None in other or not own[0]:
+def _comparable(stories: Mapping[str, Story], kind: str) -> dict[str, Story]:
+    """Return the first run, and those that can be set against it by this cost."""
+    first = next(iter(stories.values()))
+    return {n: each for n, each in stories.items() if each is first or _same_cost(first, each, kind)}
+
+
+def _verdict(story: Story, other: Story, kind: str) -> str:
+    """Return how another run fares, by what can be compared: by another cost than the target's if need be."""
+    by = next((each for each in _kinds(kind) if _same_cost(story, other, each)), None)
+    if by is None:
+        return "another table" if kind == "latency" and _point(other, kind)[0] is not None else "not known"
+    (cost, top1), (other_cost, other_top1) = _point(story, by), _point(other, by)
+    if not cost or other_cost is None:
         return "not known"
-    if abs(other[0] / own[0] - 1) > EQUAL:
-        return f"costs {other[0] / own[0] - 1:+.0%}: not equal"
-    return f"{other[1] - own[1]:+.2f} points"
+    words = "" if by == kind else f", by {WORDS.get(by, by)}"
+    share = other_cost / cost - 1
+    if not _same_images(story, other):
+        return f"other images; costs {share:+.0%}{words}"
+    if abs(share) > EQUAL:
+        return f"costs {share:+.0%}{words}: not equal"
+    if top1 is None or other_top1 is None:
+        return "not known"
+    return f"{other_top1 - top1:+.2f} points{words}"
 
 
 def _unlike(name: str, story: Story, other: Story) -> list[str]:
@@ -107,7 +132,9 @@ def _unlike(name: str, story: Story, other: Story) -> list[str]:
     if other.space.digest != story.space.digest:
         found.append(f"{name} is of another space ({other.space.name}).")
     if other.begin.get("table") != story.begin.get("table"):
-        found.append(f"{name} is of another latency table: its latencies are of other conditions.")
+        found.append(
+            f"{name} is of another latency table: its latencies are of other conditions, and not compared."
+        )
     if other.done is None:
         found.append(f"{name} has not ended.")
     return found
@@ -227,5 +254,6 @@ def _published_rows(story: Story, found: LatencyTable) -> Sequence[tuple[object,
         except (LatencyKeyError, ProxylessError):
             continue
         top1, status = record.metrics.get("top1"), record.metrics.get("status")
-        rows.append((name, amount(ms, "ms"), percent(top1), f"{record.dataset}, {status}"))
+        of = record.metrics.get("images") or record.dataset
+        rows.append((name, amount(ms, "ms"), percent(top1), f"{of}, {status}"))
     return rows

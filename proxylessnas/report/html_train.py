@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import ProxylessError
+from ..model_file import Header
 from ..progress import clock
 from ..published import PUBLISHED
+from ..transforms import Preprocessing
 from .curves import Line, finite, line_chart
 from .html_net import net_part
 from .page import Raw, cards, code, details, facts, figure, section, table, tag
@@ -24,12 +27,14 @@ def train_title(story: TrainStory) -> tuple[str, str]:
     """Return the title of a run's page, and the line below it."""
     net = story.begin.get("net") or (story.arch.name if story.arch is not None else "a net")
     state = "finished" if story.result is not None else "not finished"
-    return f"Training of {net}", f"{_data(story) or story.name}, {len(story.epochs)} epochs, {state}"
+    about = f"{_data(story) or story.name}, {len(story.epochs)} epochs, {state}"
+    return f"{story.name}: training of {net}", about
 
 
 def train_parts(story: TrainStory, notes: list[str]) -> list[object]:
     """Return the parts of a run's page between its head and its comparison."""
-    picture = net_part(story.arch, None, notes) if story.arch is not None else Raw("")
+    arch: Any = story.arch
+    picture = net_part(replace(arch, name=story.name), None, notes) if arch is not None else Raw("")
     missing = (
         tag("p", "No figure of the net: its file is written when the run ends, or cannot be read.")
         if not picture
@@ -65,7 +70,7 @@ def _cards(story: TrainStory) -> Raw:
         rows.append(("time", clock(seconds), f"{len(story.epochs)} epochs"))
     if story.arch is not None:
         try:
-            size = profile_of(story.arch)
+            size = profile_of(story.arch, _preprocessing(story))
             rows.append(("parameters", f"{size.params:,}", f"{size.macs / 1e6:.3g} M multiply-adds"))
         except ProxylessError:
             pass
@@ -168,30 +173,54 @@ def _curves(story: TrainStory) -> Raw:
 def train_comparison(stories: Mapping[str, TrainStory]) -> Raw:
     """Return a run beside others, and beside what is published of its net."""
     rows = []
+    first = next(iter(stories.values()))
     for name, story in stories.items():
         size: Any = None
         if story.arch is not None:
             try:
-                size = profile_of(story.arch)
+                size = profile_of(story.arch, _preprocessing(story))
             except ProxylessError:
                 size = None
         net = story.arch.name if story.arch is not None else "-"
         counts = (f"{size.params / 1e6:.3g} M", f"{size.macs / 1e6:.3g} M") if size else ("-", "-")
-        rows.append((name, net, _data(story) or "-", len(story.epochs), percent(story.top1), *counts))
-    head = ("run", "net", "pictures", "epochs", "top-1", "parameters", "multiply-adds")
-    parts: list[object] = [table(head, rows, "Runs, each on its own validation pictures", (3, 4, 5, 6))]
-    first = next(iter(stories.values()))
+        top1, against = percent(story.top1), _against(first, story)
+        rows.append((name, net, _data(story) or "-", len(story.epochs), top1, against, *counts))
+    head = (
+        "run", "architecture", "pictures", "epochs", "top-1", "against this run", "parameters",
+        "multiply-adds",
+    )  # fmt: skip
+    parts: list[object] = [table(head, rows, "Runs, each on its own validation pictures", (3, 4, 6, 7))]
     if first.arch is not None and first.arch.name in PUBLISHED:
         from ..weights import get_weights
 
         record = get_weights(first.arch.name)
-        top1 = record.metrics.get("top1")
-        if top1 is not None:
-            status = f"on {record.dataset}, {record.metrics['status']}"
-            parts.append(tag("p", f"{record.name} of the zoo: top-1 {top1:.2f} % {status}."))
+        published = record.metrics.get("top1")
+        if published is not None:
+            images = record.metrics.get("images") or record.dataset
+            status = f"of {images}, {record.metrics['status']}"
+            parts.append(tag("p", f"{record.name} of the zoo: top-1 {published:.2f} % {status}."))
     advice = "proxylessnas bench and proxylessnas plot --bench set accuracy against it"
     parts.append(tag("p", f"A training does not measure latency: {advice}."))
     return section("Comparison", *parts)
+
+
+def _against(first: TrainStory, story: TrainStory) -> str:
+    """Return how a run fares against the first; accuracies on other images cannot be compared."""
+    if story is first:
+        return "this run"
+    if _data(story) != _data(first) or story.begin.get("pictures") != first.begin.get("pictures"):
+        return "other images"
+    if first.top1 is None or story.top1 is None:
+        return "not known"
+    return f"{story.top1 - first.top1:+.2f} points"
+
+
+def _preprocessing(story: TrainStory) -> Preprocessing | None:
+    """Return what the trained net's file says of its images, if it says anything sound."""
+    try:
+        return Header.parse(story.metadata, story.name).preprocessing
+    except ProxylessError:
+        return None
 
 
 def _teachers(story: TrainStory) -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, LatencyError, shown
-from ..latency.accuracy_rows import DATASETS, accuracy_panels
+from ..latency.accuracy_rows import DATASETS, accuracy_panels, panels_png
 from ..safe_text import csv_rows
 
 _EXPECTED = "expected is a table of `proxylessnas bench --csv`, or what its --json prints"
@@ -99,6 +99,7 @@ def pareto_figure(
     Hollow marks are published accuracies, filled ones measured; see
     :func:`~proxylessnas.latency.charts.accuracy_png`. A net that was evaluated has the accuracy measured
     there, and the small print says on what; published accuracies of others stay, with a front of their own.
+    Where no accuracy is known at all, latencies are drawn as bars.
     Returns what is not in the figure, and why, in words.
 
     Args:
@@ -111,8 +112,6 @@ def pareto_figure(
         MissingExtraError: matplotlib is not installed.
         OSError: the file cannot be written.
     """
-    from ..latency.charts import accuracy_png
-
     rows = [row for path in benches for row in read_bench(path)]
     measured = {found["net"]: found for found in map(read_eval, evals)}
     sources = {(found["data"], found["n"]) for found in measured.values()}
@@ -133,7 +132,7 @@ def pareto_figure(
         note += (
             f"\nmeasured top-1: on {n:,} pictures of {data}; published: on the data set's own test pictures"
         )
-    accuracy_png(panels.points, target, accuracy=panels.accuracy, note=note)
+    panels_png(panels, target, note=note)
     return [
         *(f"{net} is not drawn: {why}" for net, why in panels.left_out.items()),
         *(f"{net} was evaluated, but not in a bench" for net in measured.keys() - {r["net"] for r in rows}),

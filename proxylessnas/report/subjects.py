@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..arch import Arch
 from ..errors import ArchError, DataError, UnknownModelError
-from ..names import looks_like_path
+from ..names import is_weights_file, looks_like_path, name_of_file
 from ..published import PUBLISHED, normalise_name
 from ..tree_arch import TreeArch
 from .search_story import LOG_FILE, Story, read_story
@@ -17,6 +17,7 @@ from .search_story import LOG_FILE, Story, read_story
 if TYPE_CHECKING:
     from ..latency.table import LatencyTable
     from ..profiling import Profile
+    from ..transforms import Preprocessing
 
 #: Files of a run that hold its net, the best first.
 _NETS = ("child.safetensors", "arch.txt", "model.safetensors")
@@ -57,12 +58,20 @@ def open_subject(word: str | os.PathLike[str]) -> Subject:
         return _of_folder(path)
     if looks_like_path(word):
         arch = read_arch(path)
-        return Subject(path.stem if arch.name in ("net", "") else arch.name, arch)
+        return Subject(_name(path, arch.name), arch)
     try:
         arch = PUBLISHED[normalise_name(str(word))]
     except UnknownModelError as e:
         raise UnknownModelError(f"{e} (and no file or folder is called so)") from e
     return Subject(arch.name, arch)
+
+
+def _name(path: Path, arch_name: str) -> str:
+    """Return the name of the net in a file; a published one is known by its digest."""
+    from ..weights import find_by_digest
+
+    record = find_by_digest(path) if is_weights_file(path) else None
+    return record.name if record is not None else name_of_file(path, arch_name)
 
 
 def is_search(folder: str | os.PathLike[str]) -> bool:
@@ -128,14 +137,19 @@ def table_of(folder: Path) -> LatencyTable | None:
     return LatencyTable.load(path) if path.is_file() else None
 
 
-def profile_of(arch: Arch | TreeArch) -> Profile:
-    """Return parameters and multiply-accumulates of a net at its own resolution, without its weights."""
+def profile_of(arch: Arch | TreeArch, preprocessing: Preprocessing | None = None) -> Profile:
+    """Return parameters and multiply-accumulates of a net at its own size, without its weights.
+
+    Args:
+        arch: the net's.
+        preprocessing: of its images, whose size counts then; None takes the architecture's.
+    """
     import torch
 
     from ..builders import create_model
     from ..profiling import profile
 
-    side = arch.resolution or 224
     with torch.device("meta"):  # sizes only: a file may ask for any amount of memory
         model = create_model(arch)
-    return profile(model, (arch.in_channels, side, side))
+    model.preprocessing = preprocessing or model.preprocessing
+    return profile(model)

@@ -272,8 +272,10 @@ class Searcher:
         searching = self.schedule.searching(p.epoch) and self.learns
         picks = self.derived() if searching else []
         metrics = self.judging.inherited(picks, amp=True)[1] if searching else None
-        for note in self.health.end_of_epoch(self.net.alphas) if searching and self.arch_steps else []:
-            log.run.note(note)
+        if searching and self.arch_steps:
+            last = p.epoch + 1 == self.schedule.total_epochs
+            for note in self.health.end_of_epoch(self.net.alphas, last=last):
+                log.run.note(note)
         record = {
             "epoch": p.epoch + 1, "step": p.global_step, "train_loss": p.loss_sum / steps,
             "val_loss": metrics.loss if metrics else None, "val_top1": metrics.top1 if metrics else None,

@@ -11,6 +11,7 @@ from ..errors import ProxylessError
 from .alphas import Alphas
 
 _COLLAPSED = 0.75  # share of the blocks that may be skipped, of which a healthy search keeps some
+_LASTS = 3  # epochs in a row after which a collapse is no passing state
 _MOVED = 1e-9  # of any alpha, between two epochs
 _NO_GRADIENT = 50  # arch steps in a row
 
@@ -25,6 +26,7 @@ class Health:
         still: epochs up to now in which alpha did not move.
         zeros: arch steps up to now whose gradient was zero.
         last: alpha at the end of the last epoch with arch steps.
+        collapsed: epochs up to now in which most blocks that may be skipped were.
         warned: whether the collapse was told.
     """
 
@@ -33,6 +35,7 @@ class Health:
     still: int = 0
     zeros: int = 0
     last: Tensor | None = None
+    collapsed: int = 0
     warned: bool = False
 
     def figures(self, alphas: Alphas) -> dict[str, float]:
@@ -63,8 +66,15 @@ class Health:
                 "is being searched. Are all blocks left with one candidate, or all sampled nets equally good?"
             )
 
-    def end_of_epoch(self, alphas: Alphas) -> list[str]:
+    def end_of_epoch(self, alphas: Alphas, *, last: bool = False) -> list[str]:
         """Take note of an epoch with arch steps, and return what a user should know.
+
+        A collapse is told once, when it has lasted for some epochs or stands at the end: many a search passes
+        through one and comes out of it.
+
+        Args:
+            alphas: as they are now.
+            last: the search ends here.
 
         Raises:
             ProxylessError: alpha has not moved for ``stuck_epochs`` epochs.
@@ -78,23 +88,26 @@ class Health:
                 "look at arch_every and frozen_epochs; a search may be continued with stuck_epochs = 0"
             )
         found = self.figures(alphas)
-        notes = []
         # At the start all candidates are as good as equal, and which is the most probable says nothing.
         meant = found["skip_share"] > 0.5 and found["skip_share_now"] > _COLLAPSED
-        if meant and not self.warned:
-            self.warned = True
-            notes.append(
-                f"{found['skip_share_now']:.0%} of the blocks that may be skipped are: the search collapses "
-                "to a shallow net. A longer warm-up, a weaker pull of the cost (strength, or a higher "
-                "target) or min_depth help"
-            )
-        return notes
+        self.collapsed = self.collapsed + 1 if meant else 0
+        if self.warned or not meant or not (last or self.collapsed >= _LASTS):
+            return []
+        self.warned = True
+        since = f", for {self.collapsed} epochs now" if self.collapsed > 1 else ""
+        return [
+            f"{found['skip_share_now']:.0%} of the skippable blocks are skipped{since}: the search "
+            "collapses to a shallow net. A longer warm-up, a weaker pull of the cost (strength, or a higher "
+            "target) or min_depth help"
+        ]
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a run goes on from."""
-        return {"still": self.still, "zeros": self.zeros, "last": self.last, "warned": self.warned}
+        counts = {"still": self.still, "zeros": self.zeros, "collapsed": self.collapsed}
+        return {**counts, "last": self.last, "warned": self.warned}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Undo :meth:`state_dict`."""
         self.still, self.zeros = int(state["still"]), int(state["zeros"])
+        self.collapsed = int(state.get("collapsed", 0))  # earlier checkpoints did not count
         self.last, self.warned = state["last"], bool(state["warned"])

@@ -70,7 +70,7 @@ class Job:
         if doubts and not force:
             raise LatencyError(
                 f"this latency table is not to be trusted: {'; '.join(doubts)}. Run `proxylessnas latency "
-                "validate` on its device, or search with it all the same (force)"
+                "validate` on its device, or search with it all the same: --force (force=True in Python)"
             )
         return [f"WARNING: the latency table is not to be trusted: {doubt}" for doubt in doubts]
 

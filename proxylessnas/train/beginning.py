@@ -17,7 +17,7 @@ def begin_fields(trainer: Trainer) -> dict[str, Any]:
     """Return what a reader of the log needs to know about the run."""
     net, data = trainer.net, trainer.data
     return {
-        "net": net.arch.name,
+        "net": net.name,
         "arch": str(dataclasses.replace(net.arch, num_classes=net.num_classes)),
         "given_weights": bool(trainer.start),
         "teachers": trainer.teacher.names if trainer.teacher is not None else [],

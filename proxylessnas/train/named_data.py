@@ -211,6 +211,7 @@ def _download(name: str, folder: str, cls: Any, archive: str = "", md5: str = ""
         if archive
         else f"by hand, put the four *-ubyte.gz files from {url} into {folder}"
     )
+    by_hand = f"{name}:FOLDER takes one that you have, and digits comes with the package; {by_hand}"
     have = bool(archive) and check_integrity(archive, md5)
     if is_offline() and not have:
         raise DataError(

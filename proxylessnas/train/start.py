@@ -129,9 +129,7 @@ def started(model: Any, data: Data, recipe: Recipe, start: Start) -> tuple[Class
         raise DataError(f"{data.name}: {classes} class; a classifier needs at least two")
     net, start = _net(model, data, recipe, start)
     if net.in_chans != 3:
-        raise DataError(
-            f"{net.arch.name} takes pictures of {net.in_chans} channels, but they are read as RGB"
-        )
+        raise DataError(f"{net.name} takes pictures of {net.in_chans} channels, but they are read as RGB")
     return net, start
 
 
@@ -188,6 +186,6 @@ def _check_classifier(net: Classifier, data: Data) -> None:
     else:
         return
     raise DataError(
-        f"the classifier of {net.arch.name} {what}: start with a new one (--new-classifier, and no "
+        f"the classifier of {net.name} {what}: start with a new one (--new-classifier, and no "
         "--keep-classifier)"
     )

@@ -153,7 +153,7 @@ def open_teacher(source: TeacherSource, data: Data, pupil: Preprocessing, device
     if isinstance(source, nn.Module):
         source = unwrapped(source)
         net, name = copy.deepcopy(source), type(source).__name__  # the caller's own stays as it is
-        name = source.arch.name if isinstance(source, Classifier) else name
+        name = source.name if isinstance(source, Classifier) else name
     elif str(source).lower().endswith(PROGRAM_SUFFIX):
         net, own = _program(Path(source))
         name = str(source)
@@ -196,8 +196,8 @@ def _nameable(source: str | os.PathLike[str]) -> str | os.PathLike[str]:
         raise DataError(f"the teacher {source} is a folder: name the model.safetensors in it")
     if str(source).lower().endswith((".pth", ".pt")):
         raise DataError(
-            f"the teacher {source} does not say which net it is of: load it with create_model(NAME, "
-            "weights=FILE), and save_weights writes a .safetensors file that can teach"
+            f"the teacher {source} does not say which net it is of: in Python load it with "
+            "create_model(NAME, weights=FILE), and save_weights writes a .safetensors file that can teach"
         )
     return source
 

@@ -66,8 +66,8 @@ def read_calibration(
     """
     if given is None:
         raise ExportError(
-            "int8 needs pictures to calibrate with, like those the net will see: calibration=FOLDER "
-            "(--calibrate); 50 will do"
+            "int8 needs pictures to calibrate with, like those the net will see: --calibrate FOLDER "
+            "(calibration=FOLDER in Python); 50 will do"
         )
     files, source = _files(given)
     if len(files) < LEAST:
@@ -105,8 +105,8 @@ def labelled_inputs(subject: Subject, samples: Sequence[tuple[str, int]]) -> Ite
     """
     if subject.preprocessing is None:
         raise ExportError(
-            f"{subject.name}: int8 is chosen by pictures, but the net's preprocessing is not known: set "
-            "model.preprocessing"
+            f"{subject.name}: int8 is chosen by pictures, but the net's preprocessing is not known: in "
+            "Python set model.preprocessing, which save_weights keeps"
         )
     if subject.input_size[0] != 3:
         raise ExportError(

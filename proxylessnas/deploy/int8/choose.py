@@ -145,7 +145,10 @@ def check_int8(fmt: Format, qat_epochs: object, qat_data: object) -> Backend:
     if isinstance(qat_epochs, bool) or not isinstance(qat_epochs, int) or qat_epochs < 0:
         raise ExportError(f"qat_epochs must be a whole number of at least 0, not {shown(qat_epochs)}")
     if (qat_epochs > 0) != (qat_data is not None):
-        raise ExportError("quantisation-aware training takes both qat_epochs and qat_data, the pictures")
+        raise ExportError(
+            "quantisation-aware training takes both --qat-epochs and --qat-data, the pictures "
+            "(qat_epochs= and qat_data= in Python)"
+        )
     return backend
 
 
