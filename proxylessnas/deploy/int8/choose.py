@@ -24,6 +24,7 @@ from .calibration import Calibration, labelled_inputs, read_calibration
 from .prepare import Prepared
 from .qat import quantisation_aware
 from .report import Int8Report, Tried
+from .saturation import check_target, exact_on, this_machine_saturates
 from .schemes import Scheme, scheme_of
 
 #: Pictures below which a share of them says little.
@@ -40,6 +41,7 @@ def quantise(
     judge: LabelledImages | None = None,
     min_agreement: float = 0.90,
     max_drop: float = 0.02,
+    target_isa: str = "any",
     schemes: Sequence[str | Scheme] | None = None,
     qat_epochs: int = 0,
     qat_data: str | os.PathLike[str] | None = None,
@@ -61,7 +63,9 @@ def quantise(
         judge: labelled pictures to judge by; None takes the calibration pictures that were held out.
         min_agreement: share of the pictures, 0 to 1, to which int8 has to give the float32 net's class.
         max_drop: how much of the top-1 accuracy may be lost, 0 to 1; a single picture always may.
-        schemes: what to try, by name (:func:`~.schemes.scheme_of`); None takes the format's own list.
+        target_isa: processors to choose schemes for, one of :data:`~.saturation.TARGETS`.
+        schemes: what to try, by name (:func:`~.schemes.scheme_of`); None takes the format's own list for the
+            target.
         qat_epochs: first train the net so many epochs as its int8 file computes; see
             :func:`~.qat.quantisation_aware`. The judge still compares with the net as it was.
         qat_data: labelled pictures to train on.
@@ -75,9 +79,9 @@ def quantise(
         MissingExtraError: a library is not installed.
     """
     options = options or ExportOptions()
-    backend = check_int8(fmt, qat_epochs, qat_data)
+    backend = check_int8(fmt, qat_epochs, qat_data, target_isa)
     tell = progress or (lambda what: None)
-    wanted = [scheme_of(s) if isinstance(s, str) else s for s in schemes or backend.schemes()]
+    wanted = [scheme_of(s) if isinstance(s, str) else s for s in schemes or backend.schemes(target_isa)]
     if not wanted:
         raise ExportError("no int8 scheme to try")
     threads = threads or torch.get_num_threads()
@@ -107,6 +111,7 @@ def quantise(
         programs = [fmt.open(exact, threads=threads), program]
         ms_float, ms_int8 = by_turns(programs, pictures.fit[0], options.batch_size or 1)
         top1_float, top1_int8 = verdict.top1
+        isas, saturating = exact_on(backend.paired_weights(draft))
         report = Int8Report(
             scheme=best.name,
             tried=tuple(tried),
@@ -125,6 +130,9 @@ def quantise(
             ms_int8=ms_int8,
             threads=threads,
             qat_epochs=qat_epochs,
+            target_isa=target_isa,
+            exact_on=isas,
+            saturating=saturating,
         )
         _refuse_bad(report, verdict, min_agreement, max_drop)
         for part in _parts(draft):
@@ -134,13 +142,14 @@ def quantise(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def check_int8(fmt: Format, qat_epochs: object, qat_data: object) -> Backend:
+def check_int8(fmt: Format, qat_epochs: object, qat_data: object, target_isa: object = "any") -> Backend:
     """Return what writes int8 files of a format.
 
     Raises:
-        ExportError: nothing does, or the quantisation-aware training makes no sense.
+        ExportError: nothing does, the quantisation-aware training makes no sense, or the target is none.
     """
     backend = backend_of(fmt)
+    check_target(target_isa)
     if isinstance(qat_epochs, bool) or not isinstance(qat_epochs, int) or qat_epochs < 0:
         raise ExportError(f"qat_epochs must be a whole number of at least 0, not {shown(qat_epochs)}")
     if (qat_epochs > 0) != (qat_data is not None):
@@ -165,6 +174,11 @@ def doubts(report: Int8Report, unjudged: bool) -> list[str]:
         found.append(
             "the pictures that judged int8 chose its scheme as well, so its figures flatter it a little: "
             "--data with others judges fairly"
+        )
+    if report.exact_on == ("vnni",) and this_machine_saturates():
+        found.append(
+            "int8 was judged on a processor without VNNI, which cuts sums of this file off: its figures are "
+            "those of this machine, not of the target"
         )
     return found
 
