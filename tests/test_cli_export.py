@@ -15,6 +15,8 @@ from deploy_tools import small
 
 from proxylessnas import save_weights
 from proxylessnas.deploy import placing
+from proxylessnas.deploy.int8 import choose, onnx_int8
+from proxylessnas.digits import load_digits
 
 
 @pytest.fixture
@@ -73,6 +75,59 @@ def test_onnx_with_all_its_options(run: Run, net: Path, repo: Path, tmp_path: Pa
     assert f"pictures of {repo / 'examples' / 'photos' / 'cifar10'}" in ran.out
 
 
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Return a folder of as many pictures as INT8 takes at least."""
+    from PIL import Image
+
+    (tmp_path / "photos").mkdir()
+    for i, pixels in enumerate(load_digits()[0][:8]):
+        Image.fromarray(pixels.numpy()).save(tmp_path / "photos" / f"{i}.png")
+    return tmp_path / "photos"
+
+
+def test_int8_that_is_not_faster_is_said_first(
+    run: Run, net: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is kept, and the exit code 1, unless that is allowed. What was measured is made up here."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    out = tmp_path / "net.onnx"
+    words = (
+        net,
+        out,
+        "--int8",
+        "--calibrate",
+        photos,
+        "--min-agreement",
+        0.01,
+        "--no-measure",
+        "--threads",
+        1,
+    )
+    # One scheme is enough here.
+    monkeypatch.setattr(onnx_int8, "schemes", lambda isa: ["minmax" if isa == "vnni" else "minmax+7bit"])
+    monkeypatch.setattr(choose, "by_turns", lambda programs, x, batch: [1.0, 1.25])
+    said = (
+        "INT8 is not faster than float32 here: 1.25 ms a picture against 1.00 (0.80 times as fast, 1 thread)"
+    )
+    ran = run(*words, "--target-isa", "vnni")
+    assert (ran.code, ran.out.splitlines()[0]) == (1, said)
+    assert f"error: {out}: {said}; it is written all the same (--allow-slower accepts that)\n" in ran.err
+    assert "exact on vnni only: x86 processors without it cut off sums of" in ran.out
+    written = out.read_bytes()
+    assert json.loads((tmp_path / "net.onnx.json").read_text(encoding="utf-8"))["int8"]["faster"] is False
+    assert (run(*words).code, out.read_bytes()) == (1, written), "it is there already"
+    ran = run(*words, "--force", "--allow-slower", "--json")
+    assert (ran.code, "error" in ran.err) == (0, False)
+    assert (ran.json["int8"]["faster"], ran.json["int8"]["exact_on"]) == (False, ["avx2", "vnni"])
+    assert out.read_bytes() != written
+    monkeypatch.setattr(choose, "by_turns", lambda programs, x, batch: [1.25, 1.0])
+    ran = run(*words, "--force")
+    assert (ran.code, "not faster" in ran.out + ran.err) == (0, False)
+    assert ran.out.splitlines()[0] == str(out)
+
+
 def test_an_exported_file_is_no_net(run: Run, net: Path, tmp_path: Path) -> None:
     assert run(net, tmp_path / "net.pt", "--no-measure").code == 0
     ran = run(tmp_path / "net.pt", tmp_path / "again.pt", "--no-measure")
@@ -114,6 +169,9 @@ def test_random_weights_on_request(run: Run, tmp_path: Path) -> None:
         (["{net}", "{out}.pt", "--opset", "x"], 2, "--opset"),
         (["{net}", "{out}.pt", "--int8"], 2, "--int8 needs --calibrate DIR"),
         (["{net}", "{out}.pt", "--calibrate", "x"], 2, "--calibrate is for --int8"),
+        (["{net}", "{out}.pt", "--target-isa", "avx2"], 2, "--target-isa is for --int8"),
+        (["{net}", "{out}.pt", "--allow-slower"], 2, "--allow-slower is for --int8"),
+        (["{net}", "{out}.onnx", "--int8", "--calibrate", "x", "--target-isa", "sse2"], 2, "--target-isa"),
         (["{net}", "{out}.pt", "--max-drop", "0.1"], 2, "--max-drop is for --int8"),
         (["{net}", "{out}.pt", "--untrained", "--weights", "x"], 2, "does not go with --weights"),
         (["{net}", "{out}.pt", "--litert-python", "x"], 2, "is for .tflite files"),

@@ -17,9 +17,11 @@ from proxylessnas.classifier import Classifier
 from proxylessnas.datasets import LabelledImages, labelled_images
 from proxylessnas.deploy import export
 from proxylessnas.deploy.formats import ExportOptions, format_of
-from proxylessnas.deploy.int8 import Int8Report, doubts, quantise
+from proxylessnas.deploy.int8 import Int8Report, choose, doubts, quantise
 from proxylessnas.deploy.int8.backends import backend_of
 from proxylessnas.deploy.int8.calibration import LEAST, read_calibration
+from proxylessnas.deploy.int8.prepare import Prepared
+from proxylessnas.deploy.int8.saturation import TARGETS, exact_on
 from proxylessnas.deploy.int8.schemes import scheme_of
 from proxylessnas.deploy.int8.simulate import observe, simulated
 from proxylessnas.deploy.litert_format import VARIABLE
@@ -55,11 +57,11 @@ def test_the_best_scheme_is_kept_with_its_report(digits: Path, tmp_path: Path) -
     onnx = pytest.importorskip("onnx")
     net, path = small(), tmp_path / "net.onnx"
     told: list[str] = []
-    schemes = ["minmax+7bit", "mse+correct"]
+    schemes = ["minmax+7bit", "mse+compensate+correct+7bit"]
     report = _quantise(net, path, digits, schemes=schemes, min_agreement=0.5, progress=told.append)
     assert [file.name for file in tmp_path.iterdir()] == ["net.onnx"]
-    assert report.scheme == "mse+correct"
-    assert [tried.scheme for tried in report.tried] == ["mse+correct", "minmax+7bit"]
+    assert report.scheme == schemes[1]
+    assert [tried.scheme for tried in report.tried] == schemes[::-1]
     assert report.tried[0].divergence < report.tried[1].divergence  # type: ignore[operator]
     assert (report.calibration_pictures, report.n) == (16, 8)
     assert report.top1_float is report.drop is None
@@ -69,7 +71,7 @@ def test_the_best_scheme_is_kept_with_its_report(digits: Path, tmp_path: Path) -
     assert "same class for" in " ".join(report.lines())
     proto = onnx.load(str(path))
     metadata = {entry.key: entry.value for entry in proto.metadata_props}
-    assert metadata["int8"] == "mse+correct"
+    assert metadata["int8"] == schemes[1]
     assert metadata["arch"] == open_subject(net).metadata()["arch"]
     kinds = [node.op_type for node in proto.graph.node]
     assert "QuantizeLinear" in kinds
@@ -77,6 +79,16 @@ def test_the_best_scheme_is_kept_with_its_report(digits: Path, tmp_path: Path) -
     program = format_of(path).open(path, threads=1)
     for batch in (1, 3):  # open batch; not all logits on a grid of 255 steps
         assert program(torch.randn(batch, 3, 32, 32)).shape == (batch, 5)
+
+
+def _exact_run(path: Path, x: torch.Tensor) -> torch.Tensor:
+    """Run a file in ONNX Runtime with kernels that cut no sum off, on whatever processor this is."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(None, {"images": x.numpy()})[0])
 
 
 @pytest.mark.parametrize(
@@ -87,7 +99,7 @@ def test_the_file_computes_what_was_simulated(scheme: str, tmp_path: Path) -> No
     batches = [torch.randn(8, 3, 32, 32)]
     options = ExportOptions()
     backend_of(format_of(path)).write(open_subject(net), path, batches, way, options)
-    found = format_of(path).open(path, threads=1)(batches[0])
+    found = _exact_run(path, batches[0])
     with torch.inference_mode():
         exact = net(batches[0])
         with simulated(net, observe(net, batches, way), way):
@@ -96,6 +108,114 @@ def test_the_file_computes_what_was_simulated(scheme: str, tmp_path: Path) -> No
     mine, its = float((expected - exact).norm()), float((found - exact).norm())
     assert 0.75 < its / mine < 1.33
     assert float((found - expected).norm()) < 0.85 * mine
+
+
+def _pair_sums(path: Path, x: torch.Tensor) -> tuple[int, int]:
+    """Return how many 8-bit layers a file has that add pairs, and in how many a pair leaves 16 bits.
+
+    Every layer gets what enters it when nothing is cut off; pairs are formed as the kernels form them, of
+    channels next to each other. If no pair leaves 16 bits, cutting off changes nothing, layer by layer.
+    """
+    import numpy as np
+    import onnx
+    import onnxruntime as ort
+
+    proto = onnx.load(str(path))
+    constants = {v.name: onnx.numpy_helper.to_array(v) for v in proto.graph.initializer}
+    made_by = {output: node for node in proto.graph.node for output in node.output}
+    layers = []
+    for node in proto.graph.node:
+        if node.op_type not in ("Conv", "Gemm"):
+            continue
+        entering, weight = (made_by[name].input[0] for name in node.input[:2])
+        known = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        if known.get("group", 1) == 1:
+            layers.append((entering, constants[weight].astype(np.int32), known))
+    proto.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name, _, _ in layers)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    values = session.run([name for name, _, _ in layers], {"images": x.numpy()})
+    cut = 0
+    for entered, (_, weight, known) in zip(values, layers, strict=True):
+        assert entered.dtype == np.uint8
+        columns = torch.from_numpy(entered).float()
+        if weight.ndim == 4:
+            pads, strides = known.get("pads", [0] * 4)[:2], known.get("strides", [1, 1])
+            columns = torch.nn.functional.unfold(columns, weight.shape[2:], 1, pads, strides)
+            columns = columns.unflatten(1, (weight.shape[1], -1)).transpose(1, 2).flatten(1, 2)
+            weight = weight.transpose(0, 2, 3, 1).reshape(len(weight), -1)
+        else:
+            columns, weight = columns.unsqueeze(2), weight if known.get("transB") else weight.T
+        even = columns.shape[1] // 2 * 2
+        a = columns[:, :even].unflatten(1, (-1, 2))  # [N, pairs, 2, places]
+        w = torch.from_numpy(weight[:, :even].copy()).float().unflatten(1, (-1, 2))
+        sums = torch.einsum("nptl,opt->nopl", a, w)
+        cut += bool(((sums > 32767) | (sums < -32768)).any())
+    return len(layers), cut
+
+
+@pytest.mark.parametrize("scheme", ["mse+correct", "minmax+compensate+correct"])
+def test_no_sum_of_7_bits_is_cut_off(scheme: str, tmp_path: Path) -> None:
+    """A simulated processor without VNNI; where the tests run on a real one, it is asked as well."""
+    net, x = small(), torch.randn(8, 3, 32, 32)
+    layers = []
+    for name in (scheme, f"{scheme}+7bit"):
+        path, way = tmp_path / f"{name}.onnx", scheme_of(name)
+        backend = backend_of(format_of(path))
+        prepared = dataclasses.replace(open_subject(net), model=Prepared(net, [x]).net(way))
+        backend.write(prepared, path, [x], way, ExportOptions())
+        isas, saturating = exact_on(backend.paired_weights(path))
+        layers.append((_pair_sums(path, x), isas, len(saturating)))
+    (count, cut), isas, named = layers[0]
+    assert isas == ("vnni",)
+    assert 0 < cut <= named <= count
+    assert layers[1] == ((count, 0), ("avx2", "vnni"), 0)
+    assert torch.equal(format_of(path).open(path, threads=1)(x), _exact_run(path, x))
+
+
+def test_depthwise_convolutions_keep_8_bits(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    path = tmp_path / "net.onnx"
+    backend_of(format_of(path)).write(
+        open_subject(small()), path, [torch.randn(2, 3, 32, 32)], scheme_of("minmax+7bit"), ExportOptions()
+    )
+    weights = [v for v in onnx.load(str(path)).graph.initializer if v.data_type == onnx.TensorProto.INT8]
+    largest = {v.name: int(abs(onnx.numpy_helper.to_array(v).astype(int)).max()) for v in weights}
+    assert {n for name, n in largest.items() if "depth.weight_quantized" in name} == {127}
+    assert {n for name, n in largest.items() if "depth" not in name and "weight_quantized" in name} == {64}
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".xml"])
+@pytest.mark.parametrize("target", TARGETS)
+def test_schemes_are_chosen_for_a_target(target: str, suffix: str) -> None:
+    names = backend_of(format_of(Path(f"net{suffix}"))).schemes(target)
+    assert {scheme_of(name).weight_bits for name in names} == {8 if target == "vnni" else 7}
+
+
+def test_a_file_says_where_it_is_exact(digits: Path, tmp_path: Path) -> None:
+    safe, unsafe = (
+        _quantise(small(), tmp_path / "net.onnx", digits, schemes=[scheme], min_agreement=0.0)
+        for scheme in ("minmax+7bit", "minmax")
+    )
+    assert safe.to_dict()["exact_on"] == ("avx2", "vnni")
+    assert safe.saturating == ()
+    assert safe.lines()[-1].startswith("exact on avx2 and vnni: ")
+    assert unsafe.exact_on == ("vnni",)
+    first, number = unsafe.saturating[0], len(unsafe.saturating)
+    assert (
+        f"exact on vnni only: x86 processors without it cut off sums of {number} layers ({first}, "
+        in unsafe.lines()[-1]
+    )
+    assert "exact on: not known" in dataclasses.replace(safe, exact_on=None).lines()[-1]
+
+
+def test_a_target_that_is_none(digits: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="target_isa is 'sse2'; known are avx2, vnni, any"):
+        export(small(), tmp_path / "net.onnx", precision="int8", calibration=digits, target_isa="sse2")
+    with pytest.raises(ExportError, match="target_isa is for precision='int8'"):
+        export(small(), tmp_path / "net.onnx", target_isa="avx2")
+    assert not list(tmp_path.iterdir())
 
 
 def test_entropy_is_the_runtimes_own_rule(
@@ -110,7 +230,9 @@ def test_entropy_is_the_runtimes_own_rule(
 @pytest.mark.parametrize("arch", [OWN_OP, TREE])
 def test_other_nets_go_through_the_exporter(arch: Any, digits: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
-    report = _quantise(small(arch), tmp_path / "net.onnx", digits, schemes=["mse+correct"], min_agreement=0.0)
+    report = _quantise(
+        small(arch), tmp_path / "net.onnx", digits, schemes=["mse+correct+7bit"], min_agreement=0.0
+    )
     assert report.divergence < 0.1
 
 
@@ -119,7 +241,7 @@ def test_a_fixed_batch_is_filled_up(digits: Path, tmp_path: Path) -> None:
         small(),
         tmp_path / "net.onnx",
         digits,
-        schemes=["minmax"],
+        schemes=["minmax+7bit"],
         min_agreement=0.5,
         options=ExportOptions(batch_size=3),
     )
@@ -143,7 +265,13 @@ def test_a_judge_with_labels(digits: Path, tmp_path: Path) -> None:
     net = small()
     judge = _labelled(net, digits)
     report = _quantise(
-        net, tmp_path / "net.onnx", digits, judge=judge, schemes=["minmax"], min_agreement=0.5, max_drop=1
+        net,
+        tmp_path / "net.onnx",
+        digits,
+        judge=judge,
+        schemes=["minmax+7bit"],
+        min_agreement=0.5,
+        max_drop=1,
     )
     assert report.top1_float == 100
     assert report.top1_int8 == pytest.approx(100 * report.agreement)
@@ -235,7 +363,9 @@ def test_bytes_go_into_an_int8_file(digits: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"precision": "int8", "calibration": digits, "min_agreement": 0.0}
     net = small()
     for name, takes_bytes in (("plain", False), ("bytes", True)):
-        export(net, tmp_path / f"{name}.onnx", uint8_input=takes_bytes, measure=False, **options)
+        path = tmp_path / f"{name}.onnx"
+        report = export(net, path, uint8_input=takes_bytes, measure=False, **options)
+        assert report.int8.exact_on == ("avx2", "vnni"), "by default"
     plain, inside = (
         ort.InferenceSession(tmp_path / f"{name}.onnx", providers=["CPUExecutionProvider"])
         for name in ("plain", "bytes")
@@ -264,13 +394,17 @@ def test_training_with_the_rounding_before_the_file(digits: Path, tmp_path: Path
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
-def test_what_flatters_is_said(digits: Path, tmp_path: Path) -> None:
+def test_what_flatters_is_said(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnx")
-    report = _quantise(small(), tmp_path / "net.onnx", digits, schemes=["minmax"], min_agreement=0.0)
+    monkeypatch.setattr(choose, "this_machine_saturates", lambda: True)
+    report = _quantise(small(), tmp_path / "net.onnx", digits, schemes=["minmax+7bit"], min_agreement=0.0)
     few, chosen = doubts(report, unjudged=True)
     assert "judged by 8 pictures only: one picture is 12 %" in few
     assert "chose its scheme as well" in chosen
-    assert doubts(dataclasses.replace(report, n=100), unjudged=False) == []
+    sound = dataclasses.replace(report, n=100, exact_on=("avx2", "vnni"))
+    assert doubts(sound, unjudged=False) == []
+    (here,) = doubts(dataclasses.replace(sound, exact_on=("vnni",)), unjudged=False)
+    assert "judged on a processor without VNNI" in here
 
 
 def test_a_third_is_held_out(digits: Path) -> None:
@@ -301,8 +435,11 @@ def _needs(suffix: str) -> None:
 def test_other_runtimes(suffix: str, digits: Path, tmp_path: Path) -> None:
     _needs(suffix)
     schemes = ["entropy", "minmax", "mse+correct+floatfirst", "mse+floatadds"]
+    if suffix == "xml":  # others have 8 bits only
+        schemes = ["entropy", *(f"{name}+7bit" for name in schemes[1:])]
     report = _quantise(small(), tmp_path / f"net.{suffix}", digits, schemes=schemes, min_agreement=0.5)
     assert report.divergence < 0.05
+    assert report.exact_on == (("avx2", "vnni") if suffix == "xml" else None)
     assert report.tried[-1].scheme == "entropy"
     assert "entropy" in report.tried[-1].problem
     assert {file.name for file in tmp_path.iterdir()} == {

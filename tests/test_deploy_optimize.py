@@ -126,11 +126,13 @@ def test_optimize(net: nn.Module) -> None:
     assert report.pictures.startswith("32 random inputs and ")
     assert json.loads(json.dumps(report.to_dict()))["chosen"] == report.chosen
     for shape in ((2, 3, 32, 32), (1, 3, 32, 32), (3, 3, 64, 48)):
-        assert far(net.eval(), fast, torch.randn(shape)) < 1e-4
+        x = torch.randn(shape)
+        assert far(net.eval(), fast, x) < 1e-4
+        # Not to the last bit: the order of sums may follow the memory format, as it does in the net as given.
+        assert far(net.eval(), fast, x.contiguous(memory_format=torch.channels_last)) < 1e-4
     x = torch.randn(2, 3, 32, 32)
     with torch.autocast("cpu", torch.bfloat16):
         assert fast(x).dtype == torch.float32
-    assert torch.equal(fast(x), fast(x.contiguous(memory_format=torch.channels_last)))
     assert not fast(x).requires_grad
 
 
@@ -142,7 +144,11 @@ def test_each_way_computes_the_same(net: nn.Module, way: Any) -> None:
         fused(net, x)  # skips where that is not to be had
     with torch.no_grad():
         run = way.make(net, fold_batchnorm(net), x)
-        assert float((run(x) - net(x)).abs().max()) < 1e-5
+        expected = net(x)
+        assert float((run(x) - expected).abs().max()) < 1e-5
+        # The kernel, and so the order of its sums, may follow the input's memory format.
+        other = run(x.contiguous(memory_format=torch.channels_last))
+        assert float((other - expected).abs().max()) < 1e-5
 
 
 def test_bfloat16_is_taken_only_where_it_agrees(net: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ..safe_text import one_line
 from ._latency import add_imports, ms
 from ._latency_types import MOST_PICTURES, MOST_PIXELS, MOST_THREADS, above, whole
-from ._output import bold, megabytes, note, pairs, plural, print_json, printable, table
+from ._output import bold, error, megabytes, note, pairs, plural, print_json, printable, table
 from ._verb import UsageError, Verb
 
 if TYPE_CHECKING:
@@ -49,6 +49,9 @@ class Export(Verb):
 
   in INT8, judged by pictures that are not used for the calibration:
   $ proxylessnas export tuned.safetensors tuned.onnx --int8 --calibrate data/train --data data/test
+
+  It computes the same on x86 processors with and without VNNI; --target-isa vnni is nearer to float32, and
+  wrong without. If it is not faster than the float32 file, the first line says so, and the exit code is 1.
 """
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -93,6 +96,15 @@ class Export(Verb):
         )
         group.add_argument("--data", metavar="DIR", help="labelled pictures to judge it with, as for eval")
         group.add_argument(
+            "--target-isa", choices=("any", "avx2", "vnni"),
+            help="x86 processors it must compute the same on: without VNNI, with it, or both (default: any)",
+        )  # fmt: skip
+        group.add_argument(
+            "--allow-slower",
+            action="store_true",
+            help="exit with 0 also if the INT8 file is not faster than the float32 file (it is kept anyway)",
+        )
+        group.add_argument(
             "--min-agreement", type=above(0, 1), metavar="P",
             help="share of the pictures that must keep their class, up to 1 (default: 0.9)",
         )  # fmt: skip
@@ -134,7 +146,7 @@ class Export(Verb):
         if args.litert_python is not None:
             os.environ["PROXYLESSNAS_LITERT_PYTHON"] = args.litert_python
         keep_freed_pages()
-        given = {"min_agreement": args.min_agreement, "max_drop": args.max_drop}
+        given = {name: getattr(args, name) for name in ("target_isa", "min_agreement", "max_drop")}
         limits = {name: value for name, value in given.items() if value is not None}
         report = export(
             args.net,
@@ -159,19 +171,34 @@ class Export(Verb):
             progress=None if args.quiet or args.json else _Stages(),
             **limits,
         )
+        headline = report.int8.headline if report.int8 is not None else ""
         if args.json:
             print_json(report.to_dict())
         elif not args.quiet:
+            if headline:
+                print(bold(headline))
             _show(report)
         for text in report.notes:
             note(text)
-        return 0
+        if not headline or args.allow_slower:
+            return 0
+        error(f"{report.path}: {headline}; it is written all the same (--allow-slower accepts that)")
+        return 1
 
 
 def _check_int8(args: argparse.Namespace) -> None:
     given = [
         f"--{name.replace('_', '-')}"
-        for name in ("calibrate", "data", "min_agreement", "max_drop", "qat_epochs", "qat_data")
+        for name in (
+            "calibrate",
+            "data",
+            "target_isa",
+            "allow_slower",
+            "min_agreement",
+            "max_drop",
+            "qat_epochs",
+            "qat_data",
+        )
         if getattr(args, name) not in (None, 0)
     ]
     if not args.int8 and given:

@@ -51,6 +51,7 @@ def export(
     force: bool = False,
     calibration: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | None = None,
     data: str | os.PathLike[str] | None = None,
+    target_isa: str = "any",
     min_agreement: float = 0.90,
     max_drop: float = 0.02,
     qat_epochs: int = 0,
@@ -88,6 +89,8 @@ def export(
         force: replace a file that is there.
         calibration: a folder or files to calibrate int8 with.
         data: a folder of labelled pictures to judge int8 with; None takes those for the calibration.
+        target_isa: processors that int8 has to compute the same on: "avx2" (x86 without VNNI), "vnni", or
+            "any" of them; see :mod:`.int8.saturation`.
         min_agreement: share of the pictures, 0 to 1, to which int8 has to give the net's own class.
         max_drop: share of ``data``, 0 to 1, that int8 may get wrong more than float32 does.
         qat_epochs: first fine-tune the net so many epochs with the rounding of int8 in it.
@@ -112,10 +115,12 @@ def export(
         raise ExportError(
             "calibration, data, qat_epochs and qat_data are for --int8 (precision='int8' in Python)"
         )
+    if precision != "int8" and target_isa != "any":
+        raise ExportError("target_isa is for --int8 (precision='int8' in Python)")
     if precision == "int8":
         from .int8 import check_int8
 
-        check_int8(fmt, qat_epochs, qat_data)
+        check_int8(fmt, qat_epochs, qat_data, target_isa)
     check_place(path, force=force)
     versions = {"torch": str(torch.__version__), **fmt.versions()}
     tell = progress or (lambda what: None)
@@ -137,8 +142,8 @@ def export(
             inner = dataclasses.replace(options, uint8_input=False)
             int8 = quantise(
                 subject, draft, fmt, calibration=calibration, judge=_judge(subject, data),
-                min_agreement=min_agreement, max_drop=max_drop, qat_epochs=qat_epochs, qat_data=qat_data,
-                options=inner, threads=threads, progress=tell,
+                target_isa=target_isa, min_agreement=min_agreement, max_drop=max_drop, qat_epochs=qat_epochs,
+                qat_data=qat_data, options=inner, threads=threads, progress=tell,
             )  # fmt: skip
             if uint8_input:
                 from .onnx_format import take_bytes

@@ -26,8 +26,14 @@ SUFFIXES: tuple[str, ...] = tuple(_MODULES)
 class Backend(Protocol):
     """One module of this package."""
 
-    def schemes(self) -> Sequence[str]:
-        """Return the names of the schemes to try on this machine."""
+    def schemes(self, target_isa: str) -> Sequence[str]:
+        """Return the names of the schemes to try for one of :data:`~.saturation.TARGETS`."""
+
+    def paired_weights(self, path: Path) -> dict[str, Tensor] | None:
+        """Return the 8-bit weights of the layers of a file whose products a processor may add in pairs.
+
+        Whole numbers [out, ...], by the layers' names; None where it is not known how the runtime adds.
+        """
 
     def write(
         self, subject: Subject, path: Path, batches: Sequence[Tensor], scheme: Scheme, options: ExportOptions

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -18,6 +17,7 @@ from torch import Tensor
 from ...datasets import LabelledImages
 from ...errors import ExportError, shown
 from ...image_folders import counted
+from ...latency.timing import UNDISTURBED, quantile
 from ..formats import ExportOptions, Format, Program
 from ..subject import Subject
 from .backends import Backend, backend_of
@@ -25,11 +25,12 @@ from .calibration import Calibration, labelled_inputs, read_calibration
 from .prepare import Prepared
 from .qat import quantisation_aware
 from .report import Int8Report, Tried
+from .saturation import check_target, exact_on, this_machine_saturates
 from .schemes import Scheme, scheme_of
 
 #: Pictures below which a share of them says little.
 FEW = 20
-_ROUNDS = 25  # runs of each file for the latency
+_ROUNDS = 60  # runs of each file for the latency
 
 
 def quantise(
@@ -41,6 +42,7 @@ def quantise(
     judge: LabelledImages | None = None,
     min_agreement: float = 0.90,
     max_drop: float = 0.02,
+    target_isa: str = "any",
     schemes: Sequence[str | Scheme] | None = None,
     qat_epochs: int = 0,
     qat_data: str | os.PathLike[str] | None = None,
@@ -62,7 +64,9 @@ def quantise(
         judge: labelled pictures to judge by; None takes the calibration pictures that were held out.
         min_agreement: share of the pictures, 0 to 1, to which int8 has to give the float32 net's class.
         max_drop: how much of the top-1 accuracy may be lost, 0 to 1; a single picture always may.
-        schemes: what to try, by name (:func:`~.schemes.scheme_of`); None takes the format's own list.
+        target_isa: processors to choose schemes for, one of :data:`~.saturation.TARGETS`.
+        schemes: what to try, by name (:func:`~.schemes.scheme_of`); None takes the format's own list for the
+            target.
         qat_epochs: first train the net so many epochs as its int8 file computes; see
             :func:`~.qat.quantisation_aware`. The judge still compares with the net as it was.
         qat_data: labelled pictures to train on.
@@ -76,9 +80,9 @@ def quantise(
         MissingExtraError: a library is not installed.
     """
     options = options or ExportOptions()
-    backend = check_int8(fmt, qat_epochs, qat_data)
+    backend = check_int8(fmt, qat_epochs, qat_data, target_isa)
     tell = progress or (lambda what: None)
-    wanted = [scheme_of(s) if isinstance(s, str) else s for s in schemes or backend.schemes()]
+    wanted = [scheme_of(s) if isinstance(s, str) else s for s in schemes or backend.schemes(target_isa)]
     if not wanted:
         raise ExportError("no int8 scheme to try")
     threads = threads or torch.get_num_threads()
@@ -108,6 +112,7 @@ def quantise(
         programs = [fmt.open(exact, threads=threads), program]
         ms_float, ms_int8 = by_turns(programs, pictures.fit[0], options.batch_size or 1)
         top1_float, top1_int8 = verdict.top1
+        isas, saturating = exact_on(backend.paired_weights(draft))
         report = Int8Report(
             scheme=best.name,
             tried=tuple(tried),
@@ -126,6 +131,9 @@ def quantise(
             ms_int8=ms_int8,
             threads=threads,
             qat_epochs=qat_epochs,
+            target_isa=target_isa,
+            exact_on=isas,
+            saturating=saturating,
         )
         _refuse_bad(report, verdict, min_agreement, max_drop)
         for part in _parts(draft):
@@ -135,13 +143,14 @@ def quantise(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def check_int8(fmt: Format, qat_epochs: object, qat_data: object) -> Backend:
+def check_int8(fmt: Format, qat_epochs: object, qat_data: object, target_isa: object = "any") -> Backend:
     """Return what writes int8 files of a format.
 
     Raises:
-        ExportError: nothing does, or the quantisation-aware training makes no sense.
+        ExportError: nothing does, the quantisation-aware training makes no sense, or the target is none.
     """
     backend = backend_of(fmt)
+    check_target(target_isa)
     if isinstance(qat_epochs, bool) or not isinstance(qat_epochs, int) or qat_epochs < 0:
         raise ExportError(f"qat_epochs must be a whole number of at least 0, not {shown(qat_epochs)}")
     if (qat_epochs > 0) != (qat_data is not None):
@@ -169,6 +178,11 @@ def doubts(report: Int8Report, unjudged: bool) -> list[str]:
         found.append(
             "the pictures that judged int8 chose its scheme as well, so its figures flatter it a little: "
             "--data with others judges fairly"
+        )
+    if report.exact_on == ("vnni",) and this_machine_saturates():
+        found.append(
+            "int8 was judged on a processor without VNNI, which cuts sums of this file off: its figures are "
+            "those of this machine, not of the target"
         )
     return found
 
@@ -329,7 +343,7 @@ def _refuse_bad(report: Int8Report, verdict: _Verdict, min_agreement: float, max
 
 
 def by_turns(programs: Sequence[Program], x: Tensor, batch: int) -> list[float]:
-    """Return the median time of a call of each program, run by turns, in ms a picture.
+    """Return the undisturbed latency of each program, run by turns, in ms an image (:mod:`...latency.timing`).
 
     Args:
         programs: files in their runtime.
@@ -345,7 +359,7 @@ def by_turns(programs: Sequence[Program], x: Tensor, batch: int) -> list[float]:
             begin = time.perf_counter()
             program(x)
             found.append(1e3 * (time.perf_counter() - begin) / len(x))
-    return [statistics.median(found) for found in times]
+    return [quantile(found, UNDISTURBED) for found in times]
 
 
 def _parts(draft: Path) -> list[Path]:

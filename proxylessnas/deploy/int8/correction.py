@@ -59,7 +59,7 @@ def corrected(
                 with simulated(twin, ranges, scheme):
                     entering = _inputs_of(false, b.conv, rough)
                 moments = second_moments(b.conv, entering)
-                b.conv.weight.copy_(compensated(b.conv.weight, moments, scheme.weight_steps))
+                b.conv.weight.copy_(compensated(b.conv.weight, moments, scheme.weight_steps(b.conv)))
             if not scheme.correct:
                 continue
             with simulated(twin, ranges, scheme):

@@ -25,9 +25,13 @@ from .schemes import Scheme
 from .simulate import in_float_part
 
 
-def schemes() -> list[str]:
-    """Return the names of the schemes to try on this machine."""
+def schemes(target_isa: str) -> list[str]:
+    """Return the names of the schemes to try: the same for any target."""
     return ["mse+correct+floatfirst+floatwide", "mse+compensate+correct+floatfirst+floatwide"]
+
+
+def paired_weights(path: Path) -> None:
+    """Return None: which of XNNPACK's kernels run on which processor has not been looked at."""
 
 
 def write(

@@ -20,10 +20,14 @@ from .simulate import in_float_part
 _RULES = ("minmax", "percentile", "mse")
 
 
-def schemes() -> list[str]:
-    """Return the names of the schemes to try; each takes the converter's minute."""
+def schemes(target_isa: str) -> list[str]:
+    """Return the names of the schemes to try, the same for any target; each takes the converter's minute."""
     names = ["mse+correct", "mse+correct+floatfirst", "mse+compensate+correct+floatfirst"]
     return [f"{name}+floatwide" for name in names]
+
+
+def paired_weights(path: Path) -> None:
+    """Return None: which of XNNPACK's kernels run on which processor has not been looked at."""
 
 
 def write(

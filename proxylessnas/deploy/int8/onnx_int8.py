@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import platform
 import tempfile
 from collections.abc import Iterator, Sequence
 from importlib import import_module
@@ -30,27 +29,36 @@ _KINDS = (
     "Conv", "Gemm", "MatMul", "Add", "Clip", "Relu", "MaxPool", "AveragePool", "Concat", "Slice", "Split",
     "Pad", "Reshape", "Transpose",
 )  # fmt: skip
+_WEIGHTED = ("Conv", "Gemm", "MatMul")
 _AT_ONCE = 4  # pictures a run: all activations of a run are in memory
 
 
-def schemes() -> list[str]:
-    """Return the names of the schemes to try on this machine."""
-    names = ["minmax", "minmax+correct", "mse+correct", "mse+correct+floatfirst"]
-    names.append("mse+compensate+correct+floatfirst")
-    if sums_may_overflow():
-        names += [f"{name}+7bit" for name in names[1:]]
-    return names
+def schemes(target_isa: str) -> list[str]:
+    """Return the names of the schemes to try for a target."""
+    names = ["minmax+correct", "mse+correct", "mse+correct+floatfirst", "mse+compensate+correct+floatfirst"]
+    return ["minmax", *names] if target_isa == "vnni" else [f"{name}+7bit" for name in names]
 
 
-def sums_may_overflow() -> bool:
-    """Return whether this is an x86 processor that adds products of bytes in 16 bits, cutting them off."""
-    if platform.machine().lower() not in ("x86_64", "amd64", "i686", "x86"):
-        return False
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:  # not Linux: nothing tells, and measuring decides
-        return True
-    return not any(word in flags for word in ("avx512_vnni", "avx_vnni", "avx512vnni"))
+def paired_weights(path: Path) -> dict[str, Tensor]:
+    """Return the weights that are not those of depthwise convolutions; see :class:`~.backends.Backend`."""
+    onnx = import_onnx()
+    graph = onnx.load(str(path)).graph
+    made_by = {output: node for node in graph.node for output in node.output}
+    constants = {value.name: value for value in graph.initializer}
+    found = {}
+    for node in graph.node:
+        if node.op_type not in _WEIGHTED:
+            continue
+        dequantised = made_by.get(node.input[1])
+        value = constants.get(dequantised.input[0]) if dequantised is not None else None
+        if value is None or value.data_type != onnx.TensorProto.INT8:  # it stays in float32
+            continue
+        if _is_depthwise(node, value):
+            continue
+        assert dequantised is not None
+        axis = next((entry.i for entry in dequantised.attribute if entry.name == "axis"), 1)
+        found[node.name] = torch.from_numpy(onnx.numpy_helper.to_array(value).copy()).movedim(axis, 0)
+    return found
 
 
 def write(
@@ -109,6 +117,7 @@ def _quantised(proto: Proto, ranges: dict[str, tuple[float, float]], scheme: Sch
         {name: (np.float32(low), np.float32(high)) for name, (low, high) in ranges.items()},
     )
     unsigned, signed = (import_onnx().TensorProto.UINT8, import_onnx().TensorProto.INT8)
+    whole = {"axis": 0, "quant_type": ort.QuantType.QInt8, "symmetric": True, "reduce_range": False}
     made = quantizer(
         proto,
         per_channel=True,
@@ -119,8 +128,11 @@ def _quantised(proto: Proto, ranges: dict[str, tuple[float, float]], scheme: Sch
         nodes_to_quantize=[],
         nodes_to_exclude=_excluded(proto, scheme),
         op_types_to_quantize=list(_KINDS),
-        # Logits in 8 bits would tie.
-        extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},
+        extra_options={
+            # Logits in 8 bits would tie.
+            "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"],
+            "TensorQuantOverrides": {name: [whole] for name in _depthwise_weights(proto)},
+        },
     )
     made.quantize_model()
     made.model.topological_sort()
@@ -131,7 +143,7 @@ def _excluded(proto: Proto, scheme: Scheme) -> list[str]:
     """Return the names of the nodes that stay in float32."""
     nodes = list(proto.graph.node)
     names = [node.name for node in nodes if node.op_type == "Add"] if scheme.float_adds else []
-    weighted = [node for node in nodes if node.op_type in ("Conv", "Gemm", "MatMul")]
+    weighted = [node for node in nodes if node.op_type in _WEIGHTED]
     if scheme.float_last:
         names.append(weighted[-1].name)
     if scheme.float_wide:
@@ -140,6 +152,18 @@ def _excluded(proto: Proto, scheme: Scheme) -> list[str]:
         ours = [node.name for node in nodes if node.name.startswith(("stem.", "block0."))]
         names += ours or [weighted[0].name]
     return names
+
+
+def _depthwise_weights(proto: Proto) -> list[str]:
+    """Return the names of the weights of depthwise convolutions, which keep 8 bits in every scheme."""
+    constants = {value.name: value for value in proto.graph.initializer}
+    weighted = [(node, constants.get(node.input[1])) for node in proto.graph.node if node.op_type == "Conv"]
+    return [node.input[1] for node, value in weighted if value is not None and _is_depthwise(node, value)]
+
+
+def _is_depthwise(node: Any, weight: Any) -> bool:
+    group = next((entry.i for entry in node.attribute if entry.name == "group"), 1)
+    return node.op_type == "Conv" and group == weight.dims[0] > 1 == weight.dims[1]
 
 
 def _is_wide(node: Any) -> bool:

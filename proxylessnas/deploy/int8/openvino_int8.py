@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import dataclasses
 import io
 import logging
 import warnings
@@ -12,8 +14,10 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from ...classifier import Classifier
 from ...errors import ExportError, ProxylessError, first_line, missing_extra
 from ...latency.runtimes.openvino_ import library as openvino_library
 from ..formats import ExportOptions
@@ -21,19 +25,47 @@ from ..onnx_format import net_proto
 from ..openvino_format import SECTION
 from ..split_depthwise import MOST_WEIGHTS
 from ..subject import Subject
-from .onnx_int8 import sums_may_overflow
 from .schemes import Scheme
+from .simulate import rounded_weight, stays_float
 
 #: Our rules by the names NNCF has for them; "mse" is its search for the least squared error on a histogram.
 _RULES = {"minmax": "MINMAX", "percentile": "MEAN_QUANTILE", "mse": "HISTOGRAM"}
 
 
-def schemes() -> list[str]:
-    """Return the names of the schemes to try on this machine."""
-    names = ["minmax", "mse", "mse+correct", "mse+correct+floatfirst", "mse+compensate+correct+floatfirst"]
-    if sums_may_overflow():
-        names += [f"{name}+7bit" for name in names[1:]]
-    return names
+def schemes(target_isa: str) -> list[str]:
+    """Return the names of the schemes to try for a target."""
+    names = ["mse+correct", "mse+correct+floatfirst", "mse+compensate+correct+floatfirst"]
+    return ["minmax", "mse", *names] if target_isa == "vnni" else [f"{name}+7bit" for name in names]
+
+
+def paired_weights(path: Path) -> dict[str, Tensor]:
+    """Return the weights that are not those of depthwise convolutions; see :class:`~.backends.Backend`."""
+    found = {}
+    for node, weight, _ in _quantised(openvino_library().Core().read_model(str(path))):
+        values = torch.from_numpy(weight.data.copy())
+        if node.get_type_name() == "GroupConvolution":
+            values = values.flatten(0, 1)
+        elif node.get_type_name() == "MatMul" and not node.get_attributes()["transpose_b"]:
+            values = values.transpose(-1, -2)
+        found[node.get_friendly_name()] = values
+    return found
+
+
+def _quantised(model: Any) -> Iterator[tuple[Any, Any, Any]]:
+    """Yield layers with 8-bit weights, the weights' constant, and that of their scales; no depthwise ones."""
+    for node in model.get_ordered_ops():
+        if node.get_type_name() not in _WEIGHTED:
+            continue
+        constant = scales = node
+        while constant.get_input_size():
+            constant = constant.input_value(1 if constant is node else 0).get_node()
+            if constant.get_type_name() == "Multiply":
+                scales = constant.input_value(1).get_node()
+        if constant.get_element_type().get_type_name() != "i8":  # it stays in float32
+            continue
+        # The weights of groups are [groups, out, in, ...].
+        if node.get_type_name() != "GroupConvolution" or list(constant.shape[1:3]) != [1, 1]:
+            yield node, constant, scales
 
 
 def write(
@@ -41,13 +73,17 @@ def write(
 ) -> None:
     """Write an int8 file; see :class:`~.backends.Backend`.
 
-    A net whose biases are not corrected by the scheme gets NNCF's own correction.
+    A net whose biases are not corrected by the scheme gets NNCF's own correction. NNCF's own 7 bits (its
+    fix for overflow) put each channel's largest weight between two steps, which no correction foresees:
+    7-bit weights are rounded to their steps before it sees them, and what it made of them is put back.
     """
     ov = openvino_library()
     nncf = library()
     if scheme.rule not in _RULES:
         raise ExportError(f"NNCF has no rule {scheme.rule!r}; it has {', '.join(_RULES)}")
     size = options.batch_size or 1
+    if scheme.weight_bits == 7:
+        subject = dataclasses.replace(subject, model=_on_steps(subject.model, scheme))
     pictures = [part.numpy() for x in batches for part in x.split(size) if len(part) == size]
     with _quiet(nncf):
         try:
@@ -61,7 +97,7 @@ def write(
                 nncf.quantization.range_estimator.RangeEstimatorParametersSet, _RULES[scheme.rule]
             )
             advanced = nncf.AdvancedQuantizationParameters(
-                overflow_fix=nncf.OverflowFix.ENABLE if scheme.weight_bits == 7 else nncf.OverflowFix.DISABLE,
+                overflow_fix=nncf.OverflowFix.DISABLE,
                 disable_bias_correction=scheme.correct,
                 activations_range_estimator_params=estimator,
             )
@@ -75,6 +111,8 @@ def write(
                 ignored_scope=_ignored(nncf, model, scheme),
                 advanced_parameters=advanced,
             )
+            if scheme.weight_bits == 7:
+                _to_7_bits(ov, made)
             for key, value in {**subject.metadata(), "int8": scheme.name}.items():
                 made.set_rt_info(value, [SECTION, key])
             ov.save_model(made, str(path), compress_to_fp16=False)
@@ -82,6 +120,28 @@ def write(
             raise
         except Exception as e:  # NNCF and OpenVINO raise anything
             raise ExportError(f"{subject.name}: NNCF cannot quantise the net ({first_line(e)})") from e
+
+
+@torch.no_grad()
+def _on_steps(net: Classifier, scheme: Scheme) -> Classifier:
+    """Return a copy of a net whose weights are what a scheme rounds them to."""
+    net = copy.deepcopy(net)
+    for name, layer in net.named_modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)) and not stays_float(name, layer, scheme):
+            layer.weight.copy_(rounded_weight(layer.weight, scheme.weight_steps(layer)))
+    return net
+
+
+def _to_7_bits(ov: Any, model: Any) -> None:
+    """Number the steps of 7-bit weights, which NNCF wrote as 8-bit ones, from -64 to 64."""
+    for _, weight, scales in list(_quantised(model)):
+        for constant, values in (
+            (weight, (weight.data * (64 / 127)).round().astype(weight.data.dtype)),
+            (scales, scales.data * scales.data.dtype.type(127 / 64)),
+        ):
+            made = ov.op.Constant(values)
+            for reader in constant.output(0).get_target_inputs():
+                reader.replace_source_output(made.output(0))
 
 
 def library() -> Any:

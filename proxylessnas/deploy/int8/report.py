@@ -7,6 +7,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...image_folders import counted
+from .saturation import ISAS
+
+#: A file that takes more than this share of the other's latency is not called faster: a verdict that noise
+#: alone could turn would be none.
+FASTER = 0.97
+_NAMED = 3  # layers that are named in a line
+
+
+def is_faster(int8_ms: float, float_ms: float) -> bool:
+    """Return whether an int8 file is faster than its float32 file.
+
+    Args:
+        int8_ms: latency of the int8 file.
+        float_ms: that of the float32 file, measured alike.
+    """
+    return int8_ms < FASTER * float_ms
 
 
 @dataclass(frozen=True)
@@ -49,6 +65,10 @@ class Int8Report:
             picture a call.
         threads: of that measurement.
         qat_epochs: of quantisation-aware training before.
+        target_isa: what the schemes were chosen for, one of :data:`~.saturation.TARGETS`.
+        exact_on: the instruction sets, of :data:`~.saturation.ISAS`, on which the file is proven to add up
+            the same integers, so that the figures hold on all of them; None if that is not known.
+        saturating: names of the layers whose sums may be cut off on the others.
     """
 
     scheme: str
@@ -68,6 +88,9 @@ class Int8Report:
     ms_int8: float
     threads: int
     qat_epochs: int = 0
+    target_isa: str = "any"
+    exact_on: tuple[str, ...] | None = None
+    saturating: tuple[str, ...] = ()
 
     @property
     def drop(self) -> float | None:
@@ -81,9 +104,36 @@ class Int8Report:
         """Latency of the float32 file over that of the int8 file."""
         return self.ms_float / self.ms_int8
 
+    @property
+    def faster(self) -> bool:
+        """Whether the int8 file is faster than the float32 file."""
+        return is_faster(self.ms_int8, self.ms_float)
+
+    @property
+    def headline(self) -> str:
+        """What has to be said before all else; "" if there is nothing."""
+        if self.faster:
+            return ""
+        return (
+            f"INT8 is not faster than float32 here: {self.ms_int8:.2f} ms a picture against "
+            f"{self.ms_float:.2f} ({self.speedup:.2f} times as fast, {counted(self.threads, 'thread')})"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON values."""
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), "faster": self.faster}
+
+    def _exact(self) -> str:
+        """Return on which processors the file computes what was judged."""
+        if self.exact_on is None:
+            return f"exact on: not known for this runtime (made for {self.target_isa})"
+        if self.exact_on == ISAS:
+            return "exact on avx2 and vnni: no two products of its weights add up to more than 16 bits"
+        named = ", ".join(self.saturating[:_NAMED]) + (", ..." if len(self.saturating) > _NAMED else "")
+        return (
+            f"exact on {' and '.join(self.exact_on)} only: x86 processors without it cut off sums of "
+            f"{counted(len(self.saturating), 'layer')} ({named}); --target-isa any avoids that"
+        )
 
     def lines(self) -> list[str]:
         """Return it for a terminal."""
@@ -99,4 +149,5 @@ class Int8Report:
             f"{self.bytes_float / 1e6:.1f} -> {self.bytes_int8 / 1e6:.1f} MB; both files in their "
             f"runtime, in this process: {self.ms_float:.2f} -> {self.ms_int8:.2f} ms a picture "
             f"({self.speedup:.2f} times as fast, {counted(self.threads, 'thread')})",
+            self._exact(),
         ]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import nn
+
 from ...errors import ExportError, shown
 from .ranges import RULES
 
@@ -27,7 +29,8 @@ class Scheme:
         float_last: the classifier stays in float32.
         float_wide: depthwise convolutions of more than 25 weights a channel stay in float32: XNNPACK has no
             kernel for them, and less so in 8 bits.
-        weight_bits: 8, or 7 for x86 processors without VNNI, whose 16-bit sums could overflow.
+        weight_bits: 8, or 7 so that no sum is cut off on x86 processors without VNNI (:mod:`.saturation`);
+            depthwise convolutions keep 8.
     """
 
     rule: str = "minmax"
@@ -48,10 +51,13 @@ class Scheme:
         if self.weight_bits not in (7, 8):
             raise ExportError(f"weight_bits is {shown(self.weight_bits)}; 7 and 8 can be had")
 
-    @property
-    def weight_steps(self) -> int:
-        """Steps of a weight's scale on either side of zero."""
-        return 127 if self.weight_bits == 8 else 64
+    def weight_steps(self, layer: nn.Module) -> int:
+        """Return the steps of the scale of a layer's weights on either side of zero."""
+        if self.weight_bits == 8:
+            return 127
+        if not isinstance(layer, nn.Conv2d):
+            return 64
+        return 127 if 1 < layer.groups == layer.in_channels == layer.out_channels else 64
 
     @property
     def name(self) -> str:

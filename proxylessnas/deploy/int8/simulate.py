@@ -119,7 +119,7 @@ def simulated(net: Classifier, ranges: Ranges, scheme: Scheme) -> Iterator[None]
 
     try:
         for layer in layers:
-            layer.weight_steps = scheme.weight_steps
+            layer.weight_steps = scheme.weight_steps(layer)
             layer.__class__ = _RoundedConv2d if isinstance(layer, nn.Conv2d) else _RoundedLinear
         with _visited(net, rounded, scheme):
             yield
