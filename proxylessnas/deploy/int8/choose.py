@@ -343,7 +343,7 @@ def _refuse_bad(report: Int8Report, verdict: _Verdict, min_agreement: float, max
 
 
 def by_turns(programs: Sequence[Program], x: Tensor, batch: int) -> list[float]:
-    """Return the undisturbed latency of each program, run by turns, in ms an image (:mod:`...latency.timing`).
+    """Return the undisturbed latency of each program, run by turns, in ms an image; see latency.timing.
 
     Args:
         programs: files in their runtime.
