@@ -155,7 +155,12 @@ class DeviceSession:
 def test_a_device_with_a_clock_of_its_own_is_timed_by_it(one: bool) -> None:
     session = DeviceSession()
     found = window(
-        session, min_runs=4, min_seconds=0.95, one_thread=one, clock=lambda: session.now, cpu_clock=lambda: 0.0
+        session,
+        min_runs=4,
+        min_seconds=0.95,
+        one_thread=one,
+        clock=lambda: session.now,
+        cpu_clock=lambda: 0.0,
     )
     assert found.ms == found.own_ms == (7.0,) * 10
     assert session.runs == 11

@@ -208,7 +208,9 @@ def bench(
         )
         least = max(rounds, round(rounds * seconds / _WINDOW_S))
         windows_s = max(seconds * rounds, _WINDOW_S) * len(items)
-        session.run(_LONGER * windows_s + _START_S * len(plan), processes=1, least_rounds=least, least_seconds=0.0)
+        session.run(
+            _LONGER * windows_s + _START_S * len(plan), processes=1, least_rounds=least, least_seconds=0.0
+        )
         rows, failed = _measured(entries, plan, session)
         return Bench(tuple(rows), (*said, *notes, *failed), session.rounds)
 
