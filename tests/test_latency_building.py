@@ -197,7 +197,9 @@ def test_operations_of_other_nets(monkeypatch: pytest.MonkeyPatch) -> None:
     for parts in (True, False):
         simulate(monkeypatch, parts=parts)
         runtime = "torch" if parts else "onnxruntime"
-        table = build_table("tiny", runtime=runtime, extra=[other], validation_nets=0, minutes=1)
+        table = build_table(
+            "imagenet", runtime=runtime, extra=[other], nets=60, validation_nets=0, minutes=0.5
+        )
         assert table.predict(other) == pytest.approx(true_net_ms(other), rel=0.08)
 
 
