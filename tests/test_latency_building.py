@@ -23,6 +23,7 @@ from proxylessnas.latency.journal import Journal
 from proxylessnas.latency.keys import space_keys
 from proxylessnas.latency.plan import Plan
 from proxylessnas.latency.random_nets import random_nets
+from proxylessnas.latency.settings import Settings
 from proxylessnas.space import SearchSpace, SpaceStage
 from proxylessnas.spaces import read_space
 
@@ -87,7 +88,7 @@ def test_two_paces_are_not_mixed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert validate_table(table, nets=10).reference_ratio == pytest.approx(1.0, abs=0.03)
     machine.shared = (0, 10**9)
     later = validate_table(table, nets=10)
-    assert 1.3 < later.reference_ratio < 1.7
+    assert 1.1 < later.reference_ratio < 1.3  # of which most is what every model takes
     assert "times as long as when the table was made" in later.verdict
 
 
@@ -97,7 +98,7 @@ def test_operations_that_no_random_net_has(monkeypatch: pytest.MonkeyPatch) -> N
     tokens = tuple(f"k{kernel}e{ratio}" for kernel in (3, 5, 7) for ratio in (2, 3, 4))
     few = MINI.replace(stages=(SpaceStage(16, 2, 1),), candidates=tokens, zero=False)
     assert few.count == 9
-    assert Plan(few, None, 2, None, 0, ()).extra  # else this test would show nothing
+    assert Plan(few, Settings(), None, 2, None, 0, ()).extra  # else this test would show nothing
     have, need, missing = build_table(few, validation_nets=2).coverage()
     assert (have, missing) == (need, ())
     with pytest.raises(LatencyError, match=r"too few nets \(4\)"):
@@ -108,7 +109,7 @@ def test_a_build_that_was_stopped_resumes(monkeypatch: pytest.MonkeyPatch, tmp_p
     """Stopped again and again: no round is measured twice, nothing is lost, and it ends in its time."""
     machine = simulate(monkeypatch, disturbed=0.5)
     path = tmp_path / "table.json"
-    for stop in (300, 1200, 2500, 2600):
+    for stop in (300, 900, 1500, 1600):
         machine.stop_after = stop
         with pytest.raises(KeyboardInterrupt):
             build_table(MINI, path=path, validation_nets=20, minutes=1)
@@ -117,7 +118,7 @@ def test_a_build_that_was_stopped_resumes(monkeypatch: pytest.MonkeyPatch, tmp_p
     machine.stop_after = None
     kept = [json.loads(line) for line in Path(f"{path}.part").read_bytes().splitlines()]
     rounds = [line["name"] for line in kept if "windows" in line]
-    assert len(rounds) == len(set(rounds)) >= 2600 // 80 - 4  # of at most 80 windows, but for those cut off
+    assert len(rounds) == len(set(rounds)) >= 1600 // 80 - 4  # of at most 80 windows, but for those cut off
     table = build_table(MINI, path=path, validation_nets=20, minutes=1)
     assert [file.name for file in tmp_path.iterdir()] == ["table.json"]
     assert LatencyTable.load(path).digest == table.digest
@@ -195,7 +196,10 @@ def test_operations_of_other_nets(monkeypatch: pytest.MonkeyPatch) -> None:
     other = Arch("other", 24, 12, 640, (Stage(20, 2, "k3e3 k5e6"), Stage(44, 2, "k7e6 -")), resolution=224)
     for parts in (True, False):
         simulate(monkeypatch, parts=parts)
-        table = build_table("tiny", extra=[other], validation_nets=0, minutes=1)
+        runtime = "torch" if parts else "onnxruntime"
+        table = build_table(
+            "imagenet", runtime=runtime, extra=[other], nets=60, validation_nets=0, minutes=0.5
+        )
         assert table.predict(other) == pytest.approx(true_net_ms(other), rel=0.08)
 
 

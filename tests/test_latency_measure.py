@@ -154,9 +154,11 @@ def test_the_figures_of_a_timing() -> None:
     timing = measure(ARCH, batch_size=3, min_runs=12, min_seconds=0.1, max_seconds=3)
     assert 0.01 < timing.p10_ms <= timing.median_ms <= timing.p90_ms < 3000
     assert timing.runs >= 12
-    assert timing.warmup_runs >= 2
+    assert 0 < timing.undisturbed_ms <= timing.median_ms
+    assert timing.uncertainty >= 0
+    assert timing.disturbance == timing.median_ms / timing.undisturbed_ms
     assert timing.noisy == bool(timing.noise)
-    assert timing.images_per_second == pytest.approx(3000 / timing.median_ms)
+    assert timing.images_per_second == pytest.approx(3000 / timing.undisturbed_ms)
     assert timing.input_size == (2, 24, 24)
     assert timing.date == datetime.date.today().isoformat()
     conditions = timing.conditions

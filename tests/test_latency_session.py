@@ -79,7 +79,7 @@ def test_a_timing_says_what_it_is_now_and_how_certain() -> None:
         Measurement(windows(10, 15, 16, 15, 14, 16)), Conditions(), (3, 8, 8), "2026-11-29", ("a doubt",)
     )
     assert busy.disturbance == busy.median_ms / busy.undisturbed_ms > 1.4
-    assert busy.noise[0].startswith("uncertain by 16.7%, wanted 1%")
+    assert busy.noise[0].startswith("uncertain by 20.0%, wanted 1%")
     assert busy.noise[1] == "a doubt"
     (once,) = Timing.of(Measurement(windows(10)), Conditions(), (3, 8, 8), "2026-11-29").noise
     assert "an unknown share (one window only)" in once

@@ -194,13 +194,15 @@ def test_trust_asks_for_a_good_validation() -> None:
     assert good.trust() == []
     good.require_trust()
     bad = table.with_validation({"kendall_tau": 0.79, "mape_percent": 16, "nets": 30})
-    assert [problem[:11] for problem in bad.trust()] == ["it orders n", "it is off b"]
+    assert [problem[:11] for problem in bad.trust()] == ["it orders m", "it is off b"]
     assert len(table.with_validation({}).trust()) == 3
     judged = {"kendall_tau": 1.0, "mape_percent": 0, "nets": 29}
     assert "29 nets" in table.with_validation(judged).trust()[0]
     rounded = {"kendall_tau": 1.0000000000000002, "mape_percent": 0, "nets": 50}
     assert table.with_validation(rounded).trust() == []
-    with pytest.raises(LatencyError, match=r"not to be trusted: it orders nets badly: Kendall's tau is 0.79"):
+    with pytest.raises(
+        LatencyError, match=r"not to be trusted: it orders models badly: Kendall's tau is 0.79"
+    ):
         bad.require_trust()
     with pytest.warns(UserWarning, match="not to be trusted"):
         bad.require_trust(force=True)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
 import random
+from pathlib import Path
 
 import pytest
 
+from proxylessnas import cli
 from proxylessnas.errors import LatencyError
 from proxylessnas.latency import Conditions, LatencyTable, Validation, validate_table
-from proxylessnas.latency.agreement import fit_line, judge, kendall_tau
+from proxylessnas.latency.agreement import _LATER, fit_line, judge, kendall_tau
 from proxylessnas.latency.keys import space_keys
 from proxylessnas.latency.table import Entry, ForeignConditions
+from proxylessnas.latency.validation import reference_of
 from proxylessnas.spaces import read_space
 
 
@@ -103,11 +107,111 @@ def test_through_json_and_back() -> None:
     data = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert Validation.from_dict(data) == found
     assert Validation.from_dict({**data, "of a later version": 1}) == found
-    for name in data.keys() - {"pace", "measured_with", "space"}:  # which older tables lack
+    for name in data.keys() - set(_LATER):  # which older tables lack
         with pytest.raises(LatencyError, match="cannot be read"):
             Validation.from_dict({key: value for key, value in data.items() if key != name})
     with pytest.raises(LatencyError, match="cannot be read"):
         Validation.from_dict({**data, "pairs": [1]})
+
+
+def spread(noise: float, seed: int = 1, low: int = 10) -> list[float]:
+    """Return 50 latencies with noise."""
+    rng = random.Random(seed)
+    return [ms * math.exp(rng.gauss(0, noise)) for ms in map(float, range(low, low + 50))]
+
+
+def of_ceiling(tau: float, ceiling: float | None) -> LatencyTable:
+    space = read_space("tiny")
+    found = judge([("", ms, ms) for ms in spread(0.0)])
+    known = dataclasses.replace(
+        found, kendall_tau=tau, ceiling_tau=ceiling, ceiling_percent=None if ceiling is None else 2.0
+    )
+    table = LatencyTable(Conditions(), {key: Entry(1.0) for key in space_keys(space)}, space=space)
+    return table.with_validation(known)
+
+
+def test_the_ceiling_is_what_two_runs_agree_in() -> None:
+    a, b = spread(0.05, 1), spread(0.05, 2)
+    found = judge([("", ms, ms) for ms in a], two_runs=list(zip(a, b, strict=True)), disturbance=1.5)
+    assert found.ceiling_tau == kendall_tau(a, b) < 1
+    assert found.ceiling_percent == pytest.approx(
+        100 * sum(2 * abs(x - y) / (x + y) for x, y in zip(a, b, strict=True)) / 50
+    )
+    assert f"tau {found.ceiling_tau:.3f}, which is what this machine allows" in found.verdict
+    assert Validation.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+    assert judge([("", ms, ms) for ms in a]).ceiling_tau is None
+
+
+@pytest.mark.parametrize(
+    ("tau", "ceiling", "word"),
+    [
+        (0.7, 0.78, "fair"),  # 90 % of what two runs reach
+        (0.71, 0.78, "good"),
+        (0.62, 0.78, "not to be trusted"),
+        (0.7, 0.99, "not to be trusted"),
+        (0.7, None, "not to be trusted"),
+        (0.81, 1.0, "fair"),
+        (0.95, 0.99, "good"),
+    ],
+)
+def test_a_table_is_asked_for_what_the_machine_allows(tau: float, ceiling: float | None, word: str) -> None:
+    table = of_ceiling(tau, ceiling)
+    assert Validation.from_dict(table.validation or {}).verdict.startswith(word)
+    problems = table.trust()
+    assert bool(problems) == (word == "not to be trusted")
+    if problems:
+        limited = "" if ceiling is None else f" (two runs of the same models: {ceiling})"
+        wanted = "0.62" if ceiling == 0.78 else f"{min(0.8, 0.8 * (ceiling or 1)):.2g}"
+        assert (
+            problems == [f"it orders models badly: Kendall's tau is {tau}, wanted {wanted} or more{limited}"]
+            or ceiling == 0.78
+        )
+
+
+def test_a_space_that_two_runs_order_differently_has_no_latency_to_choose_by() -> None:
+    (problem,) = of_ceiling(0.9, 0.3).trust()
+    assert "differ by less than two runs of one of them (their tau is 0.30)" in problem
+    assert problem.endswith("--space small")
+
+
+def test_another_speed_of_the_reference_is_told() -> None:
+    pairs = [("", ms, ms) for ms in spread(0.0)]
+    assert "1.50 times as long as when the table was made" in judge(pairs, reference_ratio=1.5).verdict
+    assert "0.80 times as long" in judge(pairs, reference_ratio=0.8).verdict
+    assert "times as long" not in judge(pairs, reference_ratio=1.04).verdict
+
+
+def test_validations_of_older_tables_are_read() -> None:
+    """With a pace, and without what later versions found out."""
+    data = judge([("", ms, ms) for ms in spread(0.0)]).to_dict()
+    old = {name: value for name, value in data.items() if name not in _LATER}
+    found = Validation.from_dict({**old, "pace": 1.3, "noisy_nets": 4})
+    assert (found.reference_ratio, found.noisy_nets) == (1.3, 4)
+    assert (found.ceiling_tau, found.ceiling_percent, found.disturbance) == (None, None, None)
+    assert "what this machine allows" not in found.verdict
+    assert Validation.from_dict(old).reference_ratio == 1.0
+    for name in ("pace", "reference_ratio"):
+        for bad in (0, -1, math.inf, math.nan, "fast"):
+            with pytest.raises(LatencyError, match="validation cannot be read"):
+                Validation.from_dict({**old, name: bad})
+
+
+def test_an_old_table_says_that_it_is_of_medians(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = of_ceiling(0.95, None)
+    known = {k: v for k, v in (table.validation or {}).items() if k not in _LATER}
+    method = {
+        "nets": 40,
+        "seed": 0,
+        "nets_without_a_quiet_visit": 3,
+        "pace": {"reference_ms": 1.0, "net": "x"},
+    }
+    old = dataclasses.replace(table, statistic="median", method=method, validation={**known, "pace": 1.0})
+    found = LatencyTable.load(old.save(tmp_path / "old.json"))
+    assert found.statistic == "median"
+    assert found.trust() == []
+    assert reference_of(found) is None  # a median is nothing to compare a low quantile with
+    assert cli.main(["latency", "show", str(tmp_path / "old.json")]) == 0
+    assert "median of the runs" in " ".join(capsys.readouterr().out.split())
 
 
 def test_bad_input() -> None:
