@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import csv
 import datetime
+import io
 import platform
 import random
 import subprocess
 from pathlib import Path
 from typing import Any
+
+from proxylessnas.filesystem import write_atomically
 
 HERE = Path(__file__).resolve().parent
 
@@ -82,10 +85,14 @@ def write_rows(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     if args.no_csv:
         return
     args.csv.parent.mkdir(parents=True, exist_ok=True)
-    fresh = not args.csv.exists()
-    columns = [*rows[0], *where] if fresh else next(csv.reader(args.csv.open(newline="")))
-    with args.csv.open("a", newline="") as file:
-        writer = csv.DictWriter(file, columns)  # refuses what the file has no column for
-        if fresh:
-            writer.writeheader()
-        writer.writerows({**row, **where} for row in rows)
+    kept: list[dict[str, Any]] = []
+    if args.csv.exists():
+        with args.csv.open(newline="") as file:
+            kept = list(csv.DictReader(file))
+    every = [*kept, *({**row, **where} for row in rows)]
+    columns = dict.fromkeys(name for row in every for name in row)  # what a row lacks stays empty
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(columns))
+    writer.writeheader()
+    writer.writerows(every)
+    write_atomically(args.csv, text.getvalue().encode())
