@@ -177,8 +177,8 @@ def _explain(result: Bench) -> None:
     sizes = sorted({row.timing.input_size[1] for row in rows})
     pixels = f"{sizes[0]} px" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} px, each net's own"
     print(
-        f"\nms: a call of a whole batch, undisturbed ({result.rounds} interleaved rounds); median, p90: as "
-        f"it is now; input: {pixels}"
+        f"\nms: a call of a whole batch, undisturbed, of {result.rounds} interleaved rounds; median, p90: as "
+        f"it is now\ninput: {pixels}"
     )
     if any(row.net.top1 is not None for row in rows):
         print("top-1: accuracy in percent as published, not re-measured" + _star(rows))
