@@ -102,7 +102,8 @@ def _next_limit_ms(tried: Sequence[Measured], target: Budget | None) -> float:
     if target is None or last.ms is None or last.ms <= target.limit or len(tried) == CANDIDATES:
         return 0.0
     missed = last.ms / last.predicted_ms
-    limit_ms = min(_MARGIN * target.limit / missed, 0.9999 * last.predicted_ms)
+    lowest_ms = 1.0001 * target.costs.range()[0]  # where nothing can keep to the target, this comes nearest
+    limit_ms = min(max(_MARGIN * target.limit / missed, lowest_ms), 0.9999 * last.predicted_ms)
     _LOG.info(
         "measured %.3f ms, above the target of %.3f ms: the next candidate is to have a predicted latency of "
         "at most %.3f ms", last.ms, target.limit, limit_ms,
