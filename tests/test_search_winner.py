@@ -328,7 +328,7 @@ def test_over_the_target_is_said(data: Path, tmp_path: Path, monkeypatch: pytest
 def test_older_results_have_less_to_tell() -> None:
     old = {"predicted_ms": 2.0, "measured_ms": 2.1, "measured_noise": ["the warm-up did not settle"]}
     assert describe_latency(old) == [
-        "latency: predicted 2.000 ms, measured 2.100 ms (+5.0%)", "noisy: the warm-up did not settle",
+        "latency: predicted 2.000 ms, measured 2.100 ms (+5.0%)", "doubt: the warm-up did not settle",
     ]  # fmt: skip
     assert describe_latency({"predicted_ms": 2.0, "measured_note": "not measured: elsewhere"}) == [
         "latency: predicted 2.000 ms, not measured: elsewhere"

@@ -83,7 +83,7 @@ class Measure(Verb):
         print(printable(f"{conditions.describe()}; memory allocator: {conditions.allocator}"))
         for word, t in timings.items():
             if t.noisy:
-                note(f"{word}: noisy: {'; '.join(t.noise)}")
+                note(f"{word}: {'; '.join(t.noise)}")
         return 0
 
 

@@ -175,8 +175,6 @@ def describe_latency(result: Mapping[str, Any]) -> list[str]:
     slow = result.get("measured_too_slow") or []
     if slow:
         each = ", ".join(f"{b:.3f} ms (predicted {a:.3f})" for a, b in slow)
-        found.append(
-            f"{len(slow)} other candidate{'s' * (len(slow) > 1)} measured above the target: {each}"
-        )
-    found += [f"noisy: {text}" for text in result.get("measured_noise") or []]
+        found.append(f"{len(slow)} other candidate{'s' * (len(slow) > 1)} measured above the target: {each}")
+    found += [f"doubt: {reason}" for reason in result.get("measured_noise") or []]
     return found
