@@ -6,11 +6,11 @@ import random
 from collections.abc import Callable, Iterable
 
 import pytest
-from proxylessnas.latency.pace import Pace, is_off
-from proxylessnas.latency.visits import Visit, at_one_pace, combined
 
 from proxylessnas.errors import LatencyError
 from proxylessnas.latency.agreement import Validation, judge
+from proxylessnas.latency.pace import Pace, is_off
+from proxylessnas.latency.visits import Visit, at_one_pace, combined
 
 
 class Machine:

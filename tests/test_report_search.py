@@ -170,7 +170,8 @@ def test_what_a_report_says(page: Page) -> None:
         "Latency: predicted and measured", "Comparison at equal cost", "Do it again", "Versions",
     ]  # fmt: skip
     for text in (
-        "gradient (ProxylessNAS-G)", "8,000 nets", "91.50 %", "0.78 ms", "+4.0 % of the prediction; the target is kept", "1:01",
+        "gradient (ProxylessNAS-G)", "8,000 nets", "91.50 %", "0.78 ms",
+        "+4.0 % of the prediction; the target is kept", "1:01",
         "predicted 0.750 ms, measured 0.780 ms (+4.0%), target 0.800 ms: kept",
         "half of the calls take over 0.819 ms (disturbance 1.05)",
         "1 other candidate measured above the target: 0.840 ms (predicted 0.780)",
