@@ -143,23 +143,6 @@ def test_a_net_that_cannot_be_loaded_is_left_out_with_a_note(
     assert len(bench(nets, imports=["bench_ops"], **few).rows) == 2
 
 
-def test_loading_takes_no_time_from_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A latency of one window is not certain: there is a second one, however long the model took to load."""
-    machine = simulated(monkeypatch, load_s=30.0)
-    assert bench([Arch.parse(LITTLE)], peers=(), rounds=1, seconds=0.02).rounds >= 2
-    assert machine.now_s < 32
-
-
-def test_where_nothing_runs_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    machine = simulated(monkeypatch)
-    machine.broken.add("0 torch, 1 thread, batch 1 float32 channels_last")
-    with pytest.raises(
-        LatencyError, match=r"nothing could be measured:\n  little is left out .* cannot be run"
-    ):
-        bench([Arch.parse(LITTLE)], peers=(), rounds=3, seconds=0.3)
-    assert machine.now_s < 1
-
-
 @pytest.mark.slow
 def test_nothing_could_be_measured() -> None:
     def build(i: int, o: int, s: int) -> nn.Module:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 _PROCESSES_UP_TO = 24
 _WINDOW_S = 0.05  # many short windows tell more than a few long ones
 _LONGER = 2.0  # than asked for, until the latencies are certain
+_START_S = 4.0
 
 
 @dataclass(frozen=True)
@@ -207,7 +208,7 @@ def bench(
         )
         least = max(rounds, round(rounds * seconds / _WINDOW_S))
         windows_s = max(seconds * rounds, _WINDOW_S) * len(items)
-        session.run(_LONGER * windows_s, processes=1, least_rounds=least, measuring_only=True)
+        session.run(_LONGER * windows_s + _START_S * len(plan), processes=1, least_rounds=least)
         rows, failed = _measured(entries, plan, session)
         return Bench(tuple(rows), (*said, *notes, *failed), session.rounds)
 

@@ -96,7 +96,7 @@ class MeasurementSession:
         self.spent_s, self.rounds, self.processes = 0.0, 0, 0
         self._imports, self._seed, self._keep_going = tuple(imports), seed, keep_going
         self._journal = Journal(None, {}) if journal is None else journal
-        self._progress, self._total_s, self._measuring_only = progress, 0.0, False
+        self._progress, self._total_s = progress, 0.0
         self._machines: dict[Settings, tuple[Conditions, bool]] = {}
         self._workers: dict[Settings, Worker] = {}
         for name in list(self._journal):
@@ -118,7 +118,6 @@ class MeasurementSession:
         processes: int = PROCESSES,
         least_rounds: int = LEAST_ROUNDS,
         settled: Callable[[], bool] = lambda: True,
-        measuring_only: bool = False,
     ) -> None:
         """Measure in several processes, one after the other, until the latencies are certain.
 
@@ -130,15 +129,13 @@ class MeasurementSession:
             limit: uncertainty that is wanted, as a share.
             processes: how many; one where loading takes long.
             least_rounds: see above.
-            measuring_only: whether the time that processes and models take to be ready is not part of
-                ``seconds``.
             settled: asked at the end; while it is False and there are seconds left, rounds go on.
 
         Raises:
             LatencyError: something cannot be measured, or (for a session that is continued) the machine is
                 another one.
         """
-        begun_s, self._measuring_only = self.spent_s, measuring_only
+        begun_s = self.spent_s
         self._total_s = begun_s + seconds
         while self.processes < processes:
             share_s = (begun_s + seconds - self.spent_s) / (processes - self.processes)
@@ -166,8 +163,6 @@ class MeasurementSession:
         """Measure every group in fresh processes; return whether loading takes too long for another."""
         begin_s = self.spent_s
         self._start(process, stack)
-        if self._measuring_only:
-            begin_s = self.spent_s
         groups = self._groups(process)
         loads: list[float] = []
         for g, group in enumerate(groups):
@@ -176,8 +171,6 @@ class MeasurementSession:
                     if name != REFERENCE:
                         self._workers[self.items[name].settings].drop(name)
             load_s, round_s, rounds = self._load(group, process, g, loads), 0.0, 0
-            if self._measuring_only:
-                begin_s += load_s
             end_s = self.spent_s + (begin_s + share_s - self.spent_s) / (len(groups) - g)
             while not (
                 rounds >= least and (rounds >= self.rounds if process else self._certain(group, limit))
@@ -203,8 +196,7 @@ class MeasurementSession:
         return bool(loads) and statistics.fmean(loads) > _SLOW_LOAD_S
 
     def _certain(self, group: Sequence[str], limit: float) -> bool:
-        names = [n for n in group if n not in self.failed]
-        return not names or uncertainty(self.measured[n] for n in names) <= limit
+        return uncertainty(self.measured[n] for n in group if n not in self.failed) <= limit
 
     def _rounds_left(self, group: Sequence[str], rounds: int, limit: float, least: int) -> float:
         """Guess how many more rounds are needed: the uncertainty falls with the root of their number."""
