@@ -4,8 +4,9 @@
 
 A net is a name of the zoo, a file with weights, or the two as ``NAME=FILE``; a name alone has random weights.
 Every file is written and proven by ``deploy.export``; one that cannot be written has a row that says why. For
-each batch and number of threads the net and all its files are then measured in rounds, each in a process of
-its own, in a new order every round: a ratio is the median of those of the rounds. ``--int8`` names labelled
+each batch and number of threads the net and all its files are then measured in rounds, each runtime in a
+process of its own, in a new order every round: what is compared is the undisturbed latency, a low quantile
+over all rounds, and beside it stands the median. ``--int8`` names labelled
 pictures to calibrate with and adds the INT8 files, whatever they agree: for a net with random weights only
 their latency means something.
 
@@ -15,9 +16,6 @@ Machine code (``.pt2 --aot``) has its number of threads in it, and is compiled f
 from __future__ import annotations
 
 import argparse
-import contextlib
-import random
-import statistics
 import tempfile
 import time
 from dataclasses import dataclass
@@ -33,9 +31,10 @@ from proxylessnas.deploy.subject import Subject, open_subject
 from proxylessnas.errors import ProxylessError, first_line
 from proxylessnas.latency.files import file_runtimes
 from proxylessnas.latency.measuring import pickle_module
-from proxylessnas.latency.process import Worker
+from proxylessnas.latency.session import Item, MeasurementSession
 from proxylessnas.latency.settings import Settings
 from proxylessnas.latency.spec import NetSpec
+from proxylessnas.latency.timing import Measurement
 
 EAGER = "eager"
 _AOT = "machine code"
@@ -61,8 +60,8 @@ def main() -> None:
         "--tolerance", type=float, help="of the proof; for very deep nets with random weights"
     )
     parser.add_argument("--batch-size", type=int, help="write files for so many pictures a call")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=0.3, help="of timing, each round")
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--seconds", type=float, default=0.05, help="of timing, each round")
     args = parser.parse_args()
     args.threads = args.threads_list[0]
     harness.start(args)
@@ -85,8 +84,8 @@ def _rows_of(name: str, folder: Path, args: argparse.Namespace) -> list[dict[str
     for label in (EAGER, *(file.label for file in files)):
         row = {"net": subject.name, "weights": "random" if alone else "real", "format": label}
         row |= next((file.row for file in files if file.label == label), _record("", "", "", "", "", ""))
-        for batch, threads, medians in found:
-            row |= _figures(medians.get(label), medians[EAGER], f"b{batch}_t{threads}")
+        for batch, threads, measured in found:
+            row |= _figures(measured.get(label), measured[EAGER], f"b{batch}_t{threads}")
         rows.append(row)
     return rows
 
@@ -142,8 +141,8 @@ def _record(
 
 def _measure(
     subject: Subject, files: list[Written], folder: Path, batch: int, threads: int, args: argparse.Namespace
-) -> dict[str, list[float]]:
-    """Return the medians of the rounds of the net and of each file that can be measured, ms a call."""
+) -> dict[str, Measurement]:
+    """Return what was measured of the net, and of each file that can be measured."""
     pickled = folder / "net.pickle"
     pickle_module(subject.model, pickled)
     specs = {EAGER: ("torch", NetSpec("module", str(pickled), subject.input_size))}
@@ -151,35 +150,25 @@ def _measure(
         readers = file_runtimes(file.path) if file.path.exists() else ()
         if readers and (_AOT not in file.label or threads == args.threads):
             specs[file.label] = (readers[0], NetSpec("file", str(file.path), subject.input_size))
-    limits = {"min_runs": 5, "min_seconds": args.seconds, "max_seconds": 10 * args.seconds}
-    times: dict[str, list[float]] = {}
-    with contextlib.ExitStack() as stack:
-        workers = {}
-        for label, (runtime, spec) in specs.items():
-            worker = stack.enter_context(Worker(Settings(runtime, threads=threads, batch_size=batch)))
-            try:
-                worker.load("net", spec)
-            except ProxylessError as e:
-                print(subject.name, label, f"batch {batch}, {threads} threads:", first_line(e), flush=True)
-                continue
-            workers[label] = worker
-            times[label] = []
-        for _ in range(args.rounds):
-            for label in random.sample(list(workers), len(workers)):
-                times[label].append(workers[label].sample("net", **limits).median_ms)
-    return times
+    items = [
+        Item(label, spec, Settings(runtime, threads=threads, batch_size=batch), seconds=args.seconds)
+        for label, (runtime, spec) in specs.items()
+    ]
+    session = MeasurementSession(items, keep_going=True)
+    session.run(0, processes=1, least_rounds=args.rounds)
+    for label, error in session.failed.items():
+        print(subject.name, label, f"batch {batch}, {threads} threads:", first_line(error), flush=True)
+    return {label: found for label, found in session.measured.items() if label not in session.failed}
 
 
-def _figures(mine: list[float] | None, eager: list[float], where: str) -> dict[str, Any]:
-    names = (f"ms_{where}", f"times_eager_{where}", f"lowest_{where}", f"highest_{where}")
-    if not mine:
+def _figures(mine: Measurement | None, eager: Measurement, where: str) -> dict[str, Any]:
+    names = (f"ms_{where}", f"median_ms_{where}", f"times_eager_{where}")
+    if mine is None:
         return dict.fromkeys(names, "")
-    ratios = [theirs / own for theirs, own in zip(eager, mine, strict=True)]
-    figures = (
-        round(statistics.median(mine), 3), round(statistics.median(ratios), 2), round(min(ratios), 2),
-        round(max(ratios), 2),
-    )  # fmt: skip
-    return dict(zip(names, figures, strict=True))
+    times_eager = round(eager.undisturbed_ms / mine.undisturbed_ms, 2)
+    return dict(
+        zip(names, (round(mine.undisturbed_ms, 3), round(mine.median_ms, 3), times_eager), strict=True)
+    )
 
 
 if __name__ == "__main__":

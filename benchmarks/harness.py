@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import datetime
 import platform
 import random
@@ -11,7 +10,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from proxylessnas.safe_text import csv_text
+from proxylessnas.filesystem import write_atomically
+from proxylessnas.safe_text import csv_rows, csv_text
 
 HERE = Path(__file__).resolve().parent
 
@@ -84,11 +84,8 @@ def write_rows(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     if args.no_csv:
         return
     args.csv.parent.mkdir(parents=True, exist_ok=True)
-    fresh = not args.csv.exists()
-    columns = [*rows[0], *where] if fresh else next(csv.reader(args.csv.open(newline="")))
-    found = [{**row, **where} for row in rows]
-    unknown = {key for row in found for key in row} - {*columns}
-    if unknown:
-        raise ValueError(f"{args.csv} has no columns {', '.join(sorted(unknown))}")
-    with args.csv.open("a", newline="\r\n") as file:
-        file.write(csv_text(columns, [[row.get(key) for key in columns] for row in found], head=fresh))
+    kept = list(csv_rows(args.csv.read_text())) if args.csv.exists() else []
+    every: list[dict[str, Any]] = [*kept, *({**row, **where} for row in rows)]
+    columns = list(dict.fromkeys(name for row in every for name in row))  # what a row lacks stays empty
+    text = csv_text(columns, [[row.get(name) for name in columns] for row in every])
+    write_atomically(args.csv, text.encode())

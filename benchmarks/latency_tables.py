@@ -4,9 +4,9 @@
 
 For each setting (runtime:threads) a table of a search space is built, judged on random nets that it was not
 made from, and drawn (results/latency_tables_RUNTIME_DEVICE_THREADS.png). The published nets have other widths
-than the space, so their operations are measured too; how long they take as whole nets is predicted, and then
-measured in fresh processes. Keep the machine quiet meanwhile: the column noisy_nets says how many nets were
-disturbed.
+than the space, so their operations are measured too; how long they take as whole models is predicted, and
+then measured in fresh processes. All latencies are undisturbed ones; the columns ceiling_tau and
+ceiling_percent say how far two runs of the same models agree, and disturbance how busy the machine was.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from harness import HERE, make_parser, write_rows
-from proxylessnas.latency.visits import Lab
 
 from proxylessnas import Arch
 from proxylessnas.latency import Conditions, LatencyTable, Validation, build_table
-from proxylessnas.latency.journal import Journal
+from proxylessnas.latency.session import Item, MeasurementSession
 from proxylessnas.latency.settings import DEVICES
-from proxylessnas.latency.validation import measure_nets, net_spec
+from proxylessnas.latency.validation import model_spec
 from proxylessnas.published import PUBLISHED
 
+SECONDS_EACH = 20.0  # at most, to measure a published net in
 NETS = ("proxyless_cpu", "proxyless_gpu", "proxyless_mobile", "proxyless_mobile_14")
 
 
@@ -41,10 +41,11 @@ def published() -> list[Arch]:
 
 
 def measured(conditions: Conditions) -> list[float]:
-    """Return the measured latencies of the published nets, in ms."""
-    nets = published()
-    with Journal(None, {}) as journal, Lab(conditions.settings, (), journal, net_spec(nets[0]), say) as lab:
-        return measure_nets(lab, nets).ms
+    """Return the undisturbed latencies of the published nets, in ms."""
+    items = [Item(arch.name, model_spec(arch), conditions.settings) for arch in published()]
+    session = MeasurementSession(items, progress=say)
+    session.run(SECONDS_EACH * len(items))
+    return [session.measured[item.name].undisturbed_ms for item in items]
 
 
 def one_setting(
@@ -85,7 +86,9 @@ def one_setting(
         "bias_percent": round(found.bias_percent, 2),
         "kendall_tau": round(found.kendall_tau, 4),
         "uniform_kendall_tau": round(found.uniform_kendall_tau, 4),
-        "noisy_nets": found.noisy_nets,
+        "ceiling_tau": round(found.ceiling_tau or 0, 4),
+        "ceiling_percent": round(found.ceiling_percent or 0, 2),
+        "disturbance": round(found.disturbance or 0, 3),
     }
     print(f"{runtime}, threads {threads}: {found.verdict}", flush=True)
     nets = []

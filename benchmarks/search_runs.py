@@ -121,21 +121,23 @@ def searched(args: argparse.Namespace, name: str, space: Any, recipe: Any, table
 def measured(args: argparse.Namespace, nets: Sequence[tuple[Path, Any]]) -> list[tuple[float | None, int]]:
     """Return for each (weights' file, table) the latency under the table's conditions, in ms.
 
-    The nets take turns, so that a slow minute hits all of them alike; the median over the rounds counts. With
-    it comes the number of rounds that were disturbed. None if this is not the table's machine.
+    Each is measured beside its table's reference, as at the end of a search; the median over the rounds of
+    the undisturbed latencies counts. With it comes the number of rounds that were not certain enough. None if
+    this is not the table's machine.
     """
-    from proxylessnas.search.ending import measured_like
+    from proxylessnas import create_model
+    from proxylessnas.search.winner import measure_like
 
     times: list[list[Any]] = [[] for _ in nets]
     for _ in range(args.rounds):
         for found, (file, table) in zip(times, nets, strict=True):
-            timing, why = measured_like(file, table)
-            if timing is None:
-                print(f"{file}: {why}", file=sys.stderr)
+            one = measure_like(create_model(file).arch, (), table)
+            if one.timing is None:
+                print(f"{file}: {one.note}", file=sys.stderr)
             else:
-                found.append(timing)
+                found.append(one)
     return [
-        (statistics.median(t.median_ms for t in found), sum(t.noisy for t in found)) if found else (None, 0)
+        (statistics.median(m.ms for m in found), sum(m.timing.noisy for m in found)) if found else (None, 0)
         for found in times
     ]
 

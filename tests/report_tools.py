@@ -49,7 +49,9 @@ def lines_of(
             "costs": {"latency": 0.75, "macs": 1.4, "params": 0.03},
             "seconds": 61.0,
         }
-        result |= {"predicted_ms": 0.75, "measured_ms": 0.78, "measured_p10_ms": 0.77, "measured_p90_ms": 0.8}
+        result |= {"predicted_ms": 0.75, "measured_ms": 0.78, "measured_p10_ms": 0.79, "measured_p90_ms": 0.9}
+        result |= {"limits": {"latency": 0.8}, "measured_raw_ms": 0.78, "measured_median_ms": 0.819}
+        result |= {"measured_reference_ratio": 1.01, "measured_too_slow": [[0.78, 0.84]]}
         found.append({"event": "done", "step": 10**9, "epoch": 4, **result, "measured_noise": []})
     return found
 

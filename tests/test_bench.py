@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from simulated_machine import SimulatedWorker, simulated, true_net_ms
 from torch import nn
 
 from proxylessnas import Arch, cli, get_weights, register_op
@@ -20,6 +21,7 @@ from proxylessnas.errors import ArchError, LatencyError, MissingExtraError, Unkn
 from proxylessnas.latency import Settings
 from proxylessnas.latency.bench_nets import PEERS, SPECIALISED, open_nets
 from proxylessnas.latency.benching import Bench, _thread_counts, bench, describe
+from proxylessnas.latency.sampling import Window
 from proxylessnas.latency.timing import Samples, pool
 
 TORCHVISION, TIMM = PEERS[:3], PEERS[3:]
@@ -54,26 +56,51 @@ def test_every_net_under_every_setting(measured: tuple[Bench, list[str]]) -> Non
     assert result.notes == ()
     for row in result.rows:
         t = row.timing
-        assert 0 < t.p10_ms <= t.median_ms <= t.p90_ms
-        assert t.runs >= 15  # five a round
+        assert 0 < t.undisturbed_ms <= t.p10_ms <= t.median_ms <= t.p90_ms
+        assert t.runs >= 12  # four a round
         assert t.input_size == (3, 16, 16)
-        assert t.images_per_second == pytest.approx(1000 * t.conditions.batch_size / t.median_ms)
+        assert t.images_per_second == pytest.approx(1000 * t.conditions.batch_size / t.undisturbed_ms)
+        assert t.disturbance == pytest.approx(t.median_ms / t.undisturbed_ms)
         assert t.conditions.threads == 1
 
 
-def test_rounds_are_interleaved_in_fresh_orders(measured: tuple[Bench, list[str]]) -> None:
-    found = [re.search(r"round (\d): (.*)", line) for line in measured[1]]
-    rounds = [(match[1], match[2]) for match in found if match]
-    orders = [tuple(what for number, what in rounds if number == str(i)) for i in (1, 2, 3)]
-    assert [number for number, _ in rounds] == sorted(number for number, _ in rounds)
-    assert all(Counter(order) == Counter(orders[0]) and len(order) == 4 for order in orders)
+def test_rounds_are_interleaved_in_fresh_orders(monkeypatch: pytest.MonkeyPatch) -> None:
+    simulated(monkeypatch)
+    seen: list[str] = []
+    taken = SimulatedWorker.window
+
+    def window(self: SimulatedWorker, name: str, **limits: Any) -> Window:
+        seen.append(name)
+        return taken(self, name, **limits)
+
+    monkeypatch.setattr(SimulatedWorker, "window", window)
+    nets = [Arch.parse(LITTLE), Arch.parse(OTHER)]
+    result = bench(nets, batches=(1, 4), peers=(), rounds=3, seconds=0.01)
+    orders = [tuple(seen[i : i + 4]) for i in range(0, len(seen), 4)]
+    assert len(orders) == result.rounds >= 3
+    assert all(Counter(order) == Counter(orders[0]) and len(set(order)) == 4 for order in orders)
     assert len(set(orders)) > 1
 
 
-def test_progress_ends_at_its_total(measured: tuple[Bench, list[str]]) -> None:
+def test_a_busy_neighbour_changes_the_medians_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both models take what they take undisturbed, and the disturbance beside it says how busy it was."""
+    simulated(monkeypatch, disturbed=0.7, placement=0.0, speeds=0.0)
+    nets = [Arch.parse(LITTLE), Arch.parse(OTHER)]
+    rows = bench([net for net in nets if isinstance(net, Arch)], peers=(), rounds=40, seconds=0.5).rows
+    for net, row in zip(nets, rows, strict=True):
+        assert isinstance(net, Arch)
+        assert row.timing.undisturbed_ms == pytest.approx(true_net_ms(net), rel=0.01)
+        assert row.timing.disturbance > 1.15
+        assert row.timing.noise == ()
+
+
+def test_progress_says_what_is_being_done(measured: tuple[Bench, list[str]]) -> None:
+    """In seconds, which never go back, nor reach the total before the end."""
     steps = [tuple(map(int, line.split()[0].split("/"))) for line in measured[1]]
     assert [done for done, _ in steps] == sorted(done for done, _ in steps)
-    assert steps[-1] == (16, 16)  # two settings x two nets, loaded once and measured three times
+    assert all(done < total for done, total in steps)
+    told = [line.split(" ", 1)[1] for line in measured[1]]
+    assert list(dict.fromkeys(told)) == ["starting torch", "loading models", "measuring"]
 
 
 def test_rounds_are_pooled() -> None:
@@ -269,7 +296,13 @@ def test_csv(measured: tuple[Bench, list[str]], tmp_path: Path) -> None:
         ("little", "1"), ("other", "1"), ("little", "4"), ("other", "4"),
     ]  # fmt: skip
     for row in rows:
-        assert float(row["median_ms"]) > 0
+        assert 0 < float(row["undisturbed_ms"]) <= float(row["median_ms"]) <= float(row["p90_ms"])
+        disturbance = float(row["median_ms"]) / float(row["undisturbed_ms"])
+        assert float(row["disturbance"]) == pytest.approx(disturbance, rel=0.01)
+        assert float(row["uncertainty"]) >= 0
+        assert float(row["images_per_second"]) == pytest.approx(
+            1000 * int(row["batch"]) / float(row["undisturbed_ms"]), rel=0.01
+        )
         assert "torch" in row["versions"]
         assert re.fullmatch(r"\d{4}-\d\d-\d\d", row["date"])
         assert row["device_name"]
@@ -285,7 +318,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, err = capsys.readouterr()
     lines = out.splitlines()
     assert lines[0] == "torch, 1 thread, batch 1"
-    assert lines[1].split() == ["net", "ms", "p10", "p90", "images/s", "params", "MACs", "top-1"]
+    assert lines[1].split() == ["net", "ms", "median", "p90", "images/s", "params", "MACs", "top-1"]
     top1 = get_weights("proxyless_cifar10_demo").metrics["top1"]
     assert re.match(rf"proxyless_cifar10_demo +[\d.]+ .* 0\.82 M +67\.3 M +{top1:.1f}\*", lines[2])
     assert re.match(r"little +[\d.]+ .* -( |$)", lines[3])

@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 from cli_tools import Run, runner
 from latency_table_tools import SPACE, little
-from simulated_machine import SteadyWorker, true_ms, true_net_ms
+from simulated_machine import simulated, true_ms, true_net_ms
 
 from proxylessnas.cli._latency import Steps
 from proxylessnas.cli._latency_types import in_options
 from proxylessnas.cli.bench import VERB as BENCH
 from proxylessnas.cli.latency import VERB as LATENCY
 from proxylessnas.errors import LatencyError
-from proxylessnas.latency import LatencyTable, OpKey, visits
+from proxylessnas.latency import LatencyTable, OpKey
 from proxylessnas.spaces import read_space
 
 ACTIONS = ["measure", "build", "validate", "show", "predict", "import", "kit"]
@@ -153,6 +153,23 @@ def test_show_says_what_became_of_disturbed_visits(run: Run, tmp_path: Path) -> 
     assert "what other programs used is not known" in text
     assert run("show", kit, "--json").json["disturbed"].startswith("4 of 50 visits")
     assert run("show", little().save(tmp_path / "c.json"), "--json").json["disturbed"] is None
+
+
+def test_show_says_what_is_undisturbed(run: Run, tmp_path: Path) -> None:
+    method = {"uncertainty_percent": 0.31, "disturbance": 1.24, "nets": 50}
+    here = dataclasses.replace(little(), statistic="undisturbed", method=method)
+    ran = run("show", here.save(tmp_path / "a.json"))
+    assert is_narrow(ran.out)
+    text = re.sub(r"\s+", " ", ran.out)
+    assert "statistic undisturbed: the 2 % quantile of the runs disturbed then 1.24 times as slow" in text
+    assert "latencies are uncertain by 0.31 %" in text
+
+
+def test_show_says_what_the_machine_allows(run: Run, tmp_path: Path) -> None:
+    known = {**GOOD, "ceiling_percent": 1.2, "ceiling_tau": 0.97}
+    text = re.sub(r"\s+", " ", run("show", little().with_validation(known).save(tmp_path / "a.json")).out)
+    assert "two runs of the same models differ by 1.2 %" in text
+    assert "Kendall tau 0.970 is what this machine allows" in text
 
 
 def test_show_says_whether_a_correction_would_help(run: Run, table: Path, tmp_path: Path) -> None:
@@ -334,20 +351,23 @@ def test_measure(run: Run, net: Path) -> None:
     ran = run("measure", net, "--seconds", "0.01", "--image-size", 16, "--batch", 2, "--json")
     assert ran.code == 0, ran.err
     (found,) = ran.json["nets"]
-    assert 0 < found["p10_ms"] <= found["median_ms"] <= found["p90_ms"]
+    assert 0 < found["undisturbed_ms"] <= found["p10_ms"] <= found["median_ms"] <= found["p90_ms"]
+    assert found["disturbance"] == pytest.approx(found["median_ms"] / found["undisturbed_ms"])
+    assert found["uncertainty"] >= 0
+    assert found["images_per_second"] == pytest.approx(2000 / found["undisturbed_ms"])
     assert (found["input_size"], found["conditions"]["batch_size"]) == ([3, 16, 16], 2)
     assert found["runs"] >= 20
     ran = run("measure", net, "--seconds", "0.01")
     head, line, _, legend, conditions = ran.out.splitlines()
-    assert head.split() == ["net", "median", "p10", "p90", "runs", "images/s"]
+    words = ["net", "undisturbed", "median", "p10", "p90", "disturbance", "runs", "images/s"]
+    assert head.split() == words
     assert line.split()[0] == str(net)
-    assert legend == "milliseconds a call of 1 picture; p10, p90: quantiles of the calls"
+    assert legend.startswith("milliseconds a call of 1 picture; undisturbed: to compare by; median, p10, p90")
     assert "memory allocator: " in conditions
 
 
 def test_build_and_show(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without validation, which takes as many processes again."""
-    monkeypatch.setattr(visits, "Worker", SteadyWorker)
+    simulated(monkeypatch)
     (tmp_path / "space.toml").write_text(TOML)
     file = tmp_path / "t.json"
     words = ["build", "--space", tmp_path / "space.toml", "-o", file, "--minutes", "0.01"]
@@ -359,6 +379,37 @@ def test_build_and_show(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "micro" in run("show", file).out
     ran = run(*words)
     assert (ran.code, f"error: {file} is there already" in ran.err) == (1, True)
+
+
+BUILD = ["build", "--space", "tiny", "--image-size", "16", "--nets", "60", "--minutes", "1"]
+
+
+def test_a_table_that_is_trusted(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though a neighbour is busy half of the time."""
+    simulated(monkeypatch, disturbed=0.5)
+    ran = run(*BUILD, "-o", tmp_path / "t.json")
+    assert (ran.code, "error" in ran.err) == (0, False), ran.err
+    table = LatencyTable.load(tmp_path / "t.json")
+    assert (table.statistic, table.trust()) == ("undisturbed", [])
+    assert table.validation is not None
+    assert table.validation["mape_percent"] < 5
+    assert table.validation["ceiling_tau"] > 0.8
+    assert "what this machine allows" in ran.out
+
+
+@pytest.mark.parametrize(("traits", "busy"), [({}, False), ({"disturbed": 0.7}, True)])
+def test_a_table_that_is_not_trusted_says_what_to_do(
+    traits: dict[str, float], busy: bool, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here each loading of a model is by 50 % faster or slower than another."""
+    simulated(monkeypatch, placement=0.5, **traits)
+    ran = run(*BUILD, "-o", tmp_path / "t.json")
+    assert ran.code == 1
+    doubts = LatencyTable.load(tmp_path / "t.json").trust()
+    assert doubts
+    assert f"error: {tmp_path / 't.json'} is not to be trusted: {'; '.join(doubts)}" in ran.err
+    assert "note: build it again with --force --minutes 2" in ran.err
+    assert ("the machine is disturbed" in ran.err) == busy
 
 
 @pytest.mark.slow
@@ -472,10 +523,10 @@ def test_a_long_measurement_logs_a_line_now_and_then(
     monkeypatch.setattr("proxylessnas.cli._latency.time.monotonic", lambda: now)
     with Steps(False, "building") as steps, contextlib.suppress(LatencyError):
         for i in range(100):
-            steps(i, 100)
+            steps(i, 100, "measuring")
             now += 5.0
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "note: building: 12 of 100 steps, 7:20 left"
+    assert lines[0] == "note: building: 12 %, 7:20 left, measuring"
     assert len(lines) == 8
     with Steps(True, "building") as steps:
         for i in range(100):

@@ -101,6 +101,19 @@ def test_files_of_a_bench(tmp_path: Path) -> None:
     assert ">mine<" not in svg
 
 
+def test_the_undisturbed_latency_is_drawn(tmp_path: Path) -> None:
+    """That of a file of an earlier version, which has none, is its median."""
+    new = bench_file(tmp_path / "new.csv", {"quick": (30.0, 75.1)}, undisturbed_ms="21.5")
+    old = bench_file(tmp_path / "old.csv", {"slow": (40.0, 74.6)})
+    rows = [*read_bench(new), *read_bench(old)]
+    assert [row["undisturbed_ms"] for row in rows] == [21.5, None]
+    (points,) = accuracy_panels(rows).points.values()
+    assert [(point.name, point.ms) for point in points] == [("quick", 21.5), ("slow", 40.0)]
+    wrong = bench_file(tmp_path / "wrong.csv", {"quick": (30.0, 75.1)}, undisturbed_ms="-1")
+    with pytest.raises(DataError, match="row 1 holds a value that makes no sense"):
+        read_bench(wrong)
+
+
 def test_several_benches_and_evaluations(tmp_path: Path) -> None:
     """A net that was evaluated has the accuracy measured there; fronts of both kinds are apart."""
     nets = {"proxyless_gpu": (30.0, 75.1), "proxyless_mobile": (20.0, 74.6), "mine": (10.0, "")}

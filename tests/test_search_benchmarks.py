@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import importlib
 import itertools
@@ -109,6 +110,16 @@ def test_random_nets_of_one_latency_are_drawn_evenly(scripts: dict[str, ModuleTy
     found = scripts["search_random"].alike(SPACE, table, picks, 0.2, len(near), seed=0)
     assert {function_of(arch) for arch in found} == near
     assert len(found) == len(near)
+
+
+def test_a_file_takes_columns_that_it_had_not(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
+    args = argparse.Namespace(csv=tmp_path / "rows.csv", no_csv=False)
+    for row in ({"net": "a", "median_ms": 1}, {"net": "b", "undisturbed_ms": 2}):
+        scripts["harness"].write_rows(args, [row])
+    with args.csv.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(r["net"], r["median_ms"], r["undisturbed_ms"]) for r in rows] == [("a", "1", ""), ("b", "", "2")]
+    assert all(r["torch"] == torch.__version__ for r in rows)
 
 
 def test_what_a_kill_may_change(scripts: dict[str, ModuleType]) -> None:

@@ -33,7 +33,7 @@ class Measure(Verb):
   proxyless_cpu            9.26    9.41  9.30  9.77         1.02    84       108
   proxyless_mobile         8.41    8.52  8.44  8.90         1.01    93       119
 
-  milliseconds a call of 1 picture; undisturbed: the figure to compare; median, p10, p90: as it is now
+  milliseconds a call of 1 picture; undisturbed: to compare by; median, p10, p90: as it is now
 """
     rest = "nets"
 
@@ -83,7 +83,7 @@ class Measure(Verb):
         print(printable(f"{conditions.describe()}; memory allocator: {conditions.allocator}"))
         for word, t in timings.items():
             if t.noisy:
-                note(f"{word}: noisy: {'; '.join(t.noise)}")
+                note(f"{word}: {'; '.join(t.noise)}")
         return 0
 
 

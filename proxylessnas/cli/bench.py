@@ -196,7 +196,7 @@ def _cells(row: BenchRow) -> tuple[str, ...]:
         net.name, ms(t.undisturbed_ms), ms(t.median_ms), ms(t.p90_ms),
         f"{speed:,.{0 if speed >= 100 else 1}f}",
         *(millions(count) if count else "-" for count in (net.params, net.macs)),
-        "-" if net.top1 is None else f"{net.top1:.1f}{measured}", "noisy" if t.noisy else "",
+        "-" if net.top1 is None else f"{net.top1:.1f}{measured}", "uncertain" if t.noisy else "",
     )  # fmt: skip
 
 
@@ -208,8 +208,8 @@ def _explain(result: Bench) -> None:
     sizes = sorted({row.timing.input_size[1] for row in rows})
     pixels = f"{sizes[0]} px" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} px, each net's own"
     print(
-        f"\nms: a call of a whole batch, undisturbed ({result.rounds} interleaved rounds); median, p90: as "
-        f"it is now; input: {pixels}"
+        f"\nms: a call of a whole batch, undisturbed, of {result.rounds} interleaved rounds; median, p90: as "
+        f"it is now\ninput: {pixels}"
     )
     if any(row.net.top1 is not None for row in rows):
         print("top-1: accuracy in percent as published, not re-measured" + _star(rows))
@@ -224,9 +224,9 @@ def _explain(result: Bench) -> None:
     print(printable(", ".join(f"{name} {version}" for name, version in versions.items())))
     noisy = [row for row in rows if row.timing.noisy]
     for row in noisy[:_NOTES]:
-        note(f"noisy: {row.net.name} ({row.setting}): {'; '.join(row.timing.noise)}")
+        note(f"{row.net.name} ({row.setting}): {'; '.join(row.timing.noise)}")
     if len(noisy) > _NOTES:
-        note(f"noisy: {len(noisy)} of {len(rows)} lines; --csv and --json write all reasons")
+        note(f"{len(noisy)} of {len(rows)} lines are uncertain; --csv and --json write all reasons")
 
 
 def _star(rows: tuple[BenchRow, ...]) -> str:

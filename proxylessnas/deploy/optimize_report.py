@@ -14,9 +14,8 @@ class Candidate:
 
     Attributes:
         name: as in :attr:`OptimizeReport.chosen`.
-        ms: a forward pass of the whole batch, milliseconds: the median, or where other programs disturbed it
-            the 10 % quantile; None if it was not timed.
-        spread: interquartile range of the passes as a share of the median; None if it was not timed.
+        ms: a forward pass of the whole batch, undisturbed, milliseconds; None if it was not timed.
+        spread: how much longer the median pass took, as a share of ``ms``; None if it was not timed.
         difference: largest absolute difference of an output to the net as it was given; None if it never ran.
         agreement: share of the pictures with the same largest output, 0 to 1; None if it never ran.
         prepare_seconds: what making it took.

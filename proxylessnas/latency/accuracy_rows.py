@@ -25,7 +25,7 @@ class Panels(NamedTuple):
         accuracy: what the accuracy is, with its unit; "" if none is known of any net.
         note: machine, versions and date.
         left_out: net to why it is not among the points.
-        noisy: rows that were disturbed while they were measured, and all rows.
+        noisy: rows that are uncertain, and all rows.
     """
 
     points: dict[str, list[Point]]

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _PROCESSES_UP_TO = 24
 _WINDOW_S = 0.05  # many short windows tell more than a few long ones
 _LONGER = 2.0  # than asked for, until the latencies are certain
-_START_S = 10.0
+_START_S = 4.0
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def adopt_correction(table: LatencyTable, validation: Validation | None = None) 
 
     Raises:
         LatencyError: the line does not help, or the validation is not one to correct the table by: of another
-            machine or space, at another pace of this one, damaged, or there is none.
+            machine or space, when this one was slower, damaged, or there is none.
     """
     if validation is None:
         if table.validation is None:

@@ -53,7 +53,7 @@ class LatencyTable:
         space: the search space that it was made for, if any.
         offset_ms: a constant of every net that belongs to no operation.
         correction: a line through the predictions; the identity unless one was adopted.
-        statistic: what an entry is over its runs, "median", "mean" or "unknown".
+        statistic: what an entry is over its runs, "undisturbed", "median", "mean" or "unknown".
         source: where the figures were published, if they were.
         method: how they were found, as JSON values, for the record.
         date: ISO day of the measurement, or "unknown".

@@ -52,7 +52,7 @@ def read_bench(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     try:
         rows = json.loads(text)["rows"] if text.lstrip()[:1] == "{" else list(csv_rows(text))
         noise = [str(row.get("noise") or "") for row in rows]
-        undisturbed = [_perhaps(str(row.get("undisturbed_ms") or "")) for row in rows]
+        undisturbed = [str(row.get("undisturbed_ms") or "") for row in rows]  # none in an older file
         rows = [{key: "" if row[key] is None else str(row[key]) for key in _COLUMNS} for row in rows]
     except (ValueError, KeyError, TypeError, AttributeError, csv.Error, RecursionError) as e:
         raise DataError(f"{path}: is no result of a bench ({type(e).__name__}: {e}); {_EXPECTED}") from e
@@ -60,7 +60,8 @@ def read_bench(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     for number, row in enumerate(rows, 1):
         try:
             known = {key: read(row[key]) for key, read in _COLUMNS.items()}
-            found.append({**known, "noise": noise[number - 1], "undisturbed_ms": undisturbed[number - 1]})
+            known["undisturbed_ms"] = _perhaps(undisturbed[number - 1])
+            found.append({**known, "noise": noise[number - 1]})
         except (ValueError, KeyError) as e:
             raise DataError(
                 f"{path}: row {number} holds a value that makes no sense: {shown(e.args[0])}"
@@ -126,7 +127,7 @@ def pareto_figure(
     note = panels.note
     noisy, of = panels.noisy
     if noisy:
-        note += f"; {noisy} of {of} measurements were disturbed"
+        note += f"; {noisy} of {of} measurements are uncertain"
     drawn = {point.name for points in panels.points.values() for point in points}
     for data, n in sources if drawn & measured.keys() else ():
         note += (

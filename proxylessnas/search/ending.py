@@ -97,6 +97,8 @@ def describe_result(result: SearchResult, budgets: Sequence[Budget], accuracy: s
     """Return in words what was found."""
     found = [f"done: {result.model}, {accuracy} (inherited weights; train it on for its own)"]
     for budget in budgets:
+        if budget.costs.name == "latency" and result.measured_ms is not None:
+            continue  # told below, against the target
         cost = result.costs[budget.costs.name]
         show = budget.costs.show
         found.append(

@@ -44,7 +44,7 @@ class SearchResult:
         measured_ms: its undisturbed latency, at the speed that the machine had when the table was made.
         measured_note: why it was not measured, if so.
         reference_ratio: how many times longer the table's reference model took than then.
-        too_slow: (predicted, measured) ms of more probable nets that measured above the target.
+        too_slow: (predicted, measured) ms of other candidates, which measured above the target.
         seconds: of all parts of the run.
         signal: number of the signal that stopped it, or None.
     """
@@ -148,34 +148,33 @@ def describe_latency(result: Mapping[str, Any]) -> list[str]:
         result: as in ``result.json``.
     """
     predicted, measured = result.get("predicted_ms"), result.get("measured_ms")
-    if predicted is None:
+    if not predicted:
         return []
-    if measured is None:
+    if not measured:
         return [f"latency: predicted {predicted:.3f} ms, {result.get('measured_note') or 'not measured'}"]
     text = (
         f"latency: predicted {predicted:.3f} ms, measured {measured:.3f} ms ({measured / predicted - 1:+.1%})"
     )
     target = (result.get("limits") or {}).get("latency")
-    if target is not None:
+    if target:
         over = measured / target - 1
         text += f", target {target:.3f} ms: " + (f"over by {over:.1%}" if over > 0 else "kept")
     found = [text]
-    median, ratio = result.get("measured_median_ms"), result.get("measured_reference_ratio")
-    if median:
+    raw, median = result.get("measured_raw_ms"), result.get("measured_median_ms")
+    ratio = result.get("measured_reference_ratio")
+    if raw and median:
         found.append(
             f"measured is the undisturbed latency; on this machine now half of the calls take over "
-            f"{median:.3f} ms (disturbance {median / result['measured_raw_ms']:.2f})"
+            f"{median:.3f} ms (disturbance {median / raw:.2f})"
         )
-    if ratio and result["measured_raw_ms"] != measured:
+    if raw and ratio and raw != measured:
         found.append(
             f"the machine was disturbed throughout: the reference model took {ratio:.2f} times as long as "
-            f"when the table was made, and the net {result['measured_raw_ms']:.3f} ms"
+            f"when the table was made, and this one {raw:.3f} ms"
         )
     slow = result.get("measured_too_slow") or []
     if slow:
         each = ", ".join(f"{b:.3f} ms (predicted {a:.3f})" for a, b in slow)
-        found.append(
-            f"{len(slow)} more probable net{'s' * (len(slow) > 1)} measured above the target: {each}"
-        )
-    found += [f"noisy: {text}" for text in result.get("measured_noise") or []]
+        found.append(f"{len(slow)} other candidate{'s' * (len(slow) > 1)} measured above the target: {each}")
+    found += [f"doubt: {reason}" for reason in result.get("measured_noise") or []]
     return found

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..arch import Arch
-from ..errors import DataError, ProxylessError
+from ..errors import DataError
 from ..registration import modules_of
 from .budgets import Budget
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("proxylessnas")
 _SECONDS = 40.0  # at most, for a candidate
+_LEAST_SECONDS = 4.0  # of a process; the reference tells whether that was enough
 _LEAST_ROUNDS = 25  # of a process: two models only
 CANDIDATES = 5
 #: Beyond this the machine is not as it was when the table was made.
@@ -103,7 +104,8 @@ def _next_limit_ms(tried: Sequence[Measured], target: Budget | None) -> float:
     if target is None or last.ms is None or last.ms <= target.limit or len(tried) == CANDIDATES:
         return 0.0
     missed = last.ms / last.predicted_ms
-    limit_ms = min(_MARGIN * target.limit / missed, 0.9999 * last.predicted_ms)
+    lowest_ms = 1.0001 * target.costs.range()[0]  # where nothing can keep to the target, this comes nearest
+    limit_ms = min(max(_MARGIN * target.limit / missed, lowest_ms), 0.9999 * last.predicted_ms)
     _LOG.info(
         "measured %.3f ms, above the target of %.3f ms: the next candidate is to have a predicted latency of "
         "at most %.3f ms", last.ms, target.limit, limit_ms,
@@ -143,10 +145,13 @@ def measure_like(arch: Arch, picks: tuple[int, ...], table: LatencyTable) -> Mea
             return session.measured[REFERENCE].undisturbed_ms / known[1] if known else None
 
         session.run(
-            _SECONDS, least_rounds=_LEAST_ROUNDS, settled=lambda: (ratio() or 1.0) <= 1 + _REFERENCE_OFF
+            _SECONDS,
+            least_rounds=_LEAST_ROUNDS,
+            least_seconds=_LEAST_SECONDS,
+            settled=lambda: (ratio() or 1.0) <= 1 + _REFERENCE_OFF,
         )
         day = datetime.date.today().isoformat()
         timing = Timing.of(session.measured["model"], session.conditions(settings), spec.input_size, day)
         return Measured(picks, predicted, timing, ratio())
-    except ProxylessError as e:  # hours of search are not lost to a failed measurement
+    except Exception as e:  # noqa: BLE001 - hours of search are not lost to a failed measurement
         return Measured(picks, predicted, None, note=f"not measured: {e}")

@@ -1,0 +1,364 @@
+"""The model a search ends with is measured beside a reference; one that is too slow gives way to the next."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import simulated_machine
+import torch
+from cli_tools import runner
+from latency_table_tools import SPACE, every_net
+from report_tools import Page
+from search_tools import SHORT
+from simulated_machine import OFFSET_MS, SimulatedWorker, simulated, true_net_ms
+from train_tools import in_two_processes, noise_folder
+
+from proxylessnas import report
+from proxylessnas.latency import Conditions, LatencyTable, OpKey, session, space_keys
+from proxylessnas.latency.table import Entry
+from proxylessnas.search import SearchResult, search, winner
+from proxylessnas.search.candidates import Judged
+from proxylessnas.search.engine import Searcher
+from proxylessnas.search.job import Job
+from proxylessnas.search.result import describe_latency
+from proxylessnas.search.winner import CANDIDATES, Measured, choose
+from proxylessnas.space import SearchSpace
+from proxylessnas.train import Settings
+from proxylessnas.train.distributed import Processes
+
+HERE = SPACE.replace(stem_stride=1, resolution=8, num_classes=10)
+EXACT = {"placement": 0.0, "speeds": 0.0}  # a machine on which every loading is like the other
+RECIPE = SHORT.replace(target_macs_m=None, arch_init=0.5)
+
+
+_known_ms = simulated_machine.true_ms
+
+
+def true_ms(key: OpKey) -> float:
+    """Return what an operation takes on the machine of these tests: the candidates make the difference."""
+    return (10 if str(key).startswith("k") else 1) * _known_ms(key)
+
+
+@pytest.fixture(autouse=True)
+def _device() -> Iterator[None]:
+    with device():
+        yield
+
+
+@contextlib.contextmanager
+def device() -> Iterator[pytest.MonkeyPatch]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(simulated_machine, "true_ms", true_ms)
+        patch.setattr(winner, "_SECONDS", 5.0)
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return noise_folder(tmp_path_factory.mktemp("pictures") / "data")
+
+
+def predicting(
+    share: Callable[[Any], float], reference: float | None = 1.0, space: SearchSpace = HERE, **changes: Any
+) -> LatencyTable:
+    """Return a table of the simulated machine.
+
+    Args:
+        share: what the table knows of an operation's true latency, by its key.
+        reference: what the reference took when the table was made, as a share of what it takes.
+        space: of the table.
+    """
+    entries = {key: Entry(share(key) * true_ms(key)) for key in space_keys(space)}
+    net = space.arch(every_net(space)[0])
+    method = {} if reference is None else {"reference": {"net": str(net), "ms": reference * true_net_ms(net)}}
+    conditions = Conditions(**{"device_name": "simulated", "versions": {"torch": "9"}, **changes})
+    return LatencyTable(conditions, entries, space=space, offset_ms=OFFSET_MS, method=method)
+
+
+def middle(table: LatencyTable, share: float = 0.9) -> float:
+    low, high = table.range_ms()
+    return low + share * (high - low)
+
+
+def job_of(data: Path, table: LatencyTable, out: Path, **changes: Any) -> tuple[Job, Searcher]:
+    recipe = RECIPE.replace(**{"target_ms": middle(table), **changes})
+    job = Job(HERE, str(data), recipe, table, True, None)
+    group = Processes(0, 1, torch.device("cpu"))
+    return job, job.searcher(Settings(out, device="cpu", workers=0, console=False), group)
+
+
+def true_of(tried: Measured) -> float:
+    return true_net_ms(HERE.arch(tried.picks))
+
+
+def rightly_chosen(picks: list[int], tried: list[Measured], target: float) -> None:
+    """Check that the candidates followed each other as they should; the chosen one is the last of them."""
+    assert tried[-1].picks == tuple(picks)
+    assert len({t.picks for t in tried}) == len(tried) <= CANDIDATES
+    for t in tried:
+        assert t.timing is not None
+        assert t.ms == pytest.approx(true_of(t), rel=0.005)
+    for before, after in itertools.pairwise(tried):
+        assert before.ms is not None
+        assert before.ms > target
+        assert after.predicted_ms <= 0.995 * target * before.predicted_ms / before.ms + 1e-9
+        assert after.predicted_ms < before.predicted_ms
+
+
+def test_one_that_keeps_to_the_target_is_taken(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = simulated(monkeypatch, disturbed=0.5, **EXACT)
+    table = predicting(lambda key: 1.0)
+    job, searcher = job_of(data, table, tmp_path)
+    picks, (only,) = choose(job, searcher)
+    assert (picks, list(only.picks)) == (searcher.derived(), searcher.derived())
+    assert only.predicted_ms == pytest.approx(true_of(only))
+    assert only.ms == pytest.approx(true_of(only), rel=0.02)
+    assert only.reference_ratio == pytest.approx(1.0, abs=0.02)
+    # The reference takes turns with it, in two processes.
+    assert machine.windows["reference"] == machine.windows["model"] >= 50
+    assert machine.loads["reference"] == machine.loads["model"] == 2
+
+
+def test_one_that_is_too_slow_gives_way(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table knows 80 % of every operation: by the first measurement that is known of the second, too."""
+    simulated(monkeypatch, **EXACT)
+    table = predicting(lambda key: 0.8)
+    job, searcher = job_of(data, table, tmp_path)
+    target = middle(table)
+    picks, tried = choose(job, searcher)
+    assert [t.picks for t in tried][:1] == [tuple(searcher.derived())]
+    assert len(tried) >= 2
+    rightly_chosen(picks, tried, target)
+    assert tried[-1].ms is not None
+    assert tried[-1].ms <= target
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_table_that_errs_now_here_now_there(
+    seed: int, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulated(monkeypatch, **EXACT)
+    table = predicting(lambda key: random.Random(f"{seed} {key}").uniform(0.5, 1.1))
+    job, searcher = job_of(data, table, tmp_path, seed=seed)
+    target = middle(table)
+    picks, tried = choose(job, searcher)
+    true = [true_of(t) for t in tried]
+    if true[-1] <= target:
+        rightly_chosen(picks, tried, target)
+    else:  # nothing did: the fastest
+        assert true[-1] == min(true)
+
+
+def test_after_five_candidates_the_fastest_is_taken(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine on which every model takes the same: 0.4 ms, which is 2.6 % over the target."""
+    rng = random.Random(0)
+    table = predicting(
+        lambda key: (rng.uniform(0.03, 0.12) if str(key).startswith("k") else 0.005) / true_ms(key),
+        reference=None,
+    )
+    table = LatencyTable(table.conditions, table.entries, space=HERE)
+    monkeypatch.setattr(simulated_machine, "true_ms", lambda key: 0.0)
+    simulated(monkeypatch, **EXACT)
+    job, searcher = job_of(data, table, tmp_path, target_ms=0.39)
+    picks, tried = choose(job, searcher)
+    assert len(tried) == CANDIDATES == 5
+    assert all(t.ms == pytest.approx(OFFSET_MS, rel=0.002) for t in tried)
+    assert tried[-1].ms == min(t.ms for t in tried if t.ms is not None)
+    assert tuple(picks) == tried[-1].picks
+
+
+def test_where_nothing_keeps_to_the_target_the_fastest_is_taken(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even the cheapest model takes longer than the target: it comes nearest."""
+    simulated(monkeypatch, **EXACT)
+    table = predicting(lambda key: 0.05)
+    table = LatencyTable(table.conditions, table.entries, space=HERE)
+    job, searcher = job_of(data, table, tmp_path)
+    picks, tried = choose(job, searcher)
+    assert true_of(tried[-1]) == min(true_net_ms(HERE.arch(n)) for n in every_net(HERE)) > middle(table)
+    assert tuple(picks) == tried[-1].picks
+
+
+@pytest.mark.parametrize("algorithm", ["random", "evolution"])
+def test_of_the_models_that_were_judged_the_next_best(
+    algorithm: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulated(monkeypatch, **EXACT)
+    table = predicting(lambda key: 0.75)
+    job, searcher = job_of(data, table, tmp_path, algorithm=algorithm, population=2)
+    target = middle(table)
+    nets = [n for n in every_net(HERE) if table.predict(HERE.arch(n)) <= target]
+    nets.sort(key=lambda n: true_net_ms(HERE.arch(n)))
+    keeps, slow, slower = nets[0], nets[-2], nets[-1]
+    assert true_net_ms(HERE.arch(slow)) > target > true_net_ms(HERE.arch(keeps))
+    for net, top1 in ((keeps, 40.0), (slower, 70.0), (slow, 60.0)):
+        searcher.judging.judged.append(Judged(net, top1, (table.predict(HERE.arch(net)),)))
+    picks, tried = choose(job, searcher)
+    assert [t.picks for t in tried] == [slower, keeps]  # by the first one it is known that `slow` is too slow
+    assert tuple(picks) == keeps
+    del searcher.judging.judged[0]
+    picks, tried = choose(job, searcher)
+    assert [t.picks for t in tried] == [slower]  # no other was judged that could keep to the target
+    assert tuple(picks) == slower
+
+
+def test_a_target_that_is_no_latency(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model is measured once, and stays, whatever it takes."""
+    simulated(monkeypatch, **EXACT)
+    job, searcher = job_of(data, predicting(lambda key: 0.5), tmp_path, target_ms=None, target_macs_m=0.1)
+    picks, (only,) = choose(job, searcher)
+    assert list(only.picks) == picks == searcher.derived()
+    assert only.ms == pytest.approx(true_of(only), rel=0.005)
+    assert only.ms > 1.2 * only.predicted_ms
+
+
+def test_a_machine_that_is_slower_than_it_was(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reference takes 1.25 times as long as when the table was made, and so does everything."""
+    simulated(monkeypatch, **EXACT)
+    table = predicting(lambda key: 1 / 1.25, reference=1 / 1.25)
+    table = LatencyTable(
+        table.conditions, table.entries, space=HERE, offset_ms=OFFSET_MS / 1.25, method=table.method
+    )
+    job, searcher = job_of(data, table, tmp_path)
+    _, (only,) = choose(job, searcher)
+    assert only.timing is not None
+    assert only.reference_ratio == pytest.approx(1.25, rel=0.005)
+    assert only.timing.undisturbed_ms == pytest.approx(true_of(only), rel=0.005)
+    assert only.ms == pytest.approx(true_of(only) / 1.25, rel=0.01)
+    assert only.ms == pytest.approx(only.predicted_ms, rel=0.01)
+    table = predicting(lambda key: 1.0, reference=1 / 1.02)  # 2 % are nothing
+    job, searcher = job_of(data, table, tmp_path)
+    _, (only,) = choose(job, searcher)
+    assert only.timing is not None
+    assert only.ms == only.timing.undisturbed_ms
+
+
+def test_a_measurement_that_fails_loses_nothing(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulated(monkeypatch, **EXACT)
+    job, searcher = job_of(data, predicting(lambda key: 0.5, device_name="another"), tmp_path)
+    picks, (only,) = choose(job, searcher)
+    assert (picks, only.ms) == (searcher.derived(), None)
+    assert only.note == "not measured: device_name was another, is simulated"
+    job, searcher = job_of(data, predicting(lambda key: 0.5), tmp_path)
+
+    def no_more(*_: object) -> SimulatedWorker:
+        raise OSError("no more processes")
+
+    monkeypatch.setattr(session, "Worker", no_more)
+    assert choose(job, searcher)[1][0].note == "not measured: no more processes"
+
+
+# ---- what is told
+
+
+def finished(data: Path, out: Path, table: LatencyTable, **changes: Any) -> SearchResult:
+    settings = Settings(out, device="cpu", workers=0, console=False)
+    recipe = RECIPE.replace(**{"target_ms": middle(table), **changes})
+    return search(HERE, data, recipe, out=settings, table=table, force=True)
+
+
+def test_everything_says_what_was_predicted_and_measured(
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("matplotlib")
+    simulated(monkeypatch, **EXACT)
+    table = predicting(lambda key: 0.8)
+    out = tmp_path / "run"
+    result = finished(data, out, table)
+    target, true = middle(table), true_net_ms(HERE.arch(result.picks))
+    assert result.predicted_ms == pytest.approx(table.predict(HERE.arch(result.picks)))
+    assert result.measured_ms == pytest.approx(true, rel=0.005)
+    assert result.measured_ms <= target
+    assert len(result.too_slow) >= 1
+    assert all(measured > target for _, measured in result.too_slow)
+    kept = json.loads((out / "result.json").read_text())
+    assert (kept["predicted_ms"], kept["measured_ms"]) == (result.predicted_ms, result.measured_ms)
+    assert kept["measured_raw_ms"] == kept["measured_ms"] <= kept["measured_median_ms"]
+    assert kept["measured_reference_ratio"] == pytest.approx(1.0, abs=0.005)
+    assert kept["measured_too_slow"] == [list(pair) for pair in result.too_slow]
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    notes = [line["text"] for line in log if line["event"] == "note"]
+    said = f"predicted {result.predicted_ms:.3f} ms, measured {result.measured_ms:.3f} ms"
+    assert sum(said in note for note in notes) == 1
+    assert any(f"target {target:.3f} ms: kept" in note for note in notes)
+    assert not any("of at most" in note and note.startswith("latency") for note in notes)
+    assert any("measured above the target: " in note for note in notes)
+    shown = " ".join(runner(capsys, "search")("show", out).out.split())
+    assert said in shown
+    report.write_report(out, tmp_path / "report.html")
+    text = Page(tmp_path / "report.html").text
+    assert said in text
+    assert "the target is kept" in text
+
+
+def test_over_the_target_is_said(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    simulated(monkeypatch, **EXACT)
+    table = predicting(lambda key: 0.05)
+    table = LatencyTable(table.conditions, table.entries, space=HERE)
+    out = tmp_path / "run"
+    result = finished(data, out, table)
+    assert result.measured_ms is not None
+    over = 100 * (result.measured_ms / middle(table) - 1)
+    assert over > 50
+    assert f"over by {over:.1f}%" in describe_latency(result.to_dict())[0]
+    report.write_report(out, tmp_path / "report.html")
+    assert f"{over:.1f} % over the target" in Page(tmp_path / "report.html").text
+
+
+def test_older_results_have_less_to_tell() -> None:
+    old = {"predicted_ms": 2.0, "measured_ms": 2.1, "measured_noise": ["the warm-up did not settle"]}
+    assert describe_latency(old) == [
+        "latency: predicted 2.000 ms, measured 2.100 ms (+5.0%)", "doubt: the warm-up did not settle",
+    ]  # fmt: skip
+    assert describe_latency({"predicted_ms": 2.0, "measured_note": "not measured: elsewhere"}) == [
+        "latency: predicted 2.000 ms, not measured: elsewhere"
+    ]
+    assert describe_latency({"predicted_ms": None}) == []
+
+
+# ---- several processes
+
+
+def work(rank: int, folder: str) -> None:
+    with device() as patch:
+        machine = simulated(patch, **EXACT)
+        table = predicting(lambda key: 0.8)
+        recipe = RECIPE.replace(target_ms=middle(table))
+        job = Job(HERE, f"{folder}/data", recipe, table, True, None)
+        settings = Settings(Path(folder) / "run", device="cpu", workers=0, console=False)
+        searcher = job.searcher(settings, Processes(rank, 2, torch.device("cpu")))
+        first = searcher.derived()
+        picks, tried = choose(job, searcher)
+        found = {"first": first, "picks": picks, "tried": len(tried), "processes": machine.processes}
+    Path(folder, f"{rank}.json").write_text(json.dumps(found))
+
+
+def test_two_processes_agree_on_the_candidate(tmp_path: Path) -> None:
+    """The first one alone measures, and the other follows it."""
+    noise_folder(tmp_path / "data")
+    in_two_processes(work, tmp_path)
+    one, two = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert one["first"] == two["first"]
+    assert one["picks"] == two["picks"] != one["first"]
+    assert one["tried"] >= 2
+    assert (two["tried"], two["processes"]) == (0, 0)
