@@ -11,7 +11,7 @@ PYTEST_ARGS ?= -n auto --dist loadfile
 PYTEST = $(BIN)/python -m pytest --max-worker-restart=0 $(PYTEST_ARGS)
 
 # What computes: nets, steps of training and search, export and INT8.
-CORE := $(wildcard tests/test_deploy_*.py) $(addprefix tests/test_, $(addsuffix .py, augment batchnorm bundled \
+CORE := $(filter-out %_hub.py, $(wildcard tests/test_deploy_*.py)) $(addprefix tests/test_, $(addsuffix .py, augment batchnorm bundled \
   ema evaluate loading metrics models optim other_devices predict processors search_alphas search_arch_step \
   search_budgets search_gates search_objective search_quick search_start search_supernet search_toy train))
 
