@@ -31,6 +31,8 @@ LAYERS = [
         "memory",
         "progress",
         "toml_text",
+        "torch_file",
+        "user_files",
     },
     {
         "devices",
