@@ -15,6 +15,7 @@ from typing import Any
 from .arch import Arch, Block, Stage, check_int, custom_op
 from .errors import ArchError, shown
 from .tree_arch import TreeArch
+from .user_files import read_text
 
 MAX_BYTES = 16_000_000
 _COMMON = {"use_bn": False, "act_func": None, "dropout_rate": 0, "ops_order": "weight_bn_act"}
@@ -40,17 +41,13 @@ def read_json(path: str | Path) -> Any:
     Raises:
         ArchError: the file is missing, too large or no JSON.
     """
-    path = Path(path)
+    text = read_text(path, "an architecture", ArchError, MAX_BYTES)
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ArchError(f"{path}: larger than {MAX_BYTES} bytes, which no architecture is")
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise ArchError(f"{path}: {e.strerror or e}") from e
+        return json.loads(text)
     except RecursionError as e:
         raise ArchError(f"{path}: nested too deeply") from e
-    except ValueError as e:  # UnicodeDecodeError and JSONDecodeError
-        raise e if isinstance(e, ArchError) else ArchError(f"{path}: not a JSON file ({e})") from e
+    except ValueError as e:
+        raise ArchError(f"{path}: not a JSON file ({e})") from e
 
 
 def expect_object(value: Any, where: str) -> Mapping[str, Any]:

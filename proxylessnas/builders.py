@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 
 from .arch import Arch
+from .arch_text import MAX_TEXT
 from .cache import verified_loader
 from .classifier import Classifier
 from .errors import ArchError, WeightsNotFoundError
@@ -21,21 +22,14 @@ from .published import MODEL_NAMES, PUBLISHED, normalise_name
 from .pyramid import PyramidTreeNet
 from .sources import Source, open_source
 from .tree_arch import TreeArch
+from .user_files import read_text
 from .weights import Weights, find_by_digest, get_weights
 
 
 def _read_arch_file(path: Path) -> Arch | TreeArch:
     if path.suffix.lower() in (".json", ".config"):
         return Arch.from_official(path)
-    try:
-        if path.stat().st_size > 1_000_000:
-            raise ArchError(f"{path}: too large for an architecture's text")
-        text = path.read_text(encoding="utf-8")
-    except OSError as e:
-        raise ArchError(f"{path}: {e.strerror or e}") from e
-    except UnicodeDecodeError as e:
-        raise ArchError(f"{path}: not a text file") from e
-    return _parsed(text, path)
+    return _parsed(read_text(path, "an architecture", ArchError, 2 * MAX_TEXT), path)
 
 
 def _parsed(text: str, path: Path) -> Arch | TreeArch:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import user_files
 from .digests import bytes_problem
 from .errors import WeightsCorruptError, WeightsFetchError, WeightsNotFoundError
 from .filesystem import write_atomically
@@ -68,7 +69,7 @@ def copy_bundled(weights: Weights, path: Path) -> Path:
     """
     data = read_verified(weights)
     try:
-        if not path.is_file() or path.read_bytes() != data:
+        if not path.is_file() or user_files.read_bytes(path) != data:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, data)
     except OSError as e:

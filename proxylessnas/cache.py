@@ -19,6 +19,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import user_files
 from .bundled import bundled_state_dict, copy_bundled, package_path, read_verified
 from .digests import bytes_problem, expected_digest, file_problem, short_digest
 from .download import download, is_offline, offline_error, ways_without_network
@@ -301,7 +302,7 @@ class VerifiedLoader:
 def _copy_digest(copy: Path) -> str | None:
     """Return the digest written down for a copy, or None if there is none that can be read."""
     try:
-        text = copy.with_name(copy.name + ".sha256").read_text(encoding="ascii")[:4096]
+        text = user_files.read_bytes(copy.with_name(copy.name + ".sha256"), 4096).decode("ascii")
     except (OSError, ValueError):
         return None
     found = re.match(r"([0-9a-f]{64})\b", text)

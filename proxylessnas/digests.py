@@ -7,10 +7,11 @@ the files for which the hosting git repository is the only published record.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from .user_files import open_file, size_of
 
 if TYPE_CHECKING:
     from .weights import Weights
@@ -39,9 +40,9 @@ def digests_of(path: Path) -> tuple[str, str]:
     Raises:
         OSError: it cannot be read.
     """
-    with path.open("rb") as file:
+    with open_file(path) as file:
         plain = hashlib.sha256()
-        blob = hashlib.sha1(b"blob %d\0" % os.fstat(file.fileno()).st_size, usedforsecurity=False)
+        blob = hashlib.sha1(b"blob %d\0" % size_of(file), usedforsecurity=False)
         while chunk := file.read(_CHUNK):
             plain.update(chunk)
             blob.update(chunk)
@@ -54,8 +55,8 @@ def file_problem(weights: Weights, path: Path) -> str | None:
     Raises:
         OSError: the file cannot be read.
     """
-    with path.open("rb") as file:
-        return _problem(weights, os.fstat(file.fileno()).st_size, iter(lambda: file.read(_CHUNK), b""))
+    with open_file(path) as file:
+        return _problem(weights, size_of(file), iter(lambda: file.read(_CHUNK), b""))
 
 
 def _problem(weights: Weights, size: int, chunks: Iterable[bytes | bytearray]) -> str | None:

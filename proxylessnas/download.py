@@ -28,6 +28,7 @@ from .manifest import MAX_WEIGHTS_BYTES, read_manifest
 from .progress import Bar
 from .safe_text import shown_url
 from .transport import FetchFailure, Reply, Transport, default_transport, open_url
+from .user_files import read_bytes
 
 if TYPE_CHECKING:
     from .weights import Weights
@@ -123,7 +124,7 @@ class _Job:
 
     def run(self, urls: tuple[str, ...]) -> None:
         """Try the sources until one has delivered."""
-        if self.part.exists() and file_problem(self.weights, self.part) is None:
+        if self.part.is_file() and file_problem(self.weights, self.part) is None:
             return self._finish()  # killed after the last byte and before the renaming
         queue, failures, reasons = list(urls), dict.fromkeys(urls, 0), dict[str, str]()
         asked: dict[str, float | None] = {}
@@ -271,7 +272,7 @@ class _Job:
     def _etag(self, url: str) -> str | None:
         """Return the tag of the partial file if it is from this very address (it means nothing elsewhere)."""
         try:
-            data = json.loads(self.tag.read_text(encoding="utf-8")[:4096])
+            data = json.loads(read_bytes(self.tag, 4096))
         except (OSError, ValueError):
             return None
         etag = data.get("etag") if isinstance(data, dict) and data.get("url") == shown_url(url) else None

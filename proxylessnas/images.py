@@ -11,12 +11,12 @@ import importlib.util
 import io
 import math
 import os
-import stat
 import threading
 import warnings
 from typing import IO, TYPE_CHECKING, Any
 
 from .errors import ImageError, MissingExtraError, needs
+from .user_files import open_file
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -98,24 +98,15 @@ def _pillow() -> Any:
 def _open_path(name: str) -> IO[bytes]:
     """Open a file that could hold an image; a folder or a device is refused with its reason."""
     try:
-        status = os.stat(name)
-        if stat.S_ISDIR(status.st_mode):
-            raise ImageError(f"{name}: is a folder, not an image")
-        if stat.S_ISFIFO(status.st_mode):  # `<(command)` in a shell; Pillow needs to seek
-            with open(name, "rb") as pipe:
-                return io.BytesIO(pipe.read())
-        if not stat.S_ISREG(status.st_mode):
-            raise ImageError(f"{name}: is not a regular file")
-        return open(name, "rb")
+        return open_file(name)
+    except IsADirectoryError as e:
+        raise ImageError(f"{name}: is a folder, not an image") from e
     except FileNotFoundError as e:
         raise ImageError(f"{name}: no such file") from e
     except PermissionError as e:
         raise ImageError(f"{name}: permission denied") from e
-    except (OSError, ValueError) as e:  # ValueError: a zero byte in the name
-        reason = (getattr(e, "strerror", None) or str(e)).lower()
-        if isinstance(e, ImageError):
-            raise
-        raise ImageError(f"{name}: cannot be opened ({reason})") from e
+    except OSError as e:
+        raise ImageError(f"{name}: cannot be opened ({(e.strerror or str(e)).lower()})") from e
 
 
 def _decode(file: IO[bytes], name: str) -> Image.Image:

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from .errors import ManifestError
 from .json_fields import Fields, check_keys, is_hex, is_int, is_text, is_triple, show
 from .manifest_records import take_metrics, take_training
+from .user_files import read_bytes
 from .weights import Weights
 
 SCHEMA_VERSION = 1
@@ -65,12 +66,9 @@ def _default_manifest() -> dict[str, Weights]:
 
 def _read(path: Path) -> dict[str, Weights]:
     try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_FILE_BYTES + 1)
+        raw = read_bytes(path, MAX_FILE_BYTES)
     except OSError as e:
         raise ManifestError(f"cannot read {path}: {e.strerror or e}") from e
-    if len(raw) > MAX_FILE_BYTES:
-        raise ManifestError(f"{path} is larger than {MAX_FILE_BYTES:,} bytes")
     try:
         data = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates)
     except RecursionError as e:

@@ -5,22 +5,19 @@ Both are read from bytes in memory, so that the very bytes that were hashed beco
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import io
 import json
 import logging
-import os
 import pickle
 import re
-import stat
 import struct
 import threading
-import warnings
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import user_files
 from .errors import WeightsCorruptError, WeightsNotFoundError, missing_extra
 from .filesystem import write_atomically
 
@@ -61,25 +58,18 @@ def read_bytes(path: Path) -> bytes:
         WeightsNotFoundError, WeightsCorruptError: there is no such file, or it cannot be read (a folder,
         say).
     """
+    with _opening(path):
+        return user_files.read_bytes(path)
+
+
+@contextlib.contextmanager
+def _opening(path: Path) -> Iterator[None]:
     try:
-        with path.open("rb", buffering=0) as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise WeightsCorruptError(f"{path} is not a regular file")
-            size = status.st_size
-            # One read where the system allows it: after each, this thread would have to win Python's lock
-            # back from the one that builds the net.
-            data = file.read(size)
-            while len(data) < size:
-                more = file.read(size - len(data))
-                if not more:
-                    raise WeightsCorruptError(f"{path}: the file became shorter while it was read")
-                data += more
+        yield
     except (FileNotFoundError, NotADirectoryError) as e:
         raise WeightsNotFoundError(f"no weights file at {path}") from e
-    except (OSError, ValueError) as e:  # ValueError: a zero byte in the name
-        raise WeightsCorruptError(f"cannot read {path}: {getattr(e, 'strerror', None) or e}") from e
-    return data
+    except OSError as e:
+        raise WeightsCorruptError(f"cannot read {path}: {e.strerror or e}") from e
 
 
 def tensors_from_bytes(data: bytes, where: str) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -112,17 +102,19 @@ def _what_it_is(head: bytes) -> str:
 def _from_checkpoint(data: bytes, where: str) -> dict[str, Tensor]:
     import torch
 
-    if data.startswith(b"PK"):
-        _check_archive(data, where)
+    from . import torch_file
+
     try:
         try:
-            loaded = _unpickled(data)
+            loaded = torch_file.load(data)
         except pickle.UnpicklingError as e:
             if not any(f"GLOBAL {name} " in str(e) for name in IGNORED):
                 raise
             ignored = [(_Ignored, name) for name in IGNORED]
             with _IGNORING, torch.serialization.safe_globals(ignored):  # type: ignore[arg-type]
-                loaded = _unpickled(data)
+                loaded = torch_file.load(data)
+    except torch_file.CheckpointRefused as e:
+        raise WeightsCorruptError(f"{where}: {e}") from e
     except pickle.UnpicklingError as e:
         found = re.search(r"(?:GLOBAL|global|Unsupported class|operand)\s+([\w.]+)", str(e))
         detail = f" ({found[1]})" if found and "." in found[1] else ""
@@ -157,28 +149,6 @@ class _Ignored:
 
     def __setstate__(self, state: object) -> None:
         pass
-
-
-def _unpickled(data: bytes) -> Any:
-    import torch
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns about its own old formats: nothing to act on
-        with torch.inference_mode(False):
-            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-
-
-def _check_archive(data: bytes, where: str) -> None:
-    """Refuse archives that torch.save did not write: compressed ones (of any real size) and programs."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            infos = archive.infolist()
-    except Exception as e:  # BadZipFile, but also struct.error, NotImplementedError, ... for crafted ones
-        raise WeightsCorruptError(f"{where}: truncated or damaged checkpoint (not a complete archive)") from e
-    if sum(info.file_size for info in infos) > len(data):
-        raise WeightsCorruptError(f"{where}: a compressed archive, not a torch checkpoint")
-    if any(info.filename.endswith("/constants.pkl") for info in infos):
-        raise WeightsCorruptError(f"{where}: a TorchScript program, not a file of weights")
 
 
 def state_dict_of(loaded: object, where: str) -> dict[str, Tensor]:
@@ -252,10 +222,8 @@ def read_metadata(path: Path | str) -> dict[str, str]:
         MissingExtraError: safetensors is not installed.
     """
     library = _library()
-    if Path(path).is_dir():
-        raise WeightsCorruptError(f"cannot read {path}: it is a directory")
-    if not Path(path).exists():
-        raise WeightsNotFoundError(f"no weights file at {path}")
+    with _opening(Path(path)):
+        user_files.open_file(path).close()  # the library opens anything, and waits for a pipe
     try:
         with library.safe_open(path, "pt") as file:
             return dict(file.metadata() or {})

@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 from .errors import DataError, ProxylessError, missing_extra
+from .user_files import read_text
 
 MAX_BYTES = 1_000_000
 
@@ -30,16 +30,7 @@ def read_toml(
     if isinstance(source, str) and not ("\n" not in source and source.lower().endswith(".toml")):
         return what, _parsed(source, what, what, error)
     where = os.fspath(source)
-    try:
-        with Path(source).open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-        text = content.decode("utf-8").replace("\r\n", "\n")
-    except (OSError, UnicodeDecodeError) as e:
-        reason = e.strerror if isinstance(e, OSError) and e.strerror else str(e)
-        raise error(f"{where}: cannot be read as a {what} ({reason})") from e
-    if len(content) > MAX_BYTES:
-        raise error(f"{where}: too large for a {what} (over {MAX_BYTES} bytes)")
-    return where, _parsed(text, where, what, error)
+    return where, _parsed(read_text(source, f"a {what}", error, MAX_BYTES), where, what, error)
 
 
 def _parsed(text: str, where: str, what: str, error: type[ProxylessError]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import dataclasses
 import json
@@ -200,18 +199,20 @@ def test_closed_standard_error_does_not_reach_the_json() -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
-def test_ctrl_c(files: Path, tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "never.png")  # a picture that never comes
-    process = command("predict", files / "mine.safetensors", tmp_path / "never.png")
-    writer = None
-    while writer is None and process.poll() is None:
-        with contextlib.suppress(OSError):  # until the command has opened the other end
-            writer = os.open(tmp_path / "never.png", os.O_WRONLY | os.O_NONBLOCK)
-        time.sleep(0.02)
+def test_ctrl_c(files: Path) -> None:
+    here, there = os.pipe()  # an image that never ends
+    process = command("predict", files / "mine.safetensors", "/dev/stdin", stdin=here)
+    os.set_blocking(there, False)
+    written = 0
+    while written < 1 << 20 and process.poll() is None:
+        try:  # more than the pipe holds, so the command is reading
+            written += os.write(there, bytes(1 << 16))
+        except BlockingIOError:
+            time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=300)
-    if writer is not None:
-        os.close(writer)
+    os.close(here)
+    os.close(there)
     assert process.returncode in (130, -signal.SIGINT)
     assert process.returncode == -signal.SIGINT or err == "error: interrupted\n"
 

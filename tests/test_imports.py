@@ -35,6 +35,8 @@ LAYERS = [
         "progress",
         "safe_text",
         "toml_text",
+        "torch_file",
+        "user_files",
     },
     {
         "devices",

@@ -217,7 +217,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text("epochs = ")
     with pytest.raises(DataError, match=r"bad\.toml: not valid TOML"):
         read_search_recipe(tmp_path / "bad.toml")
-    (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe")
+    (tmp_path / "bytes.toml").write_bytes(b"\xff\xff")
     with pytest.raises(DataError, match="cannot be read"):
         read_search_recipe(tmp_path / "bytes.toml")
     with pytest.raises(DataError, match="did you mean imagenet"):

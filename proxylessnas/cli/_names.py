@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UnknownModelError, WeightsNotFoundError
+from ..user_files import open_file
 
 if TYPE_CHECKING:
     from ..weights import Weights
@@ -45,7 +46,7 @@ def sha256_of(path: Path) -> str:
     """
     digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
     except OSError as e:

@@ -34,8 +34,11 @@ from ..evaluate import Evaluation
 from ..fetch_settings import is_offline
 from ..model_file import save_weights
 from ..transforms import Preprocessing
+from ..user_files import decode, read_bytes
 from .hub_files import CARD, CONFIG, LIBRARY, WEIGHTS, download, hub_errors, hub_library
 from .model_card import model_card
+
+_MOST_CONFIG_BYTES = 1 << 20
 
 
 def save_pretrained(
@@ -199,7 +202,7 @@ def _malformed(file: Path) -> Iterator[None]:
 
 def _read_config(file: Path) -> Mapping[str, Any]:
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = json.loads(decode(read_bytes(file, _MOST_CONFIG_BYTES)))
     except FileNotFoundError:
         return {}  # the header of the weights says enough
     except OSError as e:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LatencyError
+from ..user_files import read_bytes
 
 #: Suffix -> runtimes that read such files, the usual one first.
 RUNTIMES_OF = {
@@ -67,9 +68,7 @@ def report_of(path: str | os.PathLike[str]) -> Mapping[str, Any]:
     """Return the report that an export left beside a file; empty where there is none that can be read."""
     report = Path(f"{os.fspath(path)}.json")
     try:
-        if report.stat().st_size > _MOST_BYTES:
-            return {}
-        found = json.loads(report.read_text(encoding="utf-8"))
+        found = json.loads(read_bytes(report, _MOST_BYTES))
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

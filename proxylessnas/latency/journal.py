@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from ..errors import LatencyError, shown
 from ..filesystem import LockTimeout, locked, unlink_quietly
+from ..user_files import read_bytes
 
 VERSION = 1
 MAX_BYTES = 256 << 20
@@ -122,9 +123,10 @@ class Journal:
 
     def _read(self, path: Path) -> int:
         """Take over the records of a file; return how many of its bytes are whole lines."""
-        if path.stat().st_size > MAX_BYTES:
-            raise LatencyError(f"{path} is larger than {MAX_BYTES >> 20} MiB, which no journal is: delete it")
-        raw = path.read_bytes()
+        try:
+            raw = read_bytes(path, MAX_BYTES)
+        except OSError as e:
+            raise LatencyError(f"{path} cannot be read as a journal ({e.strerror or e}): delete it") from e
         good = raw.rfind(b"\n") + 1
         lines = raw[:good].splitlines()
         if not lines:

@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import ArchError, LatencyError
 from ..json_fields import Fields, check_keys, is_hex, is_int, is_number, is_text, show
 from ..space import SearchSpace
+from ..user_files import read_bytes
 from .keys import OpKey, space_keys
 from .settings import Conditions
 from .table_json import read_json
@@ -100,7 +101,7 @@ def read_results(kit: str | os.PathLike[str], results: str | os.PathLike[str] | 
     fields = Fields(problems, "the results", data)
     fields.take("unit", lambda v: v == "ms", '"ms"')
     fields.take("batch_size", lambda v: v == batch_size, f"{batch_size}, that of the kit")
-    digest = hashlib.sha256(manifest.read_bytes()).hexdigest()
+    digest = hashlib.sha256(read_bytes(manifest)).hexdigest()
     fields.take(
         "kit_sha256", lambda v: v == digest, f"that of {manifest}: these are the results of another kit"
     )

@@ -20,6 +20,7 @@ from ..arch import Arch
 from ..errors import ExportError, LatencyError, ProxylessError, first_line, missing_extra
 from ..layers import ConvLayer, LinearLayer, MBConv, ResidualBlock, folded
 from ..model import ProxylessNAS
+from ..user_files import read_bytes
 from .nets import PoolAndClassify, build_net
 from .settings import Settings
 from .spec import NetSpec
@@ -54,8 +55,7 @@ def whole_net_onnx(spec: NetSpec, batch_size: int = 1, dtype: str = "float32") -
     """
     if spec.kind == "file":
         try:
-            with open(spec.text, "rb") as file:
-                return file.read()
+            return read_bytes(spec.text)
         except OSError as e:
             raise LatencyError(f"{spec.text}: {e.strerror or e}") from e
     if dtype not in ("float32", "float16"):

@@ -12,6 +12,7 @@ milliseconds is an error, as are NaN, infinity, a time that is not positive, and
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ArchError, LatencyError
 from ..json_fields import Fields, check_keys, is_int, is_number, is_text, show
 from ..space import SearchSpace
+from ..user_files import decode, read_bytes
 from .keys import OpKey
 from .settings import Conditions
 from .table_parts import (
@@ -112,14 +114,13 @@ def read_text(path: Path) -> str:
         LatencyError: it cannot be read, or is too large or no text.
     """
     try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as e:  # ValueError: a NUL in the name
-        raise LatencyError(f"cannot read {path}: {getattr(e, 'strerror', None) or e}") from e
-    if len(raw) > MAX_BYTES:
-        raise LatencyError(f"{path} is larger than {MAX_BYTES >> 20} MiB, which no latency table is")
-    try:
-        return raw.decode("utf-8-sig")
+        return decode(read_bytes(path, MAX_BYTES))
+    except OSError as e:
+        if e.errno == errno.EFBIG:
+            raise LatencyError(
+                f"{path} is larger than {MAX_BYTES >> 20} MiB, which no latency table is"
+            ) from e
+        raise LatencyError(f"cannot read {path}: {e.strerror or e}") from e
     except UnicodeDecodeError as e:
         raise LatencyError(f"{path} is not UTF-8 text: {e}") from e
 

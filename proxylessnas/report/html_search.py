@@ -10,6 +10,7 @@ from typing import Any
 from ..arch import Arch
 from ..errors import LatencyError, ProxylessError
 from ..progress import clock
+from ..user_files import read_bytes
 from .curves import Line, Mark, finite, line_chart
 from .html_latency import latency_part
 from .html_net import net_part
@@ -312,7 +313,7 @@ def again(story: Story, folder: Path, report: str) -> Raw:
     parts: list[object] = [code("\n".join(lines))]
     for file, what in (("search.toml", "The recipe"), ("space.toml", "The space")):
         try:
-            text = (folder / file).read_text(encoding="utf-8", errors="replace")
+            text = read_bytes(folder / file).decode(errors="replace")
         except OSError:
             continue
         parts.append(details(f"{what} ({file})", code(text)))
@@ -323,7 +324,7 @@ def _source(folder: Path) -> str | None:
     import json
 
     try:
-        found = json.loads((folder / "source.json").read_text(encoding="utf-8"))
+        found = json.loads(read_bytes(folder / "source.json"))
         return str(found["data"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

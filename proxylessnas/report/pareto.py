@@ -14,6 +14,7 @@ from typing import Any
 from ..errors import DataError, LatencyError, shown
 from ..latency.accuracy_rows import DATASETS, accuracy_panels, panels_png
 from ..safe_text import csv_rows
+from ..user_files import decode, read_bytes
 
 _EXPECTED = "expected is a table of `proxylessnas bench --csv`, or what its --json prints"
 
@@ -153,6 +154,6 @@ def _measured(row: Mapping[str, Any], evals: Mapping[str, Mapping[str, Any]]) ->
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        return decode(read_bytes(path), "replace")
     except OSError as e:
         raise DataError(f"{path}: cannot be read ({e.strerror or e})") from e

@@ -14,6 +14,7 @@ from ..errors import ArchError, DataError, first_line
 from ..image_folders import counted
 from ..space import SearchSpace
 from ..space_toml import from_dict
+from ..user_files import open_file
 from .probability_map import block_names
 
 LOG_FILE = "search.jsonl"  # as search.log writes it; importing that would import torch
@@ -150,8 +151,8 @@ def read_rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """
     rows, bad, last_bad = [], 0, False
     try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            for line in file:
+        with open_file(path) as file:
+            for line in (raw.decode(errors="replace") for raw in file):
                 try:
                     row = json.loads(line)
                 except (ValueError, RecursionError):

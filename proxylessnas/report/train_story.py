@@ -14,6 +14,7 @@ from ..arch import Arch
 from ..errors import ArchError, DataError, ProxylessError, first_line
 from ..safe_text import csv_rows
 from ..tree_arch import TreeArch
+from ..user_files import read_bytes
 from .search_story import as_number, left_out, read_rows
 
 TABLE, LOG, RECIPE, RESULT, MODEL = (
@@ -147,7 +148,7 @@ def _numbers(row: Mapping[Any, Any]) -> dict[str, Any]:
 
 def _text(path: Path, notes: list[str]) -> str:
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        return read_bytes(path).decode(errors="replace")
     except FileNotFoundError:
         return ""
     except OSError as e:

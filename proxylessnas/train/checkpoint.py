@@ -21,8 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import torch_file
 from ..errors import CheckpointError
 from ..filesystem import sync_folder, write_atomically
+from ..user_files import read_bytes
 
 FORMAT, VERSION = "proxylessnas training checkpoint", 1
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
@@ -73,15 +75,15 @@ def load(path: Path) -> dict[str, Any]:
         CheckpointError: it is cut short, damaged, not a checkpoint of a run, or of another version.
     """
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
     except OSError as e:
         raise CheckpointError(f"{path}: cannot be read ({e.strerror or e})") from e
     try:
+        state = torch_file.load(data)
         with zipfile.ZipFile(io.BytesIO(data)) as parts:  # torch itself does not compare the check sums
             broken = parts.testzip()
         if broken is not None:
             raise CheckpointError(f"{path}: damaged ({broken} has another check sum)")
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
     except Exception as e:  # zipfile and the unpickler raise nearly anything on damaged bytes
@@ -89,10 +91,11 @@ def load(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: cut short, damaged or not a checkpoint ({reason[:200]})") from e
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not a checkpoint of a training run")
-    if state.get("version") != VERSION:
+    version = state.get("version")
+    if version != VERSION:
+        found = version if isinstance(version, int) else type(version).__name__  # whatever it may hold
         raise CheckpointError(
-            f"{path}: written by another version of this package (format {state.get('version')!r}, this one "
-            f"reads {VERSION})"
+            f"{path}: written by another version of this package (format {found}, this one reads {VERSION})"
         )
     missing = [key for key in _KEYS if key not in state]
     position = state.get("position")
@@ -194,5 +197,5 @@ def pack(state: Mapping[str, Any]) -> Tensor:
 
 def unpack(data: Tensor) -> dict[str, Any]:
     """Return the dict that :func:`pack` was given."""
-    state: dict[str, Any] = torch.load(io.BytesIO(data.numpy().tobytes()), weights_only=True)
+    state: dict[str, Any] = torch_file.load(data.numpy().tobytes(), map_location=None)
     return state

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path, PurePath
 
+from ..user_files import read_bytes
 from .pictures import Data
 
 VALIDATION_FILE = "validation.txt"  # of a run: the names of the pictures it validated on
@@ -31,7 +32,7 @@ def not_held_out_before(source: str | os.PathLike[str], data: Data) -> int | Non
     if not path.is_file():  # the name of a net
         return None
     try:
-        earlier = path.with_name(VALIDATION_FILE).read_text(encoding="utf-8").splitlines()
+        earlier = read_bytes(path.with_name(VALIDATION_FILE)).decode().splitlines()
     except (OSError, ValueError):
         return None
     return len({_short(name) for name in validation_names(data)}.difference(map(_short, earlier)))

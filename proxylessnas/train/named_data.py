@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import os
 import struct
 import warnings
@@ -21,6 +22,7 @@ from ..fetch_settings import is_offline
 from ..filesystem import LockTimeout, locked
 from ..image_folders import some_of
 from ..safe_text import shown_reason
+from ..user_files import read_bytes
 from .parts import Classes, Parts
 from .pictures import TensorPictures
 
@@ -29,6 +31,7 @@ NAMES = ("cifar10", "cifar100", "fashion-mnist", "digits")
 
 _TORCHVISION = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "fashion-mnist": "FashionMNIST"}
 _LOCK_WAIT_S = 3600.0
+_MOST_IDX_BYTES = 1 << 30  # MNIST's largest file has 47 million
 
 # Of the training pictures, per channel.
 _STATISTICS = {
@@ -173,8 +176,12 @@ def read_idx(path: str) -> Tensor:
         DataError: it cannot be read, or is something else; names it.
     """
     try:
-        raw = Path(path).read_bytes()
-        data = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+        data = read_bytes(path, _MOST_IDX_BYTES)
+        if data[:2] == b"\x1f\x8b":
+            with gzip.GzipFile(fileobj=io.BytesIO(data)) as packed:
+                data = packed.read(_MOST_IDX_BYTES + 1)
+            if len(data) > _MOST_IDX_BYTES:
+                raise DataError(f"{path}: unpacks to more than {_MOST_IDX_BYTES:,} bytes")
     except (OSError, EOFError, zlib.error) as e:  # a damaged gzip file raises any of these
         raise DataError(f"{path}: cannot be read ({getattr(e, 'strerror', None) or e})") from e
     # Two zero bytes, 8 for "unsigned bytes", the number of dimensions, and each of them, big-endian.

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ...errors import LatencyError
+from ...user_files import read_bytes
 from ..executorch_net import lower, missing_executorch, undisturbed
 from ..files import check_runtime
 from ..settings import Settings
@@ -108,7 +109,7 @@ class ExecuTorch:
         if spec.kind == "file":
             check_runtime(spec.text, self.name)
             _set_threads(_runtime_library(), settings.threads)
-            return ExecuTorchSession(Path(spec.text).read_bytes(), example_input(spec.input_size, plain))
+            return ExecuTorchSession(read_bytes(spec.text), example_input(spec.input_size, plain))
         _set_threads(_runtime_library(), settings.threads)
         model, example = build_net(spec, plain)
         try:

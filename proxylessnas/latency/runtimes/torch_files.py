@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...errors import LatencyError, first_line
+from ...user_files import open_file
 from ..files import is_torchscript, zip_names
 
 #: The file in a ``.pt2`` or ``.pt`` archive that holds what is known of the net, as JSON.
@@ -31,7 +32,7 @@ def load_program(path: str | os.PathLike[str]) -> Callable[[Tensor], Any]:
     """
     path = os.fspath(path)
     try:
-        with open(path, "rb"), warnings.catch_warnings():
+        with open_file(path), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that TorchScript is deprecated is known
             if Path(path).suffix.lower() == ".pt":
                 if not is_torchscript(path):

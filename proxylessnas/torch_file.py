@@ -1,0 +1,227 @@
+"""Torch checkpoints from anywhere, opened in bounded time and memory and without running code from them.
+
+``torch.load(weights_only=True)`` runs nothing, but believes what a file says of itself: the pickle inside is
+read here first, opcode by opcode and building nothing, and the tensors are compared with the file's size.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import struct
+import warnings
+import zipfile
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+_MAX_NAME = 200  # characters of a global; torch searches the message that quotes it in quadratic time
+_MAX_OPCODES = 2_000_000
+_MAX_DEPTH = 50  # of tuples; hashing a deeper one would end in a stack overflow
+_MAX_TUPLE = 100_000  # values in a tuple and all tuples in it, each as often as it is in there
+_MAX_SHARING = 16  # tensors may share memory, so that together they are larger than the file
+_SLACK_BYTES = 1 << 20
+_LEGACY_PICKLES = 5  # magic number, version, system, the object, keys of its storages
+
+
+class CheckpointRefused(Exception):
+    """A checkpoint is not as ``torch.save`` writes them; the message says why, without the file's name."""
+
+
+def load(data: bytes, *, map_location: str | None = "cpu") -> Any:
+    """Return what a checkpoint of ``torch.save`` holds, new or old format.
+
+    Args:
+        data: the content of the file.
+        map_location: as of ``torch.load``.
+
+    Raises:
+        CheckpointRefused: it would take unbounded time or memory.
+        Exception: torch raises nearly anything on a damaged file, and ``pickle.UnpicklingError`` on one that
+            holds other Python objects than tensors, numbers, texts and their containers.
+    """
+    import torch
+
+    if data.startswith(b"PK"):
+        _scan_archive(data)
+    else:
+        end = 0
+        for _ in range(_LEGACY_PICKLES):
+            if end < len(data):  # torch says that something is missing
+                end = _Scan(data, end).run()
+    with warnings.catch_warnings(), torch.inference_mode(False):
+        warnings.simplefilter("ignore")  # torch warns about its own old formats: nothing to act on
+        loaded = torch.load(io.BytesIO(data), map_location=map_location, weights_only=True)
+    _check_sizes(loaded, len(data))
+    return loaded
+
+
+def _scan_archive(data: bytes) -> None:
+    """Refuse archives that torch.save did not write: compressed ones (of any real size) and programs."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            infos = archive.infolist()
+    except Exception as e:  # BadZipFile, but also struct.error, NotImplementedError, ... for crafted ones
+        raise CheckpointRefused("truncated or damaged checkpoint (not a complete archive)") from e
+    packed = any(info.compress_type != zipfile.ZIP_STORED for info in infos)
+    if packed or sum(info.file_size for info in infos) > len(data):
+        raise CheckpointRefused("a compressed archive, not a torch checkpoint")
+    if any(info.filename.endswith("/constants.pkl") for info in infos):
+        raise CheckpointRefused("a TorchScript program, not a file of weights")
+    for info in infos:
+        # Whatever torch could take for the pickle: it does not look at upper and lower case. Not by
+        # archive.read(): torch.save can be told to write no check sums.
+        if info.filename.lower().endswith("data.pkl"):
+            names = data[info.header_offset + 26 : info.header_offset + 30]  # their lengths: name, extra
+            start = info.header_offset + 30 + sum(struct.unpack("<HH", names.ljust(4, b"\0")))
+            _Scan(data[start : start + info.file_size]).run()
+
+
+# A value of a pickle: how many values it holds, how deeply they are nested, and whether it is a global.
+_Value = tuple[int, int, bool]
+_ATOM: _Value = (1, 0, False)  # also what may change later: a list, a dict, what a call returned
+_GLOBAL: _Value = (1, 0, True)
+
+# Opcodes that torch's reader knows, by how many bytes of an argument follow.
+_PUSH = {
+    pickle.NONE: 0, pickle.NEWTRUE: 0, pickle.NEWFALSE: 0, pickle.BININT: 4, pickle.BININT1: 1,
+    pickle.BININT2: 2, pickle.BINFLOAT: 8, pickle.EMPTY_TUPLE: 0, pickle.EMPTY_LIST: 0, pickle.EMPTY_DICT: 0,
+    pickle.EMPTY_SET: 0,
+}  # fmt: skip
+_PUSH_COUNTED = {pickle.BINUNICODE: "<I", pickle.SHORT_BINSTRING: "<B", pickle.LONG1: "<B"}
+_PUT = {pickle.BINPUT: "<B", pickle.LONG_BINPUT: "<I"}
+_GET = {pickle.BINGET: "<B", pickle.LONG_BINGET: "<I"}
+_POP = {pickle.APPEND: 1, pickle.SETITEM: 2, pickle.BUILD: 1}
+_TUPLES = {pickle.TUPLE1: 1, pickle.TUPLE2: 2, pickle.TUPLE3: 3}
+
+
+class _Scan:
+    """Walks over one pickle, with the stack that the reader would have, but of counts instead of objects.
+
+    Args:
+        data: bytes that hold the pickle.
+        start: where it begins.
+    """
+
+    def __init__(self, data: bytes, start: int = 0) -> None:
+        self.data, self.at = data, start
+        self.stack: list[_Value] = []
+        self.below: list[list[_Value]] = []  # the stacks under each mark
+        self.memo: dict[int, _Value] = {}
+
+    def run(self) -> int:
+        """Return where the pickle ends.
+
+        Raises:
+            CheckpointRefused: it is damaged, too large, or of no kind that torch.save writes.
+        """
+        try:
+            for _ in range(_MAX_OPCODES):
+                op = self.data[self.at : self.at + 1]
+                self.at += 1
+                if op == pickle.STOP:
+                    return self.at
+                self._step(op)
+        except (IndexError, KeyError, struct.error) as e:
+            raise CheckpointRefused("truncated or damaged checkpoint (its pickle is not complete)") from e
+        raise CheckpointRefused(f"its pickle has over {_MAX_OPCODES:,} instructions")
+
+    def _step(self, op: bytes) -> None:
+        stack = self.stack
+        if op in _PUT:
+            self.memo[self._number(_PUT[op])] = stack[-1]
+        elif op in _GET:
+            stack.append(self.memo[self._number(_GET[op])])
+        elif op in _PUSH:
+            self.at += _PUSH[op]
+            stack.append(_ATOM)
+        elif op in _PUSH_COUNTED:
+            length = self._number(_PUSH_COUNTED[op])
+            self.at += length
+            stack.append(_ATOM)
+        elif op in _TUPLES:
+            n = _TUPLES[op]
+            if len(stack) < n:
+                raise IndexError
+            stack[-n:] = [self._tuple(stack[-n:])]
+        elif op == pickle.MARK:
+            self.below.append(stack)
+            self.stack = []
+        elif op == pickle.TUPLE:
+            self.stack = self.below.pop()
+            self.stack.append(self._tuple(stack))
+        elif op in (pickle.APPENDS, pickle.SETITEMS):
+            self.stack = self.below.pop()
+        elif op in _POP:
+            for _ in range(_POP[op]):
+                stack.pop()
+        elif op == pickle.GLOBAL:
+            stack.append(self._global())
+        elif op in (pickle.REDUCE, pickle.NEWOBJ):
+            stack.pop()
+            if not stack.pop()[2]:  # torch quotes what is called, however long that may become
+                raise CheckpointRefused("damaged, or it calls what is no function")
+            stack.append(_ATOM)
+        elif op == pickle.BINPERSID:
+            stack[-1] = _ATOM
+        elif op == pickle.PROTO:
+            self.at += 1
+        elif not op:
+            raise IndexError
+        else:
+            raise CheckpointRefused(
+                f"damaged, or not written by torch.save (pickle instruction {op[0]}); nothing in it was run"
+            )
+
+    def _number(self, form: str) -> int:
+        (number,) = struct.unpack_from(form, self.data, self.at)
+        self.at += struct.calcsize(form)
+        return int(number)
+
+    def _tuple(self, items: Iterable[_Value]) -> _Value:
+        count, depth = 1, 0
+        for item in items:
+            count += item[0]
+            depth = max(depth, item[1])
+        if count > _MAX_TUPLE or depth >= _MAX_DEPTH:
+            raise CheckpointRefused("damaged, or it holds tuples of tuples without end")
+        return count, depth + 1, False
+
+    def _global(self) -> _Value:
+        names = []
+        for _ in range(2):
+            end = self.data.find(b"\n", self.at, self.at + _MAX_NAME + 1)
+            if end < 0:
+                raise CheckpointRefused(
+                    f"damaged, or it names a Python object in over {_MAX_NAME} letters; nothing in it was run"
+                )
+            names.append(self.data[self.at : end])
+            self.at = end + 1
+        if names[1] == b"bytearray":  # of any length, filled at once
+            raise CheckpointRefused("it holds Python objects (bytearray) besides tensors")
+        return _GLOBAL
+
+
+def _check_sizes(loaded: object, file_bytes: int) -> None:
+    """Refuse tensors that are larger than the file they are from."""
+    import torch
+
+    todo, seen, total, storages = [loaded], set[int](), 0, dict[int, int]()
+    while todo:
+        value = todo.pop()
+        if id(value) in seen:
+            continue
+        if isinstance(value, torch.Tensor):
+            total += value.numel() * value.element_size()
+            if value.layout == torch.strided and not value.is_meta:
+                storage = value.untyped_storage()
+                storages[storage.data_ptr()] = storage.nbytes()
+        elif isinstance(value, (Mapping, list, tuple, set)):
+            seen.add(id(value))
+            todo.extend(value)
+            if isinstance(value, Mapping):
+                todo.extend(value.values())
+    most = file_bytes + _SLACK_BYTES
+    if sum(storages.values()) > most or total > _MAX_SHARING * most:
+        raise CheckpointRefused(
+            f"its tensors claim {max(total, sum(storages.values())):,} bytes, the file has {file_bytes:,}"
+        )
