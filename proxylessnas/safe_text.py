@@ -74,9 +74,7 @@ def csv_text(columns: Sequence[object], rows: Iterable[Sequence[object]], *, hea
         ValueError: a row has another number of cells.
     """
     lines: list[str] = []
-    writer = csv.writer(
-        SimpleNamespace(write=lines.append)
-    )  # ends lines with \r\n, so it quotes both in cells
+    writer = csv.writer(SimpleNamespace(write=lines.append))  # with its \r\n it quotes both in cells
     for row in [columns, *rows] if head else rows:
         if len(row) != len(columns):
             raise ValueError(f"a row of {len(row)} cells in a table of {len(columns)} columns")
