@@ -147,7 +147,7 @@ def create_model(
     with torch.inference_mode(False):  # parameters made under inference mode could never be trained
         if weights is None and not pretrained:
             model = build(arch, **options)
-            model.name = name_of_file(cast(str, name_or_arch), arch.name) if from_file else model.name
+            model.name = name_of_file(cast(str, name_or_arch)) if from_file else model.name
             return model
         if weights is None:
             weights = get_weights(_published_as(arch))

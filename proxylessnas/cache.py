@@ -157,7 +157,7 @@ def _throw_away(path: Path, problem: str) -> None:
     if is_offline():
         raise WeightsCorruptError(
             f"{path}: {problem}. It was not used, and PROXYLESSNAS_OFFLINE forbids fetching it again.\n"
-            f"{ways_without_network()}.\nOr replace the file"
+            f"  {ways_without_network()}.\n  Or replace the file"
         )
     _LOG.warning("%s: %s; fetching it again", one_line(path), problem)
     try:

@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 
 from .errors import UnknownModelError
-from .published import PUBLISHED, normalise_name
+from .published import normalise_name
 
 WEIGHTS_SUFFIXES = (".pth", ".pt", ".tar", ".bin", ".ckpt", ".safetensors")
-_RUN_FILES = ("model", "child")  # every training, and every search, calls its net so
+_RUN_FILES = ("model.safetensors", "child.safetensors", "arch.txt", "net.config")
 ARCH_SUFFIXES = (".json", ".config", ".txt")
 
 
@@ -18,20 +18,13 @@ def is_weights_file(path: str | os.PathLike[str]) -> bool:
     return os.fspath(path).lower().endswith(WEIGHTS_SUFFIXES)
 
 
-def name_of_file(path: str | os.PathLike[str], arch_name: str = "") -> str:
-    """Return the name of the net in a file, which is its own, not that of the published net it came from.
+def name_of_file(path: str | os.PathLike[str]) -> str:
+    """Return the name of the net in a file: its own, not that of the published net it may have come from.
 
-    A file of weights is called like the file; the one that a run leaves, like the run's folder. A file of an
-    architecture has the name in it, unless that is one of the zoo's or says nothing.
-
-    Args:
-        path: of the file.
-        arch_name: the name that its architecture has.
+    It is called like the file; the nets that every run leaves under the same name, like the run's folder.
     """
     file = Path(path)
-    if is_weights_file(file):
-        return (file.resolve().parent.name if file.stem in _RUN_FILES else "") or file.stem
-    return file.stem if arch_name in ("", "net", *PUBLISHED) else arch_name
+    return (file.resolve().parent.name if file.name in _RUN_FILES else "") or file.stem
 
 
 def looks_like_path(word: str | os.PathLike[str]) -> bool:

@@ -50,6 +50,7 @@ def test_json(run: Run, net: Path, tmp_path: Path) -> None:
     ran = run(net, tmp_path / "net.pt", "--no-measure", "--json")
     assert ran.code == 1
     assert ran.json["error"]["type"] == "ExportError"
+    assert ran.json["error"]["message"].endswith("net.pt: exists already: --force replaces it")
     assert run(net, tmp_path / "net.pt", "--no-measure", "--quiet", "--force").out == ""
 
 
@@ -165,7 +166,7 @@ def test_random_weights_on_request(run: Run, tmp_path: Path) -> None:
         (["{net}", "{out}/a/b.pt"], 1, "there is no folder"),
         (["nothing", "{out}.pt"], 1, "nothing"),
         (["{out}.safetensors", "{out}.pt"], 1, "net.safetensors"),
-        (["{net}", "{out}.pt", "--opset", "20"], 1, ".pt files have no option opset"),
+        (["{net}", "{out}.pt", "--opset", "20"], 1, ".pt files have no option --opset\n"),
         (["{net}", "{out}.pt", "--opset", "x"], 2, "--opset"),
         (["{net}", "{out}.pt", "--int8"], 2, "--int8 needs --calibrate DIR"),
         (["{net}", "{out}.pt", "--calibrate", "x"], 2, "--calibrate is for --int8"),
@@ -179,7 +180,7 @@ def test_random_weights_on_request(run: Run, tmp_path: Path) -> None:
         (["{net}", "{out}.onnx", "--int8", "--calibrate", "x", "--qat-epochs", "1"], 2, "go together"),
         (["{net}", "{out}.onnx", "--int8", "--calibrate", "x", "--max-drop", "2"], 2, "--max-drop"),
         (["{net}", "{out}.pt", "--images", "{out}"], 1, "No such file"),
-        (["{net}", "{out}.pt", "--batch-size", "2"], 1, ".pt files have no option batch_size"),
+        (["{net}", "{out}.pt", "--batch-size", "2"], 1, ".pt files have no option --batch-size\n"),
         (["{net}", "{out}.pt", "--tolerance", "2"], 2, "--tolerance"),
         (["{net}"], 2, "OUT"),
     ],

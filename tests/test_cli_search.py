@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from latency_table_tools import little
 from train_tools import command, differences_of, environment, tensors
 
 from proxylessnas import cli, create_model
@@ -21,6 +22,7 @@ from proxylessnas.cli._search_show import SHOW
 from proxylessnas.cli._verb import Verb
 from proxylessnas.search import SearchRecipe
 from proxylessnas.search.presets import PRESETS
+from proxylessnas.spaces import read_space
 
 FITTED = "--space tiny --data digits --limit 8 --image-size 16 --warmup-epochs 1 --epochs 1".split()
 FITTED += ["--set", "recalibrate_batches=1", "--threads", "1", "--system-malloc"]
@@ -127,7 +129,7 @@ def test_show(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_derive(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "small"
-    words = ["search", "derive", str(run_folder), "--target-macs", "0.4", "-o", str(out)]
+    words = ["search", "derive", str(run_folder), "--target-macs", "0.4", "--out", str(out)]
     assert cli.main(words) == 0
     printed = capsys.readouterr()
     assert printed.out.strip() == str(out / "child.safetensors")
@@ -208,6 +210,15 @@ def test_wrong_words(
     assert "Traceback" not in printed.err
     assert printed.out == ""
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_table_that_was_never_tried_names_the_option(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    little(space=read_space("tiny").replace(resolution=16)).save(tmp_path / "t.json")
+    words = ["search", "run", *SHORT, "--target-ms", "50", "--table", str(tmp_path / "t.json")]
+    assert cli.main([*words, "--out", str(tmp_path / "a")]) == 1
+    assert capsys.readouterr().err.rstrip().endswith("or search with it all the same: --force")
 
 
 _OPS = """

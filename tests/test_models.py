@@ -359,6 +359,9 @@ def test_profile_neither_runs_nor_changes_the_net():
     assert model.training
     assert all(torch.equal(model.state_dict()[k], v) for k, v in before.items())
     assert profile(model, (3, 64, 96)).macs > 3 * report.macs
+    assert profile(model) == profile(model, (3, 224, 224)) == profile(model, 224), (
+        "of other modules nothing is known"
+    )
     assert report.uncounted["native_batch_norm"] == sum(
         isinstance(m, nn.BatchNorm2d) for m in model.modules()
     )

@@ -116,7 +116,7 @@ def _of_file(path: Path) -> dict[str, Any]:
     model.preprocessing = stored or model.preprocessing
     counted = profile(model)
     facts = {
-        "name": name_of_file(path, arch.name),
+        "name": name_of_file(path),
         **_of_arch(arch),
         "params": counted.params,
         "macs": counted.macs,

@@ -178,6 +178,8 @@ def from_pretrained(
         for key, names in (("id2label", categories), ("wnids", wnids)):
             if names and len(names) != model.num_classes:
                 raise ValueError(f"{key} has {len(names)} entries, the net {model.num_classes} classes")
+    title = config.get("architecture")
+    model.name = title if isinstance(title, str) else model.name
     model.preprocessing = preprocessing or model.preprocessing
     model.categories = categories or model.categories
     model.wnids = wnids or model.wnids

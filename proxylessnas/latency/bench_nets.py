@@ -172,7 +172,7 @@ def _own(word: str | os.PathLike[str] | Arch | TreeArch, image_size: int | None)
     elif looks_like_path(word):
         arch, stored = read_arch(word), read_header(word).preprocessing
         record = find_by_digest(Path(word)) if is_weights_file(word) else None
-        name = record.name if record is not None else name_of_file(word, arch.name)
+        name = record.name if record is not None else name_of_file(word)
     else:
         arch = PUBLISHED[normalise_name(str(word))]
         name, record = arch.name, get_weights(arch.name)

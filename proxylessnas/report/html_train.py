@@ -183,8 +183,8 @@ def train_comparison(stories: Mapping[str, TrainStory]) -> Raw:
                 size = None
         net = story.arch.name if story.arch is not None else "-"
         counts = (f"{size.params / 1e6:.3g} M", f"{size.macs / 1e6:.3g} M") if size else ("-", "-")
-        top1, against = percent(story.top1), _against(first, story)
-        rows.append((name, net, _data(story) or "-", len(story.epochs), top1, against, *counts))
+        verdict = percent(story.top1), _against(first, story)
+        rows.append((name, net, _data(story) or "-", len(story.epochs), *verdict, *counts))
     head = (
         "run", "architecture", "pictures", "epochs", "top-1", "against this run", "parameters",
         "multiply-adds",

@@ -58,7 +58,7 @@ def open_subject(word: str | os.PathLike[str]) -> Subject:
         return _of_folder(path)
     if looks_like_path(word):
         arch = read_arch(path)
-        return Subject(_name(path, arch.name), arch)
+        return Subject(_name(path), arch)
     try:
         arch = PUBLISHED[normalise_name(str(word))]
     except UnknownModelError as e:
@@ -66,12 +66,12 @@ def open_subject(word: str | os.PathLike[str]) -> Subject:
     return Subject(arch.name, arch)
 
 
-def _name(path: Path, arch_name: str) -> str:
+def _name(path: Path) -> str:
     """Return the name of the net in a file; a published one is known by its digest."""
     from ..weights import find_by_digest
 
     record = find_by_digest(path) if is_weights_file(path) else None
-    return record.name if record is not None else name_of_file(path, arch_name)
+    return record.name if record is not None else name_of_file(path)
 
 
 def is_search(folder: str | os.PathLike[str]) -> bool:

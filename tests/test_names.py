@@ -1,0 +1,74 @@
+"""A model that was made from a published one has a name and a size of its own, wherever it is shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from cli_tools import runner
+
+from proxylessnas import Preprocessing, create_model, load_weights, profile, save_weights
+from proxylessnas.deploy.subject import open_subject as exported
+from proxylessnas.latency.bench_nets import open_nets
+from proxylessnas.names import name_of_file
+from proxylessnas.report.subjects import open_subject as drawn
+
+ZOO = "proxyless_w03_r176"
+MACS_64 = 4806272  # of that architecture for ten classes at 64 px
+
+
+@pytest.fixture
+def tuned(tmp_path: Path) -> Path:
+    """Return the file that a fine-tuning for images of 64 px leaves in its folder."""
+    net = create_model(ZOO, num_classes=10)
+    net.preprocessing = Preprocessing(64, 64)
+    (tmp_path / "kitchen").mkdir()
+    return save_weights(net, tmp_path / "kitchen" / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("runs/kitchen/model.safetensors", "kitchen"),
+        ("runs/kitchen/child.safetensors", "kitchen"),
+        ("runs/kitchen/arch.txt", "kitchen"),
+        ("runs/kitchen/tuned.safetensors", "tuned"),
+        ("runs/kitchen/checkpoint.pth", "checkpoint"),
+        ("mine.txt", "mine"),
+        ("/model.safetensors", "model"),
+    ],
+)
+def test_a_net_is_called_like_its_file_or_run(file: str, name: str) -> None:
+    assert name_of_file(file) == name
+
+
+def test_names(tuned: Path, tmp_path: Path) -> None:
+    other = save_weights(create_model(tuned), tmp_path / "spoons.safetensors")
+    net = create_model(ZOO, num_classes=10)
+    assert net.name == ZOO
+    load_weights(net, tuned)
+    found = [create_model(tuned).name, net.name, drawn(tuned).name, exported(tuned).name, exported(net).name]
+    assert set(found) == {"kitchen"}
+    assert exported(tuned).metadata()["name"] == "kitchen"
+    nets, _ = open_nets([tuned, other, ZOO], tmp_path)
+    assert [each.name for each in nets] == ["kitchen", "spoons", ZOO]
+    assert [each.top1 for each in nets] == [None, None, 57.0], "the zoo's figures are not theirs"
+
+
+def test_the_command_line_says_the_name(tuned: Path, repo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = runner(capsys)
+    photo = next((repo / "examples" / "photos" / "cifar10").glob("*.jpg"))
+    assert run("predict", tuned, photo, "--json").json["net"] == "kitchen"
+    assert run("predict", ZOO, "--weights", tuned, photo, "--json").json["net"] == "kitchen"
+    facts = run("info", tuned, "--json").json
+    assert (facts["name"], facts["input_size"], facts["macs"]) == ("kitchen", 64, MACS_64)
+
+
+def test_sizes(tuned: Path, tmp_path: Path) -> None:
+    """What is counted and measured is a call with the images that the model is for."""
+    net = create_model(tuned)
+    assert net.input_size == (3, 64, 64)
+    assert profile(net) == profile(net, 64) == profile(net, (3, 64, 64))
+    assert profile(net).macs == MACS_64
+    (benched,), _ = open_nets([tuned], tmp_path)
+    assert (benched.spec.input_size, benched.macs) == ((3, 64, 64), MACS_64)
