@@ -27,6 +27,7 @@ from . import registration, toml_text
 from .errors import ArchError, shown
 from .space import SearchSpace, SpaceStage
 from .space_rules import problems_error, value_problems
+from .user_files import decode, read_bytes
 
 _FIELDS = {f.name: f.default is dataclasses.MISSING for f in dataclasses.fields(SearchSpace)}
 _STAGE_FIELDS = [f.name for f in dataclasses.fields(SpaceStage)]
@@ -105,7 +106,7 @@ def read_toml(path: str | os.PathLike[str]) -> SearchSpace:
         MissingExtraError: Python is 3.10 and tomli is not installed.
     """
     where, data = toml_text.read_toml(Path(path), "search space", error=ArchError)
-    modules = registration.noted(Path(path).read_text(encoding="utf-8", errors="replace"))
+    modules = registration.noted(decode(read_bytes(path), "replace"))
     return from_dict({"name": Path(path).stem, **data}, where, modules)
 
 
