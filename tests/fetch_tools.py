@@ -43,7 +43,7 @@ def record(*sources: str, content: bytes = CONTENT, blob_only: bool = False) -> 
 
 def reason(error: BaseException, index: int = 0) -> str:
     """Return what the error says about the source of this index."""
-    listed = [line for line in str(error).splitlines() if line.startswith("  ")]
+    listed = [line for line in str(error).splitlines() if line.startswith("    ")]
     return listed[index].partition(f"{NAME}: ")[2]
 
 

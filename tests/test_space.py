@@ -443,8 +443,8 @@ def test_all_problems_of_a_file_at_once(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (b"stem = ", "not valid TOML"),
-        (b"\xff\xfe", "cannot be read as a search space"),
-        (b"#" * 1_000_001, "too large"),
+        (b"\xff\xff", "cannot be read as a search space"),
+        (b"#" * 1_000_001, "larger than 1,000,000 bytes"),
         (b"stem = " + b"9" * 5000, "not valid TOML"),
         (b"x = " + b"[" * 5000, "not valid TOML"),
         (b"", "problems"),
