@@ -25,7 +25,7 @@ RECIPE = Recipe(
 def classify() -> None:
     """Name what is on the photos that come with the repository."""
     net = proxylessnas.create_model(NAME, pretrained=True).eval()
-    print(f"\nWhat is on these photos? The two best guesses of {NAME}, at {net.preprocessing.input_size} pixels a side")
+    print(f"\n{NAME} guesses twice what is on a photo, at {net.preprocessing.input_size} pixels a side:")
     net.predict(PHOTOS[0])  # the first call takes longer than the others
     for photo in PHOTOS:
         start = time.perf_counter()
