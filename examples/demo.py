@@ -1,4 +1,4 @@
-"""What `make demo` runs first, without any network: photos through a real net, then it learns digits."""
+"""What `make demo` runs first, without any network: photos through a real model, then it learns digits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from proxylessnas.metrics import Metrics
 from proxylessnas.train import Recipe, finetune, open_data
 
 NAME = "proxyless_cifar10_demo"  # its weights come with the package
-PHOTOS = Path(__file__).resolve().parent / "photos" / "cifar10"
+PHOTOS = sorted((Path(__file__).resolve().parent / "photos" / "cifar10").glob("*.jpg"))
 SHADES = " .:-=+*#%@"
 RECIPE = Recipe(
     batch_size=32, learning_rate=0.1, warmup_epochs=0.5, crop="padded", crop_padding=2, flip=False
@@ -25,8 +25,9 @@ RECIPE = Recipe(
 def classify() -> None:
     """Name what is on the photos that come with the repository."""
     net = proxylessnas.create_model(NAME, pretrained=True).eval()
-    print(f"\nPhotos, as {NAME} sees them ({net.preprocessing.input_size} pixels wide)")
-    for photo in sorted(PHOTOS.glob("*.jpg")):
+    print(f"\n{NAME} guesses twice what is on a photo, at {net.preprocessing.input_size} pixels a side:")
+    net.predict(PHOTOS[0])  # the first call takes longer than the others
+    for photo in PHOTOS:
         start = time.perf_counter()
         found = net.predict(photo, top=2)
         ms = 1e3 * (time.perf_counter() - start)
@@ -36,10 +37,10 @@ def classify() -> None:
 
 
 def learn(folder: Path, epochs: int, limit: int | None) -> None:
-    """Give the net a new head, train it on handwritten digits, and draw what came of it."""
+    """Give the model a new classifier, train it on handwritten digits, and draw what came of it."""
     data = open_data("digits", val_fraction=0.2, limit=limit)
     assert data.val is not None
-    print(f"\nThe same net learns {len(data.categories)} digits from {len(data.train):,} pictures")
+    print(f"\nThe same model learns {len(data.categories)} digits from {len(data.train):,} handwritten ones")
     result = finetune(NAME, data, RECIPE.replace(epochs=epochs), out=folder)
     if result.model is None:  # Ctrl-C
         raise SystemExit(130)
@@ -51,13 +52,13 @@ def learn(folder: Path, epochs: int, limit: int | None) -> None:
         logits = net(torch.stack([net.preprocessing.build()(image) for image in images]))
     metrics = Metrics(len(data.categories))
     metrics.add(logits, labels)
-    print(f"\n{metrics.top1:.1f} % of {metrics.n} pictures that it never saw are right.")
+    print(f"\nIt reads {metrics.top1:.1f} % of {metrics.n} other digits right, which it was not trained on.")
     for i in (logits.argmax(1) != labels).nonzero()[:1].flatten().tolist():
         for row in images[i][0].tolist():
             print("    " + "".join(2 * SHADES[value * 9 // 255] for value in row))
-        print(f"    This {data.categories[labels[i]]} it takes for a {data.categories[logits[i].argmax()]}.")
+        print(f"    A {data.categories[labels[i]]}, taken for a {data.categories[logits[i].argmax()]}.")
     confusion_png(metrics.confusion, data.categories, folder / "confusion.png")
-    print(f"\nTo look at: {folder / 'confusion.png'} and {folder / 'curves.png'}")
+    print(f"Figures: {folder / 'confusion.png'} (what it mixes up), {folder / 'curves.png'} (how it learnt)")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -198,11 +198,12 @@ def test_an_accuracy_belongs_to_its_input_size(tmp_path: Path) -> None:
 
 
 def test_files_and_repeated_nets(tmp_path: Path) -> None:
-    for name in ("a.txt", "b.txt"):
+    (tmp_path / "sub").mkdir()
+    for name in ("a.txt", "b.txt", "sub/a.txt"):
         (tmp_path / name).write_text(LITTLE)
-    words = [str(tmp_path / "a.txt"), str(tmp_path / "b.txt"), str(tmp_path / "a.txt")]
+    words = [str(tmp_path / name) for name in ("a.txt", "b.txt", "a.txt", "sub/a.txt")]
     nets, _ = open_nets(words, tmp_path)
-    assert [net.name for net in nets] == ["little", "little (2)"]
+    assert [net.name for net in nets] == ["a", "b", "a (2)"]
 
 
 def test_torchvision_nets_come_with_imagenet_nets_only(tmp_path: Path) -> None:

@@ -440,7 +440,7 @@ BAD_NETS = [
     (["nowhere.safetensors"], 1, "nowhere.safetensors: no such file"),
     (["{files}"], 1, "is a folder, not a file"),
     (["{files}/mine.txt"], 2, "mine.txt is an architecture without weights: give --weights FILE"),
-    (["{files}/mine.pth"], 1, "no architecture; name one: NAME_OR_ARCH --weights FILE\n"),
+    (["{files}/mine.pth"], 1, "no architecture; name one: NAME_OR_ARCH --weights FILE"),
     (["{files}/words.txt", "--weights", "{files}/mine.pth"], 1, "words.txt: line 1, column 1"),
     (["proxyless_cpu", "--weights", "{files}/mine.pth"], 1, "mine.pth do not fit proxyless_cpu"),
     (["proxyless_cpu", "--weights", "{files}/cut.pth"], 1, "cut.pth"),
@@ -485,8 +485,8 @@ def test_offline(run: Run, files: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_missing_libraries(run: Run, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for library, line in (
-        ("PIL.Image", "pip install pillow"),
-        ("safetensors.torch", "pip install safetensors"),
+        ("PIL.Image", "pip install --force-reinstall pillow"),
+        ("safetensors.torch", "install safetensors"),
     ):
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, library, None)

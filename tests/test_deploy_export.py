@@ -123,7 +123,7 @@ def test_the_tolerance_is_the_callers(tmp_path: Path) -> None:
     [
         ({"precision": "int4"}, "precision is 'int4'; known are float32, int8"),
         ({"precision": "int8"}, r"\.pt files are not written in int8; \.onnx, \.xml"),
-        ({"calibration": "photos"}, "are for precision='int8'"),
+        ({"calibration": "photos"}, "are for --int8"),
         ({"tolerance": 0}, "tolerance must be a number above 0"),
         ({"tolerance": True}, "tolerance must be"),
         ({"min_agreement": 2}, "min_agreement must be a number from 0 to 1"),

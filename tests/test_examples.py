@@ -124,8 +124,8 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "in the package" in text
     assert text.count("right ") + text.count("WRONG ") == 6
     assert text.count("right ") >= 4
-    assert "learns 10 digits from 100 pictures" in text
-    assert "% of 100 pictures that it never saw are right" in text
+    assert "learns 10 digits from 100 handwritten ones" in text
+    assert "% of 100 other digits right, which it was not trained on" in text
 
 
 @pytest.mark.slow
@@ -133,7 +133,7 @@ def test_the_whole_demo_is_quick_and_learns(tmp_path: Path, capsys: pytest.Captu
     start = time.monotonic()
     _demo(tmp_path / "run")
     assert time.monotonic() - start < 180
-    found = re.search(r"([\d.]+) % of 359 pictures", capsys.readouterr().out)
+    found = re.search(r"([\d.]+) % of 359 other digits", capsys.readouterr().out)
     assert found is not None
     assert float(found[1]) > 97
 
