@@ -166,7 +166,7 @@ def test_a_wider_net_computes_the_same(repo: Path, tmp_path: Path) -> None:
     ("name", "options", "least"),
     [
         ("plain_teacher.py", "--widths 8 16 --epochs 8 --rate 0.05", 50),
-        ("whitened_teacher.py", "--widths 8 16 16 --epochs 3 --batch-size 100 --part 50", 30),
+        ("whitened_teacher.py", "--widths 8 16 16 --epochs 5 --batch-size 100 --part 50", 30),
     ],
 )
 def test_a_net_of_plain_convolutions_is_trained_and_teaches(
