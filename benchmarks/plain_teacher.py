@@ -162,6 +162,7 @@ def write_teacher(
 def main() -> None:
     parser = arguments(__doc__, epochs=14)
     parser.add_argument("--widths", type=int, nargs="+", default=[32, 64, 192, 256])
+    parser.add_argument("--rate", type=float, default=0.2, help="learning rate; smaller for narrow nets")
     args = parser.parse_args()
 
     keep_freed_pages()
@@ -171,7 +172,7 @@ def main() -> None:
     if no_bfloat16(torch.device("cpu")):
         amp, dtype = "off", torch.float32
     recipe = read_recipe("cifar10-demo").replace(
-        epochs=args.epochs, amp=amp, cutout=8, crop_padding=4, grow_epochs=grow,
+        epochs=args.epochs, learning_rate=args.rate, amp=amp, cutout=8, crop_padding=4, grow_epochs=grow,
         start_size=18 if grow else None, warmup_epochs=min(1.0, args.epochs / 2),
         label_smoothing=0.0,  # a teacher of smooth labels has less to say (Müller et al. 2019)
     )  # fmt: skip

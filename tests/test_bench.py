@@ -229,8 +229,8 @@ def test_without_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     nets, notes = open_nets(["proxyless_cpu"], tmp_path, peers=TORCHVISION)
     assert [net.name for net in nets] == ["proxyless_cpu"]
     assert len(notes) == 3
-    assert all("pip install torchvision" in text for text in notes)
-    with pytest.raises(MissingExtraError, match="pip install torchvision"):
+    assert all("install --force-reinstall torchvision" in text for text in notes)
+    with pytest.raises(MissingExtraError, match="pip install --force-reinstall torchvision"):
         open_nets(PEERS[:1], tmp_path)
 
 

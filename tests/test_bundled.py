@@ -163,14 +163,14 @@ def test_a_wider_net_computes_the_same(repo: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "options"),
+    ("name", "options", "least"),
     [
-        ("plain_teacher.py", "--widths 8 16 --epochs 8"),
-        ("whitened_teacher.py", "--widths 8 16 16 --epochs 3 --batch-size 100 --part 50"),
+        ("plain_teacher.py", "--widths 8 16 --epochs 8 --rate 0.05", 50),
+        ("whitened_teacher.py", "--widths 8 16 16 --epochs 5 --batch-size 100 --part 50", 30),
     ],
 )
 def test_a_net_of_plain_convolutions_is_trained_and_teaches(
-    repo: Path, tmp_path: Path, name: str, options: str
+    repo: Path, tmp_path: Path, name: str, options: str, least: int
 ) -> None:
     """The script in small, on digits; a net then learns from the program it writes."""
     from proxylessnas.train import Settings, open_data, read_recipe, train
@@ -178,7 +178,7 @@ def test_a_net_of_plain_convolutions_is_trained_and_teaches(
     words = ["digits", "--test", "digits", *options.split(), "--threads", "1", "--out", str(tmp_path)]
     run([sys.executable, repo / "benchmarks" / name, *words], cwd=tmp_path)
     made = json.loads((tmp_path / "teacher.json").read_text())
-    assert made["test_top1"] > 30, "much better than a guess"
+    assert made["test_top1"] > least, "much better than a guess"
     assert made["command"].startswith(f"python benchmarks/{name} digits --test digits {options}")
     recipe = read_recipe("small-images").with_epochs(1).with_batch_size(32)
     out = Settings(tmp_path / "run", console=False, device="cpu", workers=0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 from pathlib import Path
 
 import pytest
@@ -20,8 +19,6 @@ from proxylessnas.deploy.int8.correction import corrected
 from proxylessnas.deploy.int8.equalisation import equalised
 from proxylessnas.deploy.int8.qat import quantisation_aware
 from proxylessnas.deploy.int8.ranges import STEPS, Observed, scale_and_zero
-from proxylessnas.deploy.int8.report import is_faster
-from proxylessnas.deploy.int8.saturation import can_saturate
 from proxylessnas.deploy.int8.simulate import observe, rounded_weight, simulated
 from proxylessnas.digits import DIGITS, load_digits
 from proxylessnas.errors import ExportError
@@ -118,35 +115,6 @@ def test_a_scheme_is_its_name(name: str) -> None:
 def test_a_scheme_that_is_none(name: str, problem: str) -> None:
     with pytest.raises(ExportError, match=problem):
         scheme_of(name)
-
-
-@pytest.mark.parametrize(
-    ("weights", "can"),
-    [
-        ([64, 64], False),
-        ([65, 64], True),
-        ([-64, 3, -64], False),
-        ([-65, 3, -64], True),
-        ([127, -127, 1], False),
-        ([127, 2, -127], True),
-        ([127], False),
-    ],
-)
-def test_two_products_leave_16_bits_or_do_not(weights: list[int], can: bool) -> None:
-    """As all pairs of extreme inputs do, whichever stand next to each other."""
-    products = [255 * w for w in weights]
-    sums = [p + q for p, q in itertools.combinations([*products, 0, 0], 2)]
-    assert can == (max(sums) > 32767 or min(sums) < -32768)
-    rows = torch.tensor([[0] * len(weights), weights], dtype=torch.int8)
-    assert can_saturate(rows[:, :, None, None]) == can
-
-
-@pytest.mark.parametrize(
-    ("int8_ms", "float_ms", "faster"),
-    [(1.0, 2.0, True), (1.0, 1.0, False), (0.98, 1.0, False), (3.0, 2.0, False)],
-)
-def test_faster_is_more_than_noise(int8_ms: float, float_ms: float, faster: bool) -> None:
-    assert is_faster(int8_ms, float_ms) == faster
 
 
 # ---- simulation

@@ -10,18 +10,17 @@ from typing import Any
 
 import pytest
 import torch
-from deploy_tools import OWN_OP, TREE
+from deploy_tools import OWN_OP, TREE, exact_run
 from deploy_tools import small as training_net
 
 from proxylessnas.classifier import Classifier
 from proxylessnas.datasets import LabelledImages, labelled_images
 from proxylessnas.deploy import export
 from proxylessnas.deploy.formats import ExportOptions, format_of
-from proxylessnas.deploy.int8 import Int8Report, choose, doubts, quantise
+from proxylessnas.deploy.int8 import Int8Report, doubts, quantise
+from proxylessnas.deploy.int8 import report as report_module
 from proxylessnas.deploy.int8.backends import backend_of
 from proxylessnas.deploy.int8.calibration import LEAST, read_calibration
-from proxylessnas.deploy.int8.prepare import Prepared
-from proxylessnas.deploy.int8.saturation import TARGETS, exact_on
 from proxylessnas.deploy.int8.schemes import scheme_of
 from proxylessnas.deploy.int8.simulate import observe, simulated
 from proxylessnas.deploy.litert_format import VARIABLE
@@ -81,16 +80,6 @@ def test_the_best_scheme_is_kept_with_its_report(digits: Path, tmp_path: Path) -
         assert program(torch.randn(batch, 3, 32, 32)).shape == (batch, 5)
 
 
-def _exact_run(path: Path, x: torch.Tensor) -> torch.Tensor:
-    """Run a file in ONNX Runtime with kernels that cut no sum off, on whatever processor this is."""
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.add_session_config_entry("session.x64quantprecision", "1")
-    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return torch.from_numpy(session.run(None, {"images": x.numpy()})[0])
-
-
 @pytest.mark.parametrize(
     "scheme", ["minmax", "mse+floatadds", "minmax+floatfirst", "percentile+floatlast", "minmax+7bit"]
 )
@@ -99,7 +88,7 @@ def test_the_file_computes_what_was_simulated(scheme: str, tmp_path: Path) -> No
     batches = [torch.randn(8, 3, 32, 32)]
     options = ExportOptions()
     backend_of(format_of(path)).write(open_subject(net), path, batches, way, options)
-    found = _exact_run(path, batches[0])
+    found = exact_run(path, batches[0])
     with torch.inference_mode():
         exact = net(batches[0])
         with simulated(net, observe(net, batches, way), way):
@@ -108,114 +97,6 @@ def test_the_file_computes_what_was_simulated(scheme: str, tmp_path: Path) -> No
     mine, its = float((expected - exact).norm()), float((found - exact).norm())
     assert 0.75 < its / mine < 1.33
     assert float((found - expected).norm()) < 0.85 * mine
-
-
-def _pair_sums(path: Path, x: torch.Tensor) -> tuple[int, int]:
-    """Return how many 8-bit layers a file has that add pairs, and in how many a pair leaves 16 bits.
-
-    Every layer gets what enters it when nothing is cut off; pairs are formed as the kernels form them, of
-    channels next to each other. If no pair leaves 16 bits, cutting off changes nothing, layer by layer.
-    """
-    import numpy as np
-    import onnx
-    import onnxruntime as ort
-
-    proto = onnx.load(str(path))
-    constants = {v.name: onnx.numpy_helper.to_array(v) for v in proto.graph.initializer}
-    made_by = {output: node for node in proto.graph.node for output in node.output}
-    layers = []
-    for node in proto.graph.node:
-        if node.op_type not in ("Conv", "Gemm"):
-            continue
-        entering, weight = (made_by[name].input[0] for name in node.input[:2])
-        known = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-        if known.get("group", 1) == 1:
-            layers.append((entering, constants[weight].astype(np.int32), known))
-    proto.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name, _, _ in layers)
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    values = session.run([name for name, _, _ in layers], {"images": x.numpy()})
-    cut = 0
-    for entered, (_, weight, known) in zip(values, layers, strict=True):
-        assert entered.dtype == np.uint8
-        columns = torch.from_numpy(entered).float()
-        if weight.ndim == 4:
-            pads, strides = known.get("pads", [0] * 4)[:2], known.get("strides", [1, 1])
-            columns = torch.nn.functional.unfold(columns, weight.shape[2:], 1, pads, strides)
-            columns = columns.unflatten(1, (weight.shape[1], -1)).transpose(1, 2).flatten(1, 2)
-            weight = weight.transpose(0, 2, 3, 1).reshape(len(weight), -1)
-        else:
-            columns, weight = columns.unsqueeze(2), weight if known.get("transB") else weight.T
-        even = columns.shape[1] // 2 * 2
-        a = columns[:, :even].unflatten(1, (-1, 2))  # [N, pairs, 2, places]
-        w = torch.from_numpy(weight[:, :even].copy()).float().unflatten(1, (-1, 2))
-        sums = torch.einsum("nptl,opt->nopl", a, w)
-        cut += bool(((sums > 32767) | (sums < -32768)).any())
-    return len(layers), cut
-
-
-@pytest.mark.parametrize("scheme", ["mse+correct", "minmax+compensate+correct"])
-def test_no_sum_of_7_bits_is_cut_off(scheme: str, tmp_path: Path) -> None:
-    """A simulated processor without VNNI; where the tests run on a real one, it is asked as well."""
-    net, x = small(), torch.randn(8, 3, 32, 32)
-    layers = []
-    for name in (scheme, f"{scheme}+7bit"):
-        path, way = tmp_path / f"{name}.onnx", scheme_of(name)
-        backend = backend_of(format_of(path))
-        prepared = dataclasses.replace(open_subject(net), model=Prepared(net, [x]).net(way))
-        backend.write(prepared, path, [x], way, ExportOptions())
-        isas, saturating = exact_on(backend.paired_weights(path))
-        layers.append((_pair_sums(path, x), isas, len(saturating)))
-    (count, cut), isas, named = layers[0]
-    assert isas == ("vnni",)
-    assert 0 < cut <= named <= count
-    assert layers[1] == ((count, 0), ("avx2", "vnni"), 0)
-    assert torch.equal(format_of(path).open(path, threads=1)(x), _exact_run(path, x))
-
-
-def test_depthwise_convolutions_keep_8_bits(tmp_path: Path) -> None:
-    onnx = pytest.importorskip("onnx")
-    path = tmp_path / "net.onnx"
-    backend_of(format_of(path)).write(
-        open_subject(small()), path, [torch.randn(2, 3, 32, 32)], scheme_of("minmax+7bit"), ExportOptions()
-    )
-    weights = [v for v in onnx.load(str(path)).graph.initializer if v.data_type == onnx.TensorProto.INT8]
-    largest = {v.name: int(abs(onnx.numpy_helper.to_array(v).astype(int)).max()) for v in weights}
-    assert {n for name, n in largest.items() if "depth.weight_quantized" in name} == {127}
-    assert {n for name, n in largest.items() if "depth" not in name and "weight_quantized" in name} == {64}
-
-
-@pytest.mark.parametrize("suffix", [".onnx", ".xml"])
-@pytest.mark.parametrize("target", TARGETS)
-def test_schemes_are_chosen_for_a_target(target: str, suffix: str) -> None:
-    names = backend_of(format_of(Path(f"net{suffix}"))).schemes(target)
-    assert {scheme_of(name).weight_bits for name in names} == {8 if target == "vnni" else 7}
-
-
-def test_a_file_says_where_it_is_exact(digits: Path, tmp_path: Path) -> None:
-    safe, unsafe = (
-        _quantise(small(), tmp_path / "net.onnx", digits, schemes=[scheme], min_agreement=0.0)
-        for scheme in ("minmax+7bit", "minmax")
-    )
-    assert safe.to_dict()["exact_on"] == ("avx2", "vnni")
-    assert safe.saturating == ()
-    assert safe.lines()[-1].startswith("exact on avx2 and vnni: ")
-    assert unsafe.exact_on == ("vnni",)
-    first, number = unsafe.saturating[0], len(unsafe.saturating)
-    assert (
-        f"exact on vnni only: x86 processors without it cut off sums of {number} layers ({first}, "
-        in unsafe.lines()[-1]
-    )
-    assert "exact on: not known" in dataclasses.replace(safe, exact_on=None).lines()[-1]
-
-
-def test_a_target_that_is_none(digits: Path, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="target_isa is 'sse2'; known are avx2, vnni, any"):
-        export(small(), tmp_path / "net.onnx", precision="int8", calibration=digits, target_isa="sse2")
-    with pytest.raises(ExportError, match="target_isa is for precision='int8'"):
-        export(small(), tmp_path / "net.onnx", target_isa="avx2")
-    assert not list(tmp_path.iterdir())
 
 
 def test_entropy_is_the_runtimes_own_rule(
@@ -396,7 +277,7 @@ def test_training_with_the_rounding_before_the_file(digits: Path, tmp_path: Path
 
 def test_what_flatters_is_said(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnx")
-    monkeypatch.setattr(choose, "this_machine_saturates", lambda: True)
+    monkeypatch.setattr(report_module, "this_machine_saturates", lambda: True)
     report = _quantise(small(), tmp_path / "net.onnx", digits, schemes=["minmax+7bit"], min_agreement=0.0)
     few, chosen = doubts(report, unjudged=True)
     assert "judged by 8 pictures only: one picture is 12 %" in few

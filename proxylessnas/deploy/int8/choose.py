@@ -25,11 +25,9 @@ from .calibration import Calibration, labelled_inputs, read_calibration
 from .prepare import Prepared
 from .qat import quantisation_aware
 from .report import Int8Report, Tried
-from .saturation import check_target, exact_on, this_machine_saturates
+from .saturation import check_target, exact_on
 from .schemes import Scheme, scheme_of
 
-#: Pictures below which a share of them says little.
-FEW = 20
 _ROUNDS = 60  # runs of each file for the latency
 
 
@@ -159,32 +157,6 @@ def check_int8(fmt: Format, qat_epochs: object, qat_data: object, target_isa: ob
             "(qat_epochs= and qat_data= in Python)"
         )
     return backend
-
-
-def doubts(report: Int8Report, unjudged: bool) -> list[str]:
-    """Return what to know about the figures of an int8 file.
-
-    Args:
-        report: the figures.
-        unjudged: the pictures that chose the scheme judged it, too.
-    """
-    found = []
-    if report.n < FEW:
-        found.append(
-            f"int8 was judged by {counted(report.n, 'picture')} only: one picture is "
-            f"{100 / report.n:.0f} %; give more (--calibrate, or labelled ones with --data)"
-        )
-    if unjudged:
-        found.append(
-            "the pictures that judged int8 chose its scheme as well, so its figures flatter it a little: "
-            "--data with others judges fairly"
-        )
-    if report.exact_on == ("vnni",) and this_machine_saturates():
-        found.append(
-            "int8 was judged on a processor without VNNI, which cuts sums of this file off: its figures are "
-            "those of this machine, not of the target"
-        )
-    return found
 
 
 @dataclass(frozen=True, eq=False)

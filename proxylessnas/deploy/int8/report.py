@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...image_folders import counted
-from .saturation import ISAS
+from .saturation import ISAS, this_machine_saturates
 
+#: Pictures below which a share of them says little.
+FEW = 20
 #: A file that takes more than this share of the other's latency is not called faster: a verdict that noise
 #: alone could turn would be none.
 FASTER = 0.97
@@ -151,3 +153,29 @@ class Int8Report:
             f"({self.speedup:.2f} times as fast, {counted(self.threads, 'thread')})",
             self._exact(),
         ]
+
+
+def doubts(report: Int8Report, unjudged: bool) -> list[str]:
+    """Return what to know about the figures of an int8 file.
+
+    Args:
+        report: the figures.
+        unjudged: the pictures that chose the scheme judged it, too.
+    """
+    found = []
+    if report.n < FEW:
+        found.append(
+            f"int8 was judged by {counted(report.n, 'picture')} only: one picture is "
+            f"{100 / report.n:.0f} %; give more (--calibrate, or labelled ones with --data)"
+        )
+    if unjudged:
+        found.append(
+            "the pictures that judged int8 chose its scheme as well, so its figures flatter it a little: "
+            "--data with others judges fairly"
+        )
+    if report.exact_on == ("vnni",) and this_machine_saturates():
+        found.append(
+            "int8 was judged on a processor without VNNI, which cuts sums of this file off: its figures are "
+            "those of this machine, not of the target"
+        )
+    return found
