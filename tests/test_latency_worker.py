@@ -315,12 +315,14 @@ def test_a_worker_that_is_forgotten_is_ended(temp: Path) -> None:
     assert list(temp.iterdir()) == []
 
 
-def test_a_library_that_is_missing_names_its_pip_line(
+def test_a_library_that_is_broken_says_so_and_names_its_pip_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "onnxruntime.py").write_text("raise ImportError('broken')")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(MissingExtraError, match=r"pip install 'proxylessnas\[onnx\]'"):
+    with pytest.raises(
+        MissingExtraError, match=r"broken \(broken\): pip install --force-reinstall onnxruntime"
+    ):
         Worker(Settings(runtime="onnxruntime"))
 
 
