@@ -88,8 +88,8 @@ class Health:
                 "look at arch_every and frozen_epochs; a search may be continued with stuck_epochs = 0"
             )
         found = self.figures(alphas)
-        # At the start all candidates are as good as equal, and which is the most probable says nothing.
-        meant = found["skip_share"] > 0.5 and found["skip_share_now"] > _COLLAPSED
+        # Which candidate is the most probable says little while others are nearly as probable.
+        meant = min(found["skip_share"], found["skip_share_now"]) > _COLLAPSED
         self.collapsed = self.collapsed + 1 if meant else 0
         if self.warned or not meant or not (last or self.collapsed >= _LASTS):
             return []
