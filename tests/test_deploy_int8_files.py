@@ -200,7 +200,9 @@ def test_pictures_that_cannot_be_used(digits: Path, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"bad\.jpg"):
         _quantise(net, path, digits, judge=judge, schemes=["minmax"])
     net.preprocessing = None
-    with pytest.raises(ExportError, match=r"the net's preprocessing is not known: set model\.preprocessing"):
+    with pytest.raises(
+        ExportError, match=r"the net's preprocessing is not known: in Python set model\.preprocessing"
+    ):
         _quantise(net, path, digits)
     assert [file.name for file in tmp_path.iterdir()] == ["bad.jpg"]
 

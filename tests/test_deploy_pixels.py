@@ -120,7 +120,7 @@ def test_nets_that_cannot_take_bytes(tmp_path: Path) -> None:
     net = small()
     net.preprocessing = None
     options: dict[str, Any] = {"uint8_input": True, "measure": False}
-    with pytest.raises(ExportError, match=r"the net's is not known: set model\.preprocessing"):
+    with pytest.raises(ExportError, match=r"the net's is not known: in Python set model\.preprocessing"):
         deploy.export(net, tmp_path / "net.onnx", **options)
     grey = small(in_chans=1)
     grey.preprocessing = Preprocessing(32, 36)
