@@ -37,6 +37,7 @@ _WARNINGS_LOCK = threading.Lock()
 _ORIENTATION = 0x0112  # EXIF tag: how the stored picture has to be turned to stand upright
 _BITS_PER_SAMPLE = 258  # TIFF tag
 _STRIP_PIXELS = 1 << 22  # converted at once
+_REDUCE_PIXELS, _REDUCE_SHORT = 16_000_000, 1024  # larger is reduced, but not to a shorter side than this
 
 
 def load_image(source: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
@@ -122,6 +123,12 @@ def _decode(file: IO[bytes], name: str) -> Image.Image:
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", pil.DecompressionBombWarning)
             image = _open_header(pil, file)
+        if _reduced(image):
+            try:
+                return to_rgb(image)
+            except OSError:  # fewer resolutions in it than asked for
+                file.seek(start)
+                image = _open_header(pil, file)
         return to_rgb(image)
     except ImageError as e:
         raise ImageError(f"{name}: {e}") from e
@@ -148,6 +155,20 @@ def _open_header(pil: Any, file: IO[bytes]) -> Image.Image:
         image = pil.open(file, formats=[name for name in _FORMATS if name in pil.OPEN])
     opened: Image.Image = image
     return opened
+
+
+def _reduced(image: Image.Image) -> bool:
+    """Have a very large JPEG 2000 file decoded at a lower one of its resolutions; each takes a quarter.
+
+    It is by far the slowest format: the largest picture that is let in takes a minute.
+    """
+    levels, short = 0, min(image.size)
+    while image.width * image.height >> 2 * levels > _REDUCE_PIXELS and short >> levels + 1 >= _REDUCE_SHORT:
+        levels += 1
+    if image.format != "JPEG2000" or not levels:
+        return False
+    image.reduce = levels  # type: ignore[method-assign,assignment]
+    return True
 
 
 def _what_it_is(head: bytes) -> str:
