@@ -482,12 +482,10 @@ def test_a_large_picture_is_converted_in_strips_to_the_same_bits(
     mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     noise = Image.frombytes("RGBA", (61, 47), random.Random(1).randbytes(61 * 47 * 4))
-    if mode in ("I;16", "F"):
-        picture = Image.frombytes(
-            mode, (61, 47), random.Random(2).randbytes(61 * 47 * 2 * (1 + (mode == "F")))
-        )
-        if mode == "F":
-            picture = noise.convert("F").point(lambda x: x * 3 - 7.0)
+    if mode == "I;16":
+        picture = Image.frombytes(mode, (61, 47), random.Random(2).randbytes(61 * 47 * 2))
+    elif mode == "F":
+        picture = noise.convert("F").point(lambda x: x * 3 - 7.0)
     else:
         picture = noise.convert("RGB").quantize(20) if mode == "P" else noise.convert(mode)
     if mode == "P":
@@ -501,7 +499,7 @@ def test_a_large_picture_is_converted_in_strips_to_the_same_bits(
         Image.Image, "paste", lambda self, part, box: (sizes.append(part.height), paste(self, part, box))[1]
     )
     assert to_rgb(picture).tobytes() == whole.tobytes()
-    assert sizes == [8] * 5 + [7]  # no copy is larger
+    assert max(sizes) == 8  # 500 / 61 rows: no copy is larger
     assert torch.equal(transform(picture), seen)
 
 
