@@ -47,23 +47,31 @@ def _position(text: str, offset: int) -> dict[str, int]:
 class _Parser:
     def __init__(self, text: str) -> None:
         self.text = text
-        self.tokens: list[_Token] = []
-        offset = 0
-        while offset < len(text):
-            match = _TOKEN.match(text, offset)
-            if match is None:
-                raise self.error(f"unexpected {text[offset : offset + 12]!r}", offset)
-            if match.lastgroup != "skip":
-                self.tokens.append(_Token(str(match.lastgroup), match[0], offset))
-            offset = match.end()
-        self.tokens.append(_Token("end", "", len(text)))
-        self.next = 0
+        self.offset = 0
+        self.ahead: list[_Token] = []  # read, but not taken: what follows an error is never looked at
 
     def error(self, message: str, offset: int) -> ArchError:
         return ArchError(message, **_position(self.text, offset))
 
-    def peek(self) -> _Token:
-        return self.tokens[self.next]
+    def _read(self) -> _Token:
+        while self.offset < len(self.text):
+            offset = self.offset
+            match = _TOKEN.match(self.text, offset)
+            if match is None:
+                raise self.error(f"unexpected {self.text[offset : offset + 12]!r}", offset)
+            self.offset = match.end()
+            if match.lastgroup != "skip":
+                return _Token(str(match.lastgroup), match[0], offset)
+        return _Token("end", "", len(self.text))
+
+    def peek(self, further: int = 0) -> _Token:
+        while len(self.ahead) <= further:
+            self.ahead.append(self._read())
+        return self.ahead[further]
+
+    def skip(self) -> None:
+        self.peek()
+        del self.ahead[0]
 
     def take(self, kind: str, text: str | None = None) -> _Token:
         token = self.peek()
@@ -72,12 +80,12 @@ class _Parser:
             raise self.error(
                 f"expected {wanted}, found {shown(token.text) if token.text else 'the end'}", token.offset
             )
-        self.next += 1
+        self.skip()
         return token
 
     def accept(self, mark: str) -> bool:
         if self.peek().kind == "mark" and self.peek().text == mark:
-            self.next += 1
+            self.skip()
             return True
         return False
 
@@ -112,7 +120,7 @@ class _Parser:
         if token.kind == "string":
             return self.string()
         if token.kind == "word" and token.text == "None":
-            self.next += 1
+            self.skip()
             return None
         text = self.take("number").text
         if len(text) > 32:
@@ -141,11 +149,12 @@ class _Parser:
         def argument() -> None:
             nonlocal keyword_seen
             token = self.peek()
-            is_keyword = token.kind == "word" and self.tokens[self.next + 1].text == "="
+            is_keyword = token.kind == "word" and self.peek(1).text == "="
             if is_keyword:
                 keyword_seen = True
                 field = token.text
-                self.next += 2
+                self.skip()
+                self.skip()
                 if field not in names:
                     raise self.error(
                         f"{head.text} has no field {shown(field)}; it has {', '.join(names)}", token.offset

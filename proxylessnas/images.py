@@ -13,6 +13,7 @@ import math
 import os
 import threading
 import warnings
+from collections.abc import Callable, Iterator
 from typing import IO, TYPE_CHECKING, Any
 
 from .errors import ImageError, MissingExtraError, needs
@@ -45,6 +46,8 @@ _WARNINGS_LOCK = threading.Lock()
 _DRAFT_SIDE = 2048  # px: a huge JPEG is decoded at the least scale that leaves its shorter side this long
 _ORIENTATION = 0x0112  # EXIF tag: how the stored picture has to be turned to stand upright
 _BITS_PER_SAMPLE = 258  # TIFF tag
+_STRIP_PIXELS = 1 << 22  # converted at once
+_REDUCE_PIXELS, _REDUCE_SHORT = 16_000_000, 1024  # larger is reduced, but not to a shorter side than this
 
 
 def load_image(source: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
@@ -81,6 +84,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
         ImageError: the colour mode cannot be shown as RGB.
     """
     image.load()  # first: Pillow turns TIFFs itself here, and PNGs may hold their EXIF behind the pixels
+    if image.mode == "RGB" and not image.info:  # done before: an EXIF rotation would be in there
+        return image
     turn = _turn(image)
     rgb = _rgb(image)
     if turn is not None:
@@ -123,10 +128,13 @@ def _decode(file: IO[bytes], name: str) -> Image.Image:
         raise ImageError(f"{name}: the file is empty")
 
     try:
-        # Opening reads the header only, so holding the lock costs next to nothing.
-        with _WARNINGS_LOCK, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = _open_header(pil, file)
+        image = _open_header(pil, file)
+        if _reduced(image):
+            try:
+                return to_rgb(image)
+            except OSError:  # fewer resolutions in it than asked for
+                file.seek(start)
+                image = _open_header(pil, file)
         width, height = image.size
         if pil.MAX_IMAGE_PIXELS is not None and width * height > pil.MAX_IMAGE_PIXELS:
             side = min(width, height, _DRAFT_SIDE)
@@ -152,24 +160,41 @@ def _decode(file: IO[bytes], name: str) -> Image.Image:
 
 
 def _open_header(pil: Any, file: IO[bytes]) -> Image.Image:
-    pil.preinit()  # the common formats; the rest is slow to load and rarely met
-    try:
-        image = pil.open(file, formats=[name for name in _FORMATS if name in pil.OPEN])
-    except pil.UnidentifiedImageError:
-        pil.init()
-        if heif_is_read() and "HEIF" not in pil.OPEN:
-            with needs("pillow-heif", "reading HEIC photos"):
-                import pillow_heif  # type: ignore[import-not-found,unused-ignore]
+    # Opening reads the header only, so holding the lock costs next to nothing.
+    with _WARNINGS_LOCK, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pil.preinit()  # the common formats; the rest is slow to load and rarely met
+        try:
+            image = pil.open(file, formats=[name for name in _FORMATS if name in pil.OPEN])
+        except pil.UnidentifiedImageError:
+            pil.init()
+            if heif_is_read() and "HEIF" not in pil.OPEN:
+                with needs("pillow-heif", "reading HEIC photos"):
+                    import pillow_heif  # type: ignore[import-not-found,unused-ignore]
 
-                pillow_heif.register_heif_opener()
-        image = pil.open(file, formats=[name for name in _FORMATS if name in pil.OPEN])
-    opened: Image.Image = image
-    return opened
+                    pillow_heif.register_heif_opener()
+            image = pil.open(file, formats=[name for name in _FORMATS if name in pil.OPEN])
+        opened: Image.Image = image
+        return opened
 
 
 def heif_is_read() -> bool:
     """Return whether HEIC photos are read, as pillow-heif is installed."""
     return importlib.util.find_spec("pillow_heif") is not None
+
+
+def _reduced(image: Image.Image) -> bool:
+    """Have a very large JPEG 2000 file decoded at a lower one of its resolutions; each takes a quarter.
+
+    It is by far the slowest format: the largest picture that is let in takes a minute.
+    """
+    levels, short = 0, min(image.size)
+    while image.width * image.height >> 2 * levels > _REDUCE_PIXELS and short >> levels + 1 >= _REDUCE_SHORT:
+        levels += 1
+    if image.format != "JPEG2000" or not levels:
+        return False
+    image.reduce = levels  # type: ignore[method-assign,assignment]
+    return True
 
 
 def _what_it_is(head: bytes) -> str:
@@ -208,46 +233,68 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
     return found
 
 
+def strips(image: Image.Image) -> Iterator[tuple[int, int, Image.Image]]:
+    """Yield (first row, row after the last, part) of a picture, so that copies are only ever of a part."""
+    rows = max(1, _STRIP_PIXELS // max(1, image.width))
+    for top in range(0, image.height, rows):
+        bottom = min(image.height, top + rows)
+        yield top, bottom, image if rows >= image.height else image.crop((0, top, image.width, bottom))
+
+
 def _rgb(image: Image.Image) -> Image.Image:
     mode = image.mode
     if mode.startswith("I;16") or mode in ("I", "F"):
-        return _eight_bits(image).convert("RGB")
-    if mode in ("RGBa", "La"):  # premultiplied alpha: Pillow converts it only to its straight form
-        image = image.convert({"RGBa": "RGBA", "La": "LA"}[mode])
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        white = _pillow().new("RGBA", rgba.size, (255, 255, 255, 255))
-        white.alpha_composite(rgba)
-        flat: Image.Image = white.convert("RGB")
-        return flat
-    try:
-        return image.convert("RGB")
-    except ValueError as e:
-        raise ImageError(f"pictures in colour mode {mode} are not supported") from e
+        convert = _to_eight_bits(image)
+    elif mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        convert = _on_white
+    else:
+        try:
+            return image.convert("RGB")
+        except ValueError as e:
+            raise ImageError(f"pictures in colour mode {mode} are not supported") from e
+    rgb: Image.Image = _pillow().new("RGB", image.size)
+    for top, _, part in strips(image):
+        rgb.paste(convert(part), (0, top))
+    return rgb
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Return 16-bit, 32-bit or floating-point grey as 8-bit grey (mode ``L``).
+def _on_white(image: Image.Image) -> Image.Image:
+    if image.mode in ("RGBa", "La"):  # premultiplied alpha: Pillow converts it only to its straight form
+        image = image.convert({"RGBa": "RGBA", "La": "LA"}[image.mode])
+    rgba = image.convert("RGBA")
+    white: Image.Image = _pillow().new("RGBA", rgba.size, (255, 255, 255, 255))
+    white.alpha_composite(rgba)
+    return white.convert("RGB")
+
+
+def _to_eight_bits(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
+    """Return what makes 8-bit RGB of 16-bit, 32-bit or floating-point grey, or of a part of it.
 
     16 bits hold 0 to 65535 by definition. For 32-bit and floating-point files the range in use tells which of
     the customary scales (0 to 1, 0 to 255, 0 to 65535) was meant; anything else is stretched from its least
     to its greatest value.
     """
-    deep = image.convert("I") if image.mode.startswith("I;16") else image
-    extrema: Any = deep.getextrema()  # a pair of numbers, as there is one channel
-    low, high = extrema
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise ImageError("holds values that are not finite numbers")
     shift = 0.0
     if image.mode.startswith("I;16"):
         bits = (getattr(image, "tag_v2", None) or {}).get(_BITS_PER_SAMPLE, (16,))
         top = 4095.0 if tuple(bits)[:1] == (12,) else 65535.0
-    elif image.mode == "F" and low >= 0 and high <= 1:
-        top = 1.0
-    elif low >= 0 and high <= 65535:
-        top = 255.0 if high <= 255 else 65535.0
     else:
-        shift, top = -float(low), max(float(high) - float(low), 1e-30)
+        extrema: Any = image.getextrema()  # a pair of numbers, as there is one channel
+        low, high = extrema
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise ImageError("holds values that are not finite numbers")
+        if image.mode == "F" and low >= 0 and high <= 1:
+            top = 1.0
+        elif low >= 0 and high <= 65535:
+            top = 255.0 if high <= 255 else 65535.0
+        else:
+            shift, top = -float(low), max(float(high) - float(low), 1e-30)
     scale = 255.0 / top
-    # Pillow truncates on the way to 8 bits, hence the half; its point() takes only `x * scale + offset` here.
-    return deep.convert("F").point(lambda x: x * scale + (shift * scale + 0.5)).convert("L")
+
+    def convert(part: Image.Image) -> Image.Image:
+        deep = part.convert("I") if part.mode.startswith("I;16") else part
+        # Pillow truncates on the way to 8 bits, hence the half; its point() takes only `x * scale + offset`.
+        grey = deep.convert("F").point(lambda x: x * scale + (shift * scale + 0.5)).convert("L")
+        return grey.convert("RGB")
+
+    return convert

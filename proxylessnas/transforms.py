@@ -208,7 +208,7 @@ class ClassificationTransform:
         return type(self), (self.preprocessing,)
 
     def _from_pil(self, image: Any) -> torch.Tensor:
-        from .images import to_rgb
+        from .images import strips, to_rgb
 
         try:
             from PIL import Image
@@ -221,8 +221,11 @@ class ClassificationTransform:
         import torch
 
         image = to_rgb(image)
-        pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-        return pixels.view(image.height, image.width, 3).permute(2, 0, 1).contiguous()
+        pixels = torch.empty(3, image.height, image.width, dtype=torch.uint8)
+        for top, bottom, part in strips(image):
+            values = torch.frombuffer(bytearray(part.tobytes()), dtype=torch.uint8)
+            pixels[:, top:bottom] = values.view(-1, image.width, 3).permute(2, 0, 1)
+        return pixels
 
     @staticmethod
     def _without_far_ends(image: torch.Tensor) -> torch.Tensor:

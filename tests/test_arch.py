@@ -410,3 +410,21 @@ def test_register_op_refuses_what_it_must():
         register_op("a b", lambda i, o, s: None)
     with pytest.raises(ArchError, match="unknown operation 'ghost'"):
         Stage(8, 1, "ghost")
+
+
+def test_what_follows_an_error_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    from proxylessnas import arch_text
+
+    class Counting:
+        calls = 0
+
+        def match(self, text: str, offset: int) -> object:
+            Counting.calls += 1
+            return token.match(text, offset)
+
+    token = arch_text._TOKEN
+    monkeypatch.setattr(arch_text, "_TOKEN", Counting())
+    for text in ("(" * 900_000, "Arch(" * 150_000, 'Arch("x", stages=((' + "[" * 500_000):
+        with pytest.raises(ArchError, match="line 1"):
+            Arch.parse(text)
+    assert Counting.calls < 50

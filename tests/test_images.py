@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import random
 import struct
 import threading
 import warnings
@@ -12,11 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from PIL import Image, ImageChops
+import torch
+from PIL import Image, ImageChops, features
 
 from proxylessnas import images
 from proxylessnas.errors import ImageError
 from proxylessnas.images import EXTENSIONS, load_image, to_rgb
+from proxylessnas.transforms import Preprocessing
 
 WIDTH, HEIGHT = 48, 32
 
@@ -495,3 +498,46 @@ def test_many_threads_leave_the_warning_filters_alone(scene: Image.Image, tmp_pa
     for thread in threads:
         thread.join()
     assert list(warnings.filters) == filters
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "I;16", "F"])
+def test_a_large_picture_is_converted_in_strips_to_the_same_bits(
+    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = Image.frombytes("RGBA", (61, 47), random.Random(1).randbytes(61 * 47 * 4))
+    if mode == "I;16":
+        picture = Image.frombytes(mode, (61, 47), random.Random(2).randbytes(61 * 47 * 2))
+    elif mode == "F":
+        picture = noise.convert("F").point(lambda x: x * 3 - 7.0)
+    else:
+        picture = noise.convert("RGB").quantize(20) if mode == "P" else noise.convert(mode)
+    if mode == "P":
+        picture.info["transparency"] = 3
+    transform = Preprocessing(16, 20).build()
+    whole, seen = to_rgb(picture), transform(picture)
+    sizes: list[int] = []
+    paste = Image.Image.paste
+    monkeypatch.setattr("proxylessnas.images._STRIP_PIXELS", 500)
+    monkeypatch.setattr(
+        Image.Image, "paste", lambda self, part, box: (sizes.append(part.height), paste(self, part, box))[1]
+    )
+    assert to_rgb(picture).tobytes() == whole.tobytes()
+    assert max(sizes) == 8  # 500 / 61 rows: no copy is larger
+    assert torch.equal(transform(picture), seen)
+
+
+@pytest.mark.parametrize("levels", [6, 1])
+def test_a_very_large_jpeg_2000_is_read_at_a_lower_resolution(
+    levels: int, scene: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("PIL.Jpeg2KImagePlugin")
+    if not features.check("jpg_2000"):
+        pytest.skip("this Pillow knows no JPEG 2000")
+    file = io.BytesIO()
+    scene.resize((640, 480)).save(file, "JPEG2000", num_resolutions=levels)
+    file.seek(0)
+    assert load_image(file).size == (640, 480)
+    monkeypatch.setattr("proxylessnas.images._REDUCE_PIXELS", 20_000)
+    monkeypatch.setattr("proxylessnas.images._REDUCE_SHORT", 200)
+    file.seek(0)
+    assert load_image(file).size == ((320, 240) if levels > 1 else (640, 480))  # where it has one

@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import LatencyError, shown
 from ..json_fields import is_int, is_number, show
 from .keys import OpKey
+from .table_json import MAX_ENTRIES
 from .table_parts import LONGEST_MS, raise_problems
 
 #: Milliseconds in one of each unit.
@@ -24,6 +25,7 @@ _ORIGINAL_KEY = re.compile(
 )
 _NUMBER = re.compile(r"[-+]?[0-9]{1,30}(\.[0-9]{0,30})?([eE][-+]?[0-9]{1,3})?", re.ASCII)
 _YAML_KEY = re.compile(r"([^\s#][^\s]*):\s*")
+_YAML_LINES = 4  # a key and its three fields
 _YAML_FIELD = re.compile(r"\s+(\w+):\s+(\S+)\s*")
 
 
@@ -99,11 +101,20 @@ def _number(text: str) -> Any:
     return float(text) if match[1] or match[2] else int(text)
 
 
+def _lines(text: str, each: int, problems: list[str]) -> list[str]:
+    """Return the lines of a file that has ``each`` for an entry; none after noting that they are too many."""
+    lines = text.splitlines()
+    if len(lines) <= each * MAX_ENTRIES + 1:
+        return lines
+    problems.append(f"it has {len(lines):,} lines; wanted at most {MAX_ENTRIES:,} entries")
+    return []
+
+
 def read_yaml(text: str) -> ReadFile:
     """Read the original code's two-level layout, which needs no YAML library."""
     file = ReadFile([], [], {"statistic": "mean"})
     blocks: list[tuple[str, str, dict[str, Any]]] = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(_lines(text, _YAML_LINES, file.problems), 1):
         if not line.strip() or line.lstrip().startswith("#") or line == "---":
             continue
         if match := _YAML_KEY.fullmatch(line):
@@ -139,7 +150,7 @@ def _original_row(where: str, key: Any, fields: Mapping[str, Any]) -> Row:
 def read_csv(text: str) -> ReadFile:
     """Read columns separated by commas, semicolons or tabs; the first line names them."""
     file = ReadFile([], [], {})
-    lines = text.splitlines()
+    lines = _lines(text, 1, file.problems)
     head = lines[0] if lines else ""
     delimiter = next((d for d in (",", ";", "\t") if d in head), ",")
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
@@ -147,6 +158,8 @@ def read_csv(text: str) -> ReadFile:
         table = [[cell.strip() for cell in row] for row in reader]
     except csv.Error as e:
         file.problems.append(f"line {reader.line_num}: {e}")
+        return file
+    if file.problems:
         return file
     names = table[0] if table else []
     units = [name for name in names if name in UNITS]

@@ -89,6 +89,8 @@ def import_table(
         file = read_mapping(data, str(path))
     else:
         raise LatencyError(f"{path}: a file to import is .yaml, .csv or .json, not {shown(path.suffix)}")
+    if not file.rows:
+        raise_problems(file.problems, str(path))
     found = _settle(given, file, path)
     entries = _entries(file, UNITS[found["unit"]])
     raise_problems(file.problems, str(path))
