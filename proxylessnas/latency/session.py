@@ -39,7 +39,6 @@ _MOST_PIXELS = 48 * 224 * 224  # inputs of the models that are loaded at a time,
 _PARTS_RUNS = 2  # a window
 _CONDITIONS = "conditions"
 _MAY_DIFFER = ("system",)  # between the parts of a session that was continued
-_START_GUESS_S = 4.0
 
 
 @dataclass(frozen=True)
