@@ -13,6 +13,7 @@ import torch
 
 from proxylessnas import LatencyError, create_model, keep_freed_pages, latency
 from proxylessnas.metrics import Metrics
+from proxylessnas.progress import Steps
 from proxylessnas.search import read_search_recipe, search
 from proxylessnas.spaces import read_space
 from proxylessnas.train import Data, Settings, open_data
@@ -34,7 +35,7 @@ class Known(torch.utils.data.Dataset):
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Search a net for this machine.")
     parser.add_argument("--data", default="digits", help="folder of class folders, or a data set's name")
-    parser.add_argument("--out", type=Path, help="folder, whose run is continued; default: one below runs/")
+    parser.add_argument("--out", type=Path, help="folder, whose run is resumed; default: one below runs/")
     parser.add_argument("--target-ms", type=float, help="default: the middle of what can be reached here")
     parser.add_argument("--epochs", type=int, help="of the warm-up, and of the search; default: the recipe's")
     parser.add_argument("--minutes", type=float, default=1.0, help="at most, to measure operations")
@@ -49,8 +50,9 @@ def main(argv: list[str] | None = None) -> int:
     print(f"\nWhat do the operations of the space {space.name} cost on this machine?", flush=True)
     try:
         if not path.exists():
-            latency.build_table(space, minutes=args.minutes, path=path)
+            latency.build_table(space, minutes=args.minutes, path=path, progress=Steps(False, "measuring"))
         table = latency.LatencyTable.load(path)
+        print(f"  {latency.Validation.from_dict(table.validation or {}).verdict}")
         target = {"target_ms": args.target_ms or sum(table.range_ms()) / 2}
     except LatencyError as error:  # the machine may be too busy for any such thing
         table, target = None, {"target_macs_m": 1.7}  # nets of this space need 0.6 to 2.9 million
@@ -59,8 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     # 2. The search trains weights on one part of what it may see, and the architecture on the other.
     print(f"\nWhich of its {space.count:,} nets suits {len(data.train):,} pictures best?", flush=True)
     recipe = read_search_recipe("tiny").with_epochs(args.epochs, args.epochs).replace(**target)
-    settings = Settings(out / "net", threads=1)
-    result = search(space, Known(data), recipe, out=settings, table=table, force=True)
+    result = search(space, Known(data), recipe, out=Settings(out / "net", threads=1), table=table, force=True)
     if result.model is None:  # Ctrl-C; the same command goes on
         return 130
 
@@ -68,8 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     net = create_model(result.model).eval()
     metrics, read = Metrics(net.num_classes), net.preprocessing.build()
     for some in torch.arange(len(data.val)).split(256):
-        with torch.inference_mode():
-            logits = net(torch.stack([read(data.val.read(i)) for i in some.tolist()]))
+        logits = net(torch.stack([read(data.val.read(i)) for i in some.tolist()])).detach()
         metrics.add(logits, torch.tensor(data.val.labels)[some])
     print(f"\n{net.arch}\n{metrics.top1:.1f} % of {metrics.n} pictures that the search never saw are right.")
     print(f"To train it on: proxylessnas finetune {result.model} {args.data}")

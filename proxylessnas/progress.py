@@ -188,3 +188,58 @@ class StepBar:
         with contextlib.suppress(OSError, ValueError, AttributeError):
             sys.stderr.write(text)
             sys.stderr.flush()
+
+
+class Steps:
+    """Progress of a long measurement: a bar on a terminal, a line now and then elsewhere.
+
+    It is called with the steps (or seconds) done, those in all, and what is going on.
+
+    Args:
+        quiet: show nothing.
+        head: what is done, in a word.
+    """
+
+    _LOG_EVERY_S = 15.0
+
+    def __init__(self, quiet: bool, head: str) -> None:
+        self._head, self._quiet = head, quiet
+        self._bar = StepBar() if not quiet and is_terminal(sys.stderr) else None
+        self._start: tuple[float, int] | None = None  # time and steps done when it began, or went on
+        self._logged = time.monotonic()
+        self._what = ""
+
+    def __call__(self, done: int, total: int, what: str = "") -> None:
+        """Take note of how far it is, and show it if it is time to."""
+        now = time.monotonic()
+        if self._start is None:
+            self._start = (now, done)
+        self._what = what or self._what
+        left = self._left(now, done, total)
+        if self._bar is not None:
+            if done >= total:
+                self._bar.close()
+            elif self._bar.is_due():
+                fields = [(f"{clock(left)} left", 0)] if left is not None else []
+                self._bar.show(self._head, done, total, [*fields, (self._what, 1)])
+        elif not self._quiet and now - self._logged >= self._LOG_EVERY_S:
+            self._logged = now
+            rest = f", {clock(left)} left" if left is not None else ""
+            what = f", {self._what}" if self._what else ""
+            tell(f"note: {self._head}: {100 * done // max(total, 1)} %{rest}{what}")
+
+    def _left(self, now: float, done: int, total: int) -> float | None:
+        assert self._start is not None
+        begin, before = self._start
+        return (now - begin) * (total - done) / (done - before) if done > before else None
+
+    def close(self) -> None:
+        """Wipe the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def __enter__(self) -> Steps:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

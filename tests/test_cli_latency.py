@@ -16,12 +16,12 @@ from cli_tools import Run, runner
 from latency_table_tools import SPACE, little
 from simulated_machine import simulated, true_ms, true_net_ms
 
-from proxylessnas.cli._latency import Steps
 from proxylessnas.cli._latency_types import in_options
 from proxylessnas.cli.bench import VERB as BENCH
 from proxylessnas.cli.latency import VERB as LATENCY
 from proxylessnas.errors import LatencyError
 from proxylessnas.latency import LatencyTable, OpKey
+from proxylessnas.progress import Steps
 from proxylessnas.spaces import read_space
 
 ACTIONS = ["measure", "build", "validate", "show", "predict", "import", "kit"]
@@ -518,16 +518,16 @@ def test_progress_is_silent_where_nobody_looks(capsys: pytest.CaptureFixture[str
 def test_a_long_measurement_logs_a_line_now_and_then(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Where standard error is a file: at most one a minute, with the time left."""
+    """Where standard error is a file: at most one in 15 seconds, with the time left."""
     now = 0.0
-    monkeypatch.setattr("proxylessnas.cli._latency.time.monotonic", lambda: now)
+    monkeypatch.setattr("proxylessnas.progress.time.monotonic", lambda: now)
     with Steps(False, "building") as steps, contextlib.suppress(LatencyError):
         for i in range(100):
             steps(i, 100, "measuring")
             now += 5.0
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "note: building: 12 %, 7:20 left, measuring"
-    assert len(lines) == 8
+    assert lines[0] == "note: building: 3 %, 8:05 left, measuring"
+    assert len(lines) == 33
     with Steps(True, "building") as steps:
         for i in range(100):
             steps(i, 100)

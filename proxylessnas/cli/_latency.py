@@ -6,7 +6,6 @@ import argparse
 import math
 import os
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 from ..errors import LatencyError
 from ..latency.settings import DEVICES, DTYPES, MEMORY_FORMATS, RUNTIMES
 from ..names import looks_like_path
-from ..progress import StepBar, clock, is_terminal
+from ..progress import Steps as Steps
 from ._latency_types import MOST_CLASSES, MOST_PICTURES, MOST_PIXELS, MOST_THREADS, one_of, whole
-from ._output import note
 from ._verb import UsageError
 
 if TYPE_CHECKING:
@@ -27,7 +25,6 @@ if TYPE_CHECKING:
 SPACE_HELP = "imagenet, small, tiny (imagenet@1.4: widths times 1.4), or a .toml file"
 NET_HELP = "a net of the zoo, or a file with an architecture (.txt, .json, .safetensors)"
 TABLE_HELP = "a latency table (.json), or pixel1, which comes with the package"
-_LOG_EVERY_S = 60.0
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
@@ -192,52 +189,6 @@ def check_output(file: str | os.PathLike[str], option: str, *endings: str) -> No
         from ..charts import require_matplotlib
 
         require_matplotlib()
-
-
-class Steps:
-    """Progress of a long measurement: a bar on a terminal, a line now and then elsewhere.
-
-    It is called with the steps done, the steps in all, and what is going on.
-    """
-
-    def __init__(self, quiet: bool, head: str) -> None:
-        self._head, self._quiet = head, quiet
-        self._bar = StepBar() if not quiet and is_terminal(sys.stderr) else None
-        self._start: tuple[float, int] | None = None  # time and steps done when it began, or went on
-        self._logged = time.monotonic()
-        self._what = ""
-
-    def __call__(self, done: int, total: int, what: str = "") -> None:
-        now = time.monotonic()
-        if self._start is None:
-            self._start = (now, done)
-        self._what = what or self._what
-        left = self._left(now, done, total)
-        if self._bar is not None:
-            if self._bar.is_due() or done >= total:
-                fields = [(f"{clock(left)} left", 0)] if left is not None else []
-                self._bar.show(self._head, done, total, [*fields, (self._what, 1)])
-        elif not self._quiet and now - self._logged >= _LOG_EVERY_S:
-            self._logged = now
-            rest = f", {clock(left)} left" if left is not None else ""
-            what = f", {self._what}" if self._what else ""
-            note(f"{self._head}: {100 * done // max(total, 1)} %{rest}{what}")
-
-    def _left(self, now: float, done: int, total: int) -> float | None:
-        assert self._start is not None
-        begin, before = self._start
-        return (now - begin) * (total - done) / (done - before) if done > before else None
-
-    def close(self) -> None:
-        """Wipe the bar."""
-        if self._bar is not None:
-            self._bar.close()
-
-    def __enter__(self) -> Steps:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def ms(value: float) -> str:
