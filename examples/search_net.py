@@ -50,9 +50,11 @@ def main(argv: list[str] | None = None) -> int:
     print(f"\nWhat do the operations of the space {space.name} cost on this machine?", flush=True)
     try:
         if not path.exists():
-            latency.build_table(space, minutes=args.minutes, path=path, progress=Steps(False, "measuring"))
+            latency.build_table(space, minutes=args.minutes, path=path, progress=Steps(False, "table"))
         table = latency.LatencyTable.load(path)
-        print(f"  {latency.Validation.from_dict(table.validation or {}).verdict}")
+        print(
+            "  " + (latency.Validation.from_dict(v).verdict if (v := table.validation) else "not validated")
+        )
         target = {"target_ms": args.target_ms or sum(table.range_ms()) / 2}
     except LatencyError as error:  # the machine may be too busy for any such thing
         table, target = None, {"target_macs_m": 1.7}  # nets of this space need 0.6 to 2.9 million

@@ -53,6 +53,7 @@ class Machine:
         disturbed: share of the time in which a neighbour is busy: for 1 to 5 s at a time, in which each run
             takes 1.2 to 2 times as long.
         stolen: share of the runs that another program interrupts for 5 ms, which are no CPU time of theirs.
+        own: by how much a net always differs from the sum of its operations, as a share.
         load_s: what loading a net takes.
         shared: (first, last) second between which its processors share a core: small maps are slowed less.
         seed: of all of this.
@@ -67,12 +68,13 @@ class Machine:
         drift: float = 0.0,
         disturbed: float = 0.0,
         stolen: float = 0.0,
+        own: float = 0.0,
         load_s: float = 0.02,
         shared: tuple[float, float] = (0, 0),
         name: str = "simulated",
         seed: int = 0,
     ) -> None:
-        self.shared, self.stolen, self.speeds = shared, stolen, speeds
+        self.shared, self.stolen, self.speeds, self.own = shared, stolen, speeds, own
         self.parts, self.placement, self.drift = parts, placement, drift
         self.disturbed, self.load_s, self.name = disturbed, load_s, name
         self.rng = random.Random(seed)
@@ -151,6 +153,7 @@ class SimulatedWorker:
             arch = Arch.parse(spec.text)
             assert isinstance(arch, Arch)
             costs, rest_ms = [(key, true_ms(key)) for key in arch_keys(arch)], OFFSET_MS
+            place *= math.exp(random.Random(spec.text).gauss(0, machine.own))
         self.nets[name] = spec, place, costs, rest_ms
         return machine.load_s
 

@@ -84,7 +84,7 @@ def test_rounds_are_interleaved_in_fresh_orders(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_busy_neighbour_changes_the_medians_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both models take what they take undisturbed, and the disturbance beside it says how busy it was."""
-    simulated(monkeypatch, disturbed=0.7, placement=0.0, speeds=0.0)
+    simulated(monkeypatch, disturbed=0.8, placement=0.0, speeds=0.0)
     nets = [Arch.parse(LITTLE), Arch.parse(OTHER)]
     rows = bench([net for net in nets if isinstance(net, Arch)], peers=(), rounds=40, seconds=0.5).rows
     for net, row in zip(nets, rows, strict=True):

@@ -397,19 +397,38 @@ def test_a_table_that_is_trusted(run: Run, tmp_path: Path, monkeypatch: pytest.M
     assert "what this machine allows" in ran.out
 
 
-@pytest.mark.parametrize(("traits", "busy"), [({}, False), ({"disturbed": 0.7}, True)])
-def test_a_table_that_is_not_trusted_says_what_to_do(
-    traits: dict[str, float], busy: bool, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_table_of_models_that_no_run_puts_in_order_names_a_larger_space(
+    busy: bool, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Here each loading of a model is by 50 % faster or slower than another."""
-    simulated(monkeypatch, placement=0.5, **traits)
+    simulated(monkeypatch, placement=0.5, disturbed=0.7 if busy else 0.0)
     ran = run(*BUILD, "-o", tmp_path / "t.json")
     assert ran.code == 1
     doubts = LatencyTable.load(tmp_path / "t.json").trust()
-    assert doubts
+    assert "a larger one: --space small" in doubts[0]
     assert f"error: {tmp_path / 't.json'} is not to be trusted: {'; '.join(doubts)}" in ran.err
-    assert "note: build it again with --force --minutes 2" in ran.err
-    assert ("the machine is disturbed" in ran.err) == busy
+    assert "--minutes" not in ran.err
+    assert ("note: the machine is disturbed" in ran.err) == busy
+
+
+def test_a_table_that_was_compared_with_few_models_says_how_many_it_takes(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulated(monkeypatch)
+    ran = run(*BUILD, "--validation-nets", 10, "-o", tmp_path / "t.json")
+    assert ran.code == 1
+    assert "it was compared with 10 nets only, wanted 30" in ran.err
+    assert "note: build it again with --force --validation-nets 30\n" in ran.err
+
+
+def test_a_table_that_is_far_off_wants_more_time(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its models are no sums of their operations."""
+    simulated(monkeypatch, own=0.3)
+    ran = run(*BUILD, "-o", tmp_path / "t.json")
+    assert (ran.code, "note: build it again with --force --minutes 2\n" in ran.err) == (1, True), ran.err
 
 
 @pytest.mark.slow

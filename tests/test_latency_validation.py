@@ -170,7 +170,10 @@ def test_a_table_is_asked_for_what_the_machine_allows(tau: float, ceiling: float
 
 def test_a_space_that_two_runs_order_differently_has_no_latency_to_choose_by() -> None:
     (problem,) = of_ceiling(0.9, 0.3).trust()
-    assert "differ by less than two runs of one of them (their tau is 0.30)" in problem
+    assert (
+        "differ by less than two runs of one of them, which put them in unlike orders (Kendall's tau 0.30)"
+        in problem
+    )
     assert problem.endswith("--space small")
 
 

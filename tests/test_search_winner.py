@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,17 +46,13 @@ def true_ms(key: OpKey) -> float:
 
 
 @pytest.fixture(autouse=True)
-def _device() -> Iterator[None]:
-    with device():
-        yield
+def _device(monkeypatch: pytest.MonkeyPatch) -> None:
+    be_device(monkeypatch)
 
 
-@contextlib.contextmanager
-def device() -> Iterator[pytest.MonkeyPatch]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(simulated_machine, "true_ms", true_ms)
-        patch.setattr(winner, "_SECONDS", 5.0)
-        yield patch
+def be_device(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(simulated_machine, "true_ms", true_ms)
+    patch.setattr(winner, "_SECONDS", 5.0)
 
 
 @pytest.fixture(scope="module")
@@ -340,7 +335,8 @@ def test_older_results_have_less_to_tell() -> None:
 
 
 def work(rank: int, folder: str) -> None:
-    with device() as patch:
+    with pytest.MonkeyPatch.context() as patch:
+        be_device(patch)
         machine = simulated(patch, **EXACT)
         table = predicting(lambda key: 0.8)
         recipe = RECIPE.replace(target_ms=middle(table))

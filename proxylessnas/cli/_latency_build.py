@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import LatencyError
-from ..latency.table_parts import LEAST_JUDGED
+from ..latency.table_parts import LEAST_JUDGED, NO_ORDER
 from ._latency import (
     TABLE_HELP,
     Steps,
@@ -104,20 +104,28 @@ class Build(Verb):
                 progress=steps,
                 imports=tuple(args.imports),
             )
-        report_table(args.output, found, args)
+        report_table(args.output, found, args, doubts=not args.validation_nets)
         doubts = found.trust() if args.validation_nets else []
         if doubts:
             error(f"{args.output} is not to be trusted: {'; '.join(doubts)}")
-            note(_what_to_do(args, found))
+            advice = _what_to_do(args, found)
+            if advice:
+                note(advice)
         return 1 if doubts else 0
 
 
 def _what_to_do(args: argparse.Namespace, found: LatencyTable) -> str:
-    """Return what to try where a table was built that is not to be trusted."""
-    disturbance = (found.validation or {}).get("disturbance") or 1.0
-    busy = f"; the machine is disturbed ({disturbance:.2f} times as slow as undisturbed): try a quieter hour"
-    minutes = 2 * (args.minutes or 8)
-    return f"build it again with --force --minutes {minutes:g}{busy if disturbance > 1.2 else ''}"
+    """Return what to try where a table was built that is not to be trusted; "" if only another space does."""
+    known = found.validation or {}
+    if args.validation_nets < LEAST_JUDGED:
+        return f"build it again with --force --validation-nets {LEAST_JUDGED}"
+    disturbance = known.get("disturbance") or 1.0
+    busy = f"the machine is disturbed ({disturbance:.2f} times as slow as undisturbed): try a quieter hour"
+    advice = [busy] if disturbance > 1.2 else []
+    ceiling = known.get("ceiling_tau")
+    if ceiling is None or ceiling >= NO_ORDER:
+        advice.insert(0, f"build it again with --force --minutes {2 * (args.minutes or 8):g}")
+    return "; ".join(advice)
 
 
 class Validate(Verb):

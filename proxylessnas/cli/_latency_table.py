@@ -233,14 +233,14 @@ def check_table_output(file: str, force: bool) -> None:
         raise LatencyError(f"{file} is there already: --force replaces it")
 
 
-def report_table(file: str, found: LatencyTable, args: argparse.Namespace) -> None:
-    """Print what is in a table that was written."""
+def report_table(file: str, found: LatencyTable, args: argparse.Namespace, *, doubts: bool = True) -> None:
+    """Print what is in a table that was written, with reasons to doubt it unless the caller tells them."""
     known = facts(found, found.space)
     if args.json:
         print_json({"table": str(file), **known})
         return
     show(str(file), known, found.conditions.describe())
-    for problem in known["trust"]:
+    for problem in known["trust"] if doubts else []:
         note(f"a search would refuse this table: {problem}")
 
 

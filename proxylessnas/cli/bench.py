@@ -75,10 +75,18 @@ class BenchVerb(Verb):
         add_where(group)
         group = parser.add_argument_group("effort and results")
         group.add_argument(
-            "--rounds", type=whole(1, 1000), default=7, metavar="N", help="how often each (default: 7)"
+            "--rounds",
+            type=whole(1, 1000),
+            default=7,
+            metavar="N",
+            help="with --seconds: how long each (default: 7)",
         )
         group.add_argument(
-            "--seconds", type=above(0, 60), default=0.3, metavar="S", help="how long each time (default: 0.3)"
+            "--seconds",
+            type=above(0, 60),
+            default=0.3,
+            metavar="S",
+            help="each is measured rounds x S, at least (default: 0.3)",
         )
         group.add_argument("--csv", metavar="FILE", help="write everything as a table, with the machine")
         group.add_argument(

@@ -32,7 +32,7 @@ from ..latency.machine import allocator
 from ..latency.machine_name import device_name
 from ..latency.runtimes.torch_compile import missing_compiler
 from ..latency.runtimes.torch_eager import CudaSession, EagerSession, cuda_name, torch_versions
-from ..latency.sampling import window
+from ..latency.sampling import MIN_SECONDS, window
 from ..latency.timing import LIMIT, Measurement, uncertainty
 from .optimize_report import Candidate, OptimizeReport
 from .proof_pictures import proof_pictures
@@ -317,7 +317,9 @@ def _time(
     ):
         random.Random(turn).shuffle(sessions)
         for name, session in sessions:
-            found_now = window(session, min_runs=3, min_seconds=seconds / _ROUNDS, one_thread=alone)
+            found_now = window(
+                session, min_runs=3, min_seconds=min(seconds / _ROUNDS, MIN_SECONDS), one_thread=alone
+            )
             measured[name].windows.append(found_now)
         turn += 1
     for name, result in measured.items():

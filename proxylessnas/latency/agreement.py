@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import LatencyError
-from .table_parts import GOOD, GOOD_MAPE_PERCENT, LEAST, MOST_MAPE_PERCENT, wanted_tau
+from .table_parts import GOOD, GOOD_MAPE_PERCENT, LEAST, MOST_MAPE_PERCENT, NO_ORDER, wanted_tau
 
 LEAST_NETS = 2
 #: A reference model this much slower or faster than when the table was made: one of the two was disturbed.
@@ -38,7 +38,7 @@ class Validation:
         scale, offset_ms: the line from predictions to measured latencies, fitted on half of the nets.
         judged_before_percent, judged_after_percent: mean absolute error on the other half, without and with
             that line.
-        noisy_nets: models that were disturbed whenever they were measured, in older tables.
+        noisy_nets: models that were disturbed whenever they were measured, of kits and in older tables.
         seed: of the nets.
         date: ISO day.
         conditions: what was measured with, in words.
@@ -46,8 +46,8 @@ class Validation:
         reference_ratio: how many times longer a reference model took than when the table was made.
         ceiling_tau, ceiling_percent: Kendall's tau and mean difference of two runs of these same models:
             what this machine allows any table to reach. None in older tables.
-        disturbance: how many times longer a run took than undisturbed (median over low quantile); None in
-            older tables, whose latencies are medians.
+        disturbance: how many times longer a run took than undisturbed (median over low quantile); None of
+            kits and in older tables, whose latencies are medians.
         measured_with: the conditions as JSON values; None in tables that were made before they were kept.
         space: digest of the space that the nets are of; empty in such tables.
     """
@@ -80,7 +80,8 @@ class Validation:
     def verdict(self) -> str:
         """What to make of it, in one line."""
         tau, mape = self.kendall_tau, self.mape_percent
-        if tau < wanted_tau(self.ceiling_tau, LEAST) or mape > MOST_MAPE_PERCENT:
+        no_order = self.ceiling_tau is not None and self.ceiling_tau < NO_ORDER
+        if no_order or tau < wanted_tau(self.ceiling_tau, LEAST) or mape > MOST_MAPE_PERCENT:
             word = "not to be trusted"
         elif tau < wanted_tau(self.ceiling_tau, GOOD) or mape > GOOD_MAPE_PERCENT:
             word = "fair"

@@ -95,11 +95,17 @@ def _of(found: Validation, judged: list[int]) -> Validation:
         noisy_nets=min(found.noisy_nets, len(pairs)),  # which ones is not known
         date=found.date,
         reference_ratio=found.reference_ratio,
+        disturbance=found.disturbance,
     )
     uniform = [pair for i, pair in zip(judged, pairs, strict=True) if i % 2 == 0]
     tau = kendall_tau([a for _, a, _ in uniform], [b for _, _, b in uniform])
     return dataclasses.replace(
-        again, uniform_kendall_tau=tau, measured_with=found.measured_with, space=found.space
+        again,
+        uniform_kendall_tau=tau,
+        measured_with=found.measured_with,
+        space=found.space,
+        ceiling_tau=found.ceiling_tau,  # of all the nets: what two runs of each one gave is not kept
+        ceiling_percent=found.ceiling_percent,
     )
 
 

@@ -84,10 +84,11 @@ def measure(
             come from an architecture.
         min_runs: timed runs.
         min_seconds: time they take together at least.
-        max_seconds: no timed run is started later than this; half of it is the limit of the warm-up.
+        max_seconds: no timed run is started later than this.
 
     Returns:
-        Median, 10 % and 90 % quantile in milliseconds, and reasons to distrust them, if any.
+        The undisturbed latency, median, 10 % and 90 % quantile in milliseconds, and reasons to distrust them,
+        if any. They are of one process and of a second or so: a disturbance that lasts longer is not seen.
 
     Raises:
         LatencyError: it cannot be measured so; the message says why.

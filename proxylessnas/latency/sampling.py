@@ -12,6 +12,7 @@ from .runtimes.base import Session
 
 #: A window is at least so many runs and so long; many short ones tell more than a few long ones.
 MIN_RUNS, MIN_SECONDS, MAX_SECONDS = 4, 0.012, 2.0
+_MAX_RUNS = 100  # of an operation that takes microseconds: more tell nothing new
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def window(
     Args:
         session: the loaded model.
         min_runs: timed runs, at least.
-        min_seconds: time they take together, at least.
+        min_seconds: time they take together, at least, unless there are 100 of them before.
         max_seconds: no timed run but the first is started later than this.
         one_thread: whether all the work is done by one thread on a CPU, so that CPU time can be compared.
         clock: wall clock, seconds.
@@ -71,11 +72,11 @@ def window(
                 cpu_end, end = cpu_clock(), clock()
                 ms = (end - start) * 1e3
                 wall.append(ms)
-                # A CPU clock of coarse ticks may read next to nothing.
                 cpu_ms = (cpu_end - cpu_start) * 1e3
-                own.append(min(ms, cpu_ms) if one_thread and cpu_ms > 0.1 * ms else ms)
+                own.append(min(ms, cpu_ms) if one_thread and cpu_ms > 0 else ms)
             spent = clock() - begin
-            if spent >= max_seconds or (len(wall) >= min_runs and spent >= min_seconds):
+            enough = spent >= min_seconds or len(wall) >= _MAX_RUNS
+            if spent >= max_seconds or (len(wall) >= min_runs and enough):
                 return Window(tuple(wall), tuple(own))
 
 

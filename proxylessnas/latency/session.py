@@ -108,14 +108,16 @@ class MeasurementSession:
         self._imports, self._seed, self._keep_going = tuple(imports), seed, keep_going
         self._journal = Journal(None, {}) if journal is None else journal
         self._progress, self._total_s = progress, 0.0
-        self._machines: dict[Settings, tuple[Conditions, bool]] = {}
+        self._machines: dict[Settings, Conditions] = {}
+        #: Seconds spent when a process, or a group of one, began.
+        self._begun: dict[tuple[int, int | None], float] = {}
         self._workers: dict[Settings, Worker] = {}
         for name in list(self._journal):
             self._take(name, self._journal[name])
 
     def conditions(self, settings: Settings) -> Conditions:
         """Return what is measured with, once a process was started."""
-        return self._machines[settings][0]
+        return self._machines[settings]
 
     def uncertainty(self) -> float:
         """Return how uncertain the latencies are, as a share of them."""
@@ -170,42 +172,43 @@ class MeasurementSession:
         Returns:
             What is wanted: only this process where loading takes long. And the group that is loaded last.
         """
-        begin_s = self.spent_s
+        begin_s = self._begun.setdefault((process, None), self.spent_s)  # earlier, if it is continued
         self._start(process, stack)
         groups = self._groups(process)
         loads: list[float] = []
         for g, group in enumerate(groups):
             for name in groups[g - 1] if g else ():
                 if name != REFERENCE and name not in self.failed:
-                    self._workers[self.items[name].settings].drop(name)
+                    with self._tolerant(name):
+                        self._workers[self.items[name].settings].drop(name)
             load_s = self._load(group, process, g, loads)
             if loads and statistics.fmean(loads) > _SLOW_LOAD_S:
                 wanted = wanted._replace(processes=process + 1)
             share_s = (wanted.seconds - begin_s) / (wanted.processes - process)
             limit = wanted.limit * wanted.processes**0.5
-            group_s = self.spent_s
+            group_s = self._begun.setdefault((process, g), self.spent_s)
             end_s = group_s + (begin_s + share_s - group_s) / (len(groups) - g)
             least_s = wanted.least_seconds / len(groups)
-            rounds, round_s = 0, 0.0
+            rounds, round_s, needed, look_at, certain = 0, 0.0, 0.0, 0, False
+            while f"process {process} group {g} round {rounds}" in self._journal:
+                rounds += 1
             while rounds < wanted.least_rounds or (
-                self.spent_s + round_s <= end_s
-                and (
-                    rounds < self.rounds
-                    if process
-                    else not self._certain(group, limit, self.spent_s - group_s < least_s)
-                )
+                self.spent_s + round_s <= end_s and (rounds < self.rounds if process else not certain)
             ):
-                label = f"process {process} group {g} round {rounds}"
-                if label not in self._journal:
-                    before = self.spent_s
-                    self._round(group, label, process)
-                    round_s = self.spent_s - before
+                before = self.spent_s
+                self._round(group, f"process {process} group {g} round {rounds}", process)
+                round_s = self.spent_s - before
                 rounds += 1
                 if process:
                     left_s = (self.rounds - rounds) * round_s
                 else:
-                    left_s = self._rounds_left(group, rounds, limit, wanted.least_rounds) * round_s
-                    left_s = max(left_s, group_s + least_s - self.spent_s)
+                    if rounds >= look_at:  # seldom: all runs so far are looked at
+                        begin = time.perf_counter()
+                        look_at = max(rounds + 1, round(1.1 * rounds))
+                        certain = self._certain(group, limit, self.spent_s - group_s < least_s)
+                        needed = rounds + self._rounds_left(group, rounds, limit, wanted.least_rounds)
+                        self.spent_s += time.perf_counter() - begin
+                    left_s = max((needed - rounds) * round_s, group_s + least_s - self.spent_s, 0.0)
                 each_s = load_s + rounds * round_s + left_s  # of a group
                 so_far_s = self.spent_s - begin_s
                 wanted_s = so_far_s + left_s + (len(groups) - g - 1) * each_s
@@ -235,10 +238,14 @@ class MeasurementSession:
         return min(by_root, max(all_met - rounds, rounds * 2 / 3))
 
     def _groups(self, process: int) -> list[list[str]]:
-        """Return the names that are loaded at a time, shared out anew in each process."""
+        """Return the names that are loaded at a time, shared out anew in each process.
+
+        Without a reference that ties groups together, all are loaded at once.
+        """
         names = [name for name in self.items if name != REFERENCE]
-        if self._reference is not None:
-            random.Random(f"{self._seed} {process}").shuffle(names)
+        if self._reference is None:
+            return [names]
+        random.Random(f"{self._seed} {process}").shuffle(names)
         groups: list[list[str]] = [[]]
         room = 0
         for name in names:
@@ -250,7 +257,7 @@ class MeasurementSession:
                 room = 0
             groups[-1].append(name)
             room += pixels
-        return [[*group, *([REFERENCE] if self._reference else [])] for group in groups]
+        return [[*group, REFERENCE] for group in groups]
 
     @property
     def _reference(self) -> Item | None:
@@ -264,15 +271,16 @@ class MeasurementSession:
             worker = stack.enter_context(Worker(settings, self._imports))
             self._workers[settings] = worker
             self._same_machine(settings, worker)
-        self._keep(f"process {process} start {self.spent_s:.3f}", {"seconds": time.perf_counter() - begin})
+        spent = time.perf_counter() - begin
+        self._keep(f"process {process} start {self.spent_s:.3f}", {"process": process, "seconds": spent})
 
     def _same_machine(self, settings: Settings, worker: Worker) -> None:
         known = self._machines.get(settings)
         if known is None:
             record = {"settings": settings.to_dict(), "conditions": worker.conditions.to_dict()}
-            self._keep(f"{_CONDITIONS} {len(self._machines)}", {**record, "has_parts": worker.has_parts})
+            self._keep(f"{_CONDITIONS} {len(self._machines)}", record)
             return
-        differences = conditions_differ(known[0], worker.conditions)
+        differences = conditions_differ(known, worker.conditions)
         if differences:
             where = self._journal.path or "the session"
             raise LatencyError(
@@ -290,7 +298,8 @@ class MeasurementSession:
             with self._tolerant(name):
                 loads.append(self._workers[item.settings].load(name, item.spec))
         spent = time.perf_counter() - begin
-        self._keep(f"process {process} load {g} {self.spent_s:.3f}", {"seconds": spent})
+        record = {"process": process, "group": g, "seconds": spent}
+        self._keep(f"process {process} load {g} {self.spent_s:.3f}", record)
         return spent
 
     def _round(self, names: Sequence[str], label: str, process: int) -> None:
@@ -339,12 +348,15 @@ class MeasurementSession:
 
     def _take(self, name: str, record: dict[str, Any]) -> None:
         """Take over one record of the journal."""
+        if "process" in record:
+            place = (record["process"], record.get("group"))
+            self._begun.setdefault(place, self.spent_s + (0.0 if place[1] is None else record["seconds"]))
         self.spent_s += record.get("seconds", 0.0)
         self.rounds = max(self.rounds, record.get("rounds", 0))
         self.processes = max(self.processes, record.get("processes", 0))
         if name.startswith(_CONDITIONS):
             settings = Settings(**record["settings"])
-            self._machines[settings] = (Conditions(**record["conditions"]), record["has_parts"])
+            self._machines[settings] = Conditions(**record["conditions"])
         for item, ms, own_ms in record.get("windows", ()):
             window = Window(tuple(ms), tuple(ms if own_ms is None else own_ms), record["process"])
             self.measured.setdefault(item, Measurement()).windows.append(window)
@@ -366,7 +378,8 @@ def conditions_differ(before: Conditions, now: Conditions) -> list[str]:
 def _busy(found: Measurement) -> float:
     """Return the share of the windows without a run as quick as the quickest."""
     lows = [min(window.own_ms) for window in found.windows]
-    return statistics.fmean(low > 1.05 * min(lows) for low in lows)
+    quickest = min(lows)
+    return statistics.fmean(low > 1.05 * quickest for low in lows)
 
 
 def _rounded(values: Sequence[float]) -> list[float]:

@@ -26,6 +26,7 @@ LEAST, GOOD = 0.8, 0.9
 _OF_CEILING = {LEAST: 0.8, GOOD: 0.9}
 #: Where two runs order the models hardly alike, there is nothing to choose by.
 NO_ORDER = 0.4
+_LARGER = {"tiny": "small", "small": "imagenet"}
 GOOD_MAPE_PERCENT = 5.0
 LEAST_JUDGED = 30  # nets a validation compares at least
 MOST_MAPE_PERCENT = 15.0
@@ -203,9 +204,11 @@ def _disagreements(table: LatencyTable) -> list[str]:
     ceiling = validation.get("ceiling_tau")
     ceiling = ceiling if is_number(ceiling, -1.001, 1.001) else None
     if ceiling is not None and ceiling < NO_ORDER:
+        larger = _LARGER.get(table.space.name.partition("@")[0]) if table.space is not None else None
         problems.append(
-            f"its models differ by less than two runs of one of them (their tau is {ceiling:.2f}): this "
-            "space has no latency to choose by here; a larger one: --space small"
+            "its models differ by less than two runs of one of them, which put them in unlike orders "
+            f"(Kendall's tau {ceiling:.2f}): this space has no latency to choose by here"
+            + (f"; a larger one: --space {larger}" if larger else "")
         )
     elif not is_number(tau, wanted_tau(ceiling, LEAST), 1.001):  # rounding may leave it a little above 1
         limited = "" if ceiling is None else f" (two runs of the same models: {ceiling:.3g})"

@@ -30,7 +30,10 @@ class Measurement:
 
     @property
     def undisturbed_ms(self) -> float:
-        """The 2 % quantile of all runs, without the time that others had the processor."""
+        """The 2 % quantile of all runs, without the time that others had the processor.
+
+        Of several processes, which differ by a percent, the quickest counts most.
+        """
         return _low(self.windows)
 
     @property
@@ -45,14 +48,19 @@ class Measurement:
 
     @property
     def uncertainty(self) -> float:
-        """How uncertain the undisturbed latency is, as a share of it: every other window against the rest.
+        """How uncertain the undisturbed latency is, as a share of it: half of the windows against the rest.
 
-        Half the difference of two halves is the standard error of the whole. Infinite for a single window.
+        Half the difference of two halves is the standard error of the whole. Of several processes, every
+        other one is a half; of one, the larger difference counts of two ways to halve it: every other window,
+        and the first half against the second. Infinite for a single window.
         """
         if len(self.windows) < 2:
             return math.inf
-        a, b = _low(self.windows[::2]), _low(self.windows[1::2])
-        return abs(a - b) / (a + b)
+        halves = [self.two_runs()]
+        if len({window.process for window in self.windows}) == 1:
+            middle = len(self.windows) // 2
+            halves.append((_low(self.windows[:middle]), _low(self.windows[middle:])))
+        return max(abs(a - b) / (a + b) for a, b in halves)
 
     def two_runs(self) -> tuple[float, float]:
         """Return the latency as two runs would have found it: by every other process, or every other window.

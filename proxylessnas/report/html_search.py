@@ -131,7 +131,7 @@ def _against_target(figures: Mapping[str, Any]) -> str:
     if not target:
         return ""
     over = figures["measured_ms"] / target - 1
-    return f"; {100 * over:.1f} % over the target" if over > 0 else "; the target is kept"
+    return f"; {100 * over:.1f} % over the target" if over >= 0.0005 else "; the target is kept"
 
 
 def _asked(story: Story) -> Raw:

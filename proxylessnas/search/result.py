@@ -158,7 +158,7 @@ def describe_latency(result: Mapping[str, Any]) -> list[str]:
     target = (result.get("limits") or {}).get("latency")
     if target:
         over = measured / target - 1
-        text += f", target {target:.3f} ms: " + (f"over by {over:.1%}" if over > 0 else "kept")
+        text += f", target {target:.3f} ms: " + (f"over by {over:.1%}" if over >= 0.0005 else "kept")
     found = [text]
     raw, median = result.get("measured_raw_ms"), result.get("measured_median_ms")
     ratio = result.get("measured_reference_ratio")

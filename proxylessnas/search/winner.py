@@ -9,13 +9,13 @@ taken.
 from __future__ import annotations
 
 import datetime
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..arch import Arch
-from ..errors import DataError
+from ..errors import DataError, first_line
+from ..progress import tell
 from ..registration import modules_of
 from .budgets import Budget
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from .engine import Searcher
     from .job import Job
 
-_LOG = logging.getLogger("proxylessnas")
 _SECONDS = 40.0  # at most, for a candidate
 _LEAST_SECONDS = 4.0  # of a process; the reference tells whether that was enough
 _LEAST_ROUNDS = 25  # of a process: two models only
@@ -81,6 +80,8 @@ def choose(job: Job, searcher: Searcher) -> tuple[list[int], list[Measured]]:
     while True:
         limit_ms = 0.0  # of the table, for the next candidate; 0: there is none
         if searcher.processes.main and job.table is not None:
+            if not tried:
+                tell("note: measuring the latency of what was found; this takes half a minute")
             arch = job.space.arch(candidates[-1])
             tried.append(measure_like(arch, tuple(candidates[-1]), job.table))
             limit_ms = _next_limit_ms(tried, target)
@@ -101,15 +102,17 @@ def choose(job: Job, searcher: Searcher) -> tuple[list[int], list[Measured]]:
 def _next_limit_ms(tried: Sequence[Measured], target: Budget | None) -> float:
     """Return the predicted latency that the next candidate may have; 0 where the last one will do."""
     last = tried[-1]
-    if target is None or last.ms is None or last.ms <= target.limit or len(tried) == CANDIDATES:
+    if target is None or last.ms is None or last.ms <= target.limit:
+        return 0.0
+    if len(tried) == CANDIDATES or last.predicted_ms <= 0:
         return 0.0
     missed = last.ms / last.predicted_ms
     lowest_ms = 1.0001 * target.costs.range()[0]  # where nothing can keep to the target, this comes nearest
     limit_ms = min(max(_MARGIN * target.limit / missed, lowest_ms), 0.9999 * last.predicted_ms)
-    _LOG.info(
-        "measured %.3f ms, above the target of %.3f ms: the next candidate is to have a predicted latency of "
-        "at most %.3f ms", last.ms, target.limit, limit_ms,
-    )  # fmt: skip
+    tell(
+        f"note: measured {last.ms:.3f} ms, above the target of {target.limit:.3f} ms: the next candidate has "
+        f"a predicted latency of at most {limit_ms:.3f} ms"
+    )
     return limit_ms
 
 
@@ -128,10 +131,16 @@ def measure_like(arch: Arch, picks: tuple[int, ...], table: LatencyTable) -> Mea
     from ..latency.timing import Timing
     from ..latency.validation import conditions_here, model_spec, reference_of
 
-    predicted = table.predict(arch)
+    predicted = 0.0
     try:
+        predicted = table.predict(arch)
         settings = table.conditions.settings
-        imports = tuple(dict.fromkeys(modules_of(block.token for block in arch.iter_blocks()).values()))
+        modules = set(modules_of(block.token for block in arch.iter_blocks()).values())
+        imports = sorted(name for name in modules if not name.endswith(".py"))
+        if len(imports) < len(modules):
+            program = min(modules - set(imports))
+            why = f"its operation is registered by the program {program}, not by a module to import"
+            return Measured(picks, predicted, None, note=f"not measured: {why}")
         differences = elsewhere(table, conditions_here(settings, imports))
         if differences:
             return Measured(picks, predicted, None, note=f"not measured: {'; '.join(differences)}")
@@ -154,4 +163,4 @@ def measure_like(arch: Arch, picks: tuple[int, ...], table: LatencyTable) -> Mea
         timing = Timing.of(session.measured["model"], session.conditions(settings), spec.input_size, day)
         return Measured(picks, predicted, timing, ratio())
     except Exception as e:  # noqa: BLE001 - hours of search are not lost to a failed measurement
-        return Measured(picks, predicted, None, note=f"not measured: {e}")
+        return Measured(picks, predicted, None, note=f"not measured: {first_line(e)}")

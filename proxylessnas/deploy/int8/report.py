@@ -63,8 +63,8 @@ class Int8Report:
         difference: largest absolute difference of a logit.
         divergence: as in :class:`Tried`.
         bytes_float, bytes_int8: sizes of the files in this format.
-        ms_float, ms_int8: median latency of both files in their runtime, run by turns in this process, one
-            picture a call.
+        ms_float, ms_int8: undisturbed latency of both files in their runtime, run by turns in this process,
+            an image.
         threads: of that measurement.
         qat_epochs: of quantisation-aware training before.
         target_isa: what the schemes were chosen for, one of :data:`~.saturation.TARGETS`.
