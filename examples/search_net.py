@@ -52,9 +52,7 @@ def main(argv: list[str] | None = None) -> int:
         if not path.exists():
             latency.build_table(space, minutes=args.minutes, path=path, progress=Steps(False, "table"))
         table = latency.LatencyTable.load(path)
-        print(
-            "  " + (latency.Validation.from_dict(v).verdict if (v := table.validation) else "not validated")
-        )
+        print("  " + (latency.Validation.from_dict(v).verdict if (v := table.validation) else "unvalidated"))
         target = {"target_ms": args.target_ms or sum(table.range_ms()) / 2}
     except LatencyError as error:  # the machine may be too busy for any such thing
         table, target = None, {"target_macs_m": 1.7}  # nets of this space need 0.6 to 2.9 million
