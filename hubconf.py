@@ -6,7 +6,7 @@ import os as _os
 import warnings as _warnings
 
 import proxylessnas as _package
-from proxylessnas.zoo import (
+from proxylessnas.models.factory import (
     proxyless_cifar,
     proxyless_cifar10_demo,
     proxyless_cpu,

@@ -14,7 +14,7 @@ import subprocess
 
 from harness import make_parser, start, write_rows
 
-from proxylessnas.children import python_command
+from proxylessnas.utils.subprocesses import python_command
 
 _CODE = """
 import statistics, sys, time, torch, proxylessnas

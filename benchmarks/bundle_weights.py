@@ -28,13 +28,13 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 from proxylessnas import create_model, profile, save_weights  # noqa: E402
-from proxylessnas.bundled import FOLDER  # noqa: E402
-from proxylessnas.categories import categories  # noqa: E402
-from proxylessnas.datasets import labelled_images  # noqa: E402
-from proxylessnas.evaluate import evaluate  # noqa: E402
-from proxylessnas.filesystem import write_atomically  # noqa: E402
-from proxylessnas.manifest import read_manifest  # noqa: E402
-from proxylessnas.published import PUBLISHED  # noqa: E402
+from proxylessnas.arch.published import PUBLISHED  # noqa: E402
+from proxylessnas.data.categories import categories  # noqa: E402
+from proxylessnas.data.folders import labelled_images  # noqa: E402
+from proxylessnas.train.evaluate import evaluate  # noqa: E402
+from proxylessnas.utils.files import write_atomically  # noqa: E402
+from proxylessnas.weights.cache import FOLDER  # noqa: E402
+from proxylessnas.weights.manifest import read_manifest  # noqa: E402
 
 MANIFEST = ROOT / "weights_manifest.json"
 MOST_BYTES = 2_000_000

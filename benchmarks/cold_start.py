@@ -61,7 +61,8 @@ def stand_in_weights() -> Any:
     """Put random weights of ``proxyless_cpu`` into a temporary cache and return their record."""
     import torch
 
-    from proxylessnas import cache, get_weights, proxyless_cpu
+    from proxylessnas import get_weights, proxyless_cpu
+    from proxylessnas.weights import cache
 
     os.environ["PROXYLESSNAS_CACHE"] = tempfile.mkdtemp()
     file = Path(os.environ["PROXYLESSNAS_CACHE"]) / "w.pth"

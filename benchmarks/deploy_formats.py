@@ -25,16 +25,16 @@ from typing import Any
 import harness
 
 from proxylessnas import deploy
-from proxylessnas.deploy.formats import SUFFIXES
-from proxylessnas.deploy.int8.backends import SUFFIXES as INT8_SUFFIXES
-from proxylessnas.deploy.subject import Subject, open_subject
+from proxylessnas.deploy.bundle import Subject, open_subject
+from proxylessnas.deploy.formats.base import SUFFIXES
+from proxylessnas.deploy.quantization.backends import SUFFIXES as INT8_SUFFIXES
 from proxylessnas.errors import ProxylessError, first_line
-from proxylessnas.latency.files import file_runtimes
-from proxylessnas.latency.measuring import pickle_module
+from proxylessnas.latency.measure_model import pickle_module
+from proxylessnas.latency.measurement import Measurement
 from proxylessnas.latency.session import Item, MeasurementSession
-from proxylessnas.latency.settings import Settings
-from proxylessnas.latency.spec import NetSpec
-from proxylessnas.latency.timing import Measurement
+from proxylessnas.runtimes.base import NetSpec
+from proxylessnas.runtimes.files import file_runtimes
+from proxylessnas.runtimes.settings import Settings
 
 EAGER = "eager"
 _AOT = "machine code"

@@ -10,8 +10,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from proxylessnas.filesystem import write_atomically
-from proxylessnas.safe_text import csv_rows, csv_text
+from proxylessnas.utils.files import write_atomically
+from proxylessnas.utils.text import csv_rows, csv_text
 
 HERE = Path(__file__).resolve().parent
 

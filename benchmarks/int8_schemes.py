@@ -20,14 +20,13 @@ from typing import Any
 import harness
 import torch
 
-from proxylessnas.datasets import labelled_images
-from proxylessnas.deploy.formats import ExportOptions, format_of
-from proxylessnas.deploy.int8.backends import backend_of
-from proxylessnas.deploy.int8.calibration import labelled_inputs
-from proxylessnas.deploy.int8.choose import by_turns, divergence
-from proxylessnas.deploy.int8.prepare import Prepared
-from proxylessnas.deploy.int8.schemes import scheme_of
-from proxylessnas.deploy.subject import Subject, open_subject
+from proxylessnas.data.folders import labelled_images
+from proxylessnas.deploy.bundle import Subject, open_subject
+from proxylessnas.deploy.formats.base import ExportOptions, format_of
+from proxylessnas.deploy.quantization.backends import backend_of
+from proxylessnas.deploy.quantization.calibration import labelled_inputs
+from proxylessnas.deploy.quantization.quantize import Prepared, by_turns, divergence
+from proxylessnas.deploy.quantization.schemes import scheme_of
 from proxylessnas.errors import ExportError
 
 _MADE = [

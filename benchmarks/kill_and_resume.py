@@ -24,7 +24,7 @@ from typing import Any, TextIO
 
 import harness
 
-from proxylessnas.children import COMMAND_LINE, python_command
+from proxylessnas.utils.subprocesses import COMMAND_LINE, python_command
 
 ARCH = """Arch("tiny", stem=8, first=8, last=32, stem_stride=1, num_classes=10, resolution=16,
   stages=(Stage(16, 2, "k3e3 k3e3"), Stage(24, 2, "k5e3 k3e3")))

@@ -20,11 +20,11 @@ from typing import Any
 from harness import HERE, make_parser, write_rows
 
 from proxylessnas import Arch
+from proxylessnas.arch.published import PUBLISHED
 from proxylessnas.latency import Conditions, LatencyTable, Validation, build_table
 from proxylessnas.latency.session import Item, MeasurementSession
-from proxylessnas.latency.settings import DEVICES
-from proxylessnas.latency.validation import model_spec
-from proxylessnas.published import PUBLISHED
+from proxylessnas.latency.validate import model_spec
+from proxylessnas.runtimes.settings import DEVICES
 
 SECONDS_EACH = 20.0  # at most, to measure a published net in
 NETS = ("proxyless_cpu", "proxyless_gpu", "proxyless_mobile", "proxyless_mobile_14")
@@ -115,7 +115,7 @@ def draw(
     runtime: str,
     threads: int,
 ) -> None:
-    from proxylessnas.latency.charts import Named, prediction_png
+    from proxylessnas.latency.plots import Named, prediction_png
 
     prediction_png(
         [pair[1:] for pair in found.pairs],

@@ -17,12 +17,12 @@ from harness import make_parser, start, write_rows
 
 import proxylessnas
 from proxylessnas.deploy import optimize
-from proxylessnas.latency.process import Worker
-from proxylessnas.latency.runtimes.torch_eager import EagerSession
-from proxylessnas.latency.sampling import window
-from proxylessnas.latency.settings import Settings, one_thread
-from proxylessnas.latency.spec import NetSpec
-from proxylessnas.latency.timing import Measurement
+from proxylessnas.latency.measurement import Measurement
+from proxylessnas.latency.worker_process import Worker
+from proxylessnas.runtimes.base import NetSpec
+from proxylessnas.runtimes.settings import Settings, one_thread
+from proxylessnas.runtimes.timer import window
+from proxylessnas.runtimes.torch_eager import EagerSession
 
 
 def main() -> None:

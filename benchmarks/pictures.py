@@ -16,7 +16,7 @@ from pathlib import Path
 
 from harness import make_parser, start, write_rows
 
-from proxylessnas.children import COMMAND_LINE, find_program, python_command
+from proxylessnas.utils.subprocesses import COMMAND_LINE, find_program, python_command
 
 NETS = ("proxyless_gpu", "proxyless_cpu", "proxyless_mobile", "proxyless_mobile_14")
 

@@ -32,8 +32,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
-from proxylessnas.deploy.ways import no_bfloat16
-from proxylessnas.memory import keep_freed_pages
+from proxylessnas.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from proxylessnas.deploy.backends import no_bfloat16
 from proxylessnas.train import open_data, read_recipe
 from proxylessnas.train.augment import shrunk
 from proxylessnas.train.ema import WeightAverage
@@ -41,7 +41,7 @@ from proxylessnas.train.eval_loader import EvalLoader
 from proxylessnas.train.loader import TrainLoader
 from proxylessnas.train.optim import make_optimizer, parameter_groups, rate_factor
 from proxylessnas.train.step import WeightStep
-from proxylessnas.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from proxylessnas.utils.malloc import keep_freed_pages
 
 
 def _conv(inputs: int, outputs: int) -> nn.Sequential:

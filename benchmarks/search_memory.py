@@ -136,7 +136,7 @@ LINES = {
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Draw the ratio of each variant over the number of candidates."""
-    from proxylessnas.charts import GRID, open_figure, write_above
+    from proxylessnas.utils.plotting import GRID, open_figure, write_above
 
     with open_figure(path, 7.2, 4.2) as figure:
         axes = figure.subplots()

@@ -61,9 +61,9 @@ def recipe_of(args: argparse.Namespace, **changes: Any) -> Any:
 
 def space_of(args: argparse.Namespace) -> Any:
     """Return the space as the searches will use it: with the outputs and the size that the pictures need."""
+    from proxylessnas.arch.spaces import read_space
     from proxylessnas.search.data import open_search_data
-    from proxylessnas.search.job import adapted
-    from proxylessnas.spaces import read_space
+    from proxylessnas.search.setup import adapted
 
     recipe = recipe_of(args)
     data = open_search_data(args.data, arch_fraction=recipe.arch_fraction, seed=recipe.seed, limit=args.limit)
@@ -126,7 +126,7 @@ def measured(args: argparse.Namespace, nets: Sequence[tuple[Path, Any]]) -> list
     this is not the table's machine.
     """
     from proxylessnas import create_model
-    from proxylessnas.search.winner import measure_like
+    from proxylessnas.search.evaluate import measure_like
 
     times: list[list[Any]] = [[] for _ in nets]
     for _ in range(args.rounds):

@@ -53,9 +53,9 @@ class Bench:
     def __init__(self, args: argparse.Namespace) -> None:
         import torch
 
-        from proxylessnas.search.paths import PathParameters
+        from proxylessnas.arch.spaces import read_space
+        from proxylessnas.search.path_optimizer import PathParameters
         from proxylessnas.search.supernet import seeded
-        from proxylessnas.spaces import read_space
         from proxylessnas.train import Recipe
         from proxylessnas.train.step import WeightStep
 
@@ -100,7 +100,7 @@ class Bench:
         alphas.sample, alphas.sample_pairs = fixed, fixed_pairs
 
     def _arch_step(self, mode: str) -> Callable[[], object]:
-        from proxylessnas.search.arch_step import ArchStep
+        from proxylessnas.search.arch_optimizers import ArchStep
         from proxylessnas.search.objective import Objective
 
         torch, alphas = self.torch, self.net.alphas

@@ -27,9 +27,9 @@ from pathlib import Path
 from harness import make_parser, start, write_rows
 from PIL import Image
 
-from proxylessnas.deploy.formats import ExportOptions, format_of
-from proxylessnas.deploy.subject import open_subject
-from proxylessnas.latency.timing import quantile
+from proxylessnas.deploy.bundle import open_subject
+from proxylessnas.deploy.formats.base import ExportOptions, format_of
+from proxylessnas.latency.measurement import quantile
 
 ROOT = Path(__file__).resolve().parent.parent
 DOG = ROOT / "examples" / "photos" / "cifar10" / "dog.jpg"

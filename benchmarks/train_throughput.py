@@ -21,7 +21,7 @@ from typing import Any
 
 import harness
 
-from proxylessnas.children import python_command
+from proxylessnas.utils.subprocesses import python_command
 
 STEPS = 4
 NETS = {
@@ -36,7 +36,7 @@ def train_loader(name: str, size: int, batch: int) -> Any:
     from proxylessnas import create_model
     from proxylessnas.train import Recipe, open_data
     from proxylessnas.train.loader import TrainLoader
-    from proxylessnas.train.preprocess import preprocessing_of
+    from proxylessnas.train.setup import preprocessing_of
 
     data = open_data("digits")
     recipe = Recipe(batch_size=batch, image_size=size, crop="padded")
@@ -85,9 +85,9 @@ def ours(name: str, size: int, batch: int, folder: Path, **changes: Any) -> Call
 
     from proxylessnas import create_model
     from proxylessnas.train import Recipe, Settings, Trainer, open_data
-    from proxylessnas.train.distributed import Processes
-    from proxylessnas.train.runlog import RunLog
-    from proxylessnas.train.stop import StopRequest
+    from proxylessnas.train.logger import RunLog
+    from proxylessnas.train.trainer import StopRequest
+    from proxylessnas.utils.distributed import Processes
 
     data = open_data("digits")
     data = dataclasses.replace(data, train=data.train.take(range(STEPS * batch)), val=None)

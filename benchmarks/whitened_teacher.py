@@ -23,13 +23,13 @@ from plain_teacher import accuracy, arguments, write_teacher
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from proxylessnas.memory import keep_freed_pages
+from proxylessnas.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from proxylessnas.models.batchnorm import recalibrate
 from proxylessnas.train import open_data, read_recipe
-from proxylessnas.train.batchnorm import recalibrate
 from proxylessnas.train.eval_loader import EvalLoader
 from proxylessnas.train.loader import TrainLoader
-from proxylessnas.train.muon import orthogonalized
-from proxylessnas.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from proxylessnas.train.optim import orthogonalized
+from proxylessnas.utils.malloc import keep_freed_pages
 
 # Of the paper's later version, for the sum of the losses of a batch, and for logits that are divided by the
 # number of features: 256 in the paper.

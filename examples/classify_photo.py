@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 import proxylessnas
-from proxylessnas.images import load_image
+from proxylessnas.data.images import load_image
 
 
 def main(argv: list[str] | None = None) -> int:

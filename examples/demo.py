@@ -10,9 +10,9 @@ import torch
 
 import proxylessnas
 from proxylessnas import cli
-from proxylessnas.charts import confusion_png
-from proxylessnas.metrics import Metrics
 from proxylessnas.train import Recipe, finetune, open_data
+from proxylessnas.train.metrics import Metrics
+from proxylessnas.utils.plotting import confusion_png
 
 NAME = "proxyless_cifar10_demo"  # its weights come with the package
 PHOTOS = sorted((Path(__file__).resolve().parent / "photos" / "cifar10").glob("*.jpg"))

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from proxylessnas import latency
-from proxylessnas.spaces import read_space
+from proxylessnas.arch.spaces import read_space
 
 
 def main(argv: list[str] | None = None) -> int:

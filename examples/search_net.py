@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 
 from proxylessnas import LatencyError, create_model, keep_freed_pages, latency
-from proxylessnas.metrics import Metrics
-from proxylessnas.progress import Steps
+from proxylessnas.arch.spaces import read_space
 from proxylessnas.search import read_search_recipe, search
-from proxylessnas.spaces import read_space
 from proxylessnas.train import Data, Settings, open_data
+from proxylessnas.train.metrics import Metrics
+from proxylessnas.utils.progress import Steps
 
 
 class Known(torch.utils.data.Dataset):

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 
 import proxylessnas
-from proxylessnas.images import load_image
+from proxylessnas.data.images import load_image
 
 
 @torch.inference_mode()

@@ -9,15 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ._version import __version__ as __version__
-from .lazy_names import lazy_names
+from .utils.lazy_names import lazy_names
 
 if TYPE_CHECKING:
-    from .arch import Arch as Arch
-    from .arch import Stage as Stage
-    from .arch import register_op as register_op
-    from .builders import create_model as create_model
-    from .builders import list_models as list_models
-    from .builders import read_arch as read_arch
+    from .arch.arch import Arch as Arch
+    from .arch.arch import Stage as Stage
+    from .arch.arch import register_op as register_op
+    from .arch.tree import TreeArch as TreeArch
+    from .data.transforms import Preprocessing as Preprocessing
     from .errors import ArchError as ArchError
     from .errors import CheckpointError as CheckpointError
     from .errors import DataError as DataError
@@ -34,76 +33,55 @@ if TYPE_CHECKING:
     from .errors import WeightsFetchError as WeightsFetchError
     from .errors import WeightsMismatchError as WeightsMismatchError
     from .errors import WeightsNotFoundError as WeightsNotFoundError
-    from .loading import LoadReport as LoadReport
-    from .loading import load_weights as load_weights
-    from .memory import keep_freed_pages as keep_freed_pages
-    from .model import ProxylessNAS as ProxylessNAS
-    from .model_file import save_weights as save_weights
-    from .predict import Prediction as Prediction
-    from .profiling import Profile as Profile
-    from .profiling import profile as profile
-    from .pyramid import PyramidTreeNet as PyramidTreeNet
-    from .transforms import Preprocessing as Preprocessing
-    from .tree_arch import TreeArch as TreeArch
-    from .weights import Weights as Weights
-    from .weights import get_weights as get_weights
-    from .zoo import proxyless_cifar as proxyless_cifar
-    from .zoo import proxyless_cifar10_demo as proxyless_cifar10_demo
-    from .zoo import proxyless_cpu as proxyless_cpu
-    from .zoo import proxyless_custom as proxyless_custom
-    from .zoo import proxyless_gpu as proxyless_gpu
-    from .zoo import proxyless_mobile as proxyless_mobile
-    from .zoo import proxyless_mobile14 as proxyless_mobile14
-    from .zoo import proxyless_mobile_14 as proxyless_mobile_14
-    from .zoo import proxyless_w025_r112 as proxyless_w025_r112
-    from .zoo import proxyless_w03_r176 as proxyless_w03_r176
+    from .models.base import Prediction as Prediction
+    from .models.factory import create_model as create_model
+    from .models.factory import list_models as list_models
+    from .models.factory import proxyless_cifar as proxyless_cifar
+    from .models.factory import proxyless_cifar10_demo as proxyless_cifar10_demo
+    from .models.factory import proxyless_cpu as proxyless_cpu
+    from .models.factory import proxyless_custom as proxyless_custom
+    from .models.factory import proxyless_gpu as proxyless_gpu
+    from .models.factory import proxyless_mobile as proxyless_mobile
+    from .models.factory import proxyless_mobile14 as proxyless_mobile14
+    from .models.factory import proxyless_mobile_14 as proxyless_mobile_14
+    from .models.factory import proxyless_w025_r112 as proxyless_w025_r112
+    from .models.factory import proxyless_w03_r176 as proxyless_w03_r176
+    from .models.factory import read_arch as read_arch
+    from .models.loading import LoadReport as LoadReport
+    from .models.loading import load_weights as load_weights
+    from .models.model_file import save_weights as save_weights
+    from .models.profile import Profile as Profile
+    from .models.profile import profile as profile
+    from .models.proxylessnas import ProxylessNAS as ProxylessNAS
+    from .models.pyramid import PyramidTreeNet as PyramidTreeNet
+    from .utils.malloc import keep_freed_pages as keep_freed_pages
+    from .weights.registry import Weights as Weights
+    from .weights.registry import get_weights as get_weights
 
-_HOME = {
-    "Arch": "arch",
-    "Stage": "arch",
-    "register_op": "arch",
-    "create_model": "builders",
-    "list_models": "builders",
-    "read_arch": "builders",
-    "ArchError": "errors",
-    "CheckpointError": "errors",
-    "DataError": "errors",
-    "ExportError": "errors",
-    "ImageError": "errors",
-    "LatencyError": "errors",
-    "LatencyKeyError": "errors",
-    "ManifestError": "errors",
-    "MissingExtraError": "errors",
-    "OfflineError": "errors",
-    "ProxylessError": "errors",
-    "UnknownModelError": "errors",
-    "WeightsCorruptError": "errors",
-    "WeightsFetchError": "errors",
-    "WeightsMismatchError": "errors",
-    "WeightsNotFoundError": "errors",
-    "LoadReport": "loading",
-    "load_weights": "loading",
-    "keep_freed_pages": "memory",
-    "ProxylessNAS": "model",
-    "save_weights": "model_file",
-    "Prediction": "predict",
-    "Profile": "profiling",
-    "profile": "profiling",
-    "PyramidTreeNet": "pyramid",
-    "Preprocessing": "transforms",
-    "TreeArch": "tree_arch",
-    "Weights": "weights",
-    "get_weights": "weights",
-    "proxyless_cifar": "zoo",
-    "proxyless_cifar10_demo": "zoo",
-    "proxyless_cpu": "zoo",
-    "proxyless_custom": "zoo",
-    "proxyless_gpu": "zoo",
-    "proxyless_mobile": "zoo",
-    "proxyless_mobile14": "zoo",
-    "proxyless_mobile_14": "zoo",
-    "proxyless_w025_r112": "zoo",
-    "proxyless_w03_r176": "zoo",
+_NAMES = {
+    ".arch.arch": "Arch Stage register_op",
+    ".arch.tree": "TreeArch",
+    ".data.transforms": "Preprocessing",
+    ".errors": (
+        "ArchError CheckpointError DataError ExportError ImageError LatencyError "
+        "LatencyKeyError ManifestError MissingExtraError OfflineError ProxylessError "
+        "UnknownModelError WeightsCorruptError WeightsFetchError WeightsMismatchError "
+        "WeightsNotFoundError"
+    ),
+    ".models.base": "Prediction",
+    ".models.factory": (
+        "create_model list_models proxyless_cifar proxyless_cifar10_demo "
+        "proxyless_cpu proxyless_custom proxyless_gpu proxyless_mobile "
+        "proxyless_mobile14 proxyless_mobile_14 proxyless_w025_r112 "
+        "proxyless_w03_r176 read_arch"
+    ),
+    ".models.loading": "LoadReport load_weights",
+    ".models.model_file": "save_weights",
+    ".models.profile": "Profile profile",
+    ".models.proxylessnas": "ProxylessNAS",
+    ".models.pyramid": "PyramidTreeNet",
+    ".utils.malloc": "keep_freed_pages",
+    ".weights.registry": "Weights get_weights",
 }
-__all__ = ["__version__", *_HOME]
-__getattr__, __dir__ = lazy_names(__name__, _HOME)
+__all__, __getattr__, __dir__ = lazy_names(__name__, _NAMES)
+__all__ += ["__version__"]

@@ -12,8 +12,6 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 
-from .safe_text import one_line, shown_message
-
 
 def shown(value: object, longest: int = 60) -> str:
     """Return a value for a message, never long and never an error of its own."""
@@ -207,3 +205,24 @@ def needs(package: str, purpose: str, extra: str | None = None) -> Iterator[None
         raise
     except Exception as e:
         raise missing_extra(package, purpose, extra) from e
+
+
+_OWN_LINE = "\n  "  # a message goes on in a further line so; any other line end came with a name
+
+
+def printable(text: str) -> str:
+    """Return a text of several lines with its other control characters escaped (also bidirectional marks)."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def one_line(name: object) -> str:
+    """Return a name for a cell or a heading: as :func:`printable`, and its line ends are escaped too."""
+    return printable(str(name)).replace("\n", "\\n")
+
+
+def shown_message(text: str) -> str:
+    """Return a message as it may be shown: names in it neither steer a terminal nor begin a line.
+
+    Its own further lines begin with two spaces; every other line end is taken for one of a name.
+    """
+    return _OWN_LINE.join(map(one_line, text.strip("\n").split(_OWN_LINE)))

@@ -45,7 +45,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # loops, and a forward pass can take a hundred times longer.
     torch.set_num_threads(1)
     with contextlib.suppress(ImportError):
-        from proxylessnas.memory import keep_freed_pages
+        from proxylessnas.utils.malloc import keep_freed_pages
 
         keep_freed_pages()  # faster: by default glibc gives activations back to the system after each layer
 

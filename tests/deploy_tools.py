@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from proxylessnas import create_model
-from proxylessnas.arch import Arch, Stage, register_op
-from proxylessnas.classifier import Classifier
-from proxylessnas.transforms import Preprocessing
-from proxylessnas.tree_arch import TreeArch
+from proxylessnas.arch.arch import Arch, Stage, register_op
+from proxylessnas.arch.tree import TreeArch
+from proxylessnas.data.transforms import Preprocessing
+from proxylessnas.models.base import Classifier
 
 PLAIN = Arch(
     "plain", stem=8, first=8, last=32, resolution=32, num_classes=5,

@@ -16,9 +16,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from proxylessnas.fetch_settings import Policy
-from proxylessnas.manifest import read_manifest
-from proxylessnas.weights import Weights
+from proxylessnas.weights.download import Policy
+from proxylessnas.weights.manifest import read_manifest
+from proxylessnas.weights.registry import Weights
 
 CONTENT = bytes(range(256)) * 1200  # 307,200 bytes
 FLIPPED = CONTENT[:1000] + bytes([CONTENT[1000] ^ 1]) + CONTENT[1001:]
@@ -62,8 +62,8 @@ def nothing_left(folder: Path, *but: str) -> bool:
 CHILD = """
 import json, sys
 from pathlib import Path
-from proxylessnas.download import download
-from proxylessnas.weights import Weights
+from proxylessnas.weights.download import download
+from proxylessnas.weights.registry import Weights
 from proxylessnas.errors import ProxylessError
 {prepare}
 try:

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from proxylessnas.arch.space import SearchSpace, SpaceStage
 from proxylessnas.latency import Conditions, LatencyTable, space_keys
 from proxylessnas.latency.table import Entry
-from proxylessnas.space import SearchSpace, SpaceStage
 
 SPACE = SearchSpace(
     "little", 8, 8, 32, (SpaceStage(16, 2, 2), SpaceStage(24, 1, 2)), ("k3e2", "k5e2"), resolution=32

@@ -12,9 +12,9 @@ from typing import Any
 from latency_table_tools import little
 
 from proxylessnas import Arch, create_model, save_weights
-from proxylessnas.safe_text import csv_text
-from proxylessnas.space import SearchSpace
-from proxylessnas.spaces import read_space
+from proxylessnas.arch.space import SearchSpace
+from proxylessnas.arch.spaces import read_space
+from proxylessnas.utils.text import csv_text
 
 TINY = read_space("tiny")
 #: Elements of HTML that have no end.

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from proxylessnas.train.runlog import RunLog
+from proxylessnas.train.logger import RunLog
 
 STEPS, EPOCHS = 10, 3
 

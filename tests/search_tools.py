@@ -10,17 +10,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from proxylessnas import register_op
+from proxylessnas.arch.space import SearchSpace, SpaceStage
 from proxylessnas.search import SearchRecipe
-from proxylessnas.search.choice import Choice
-from proxylessnas.search.engine import Searcher
-from proxylessnas.search.job import Job
-from proxylessnas.search.log import SearchLog
-from proxylessnas.search.paths import PathParameters
+from proxylessnas.search.logger import SearchLog
+from proxylessnas.search.mixed_op import Choice
+from proxylessnas.search.path_optimizer import PathParameters
+from proxylessnas.search.searcher import Searcher
+from proxylessnas.search.setup import Job
 from proxylessnas.search.supernet import SuperNet, seeded
-from proxylessnas.space import SearchSpace, SpaceStage
 from proxylessnas.train import Recipe, Settings
-from proxylessnas.train.distributed import Processes
-from proxylessnas.train.runlog import RunLog
+from proxylessnas.train.logger import RunLog
+from proxylessnas.utils.distributed import Processes
 
 
 class Curve(nn.Module):

@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 
-from proxylessnas.arch import Arch
+from proxylessnas.arch.arch import Arch
+from proxylessnas.arch.op_key import OpKey, arch_keys, key_bytes, key_macs
 from proxylessnas.errors import LatencyError
-from proxylessnas.latency import session, validation
-from proxylessnas.latency.keys import OpKey, arch_keys, key_bytes, key_macs
-from proxylessnas.latency.process import Worker
-from proxylessnas.latency.sampling import MAX_SECONDS, MIN_RUNS, MIN_SECONDS, Window
-from proxylessnas.latency.settings import Conditions, Settings
-from proxylessnas.latency.spec import NetSpec
+from proxylessnas.latency import session
+from proxylessnas.latency import validate as validation
+from proxylessnas.latency.worker_process import Worker
+from proxylessnas.runtimes.base import NetSpec
+from proxylessnas.runtimes.settings import Conditions, Settings
+from proxylessnas.runtimes.timer import MAX_SECONDS, MIN_RUNS, MIN_SECONDS, Window
 
 OFFSET_MS = 0.4
 START_S = 0.5  # of a process
@@ -124,7 +125,7 @@ def simulated(monkeypatch: pytest.MonkeyPatch, **traits: Any) -> Machine:
 
 
 class SimulatedWorker:
-    """Stands where :class:`proxylessnas.latency.process.Worker` stands."""
+    """Stands where :class:`proxylessnas.latency.worker_process.Worker` stands."""
 
     def __init__(self, machine: Machine, settings: Settings) -> None:
         self.machine, self.settings, self.has_parts = machine, settings, machine.parts

@@ -12,9 +12,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxylessnas import Arch, ArchError, Stage, TreeArch, UnknownModelError, register_op
-from proxylessnas.arch import Block
-from proxylessnas.published import CIFAR, MOBILE, MODEL_NAMES, PUBLISHED, W025_R112, normalise_name
+from proxylessnas import (
+    Arch,
+    ArchError,
+    Stage,
+    TreeArch,
+    UnknownModelError,
+    register_op,
+)
+from proxylessnas.arch.arch import Block
+from proxylessnas.arch.published import (
+    CIFAR,
+    MOBILE,
+    MODEL_NAMES,
+    PUBLISHED,
+    W025_R112,
+    normalise_name,
+)
 
 OFFICIAL = {
     "proxyless_gpu": "official_configs/proxyless_gpu.config",
@@ -413,7 +427,7 @@ def test_register_op_refuses_what_it_must():
 
 
 def test_what_follows_an_error_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    from proxylessnas import arch_text
+    from proxylessnas.arch import text as arch_text
 
     class Counting:
         calls = 0

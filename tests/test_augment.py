@@ -6,10 +6,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from proxylessnas.train.augment import BatchAugment, Cutout, Geometry, normalised, shrunk, train_transform
-from proxylessnas.train.mixing import Mixing
+from proxylessnas.data.transforms import Preprocessing
+from proxylessnas.train.augment import (
+    BatchAugment,
+    Cutout,
+    Geometry,
+    Mixing,
+    normalised,
+    shrunk,
+    train_transform,
+)
 from proxylessnas.train.recipe import Recipe
-from proxylessnas.transforms import Preprocessing
 
 SIZE = 16
 PREPROCESSING = Preprocessing(SIZE, SIZE, (0.1, 0.5, 0.6), (0.2, 0.3, 0.4))

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from train_tools import in_two_processes
 
 from proxylessnas import Arch, create_model
-from proxylessnas.arch import Stage
-from proxylessnas.train.batchnorm import convert_sync_bn, recalibrate, revert_sync_bn
-from proxylessnas.train.distributed import Processes
+from proxylessnas.arch.arch import Stage
+from proxylessnas.models.batchnorm import convert_sync_bn, recalibrate, revert_sync_bn
+from proxylessnas.utils.distributed import Processes
 
 ARCH = Arch("small", stem=8, first=8, last=16, stages=(Stage(8, 2, "k3e3 k3e3"),))
 SIZES = (4, 6)  # pictures of each process: not the same

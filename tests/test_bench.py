@@ -19,10 +19,10 @@ from torch import nn
 from proxylessnas import Arch, cli, get_weights, register_op
 from proxylessnas.errors import ArchError, LatencyError, MissingExtraError, UnknownModelError
 from proxylessnas.latency import Settings
-from proxylessnas.latency.bench_nets import PEERS, SPECIALISED, open_nets
-from proxylessnas.latency.benching import Bench, _thread_counts, bench, describe
-from proxylessnas.latency.sampling import Window
-from proxylessnas.latency.timing import Samples, pool
+from proxylessnas.latency.benchmark import Bench, _thread_counts, bench, describe
+from proxylessnas.latency.benchmark_models import PEERS, SPECIALISED, open_nets
+from proxylessnas.latency.measurement import Samples, pool
+from proxylessnas.runtimes.timer import Window
 
 TORCHVISION, TIMM = PEERS[:3], PEERS[3:]
 LITTLE = """Arch("little", stem=8, first=8, last=16, resolution=16, num_classes=5, stages=(

@@ -17,9 +17,9 @@ import torch
 from packaging_tools import run, run_uninstalled
 
 import proxylessnas
-from proxylessnas import bundled
 from proxylessnas.errors import WeightsCorruptError, WeightsFetchError, WeightsNotFoundError
-from proxylessnas.weights import Weights, get_weights
+from proxylessnas.weights import cache as bundled
+from proxylessnas.weights.registry import Weights, get_weights
 
 NAME = "proxyless_cifar10_demo"
 
@@ -224,7 +224,7 @@ def bundle(copy: Path, *more: str) -> None:
 def test_the_manifest_says_what_was_measured(shipped: Path, repo: Path) -> None:
     text = (shipped / "weights_manifest.json").read_text(encoding="utf-8")
     entry = json.loads(text)["weights"][NAME]
-    file = shipped / "proxylessnas" / "data" / entry["filename"]
+    file = shipped / "proxylessnas" / "assets" / entry["filename"]
     assert entry["size"] == file.stat().st_size < 2_000_000
     assert entry["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
     assert entry["mean"] == [0.5, 0.25, 0.125]
@@ -326,11 +326,11 @@ def test_wheel_and_sdist_hold_the_file(shipped: Path, tmp_path: Path) -> None:
     run([sys.executable, "-m", "build", "--no-isolation", "--outdir", tmp_path, shipped], cwd=tmp_path)
     (wheel,) = tmp_path.glob("*.whl")
     (sdist,) = tmp_path.glob("*.tar.gz")
-    name = f"proxylessnas/data/{NAME}.safetensors"
+    name = f"proxylessnas/assets/{NAME}.safetensors"
     data = (shipped / name).read_bytes()
     with zipfile.ZipFile(wheel) as file:
         assert file.read(name) == data
-        assert "proxylessnas/data/digits.safetensors" in file.namelist()
+        assert "proxylessnas/assets/digits.safetensors" in file.namelist()
     with tarfile.open(sdist) as file:
         (member,) = [m for m in file.getmembers() if m.name.partition("/")[2] == name]
         assert file.extractfile(member).read() == data  # type: ignore[union-attr]
@@ -382,8 +382,8 @@ def test_the_figures_of_the_real_net_are_measured_again(real: Weights) -> None:
     folder = os.environ.get("CIFAR10_TEST_FOLDER")
     if not folder:
         pytest.skip("CIFAR10_TEST_FOLDER names no folder of test pictures")
-    from proxylessnas.datasets import labelled_images
-    from proxylessnas.evaluate import evaluate
+    from proxylessnas.data.folders import labelled_images
+    from proxylessnas.train.evaluate import evaluate
 
     net = proxylessnas.create_model(NAME, pretrained=True)
     pictures = labelled_images(folder, 10, names=net.categories)

@@ -15,8 +15,9 @@ from cache_fixtures import CONTENT, flip, same
 from faulty_server import FaultyServer
 from fetch_tools import NAME, note, nothing_left, record
 
-from proxylessnas.cache import (
-    cache_dir,
+from proxylessnas.errors import WeightsCorruptError, WeightsFetchError, WeightsNotFoundError
+from proxylessnas.utils.paths import cache_dir
+from proxylessnas.weights.cache import (
     cached_state_dict,
     copy_path,
     fetch,
@@ -26,8 +27,7 @@ from proxylessnas.cache import (
     verify,
     weights_path,
 )
-from proxylessnas.errors import WeightsCorruptError, WeightsFetchError, WeightsNotFoundError
-from proxylessnas.weights import Weights
+from proxylessnas.weights.registry import Weights
 
 # --- where ---------------------------------------------------------------------------------------------
 
@@ -228,7 +228,7 @@ def test_damaged_copy_is_made_again(
 
 def test_copy_of_other_weights_is_not_used(weights: Weights, cache: Path) -> None:
     """Eight digits of a digest in a file name prove nothing; the full one inside is compared."""
-    from proxylessnas.cache import write_safetensors
+    from proxylessnas.weights.cache import write_safetensors
 
     cached_state_dict(weights)
     copy = copy_path(weights)

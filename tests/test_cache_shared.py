@@ -16,13 +16,9 @@ from cache_fixtures import CONTENT, same
 from faulty_server import FaultyServer
 from fetch_tools import as_json, note, nothing_left
 
-from proxylessnas.cache import (
-    cached_state_dict,
-    fetch,
-    weights_path,
-)
 from proxylessnas.errors import OfflineError, WeightsCorruptError, WeightsFetchError
-from proxylessnas.weights import Weights, get_weights
+from proxylessnas.weights.cache import cached_state_dict, fetch, weights_path
+from proxylessnas.weights.registry import Weights, get_weights
 
 # --- offline and read-only -----------------------------------------------------------------------------
 
@@ -115,8 +111,8 @@ def test_read_only_cache_with_a_damaged_file(weights: Weights, read_only: Path) 
 EIGHT = """
 import hashlib, json, os, sys, time
 import torch
-from proxylessnas.cache import cached_state_dict
-from proxylessnas.weights import Weights
+from proxylessnas.weights.cache import cached_state_dict
+from proxylessnas.weights.registry import Weights
 weights = Weights(**json.loads(sys.argv[1]))
 start = time.time() + 0.3
 children = []

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from proxylessnas.categories import DATASETS, categories, simplify, unique, wnids
+from proxylessnas.data.categories import DATASETS, categories, simplify, unique, wnids
 
 
 def test_imagenet() -> None:

@@ -13,9 +13,9 @@ import pytest
 import torch
 from chart_tools import share_of, size_of
 
-from proxylessnas.categories import categories
-from proxylessnas.charts import confusion_csv, confusion_png, curves_png, require_matplotlib
+from proxylessnas.data.categories import categories
 from proxylessnas.errors import DataError, MissingExtraError
+from proxylessnas.utils.plotting import confusion_csv, confusion_png, curves_png, require_matplotlib
 
 needs_matplotlib = pytest.mark.usefixtures("_matplotlib")
 DARK, GREY, BLUE, ORANGE, GREEN = (8, 48, 107), (228, 228, 228), (0, 114, 178), (213, 94, 0), (0, 158, 115)
@@ -175,7 +175,7 @@ def test_settings_of_the_user_are_neither_used_nor_changed(tmp_path: Path) -> No
 
 PYPLOT = """
 import sys
-from proxylessnas.charts import confusion_png, curves_png
+from proxylessnas.utils.plotting import confusion_png, curves_png
 assert "matplotlib" not in sys.modules
 curves_png([{"epoch": 1, "rate": 0.1}], sys.argv[1])
 confusion_png([[1]], ["a"], sys.argv[1])

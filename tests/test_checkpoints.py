@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from proxylessnas import WeightsCorruptError, WeightsMismatchError, create_model, load_weights
-from proxylessnas.classifier import Classifier
-from proxylessnas.tensorfile import safe_load
+from proxylessnas.models.base import Classifier
+from proxylessnas.utils.tensor_files import safe_load
 
 
 @pytest.fixture

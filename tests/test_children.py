@@ -17,18 +17,19 @@ import torch
 from PIL import Image
 
 import proxylessnas
-from proxylessnas import children, create_model
-from proxylessnas.children import COMMAND_LINE, find_program, python_command
+from proxylessnas import create_model
 from proxylessnas.cli._latency import import_modules
-from proxylessnas.deploy import litert_format
-from proxylessnas.deploy.formats import ExportOptions
-from proxylessnas.deploy.subject import open_subject
+from proxylessnas.deploy.bundle import open_subject
+from proxylessnas.deploy.formats import litert as litert_format
+from proxylessnas.deploy.formats.base import ExportOptions
 from proxylessnas.errors import LatencyError, MissingExtraError, ProxylessError
-from proxylessnas.evaluate import read_batches
-from proxylessnas.latency import kit_runner
-from proxylessnas.latency.process import Worker
-from proxylessnas.latency.settings import Settings
-from proxylessnas.report.search_movie import write_movie
+from proxylessnas.latency.kit import runner as kit_runner
+from proxylessnas.latency.worker_process import Worker
+from proxylessnas.report.draw_search import write_movie
+from proxylessnas.runtimes.settings import Settings
+from proxylessnas.train.evaluate import read_batches
+from proxylessnas.utils import subprocesses as children
+from proxylessnas.utils.subprocesses import COMMAND_LINE, find_program, python_command
 
 TRAP = """
 import os, sys
@@ -96,7 +97,7 @@ def test_this_package_comes_from_its_place_and_not_from_the_path(
     monkeypatch.setattr(sys, "path", [str(trap), *(e for e in sys.path if Path(e).resolve() != root)])
     found = children._START.format(user_sites=[], path=sys.path[1:], package=proxylessnas.__file__)
     assert "proxylessnas" not in found.splitlines()[3]
-    words = python_command("import proxylessnas.layers; print(proxylessnas.layers.__file__)")
+    words = python_command("import proxylessnas.models.layers; print(proxylessnas.models.layers.__file__)")
     words[3] = words[3].replace(repr(str(trap)) + ", ", "")  # else its json.py is what the user chose
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert Path(done.stdout.strip()).parent == root / "proxylessnas"

@@ -24,11 +24,11 @@ from cli_tools import Run, runner
 from PIL import Image
 
 from proxylessnas import Arch, create_model, get_weights, list_models, save_weights
-from proxylessnas.categories import categories, unique, wnids
 from proxylessnas.cli import verbs
-from proxylessnas.evaluate import top_classes
-from proxylessnas.images import load_image
-from proxylessnas.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from proxylessnas.data.categories import categories, unique, wnids
+from proxylessnas.data.images import load_image
+from proxylessnas.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from proxylessnas.models.base import top_classes
 
 REPO = Path(__file__).resolve().parent.parent
 ARCH = """Arch("mine", stem=8, first=8, last=32, resolution=48, stages=(

@@ -14,9 +14,10 @@ from cli_tools import Run, runner
 from deploy_tools import small
 
 from proxylessnas import save_weights
-from proxylessnas.deploy import placing
-from proxylessnas.deploy.int8 import choose, onnx_int8
-from proxylessnas.digits import load_digits
+from proxylessnas.data.named import load_digits
+from proxylessnas.deploy.quantization import onnx as onnx_int8
+from proxylessnas.deploy.quantization import quantize as choose
+from proxylessnas.utils import files as placing
 
 
 @pytest.fixture

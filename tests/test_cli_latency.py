@@ -16,13 +16,13 @@ from cli_tools import Run, runner
 from latency_table_tools import SPACE, little
 from simulated_machine import simulated, true_ms, true_net_ms
 
-from proxylessnas.cli._latency_types import in_options
+from proxylessnas.arch.spaces import read_space
+from proxylessnas.cli._options import in_options
 from proxylessnas.cli.bench import VERB as BENCH
 from proxylessnas.cli.latency import VERB as LATENCY
 from proxylessnas.errors import LatencyError
 from proxylessnas.latency import LatencyTable, OpKey
-from proxylessnas.progress import Steps
-from proxylessnas.spaces import read_space
+from proxylessnas.utils.progress import Steps
 
 ACTIONS = ["measure", "build", "validate", "show", "predict", "import", "kit"]
 TOML = """name = "micro"
@@ -539,7 +539,7 @@ def test_a_long_measurement_logs_a_line_now_and_then(
 ) -> None:
     """Where standard error is a file: at most one in 15 seconds, with the time left."""
     now = 0.0
-    monkeypatch.setattr("proxylessnas.progress.time.monotonic", lambda: now)
+    monkeypatch.setattr("proxylessnas.utils.progress.time.monotonic", lambda: now)
     with Steps(False, "building") as steps, contextlib.suppress(LatencyError):
         for i in range(100):
             steps(i, 100, "measuring")

@@ -17,12 +17,12 @@ from latency_table_tools import little
 from train_tools import command, differences_of, environment, tensors
 
 from proxylessnas import cli, create_model
+from proxylessnas.arch.spaces import read_space
+from proxylessnas.cli._command import Verb
 from proxylessnas.cli._search import DERIVE, RESUME, RUN, resolved_recipe
 from proxylessnas.cli._search_show import SHOW
-from proxylessnas.cli._verb import Verb
 from proxylessnas.search import SearchRecipe
 from proxylessnas.search.presets import PRESETS
-from proxylessnas.spaces import read_space
 
 FITTED = "--space tiny --data digits --limit 8 --image-size 16 --warmup-epochs 1 --epochs 1".split()
 FITTED += ["--set", "recalibrate_batches=1", "--threads", "1", "--system-malloc"]

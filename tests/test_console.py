@@ -12,8 +12,7 @@ import torch
 from runlog_tools import EPOCHS, SIZES, STEPS, lines_left, rows, terminal, train
 
 from proxylessnas.train.console import Console
-from proxylessnas.train.pace import Pace, Recent
-from proxylessnas.train.runlog import RunLog, memory_mib
+from proxylessnas.train.logger import Pace, Recent, RunLog, memory_mib
 
 # ---- what is shown
 

@@ -18,14 +18,14 @@ from proxylessnas import (
     create_model,
     load_weights,
     register_op,
-    registration,
 )
-from proxylessnas import arch as arch_module
-from proxylessnas.cache import read_metadata
-from proxylessnas.latency.process import Worker
-from proxylessnas.latency.settings import Settings
-from proxylessnas.latency.spec import NetSpec
-from proxylessnas.spaces import read_space
+from proxylessnas.arch import arch as arch_module
+from proxylessnas.arch import ops as registration
+from proxylessnas.arch.spaces import read_space
+from proxylessnas.latency.worker_process import Worker
+from proxylessnas.runtimes.base import NetSpec
+from proxylessnas.runtimes.settings import Settings
+from proxylessnas.weights.cache import read_metadata
 
 MODULE, TOKEN = "ops_of_one_s_own", "own_plain3"
 CODE = f"""

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from proxylessnas import image_folders
-from proxylessnas.categories import categories, class_places, wnids
-from proxylessnas.datasets import ImageDataset, labelled_images
+from proxylessnas.data import folders as image_folders
+from proxylessnas.data.categories import categories, class_places, wnids
+from proxylessnas.data.folders import ImageDataset, labelled_images
 from proxylessnas.errors import DataError
 
 

@@ -26,7 +26,7 @@ from proxylessnas import (
     deploy,
     save_weights,
 )
-from proxylessnas.deploy import placing
+from proxylessnas.utils import files as placing
 
 OLD = b"what was there before"
 

@@ -12,9 +12,9 @@ import torch
 from deploy_tools import COUNTS, DECIDES, OWN_OP, PLAIN, TREE, small
 
 from proxylessnas import ExportError, create_model, deploy
-from proxylessnas.deploy.formats import SUFFIXES, ExportOptions, format_of, refuse
-from proxylessnas.deploy.subject import open_subject
-from proxylessnas.transforms import Preprocessing
+from proxylessnas.data.transforms import Preprocessing
+from proxylessnas.deploy.bundle import open_subject
+from proxylessnas.deploy.formats.base import SUFFIXES, ExportOptions, format_of, refuse
 
 
 def export(net: Any, path: Path, **options: Any) -> Any:
@@ -182,8 +182,8 @@ def test_openvino_keeps_float32_and_leaves_the_batch_open(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_machine_code(tmp_path: Path) -> None:
-    from proxylessnas.latency.runtimes.torch_compile import missing_compiler
-    from proxylessnas.latency.runtimes.torch_files import is_machine_code
+    from proxylessnas.runtimes.torch_compile import missing_compiler
+    from proxylessnas.runtimes.torch_eager import is_machine_code
 
     if missing_compiler():
         pytest.skip("no C++ compiler")

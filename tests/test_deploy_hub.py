@@ -16,7 +16,6 @@ from hub_stand_in import StandIn
 from weights_tools import stand_in_weights
 
 from proxylessnas import create_model
-from proxylessnas.classifier import Classifier
 from proxylessnas.deploy.hub import from_pretrained, push_to_hub, save_pretrained
 from proxylessnas.errors import (
     ArchError,
@@ -29,7 +28,8 @@ from proxylessnas.errors import (
     WeightsMismatchError,
     WeightsNotFoundError,
 )
-from proxylessnas.evaluate import Evaluation
+from proxylessnas.models.base import Classifier
+from proxylessnas.train.evaluate import Evaluation
 
 hub = pytest.importorskip("huggingface_hub")
 

@@ -11,18 +11,16 @@ from deploy_tools import OWN_OP, PLAIN, TREE
 from deploy_tools import small as training_net
 from torch import Tensor, nn
 
-from proxylessnas.classifier import Classifier
+from proxylessnas.data.named import DIGITS, load_digits
+from proxylessnas.data.transforms import Preprocessing
 from proxylessnas.deploy.int8 import Scheme, scheme_of
-from proxylessnas.deploy.int8.choose import divergence
-from proxylessnas.deploy.int8.compensation import compensated, second_moments
-from proxylessnas.deploy.int8.correction import corrected
-from proxylessnas.deploy.int8.equalisation import equalised
-from proxylessnas.deploy.int8.qat import quantisation_aware
-from proxylessnas.deploy.int8.ranges import STEPS, Observed, scale_and_zero
-from proxylessnas.deploy.int8.simulate import observe, rounded_weight, simulated
-from proxylessnas.digits import DIGITS, load_digits
+from proxylessnas.deploy.quantization.fake_quant import observe, rounded_weight, simulated
+from proxylessnas.deploy.quantization.ptq import compensated, corrected, equalised, second_moments
+from proxylessnas.deploy.quantization.qat import quantisation_aware
+from proxylessnas.deploy.quantization.quantize import divergence
+from proxylessnas.deploy.quantization.ranges import STEPS, Observed, scale_and_zero
 from proxylessnas.errors import ExportError
-from proxylessnas.transforms import Preprocessing
+from proxylessnas.models.base import Classifier
 
 
 def small(*args: object, **options: object) -> Classifier:

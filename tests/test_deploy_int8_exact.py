@@ -11,17 +11,16 @@ import torch
 from deploy_tools import exact_run
 from deploy_tools import small as training_net
 
-from proxylessnas.classifier import Classifier
 from proxylessnas.deploy import export
-from proxylessnas.deploy.formats import ExportOptions, format_of
+from proxylessnas.deploy.bundle import open_subject
+from proxylessnas.deploy.formats.base import ExportOptions, format_of
 from proxylessnas.deploy.int8 import Int8Report
-from proxylessnas.deploy.int8.backends import backend_of
-from proxylessnas.deploy.int8.prepare import Prepared
-from proxylessnas.deploy.int8.report import is_faster
-from proxylessnas.deploy.int8.saturation import TARGETS, can_saturate, exact_on
-from proxylessnas.deploy.int8.schemes import scheme_of
-from proxylessnas.deploy.subject import open_subject
+from proxylessnas.deploy.quantization.backends import backend_of
+from proxylessnas.deploy.quantization.quantize import Prepared
+from proxylessnas.deploy.quantization.report import is_faster
+from proxylessnas.deploy.quantization.schemes import TARGETS, can_saturate, exact_on, scheme_of
 from proxylessnas.errors import ExportError
+from proxylessnas.models.base import Classifier
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")

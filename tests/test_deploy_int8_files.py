@@ -13,20 +13,20 @@ import torch
 from deploy_tools import OWN_OP, TREE, exact_run
 from deploy_tools import small as training_net
 
-from proxylessnas.classifier import Classifier
-from proxylessnas.datasets import LabelledImages, labelled_images
+from proxylessnas.data.folders import LabelledImages, labelled_images
+from proxylessnas.data.named import load_digits
 from proxylessnas.deploy import export
-from proxylessnas.deploy.formats import ExportOptions, format_of
+from proxylessnas.deploy.bundle import open_subject
+from proxylessnas.deploy.formats.base import ExportOptions, format_of
+from proxylessnas.deploy.formats.litert import VARIABLE
 from proxylessnas.deploy.int8 import Int8Report, doubts, quantise
-from proxylessnas.deploy.int8 import report as report_module
-from proxylessnas.deploy.int8.backends import backend_of
-from proxylessnas.deploy.int8.calibration import LEAST, read_calibration
-from proxylessnas.deploy.int8.schemes import scheme_of
-from proxylessnas.deploy.int8.simulate import observe, simulated
-from proxylessnas.deploy.litert_format import VARIABLE
-from proxylessnas.deploy.subject import open_subject
-from proxylessnas.digits import load_digits
+from proxylessnas.deploy.quantization import report as report_module
+from proxylessnas.deploy.quantization.backends import backend_of
+from proxylessnas.deploy.quantization.calibration import LEAST, read_calibration
+from proxylessnas.deploy.quantization.fake_quant import observe, simulated
+from proxylessnas.deploy.quantization.schemes import scheme_of
 from proxylessnas.errors import DataError, ExportError
+from proxylessnas.models.base import Classifier
 
 pytest.importorskip("onnxruntime")
 

@@ -15,14 +15,15 @@ import pytest
 import torch
 from deploy_tools import DECIDES, OWN_OP, PLAIN, TREE, small
 
-from proxylessnas.deploy import executorch_format, litert_format
-from proxylessnas.deploy.executorch_format import LARGEST_BATCH
-from proxylessnas.deploy.formats import ExportOptions, Format, Program, format_of
-from proxylessnas.deploy.subject import Subject, open_subject
+from proxylessnas.deploy.bundle import Subject, open_subject
+from proxylessnas.deploy.formats import executorch as executorch_format
+from proxylessnas.deploy.formats import litert as litert_format
+from proxylessnas.deploy.formats.base import ExportOptions, Format, Program, format_of
+from proxylessnas.deploy.formats.executorch import LARGEST_BATCH
 from proxylessnas.errors import ExportError, LatencyError, MissingExtraError
-from proxylessnas.latency.runtimes.registry import get_runtime
-from proxylessnas.latency.settings import Settings
-from proxylessnas.latency.spec import NetSpec
+from proxylessnas.runtimes.base import NetSpec
+from proxylessnas.runtimes.registry import get_runtime
+from proxylessnas.runtimes.settings import Settings
 
 FORMATS = (".pte", ".tflite")
 
@@ -91,8 +92,7 @@ def test_an_executorch_program_of_a_fixed_batch(plain: Subject, tmp_path: Path) 
 @pytest.mark.parametrize(("arch", "batch"), [(PLAIN, None), (PLAIN, 2), (TREE, 1), (OWN_OP, None)])
 def test_all_of_a_net_runs_in_xnnpack(arch: Any, batch: int | None) -> None:
     needs_executorch()
-    from proxylessnas.latency.executorch_net import lower
-    from proxylessnas.latency.runtimes.executorch_ import _runtime_library
+    from proxylessnas.runtimes.executorch import _runtime_library, lower
 
     subject = open_subject(small(arch))
     largest = None if batch else LARGEST_BATCH
@@ -239,7 +239,7 @@ def test_the_converter_takes_this_package_alone(tmp_path: Path, repo: Path) -> N
     (tmp_path / "sub").mkdir()
     code = (
         "import runpy, sys; ns = runpy.run_path(sys.argv[1]); ns['import_package'](ns['Path'](sys.argv[2]));"
-        "import json, proxylessnas.tree_arch; print(json.dumps([proxylessnas.__file__, sys.path]))"
+        "import json, proxylessnas.arch.tree; print(json.dumps([proxylessnas.__file__, sys.path]))"
     )
     package = repo / "proxylessnas"
     script = package / "deploy" / "litert_convert.py"

@@ -11,13 +11,13 @@ import torch
 from deploy_tools import TREE, small
 from torch import Tensor, nn
 
-from proxylessnas.deploy import optimizing
-from proxylessnas.deploy.optimize_report import Candidate
-from proxylessnas.deploy.optimizing import optimize
+from proxylessnas.deploy import optimized as optimizing
+from proxylessnas.deploy.backends import Candidate
+from proxylessnas.deploy.optimized import optimize
 from proxylessnas.errors import ExportError
-from proxylessnas.folding import fold_batchnorm
-from proxylessnas.fusing import FusedConv, fuse
-from proxylessnas.layers import ConvLayer, folded
+from proxylessnas.models.batchnorm import fold_batchnorm
+from proxylessnas.models.fuse import FusedConv, fuse
+from proxylessnas.models.layers import ConvLayer, folded
 
 
 @pytest.fixture

@@ -12,9 +12,10 @@ from deploy_tools import small
 from torch import Tensor
 
 from proxylessnas import DataError, ExportError, ImageError
-from proxylessnas.deploy import parity, proof_pictures
-from proxylessnas.deploy.formats import ExportOptions
-from proxylessnas.deploy.subject import Subject, open_subject
+from proxylessnas.deploy import verify as parity
+from proxylessnas.deploy import verify as proof_pictures
+from proxylessnas.deploy.bundle import Subject, open_subject
+from proxylessnas.deploy.formats.base import ExportOptions
 
 
 @pytest.fixture(scope="module")

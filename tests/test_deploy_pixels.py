@@ -11,9 +11,9 @@ from deploy_tools import small
 from torch import Tensor
 
 from proxylessnas import ExportError, deploy
-from proxylessnas.deploy.onnx_pixels import add_pixels
-from proxylessnas.images import load_image
-from proxylessnas.transforms import Preprocessing
+from proxylessnas.data.images import load_image
+from proxylessnas.data.transforms import Preprocessing
+from proxylessnas.deploy.formats.onnx import add_pixels
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")

@@ -9,7 +9,7 @@ import torch
 from deploy_tools import small
 from torch import nn
 
-from proxylessnas.deploy.split_depthwise import MOST_WEIGHTS, SplitDepthwise, is_wide, split_depthwise
+from proxylessnas.deploy.formats.split_depthwise import MOST_WEIGHTS, SplitDepthwise, is_wide, split_depthwise
 
 
 @pytest.mark.parametrize("stride", [1, 2])

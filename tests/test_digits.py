@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from proxylessnas import digits
+from proxylessnas.data import named as digits
 from proxylessnas.errors import DataError
 
 

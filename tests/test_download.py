@@ -27,14 +27,9 @@ from fetch_tools import (
     record,
 )
 
-from proxylessnas.download import download
 from proxylessnas.errors import WeightsFetchError
-from proxylessnas.fetch_settings import Policy
-from proxylessnas.transport import (
-    RequestsTransport,
-    Transport,
-    UrllibTransport,
-)
+from proxylessnas.weights.download import Policy, download
+from proxylessnas.weights.transport import RequestsTransport, Transport, UrllibTransport
 
 HTML = b"\n <!DOCTYPE html><html><body>Page not found</body></html>"
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
@@ -285,7 +280,7 @@ def test_git_blob_is_enough(server: FaultyServer, transport: Transport, tmp_path
 def test_unknown_size_is_bounded(
     server: FaultyServer, transport: Transport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxylessnas.download.MAX_WEIGHTS_BYTES", 100_000)
+    monkeypatch.setattr("proxylessnas.weights.download.MAX_WEIGHTS_BYTES", 100_000)
     for behaviour in (faults.good, faults.chunked()):
         weights = record(server.plan(NAME, behaviour), blob_only=True)
         with pytest.raises(WeightsFetchError, match="100,000"):

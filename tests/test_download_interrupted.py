@@ -24,10 +24,9 @@ from fetch_tools import (
     record,
 )
 
-from proxylessnas.download import download
 from proxylessnas.errors import WeightsFetchError
-from proxylessnas.fetch_settings import Policy
-from proxylessnas.filesystem import LockTimeout, locked
+from proxylessnas.utils.files import LockTimeout, locked
+from proxylessnas.weights.download import Policy, download
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from PIL import Image
 from torch import nn
 
 from proxylessnas.errors import DataError, WeightsCorruptError
-from proxylessnas.evaluate import Evaluation, evaluate, evaluate_batches, top_classes
+from proxylessnas.models.base import top_classes
+from proxylessnas.train.evaluate import Evaluation, evaluate, evaluate_batches
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from latency_table_tools import little
 from train_tools import noise_folder
 from weights_tools import serve_real_weights, stand_in_weights
 
-from proxylessnas.spaces import read_space
+from proxylessnas.arch.spaces import read_space
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*.py"))

@@ -29,8 +29,8 @@ from browser import Browser, open_browser
 from PIL import Image
 
 import proxylessnas
-from proxylessnas.deploy.formats import ExportOptions, format_of
-from proxylessnas.deploy.subject import open_subject
+from proxylessnas.deploy.bundle import open_subject
+from proxylessnas.deploy.formats.base import ExportOptions, format_of
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

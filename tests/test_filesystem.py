@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from proxylessnas.filesystem import write_atomically
+from proxylessnas.utils.files import write_atomically
 
 
 def test_an_error_names_the_file_that_was_to_be_written(tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ import pytest
 import torch
 from PIL import Image, ImageChops, features
 
-from proxylessnas import images
+from proxylessnas.data import images
+from proxylessnas.data.images import EXTENSIONS, load_image, to_rgb
+from proxylessnas.data.transforms import Preprocessing
 from proxylessnas.errors import ImageError
-from proxylessnas.images import EXTENSIONS, load_image, to_rgb
-from proxylessnas.transforms import Preprocessing
 
 WIDTH, HEIGHT = 48, 32
 
@@ -517,7 +517,7 @@ def test_a_large_picture_is_converted_in_strips_to_the_same_bits(
     whole, seen = to_rgb(picture), transform(picture)
     sizes: list[int] = []
     paste = Image.Image.paste
-    monkeypatch.setattr("proxylessnas.images._STRIP_PIXELS", 500)
+    monkeypatch.setattr("proxylessnas.data.images._STRIP_PIXELS", 500)
     monkeypatch.setattr(
         Image.Image, "paste", lambda self, part, box: (sizes.append(part.height), paste(self, part, box))[1]
     )
@@ -537,7 +537,7 @@ def test_a_very_large_jpeg_2000_is_read_at_a_lower_resolution(
     scene.resize((640, 480)).save(file, "JPEG2000", num_resolutions=levels)
     file.seek(0)
     assert load_image(file).size == (640, 480)
-    monkeypatch.setattr("proxylessnas.images._REDUCE_PIXELS", 20_000)
-    monkeypatch.setattr("proxylessnas.images._REDUCE_SHORT", 200)
+    monkeypatch.setattr("proxylessnas.data.images._REDUCE_PIXELS", 20_000)
+    monkeypatch.setattr("proxylessnas.data.images._REDUCE_SHORT", 200)
     file.seek(0)
     assert load_image(file).size == ((320, 240) if levels > 1 else (640, 480))  # where it has one

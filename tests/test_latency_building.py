@@ -16,16 +16,16 @@ from simulated_machine import simulated as simulate
 from simulated_machine import true_net_ms
 
 from proxylessnas import Arch, Stage
+from proxylessnas.arch.op_key import space_keys
+from proxylessnas.arch.space import SearchSpace, SpaceStage
+from proxylessnas.arch.spaces import read_space
 from proxylessnas.errors import ArchError, LatencyError
 from proxylessnas.latency import LatencyTable, Validation, build_table, validate_table
-from proxylessnas.latency.history import fitted_on
+from proxylessnas.latency.build import Plan
 from proxylessnas.latency.journal import Journal
-from proxylessnas.latency.keys import space_keys
-from proxylessnas.latency.plan import Plan
 from proxylessnas.latency.random_nets import random_nets
-from proxylessnas.latency.settings import Settings
-from proxylessnas.space import SearchSpace, SpaceStage
-from proxylessnas.spaces import read_space
+from proxylessnas.latency.validate import fitted_on
+from proxylessnas.runtimes.settings import Settings
 
 TESTS = Path(__file__).resolve().parent
 MINI = SearchSpace(

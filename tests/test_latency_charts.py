@@ -15,7 +15,7 @@ from chart_tools import share_of, size_of
 from PIL import Image
 
 from proxylessnas.errors import DataError, MissingExtraError
-from proxylessnas.latency.charts import Named, Point, accuracy_png, latency_png, prediction_png
+from proxylessnas.latency.plots import Named, Point, accuracy_png, latency_png, prediction_png
 
 BLUE, ORANGE = (0, 114, 178), (213, 94, 0)
 ODD = ["a" * 300, "$x_{", "two\nlines", "", "\x1b[31m", "100 %"]
@@ -136,7 +136,7 @@ def test_the_same_figures_give_the_same_file(tmp_path: Path) -> None:
 
 PYPLOT = """
 import sys
-from proxylessnas.latency.charts import prediction_png
+from proxylessnas.latency.plots import prediction_png
 assert "matplotlib" not in sys.modules
 prediction_png([(1, 2)], sys.argv[1])
 assert "matplotlib.pyplot" not in sys.modules

@@ -14,15 +14,14 @@ import pytest
 from simulated_machine import Machine, simulated
 
 from proxylessnas import cli
+from proxylessnas.arch.spaces import read_space
 from proxylessnas.errors import LatencyError
 from proxylessnas.latency import Conditions, LatencyTable, Validation, space_keys
-from proxylessnas.latency.agreement import halves, judge
-from proxylessnas.latency.history import FITTED_ON, elsewhere, fitted_on, misplaced
+from proxylessnas.latency.metrics import halves, judge
 from proxylessnas.latency.random_nets import Picks, random_nets
 from proxylessnas.latency.table import Correction, Entry, ForeignConditions
-from proxylessnas.latency.table_json import conditions_to_dict
-from proxylessnas.latency.validation import compared
-from proxylessnas.spaces import read_space
+from proxylessnas.latency.table_io import conditions_to_dict
+from proxylessnas.latency.validate import FITTED_ON, compared, elsewhere, fitted_on, misplaced
 
 SPACE = read_space("imagenet")
 SEED = 3

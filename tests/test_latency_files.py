@@ -12,12 +12,12 @@ from deploy_tools import small
 
 from proxylessnas import LatencyError, create_model, deploy
 from proxylessnas.latency import bench, measure
-from proxylessnas.latency.bench_nets import open_nets
-from proxylessnas.latency.benching import _plan
-from proxylessnas.latency.files import check_runtime, file_runtimes, input_size_of, report_of
-from proxylessnas.latency.runtimes.torch_files import is_machine_code, load_program
-from proxylessnas.latency.settings import Settings
-from proxylessnas.latency.spec import NetSpec
+from proxylessnas.latency.benchmark import _plan
+from proxylessnas.latency.benchmark_models import open_nets
+from proxylessnas.runtimes.base import NetSpec
+from proxylessnas.runtimes.files import check_runtime, file_runtimes, input_size_of, report_of
+from proxylessnas.runtimes.settings import Settings
+from proxylessnas.runtimes.torch_eager import is_machine_code, load_program
 
 QUICK = {"min_runs": 3, "min_seconds": 0.0, "max_seconds": 2.0}
 
@@ -65,7 +65,7 @@ def test_damaged_programs_are_one_line(name: str, content: bytes, tmp_path: Path
 
 
 def test_torch_runs_its_files(torchscript: Path, tmp_path: Path) -> None:
-    from proxylessnas.latency.runtimes.torch_eager import RUNTIME
+    from proxylessnas.runtimes.torch_eager import RUNTIME
 
     spec = NetSpec("file", str(torchscript), (3, 32, 32))
     session = RUNTIME.load(spec, Settings(batch_size=2), tmp_path)

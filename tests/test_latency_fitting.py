@@ -8,12 +8,12 @@ import random
 import pytest
 from simulated_machine import OFFSET_MS, maps_mb, true_ms, true_net_ms
 
+from proxylessnas.arch.op_key import OpKey, arch_keys, space_keys
+from proxylessnas.arch.spaces import read_space
 from proxylessnas.errors import LatencyError
-from proxylessnas.latency.agreement import kendall_tau
-from proxylessnas.latency.fitting import Fit, fit_entries
-from proxylessnas.latency.keys import OpKey, arch_keys, space_keys
+from proxylessnas.latency.fit import Fit, fit_entries
+from proxylessnas.latency.metrics import kendall_tau
 from proxylessnas.latency.random_nets import random_nets
-from proxylessnas.spaces import read_space
 
 SPACE = read_space("imagenet")
 KEYS = space_keys(SPACE)

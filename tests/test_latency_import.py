@@ -380,7 +380,9 @@ def test_any_text_gives_a_table_or_one_clear_error(tmp_path: Path) -> None:
 def test_a_file_of_too_many_lines_is_not_looked_at(
     name: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxylessnas.latency.importing.parse_key", lambda _: pytest.fail("no row is read"))
+    monkeypatch.setattr(
+        "proxylessnas.latency.import_table.parse_key", lambda _: pytest.fail("no row is read")
+    )
     (tmp_path / name).write_text("key,ms\n" + (line + "\n") * 900_000)
     with pytest.raises(LatencyError, match=r"it has 900,001 lines; wanted at most 200,000 entries"):
         import_table(tmp_path / name, unit="ms", device_name="x")

@@ -13,8 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from proxylessnas import Arch, LatencyError, Stage, create_model, profile, register_op
-from proxylessnas.latency.keys import (
+from proxylessnas import (
+    Arch,
+    LatencyError,
+    Stage,
+    create_model,
+    profile,
+    register_op,
+)
+from proxylessnas.arch.op_key import (
     OpKey,
     arch_keys,
     key_bytes,
@@ -22,9 +29,16 @@ from proxylessnas.latency.keys import (
     nearest_key,
     space_keys,
 )
-from proxylessnas.published import CIFAR, CIFAR10_DEMO, CPU, MOBILE, PUBLISHED, W025_R112
-from proxylessnas.space import SearchSpace, SpaceStage
-from proxylessnas.spaces import SPACES
+from proxylessnas.arch.published import (
+    CIFAR,
+    CIFAR10_DEMO,
+    CPU,
+    MOBILE,
+    PUBLISHED,
+    W025_R112,
+)
+from proxylessnas.arch.space import SearchSpace, SpaceStage
+from proxylessnas.arch.spaces import SPACES
 
 CHAINS = [arch for arch in PUBLISHED.values() if isinstance(arch, Arch)]
 STEM = OpKey("stem", 3, 32, 224, 2)
@@ -327,7 +341,7 @@ def _build(in_channels: int, out_channels: int, stride: int) -> nn.Module:
 
 
 def test_registered_operations(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("proxylessnas.arch._custom_ops", {})
+    monkeypatch.setattr("proxylessnas.arch.arch._custom_ops", {})
     register_op("mine", _build)
     register_op("last", _build)
     space = SPACES["tiny"].replace(candidates=("k3e2", "mine"))
@@ -342,7 +356,7 @@ def test_registered_operations(monkeypatch: pytest.MonkeyPatch) -> None:
             LatencyError, match="the registered operation 'last' has the name of a fixed layer"
         ):
             make()
-    monkeypatch.setattr("proxylessnas.arch._custom_ops", {})
+    monkeypatch.setattr("proxylessnas.arch.arch._custom_ops", {})
     assert OpKey.parse(str(custom)) == custom, "a table from elsewhere can hold it"
     with pytest.raises(
         LatencyError, match="mine in=16x16x16 out=16 stride=1 shortcut: unknown operation 'mine'"

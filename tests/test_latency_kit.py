@@ -23,25 +23,24 @@ from typing import Any
 import pytest
 from torch import Tensor, nn
 
-from proxylessnas.arch import register_op
+from proxylessnas.arch.arch import register_op
+from proxylessnas.arch.op_key import arch_keys, key_macs, space_keys
+from proxylessnas.arch.space import SearchSpace, SpaceStage
+from proxylessnas.arch.spaces import read_space
 from proxylessnas.errors import LatencyError, MissingExtraError
-from proxylessnas.latency import kit as kit_module
-from proxylessnas.latency.history import OWN_NAME, elsewhere, fitted_on, misplaced
-from proxylessnas.latency.keys import arch_keys, key_macs, space_keys
-from proxylessnas.latency.kit import KitResults, read_results, write_kit
-from proxylessnas.latency.kit_results import KitNoise
-from proxylessnas.latency.kit_table import kit_table
-from proxylessnas.latency.machine import conditions
-from proxylessnas.latency.machine_load import NOISY_LOAD, read_ticks
-from proxylessnas.latency.machine_name import device_name
+from proxylessnas.latency.entries import ForeignConditions
+from proxylessnas.latency.kit import kit as kit_module
+from proxylessnas.latency.kit.kit import KitResults, read_results, write_kit
+from proxylessnas.latency.kit.machine_load import NOISY_LOAD, read_ticks
+from proxylessnas.latency.kit.results import KitNoise, kit_table
+from proxylessnas.latency.measurement import Samples
 from proxylessnas.latency.random_nets import random_nets
-from proxylessnas.latency.runtimes.registry import get_runtime
-from proxylessnas.latency.spec import NetSpec
 from proxylessnas.latency.table import LatencyTable
-from proxylessnas.latency.table_parts import ForeignConditions
-from proxylessnas.latency.timing import Samples
-from proxylessnas.space import SearchSpace, SpaceStage
-from proxylessnas.spaces import read_space
+from proxylessnas.latency.validate import OWN_NAME, elsewhere, fitted_on, misplaced
+from proxylessnas.runtimes.base import NetSpec
+from proxylessnas.runtimes.device_name import device_name
+from proxylessnas.runtimes.environment import conditions
+from proxylessnas.runtimes.registry import get_runtime
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
@@ -157,7 +156,7 @@ def optimised(content: bytes, path: Path) -> Counter[str]:
 
 def test_repeated_weights_are_unrolled_when_the_file_is_loaded(tmp_path: Path) -> None:
     """So that the runtime runs what it would with ordinary weights."""
-    from proxylessnas.latency.onnx_net import whole_net_onnx
+    from proxylessnas.runtimes.onnx_graph import whole_net_onnx
 
     space = read_space("small")
     spec = NetSpec("arch", str(space.arch([3] * len(space.positions))), (3, 32, 32))

@@ -18,14 +18,15 @@ import torch
 from torch import nn
 
 from proxylessnas import create_model, save_weights
-from proxylessnas.arch import Arch, Stage, register_op
+from proxylessnas.arch.arch import Arch, Stage, register_op
+from proxylessnas.arch.published import PUBLISHED
+from proxylessnas.arch.tree import TreeArch
 from proxylessnas.errors import ArchError, LatencyError, UnknownModelError
-from proxylessnas.latency import measure, measuring
-from proxylessnas.latency.machine import allocator
-from proxylessnas.latency.nets import build_net
-from proxylessnas.latency.settings import Settings
-from proxylessnas.published import PUBLISHED
-from proxylessnas.tree_arch import TreeArch
+from proxylessnas.latency import measure
+from proxylessnas.latency import measure_model as measuring
+from proxylessnas.runtimes.environment import allocator
+from proxylessnas.runtimes.modules import build_net
+from proxylessnas.runtimes.settings import Settings
 
 ARCH = Arch("small", stem=8, first=8, last=32, num_classes=10, resolution=24, in_channels=2,
             stages=(Stage(16, 2, "k3e2 - k5e3"), Stage(24, 2, "k3e4")))  # fmt: skip
@@ -270,7 +271,7 @@ def test_a_module_that_cannot_travel_is_measured_here() -> None:
 IN_MAIN = """
 import proxylessnas, torch
 from proxylessnas import latency
-from proxylessnas.latency.machine import allocator
+from proxylessnas.runtimes.environment import allocator
 {first}
 class Net(torch.nn.Sequential):
     pass

@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import nn
 
-from proxylessnas.arch import Arch, Stage
+from proxylessnas.arch.arch import Arch, Stage
+from proxylessnas.arch.op_key import arch_keys
 from proxylessnas.errors import LatencyError
-from proxylessnas.latency.keys import arch_keys
-from proxylessnas.latency.nets import build_net, op_module
-from proxylessnas.latency.process import Worker
-from proxylessnas.latency.runtimes import registry
-from proxylessnas.latency.runtimes.torch_compile import own_function
-from proxylessnas.latency.runtimes.torch_eager import parts_of, session_for
-from proxylessnas.latency.settings import RUNTIMES, Settings
-from proxylessnas.latency.spec import NetSpec
+from proxylessnas.latency.worker_process import Worker
+from proxylessnas.runtimes import registry
+from proxylessnas.runtimes.base import NetSpec
+from proxylessnas.runtimes.modules import build_net, op_module
+from proxylessnas.runtimes.settings import RUNTIMES, Settings
+from proxylessnas.runtimes.torch_compile import own_function
+from proxylessnas.runtimes.torch_eager import parts_of, session_for
 
 ARCH = Arch("small", stem=8, first=8, last=32, num_classes=10, resolution=32,
             stages=(Stage(16, 2, "k3e2 - k5e3"), Stage(24, 2, "k3e4! k7e2")))  # fmt: skip

@@ -15,19 +15,19 @@ from deploy_tools import Decides, Gate, give_statistics
 from torch import Tensor, nn
 
 from proxylessnas import create_model
-from proxylessnas.arch import Arch, Stage, register_op
+from proxylessnas.arch.arch import Arch, Stage, register_op
+from proxylessnas.arch.op_key import space_keys
+from proxylessnas.arch.spaces import read_space
+from proxylessnas.arch.tree import TreeArch
 from proxylessnas.errors import LatencyError, MissingExtraError
-from proxylessnas.latency.keys import space_keys
-from proxylessnas.latency.nets import build_net
-from proxylessnas.latency.settings import Settings
-from proxylessnas.latency.spec import NetSpec
-from proxylessnas.spaces import read_space
-from proxylessnas.tree_arch import TreeArch
+from proxylessnas.runtimes.base import NetSpec
+from proxylessnas.runtimes.modules import build_net
+from proxylessnas.runtimes.settings import Settings
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 
-from proxylessnas.latency import onnx_net  # noqa: E402
+from proxylessnas.runtimes import onnx_graph as onnx_net  # noqa: E402
 
 SMALL = Arch(
     "small", stem=8, first=8, last=32, resolution=32, num_classes=10,

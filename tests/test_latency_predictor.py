@@ -13,13 +13,20 @@ from typing import Any
 import pytest
 import torch
 
-from proxylessnas.arch import register_op
+from proxylessnas.arch.arch import register_op
+from proxylessnas.arch.op_key import key_bytes, key_macs
+from proxylessnas.arch.spaces import read_space
 from proxylessnas.errors import LatencyError, LatencyKeyError
-from proxylessnas.latency import Conditions, LatencyTable, OpKey, Predictor, arch_keys, space_keys
-from proxylessnas.latency.keys import key_bytes, key_macs
-from proxylessnas.latency.predictor_model import non_negative
+from proxylessnas.latency import (
+    Conditions,
+    LatencyTable,
+    OpKey,
+    Predictor,
+    arch_keys,
+    space_keys,
+)
+from proxylessnas.latency.predictor import non_negative
 from proxylessnas.latency.table import Entry
-from proxylessnas.spaces import read_space
 
 
 def device(key: OpKey) -> float:

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from proxylessnas.arch import Arch, Stage
+from proxylessnas.arch.arch import Arch, Stage
 from proxylessnas.errors import LatencyError, MissingExtraError
-from proxylessnas.latency.nets import build_net
-from proxylessnas.latency.settings import Settings
-from proxylessnas.latency.spec import NetSpec
+from proxylessnas.runtimes.base import NetSpec
+from proxylessnas.runtimes.modules import build_net
+from proxylessnas.runtimes.settings import Settings
 
 NET = NetSpec(
     "arch", str(Arch("net", 8, 8, 32, (Stage(16, 2, "k3e2 - k5e2 k3e2!"),), num_classes=10)), (3, 32, 32)
@@ -74,7 +74,7 @@ def test_single_operations(name: str, key: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", FAST)
 def test_onnx_files(name: str, tmp_path: Path) -> None:
     runtime = get(name)
-    from proxylessnas.latency.onnx_net import whole_net_onnx
+    from proxylessnas.runtimes.onnx_graph import whole_net_onnx
 
     path = tmp_path / "net.onnx"
     path.write_bytes(whole_net_onnx(NET, 2))
@@ -97,7 +97,7 @@ def test_onnx_files_with_a_free_batch(name: str, tmp_path: Path) -> None:
     runtime = get(name)
     import onnx
 
-    from proxylessnas.latency.onnx_net import whole_net_onnx
+    from proxylessnas.runtimes.onnx_graph import whole_net_onnx
 
     model = onnx.load_model_from_string(whole_net_onnx(NET))
     for value in (*model.graph.input, *model.graph.output):
@@ -165,10 +165,10 @@ _THREADS = """
 from pathlib import Path
 import torch
 from proxylessnas.errors import LatencyError
-from proxylessnas.latency.nets import build_net
-from proxylessnas.latency.runtimes.onnxruntime_ import RUNTIME
-from proxylessnas.latency.settings import Settings
-from proxylessnas.latency.spec import NetSpec
+from proxylessnas.runtimes.modules import build_net
+from proxylessnas.runtimes.onnxruntime import RUNTIME
+from proxylessnas.runtimes.settings import Settings
+from proxylessnas.runtimes.base import NetSpec
 
 def count():
     return len([*Path("/proc/self/task").iterdir()])
@@ -223,7 +223,7 @@ def test_onnxruntime_has_as_many_threads_as_asked_and_one_pool() -> None:
 @pytest.mark.slow
 def test_executorch_changes_its_pool(tmp_path: Path) -> None:
     runtime = get("executorch")
-    from proxylessnas.latency.runtimes.executorch_ import _runtime_library
+    from proxylessnas.runtimes.executorch import _runtime_library
 
     library = _runtime_library()
     spec = NetSpec("op", "k3e2 in=8x8x8 out=8 stride=1 shortcut", (8, 8, 8))

@@ -13,10 +13,17 @@ from types import SimpleNamespace
 
 import pytest
 
-from proxylessnas.latency.machine_load import NOISY_LOAD, OtherLoad, Ticks, _parse, read_ticks, share_between
-from proxylessnas.latency.sampling import Window, window
-from proxylessnas.latency.settings import Settings, one_thread
-from proxylessnas.latency.timing import Samples
+from proxylessnas.latency.kit.machine_load import (
+    NOISY_LOAD,
+    OtherLoad,
+    Ticks,
+    _parse,
+    read_ticks,
+    share_between,
+)
+from proxylessnas.latency.measurement import Samples
+from proxylessnas.runtimes.settings import Settings, one_thread
+from proxylessnas.runtimes.timer import Window, window
 
 
 class Steps:

@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 from simulated_machine import Machine, simulated, true_net_ms
 
+from proxylessnas.arch.spaces import read_space
 from proxylessnas.errors import LatencyError
 from proxylessnas.latency.journal import Journal
+from proxylessnas.latency.measurement import Measurement, Timing, quantile, uncertainty
 from proxylessnas.latency.random_nets import random_nets
-from proxylessnas.latency.sampling import Window
 from proxylessnas.latency.session import REFERENCE, Item, MeasurementSession, conditions_differ
-from proxylessnas.latency.settings import Conditions, Settings
-from proxylessnas.latency.spec import NetSpec
-from proxylessnas.latency.timing import Measurement, Timing, quantile, uncertainty
-from proxylessnas.latency.validation import model_spec
-from proxylessnas.spaces import read_space
+from proxylessnas.latency.validate import model_spec
+from proxylessnas.runtimes.base import NetSpec
+from proxylessnas.runtimes.settings import Conditions, Settings
+from proxylessnas.runtimes.timer import Window
 
 SPACE = read_space("tiny")
 ARCHS = [SPACE.arch(picks) for picks in random_nets(SPACE, 20, seed=5)]

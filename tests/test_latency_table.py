@@ -13,11 +13,18 @@ import pytest
 import torch
 from latency_table_tools import SPACE, every_net, little, uniform
 
+from proxylessnas.arch.space import SpaceStage
+from proxylessnas.arch.spaces import read_space
 from proxylessnas.errors import LatencyError, LatencyKeyError
-from proxylessnas.latency import Conditions, LatencyTable, OpKey, Predictor, arch_keys, space_keys
+from proxylessnas.latency import (
+    Conditions,
+    LatencyTable,
+    OpKey,
+    Predictor,
+    arch_keys,
+    space_keys,
+)
 from proxylessnas.latency.table import Correction, Entry
-from proxylessnas.space import SpaceStage
-from proxylessnas.spaces import read_space
 
 # The published table.
 
@@ -216,7 +223,7 @@ def test_another_correction_needs_another_validation() -> None:
 
 def test_a_validation_is_kept_as_json(tmp_path: Path) -> None:
     from proxylessnas.latency import Validation
-    from proxylessnas.latency.agreement import judge
+    from proxylessnas.latency.metrics import judge
 
     result = judge([(f"net {i}", 1.0 + i, 1.01 + i) for i in range(30)])
     table = little().with_validation(result)

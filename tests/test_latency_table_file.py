@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from latency_table_tools import little
 
-from proxylessnas.arch import Arch, Stage
+from proxylessnas.arch.arch import Arch, Stage
 from proxylessnas.errors import ArchError, LatencyError
 from proxylessnas.latency import Conditions, LatencyTable, OpKey
 from proxylessnas.latency.table import Correction, Entry, ForeignConditions

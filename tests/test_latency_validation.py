@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from proxylessnas import cli
+from proxylessnas.arch.op_key import space_keys
+from proxylessnas.arch.spaces import read_space
 from proxylessnas.errors import LatencyError
 from proxylessnas.latency import Conditions, LatencyTable, Validation, validate_table
-from proxylessnas.latency.agreement import _LATER, fit_line, judge, kendall_tau
-from proxylessnas.latency.keys import space_keys
+from proxylessnas.latency.metrics import _LATER, fit_line, judge, kendall_tau
 from proxylessnas.latency.table import Entry, ForeignConditions
-from proxylessnas.latency.validation import reference_of
-from proxylessnas.spaces import read_space
+from proxylessnas.latency.validate import reference_of
 
 
 def tau_by_the_book(a: list[float], b: list[float]) -> float:

@@ -17,14 +17,14 @@ from pathlib import Path
 
 import pytest
 
-from proxylessnas.arch import Arch, Stage
+from proxylessnas.arch.arch import Arch, Stage
+from proxylessnas.arch.op_key import arch_keys
 from proxylessnas.errors import ArchError, LatencyError, MissingExtraError
-from proxylessnas.latency import process
-from proxylessnas.latency.keys import arch_keys
-from proxylessnas.latency.machine import allocator
-from proxylessnas.latency.process import Worker
-from proxylessnas.latency.settings import Settings
-from proxylessnas.latency.spec import NetSpec
+from proxylessnas.latency import worker_process as process
+from proxylessnas.latency.worker_process import Worker
+from proxylessnas.runtimes.base import NetSpec
+from proxylessnas.runtimes.environment import allocator
+from proxylessnas.runtimes.settings import Settings
 
 ARCH = Arch("small", stem=8, first=8, last=32, num_classes=10, resolution=32,
             stages=(Stage(16, 2, "k3e2 - k5e3"), Stage(24, 2, "k3e4! k7e2")))  # fmt: skip
@@ -37,7 +37,7 @@ BAD_OPS = """
 import ctypes, os, signal, sys, time, warnings
 import torch
 from torch import nn
-from proxylessnas.arch import register_op
+from proxylessnas.arch.arch import register_op
 
 class Op(nn.Module):
     def __init__(self, act):
@@ -141,7 +141,7 @@ def test_the_child_keeps_its_pages(worker: Worker) -> None:
 
 def test_the_state_of_the_allocator_is_found_out() -> None:
     """It is what the process has, not what anybody asked for."""
-    code = "from proxylessnas.latency.machine import allocator; print(allocator())"
+    code = "from proxylessnas.runtimes.environment import allocator; print(allocator())"
     keep = "import proxylessnas; proxylessnas.keep_freed_pages(); "
     root = Path(__file__).resolve().parent.parent
     states = [
@@ -328,11 +328,11 @@ def test_a_library_that_is_broken_says_so_and_names_its_pip_line(
 
 MEASURES = """
 import sys
-from proxylessnas.latency.nets import build_net, op_module
-from proxylessnas.latency.process import Worker
-from proxylessnas.latency.settings import Settings
-from proxylessnas.latency.spec import NetSpec
-from proxylessnas.published import PUBLISHED
+from proxylessnas.runtimes.modules import build_net, op_module
+from proxylessnas.latency.worker_process import Worker
+from proxylessnas.runtimes.settings import Settings
+from proxylessnas.runtimes.base import NetSpec
+from proxylessnas.arch.published import PUBLISHED
 
 def main():
     with Worker(Settings()) as worker:

@@ -25,8 +25,8 @@ from proxylessnas import (
     load_weights,
     save_weights,
 )
-from proxylessnas.published import MODEL_NAMES
-from proxylessnas.transforms import Preprocessing
+from proxylessnas.arch.published import MODEL_NAMES
+from proxylessnas.data.transforms import Preprocessing
 
 
 @pytest.fixture
@@ -248,7 +248,7 @@ def test_real_weights_by_path_by_cache_and_by_copy(shared_data, tmp_path, monkey
     """The tiny net's real file: through a path, as the cached original, and as its safetensors copy."""
     import shutil
 
-    from proxylessnas import cache
+    from proxylessnas.weights import cache
 
     path = shared_data / "weights" / "proxyless-w0.25-r112_imagenet.pth"
     by_path = create_model("proxyless_w025_r112", weights=path)
@@ -304,7 +304,7 @@ def test_what_save_weights_refuses(tmp_path):
     "entry", [{"categories": "7"}, {"num_classes": "many"}, {"preprocessing": "{}"}, {"wnids": "["}]
 )
 def test_a_malformed_header_is_refused(entry, net, tmp_path):
-    from proxylessnas.cache import write_safetensors
+    from proxylessnas.weights.cache import write_safetensors
 
     write_safetensors(net.state_dict(), tmp_path / "net.safetensors", {"arch": str(SMALL), **entry})
     with pytest.raises(WeightsCorruptError, match=r"net\.safetensors: the header is malformed"):

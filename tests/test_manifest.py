@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import proxylessnas
-from proxylessnas.datasets import labelled_images
+from proxylessnas.arch.published import MODEL_NAMES
+from proxylessnas.data.folders import labelled_images
 from proxylessnas.errors import ManifestError
-from proxylessnas.evaluate import evaluate
-from proxylessnas.manifest import default_path, manifest_from_dict, read_manifest
-from proxylessnas.published import MODEL_NAMES
-from proxylessnas.weights import Weights, get_weights, list_weights
+from proxylessnas.train.evaluate import evaluate
+from proxylessnas.weights.manifest import default_path, manifest_from_dict, read_manifest
+from proxylessnas.weights.registry import Weights, get_weights, list_weights
 
 DATA: dict[str, Any] = json.loads(default_path().read_text(encoding="utf-8"))
 TINY = "proxyless_w025_r112"

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from proxylessnas.errors import DataError
-from proxylessnas.metrics import Metrics
+from proxylessnas.train.metrics import Metrics
 
 
 def logits_for(confidence: float, best: int, classes: int) -> list[float]:

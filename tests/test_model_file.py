@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from proxylessnas import Preprocessing, WeightsMismatchError, create_model, load_weights, save_weights
-from proxylessnas.classifier import Classifier, unwrapped
-from proxylessnas.model import ProxylessNAS
+from proxylessnas.models.base import Classifier, unwrapped
+from proxylessnas.models.proxylessnas import ProxylessNAS
 
 NAMES = tuple("abcde")
 

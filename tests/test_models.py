@@ -11,8 +11,16 @@ from reference_net import run
 from torch import nn
 
 import proxylessnas
-from proxylessnas import Arch, PyramidTreeNet, Stage, TreeArch, create_model, profile, register_op
-from proxylessnas.published import MODEL_NAMES, PUBLISHED
+from proxylessnas import (
+    Arch,
+    PyramidTreeNet,
+    Stage,
+    TreeArch,
+    create_model,
+    profile,
+    register_op,
+)
+from proxylessnas.arch.published import MODEL_NAMES, PUBLISHED
 
 # name: parameters, tensors in the state dict, multiply-accumulates at that input size (the authors' own
 # counter)
@@ -260,7 +268,7 @@ def test_dropout_and_drop_path_act_in_training_only(kind):
 
 
 def test_drop_path_keeps_the_mean():
-    from proxylessnas.layers import drop_path
+    from proxylessnas.models.layers import drop_path
 
     y = drop_path(torch.ones(20_000, 1, 1, 1), 0.25)
     assert y.unique().tolist() == pytest.approx([0.0, 4 / 3])

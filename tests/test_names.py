@@ -8,10 +8,10 @@ import pytest
 from cli_tools import runner
 
 from proxylessnas import Preprocessing, create_model, load_weights, profile, save_weights
-from proxylessnas.deploy.subject import open_subject as exported
-from proxylessnas.latency.bench_nets import open_nets
-from proxylessnas.names import name_of_file
-from proxylessnas.report.subjects import open_subject as drawn
+from proxylessnas.deploy.bundle import open_subject as exported
+from proxylessnas.latency.benchmark_models import open_nets
+from proxylessnas.models.resolve import name_of_file
+from proxylessnas.report.resolve import open_subject as drawn
 
 ZOO = "proxyless_w03_r176"
 MACS_64 = 4806272  # of that architecture for ten classes at 64 px

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from proxylessnas import Arch, create_model
-from proxylessnas.arch import Stage
-from proxylessnas.classifier import Classifier
-from proxylessnas.train.muon import Muon, orthogonalized
+from proxylessnas.arch.arch import Stage
+from proxylessnas.models.base import Classifier
 from proxylessnas.train.optim import (
+    Muon,
     head_parameters,
     make_optimizer,
+    orthogonalized,
     parameter_groups,
     rate_factor,
     sections,

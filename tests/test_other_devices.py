@@ -21,26 +21,23 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from train_tools import BUSY, TINY, few_digits, noise_folder
 
 from proxylessnas import create_model
-from proxylessnas.evaluate import evaluate_batches
-from proxylessnas.folding import fold_batchnorm
-from proxylessnas.latency.keys import arch_keys
-from proxylessnas.latency.nets import op_module
-from proxylessnas.metrics import Metrics
+from proxylessnas.arch.op_key import arch_keys
+from proxylessnas.models.batchnorm import fold_batchnorm, recalibrate
+from proxylessnas.runtimes.modules import op_module
 from proxylessnas.search import SearchRecipe
-from proxylessnas.search.arch_step import MODES
-from proxylessnas.search.engine import Searcher
-from proxylessnas.search.job import Job
+from proxylessnas.search.arch_optimizers import MODES
 from proxylessnas.search.objective import expected_cost
+from proxylessnas.search.searcher import Searcher
+from proxylessnas.search.setup import Job
 from proxylessnas.search.supernet import SuperNet
 from proxylessnas.train import Recipe, Settings
-from proxylessnas.train.augment import BatchAugment, Draws
-from proxylessnas.train.batchnorm import recalibrate
-from proxylessnas.train.distributed import Processes
-from proxylessnas.train.engine import Trainer
-from proxylessnas.train.mixing import Mixing
-from proxylessnas.train.preprocess import preprocessing_of
-from proxylessnas.train.teacher import open_teachers
-from proxylessnas.train.validating import accuracy_on
+from proxylessnas.train.augment import BatchAugment, Draws, Mixing
+from proxylessnas.train.distillation import open_teachers
+from proxylessnas.train.evaluate import accuracy_on, evaluate_batches
+from proxylessnas.train.metrics import Metrics
+from proxylessnas.train.setup import preprocessing_of
+from proxylessnas.train.trainer import Trainer
+from proxylessnas.utils.distributed import Processes
 
 META = torch.device("meta")
 
@@ -109,7 +106,7 @@ def test_losses_are_read_every_few_steps(tmp_path: Path) -> None:
 def test_a_step_with_a_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = BUSY.replace(teacher_share=0.5, teacher_mirrored=True)
     data, source = few_digits(), create_model(TINY)
-    monkeypatch.setattr("proxylessnas.train.teacher._check_classes", lambda *_: None)  # it reads logits
+    monkeypatch.setattr("proxylessnas.train.distillation._check_classes", lambda *_: None)  # it reads logits
     trainer = trainer_of(tmp_path, recipe, teacher=lambda own: open_teachers(source, data, own, META))
     trainer._enter_phase(0)
     assert trainer.teacher is not None

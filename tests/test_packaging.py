@@ -105,8 +105,8 @@ def test_wheel_contents(built: Built) -> None:
     }
     assert modules <= names
     assert manifest == (built.tree / "weights_manifest.json").read_bytes()
-    data = {name for name in _files(built.tree) if name.startswith("proxylessnas/data/")}
-    assert {"proxylessnas/data/imagenet_classes.tsv", "proxylessnas/data/digits.safetensors"} <= data
+    data = {name for name in _files(built.tree) if name.startswith("proxylessnas/assets/")}
+    assert {"proxylessnas/assets/imagenet_classes.tsv", "proxylessnas/assets/digits.safetensors"} <= data
     assert data | {"proxylessnas/py.typed"} <= names
     assert {name.split("/")[0].split("-")[0] for name in names} == {"proxylessnas"}, "no tests, no hubconf"
     assert any(name.endswith("LICENSE") for name in names)
@@ -131,7 +131,7 @@ def test_sdist_contents(built: Built) -> None:
     expected = {"weights_manifest.json", "hubconf.py", "_build/backend.py", "LICENSE", "CITATION.cff"}
     expected |= {"Makefile", ".ci/run", "tests/conftest.py", "tests/offline/sitecustomize.py"}
     expected |= {"examples/photos/cat.jpg", "examples/photos/README.md", "examples/photos/cifar10/dog.jpg"}
-    expected |= {"proxylessnas/data/digits.safetensors", "proxylessnas/data/README.md"}
+    expected |= {"proxylessnas/assets/digits.safetensors", "proxylessnas/assets/README.md"}
     assert expected <= names
     assert "proxylessnas/weights_manifest.json" not in names
     assert not [name for name in names if name.endswith(".pyc")]

@@ -8,7 +8,7 @@ from PIL import Image
 from test_models import SMALL
 
 from proxylessnas import ImageError, Preprocessing, ProxylessError, create_model, get_weights
-from proxylessnas.transforms import IMAGENET_MEAN
+from proxylessnas.data.transforms import IMAGENET_MEAN
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from torch import nn
 from train_tools import environment
 
 from proxylessnas import Arch, Stage, create_model, register_op
-from proxylessnas.layers import registered_op
+from proxylessnas.models.layers import registered_op
 
 
 def narrow(inputs: int, outputs: int, stride: int) -> nn.Module:

@@ -9,9 +9,16 @@ import threading
 import pytest
 from runlog_tools import lines_left, terminal
 
-from proxylessnas import progress
-from proxylessnas.progress import Bar, StepBar, clock, columns, fitted, is_terminal
-from proxylessnas.safe_text import printable
+from proxylessnas.errors import printable
+from proxylessnas.utils import progress
+from proxylessnas.utils.progress import (
+    Bar,
+    StepBar,
+    clock,
+    columns,
+    fitted,
+    is_terminal,
+)
 
 
 class Terminal(io.StringIO):

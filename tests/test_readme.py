@@ -197,7 +197,7 @@ def test_long_commands_parse(block: Block) -> None:
             parser.parse_args(words[1:])
         else:
             assert words[:2] == ["python", "run.py"], shlex.join(words)  # of a kit
-            from proxylessnas.latency import kit_runner
+            from proxylessnas.latency.kit import runner as kit_runner
 
             kit_runner.parse(words[2:])
 

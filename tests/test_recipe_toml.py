@@ -12,10 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxylessnas.errors import DataError, MissingExtraError
-from proxylessnas.train.presets import PRESETS, preset
+from proxylessnas.train.presets import PRESETS, parse_set, preset, to_toml
 from proxylessnas.train.recipe import KINDS, Recipe, changed, read_recipe
 from proxylessnas.train.recipe_rules import CHOICES, RANGES
-from proxylessnas.train.recipe_toml import parse_set, to_toml
 
 _NUMBER = {
     "int": lambda r: st.integers(math.ceil(r.low), int(min(r.high, 2**40))),

@@ -12,9 +12,9 @@ from PIL import Image
 from report_tools import TINY, probs_of
 from runlog_tools import SIZES, has_tensorboard, pictures
 
-from proxylessnas.published import CIFAR10_DEMO
-from proxylessnas.report.board import net_png, probabilities_png
-from proxylessnas.train.runlog import RunLog
+from proxylessnas.arch.published import CIFAR10_DEMO
+from proxylessnas.figures.tensorboard import net_png, probabilities_png
+from proxylessnas.train.logger import RunLog
 
 needs_tensorboard = pytest.mark.skipif(not has_tensorboard(), reason="TensorBoard is not installed")
 
@@ -41,7 +41,7 @@ def test_drawing_does_not_hold_a_run_up(tmp_path: Path, monkeypatch: pytest.Monk
         file = io.BytesIO()
         image.save(file, "PNG")
     calls, now = [], [0.0]
-    monkeypatch.setattr("proxylessnas.train.runlog.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("proxylessnas.train.logger.time", SimpleNamespace(monotonic=lambda: now[0]))
 
     def draw() -> bytes:
         calls.append(now[0])

@@ -14,8 +14,8 @@ from report_tools import TINY, Page, lines_of, probs_of, search_folder, write_li
 
 from proxylessnas import report
 from proxylessnas.errors import DataError, ProxylessError
-from proxylessnas.report.html_compare import _verdict
-from proxylessnas.report.search_movie import spread
+from proxylessnas.report.compare import _verdict
+from proxylessnas.report.draw_search import spread
 
 
 @pytest.fixture(autouse=True)

@@ -8,10 +8,10 @@ import pytest
 from report_tools import Page, search_folder, train_folder, write_lines
 
 from proxylessnas import create_model, profile, report, save_weights
+from proxylessnas.data.transforms import Preprocessing
 from proxylessnas.errors import DataError
-from proxylessnas.report.html_train import _against, recipe_values
+from proxylessnas.report.train_page import _against, recipe_values
 from proxylessnas.train.recipe import Recipe
-from proxylessnas.transforms import Preprocessing
 
 
 @pytest.fixture(autouse=True)

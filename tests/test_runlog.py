@@ -26,8 +26,8 @@ from runlog_tools import (
 )
 
 from proxylessnas.errors import MissingExtraError
-from proxylessnas.train.history import COLUMNS, EpochTable, LineLog
-from proxylessnas.train.runlog import RunLog
+from proxylessnas.train.log_files import COLUMNS, EpochTable, LineLog
+from proxylessnas.train.logger import RunLog
 
 # ---- files
 
@@ -114,7 +114,7 @@ def test_killed_and_continued_leaves_one_history(tmp_path: Path, kill_at: float,
 LOG_FOR_EVER = """
 import sys
 from runlog_tools import SIZES
-from proxylessnas.train.runlog import RunLog
+from proxylessnas.train.logger import RunLog
 log = RunLog(sys.argv[1], **SIZES | {"epochs": 10**6}, curves=False, step_lines_every=1)
 for step in range(1, 10**7):
     log.step(step, (step + 9) // 10, 1.0 / step, 0.1)

@@ -14,17 +14,17 @@ from cli_tools import Ran, Run, runner
 from PIL import Image
 
 from proxylessnas import Arch, Stage, create_model, save_weights
-from proxylessnas.charts import confusion_csv
-from proxylessnas.errors import DataError, LatencyKeyError, ProxylessError, first_line
-from proxylessnas.safe_text import (
-    csv_rows,
-    csv_text,
+from proxylessnas.errors import (
+    DataError,
+    LatencyKeyError,
+    ProxylessError,
+    first_line,
     one_line,
     printable,
     shown_message,
-    shown_reason,
-    shown_url,
 )
+from proxylessnas.utils.plotting import confusion_csv
+from proxylessnas.utils.text import csv_rows, csv_text, shown_reason, shown_url
 
 EVIL = "a\nerror: forged\x1b[2J\u202e\x9b\u2028.jpg"
 SHOWN = r"a\nerror: forged\x1b[2J\u202e\x9b\u2028.jpg"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from proxylessnas.search.alphas import Alphas, Pairs
+from proxylessnas.search.arch_params import Alphas, Pairs
 
 MASK = [
     [True, True, True, True],

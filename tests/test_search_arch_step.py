@@ -22,12 +22,10 @@ from search_tools import (
 from torch import Tensor, nn
 
 from proxylessnas import DataError, ProxylessError
-from proxylessnas.search.arch_step import MODES, ArchStep
-from proxylessnas.search.gate_scale import GateScale
+from proxylessnas.search.arch_optimizers import MODES, ArchStep, GateScale, ReinforceStep
 from proxylessnas.search.objective import Objective
-from proxylessnas.search.reinforce import ReinforceStep
 from proxylessnas.search.supernet import SuperNet
-from proxylessnas.train.distributed import Processes
+from proxylessnas.utils.distributed import Processes
 
 LATENCY = Objective("add_linear", 3.0, strength=0.4)
 LOG = Objective("mul_log", 3.0)

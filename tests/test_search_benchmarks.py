@@ -16,7 +16,7 @@ import pytest
 import torch
 from latency_table_tools import SPACE, little
 
-from proxylessnas.spaces import read_space
+from proxylessnas.arch.spaces import read_space
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 NAMES = ("harness", "search_runs", "search_targets", "search_specialised", "search_random", "kill_and_resume")

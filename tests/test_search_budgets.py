@@ -9,12 +9,12 @@ import torch
 from search_tools import COLUMNS, SPACE, ZERO_COLUMN, same, small_net, state_of
 
 from proxylessnas import DataError, profile
+from proxylessnas.arch.space import SearchSpace
+from proxylessnas.arch.spaces import read_space
 from proxylessnas.latency.table import LatencyTable
-from proxylessnas.search.budgets import Budget, Costs, check_reachable, latency_costs, size_costs
+from proxylessnas.search.constraints import Budget, Costs, check_reachable, latency_costs, size_costs
 from proxylessnas.search.objective import expected_cost
 from proxylessnas.search.supernet import SuperNet
-from proxylessnas.space import SearchSpace
-from proxylessnas.spaces import read_space
 
 GREY = read_space("small").replace(in_channels=1, resolution=28)
 

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from proxylessnas.search.alphas import Alphas
-from proxylessnas.search.controller import Controller
-from proxylessnas.search.objective import Objective, expected_cost
+from proxylessnas.search.arch_params import Alphas
+from proxylessnas.search.objective import Controller, Objective, expected_cost
 
 #: Alpha's rate, arch steps, blocks, candidates: the recipe `tiny` on the bundled digits, `small` on fewer
 #: pictures than it is made for, and a fraction of `imagenet`, which has some hundred thousand.

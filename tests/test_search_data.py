@@ -15,11 +15,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from proxylessnas.data.open import open_data
+from proxylessnas.data.sources import FilePictures, TensorPictures
+from proxylessnas.data.transforms import Preprocessing
 from proxylessnas.errors import DataError
 from proxylessnas.search.data import ArchLoader, SearchData, open_search_data
-from proxylessnas.train.data import open_data
-from proxylessnas.train.pictures import FilePictures, TensorPictures
-from proxylessnas.transforms import Preprocessing
 
 # a hint of torch's on machines with fewer cores than the workers asked for
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")

@@ -16,9 +16,16 @@ from search_tools import SPACE, batch, same, small_net, state_of
 from train_tools import differences_of, environment, noise_folder, run_command, tensors, watched
 
 import proxylessnas
-from proxylessnas import DataError, LatencyError, ProxylessNAS, create_model, profile, search
-from proxylessnas.search import after
-from proxylessnas.search.budgets import size_costs
+from proxylessnas import (
+    DataError,
+    LatencyError,
+    ProxylessNAS,
+    create_model,
+    profile,
+    search,
+)
+from proxylessnas.search import run as after
+from proxylessnas.search.constraints import size_costs
 from proxylessnas.search.supernet import seeded
 from proxylessnas.train import Settings
 

@@ -25,8 +25,7 @@ from search_tools import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from proxylessnas.search.choice import Choice
-from proxylessnas.search.gates import echo, inner_product
+from proxylessnas.search.mixed_op import Choice, echo, inner_product
 from proxylessnas.search.supernet import SuperNet
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from proxylessnas.errors import ProxylessError
-from proxylessnas.search.alphas import Alphas
-from proxylessnas.search.health import Health
+from proxylessnas.search.arch_params import Alphas
+from proxylessnas.search.logger import Health
 
 # Four blocks of two candidates and a skip, and one that cannot be skipped.
 MASK = [[True, True, True]] * 4 + [[True, True, False]]

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from proxylessnas import DataError
-from proxylessnas.search.budgets import Budget, Costs
-from proxylessnas.search.knapsack import Infeasible, most_probable_within
+from proxylessnas.search.constraints import Budget, Costs
+from proxylessnas.search.derivation import Infeasible, most_probable_within
 
 STAGES = [0, 0, 1, 1, 1]
 BLOCKS, COLUMNS, ZERO = len(STAGES), 4, 3

@@ -13,9 +13,9 @@ from torch import Tensor
 from train_tools import differences_of, in_two_processes, noise_folder
 
 from proxylessnas.search import SearchRecipe
-from proxylessnas.search.engine import Searcher
-from proxylessnas.train.distributed import Processes
-from proxylessnas.train.stop import StopRequest
+from proxylessnas.search.searcher import Searcher
+from proxylessnas.train.trainer import StopRequest
+from proxylessnas.utils.distributed import Processes
 
 SYNCED = SHORT.replace(sync_bn=True)
 RECIPES = {

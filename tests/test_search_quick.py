@@ -9,11 +9,11 @@ import torch
 from search_tools import gate_gradient, mixture_gradient, same, small_net, state_of
 from torch import Tensor, nn
 
-from proxylessnas.arch import Block
-from proxylessnas.layers import MBConv
-from proxylessnas.search.alphas import Alphas
-from proxylessnas.search.quick import Moments, output
-from proxylessnas.space import SearchSpace, SpaceStage
+from proxylessnas.arch.arch import Block
+from proxylessnas.arch.space import SearchSpace, SpaceStage
+from proxylessnas.models.layers import MBConv
+from proxylessnas.search.arch_params import Alphas
+from proxylessnas.search.mixed_op import Moments, output
 
 LAST = torch.channels_last
 #: Maps of many pixels a channel, whose covariance pays, and of few, whose does not.

@@ -10,10 +10,17 @@ from typing import Any
 import pytest
 
 from proxylessnas.errors import DataError
-from proxylessnas.search.presets import ABOUT, PRESETS
-from proxylessnas.search.recipe import KINDS, NAMES, SearchRecipe, changed, read_search_recipe
-from proxylessnas.search.recipe_rules import CHOICES, PLAIN, RANGES
-from proxylessnas.search.recipe_toml import parse_set
+from proxylessnas.search.presets import ABOUT, PRESETS, parse_set
+from proxylessnas.search.recipe import (
+    CHOICES,
+    KINDS,
+    NAMES,
+    PLAIN,
+    RANGES,
+    SearchRecipe,
+    changed,
+    read_search_recipe,
+)
 from proxylessnas.train import Recipe
 from proxylessnas.train.presets import PRESETS as TRAIN_PRESETS
 from proxylessnas.train.recipe import KINDS as WEIGHT_KINDS

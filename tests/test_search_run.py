@@ -16,11 +16,11 @@ from train_tools import differences_of, noise_folder, tensors
 
 from proxylessnas import DataError, ProxylessError, create_model
 from proxylessnas.search import search
-from proxylessnas.search.resume import go_on, search_state
+from proxylessnas.search.searcher import go_on, search_state
 from proxylessnas.train import Settings
-from proxylessnas.train.distributed import Processes
-from proxylessnas.train.stop import StopRequest
-from proxylessnas.train.validating import accuracy_on
+from proxylessnas.train.evaluate import accuracy_on
+from proxylessnas.train.trainer import StopRequest
+from proxylessnas.utils.distributed import Processes
 
 ONE = Processes(0, 1, torch.device("cpu"))
 BF16 = SHORT.replace(amp="bf16")

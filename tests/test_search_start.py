@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from proxylessnas.search.start import align
+from proxylessnas.arch.spaces import read_space
+from proxylessnas.search.init import align
 from proxylessnas.search.supernet import SuperNet, seeded
-from proxylessnas.spaces import read_space
 
 
 def _outputs(net: SuperNet, block: int) -> torch.Tensor:

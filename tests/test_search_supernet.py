@@ -27,13 +27,13 @@ from search_tools import (
 from torch.nn import functional as F
 
 from proxylessnas import ArchError, create_model
-from proxylessnas.search.paths import PathParameters, mean_gradients
+from proxylessnas.arch.spaces import read_space
+from proxylessnas.search.path_optimizer import PathParameters, mean_gradients
 from proxylessnas.search.supernet import SuperNet, seeded
-from proxylessnas.spaces import read_space
 from proxylessnas.train import Recipe
-from proxylessnas.train.distributed import Processes
 from proxylessnas.train.optim import make_optimizer, parameter_groups
 from proxylessnas.train.step import WeightStep
+from proxylessnas.utils.distributed import Processes
 
 
 def trained_a_little(net: SuperNet, steps: int = 6) -> SuperNet:

@@ -23,12 +23,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from proxylessnas import register_op
-from proxylessnas.search.arch_step import MODES, ArchStep
+from proxylessnas.arch.space import SearchSpace, SpaceStage
+from proxylessnas.search.arch_optimizers import MODES, ArchStep, ReinforceStep
 from proxylessnas.search.objective import Objective
-from proxylessnas.search.paths import PathParameters
-from proxylessnas.search.reinforce import ReinforceStep
+from proxylessnas.search.path_optimizer import PathParameters
 from proxylessnas.search.supernet import SuperNet, seeded
-from proxylessnas.space import SearchSpace, SpaceStage
 
 SEEDS = range(10)
 CHANNELS, FEATURES = 3, 4

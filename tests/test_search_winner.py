@@ -20,17 +20,18 @@ from simulated_machine import OFFSET_MS, SimulatedWorker, simulated, true_net_ms
 from train_tools import in_two_processes, noise_folder
 
 from proxylessnas import report
+from proxylessnas.arch.space import SearchSpace
 from proxylessnas.latency import Conditions, LatencyTable, OpKey, session, space_keys
 from proxylessnas.latency.table import Entry
-from proxylessnas.search import SearchResult, search, winner
-from proxylessnas.search.candidates import Judged
-from proxylessnas.search.engine import Searcher
-from proxylessnas.search.job import Job
+from proxylessnas.search import SearchResult, search
+from proxylessnas.search import evaluate as winner
+from proxylessnas.search.baselines import Judged
+from proxylessnas.search.evaluate import CANDIDATES, Measured, choose
 from proxylessnas.search.result import describe_latency
-from proxylessnas.search.winner import CANDIDATES, Measured, choose
-from proxylessnas.space import SearchSpace
+from proxylessnas.search.searcher import Searcher
+from proxylessnas.search.setup import Job
 from proxylessnas.train import Settings
-from proxylessnas.train.distributed import Processes
+from proxylessnas.utils.distributed import Processes
 
 HERE = SPACE.replace(stem_stride=1, resolution=8, num_classes=10)
 EXACT = {"placement": 0.0, "speeds": 0.0}  # a machine on which every loading is like the other

@@ -20,11 +20,18 @@ from hypothesis import strategies as st
 from packaging_tools import run_uninstalled
 from torch import nn
 
-from proxylessnas import Arch, ArchError, Stage, create_model, profile, register_op
-from proxylessnas.arch import ZERO
-from proxylessnas.published import CIFAR, CIFAR10_DEMO, CPU, GPU, MOBILE
-from proxylessnas.space import SearchSpace, SpaceStage, make_divisible, op_name
-from proxylessnas.spaces import SPACES, read_space
+from proxylessnas import (
+    Arch,
+    ArchError,
+    Stage,
+    create_model,
+    profile,
+    register_op,
+)
+from proxylessnas.arch.arch import ZERO
+from proxylessnas.arch.published import CIFAR, CIFAR10_DEMO, CPU, GPU, MOBILE
+from proxylessnas.arch.space import SearchSpace, SpaceStage, make_divisible, op_name
+from proxylessnas.arch.spaces import SPACES, read_space
 
 IMAGENET, SMALL, TINY = SPACES["imagenet"], SPACES["small"], SPACES["tiny"]
 DIGESTS = {
@@ -362,7 +369,7 @@ def _conv(in_channels: int, out_channels: int, stride: int) -> nn.Module:
 
 
 def test_a_registered_operation_is_a_candidate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("proxylessnas.arch._custom_ops", {})
+    monkeypatch.setattr("proxylessnas.arch.arch._custom_ops", {})
     path = tmp_path / "mine.toml"
     path.write_text(TINY.to_toml().replace('"k5e4"]', '"plain3"]'), encoding="utf-8")
     with pytest.raises(
@@ -479,8 +486,8 @@ def test_whatever_json_gives_a_space_or_one_error(data: object) -> None:
 
 def test_spaces_and_keys_need_no_torch(repo: Path, tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom proxylessnas.latency.keys import space_keys\n"
-        "from proxylessnas.spaces import read_space\n"
+        "import sys\nfrom proxylessnas.arch.op_key import space_keys\n"
+        "from proxylessnas.arch.spaces import read_space\n"
         "print(len(space_keys(read_space('imagenet'))), 'torch' in sys.modules)"
     )
     assert run_uninstalled(code, cwd=tmp_path, first_on_path=[repo]).stdout.split() == ["70", "False"]

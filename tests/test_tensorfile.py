@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from proxylessnas.errors import WeightsCorruptError, WeightsNotFoundError
-from proxylessnas.tensorfile import (
+from proxylessnas.utils.tensor_files import (
     from_safetensors,
     read_metadata,
     safe_load,
@@ -333,7 +333,7 @@ def test_the_real_files_load(name: str, shared_data: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs POSIX")
 def test_devices_and_pipes_are_refused_at_once(tmp_path: Path) -> None:
-    from proxylessnas.weights import find_by_digest
+    from proxylessnas.weights.registry import find_by_digest
 
     for path in (Path("/dev/zero"), tmp_path / "pipe"):
         if path.name == "pipe":

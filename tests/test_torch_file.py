@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from proxylessnas.errors import CheckpointError, WeightsCorruptError
-from proxylessnas.tensorfile import safe_load
-from proxylessnas.torch_file import CheckpointRefused, load
 from proxylessnas.train import checkpoint
+from proxylessnas.utils.tensor_files import safe_load
+from proxylessnas.utils.torch_files import CheckpointRefused, load
 
 PACKAGE = Path(checkpoint.__file__).resolve().parent.parent
 
@@ -99,7 +99,7 @@ def test_pickles_that_are_refused(
 
 
 def test_too_many_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("proxylessnas.torch_file._MAX_OPCODES", 50)
+    monkeypatch.setattr("proxylessnas.utils.torch_files._MAX_OPCODES", 50)
     assert load(saved(1)) == 1
     with pytest.raises(CheckpointRefused, match="over 50 instructions"):
         load(saved(list(range(100))))

@@ -11,7 +11,7 @@ import torch
 from test_models import SMALL_TREE, randomise
 
 from proxylessnas import create_model
-from proxylessnas.published import MODEL_NAMES
+from proxylessnas.arch.published import MODEL_NAMES
 
 # The published tree net has 911 convolutions: the same code with 4 of its 54 cells is traced in the quick
 # tests.

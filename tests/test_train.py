@@ -16,7 +16,7 @@ import proxylessnas
 from proxylessnas.errors import CheckpointError, DataError, ProxylessError
 from proxylessnas.train import Recipe, Settings, finetune, open_data, train
 from proxylessnas.train import checkpoint as checkpoints
-from proxylessnas.train import engine as engine_module
+from proxylessnas.train import trainer as engine_module
 
 
 @pytest.fixture(scope="module")
@@ -258,7 +258,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
 
 
 def test_two_runs_do_not_write_into_one_folder(tmp_path: Path) -> None:
-    from proxylessnas.filesystem import locked
+    from proxylessnas.utils.files import locked
 
     out = tmp_path / "run"
     out.mkdir()

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from proxylessnas.categories import categories
+from proxylessnas.data.categories import categories
+from proxylessnas.data.open import class_counts, open_data
+from proxylessnas.data.sources import FilePictures, Pictures
+from proxylessnas.data.split import few_of_each, hold_out
 from proxylessnas.errors import DataError
-from proxylessnas.train.data import class_counts, open_data
-from proxylessnas.train.pictures import FilePictures, Pictures
-from proxylessnas.train.split import few_of_each, hold_out
 
 
 def fill(root: Path, files: Iterable[str]) -> Path:

@@ -17,15 +17,15 @@ import torch
 from torch import Tensor
 
 import proxylessnas
+from proxylessnas.data.open import Data, open_data
+from proxylessnas.data.sources import Pictures, TensorPictures
+from proxylessnas.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from proxylessnas.errors import DataError
-from proxylessnas.evaluate import dead_workers_as_data_error
-from proxylessnas.train.data import Data, open_data
+from proxylessnas.train.evaluate import dead_workers_as_data_error
 from proxylessnas.train.loader import Batch, EvalLoader, TrainLoader, measure_loader
-from proxylessnas.train.pictures import Pictures, TensorPictures
-from proxylessnas.train.preprocess import preprocessing_of
-from proxylessnas.train.ram import load_into_memory
+from proxylessnas.train.ram_cache import load_into_memory
 from proxylessnas.train.recipe import Recipe
-from proxylessnas.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from proxylessnas.train.setup import preprocessing_of
 
 # a hint of torch's on machines with fewer cores than the workers asked for
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -405,8 +405,8 @@ import sys, time
 import torch
 import torch.utils.data._utils as internals
 from proxylessnas.train.loader import EvalLoader
-from proxylessnas.train.pictures import TensorPictures
-from proxylessnas.transforms import Preprocessing
+from proxylessnas.data.sources import TensorPictures
+from proxylessnas.data.transforms import Preprocessing
 
 internals.MP_STATUS_CHECK_INTERVAL = internals.worker.MP_STATUS_CHECK_INTERVAL = 0.3  # else 5 s
 

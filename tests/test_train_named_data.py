@@ -19,11 +19,11 @@ from typing import Any
 import pytest
 import torch
 
-from proxylessnas.cache import cache_dir
-from proxylessnas.categories import categories
+from proxylessnas.data.categories import categories
+from proxylessnas.data.named import parse_name, read_idx
+from proxylessnas.data.open import open_data
 from proxylessnas.errors import DataError
-from proxylessnas.train.data import open_data
-from proxylessnas.train.named_data import parse_name, read_idx
+from proxylessnas.utils.paths import cache_dir
 
 
 def test_names_of_data_sets() -> None:
@@ -132,7 +132,7 @@ def test_damaged_idx_files(tmp_path: Path) -> None:
 
 def test_fashion_mnist_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("torchvision.datasets")
-    monkeypatch.setattr("proxylessnas.train.named_data._DEBIAN_FASHION", str(tmp_path / "debian"))
+    monkeypatch.setattr("proxylessnas.data.named._DEBIAN_FASHION", str(tmp_path / "debian"))
     monkeypatch.setattr(datasets.FashionMNIST, "mirrors", ["http://127.0.0.1:9/"])  # nobody listens there
     source = f"fashion-mnist:{tmp_path / 'data'}"
     by_hand = r"fashion-mnist:FOLDER takes one that you have, and digits comes with the package; "

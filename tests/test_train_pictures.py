@@ -17,10 +17,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
+from proxylessnas.data.open import open_data
+from proxylessnas.data.sources import DatasetPictures, FilePictures, Pictures, TensorPictures, pixels
 from proxylessnas.errors import DataError, ImageError, MissingExtraError, needs
-from proxylessnas.evaluate import read_batches
-from proxylessnas.train.data import open_data
-from proxylessnas.train.pictures import DatasetPictures, FilePictures, Pictures, TensorPictures, pixels
+from proxylessnas.train.evaluate import read_batches
 from proxylessnas.train.settings import Settings
 
 

@@ -30,7 +30,7 @@ RECIPE = BUSY.replace(
 PART = """\
 import os, socket, sys, time
 from pathlib import Path
-from proxylessnas.train.distributed import processes
+from proxylessnas.utils.distributed import processes
 
 folder, rounds = Path(sys.argv[1]), int(sys.argv[2])
 for number in range(rounds):

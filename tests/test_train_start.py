@@ -13,14 +13,14 @@ from train_tools import BUSY, TINY, differences_of, few_digits, noise_folder, ru
 
 import proxylessnas
 from proxylessnas import cli
+from proxylessnas.data.class_folders import VALIDATION_FILE, not_held_out_before, validation_names
 from proxylessnas.errors import CheckpointError, DataError
-from proxylessnas.report.html_train import train_again
-from proxylessnas.report.train_story import read_train_story
+from proxylessnas.report.runs import read_train_story
+from proxylessnas.report.train_page import train_again
 from proxylessnas.train import Data, Settings, finetune, open_data, train
-from proxylessnas.train.held_out import VALIDATION_FILE, not_held_out_before, validation_names
-from proxylessnas.train.start import Start, kept_before, start_net, started
+from proxylessnas.train.distillation import teacher_notes
+from proxylessnas.train.setup import Start, kept_before, start_net, started
 from proxylessnas.train.step import WeightStep
-from proxylessnas.train.teacher import teacher_notes
 
 RECIPE = BUSY.replace(epochs=1, mixup_alpha=0)
 

@@ -14,12 +14,12 @@ from torch.nn import functional as F
 from train_tools import BUSY, TINY, differences_of, few_digits, noise_folder, run_command, tensors
 
 import proxylessnas
+from proxylessnas.data.transforms import Preprocessing
 from proxylessnas.errors import CheckpointError, DataError
 from proxylessnas.train import Recipe, Settings, train
-from proxylessnas.train.engine import Trainer
+from proxylessnas.train.distillation import open_teacher, open_teachers, taught_loss
 from proxylessnas.train.step import WeightStep
-from proxylessnas.train.teacher import open_teacher, open_teachers, taught_loss
-from proxylessnas.transforms import Preprocessing
+from proxylessnas.train.trainer import Trainer
 
 PUPIL = Preprocessing(8, 8, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
 CPU = torch.device("cpu")
@@ -149,8 +149,8 @@ def test_a_mirrored_teacher_answers_alike_for_a_picture_and_its_mirror_image(tmp
 @pytest.mark.parametrize("works", [True, False])
 def test_a_net_of_ours_teaches_in_its_quick_form(works: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """BatchNorm is folded; the fused operators are used where they are there, and compute the same."""
-    from proxylessnas.fusing import FusedConv
-    from proxylessnas.train import teacher as module
+    from proxylessnas.models.fuse import FusedConv
+    from proxylessnas.train import distillation as module
 
     def broken(*_: Any) -> nn.Module:
         raise RuntimeError("no such operator")

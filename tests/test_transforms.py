@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import v2
 
+from proxylessnas.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from proxylessnas.errors import DataError, ImageError
-from proxylessnas.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
 TINY = Preprocessing(112, 128, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
@@ -265,7 +265,7 @@ def test_without_torchvision(monkeypatch: pytest.MonkeyPatch, error: Exception) 
 def test_real_photos(shared_data: Path) -> None:
     """Pillow pictures and uint8 tensors give the same answers on real photos."""
     from proxylessnas import create_model
-    from proxylessnas.images import load_image
+    from proxylessnas.data.images import load_image
 
     weights = shared_data / "weights" / "proxyless-w0.25-r112_imagenet.pth"
     model = create_model("proxyless_w025_r112", weights=weights).eval()

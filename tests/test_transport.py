@@ -21,11 +21,11 @@ from fetch_tools import (
     record,
 )
 
-from proxylessnas.download import download
 from proxylessnas.errors import OfflineError, WeightsFetchError
-from proxylessnas.fetch_settings import Policy, is_offline, source_urls
-from proxylessnas.safe_text import shown_url
-from proxylessnas.transport import (
+from proxylessnas.utils.paths import is_offline
+from proxylessnas.utils.text import shown_url
+from proxylessnas.weights.download import Policy, download, source_urls
+from proxylessnas.weights.transport import (
     FetchFailure,
     RequestsTransport,
     Transport,

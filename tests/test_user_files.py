@@ -13,17 +13,16 @@ from typing import Any
 import pytest
 
 from proxylessnas import Arch, create_model, get_weights
-from proxylessnas.cache import weights_path
+from proxylessnas.arch.spaces import read_space, to_toml
+from proxylessnas.data.images import load_image
+from proxylessnas.data.named import read_idx
 from proxylessnas.errors import DataError, ProxylessError
-from proxylessnas.images import load_image
 from proxylessnas.latency import LatencyTable, import_table
-from proxylessnas.space_toml import to_toml
-from proxylessnas.spaces import read_space
-from proxylessnas.tensorfile import read_metadata, safe_load
 from proxylessnas.train import read_recipe
 from proxylessnas.train.checkpoint import load as load_checkpoint
-from proxylessnas.train.named_data import read_idx
-from proxylessnas.user_files import open_file, read_bytes, read_text
+from proxylessnas.utils.files import open_file, read_bytes, read_text
+from proxylessnas.utils.tensor_files import read_metadata, safe_load
+from proxylessnas.weights.cache import weights_path
 
 NET = 'Arch("mine", stem=16, first=8, last=64, num_classes=3, stages=(\n    Stage(24, 2, "k5e3"),\n))\n'
 READERS: dict[str, Callable[[Path], Any]] = {

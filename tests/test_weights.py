@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from proxylessnas.digests import bytes_problem, file_problem, short_digest
 from proxylessnas.errors import UnknownModelError
-from proxylessnas.manifest import read_manifest
-from proxylessnas.weights import find_by_digest, get_weights
+from proxylessnas.weights.digests import bytes_problem, file_problem, short_digest
+from proxylessnas.weights.manifest import read_manifest
+from proxylessnas.weights.registry import find_by_digest, get_weights
 
 TINY = "proxyless_w025_r112"
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from proxylessnas import Arch, Stage
 from proxylessnas.train import Data, Recipe, open_data
-from proxylessnas.train.distributed import let_exchanges_end
+from proxylessnas.utils.distributed import let_exchanges_end
 
 TINY = Arch(
     "tiny",

@@ -22,8 +22,8 @@ def stand_in_weights(names: Sequence[str] | None = None) -> None:
     from safetensors.torch import save
 
     import proxylessnas
-    from proxylessnas.cache import cache_dir
-    from proxylessnas.digests import short_digest
+    from proxylessnas.utils.paths import cache_dir
+    from proxylessnas.weights.digests import short_digest
 
     folder = cache_dir()
     folder.mkdir(parents=True, exist_ok=True)

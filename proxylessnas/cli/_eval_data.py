@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
-from ._net import Net, class_labels
-from ._verb import UsageError
+from ._command import UsageError
+from ._model import Net, class_labels
 
 if TYPE_CHECKING:
-    from ..datasets import LabelledImages
-    from ..evaluate import Batch
+    from ..data.folders import LabelledImages
+    from ..train.evaluate import Batch
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class EvalData:
     Attributes:
         n: how many.
         classes: how many classes have pictures.
-        labels_from: how the labels were found, see :class:`~proxylessnas.datasets.LabelledImages`; "data set"
+        labels_from: how the labels were found, see :class:`~proxylessnas.data.folders.LabelledImages`; "data set"
             for one known by name.
         names: of the net's classes in output order, each only once.
         notes: what a user should know, one line each.
@@ -54,7 +54,7 @@ def check_source(source: str, labels: str | None) -> None:
         return
     if os.path.exists(source):
         raise DataError(f"{source}: is a file; a folder of pictures is expected")
-    from ..train.named_data import NAMES, parse_name
+    from ..data.named import NAMES, parse_name
 
     if parse_name(source) is None:
         raise DataError(f"{source}: no such folder; data sets known by name are {', '.join(NAMES)}")
@@ -80,8 +80,8 @@ def open_source(source: str, net: Net, *, labels: str | None, limit: int | None)
 
 
 def _folder(folder: str, net: Net, labels: str | None, limit: int | None) -> EvalData:
-    from ..datasets import labelled_images
-    from ..evaluate import read_batches
+    from ..data.folders import labelled_images
+    from ..train.evaluate import read_batches
 
     pictures = labelled_images(
         folder, net.model.num_classes, net.dataset, names=net.model.categories, labels=labels
@@ -102,7 +102,7 @@ def _folder(folder: str, net: Net, labels: str | None, limit: int | None) -> Eva
 
 def _names_by_folder(folder: str, net: Net, pictures: LabelledImages) -> tuple[str, ...]:
     """Return what to call the net's classes; where it has no names, what the folders made of them."""
-    from ..categories import DATASETS, categories, unique, wnids
+    from ..data.categories import DATASETS, categories, unique, wnids
 
     _, names, _ = class_labels(net)
     if net.model.categories or net.dataset is not None:
@@ -117,8 +117,8 @@ def _names_by_folder(folder: str, net: Net, pictures: LabelledImages) -> tuple[s
 
 
 def _named(source: str, net: Net, limit: int | None) -> EvalData:
-    from ..categories import class_places
-    from ..train.data import open_data
+    from ..data.categories import class_places
+    from ..data.open import open_data
     from ..train.loader import EvalLoader
 
     data = open_data(source)

@@ -11,16 +11,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LatencyError
-from ..latency.settings import DEVICES, DTYPES, MEMORY_FORMATS, RUNTIMES
-from ..names import looks_like_path
-from ..progress import Steps as Steps
-from ._latency_types import MOST_CLASSES, MOST_PICTURES, MOST_PIXELS, MOST_THREADS, one_of, whole
-from ._verb import UsageError
+from ..models.resolve import looks_like_path
+from ..runtimes.settings import DEVICES, DTYPES, MEMORY_FORMATS, RUNTIMES
+from ..utils.progress import Steps as Steps
+from ._command import UsageError
+from ._options import (
+    MOST_CLASSES,
+    MOST_PICTURES,
+    MOST_PIXELS,
+    MOST_THREADS,
+    one_of,
+    whole,
+)
 
 if TYPE_CHECKING:
-    from ..arch import Arch, TreeArch
+    from ..arch.arch import Arch, TreeArch
+    from ..arch.space import SearchSpace
     from ..latency import LatencyTable
-    from ..space import SearchSpace
 
 SPACE_HELP = "imagenet, small, tiny (imagenet@1.4: widths times 1.4), or a .toml file"
 NET_HELP = "a net of the zoo, or a file with an architecture (.txt, .json, .safetensors)"
@@ -126,7 +133,7 @@ def the_space(args: argparse.Namespace) -> SearchSpace | None:
         ArchError: there is none, or it is malformed.
         UsageError: sizes without a space.
     """
-    from ..spaces import read_space
+    from ..arch.spaces import read_space
 
     changes = {
         name: value
@@ -147,10 +154,10 @@ def read_net(word: str) -> Arch | TreeArch:
     Raises:
         UnknownModelError, ArchError: there is none.
     """
-    from ..published import PUBLISHED, normalise_name
+    from ..arch.published import PUBLISHED, normalise_name
 
     if looks_like_path(word):
-        from ..builders import read_arch
+        from ..models.factory import read_arch
 
         return read_arch(word)
     return PUBLISHED[normalise_name(word)]
@@ -186,7 +193,7 @@ def check_output(file: str | os.PathLike[str], option: str, *endings: str) -> No
     if not os.access(folder, os.W_OK | os.X_OK):
         raise LatencyError(f"{option} {file}: the folder {folder} cannot be written")
     if path.suffix.lower() == ".png":
-        from ..charts import require_matplotlib
+        from ..utils.plotting import require_matplotlib
 
         require_matplotlib()
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import LatencyError
-from ..latency.table_parts import LEAST_JUDGED, NO_ORDER
+from ..latency.entries import LEAST_JUDGED, NO_ORDER
+from ._command import UsageError, Verb
 from ._latency import (
     TABLE_HELP,
     Steps,
@@ -23,13 +24,12 @@ from ._latency import (
 )
 from ._latency_facts import facts, show
 from ._latency_table import check_table_output, report_table
-from ._latency_types import MOST_NETS, MOST_PICTURES, above, whole
+from ._options import MOST_NETS, MOST_PICTURES, above, whole
 from ._output import error, note, plural, print_json, printable
-from ._verb import UsageError, Verb
 
 if TYPE_CHECKING:
+    from ..arch.space import SearchSpace
     from ..latency import LatencyTable, Validation
-    from ..space import SearchSpace
 
 MOST_MINUTES, MOST_SEED = 1e6, 2**63
 
@@ -299,8 +299,8 @@ def _none_or_some(text: str) -> int:
 
 def _draw(file: str, found: LatencyTable, space: SearchSpace, result: Validation) -> bool:
     """Draw the nets; the table is written already, so that a full disk loses nothing."""
-    from ..latency.benching import describe
-    from ..latency.charts import prediction_png
+    from ..latency.benchmark import describe
+    from ..latency.plots import prediction_png
 
     title = f"Nets of the space {space.name!r}: {describe(found.conditions)}"
     try:

@@ -15,10 +15,10 @@ from ._latency import ms
 from ._output import bar, bold, pairs, printable, table
 
 if TYPE_CHECKING:
-    from ..arch import Arch
+    from ..arch.arch import Arch
+    from ..arch.space import SearchSpace
     from ..latency import LatencyTable, OpKey
     from ..latency.table import Breakdown
-    from ..space import SearchSpace
 
 _GUESSED = "predicted"  # how an entry came to be, if nobody measured it
 _LEGEND = "input and output: channels x px; /2: stride 2; +: with shortcut"
@@ -62,7 +62,7 @@ def facts(found: LatencyTable, space: SearchSpace | None) -> dict[str, Any]:
 
 def _disturbed(found: LatencyTable) -> str | None:
     """Return what an entry is where the measurement was disturbed; None if the table does not say."""
-    from ..latency.history import DISTURBED
+    from ..latency.validate import DISTURBED
 
     what, nets, noise = (found.method.get(name) for name in (DISTURBED, "noisy_nets", "noise"))
     if isinstance(noise, dict) and isinstance(what, str):

@@ -7,10 +7,19 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
-from ._latency import NET_HELP, Steps, add_quiet, add_settings, check_graph, import_modules, ms, read_net
-from ._latency_types import MOST_PIXELS, above, whole
+from ._command import Verb
+from ._latency import (
+    NET_HELP,
+    Steps,
+    add_quiet,
+    add_settings,
+    check_graph,
+    import_modules,
+    ms,
+    read_net,
+)
+from ._options import MOST_PIXELS, above, whole
 from ._output import bold, note, print_json, printable, table
-from ._verb import Verb
 
 if TYPE_CHECKING:
     from ..latency import Timing
@@ -89,12 +98,12 @@ class Measure(Verb):
 
 def _measure(word: str, args: argparse.Namespace, settings: Any) -> Timing:
     from ..latency import measure
-    from ..latency.files import file_runtimes
+    from ..runtimes.files import file_runtimes
 
     net: Any = word
     size: Any = args.image_size
     if args.imports:  # the measuring process does not know these operations, but can unpickle them
-        from ..builders import create_model
+        from ..models.factory import create_model
 
         arch = read_net(word)
         net, side = create_model(arch), size or arch.resolution or 224

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LatencyError, LatencyKeyError
+from ._command import UsageError, Verb
 from ._latency import (
     NET_HELP,
     SPACE_HELP,
@@ -23,12 +24,11 @@ from ._latency import (
     the_space,
 )
 from ._latency_facts import facts, show, show_breakdown, show_entries
-from ._latency_types import MOST_PICTURES, MOST_THREADS, whole
+from ._options import MOST_PICTURES, MOST_THREADS, whole
 from ._output import bold, note, print_json, printable, table
-from ._verb import UsageError, Verb
 
 if TYPE_CHECKING:
-    from ..arch import Arch
+    from ..arch.arch import Arch
     from ..latency import LatencyTable, Predictor
     from ..latency.table import Breakdown
 
@@ -246,13 +246,13 @@ def report_table(file: str, found: LatencyTable, args: argparse.Namespace, *, do
 
 def _from_kit(kit: str, results: str) -> LatencyTable:
     from ..latency import read_results
-    from ..latency.kit_table import kit_table
+    from ..latency.kit.results import kit_table
 
     return kit_table(read_results(kit, results))
 
 
 def _chain(word: str) -> Arch:
-    from ..arch import Arch
+    from ..arch.arch import Arch
 
     arch = read_net(word)
     if not isinstance(arch, Arch):

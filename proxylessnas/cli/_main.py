@@ -12,12 +12,11 @@ import sys
 from collections.abc import Sequence
 
 from .._version import __version__
-from ..errors import ProxylessError, for_command_line
-from ..safe_text import shown_message
+from ..errors import ProxylessError, for_command_line, shown_message
+from ._command import UsageError, Verb, add_verb
 from ._latency import import_modules
-from ._net import join_numbers
+from ._model import join_numbers
 from ._output import error, note, prepare_streams, print_json
-from ._verb import UsageError, Verb, add_verb
 
 _INTERRUPTED, _PIPE_CLOSED = 130, 141  # what a shell reports for SIGINT and SIGPIPE
 

@@ -10,8 +10,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from ..progress import clock, is_terminal, tell
-from ..safe_text import one_line, printable
+from ..errors import one_line, printable
+from ..utils.progress import clock, is_terminal, tell
 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 

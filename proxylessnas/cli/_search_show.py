@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..progress import clock
+from ..utils.progress import clock
+from ._command import Verb
 from ._latency import add_imports
 from ._output import bar, pairs, print_json, printable, table
-from ._search_report import UNITS, number
-from ._verb import Verb
+from ._search import UNITS, number
 
 _WORDS = {"latency": "latency", "macs": "multiply-accumulates", "params": "parameters"}
 
@@ -37,7 +37,7 @@ class Show(Verb):
 
     def run(self, args: argparse.Namespace) -> int:
         """Print it."""
-        from ..search.after import describe
+        from ..search.run import describe
 
         found = describe(args.folder)
         if args.json:
@@ -111,8 +111,8 @@ def _measured(result: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _blocks(folder: Path, found: Mapping[str, Any]) -> str:
     """Return a table of the blocks: what the net has there, and how probable that is."""
+    from ..arch.spaces import read_space
     from ..search.run import SPACE_FILE
-    from ..spaces import read_space
 
     epoch = found.get("last_epoch") or {}
     picks: Sequence[int] = (found.get("result") or {}).get("picks") or epoch.get("picks") or ()

@@ -11,12 +11,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..names import looks_like_path
-from ..safe_text import one_line
+from ..errors import one_line
+from ..models.resolve import looks_like_path
+from ._command import UsageError
 from ._latency import add_imports
-from ._names import imports_given
+from ._model import imports_given
 from ._output import note, pairs, print_json
-from ._verb import UsageError
 
 if TYPE_CHECKING:
     from ..train import Data, Recipe, Settings
@@ -158,15 +158,15 @@ def fitted(recipe: Recipe, data: Data, args: argparse.Namespace) -> Recipe:
 
 def _says_batch(recipe: str) -> bool:
     """Return whether a recipe file sets the batch size itself; else it may be made to fit few pictures."""
-    from ..toml_text import read_toml
+    from ..utils.config import read_toml
 
     return "batch_size" in read_toml(Path(recipe), "recipe")[1]
 
 
 def opened_data(args: argparse.Namespace, recipe: Recipe) -> Data:
     """Return the pictures that the arguments name; their classes are the first thing that a run shows."""
+    from ..data.open import class_counts
     from ..train import open_data
-    from ..train.data import class_counts
 
     data = open_data(
         args.data,
@@ -236,7 +236,7 @@ def keep_pages(args: argparse.Namespace) -> None:
         return
     if any(name in os.environ.get("LD_PRELOAD", "") for name in ("tcmalloc", "jemalloc")):
         return
-    from ..memory import keep_freed_pages
+    from ..utils.malloc import keep_freed_pages
 
     if keep_freed_pages() and not args.quiet and _main_process():
         note("freed memory stays in the process (glibc's mallopt): steps on a CPU are faster and steadier; "

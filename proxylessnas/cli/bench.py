@@ -6,14 +6,39 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MissingExtraError
-from ..latency.settings import RUNTIMES
-from ._latency import NET_HELP, Steps, add_quiet, add_where, check_graph, check_output, import_modules, ms
-from ._latency_types import MOST_PICTURES, MOST_PIXELS, MOST_THREADS, above, several, whole, wholes
-from ._output import bold, error, millions, note, print_json, printable, table
-from ._verb import UsageError, Verb
+from ..runtimes.settings import RUNTIMES
+from ._command import UsageError, Verb
+from ._latency import (
+    NET_HELP,
+    Steps,
+    add_quiet,
+    add_where,
+    check_graph,
+    check_output,
+    import_modules,
+    ms,
+)
+from ._options import (
+    MOST_PICTURES,
+    MOST_PIXELS,
+    MOST_THREADS,
+    above,
+    several,
+    whole,
+    wholes,
+)
+from ._output import (
+    bold,
+    error,
+    millions,
+    note,
+    print_json,
+    printable,
+    table,
+)
 
 if TYPE_CHECKING:
-    from ..latency.benching import Bench, BenchRow
+    from ..latency.benchmark import Bench, BenchRow
 
 
 _NOTES = 3  # lines whose noise is told one by one
@@ -104,7 +129,7 @@ class BenchVerb(Verb):
                 check_output(getattr(args, option), f"--{option}", ending)
         _check_panels(args)
         import_modules(args)
-        from ..latency.benching import PEERS, SPECIALISED, bench
+        from ..latency.benchmark import PEERS, SPECIALISED, bench
 
         with Steps(args.quiet, "bench") as steps:
             result = bench(
@@ -140,7 +165,7 @@ def _check_panels(args: argparse.Namespace) -> None:
     Raises:
         UsageError: there are more settings than panels.
     """
-    from ..latency.charts import PANELS_UP_TO
+    from ..latency.plots import PANELS_UP_TO
 
     threads = set(args.threads) if args.device == "cpu" else {1}
     count = len(set(args.runtimes)) * len(threads) * len(set(args.batches))
@@ -153,7 +178,7 @@ def _check_panels(args: argparse.Namespace) -> None:
 
 def _left_out(result: Bench) -> list[str]:
     """Return which nets are not in the figure, and why."""
-    from ..latency.accuracy_rows import accuracy_panels
+    from ..latency.plots_bench import accuracy_panels
 
     panels = accuracy_panels(row.to_dict() for row in result.rows)
     return [f"{net} is not in the figure: {why}" for net, why in panels.left_out.items()]
@@ -210,7 +235,7 @@ def _cells(row: BenchRow) -> tuple[str, ...]:
 
 def _explain(result: Bench) -> None:
     rows = result.rows
-    from ..latency.accuracy_rows import DATASETS
+    from ..latency.plots_bench import DATASETS
 
     first = rows[0].timing
     sizes = sorted({row.timing.input_size[1] for row in rows})

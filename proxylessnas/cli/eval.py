@@ -9,13 +9,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
+from ._command import UsageError, Verb
 from ._eval_data import EvalData, check_source, open_source
-from ._net import add_net_options, check_options, open_net, running
-from ._output import Progress, error, note, pairs, plural, print_json, printable, table
-from ._verb import UsageError, Verb
+from ._model import add_net_options, check_options, open_net, running
+from ._output import (
+    Progress,
+    error,
+    note,
+    pairs,
+    plural,
+    print_json,
+    printable,
+    table,
+)
 
 if TYPE_CHECKING:
-    from ..evaluate import Evaluation
+    from ..train.evaluate import Evaluation
 
 _MANY = 500  # pictures from which on worker processes pay for their start
 
@@ -100,8 +109,8 @@ class Eval(Verb):
             _check_output(args.confusion)
         check_source(args.data, args.labels)
 
-        from ..evaluate import NO_WORKERS, allowed_workers, evaluate_batches
-        from ..memory import keep_freed_pages
+        from ..train.evaluate import NO_WORKERS, allowed_workers, evaluate_batches
+        from ..utils.malloc import keep_freed_pages
 
         keep_freed_pages()
         net = open_net(args)
@@ -178,14 +187,14 @@ def _check_output(file: str) -> None:
     if not os.access(folder, os.W_OK | os.X_OK):
         raise DataError(f"--confusion {file}: the folder {folder} cannot be written")
     if ending == ".png":
-        from ..charts import require_matplotlib
+        from ..utils.plotting import require_matplotlib
 
         require_matplotlib()
 
 
 def _write(file: str, result: Evaluation, data: EvalData) -> bool:
     """Write the confusion matrix; the results are out already, so a full disk is no reason to lose them."""
-    from ..charts import confusion_csv, confusion_png
+    from ..utils.plotting import confusion_csv, confusion_png
 
     assert result.metrics is not None
     write = confusion_csv if Path(file).suffix.lower() == ".csv" else confusion_png
@@ -236,7 +245,7 @@ def _table(classes: list[dict[str, Any]]) -> str:
 
 
 def _show(d: dict[str, Any]) -> None:
-    from ..transforms import Preprocessing
+    from ..data.transforms import Preprocessing
 
     n, speed = d["n"], d["images_per_second"]
     rows = [

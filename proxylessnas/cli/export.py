@@ -8,11 +8,21 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..safe_text import one_line
+from ..errors import one_line
+from ._command import UsageError, Verb
 from ._latency import add_imports, ms
-from ._latency_types import MOST_PICTURES, MOST_PIXELS, MOST_THREADS, above, whole
-from ._output import bold, error, megabytes, note, pairs, plural, print_json, printable, table
-from ._verb import UsageError, Verb
+from ._options import MOST_PICTURES, MOST_PIXELS, MOST_THREADS, above, whole
+from ._output import (
+    bold,
+    error,
+    megabytes,
+    note,
+    pairs,
+    plural,
+    print_json,
+    printable,
+    table,
+)
 
 if TYPE_CHECKING:
     from ..deploy.report import ExportReport
@@ -140,8 +150,8 @@ class Export(Verb):
             raise UsageError("--untrained leaves the weights random: it does not go with --weights")
         if args.litert_python is not None and Path(args.out).suffix.lower() != ".tflite":
             raise UsageError("--litert-python is for .tflite files")
-        from ..deploy.exporting import export
-        from ..memory import keep_freed_pages
+        from ..deploy.exporter import export
+        from ..utils.malloc import keep_freed_pages
 
         if args.litert_python is not None:
             os.environ["PROXYLESSNAS_LITERT_PYTHON"] = args.litert_python

@@ -6,11 +6,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..errors import ProxylessError
-from ..safe_text import one_line
-from ._names import published
+from ..errors import ProxylessError, one_line
+from ._command import UsageError, Verb
+from ._model import published
 from ._output import error, megabytes, plural, print_json
-from ._verb import UsageError, Verb
 
 
 class Fetch(Verb):
@@ -42,7 +41,7 @@ class Fetch(Verb):
 
     def run(self, args: argparse.Namespace) -> int:
         """Fetch them one after another; a net that cannot be had does not stop the others."""
-        from ..manifest import read_manifest
+        from ..weights.manifest import read_manifest
 
         if bool(args.nets) == args.all:
             raise UsageError("give the names of nets, or --all" + (" (not both)" if args.all else ""))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from ._command import Verb
 from ._output import note
-from ._verb import Verb
 
 
 class Finetune(Verb):
@@ -58,7 +58,15 @@ class Finetune(Verb):
 
     def run(self, args: argparse.Namespace) -> int:
         """Train and report."""
-        from ._train import fitted, keep_pages, opened_data, report, resolved_recipe, settings, told
+        from ._train import (
+            fitted,
+            keep_pages,
+            opened_data,
+            report,
+            resolved_recipe,
+            settings,
+            told,
+        )
 
         freeze = args.freeze_epochs
         preset = args.recipe == args.parser.get_default("recipe")
@@ -72,7 +80,7 @@ class Finetune(Verb):
         keep_pages(args)
         recipe = resolved_recipe(args, freeze_epochs=freeze)
         from ..train.run import run_from
-        from ..train.start import Start
+        from ..train.setup import Start
 
         data = opened_data(args, recipe)
         recipe = fitted(recipe, data, args)

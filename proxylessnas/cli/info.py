@@ -6,18 +6,18 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from ..errors import WeightsCorruptError, WeightsNotFoundError
-from ..names import ARCH_SUFFIXES, looks_like_path, name_of_file
+from ..models.resolve import ARCH_SUFFIXES, looks_like_path, name_of_file
+from ._command import Verb
 from ._latency import add_imports
-from ._names import existing_file, published, sha256_of
+from ._model import existing_file, published, sha256_of
 from ._output import bold, megabytes, pairs, print_json, printable
-from ._verb import Verb
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ..arch import Arch
-    from ..tree_arch import TreeArch
-    from ..weights import Weights
+    from ..arch.arch import Arch
+    from ..arch.tree import TreeArch
+    from ..weights.registry import Weights
 
 
 class Info(Verb):
@@ -61,7 +61,7 @@ class Info(Verb):
 
 
 def _of_zoo(weights: Weights) -> dict[str, Any]:
-    from ..published import PUBLISHED
+    from ..arch.published import PUBLISHED
 
     return {
         "name": weights.name,
@@ -84,7 +84,7 @@ def _of_zoo(weights: Weights) -> dict[str, Any]:
 
 
 def _cache_state(weights: Weights) -> dict[str, str]:
-    from ..cache import weights_path
+    from ..weights.cache import weights_path
 
     try:
         return {"state": "sound", "path": str(weights.verify())}
@@ -95,8 +95,8 @@ def _cache_state(weights: Weights) -> dict[str, str]:
 
 
 def _of_file(path: Path) -> dict[str, Any]:
-    from ..builders import read_arch
-    from ..weights import find_by_digest
+    from ..models.factory import read_arch
+    from ..weights.registry import find_by_digest
 
     is_arch = path.suffix.lower() in ARCH_SUFFIXES
     record = None if is_arch else find_by_digest(path)
@@ -105,9 +105,9 @@ def _of_file(path: Path) -> dict[str, Any]:
 
     import torch
 
-    from ..builders import create_model
-    from ..model_file import read_header
-    from ..profiling import profile
+    from ..models.factory import create_model
+    from ..models.model_file import read_header
+    from ..models.profile import profile
 
     arch = read_arch(path)
     with torch.device("meta"):  # sizes only: an architecture file may ask for any amount of memory
@@ -140,7 +140,7 @@ def _of_arch(arch: Arch | TreeArch) -> dict[str, Any]:
 
 
 def _show(facts: dict[str, Any]) -> None:
-    from ..transforms import Preprocessing
+    from ..data.transforms import Preprocessing
 
     rows = [("file", facts["file"])] if "file" in facts else []
     side = facts["input_size"]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 
 from ..errors import LatencyError
+from ._command import UsageError, VerbOfActions
 from ._latency_build import BUILD, KIT, VALIDATE
 from ._latency_measure import MEASURE
 from ._latency_table import IMPORT, PREDICT, SHOW
-from ._latency_types import in_options
-from ._verb import UsageError, VerbOfActions
+from ._options import in_options
 
 
 class Latency(VerbOfActions):

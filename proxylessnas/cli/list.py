@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UnknownModelError
+from ._command import Verb
 from ._output import bold, megabytes, millions, print_json, table
-from ._verb import Verb
 
 
 class List(Verb):
@@ -39,8 +39,8 @@ class List(Verb):
 
     def run(self, args: argparse.Namespace) -> int:
         """Print the table."""
-        from ..cache import copy_path, weights_path
-        from ..manifest import read_manifest
+        from ..weights.cache import copy_path, weights_path
+        from ..weights.manifest import read_manifest
 
         everything = read_manifest()
         pattern = args.pattern.lower().replace("-", "_")

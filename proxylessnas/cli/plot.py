@@ -7,16 +7,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import DataError
-from ..safe_text import one_line
+from ..errors import DataError, one_line
+from ._command import UsageError, Verb
 from ._latency import NET_HELP, TABLE_HELP, add_imports, check_output
 from ._output import note, printable
-from ._verb import UsageError, Verb
 
 if TYPE_CHECKING:
+    from ..figures.draw_model import Layer
     from ..latency import LatencyTable
-    from ..report.shapes import Layer
-    from ..report.subjects import Subject
+    from ..report.resolve import Subject
 
 _PICTURES, _MOVIES = (".svg", ".png"), (".gif", ".mp4", ".html")
 
@@ -131,8 +130,8 @@ def _done(args: argparse.Namespace) -> int:
 
 
 def _movie(args: argparse.Namespace) -> int:
-    from ..report.search_story import read_story
-    from ..report.subjects import is_search
+    from ..report.resolve import is_search
+    from ..report.runs import read_story
 
     if len(args.nets) != 1 or not is_search(args.nets[0]):
         found = "several" if len(args.nets) > 1 else f"{args.nets[0]}, which is none"
@@ -143,22 +142,22 @@ def _movie(args: argparse.Namespace) -> int:
     for text in story.notes:
         note(text)
     if args.output.lower().endswith(".html"):
-        from ..report.html_report import write_movie_page
+        from ..report.report import write_movie_page
 
         write_movie_page(story, args.output, name=Path(args.nets[0]).resolve().name)
     else:
-        from ..report.search_movie import write_movie
+        from ..report.draw_search import write_movie
 
         write_movie(story, args.output, frames=args.frames, seconds=args.seconds)
     return _done(args)
 
 
 def _nets(args: argparse.Namespace) -> int:
-    from ..report.net_drawing import net_figure
-    from ..report.net_words import net_text, tree_text
-    from ..report.subjects import open_subject
-    from ..report.tree_drawing import tree_figure
-    from ..tree_arch import TreeArch
+    from ..arch.tree import TreeArch
+    from ..figures.draw_model import net_figure
+    from ..figures.draw_tree import tree_figure
+    from ..report.net_page import net_text, tree_text
+    from ..report.resolve import open_subject
 
     subjects = [open_subject(word) for word in args.nets]
     for text in dict.fromkeys(text for subject in subjects for text in subject.notes):
@@ -210,8 +209,8 @@ def _layers(
     subjects: list[Subject], by: str, args: argparse.Namespace
 ) -> tuple[dict[str, list[Layer]], dict[str, str]]:
     """Return the nets' layers, with latencies if these are wanted, and a line below each name."""
-    from ..arch import Arch
-    from ..report.shapes import layers_of, timed_layers
+    from ..arch.arch import Arch
+    from ..figures.draw_model import layers_of, timed_layers
 
     found: dict[str, list[Layer]] = {}
     notes: dict[str, str] = {}
@@ -227,7 +226,7 @@ def _layers(
 
 def _table(subject: Subject, args: argparse.Namespace) -> LatencyTable:
     from ..latency import LatencyTable
-    from ..report.subjects import table_of
+    from ..report.resolve import table_of
 
     if args.table is not None:
         return LatencyTable.load(args.table)

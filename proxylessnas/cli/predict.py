@@ -7,11 +7,17 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from ..errors import ImageError
-from ..safe_text import one_line
-from ._net import Net, add_net_options, check_options, class_labels, open_net, running
+from ..errors import ImageError, one_line
+from ._command import UsageError, Verb
+from ._model import (
+    Net,
+    add_net_options,
+    check_options,
+    class_labels,
+    open_net,
+    running,
+)
 from ._output import bar, bold, error, plural, print_json
-from ._verb import UsageError, Verb
 
 _BATCH = 16  # pictures a forward pass
 
@@ -55,7 +61,7 @@ class Predict(Verb):
         if args.top < 1:
             raise UsageError(f"--top must be at least 1, not {args.top}")
         check_options(args)
-        from ..memory import keep_freed_pages
+        from ..utils.malloc import keep_freed_pages
 
         keep_freed_pages()
         net = open_net(args)
@@ -91,7 +97,8 @@ def _classified(net: Net, paths: list[str], top: int) -> Iterator[tuple[str, lis
     """Yield each path, in order, with its classes and probabilities, or with what is wrong with it."""
     import torch
 
-    from ..evaluate import one_thread, top_classes
+    from ..models.base import top_classes
+    from ..train.evaluate import one_thread
 
     transform = net.preprocessing.build()
     for start in range(0, len(paths), _BATCH):
@@ -111,7 +118,7 @@ def _classified(net: Net, paths: list[str], top: int) -> Iterator[tuple[str, lis
 
 
 def _read(path: str, transform: Any) -> Any:
-    from ..images import load_image
+    from ..data.images import load_image
 
     if os.path.isdir(path):
         raise ImageError(

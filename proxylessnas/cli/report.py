@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..safe_text import one_line
+from ..errors import one_line
+from ._command import Verb
 from ._latency import add_imports, check_output
 from ._output import note
-from ._verb import Verb
 
 
 class Report(Verb):
@@ -41,7 +41,7 @@ class Report(Verb):
 
     def run(self, args: argparse.Namespace) -> int:
         """Write it."""
-        from ..report.html_report import write_report
+        from ..report.report import write_report
 
         output = args.output if args.output is not None else str(args.folder / "report.html")
         if args.output is not None or args.folder.is_dir():

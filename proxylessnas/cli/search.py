@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from ._command import VerbOfActions
 from ._search import DERIVE, RESUME, RUN
 from ._search_show import SHOW
-from ._verb import VerbOfActions
 
 
 class Search(VerbOfActions):

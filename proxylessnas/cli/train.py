@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ._verb import Verb
+from ._command import Verb
 
 
 class Train(Verb):
@@ -32,14 +32,22 @@ class Train(Verb):
 
     def run(self, args: argparse.Namespace) -> int:
         """Train and report."""
-        from ._train import fitted, keep_pages, opened_data, report, resolved_recipe, settings, told
+        from ._train import (
+            fitted,
+            keep_pages,
+            opened_data,
+            report,
+            resolved_recipe,
+            settings,
+            told,
+        )
 
         if told(args):
             return 0
         keep_pages(args)
         recipe = resolved_recipe(args)
         from ..train.run import run_from
-        from ..train.start import Start
+        from ..train.setup import Start
 
         data = opened_data(args, recipe)
         recipe = fitted(recipe, data, args)

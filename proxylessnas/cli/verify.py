@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..errors import ProxylessError, WeightsCorruptError, WeightsNotFoundError
-from ..names import looks_like_path
-from ..safe_text import one_line
-from ._names import existing_file, published
+from ..errors import ProxylessError, WeightsCorruptError, WeightsNotFoundError, one_line
+from ..models.resolve import looks_like_path
+from ._command import UsageError, Verb
+from ._model import existing_file, published
 from ._output import error, plural, print_json
-from ._verb import UsageError, Verb
 
 
 class Verify(Verb):
@@ -40,7 +39,7 @@ class Verify(Verb):
 
     def run(self, args: argparse.Namespace) -> int:
         """Check one after another."""
-        from ..manifest import read_manifest
+        from ..weights.manifest import read_manifest
 
         if bool(args.nets) == args.all:
             raise UsageError("give nets or files, or --all" + (" (not both)" if args.all else ""))
@@ -68,7 +67,7 @@ class Verify(Verb):
                 weights = published(word)
                 net = weights.name
                 return {"net": net, "state": "sound", "path": str(weights.verify())}
-            from ..weights import find_by_digest
+            from ..weights.registry import find_by_digest
 
             path = existing_file(word)
             record = find_by_digest(path)

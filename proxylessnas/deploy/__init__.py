@@ -13,27 +13,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..lazy_names import lazy_names
+from ..utils.lazy_names import lazy_names
 
 if TYPE_CHECKING:
-    from .exporting import export as export
-    from .formats import ExportOptions as ExportOptions
+    from .exporter import export as export
+    from .formats.base import ExportOptions as ExportOptions
     from .hub import from_pretrained as from_pretrained
     from .hub import push_to_hub as push_to_hub
     from .hub import save_pretrained as save_pretrained
-    from .optimizing import Optimized as Optimized
-    from .optimizing import optimize as optimize
+    from .optimized import Optimized as Optimized
+    from .optimized import optimize as optimize
     from .report import ExportReport as ExportReport
 
-_HOME = {
-    "export": "exporting",
-    "ExportOptions": "formats",
-    "from_pretrained": "hub",
-    "push_to_hub": "hub",
-    "save_pretrained": "hub",
-    "Optimized": "optimizing",
-    "optimize": "optimizing",
-    "ExportReport": "report",
+_NAMES = {
+    ".exporter": "export",
+    ".formats.base": "ExportOptions",
+    ".hub": "from_pretrained push_to_hub save_pretrained",
+    ".optimized": "Optimized optimize",
+    ".report": "ExportReport",
 }
-__all__ = list(_HOME)
-__getattr__, __dir__ = lazy_names(__name__, _HOME)
+__all__, __getattr__, __dir__ = lazy_names(__name__, _NAMES)

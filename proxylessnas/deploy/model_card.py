@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .._version import __version__
-from ..classifier import Classifier
 from ..errors import ProxylessError
-from ..evaluate import Evaluation
-from ..profiling import profile
-from ..weights import Weights
-from .hub_files import LIBRARY, hub_library
+from ..models.base import Classifier
+from ..models.profile import profile
+from ..train.evaluate import Evaluation
+from ..weights.registry import Weights
+from .hub import LIBRARY, hub_library
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,8 +34,8 @@ def unchanged_weights(model: Classifier) -> Weights | None:
     the licence of that file is its own. Nothing is fetched: without the published file in the cache (or in
     the package) the answer is None.
     """
-    from ..cache import cached_state_dict, verify
-    from ..loading import fit_state_dict
+    from ..models.loading import fit_state_dict
+    from ..weights.cache import cached_state_dict, verify
 
     record = model.weights
     if record is None or record.num_classes != model.num_classes:
@@ -62,7 +62,7 @@ def model_card(
         model: the net.
         name: its title.
         license: SPDX identifier; None takes that of the published weights, if the net has just these.
-        measured: accuracy of this net as :func:`~proxylessnas.evaluate.evaluate` found it; None shows the
+        measured: accuracy of this net as :func:`~proxylessnas.train.evaluate.evaluate` found it; None shows the
             published figures, if the net has just these weights, and says that they are.
 
     Raises:

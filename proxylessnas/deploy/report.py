@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .formats import ExportOptions
-from .parity import ParityRow
-from .subject import Subject
-from .timing import LatencyRow
+from .bundle import Subject
+from .exporter import LatencyRow
+from .formats.base import ExportOptions
+from .verify import ParityRow
 
 
 @dataclass(frozen=True)

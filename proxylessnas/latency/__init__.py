@@ -12,45 +12,40 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..lazy_names import lazy_names
+from ..utils.lazy_names import lazy_names
 
 if TYPE_CHECKING:
-    from .agreement import Validation as Validation
-    from .benching import bench as bench
-    from .building import build_table as build_table
-    from .importing import import_table as import_table
-    from .keys import OpKey as OpKey
-    from .keys import arch_keys as arch_keys
-    from .keys import space_keys as space_keys
-    from .kit import read_results as read_results
-    from .kit import write_kit as write_kit
-    from .kit_table import kit_table as kit_table
-    from .measuring import measure as measure
+    from ..arch.op_key import OpKey as OpKey
+    from ..arch.op_key import arch_keys as arch_keys
+    from ..arch.op_key import space_keys as space_keys
+    from ..runtimes.settings import Conditions as Conditions
+    from ..runtimes.settings import Settings as Settings
+    from .benchmark import bench as bench
+    from .build import build_table as build_table
+    from .import_table import import_table as import_table
+    from .kit.kit import read_results as read_results
+    from .kit.kit import write_kit as write_kit
+    from .kit.results import kit_table as kit_table
+    from .measure_model import measure as measure
+    from .measurement import Timing as Timing
+    from .metrics import Validation as Validation
     from .predictor import Predictor as Predictor
-    from .settings import Conditions as Conditions
-    from .settings import Settings as Settings
     from .table import LatencyTable as LatencyTable
-    from .timing import Timing as Timing
-    from .validation import validate_table as validate_table
+    from .validate import validate_table as validate_table
 
-_HOME = {
-    "bench": "benching",
-    "build_table": "building",
-    "import_table": "importing",
-    "OpKey": "keys",
-    "arch_keys": "keys",
-    "space_keys": "keys",
-    "read_results": "kit",
-    "write_kit": "kit",
-    "kit_table": "kit_table",
-    "measure": "measuring",
-    "Predictor": "predictor",
-    "Conditions": "settings",
-    "Settings": "settings",
-    "LatencyTable": "table",
-    "Timing": "timing",
-    "Validation": "agreement",
-    "validate_table": "validation",
+_NAMES = {
+    "..arch.op_key": "OpKey arch_keys space_keys",
+    "..runtimes.settings": "Conditions Settings",
+    ".benchmark": "bench",
+    ".build": "build_table",
+    ".import_table": "import_table",
+    ".kit.kit": "read_results write_kit",
+    ".kit.results": "kit_table",
+    ".measure_model": "measure",
+    ".measurement": "Timing",
+    ".metrics": "Validation",
+    ".predictor": "Predictor",
+    ".table": "LatencyTable",
+    ".validate": "validate_table",
 }
-__all__ = list(_HOME)
-__getattr__, __dir__ = lazy_names(__name__, _HOME)
+__all__, __getattr__, __dir__ = lazy_names(__name__, _NAMES)

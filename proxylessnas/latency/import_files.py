@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..arch.op_key import OpKey
 from ..errors import LatencyError, shown
-from ..json_fields import is_int, is_number, show
-from .keys import OpKey
-from .table_json import MAX_ENTRIES
-from .table_parts import LONGEST_MS, raise_problems
+from ..utils.config import is_int, is_number, show
+from .entries import LONGEST_MS, raise_problems
+from .table_io import MAX_ENTRIES
 
 #: Milliseconds in one of each unit.
 UNITS = {"s": 1000.0, "ms": 1.0, "us": 0.001}

@@ -18,8 +18,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from ..errors import LatencyError, shown
-from ..filesystem import LockTimeout, locked, unlink_quietly
-from ..user_files import read_bytes
+from ..utils.files import LockTimeout, locked, read_bytes, unlink_quietly
 
 VERSION = 1
 MAX_BYTES = 256 << 20

@@ -6,10 +6,10 @@ import math
 import random
 from collections.abc import Collection
 
-from ..arch import ZERO
+from ..arch.arch import ZERO
+from ..arch.op_key import OpKey, key_macs
+from ..arch.space import Position, SearchSpace
 from ..errors import LatencyError
-from ..space import Position, SearchSpace
-from .keys import OpKey, key_macs
 
 #: A tilted net prefers the dearest candidate of a block over the cheapest by up to e to this power.
 STRONGEST_TILT = 4.0

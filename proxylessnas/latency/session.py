@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..errors import LatencyError, ProxylessError
+from ..runtimes.base import NetSpec
+from ..runtimes.settings import Conditions, Settings
+from ..runtimes.timer import MIN_RUNS, MIN_SECONDS, Window
 from .journal import Journal
-from .process import Worker
-from .sampling import MIN_RUNS, MIN_SECONDS, Window
-from .settings import Conditions, Settings
-from .spec import NetSpec
-from .timing import LIMIT, Measurement, uncertainty
+from .measurement import LIMIT, Measurement, uncertainty
+from .worker_process import Worker
 
 #: Told now and then: seconds done, seconds in all as far as is known, and what is being done.
 Progress = Callable[[int, int, str], None]

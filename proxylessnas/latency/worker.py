@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from ..errors import LatencyError, ProxylessError
-from ..memory import keep_freed_pages
-from .settings import Settings, one_thread
-from .spec import NetSpec
+from ..runtimes.base import NetSpec
+from ..runtimes.settings import Settings, one_thread
+from ..utils.malloc import keep_freed_pages
 
 if TYPE_CHECKING:
-    from .runtimes.base import Runtime, Session
+    from ..runtimes.base import Runtime, Session
 
 
 class Server:
@@ -36,7 +36,7 @@ class Server:
     def __init__(self, settings: Settings, imports: list[str], folder: Path) -> None:
         import torch
 
-        from .runtimes.registry import get_runtime
+        from ..runtimes.registry import get_runtime
 
         torch.set_num_threads(settings.threads)
         torch.set_num_interop_threads(1)
@@ -52,7 +52,7 @@ class Server:
 
     def start(self) -> dict[str, Any]:
         """Tell the conditions."""
-        from .machine import conditions
+        from ..runtimes.environment import conditions
 
         found = conditions(self.settings, self.runtime)
         return {"conditions": found.to_dict(), "has_parts": self.runtime.has_parts}
@@ -73,7 +73,7 @@ class Server:
 
     def window(self, name: str, **limits: Any) -> dict[str, Any]:
         """Time a few whole forward passes."""
-        from .sampling import window
+        from ..runtimes.timer import window
 
         found = window(self._session(name), one_thread=one_thread(self.settings), **limits)
         return {"ms": found.ms, "own_ms": found.own_ms}

@@ -1,7 +1,7 @@
 """Pictures and reports: nets as figures, searches as movies, runs as one HTML file.
 
     >>> from proxylessnas import report
-    >>> from proxylessnas.published import CPU, GPU
+    >>> from proxylessnas.arch.published import CPU, GPU
     >>> nets = {net.name: report.layers_of(net) for net in (GPU, CPU)}
     >>> report.net_figure(nets, "nets.svg")  # doctest: +SKIP
     >>> report.write_report("runs/mine", "mine.html")  # doctest: +SKIP
@@ -14,41 +14,33 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..lazy_names import lazy_names
+from ..utils.lazy_names import lazy_names
 
 if TYPE_CHECKING:
-    from .html_report import write_movie_page as write_movie_page
-    from .html_report import write_report as write_report
-    from .net_drawing import net_figure as net_figure
-    from .net_words import net_text as net_text
-    from .net_words import tree_text as tree_text
+    from ..figures.draw_model import Layer as Layer
+    from ..figures.draw_model import layers_of as layers_of
+    from ..figures.draw_model import net_figure as net_figure
+    from ..figures.draw_tree import tree_figure as tree_figure
+    from .draw_search import write_movie as write_movie
+    from .net_page import net_text as net_text
+    from .net_page import tree_text as tree_text
     from .pareto import pareto_figure as pareto_figure
-    from .search_movie import write_movie as write_movie
-    from .search_story import Story as Story
-    from .search_story import read_story as read_story
-    from .shapes import Layer as Layer
-    from .shapes import layers_of as layers_of
-    from .subjects import open_subject as open_subject
-    from .train_story import TrainStory as TrainStory
-    from .train_story import read_train_story as read_train_story
-    from .tree_drawing import tree_figure as tree_figure
+    from .report import write_movie_page as write_movie_page
+    from .report import write_report as write_report
+    from .resolve import open_subject as open_subject
+    from .runs import Story as Story
+    from .runs import TrainStory as TrainStory
+    from .runs import read_story as read_story
+    from .runs import read_train_story as read_train_story
 
-_HOME = {
-    "write_movie_page": "html_report",
-    "write_report": "html_report",
-    "net_figure": "net_drawing",
-    "net_text": "net_words",
-    "tree_text": "net_words",
-    "pareto_figure": "pareto",
-    "write_movie": "search_movie",
-    "Story": "search_story",
-    "read_story": "search_story",
-    "Layer": "shapes",
-    "layers_of": "shapes",
-    "open_subject": "subjects",
-    "TrainStory": "train_story",
-    "read_train_story": "train_story",
-    "tree_figure": "tree_drawing",
+_NAMES = {
+    "..figures.draw_model": "Layer layers_of net_figure",
+    "..figures.draw_tree": "tree_figure",
+    ".draw_search": "write_movie",
+    ".net_page": "net_text tree_text",
+    ".pareto": "pareto_figure",
+    ".report": "write_movie_page write_report",
+    ".resolve": "open_subject",
+    ".runs": "Story TrainStory read_story read_train_story",
 }
-__all__ = list(_HOME)
-__getattr__, __dir__ = lazy_names(__name__, _HOME)
+__all__, __getattr__, __dir__ = lazy_names(__name__, _NAMES)

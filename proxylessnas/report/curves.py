@@ -7,8 +7,15 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ..charts import BLUE, GREEN, GREY, GRID, ORANGE, open_figure
-from .svg import inline
+from ..utils.plotting import (
+    BLUE,
+    GREEN,
+    GREY,
+    GRID,
+    ORANGE,
+    open_figure,
+)
+from .page import inline
 
 _SIZE_IN = (5.0, 2.5)
 _COLORS = ((BLUE, "-"), (ORANGE, "--"), (GREEN, "-."))

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, LatencyError, shown
-from ..latency.accuracy_rows import DATASETS, accuracy_panels, panels_png
-from ..safe_text import csv_rows
-from ..user_files import decode, read_bytes
+from ..latency.plots_bench import DATASETS, accuracy_panels, panels_png
+from ..utils.files import decode, read_bytes
+from ..utils.text import csv_rows
 
 _EXPECTED = "expected is a table of `proxylessnas bench --csv`, or what its --json prints"
 
@@ -99,7 +99,7 @@ def pareto_figure(
     """Draw accuracy against latency, a panel a setting, with the nets on the Pareto front joined.
 
     Hollow marks are published accuracies, filled ones measured; see
-    :func:`~proxylessnas.latency.charts.accuracy_png`. A net that was evaluated has the accuracy measured
+    :func:`~proxylessnas.latency.plots.accuracy_png`. A net that was evaluated has the accuracy measured
     there, and the small print says on what; published accuracies of others stay, with a front of their own.
     Where no accuracy is known at all, latencies are drawn as bars.
     Returns what is not in the figure, and why, in words.

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..lazy_names import lazy_names
+from ..utils.lazy_names import lazy_names
 
 if TYPE_CHECKING:
-    from ..space import SearchSpace as SearchSpace
-    from .deriving import derive as derive
+    from ..arch.space import SearchSpace as SearchSpace
+    from .derivation import derive as derive
     from .recipe import SearchRecipe as SearchRecipe
     from .recipe import read_search_recipe as read_search_recipe
     from .result import SearchResult as SearchResult
@@ -23,14 +23,12 @@ if TYPE_CHECKING:
     from .supernet import SuperNet as SuperNet
 
 # No module here may be called like a name: importing it would put it in the name's place.
-_HOME = {
-    "SearchSpace": ".space",
-    "derive": "deriving",
-    "SearchRecipe": "recipe",
-    "read_search_recipe": "recipe",
-    "SearchResult": "result",
-    "search": "run",
-    "SuperNet": "supernet",
+_NAMES = {
+    "..arch.space": "SearchSpace",
+    ".derivation": "derive",
+    ".recipe": "SearchRecipe read_search_recipe",
+    ".result": "SearchResult",
+    ".run": "search",
+    ".supernet": "SuperNet",
 }
-__all__ = list(_HOME)
-__getattr__, __dir__ = lazy_names(__name__, _HOME)
+__all__, __getattr__, __dir__ = lazy_names(__name__, _NAMES)

@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..data.folders import counted
+from ..data.open import Data, Pictures, open_data
+from ..data.transforms import Preprocessing
+from ..data.unreadable import Unreadable
 from ..errors import DataError, shown
-from ..image_folders import counted
 from ..train.augment import Geometry, normalised
-from ..train.data import Data, Pictures, open_data
-from ..train.ram import LIMIT_BYTES, Progress, load_into_memory, pictures_of
-from ..train.reading import BatchReader, Item, TrainBatches
+from ..train.loader import BatchReader, Item, TrainBatches
+from ..train.ram_cache import LIMIT_BYTES, Progress, load_into_memory, pictures_of
 from ..train.sampler import Steps, mix64
-from ..train.transfer import sent
-from ..train.unreadable import Unreadable
-from ..transforms import Preprocessing
+from ..utils.devices import sent
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
@@ -87,16 +87,16 @@ def open_search_data(
     """Return the pictures of a search.
 
     Of each class of the training part, a share is held out for the architecture. The choice is that which
-    :func:`~proxylessnas.train.data.open_data` makes for a share and a seed: whoever trains the derived net
+    :func:`~proxylessnas.data.open.open_data` makes for a share and a seed: whoever trains the derived net
     further with the same two validates it on pictures that its inherited weights have never seen.
 
     Args:
-        source: whatever :func:`~proxylessnas.train.data.open_data` takes. Folders called val or test beside
+        source: whatever :func:`~proxylessnas.data.open.open_data` takes. Folders called val or test beside
             train are not looked into.
         arch_fraction: share of each class that is held out, above 0 and at most 0.9.
         seed: of the choice of what is held out, or kept under a limit.
         limit: take at most so many pictures a class for the weights, and as many for the architecture.
-        categories: the class names in the order wanted; see :func:`~proxylessnas.train.data.open_data`.
+        categories: the class names in the order wanted; see :func:`~proxylessnas.data.open.open_data`.
 
     Raises:
         DataError: there is nothing to learn from; says where, and what is expected there.

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from ..train.distributed import processes
-from ..train.reading import dead_workers_as_data_error
-from ..train.runlog import memory_mib
+from ..train.loader import dead_workers_as_data_error
+from ..train.logger import memory_mib
 from ..train.settings import Settings
-from .engine import Searcher
-from .job import Job
+from ..utils.distributed import processes
+from .searcher import Searcher
+from .setup import Job
 
 _STEPS = 5
 

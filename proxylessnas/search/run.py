@@ -8,27 +8,30 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..filesystem import write_atomically
-from ..space import SearchSpace
-from ..train.data import class_counts
-from ..train.distributed import processes
-from ..train.held_out import VALIDATION_FILE
-from ..train.reading import dead_workers_as_data_error
+from ..arch.space import SearchSpace
+from ..arch.spaces import read_space
+from ..data.class_folders import VALIDATION_FILE
+from ..data.open import class_counts
+from ..errors import CheckpointError, DataError
+from ..train import checkpoint
+from ..train.loader import dead_workers_as_data_error
+from ..train.log_files import load_tensorboard
 from ..train.run import held_folder
 from ..train.settings import Settings
-from ..train.stop import StopRequest
-from ..train.tensorboard_log import load_tensorboard
-from .ending import finish
-from .engine import Searcher
-from .job import Job as Job
-from .log import LOG_FILE as LOG_FILE
-from .log import open_logs
-from .recipe import SearchRecipe
-from .result import SearchResult
-from .resume import go_on
+from ..train.trainer import StopRequest
+from ..utils.distributed import processes
+from ..utils.files import write_atomically
+from .logger import LOG_FILE as LOG_FILE
+from .logger import open_logs
+from .recipe import SearchRecipe, read_search_recipe
+from .result import RESULT_FILE, SearchResult, finish, settle
+from .searcher import Searcher, restore, resume_search
+from .setup import Job as Job
 
 if TYPE_CHECKING:
     from ..latency.table import LatencyTable
+
+# DOC proxylessnas.search.after: """What can be done with a search's folder later: go on, derive another net, look at it."""
 
 RECIPE_FILE, SPACE_FILE, TABLE_FILE, SOURCE_FILE = "search.toml", "space.toml", "table.json", "source.json"
 
@@ -88,7 +91,7 @@ def search(
 def _carry_out(job: Job, searcher: Searcher) -> SearchResult:
     settings = searcher.settings
     counts = class_counts(job.data.weights, job.data.arch, "held-out")
-    notes = [counts, *settings.notes(), *job.data.notes, *job.notes, *go_on(searcher)]
+    notes = [counts, *settings.notes(), *job.data.notes, *job.notes, *resume_search(searcher)]
     with open_logs(searcher) as log, StopRequest() as stop, dead_workers_as_data_error():
         if searcher.processes.main:
             _write_down(job, searcher)
@@ -115,3 +118,170 @@ def _write_down(job: Job, searcher: Searcher) -> None:
         job.table.save(out / TABLE_FILE)
     if job.source is not None:
         write_atomically(out / SOURCE_FILE, (json.dumps(job.source) + "\n").encode())
+
+
+def resume(folder: str | Path, settings: Settings | None = None, *, data: Any = None) -> SearchResult:
+    """Go on with a search from its folder alone.
+
+    Args:
+        folder: of the search.
+        settings: where and how; its ``out`` has to be that folder. None takes the defaults.
+        data: the pictures, where they are not where they were, or were an object.
+
+    Raises:
+        CheckpointError: there is no search in the folder.
+        DataError and others: see :func:`~.run.search`.
+    """
+    recipe, space, source = _parts(Path(folder))
+    table = Path(folder) / TABLE_FILE
+    return search(
+        space,
+        data if data is not None else _data_of(folder, source),
+        recipe,
+        out=settings or Settings(Path(folder)),
+        table=table if table.exists() else None,
+        force=True,  # whether to trust the table was decided when the search began
+        limit=source.get("limit"),
+    )
+
+
+def derive(
+    folder: str | Path,
+    out: str | Path,
+    *,
+    target_ms: float | None = None,
+    target_macs_m: float | None = None,
+    target_params_m: float | None = None,
+    data: Any = None,
+    device: str = "auto",
+) -> SearchResult:
+    """Derive another net from a search, finished or not, for other targets.
+
+    Under ``torchrun`` the processes share the pictures, and the first one writes. (For a supernet in memory
+    there is :func:`proxylessnas.search.derive`.)
+
+    The alphas were learnt for the search's own target: a net for one far from it is a compromise.
+
+    Args:
+        folder: of the search.
+        out: folder for the net's files.
+        target_ms: most latency by the search's table. Where all targets are None, those of the search hold.
+        target_macs_m: most multiply-accumulates, in millions.
+        target_params_m: most parameters, in millions.
+        data: as in :func:`resume`.
+        device: see :class:`~proxylessnas.train.Settings`.
+
+    Raises:
+        CheckpointError: there is no search in the folder, or it has no sound checkpoint.
+        DataError: no net meets the targets; or ``out`` holds something else.
+    """
+    folder, out = Path(folder), Path(out)
+    recipe, space, source = _parts(folder)
+    targets = (target_ms, target_macs_m, target_params_m)
+    if any(t is not None for t in targets):
+        recipe = recipe.replace(
+            target_ms=target_ms, target_macs_m=target_macs_m, target_params_m=target_params_m
+        )
+    state, problems = checkpoint.newest(folder / "checkpoints")
+    if state is None:
+        raise CheckpointError(f"{folder}: has no checkpoint yet")
+    table_path = folder / TABLE_FILE
+    given = data if data is not None else _data_of(folder, source)
+    job = Job(space, given, recipe, table_path if table_path.exists() else None, True, source.get("limit"))
+    with processes(device) as group:
+        if group.main and out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise DataError(f"{out}: is there already, and not an empty folder; choose another one")
+        group.wait()  # nobody goes on where the first process does not
+        searcher = job.searcher(Settings(folder, device=device), group)
+        try:
+            restore(searcher, state)
+            step = state["position"]["global_step"]
+            extra = {"derived_from": str(folder), "step": step, "problems": problems}
+            result, _ = settle(job, searcher, out, extra, searched=f"derived from {folder}")
+        finally:
+            searcher.release()
+        group.wait()
+    return result
+
+
+def describe(folder: str | Path) -> dict[str, Any]:
+    """Return how far a search is, and what it found: figures for people and programs.
+
+    Raises:
+        CheckpointError: there is no search in the folder.
+    """
+    folder = Path(folder)
+    recipe, space, _ = _parts(folder)
+    found: dict[str, Any] = {
+        "folder": str(folder),
+        "algorithm": recipe.algorithm,
+        "space": space.name,
+        "targets": {
+            name: value
+            for name, value in (
+                ("latency_ms", recipe.target_ms),
+                ("macs_m", recipe.target_macs_m),
+                ("params_m", recipe.target_params_m),
+            )
+            if value is not None
+        },
+        "epochs": recipe.warmup_epochs + recipe.epochs,
+        "warmup_epochs": recipe.warmup_epochs,
+    }
+    last: dict[str, dict[str, Any]] = {}
+    for row in _rows(folder / LOG_FILE):
+        last[str(row.get("event"))] = row
+    for name in ("arch", "epoch", "judged"):
+        if name in last:
+            found[f"last_{name}"] = last[name]
+    result = folder / RESULT_FILE
+    found["result"] = None
+    if result.exists():
+        try:
+            found["result"] = json.loads(result.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as e:
+            raise CheckpointError(f"{result}: cannot be read ({e})") from e
+    found["finished"] = found["result"] is not None
+    return found
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a log; one that was cut short ends it."""
+    rows = []
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            for line in file:
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    break
+                if isinstance(row, dict):
+                    rows.append(row)
+    except OSError:
+        pass
+    return rows
+
+
+def _parts(folder: str | Path) -> tuple[SearchRecipe, SearchSpace, dict[str, Any]]:
+    folder = Path(folder)
+    if not (folder / RECIPE_FILE).is_file() or not (folder / SPACE_FILE).is_file():
+        raise CheckpointError(
+            f"{folder}: holds no search ({RECIPE_FILE} and {SPACE_FILE} are expected in it)"
+        )
+    source: dict[str, Any] = {}
+    try:
+        source = json.loads((folder / SOURCE_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as e:
+        raise CheckpointError(f"{folder / SOURCE_FILE}: cannot be read ({e})") from e
+    if not isinstance(source, dict):
+        raise CheckpointError(f"{folder / SOURCE_FILE}: is no JSON object")
+    return read_search_recipe(folder / RECIPE_FILE), read_space(folder / SPACE_FILE), source
+
+
+def _data_of(folder: str | Path, source: dict[str, Any]) -> str:
+    data = source.get("data")
+    if not isinstance(data, str):
+        raise DataError(f"{folder}: the search's pictures were no folder and no data set by name: give them")
+    return data

@@ -1,6 +1,6 @@
 """The over-parameterised net: every candidate of every block, one path at a time.
 
-    >>> from proxylessnas.spaces import read_space
+    >>> from proxylessnas.arch.spaces import read_space
     >>> supernet = SuperNet(read_space("tiny"))
     >>> supernet.set_path([0] * len(supernet.choices))
 
@@ -21,14 +21,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..arch import ZERO, Block, parse_token
+from ..arch.arch import ZERO, Block, parse_token
+from ..arch.space import Position, SearchSpace
+from ..data.transforms import Preprocessing
 from ..errors import ArchError
-from ..layers import ConvLayer, LinearLayer, MBConv, ResidualBlock, registered_op
-from ..model import ProxylessNAS
-from ..space import Position, SearchSpace
-from ..transforms import Preprocessing
-from .alphas import Alphas
-from .choice import Choice
+from ..models.layers import ConvLayer, LinearLayer, MBConv, ResidualBlock, registered_op
+from ..models.proxylessnas import ProxylessNAS
+from .arch_params import Alphas
+from .mixed_op import Choice
 
 
 class SuperNet(nn.Module):

@@ -21,10 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import torch_file
 from ..errors import CheckpointError
-from ..filesystem import sync_folder, write_atomically
-from ..user_files import read_bytes
+from ..utils import torch_files as torch_file
+from ..utils.files import read_bytes, sync_folder, write_atomically
 
 FORMAT, VERSION = "proxylessnas training checkpoint", 1
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .. import progress
-from ..progress import clock, fitted, tell
+from ..utils import progress
+from ..utils.progress import clock, fitted, tell
 
 
 class Console:

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..data.transforms import Preprocessing
 from ..errors import DataError
-from ..transforms import Preprocessing
+from ..utils.devices import sent
 from .augment import Geometry, normalised
-from .ram import LIMIT_BYTES, Progress, RamPictures, load_into_memory, pictures_of
-from .reading import BatchReader, EvalBatches
-from .transfer import sent
+from .loader import BatchReader, EvalBatches
+from .ram_cache import LIMIT_BYTES, Progress, RamPictures, load_into_memory, pictures_of
 
 if TYPE_CHECKING:
-    from .pictures import Pictures
+    from ..data.sources import Pictures
 
 
 class EvalLoader:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-from .recipe_base import RecipeBase, Rules, parsed_settings
+from ..utils.config import RecipeBase, Rules, parsed_settings
 from .recipe_rules import check, combination_problems, unknown
 
 
@@ -222,7 +222,7 @@ def changed(recipe: Recipe, settings: Iterable[str] = (), values: Mapping[str, A
     Raises:
         DataError: a name or a value is wrong; the message lists every problem.
     """
-    from .recipe_toml import parse_set
+    from .presets import parse_set
 
     given, found = parsed_settings(settings, parse_set)
     given |= values or {}

@@ -197,13 +197,6 @@ def size_problems(recipe: Any, size: int) -> list[str]:
     return found
 
 
-def problems_error(where: str, found: Sequence[str]) -> DataError:
-    """Return one error for all problems."""
-    if len(found) == 1:
-        return DataError(f"{where}: {found[0]}")
-    return DataError(f"{where}: {len(found)} problems\n  " + "\n  ".join(found))
-
-
 def check(
     kinds: Mapping[str, str],
     values: Mapping[str, Any],

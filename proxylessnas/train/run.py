@@ -16,32 +16,37 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..arch import Arch
-from ..classifier import Classifier
+from ..arch.arch import Arch
+from ..data.class_folders import VALIDATION_FILE, validation_names
+from ..data.open import Data, class_counts, open_data
 from ..errors import CheckpointError, DataError, ProxylessError
-from ..filesystem import LockTimeout, locked, unlink_quietly, write_atomically
-from ..metrics import Metrics
-from ..model_file import save_weights
+from ..models.base import Classifier
+from ..models.model_file import save_weights
+from ..utils.distributed import Processes, processes
+from ..utils.files import LockTimeout, locked, unlink_quietly, write_atomically
 from . import checkpoint
-from .beginning import begin_fields, figure
-from .data import Data, class_counts, open_data
-from .distributed import Processes, processes
-from .engine import Trainer
-from .held_out import VALIDATION_FILE, validation_names
-from .reading import dead_workers_as_data_error
+from .distillation import Teachers, open_teachers, teacher_notes, teacher_sources
+from .loader import dead_workers_as_data_error
+from .log_files import load_tensorboard
+from .logger import RunLog
+from .metrics import Metrics
 from .recipe import Recipe, read_recipe
-from .resume import go_on
-from .runlog import RunLog
+from .resume import resume_training
 from .settings import Settings
-from .start import Start, kept_before, source_name, started
-from .stop import StopRequest
-from .teacher import Teachers, open_teachers, teacher_notes, teacher_sources
-from .tensorboard_log import load_tensorboard
+from .setup import (
+    Start,
+    begin_fields,
+    figure,
+    kept_before,
+    source_name,
+    started,
+)
+from .trainer import StopRequest, Trainer
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
-    from ..tree_arch import TreeArch
+    from ..arch.tree import TreeArch
 
 MODEL_FILE, RECIPE_FILE, RESULT_FILE = "model.safetensors", "recipe.toml", "result.json"
 _SIGNS = (RECIPE_FILE, "search.toml", "log.jsonl", "checkpoints", ".running")  # of a folder that is a run's
@@ -215,7 +220,7 @@ def run_from(
 def _carry_out(trainer: Trainer, start: Start, notes: list[str], told: bool) -> Result:
     """Train from where the run is to its end, or to where a signal stops it."""
     settings, recipe, group = trainer.settings, trainer.recipe, trainer.processes
-    notes = [*settings.notes(), *trainer.data.notes, *notes, *go_on(trainer)]
+    notes = [*settings.notes(), *trainer.data.notes, *notes, *resume_training(trainer)]
     p = trainer.position
     log_of_run = (
         RunLog(

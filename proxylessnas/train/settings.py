@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..evaluate import NO_WORKERS, allowed_workers
+from .evaluate import NO_WORKERS, allowed_workers
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,301 @@
+"""Keys of a latency table: one operation with all that its latency depends on.
+
+    >>> str(OpKey("k3e6", 24, 40, 56, 2, False))
+    'k3e6 in=24x56x56 out=40 stride=2'
+
+A net is a list of such operations; equal ones share one entry of a table. BatchNorm and ReLU6 belong to their
+convolution, the addition of a shortcut to its block, and the global pooling to the classifier.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import NamedTuple
+
+from ..errors import ArchError, LatencyError, shown
+from .arch import MAX_WIDTH, ZERO, Arch, Block, parse_token
+from .space import SearchSpace, op_name
+
+STEM, LAST, CLASSIFIER = "stem", "last", "classifier"
+FIXED = (STEM, LAST, CLASSIFIER)
+DEFAULT_RESOLUTION = 224  # px, of the published nets, whose tables do not say it
+
+_TEXT = re.compile(
+    r"(?P<op>\S{1,64}) in=(?P<channels>[0-9]{1,8})x(?P<height>[0-9]{1,5})x(?P<width>[0-9]{1,5}) "
+    r"out=(?P<out>[0-9]{1,8})(?: stride=(?P<stride>[12]))?(?P<shortcut> shortcut)?",
+    re.ASCII,
+)
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+_LIKE_MBCONV = re.compile(r"k[0-9]+e[0-9.]+")
+
+
+class OpKey(NamedTuple):
+    """One operation of a net.
+
+    Attributes:
+        op: "stem" (3x3 convolution), "last" (1x1 convolution), "classifier" (global pooling and linear
+            layer), or a block's token without "!".
+        in_channels, out_channels: channels; for the classifier, features and classes.
+        size: height and width of the input in pixels.
+        stride: 1 or 2.
+        shortcut: whether the input is added to the output.
+    """
+
+    op: str
+    in_channels: int
+    out_channels: int
+    size: int
+    stride: int = 1
+    shortcut: bool = False
+
+    def __str__(self) -> str:
+        text = f"{self.op} in={self.in_channels}x{self.size}x{self.size} out={self.out_channels}"
+        stride = "" if self.op in (LAST, CLASSIFIER) else f" stride={self.stride}"
+        return text + stride + (" shortcut" if self.shortcut else "")
+
+    @staticmethod
+    def parse(text: str) -> OpKey:
+        """Read a key from its text, that of ``str(key)``.
+
+        An operation that is not registered here passes: the table may come from elsewhere.
+
+        Raises:
+            LatencyError: it is not the text of a key.
+        """
+        match = _TEXT.fullmatch(text) if isinstance(text, str) else None
+        if match is None:
+            example = "k3e6 in=24x56x56 out=40 stride=2"
+            raise LatencyError(f"{shown(text)} is no key of a latency table, such as {example!r}")
+        op = _checked_op(match["op"], text)
+        channels, size, out = int(match["channels"]), int(match["height"]), int(match["out"])
+        stride, shortcut = int(match["stride"] or 1), match["shortcut"] is not None
+        if size != int(match["width"]):
+            raise LatencyError(f"key {text!r}: the input must be square")
+        if not (0 < channels <= MAX_WIDTH and 0 < size <= MAX_WIDTH and 0 < out <= 10_000_000):
+            raise LatencyError(f"key {text!r}: channels and sizes must be from 1 to {MAX_WIDTH}")
+        if (match["stride"] is None) != (op in (LAST, CLASSIFIER)):
+            raise LatencyError(f"key {text!r}: {op!r} takes {'no' if match['stride'] else 'a'} stride=")
+        if shortcut and (op in FIXED or stride != 1 or channels != out):
+            raise LatencyError(f"key {text!r}: a shortcut needs a block whose input and output are alike")
+        return OpKey(op, channels, out, size, stride, shortcut)
+
+    @property
+    def kind(self) -> str:
+        """What it is: "stem", "last", "classifier", "mbconv" or "custom"."""
+        return self.op if self.op in FIXED else "mbconv" if self.kernel else "custom"
+
+    @property
+    def kernel(self) -> int:
+        """Kernel of an MBConv; 0 if it is none."""
+        return _mbconv(self.op)[0]
+
+    @property
+    def expand(self) -> float:
+        """Expansion ratio of an MBConv; 0 if it is none."""
+        return _mbconv(self.op)[1]
+
+    @property
+    def out_size(self) -> int:
+        """Height and width of the output in pixels."""
+        return 1 if self.op == CLASSIFIER else -(-self.size // self.stride)
+
+    @property
+    def block(self) -> Block:
+        """The block of a net that it stands for.
+
+        Raises:
+            LatencyError: it is no block, or its operation is not registered.
+        """
+        if self.op in FIXED:
+            raise LatencyError(f"{self} is no block")
+        try:
+            kind, kernel, expand, _ = parse_token(self.op)
+        except ArchError as e:
+            raise LatencyError(f"{self}: {e}") from e
+        token = (
+            self.op
+            if self.shortcut or self.stride != 1 or self.in_channels != self.out_channels
+            else f"{self.op}!"
+        )
+        return Block(
+            kind, token, 0, self.in_channels, self.out_channels, self.stride, self.shortcut, kernel, expand
+        )
+
+
+@lru_cache(maxsize=4096)
+def _mbconv(op: str) -> tuple[int, float]:
+    """Return kernel and expansion ratio of an MBConv; zeros for any other operation."""
+    try:
+        _, kernel, expand, _ = parse_token(op)
+    except ArchError:  # a fixed layer, or an operation that is not registered here
+        return 0, 0
+    return kernel, expand
+
+
+def _checked_op(op: str, text: str) -> str:
+    if op in FIXED:
+        return op
+    if _LIKE_MBCONV.fullmatch(op):
+        try:
+            return op_name(op)
+        except ArchError as e:
+            raise LatencyError(f"key {text!r}: {e}") from e
+    if not _NAME.fullmatch(op):
+        raise LatencyError(f"key {text!r}: {op!r} is no operation such as {', '.join(FIXED)} or k3e6")
+    return op
+
+
+def _block_op(token: str) -> str:
+    op = op_name(token)
+    if op in FIXED:
+        raise LatencyError(
+            f"the registered operation {op!r} has the name of a fixed layer: register it under another"
+        )
+    return op
+
+
+def arch_keys(
+    arch: Arch,
+    *,
+    resolution: int | None = None,
+    num_classes: int | None = None,
+    in_channels: int | None = None,
+) -> list[OpKey]:
+    """Return a net's operations in order of execution; skipped blocks are left out.
+
+    Args:
+        arch: a net of MBConv blocks.
+        resolution: height and width of its input in pixels; None takes the architecture's, 224 if that has
+            none.
+        num_classes: outputs; None takes the architecture's.
+        in_channels: input channels; None takes the architecture's.
+
+    Raises:
+        LatencyError: it is a net of another kind, or a number is out of range.
+    """
+    if not isinstance(arch, Arch):
+        raise LatencyError(
+            f"a {type(arch).__name__} is not made of MBConv blocks, which are what a latency table holds: "
+            "measure it as a whole"
+        )
+    size = _number("resolution", resolution, arch.resolution or DEFAULT_RESOLUTION, MAX_WIDTH)
+    classes = _number("num_classes", num_classes, arch.num_classes, 10_000_000)
+    channels = _number("in_channels", in_channels, arch.in_channels, MAX_WIDTH)
+    keys = [OpKey(STEM, channels, arch.stem, size, arch.stem_stride)]
+    width = arch.stem
+    for block in arch.iter_blocks():
+        if block.kind != "zero":
+            op = _block_op(block.token)
+            before = keys[-1].out_size
+            keys.append(OpKey(op, width, block.out_channels, before, block.stride, block.shortcut))
+        width = block.out_channels
+    size = keys[-1].out_size
+    return [*keys, OpKey(LAST, width, arch.last, size), OpKey(CLASSIFIER, arch.last, classes, size)]
+
+
+def _number(what: str, given: int | None, default: int, most: int) -> int:
+    value = default if given is None else given
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise LatencyError(f"{what} must be a whole number from 1 to {most}, not {shown(value)}")
+    return value
+
+
+def space_keys(space: SearchSpace) -> list[OpKey]:
+    """Return the distinct operations of all nets of a space, in order of first use.
+
+    A table that holds these covers the space.
+    """
+    deepest = arch_keys(space.arch([0] * len(space.positions)))
+    fixed = len(deepest) - 2 - len(space.positions)  # the stem, and the first block if there is one
+    keys = deepest[:fixed]
+    for p in space.positions:
+        keys += [
+            OpKey(_block_op(token), p.in_channels, p.out_channels, p.in_size, p.stride, p.shortcut)
+            for token in p.choices
+            if token != ZERO
+        ]
+    return list(dict.fromkeys([*keys, *deepest[-2:]]))
+
+
+def nearest_key(key: OpKey, known: Iterable[OpKey]) -> OpKey | None:
+    """Return the key most like ``key``, None if none are known.
+
+    One of its kind if there is one, for a block at least another block; then the nearest in shape, kernel and
+    ratio on a log scale.
+    """
+    return min(known, key=lambda other: _distance(key, other), default=None)
+
+
+def _distance(a: OpKey, b: OpKey) -> tuple[int, float]:
+    shape = sum(
+        abs(math.log(x / y))
+        for x, y in (
+            (a.in_channels, b.in_channels), (a.out_channels, b.out_channels),
+            (a.size, b.size), (a.out_size, b.out_size),
+            (a.kernel or 1, b.kernel or 1), (a.expand or 1, b.expand or 1),
+        )
+    )  # fmt: skip
+    same_kind = a.kind == b.kind and (a.kind != "custom" or a.op == b.op)
+    strangers = 0 if same_kind else 1 if a.op not in FIXED and b.op not in FIXED else 2
+    return strangers, shape + 0.1 * (a.shortcut != b.shortcut)
+
+
+class _Convolution(NamedTuple):
+    kernel: int
+    in_channels: int
+    out_channels: int
+    groups: int
+    in_size: int
+    out_size: int
+
+    @property
+    def weights(self) -> int:
+        return self.kernel**2 * self.in_channels // self.groups * self.out_channels
+
+
+def _convolutions(key: OpKey) -> list[_Convolution] | None:
+    """Return the convolutions of an operation; None if it is not known what it does."""
+    channels, out, size, out_size = key.in_channels, key.out_channels, key.size, key.out_size
+    if key.op in (STEM, LAST):
+        return [_Convolution(3 if key.op == STEM else 1, channels, out, 1, size, out_size)]
+    if key.kind != "mbconv":
+        return None
+    mid = round(channels * key.expand)
+    expansion = [_Convolution(1, channels, mid, 1, size, size)] if key.expand > 1 else []
+    depthwise = _Convolution(key.kernel, mid, mid, mid, size, out_size)
+    return [*expansion, depthwise, _Convolution(1, mid, out, 1, out_size, out_size)]
+
+
+def key_macs(key: OpKey) -> int | None:
+    """Return the multiply-accumulates of an operation for one picture; None for a registered operation.
+
+    Those of convolutions and of the linear layer, as :func:`~proxylessnas.profile` counts them.
+    """
+    if key.op == CLASSIFIER:
+        return key.in_channels * key.out_channels
+    found = _convolutions(key)
+    return None if found is None else sum(c.weights * c.out_size**2 for c in found)
+
+
+def key_bytes(key: OpKey, dtype_bytes: int = 4) -> tuple[int, int] | None:
+    """Return the memory traffic of an operation: bytes of weights, and bytes of activations for one picture.
+
+    Weights are the parameters, BatchNorm's two a channel included. Activations are what each convolution,
+    pooling or linear layer reads and writes, with BatchNorm and ReLU6 fused into it, and one more reading of
+    the input for a shortcut. None for a registered operation.
+    """
+    if key.op == CLASSIFIER:
+        features, classes = key.in_channels, key.out_channels
+        activations = features * key.size**2 + 2 * features + classes
+        return (features + 1) * classes * dtype_bytes, activations * dtype_bytes
+    found = _convolutions(key)
+    if found is None:
+        return None
+    weights = sum(c.weights + 2 * c.out_channels for c in found)
+    activations = sum(c.in_channels * c.in_size**2 + c.out_channels * c.out_size**2 for c in found)
+    if key.shortcut:
+        activations += key.in_channels * key.size**2
+    return weights * dtype_bytes, activations * dtype_bytes

@@ -1,0 +1,347 @@
+"""A search space as data: the nets a search can choose from (ProxylessNAS, section 3.1 and appendix A).
+
+A space is a chain of stages like that of an :class:`~proxylessnas.arch.arch.Arch`, but each block is a choice
+among the same candidates. Where the input and the output of a block have the same shape, the block has an
+identity shortcut, and if the space says ``zero`` it may be skipped, which is the candidate ``"-"``.
+
+    >>> from proxylessnas.arch.spaces import read_space
+    >>> space = read_space("imagenet")
+    >>> len(space.positions), space.columns
+    (21, ('k3e3', 'k3e6', 'k5e3', 'k5e6', 'k7e3', 'k7e6', '-'))
+
+This module needs neither torch nor any file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import operator
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from ..errors import ArchError, shown
+from .arch import ZERO, Arch, Stage, parse_token
+
+
+def op_name(token: str) -> str:
+    """Return the one spelling of a block's operation, without the ``!`` that leaves out its shortcut.
+
+    >>> op_name("k5e6.0!")
+    'k5e6'
+
+    Raises:
+        ArchError: the token names no operation.
+    """
+    kind, kernel, expand, _ = parse_token(token)
+    return f"k{kernel}e{expand:g}" if kind == "mbconv" else token.removesuffix("!")
+
+
+def make_divisible(value: float, divisor: int = 8) -> int:
+    """Round a number of channels to a multiple of ``divisor``, never below 90 % of ``value``."""
+    rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * value else rounded
+
+
+@dataclass(frozen=True)
+class SpaceStage:
+    """Blocks of one width; checked by the :class:`SearchSpace` that holds it.
+
+    Attributes:
+        width: output channels of every block.
+        stride: stride of the first block, 1 or 2.
+        blocks: how many there are at most (exactly as many, if none may be skipped).
+    """
+
+    width: int
+    stride: int
+    blocks: int
+
+
+@dataclass(frozen=True)
+class Position:
+    """One block that is searched.
+
+    Attributes:
+        index: its row in every table over the space's blocks, from 0.
+        stage, block: where it is, both from 0.
+        in_channels, out_channels: channels.
+        in_size: height and width of its input in pixels.
+        stride: 1 or 2.
+        shortcut: whether it has an identity shortcut.
+        choices: tokens of its candidates, in the order of the space's columns; "-" last where it may be
+            skipped.
+    """
+
+    index: int
+    stage: int
+    block: int
+    in_channels: int
+    out_channels: int
+    in_size: int
+    stride: int
+    shortcut: bool
+    choices: tuple[str, ...]
+
+    @property
+    def out_size(self) -> int:
+        """Height and width of its output in pixels."""
+        return -(-self.in_size // self.stride)
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """The nets a search can choose from.
+
+    Attributes:
+        name: free text.
+        stem: output channels of the 3x3 stem convolution.
+        first: output channels of the fixed first block (MBConv 3x3, ratio 1, no shortcut); 0 if there is
+            none.
+        last: output channels of the last 1x1 convolution.
+        stages: the searched stages.
+        candidates: block tokens (``k5e3``, or one that was registered) that every block can be.
+        zero: whether blocks with a shortcut may be skipped.
+        resolution: input height and width in pixels.
+        num_classes: outputs of the classifier.
+        in_channels: input channels.
+        stem_stride: 2, or 1 to keep small pictures large.
+        bn_eps, bn_momentum: of every BatchNorm.
+
+    Raises:
+        ArchError: something is wrong with it; the message lists every problem with its place.
+    """
+
+    name: str
+    stem: int
+    first: int
+    last: int
+    stages: tuple[SpaceStage, ...]
+    candidates: tuple[str, ...]
+    zero: bool = True
+    resolution: int = 224
+    num_classes: int = 1000
+    in_channels: int = 3
+    stem_stride: int = 2
+    bn_eps: float = 1e-3
+    bn_momentum: float = 0.1
+
+    def __post_init__(self) -> None:
+        from ..utils.config import problems_error
+        from .space_rules import misfits, value_problems
+
+        found = list(value_problems(self))
+        if not found:
+            object.__setattr__(self, "stages", tuple(self.stages))
+            object.__setattr__(self, "candidates", tuple(op_name(token) for token in self.candidates))
+            for name in ("bn_eps", "bn_momentum"):  # 0 and 0.0 are one space with one digest
+                object.__setattr__(self, name, float(getattr(self, name)))
+            found = list(misfits(self))
+        if found:
+            raise problems_error(f"search space {shown(self.name)}", found, ArchError)
+
+    @cached_property
+    def positions(self) -> tuple[Position, ...]:
+        """The searched blocks in order."""
+        found: list[Position] = []
+        width, size = self.first or self.stem, -(-self.resolution // self.stem_stride)
+        for s, stage in enumerate(self.stages):
+            for b in range(stage.blocks):
+                stride = stage.stride if b == 0 else 1
+                shortcut = stride == 1 and width == stage.width
+                choices = self.candidates + ((ZERO,) if self.zero and shortcut else ())
+                found.append(Position(len(found), s, b, width, stage.width, size, stride, shortcut, choices))
+                width, size = stage.width, found[-1].out_size
+        return tuple(found)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The candidates' tokens, and last "-" if blocks may be skipped."""
+        return self.candidates + ((ZERO,) if self.zero else ())
+
+    @property
+    def mask(self) -> tuple[tuple[bool, ...], ...]:
+        """Whether a block can be a candidate, [blocks, columns]."""
+        return tuple(tuple(c in p.choices for c in self.columns) for p in self.positions)
+
+    @property
+    def count(self) -> int:
+        """How many nets there are, those alike but for the place of a skipped block counted apart."""
+        return math.prod(len(p.choices) for p in self.positions)
+
+    def arch(self, picks: Sequence[int], name: str = "net") -> Arch:
+        """Return the net with column ``picks[i]`` as block ``i``.
+
+        Skipped blocks keep their place.
+
+        Raises:
+            ArchError: there is a wrong number of picks, or one that its block does not have.
+        """
+        tokens = self._tokens(picks)
+        stages, start = [], 0
+        for stage in self.stages:
+            stages.append(Stage(stage.width, stage.stride, " ".join(tokens[start : start + stage.blocks])))
+            start += stage.blocks
+        return Arch(
+            name, self.stem, self.first, self.last, tuple(stages), **{f: getattr(self, f) for f in _NET}
+        )
+
+    def _tokens(self, picks: Sequence[int]) -> list[str]:
+        if len(picks) != len(self.positions):
+            raise ArchError(f"the space has {len(self.positions)} blocks, but {len(picks)} are picked")
+        tokens = []
+        for position, pick in zip(self.positions, picks, strict=True):
+            if not 0 <= operator.index(pick) < len(self.columns):
+                raise ArchError(
+                    f"{_place(position)}: {pick} is no column; they are 0 to {len(self.columns) - 1}"
+                )
+            if self.columns[pick] not in position.choices:
+                raise ArchError(f"{_place(position)}: it cannot be skipped, its input and output differ")
+            tokens.append(self.columns[pick])
+        return tokens
+
+    def picks(self, arch: Arch) -> tuple[int, ...]:
+        """Return the column of each block of a net; undoes :meth:`arch`.
+
+        A stage with fewer blocks than the space's counts as one whose last blocks are skipped. BatchNorm
+        constants, dropout and the name are not compared; nor is the resolution, if the net has none.
+
+        Raises:
+            ArchError: the net is not in the space; the message says where it differs.
+        """
+        if not isinstance(arch, Arch):
+            raise ArchError(f"a {type(arch).__name__} is not in a space of MBConv stages")
+        for (what, given), (_, wanted) in zip(_outline(arch), _outline(self), strict=False):
+            if given != wanted and (what, given) != ("resolution", None):
+                raise self._not_here(arch, f"{what} is {given}, in the space {wanted}")
+        for s, (stage, wide) in enumerate(zip(arch.stages, self.stages, strict=True)):
+            if len(stage.tokens) > wide.blocks:
+                there = f"{len(stage.tokens)} blocks, in the space at most {wide.blocks}"
+                raise self._not_here(arch, f"stage {s + 1} has {there}")
+        found = []
+        for position in self.positions:
+            tokens = arch.stages[position.stage].tokens
+            token = tokens[position.block] if position.block < len(tokens) else ZERO
+            name = op_name(token)
+            if name not in position.choices:
+                there = f"{shown(token)} is none of {' '.join(position.choices)}"
+                raise self._not_here(arch, f"{_place(position)}: {there}")
+            if token.endswith("!") and name != ZERO and position.shortcut:
+                raise self._not_here(arch, f"{_place(position)}: {token} lacks the shortcut of the space")
+            found.append(self.columns.index(name))
+        return tuple(found)
+
+    def _not_here(self, arch: Arch, why: str) -> ArchError:
+        return ArchError(f"{shown(arch.name)} is not in the search space {shown(self.name)}: {why}")
+
+    def random_picks(self, rng: random.Random, weights: Sequence[float] | None = None) -> tuple[int, ...]:
+        """Return a random net's picks: each block one of its choices, independently.
+
+        Args:
+            rng: the source of randomness.
+            weights: relative weights of the columns; None makes every choice of a block equally likely.
+
+        Raises:
+            ArchError: the weights do not fit the columns, or leave a block without a choice.
+        """
+        if weights is None:
+            return tuple(rng.randrange(len(p.choices)) for p in self.positions)
+        if len(weights) != len(self.columns) or not all(0 <= w < math.inf for w in weights):
+            raise ArchError(f"wanted {len(self.columns)} weights of at least 0, not {shown(list(weights))}")
+        picks = []
+        for position in self.positions:
+            own = weights[: len(position.choices)]  # "-", which may be missing, is the last column
+            if not sum(own):
+                raise ArchError(f"{_place(position)}: the weights of all its choices are 0")
+            picks.append(rng.choices(range(len(own)), own)[0])
+        return tuple(picks)
+
+    def scaled(self, width_mult: float) -> SearchSpace:
+        """Return the space with every width multiplied, rounded to multiples of 8 as published.
+
+        The last convolution never becomes narrower, as in the original code. 1 changes nothing.
+
+        Raises:
+            ArchError: the multiplier is not a number from 0.01 to 100, or makes a width too large.
+        """
+        if (
+            isinstance(width_mult, bool)
+            or not isinstance(width_mult, (int, float))
+            or not 0.01 <= width_mult <= 100
+        ):
+            raise ArchError(f"a width multiplier is a number from 0.01 to 100, not {shown(width_mult)}")
+        if width_mult == 1:
+            return self
+        stages = tuple(
+            SpaceStage(make_divisible(s.width * width_mult), s.stride, s.blocks) for s in self.stages
+        )
+        return self.replace(
+            name=f"{self.name}@{width_mult:g}",
+            stem=make_divisible(self.stem * width_mult),
+            first=make_divisible(self.first * width_mult) if self.first else 0,
+            last=make_divisible(self.last * width_mult) if width_mult > 1 else self.last,
+            stages=stages,
+        )
+
+    def replace(self, **changes: Any) -> SearchSpace:
+        """Return a copy with other values, checked anew.
+
+        Raises:
+            ArchError: there is no such field, or the values make no space.
+        """
+        names = [f.name for f in dataclasses.fields(self)]
+        for name in changes:
+            if name not in names:
+                raise ArchError(f"a search space has no {shown(name)}; it has {', '.join(names)}")
+        return dataclasses.replace(self, **changes)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of everything but the name: equal for equal spaces, on every machine."""
+        content = {name: value for name, value in self.to_dict().items() if name != "name"}
+        return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON values, which :meth:`from_dict` reads back."""
+        data = dataclasses.asdict(self)
+        return {**data, "stages": list(data["stages"]), "candidates": list(self.candidates)}
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> SearchSpace:
+        """Read a space from JSON (or TOML) values.
+
+        Raises:
+            ArchError: with every problem.
+        """
+        from .spaces import from_dict
+
+        return from_dict(data)
+
+    def to_toml(self) -> str:
+        """Return it as a TOML file, which :func:`~proxylessnas.arch.spaces.read_space` reads back."""
+        from .spaces import to_toml
+
+        return to_toml(self)
+
+
+#: The fields that a net of the space has as well.
+_NET = ("num_classes", "in_channels", "stem_stride", "bn_eps", "bn_momentum", "resolution")
+
+
+def _outline(net: Arch | SearchSpace) -> Iterator[tuple[str, Any]]:
+    """Yield what a net and its space have in common, with names."""
+    for what in ("stem", "first", "last", "stem_stride", "in_channels", "num_classes", "resolution"):
+        yield what, getattr(net, what)
+    yield "the number of stages", len(net.stages)
+    for s, stage in enumerate(net.stages):
+        for what in ("width", "stride"):
+            yield f"the {what} of stage {s + 1}", getattr(stage, what)
+
+
+def _place(position: Position) -> str:
+    return f"stage {position.stage + 1}, block {position.block + 1}"

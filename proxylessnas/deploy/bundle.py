@@ -1,0 +1,131 @@
+"""What is shipped: a net with everything that those who get the file need to know about it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..arch.arch import Arch
+from ..arch.tree import TreeArch
+from ..data.transforms import Preprocessing
+from ..errors import ExportError, shown
+from ..models.base import Classifier, unwrapped
+from ..models.batchnorm import recalibrate
+from ..models.factory import create_model
+from ..models.resolve import is_weights_file
+from ..runtimes.files import file_runtimes
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A net to be exported.
+
+    Attributes:
+        name: for people and file headers.
+        model: in evaluation mode, float32, on the CPU, contiguous; a copy of the caller's.
+        input_size: (channels, height, width) of one picture.
+        preprocessing: what pictures need, or None if it is not known.
+        categories, wnids: of the outputs, in order; empty if not known.
+        license: SPDX identifier of the weights; "" if not known.
+        origin: where the weights come from, for people.
+    """
+
+    name: str
+    model: Classifier
+    input_size: tuple[int, int, int]
+    preprocessing: Preprocessing | None
+    categories: tuple[str, ...] = ()
+    wnids: tuple[str, ...] = ()
+    license: str = ""
+    origin: str = ""
+
+    def metadata(self) -> dict[str, str]:
+        """Return what a file says of its net, as texts: the keys of our ``.safetensors`` header and more.
+
+        ``arch``, ``num_classes``, ``global_pool``, ``preprocessing``, ``categories`` and ``wnids`` (the last
+        three as JSON), ``name``, ``license``, ``origin``; what is not known is left out.
+        """
+        arch: Any = self.model.arch
+        arch = dataclasses.replace(
+            arch, num_classes=self.model.num_classes or arch.num_classes, in_channels=self.model.in_chans
+        )
+        known = {
+            "name": self.name,
+            "arch": str(arch),
+            "num_classes": str(self.model.num_classes),
+            "global_pool": self.model.global_pool,
+            "preprocessing": json.dumps(self.preprocessing.to_dict()) if self.preprocessing else "",
+            "categories": json.dumps(self.categories, ensure_ascii=False) if self.categories else "",
+            "wnids": json.dumps(self.wnids) if self.wnids else "",
+            "license": self.license,
+            "origin": self.origin,
+        }
+        return {key: value for key, value in known.items() if value}
+
+
+def open_subject(
+    net: Classifier | Arch | TreeArch | str | os.PathLike[str],
+    *,
+    pretrained: bool = True,
+    weights: str | os.PathLike[str] | None = None,
+    input_size: int | None = None,
+) -> Subject:
+    """Return a net ready to be exported; what is given is left as it is.
+
+    Args:
+        net: a net, a name of the zoo, a ``.safetensors`` file, or an architecture.
+        pretrained: take published weights for a name; False leaves its weights random, and gives it BatchNorm
+            statistics with which its outputs are of ordinary size.
+        weights: see :func:`~proxylessnas.create_model`.
+        input_size: side of the input, px; None takes that of the preprocessing, else the net's own. Another
+            one than the preprocessing's changes the resize before the crop in proportion.
+
+    Raises:
+        ProxylessError: the net or its weights cannot be had.
+    """
+    net = unwrapped(net)
+    if not isinstance(net, (Classifier, Arch, TreeArch, str, os.PathLike)):
+        raise ExportError(
+            "what is exported must be a net of this package, a name, a file or an architecture, not "
+            f"{shown(net)}"
+        )
+    if input_size is not None and (
+        isinstance(input_size, bool) or not isinstance(input_size, int) or not 1 <= input_size <= 4096
+    ):
+        raise ExportError(f"input_size must be a whole number from 1 to 4096, not {shown(input_size)}")
+    if isinstance(net, (str, os.PathLike)) and os.path.isfile(net) and file_runtimes(net):
+        raise ExportError(
+            f"{os.fspath(net)}: is an exported file already, and cannot be exported again: give the "
+            ".safetensors file or the name that it was made from"
+        )
+    if isinstance(net, Classifier):
+        model = copy.deepcopy(net)
+    else:
+        model = create_model(net, pretrained=pretrained and weights is None, weights=weights)
+    model = model.float().cpu().eval()
+    known = model.preprocessing
+    side = input_size or model.input_size[1]
+    if known is not None and side != known.input_size:
+        resize = max(side, round(side * known.resize / known.input_size))
+        model.preprocessing = dataclasses.replace(known, input_size=side, resize=resize)
+    holds_weights = isinstance(net, (str, os.PathLike)) and is_weights_file(net)
+    if not (isinstance(net, Classifier) or holds_weights or pretrained or weights is not None):
+        noise = torch.randn(8, model.in_chans, side, side, generator=torch.Generator().manual_seed(0))
+        recalibrate(model, [noise], 1)
+    record = model.weights
+    return Subject(
+        model.name or "net",
+        model,
+        (model.in_chans, side, side),
+        model.preprocessing,
+        tuple(model.categories),
+        tuple(model.wnids),
+        record.license if record else "",
+        f"weights {record.name} of this package's zoo, SHA-256 {record.sha256}" if record else "",
+    )

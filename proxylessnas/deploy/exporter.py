@@ -1,0 +1,299 @@
+"""A net becomes a file of another runtime, which is proven before it appears: :func:`export`."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..arch.arch import Arch
+from ..arch.tree import TreeArch
+from ..data.folders import LabelledImages, labelled_images
+from ..errors import ExportError, LatencyError, first_line, shown
+from ..latency.measure_model import pickle_module
+from ..latency.measurement import Timing
+from ..latency.session import Item, MeasurementSession
+from ..models.base import Classifier
+from ..runtimes.base import NetSpec
+from ..runtimes.device_name import device_name
+from ..runtimes.files import file_runtimes
+from ..runtimes.settings import Settings
+from ..utils.files import check_place, check_space, put_in_place, workshop
+from . import verify as parity
+from .bundle import Subject, open_subject
+from .formats.base import ExportOptions, format_of
+from .report import ExportReport, FileRecord
+from .verify import proof_pictures
+
+# DOC proxylessnas.deploy.timing: """What was gained: the latency of the net in PyTorch and of the file in its runtime, measured by turns."""
+
+PRECISIONS = ("float32", "int8")
+
+#: Told what comes next, in words.
+Steps = Callable[[str], None]
+
+
+def export(
+    net: Classifier | Arch | TreeArch | str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    *,
+    precision: str = "float32",
+    batch_size: int | None = None,
+    uint8_input: bool = False,
+    opset: int | None = None,
+    aot: bool = False,
+    threads: int | None = None,
+    pretrained: bool = True,
+    weights: str | os.PathLike[str] | None = None,
+    input_size: int | None = None,
+    images: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | None = None,
+    tolerance: float | None = None,
+    measure: bool = True,
+    force: bool = False,
+    calibration: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | None = None,
+    data: str | os.PathLike[str] | None = None,
+    target_isa: str = "any",
+    min_agreement: float = 0.90,
+    max_drop: float = 0.02,
+    qat_epochs: int = 0,
+    qat_data: str | os.PathLike[str] | None = None,
+    progress: Steps | None = None,
+) -> ExportReport:
+    """Write a net as a file of the format that the suffix names, and prove that it computes the same.
+
+    The file is written beside its final place, loaded by its own runtime, and run on real pictures and on
+    random numbers at batch 1, 2 and 7, as is the net. Only a file within the tolerance gets its name; then
+    ``<path>.json`` beside it holds the report.
+
+    >>> export("proxyless_mobile", "mobile.onnx").speedup  # doctest: +SKIP
+    3.4
+
+    Args:
+        net: a net, a name of the zoo, a ``.safetensors`` file, or an architecture.
+        path: where to; see :data:`.formats.SUFFIXES`.
+        precision: "float32" or "int8" (``.onnx``, ``.xml``, ``.pte``, ``.tflite``; needs
+            ``calibration``).
+        batch_size: pictures a call; None leaves it open where the format can.
+        uint8_input: ``.onnx`` only: the file takes uint8 pictures [N, 3, H, W] of any size, and resizes,
+            crops and normalises them itself.
+        opset: ``.onnx`` only: version of the operators.
+        aot: ``.pt2`` only: machine code for this kind of machine.
+        threads: that ``aot`` makes the code for, and that the latency is measured with; None is torch's
+            number.
+        pretrained: take published weights for a name; False leaves its weights random.
+        weights: see :func:`~proxylessnas.create_model`.
+        input_size: side of the input, px; see :func:`.subject.open_subject`.
+        images: a folder or files to prove it with; None takes pictures that are here already.
+        tolerance: how far an output may be off, times the net's largest output (or 1, if that is less); None
+            means 1e-4, with ``uint8_input`` 0.02.
+        measure: measure the latency of the net and of the file, by turns, for some seconds.
+        force: replace a file that is there.
+        calibration: a folder or files to calibrate int8 with.
+        data: a folder of labelled pictures to judge int8 with; None takes those for the calibration.
+        target_isa: processors that int8 has to compute the same on: "avx2" (x86 without VNNI), "vnni", or
+            "any" of them; see :mod:`.int8.saturation`.
+        min_agreement: share of the pictures, 0 to 1, to which int8 has to give the net's own class.
+        max_drop: share of ``data``, 0 to 1, that int8 may get wrong more than float32 does.
+        qat_epochs: first fine-tune the net so many epochs with the rounding of int8 in it.
+        qat_data: labelled pictures to fine-tune on; not those of ``data``.
+        progress: told what comes next.
+
+    Returns:
+        What was written, and what the proof found.
+
+    Raises:
+        ExportError: the format cannot take the net or an option, the file computes something else, or it
+            cannot be written; nothing new is at ``path`` then, and an older file is as it was.
+        MissingExtraError: a library is not installed; the message gives the pip line.
+        ProxylessError: the net, its weights or a picture cannot be had.
+    """
+    begin = time.perf_counter()
+    path = Path(path)
+    fmt = format_of(path)
+    options = ExportOptions(batch_size, uint8_input, opset, aot, threads if aot else None)
+    _check_options(precision, threads, tolerance, min_agreement, max_drop)
+    if precision != "int8" and (qat_epochs or any(v is not None for v in (calibration, data, qat_data))):
+        raise ExportError(
+            "calibration, data, qat_epochs and qat_data are for --int8 (precision='int8' in Python)"
+        )
+    if precision != "int8" and target_isa != "any":
+        raise ExportError("target_isa is for --int8 (precision='int8' in Python)")
+    if precision == "int8":
+        from .int8 import check_int8
+
+        check_int8(fmt, qat_epochs, qat_data, target_isa)
+    check_place(path, force=force)
+    versions = {"torch": str(torch.__version__), **fmt.versions()}
+    tell = progress or (lambda what: None)
+    tell("opening the net")
+    subject = open_subject(net, pretrained=pretrained, weights=weights, input_size=input_size)
+    fmt.check(subject, options)
+    pictures = proof_pictures(subject, images)
+    tensors = [*subject.model.parameters(), *subject.model.buffers()]
+    check_space(path, sum(t.numel() * t.element_size() for t in tensors))
+    threads = threads or torch.get_num_threads()
+    with workshop(path) as folder:
+        draft = folder / path.name
+        tell(f"writing {fmt.name}")
+        int8: Any = None
+        if precision == "int8":
+            from .int8 import doubts, quantise
+
+            # What is calibrated and judged takes the net's own inputs.
+            inner = dataclasses.replace(options, uint8_input=False)
+            int8 = quantise(
+                subject, draft, fmt, calibration=calibration, judge=_judge(subject, data),
+                target_isa=target_isa, min_agreement=min_agreement, max_drop=max_drop, qat_epochs=qat_epochs,
+                qat_data=qat_data, options=inner, threads=threads, progress=tell,
+            )  # fmt: skip
+            if uint8_input:
+                from .formats.onnx import take_bytes
+
+                take_bytes(draft, subject)
+            files = [draft, *sorted(p for p in folder.iterdir() if p.stem == path.stem and p != draft)]
+        else:
+            files = fmt.write(subject, draft, options)
+        tell(f"comparing with the net on {pictures.source}")
+        rows = parity.compare(subject, fmt.open(draft, threads=threads), options, pictures)
+        if int8 is None:
+            tolerance = tolerance or (parity.PIXEL_TOLERANCE if uint8_input else parity.TOLERANCE)
+            parity.check(rows, tolerance, path.name)
+        latency: tuple[LatencyRow, ...] = ()
+        notes = [] if int8 is None else doubts(int8, data is None)
+        if measure:
+            tell("measuring the latency")
+            try:
+                latency = time_file(subject, draft, options, threads)
+            except LatencyError as e:
+                notes.append(not_measured(e))
+        report = ExportReport(
+            path, fmt.name, precision, tuple(map(FileRecord.of, files)), subject, options, pictures.source,
+            None if int8 is not None else tolerance, rows, latency, int8, versions, device_name(),
+            datetime.date.today().isoformat(), time.perf_counter() - begin, tuple(notes),
+        )  # fmt: skip
+        record = folder / f"{path.name}.json"
+        record.write_bytes(report.to_json())
+        put_in_place([files[0], *files[1:], record], path.parent)
+    return report
+
+
+def _check_options(
+    precision: object, threads: object, tolerance: object, min_agreement: object, max_drop: object
+) -> None:
+    if precision not in PRECISIONS:
+        raise ExportError(f"precision is {shown(precision)}; known are {', '.join(PRECISIONS)}")
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+        raise ExportError(f"threads must be a whole number of at least 1, not {shown(threads)}")
+    if tolerance is not None and not (
+        isinstance(tolerance, (int, float)) and not isinstance(tolerance, bool) and 0 < tolerance <= 1
+    ):
+        raise ExportError(f"tolerance must be a number above 0, at most 1, not {shown(tolerance)}")
+    for name, share in (("min_agreement", min_agreement), ("max_drop", max_drop)):
+        if not (isinstance(share, (int, float)) and 0 <= share <= 1):
+            raise ExportError(f"{name} must be a number from 0 to 1, not {shown(share)}")
+
+
+def _judge(subject: Subject, data: str | os.PathLike[str] | None) -> LabelledImages | None:
+    """Return the labelled pictures that judge int8."""
+    if data is None:
+        return None
+    record, classes = subject.model.weights, subject.model.num_classes
+    dataset = record.dataset if record is not None and record.num_classes == classes else None
+    return labelled_images(data, classes, dataset, names=subject.categories)
+
+
+_ROUNDS = 20  # at least
+_SECONDS = 30.0  # at most, with the start of the processes
+_PHOTO = 4 / 3  # long side over short side, of a picture for a file that resizes itself
+
+
+@dataclass(frozen=True)
+class LatencyRow:
+    """The latency of the net in one runtime.
+
+    Attributes:
+        runtime: what ran, in words: "torch (eager)" is the net, others are the file.
+        threads, batch: as measured.
+        undisturbed_ms: of a call of the whole batch: the figure to compare (:mod:`..latency.timing`).
+        median_ms, p10_ms, p90_ms: over all calls: what one gets on this machine now.
+        speedup: over the model in eager PyTorch, undisturbed.
+        noise: reasons to distrust the figures; empty if there are none.
+    """
+
+    runtime: str
+    threads: int
+    batch: int
+    undisturbed_ms: float
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+    speedup: float
+    noise: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return dataclasses.asdict(self)
+
+
+def time_file(subject: Subject, path: Path, options: ExportOptions, threads: int) -> tuple[LatencyRow, ...]:
+    """Measure a net and its file by turns, each in a process of its own.
+
+    Args:
+        subject: the net.
+        path: the file.
+        options: what it was written with.
+        threads: of each process.
+
+    Returns:
+        The net first; nothing where no runtime that can be measured reads the file.
+
+    Raises:
+        LatencyError: it cannot be measured.
+    """
+    readers = file_runtimes(path)[:1]
+    if not readers:
+        return ()
+    batch, size = options.batch_size or 1, subject.input_size
+    if options.uint8_input and subject.preprocessing is not None:
+        short = subject.preprocessing.resize
+        size = (3, short, round(_PHOTO * short))
+    with tempfile.TemporaryDirectory(prefix="proxylessnas-") as folder:
+        pickled = Path(folder) / "net.pickle"
+        pickle_module(subject.model, pickled)
+        jobs = {
+            "torch (eager)": ("torch", NetSpec("module", str(pickled), subject.input_size)),
+            **{
+                f"{path.suffix} in {reader}": (reader, NetSpec("file", str(path), size)) for reader in readers
+            },
+        }
+        items = [
+            Item(name, spec, Settings(runtime, threads=threads, batch_size=batch))
+            for name, (runtime, spec) in jobs.items()
+        ]
+        session = MeasurementSession(items)
+        session.run(_SECONDS, processes=1, least_rounds=_ROUNDS, least_seconds=0.0)
+    day = datetime.date.today().isoformat()
+    found = {
+        s.name: Timing.of(session.measured[s.name], session.conditions(s.settings), size, day) for s in items
+    }
+    eager_ms = found["torch (eager)"].undisturbed_ms
+    return tuple(
+        LatencyRow(
+            name, threads, batch, t.undisturbed_ms, t.median_ms, t.p10_ms, t.p90_ms, eager_ms /
+            t.undisturbed_ms, t.noise,
+        )
+        for name, t in found.items()
+    )  # fmt: skip
+
+
+def not_measured(error: LatencyError) -> str:
+    """Return why there are no latencies, for the report: an export is sound without them."""
+    return f"the latency was not measured: {first_line(error)}"

@@ -1,0 +1,147 @@
+"""What a file format has to offer, and the formats by suffix."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from ...arch.tree import TreeArch
+from ...errors import ExportError, shown
+from ..bundle import Subject
+
+#: Runs a file in its own runtime: pictures as the file takes them, [N, C, H, W], to logits [N, classes] on
+#: the CPU in float32. Any N that the file allows.
+Program = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How a file is to be written; a format refuses what it cannot do.
+
+    Attributes:
+        batch_size: pictures a call; None leaves it open where the format can.
+        uint8_input: the file takes pictures of any size as bytes, uint8 [N, 3, H, W], and does resize, crop
+            and normalisation itself.
+        opset: version of ONNX's operators; None takes the exporter's own.
+        aot: ``.pt2`` only: machine code for this machine (AOTInductor) instead of a portable graph.
+        threads: ``.pt2`` with ``aot``: threads the machine code is made for; None is torch's own number.
+
+    Raises:
+        ExportError: a number is out of range.
+    """
+
+    batch_size: int | None = None
+    uint8_input: bool = False
+    opset: int | None = None
+    aot: bool = False
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, most in (("batch_size", 65_536), ("opset", 1000), ("threads", 1024)):
+            value: object = getattr(self, name)  # nobody checks types at run time
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+                raise ExportError(f"{name} must be a whole number from 1 to {most}, not {shown(value)}")
+
+
+class Format(Protocol):
+    """One kind of file: how it is written, and how its own runtime runs it."""
+
+    name: str  # for people: "ONNX"
+    suffix: str  # ".onnx"
+
+    def versions(self) -> dict[str, str]:
+        """Return the versions of the libraries it is written and run with.
+
+        Raises:
+            MissingExtraError: one is not installed; the message gives the pip line.
+        """
+
+    def check(self, subject: Subject, options: ExportOptions) -> None:
+        """Refuse at once what cannot work.
+
+        Raises:
+            ExportError: the format lacks an option that is asked for.
+            MissingExtraError: a library is not installed.
+        """
+
+    def write(self, subject: Subject, path: Path, options: ExportOptions) -> list[Path]:
+        """Write the file, and return it with the files that belong to it (as an OpenVINO ``.bin``).
+
+        ``path`` lies in a folder of the export's own; whoever calls moves what is proven to its place.
+
+        Raises:
+            ExportError: the net has an operation that the format lacks, or the exporter failed.
+        """
+
+    def open(self, path: Path, *, threads: int | None = None) -> Program:
+        """Load a file in its own runtime, as those who get it will, in float32 where the file says so.
+
+        Raises:
+            ExportError: the file cannot be loaded.
+        """
+
+
+def refuse(fmt: Format, options: ExportOptions, *known: str) -> None:
+    """Refuse the options that a format does not have.
+
+    Raises:
+        ExportError: one that is not among ``known`` is set; the message names all such.
+    """
+    odd = [
+        field.name
+        for field in dataclasses.fields(options)
+        if field.name not in known and getattr(options, field.name) != field.default
+    ]
+    if odd:
+        words = [f"--{name.replace('_', '-')} ({name} in Python)" for name in odd]
+        raise ExportError(f"{fmt.suffix} files have no option {' and no option '.join(words)}")
+
+
+def refuse_open_trees(fmt: Format, subject: Subject, options: ExportOptions) -> None:
+    """Refuse a tree-structured net of an open batch: its channel shuffles are bound to the example's batch.
+
+    Raises:
+        ExportError: it is one.
+    """
+    if isinstance(subject.model.arch, TreeArch) and options.batch_size is None:
+        raise ExportError(
+            f"{subject.name}: {fmt.suffix} files of tree-structured nets take a fixed number of pictures: "
+            "--batch-size 1 (batch_size=1 in Python), say"
+        )
+
+
+#: Suffix -> module of this package that has it as ``FORMAT``. A module's libraries are imported when used.
+_MODULES = {
+    ".onnx": "onnx",
+    ".pt2": "torch_export",
+    ".pt": "torchscript",
+    ".pte": "executorch",
+    ".tflite": "litert",
+    ".xml": "openvino",
+    ".safetensors": "safetensors",
+}
+SUFFIXES: tuple[str, ...] = tuple(_MODULES)
+
+
+def format_of(path: Path) -> Format:
+    """Return the format that a file's suffix names.
+
+    Raises:
+        ExportError: no format has that suffix; the message lists all.
+    """
+    module = _MODULES.get(path.suffix.lower())
+    if module is None:
+        raise ExportError(
+            f"{path}: the suffix {shown(path.suffix)} is no known format; known are {', '.join(SUFFIXES)}"
+        )
+    found: Any = importlib.import_module(f".{module}", __package__).FORMAT
+    fmt: Format = found
+    return fmt

@@ -1,0 +1,114 @@
+"""``.pte``: ExecuTorch with the XNNPACK delegate, for phones and small boards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import ExportError, LatencyError
+from ..bundle import Subject
+from .base import ExportOptions, Program, refuse, refuse_open_trees
+from .split_depthwise import split_depthwise
+
+#: Largest batch of a program whose batch is open: ExecuTorch plans the memory of its output for this many.
+LARGEST_BATCH = 64
+
+#: Operators that must not be left to ExecuTorch's own kernels, which are written to be read, not to be fast.
+_MUST_BE_DELEGATED = ("aten.convolution", "aten.linear", "aten.addmm", "aten.mm")
+
+
+class ExecuTorchFormat:
+    """See :class:`~proxylessnas.deploy.formats.base.Format`.
+
+    The texts of :meth:`~proxylessnas.deploy.bundle.Subject.metadata` are methods of the program, one a key:
+    ``module.run_method("categories", ())[0]`` in Python, ``module.execute("categories")[0].toStr()`` on
+    Android.
+    """
+
+    name = "ExecuTorch (XNNPACK)"
+    suffix = ".pte"
+
+    def versions(self) -> dict[str, str]:
+        """Return the versions of the libraries it is written and run with."""
+        from ...runtimes.executorch import RUNTIME
+
+        return {**RUNTIME.versions(), "torch": torch.__version__}
+
+    def check(self, subject: Subject, options: ExportOptions) -> None:
+        """Refuse at once what cannot work."""
+        refuse(self, options, "batch_size")
+        refuse_open_trees(self, subject, options)
+        self.versions()
+
+    def write(self, subject: Subject, path: Path, options: ExportOptions) -> list[Path]:
+        """Write the file and return it.
+
+        Raises:
+            ExportError: an operation cannot be exported, or a convolution or linear layer would not run in
+                XNNPACK; the message names it.
+        """
+        from ...runtimes.executorch import lower
+
+        example = torch.zeros(options.batch_size or 1, *subject.input_size)
+        largest = LARGEST_BATCH if options.batch_size is None else None
+        try:
+            net = split_depthwise(subject.model)
+            lowered = lower(net, example, largest_batch=largest, metadata=subject.metadata())
+        except LatencyError as e:
+            raise ExportError(f"{subject.name}: {e}") from e
+        slow = [name for name in lowered.outside if name in _MUST_BE_DELEGATED]
+        if slow:
+            raise ExportError(
+                f"{subject.name}: XNNPACK does not take {', '.join(slow)}, and ExecuTorch's own kernels are "
+                "many times slower; .onnx takes it"
+            )
+        path.write_bytes(lowered.program)
+        return [path]
+
+    def open(self, path: Path, *, threads: int | None = None) -> Program:
+        """Load a file in ExecuTorch; ``threads`` counts for all programs of the process."""
+        from ...runtimes.executorch import _runtime_library, _set_threads
+
+        library = _runtime_library()
+        if threads is not None:
+            _set_threads(library, threads)
+        module = _load(library, path)
+
+        def run(x: Tensor) -> Tensor:
+            try:
+                outputs = module.forward((x.contiguous(),))
+            except RuntimeError as e:
+                raise ExportError(f"{path}: ExecuTorch cannot run {list(x.shape)}: {e}") from e
+            found: Tensor = outputs[0]
+            return found
+
+        return run
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the texts that a ``.pte`` file of ours holds.
+
+    Raises:
+        ExportError: the file cannot be loaded.
+        MissingExtraError: executorch is not installed.
+    """
+    from ...runtimes.executorch import _runtime_library
+
+    module = _load(_runtime_library(), path)
+    names = [name for name in module.method_names() if name != "forward"]
+    return {name: str(module.run_method(name, ())[0]) for name in names}
+
+
+def _load(library: Any, path: Path) -> Any:
+    try:
+        module = library._load_for_executorch(str(path))
+        module.method_meta("forward")  # reads the file, which the line above may put off
+        return module
+    except RuntimeError as e:
+        raise ExportError(f"{path}: ExecuTorch cannot load it: {e}") from e
+
+
+FORMAT = ExecuTorchFormat()

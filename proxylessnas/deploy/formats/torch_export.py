@@ -1,0 +1,127 @@
+"""``.pt2``: a graph of torch.export, or (``aot``) machine code for this machine from AOTInductor."""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import ExportError, LatencyError, first_line
+from ...runtimes.torch_compile import missing_compiler
+from ...runtimes.torch_eager import METADATA_FILE, load_program
+from ..bundle import Subject
+from .base import ExportOptions, Program, refuse
+
+
+class TorchExportFormat:
+    """See :class:`~proxylessnas.deploy.formats.base.Format`."""
+
+    name = "torch.export"
+    suffix = ".pt2"
+
+    def versions(self) -> dict[str, str]:
+        """Return the version of torch."""
+        return {"torch": str(torch.__version__)}
+
+    def check(self, subject: Subject, options: ExportOptions) -> None:
+        """Refuse at once what cannot work."""
+        refuse(self, options, "batch_size", "aot", "threads")
+        todo = missing_compiler() if options.aot else None
+        if todo:
+            raise ExportError(f"machine code needs a C++ compiler: {todo}; without --aot none is needed")
+
+    def write(self, subject: Subject, path: Path, options: ExportOptions) -> list[Path]:
+        """Write the file and return it."""
+        program = exported_program(subject, options.batch_size)
+        if options.aot:
+            compile_program(program, path, subject.name, options.threads, subject.metadata())
+        else:
+            buffer = io.BytesIO()
+            torch.export.save(program, buffer, extra_files={METADATA_FILE: json.dumps(subject.metadata())})
+            path.write_bytes(buffer.getbuffer())
+        return [path]
+
+    def open(self, path: Path, *, threads: int | None = None) -> Program:
+        """Load a file in PyTorch; machine code has the number of threads it was made for."""
+        return opened(path)
+
+
+def exported_program(subject: Subject, batch_size: int | None) -> Any:
+    """Return the net as a ``torch.export.ExportedProgram``.
+
+    Args:
+        subject: the net.
+        batch_size: pictures a call; None leaves it open.
+
+    Raises:
+        ExportError: torch.export cannot take the net.
+    """
+    # The exporter takes a batch of one for a constant.
+    example = torch.zeros(batch_size or 2, *subject.input_size)
+    shapes: Any = None if batch_size else ({0: torch.export.Dim("batch", min=1)},)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # about the exporter's own insides
+            return torch.export.export(subject.model, (example,), dynamic_shapes=shapes, strict=False)
+    except Exception as e:  # the exporter raises whatever the module's code or its own does
+        raise ExportError(f"{subject.name}: torch.export cannot take the net ({first_line(e)})") from e
+
+
+def compile_program(
+    program: Any, path: Path, name: str, threads: int | None, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write an exported program as machine code with the weights frozen into it.
+
+    Args:
+        program: a ``torch.export.ExportedProgram``.
+        path: of the package, which ends in ``.pt2``.
+        name: of the net, for messages.
+        threads: number of threads that the code is made for; None is torch's own.
+        metadata: what the package says of the net.
+
+    Raises:
+        ExportError: the compiler fails.
+    """
+    options = {"freezing": True, "aot_inductor.metadata": dict(metadata or {})}
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)  # the number is part of the code that is made
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            torch._inductor.aoti_compile_and_package(
+                program, package_path=str(path), inductor_configs=options
+            )
+    except OSError:
+        raise
+    except Exception as e:  # the compiler's errors share no base class
+        raise ExportError(f"{name}: AOTInductor cannot compile the net ({first_line(e)})") from e
+    finally:
+        torch.set_num_threads(before)
+
+
+def opened(path: Path) -> Program:
+    """Load a program of PyTorch's.
+
+    Raises:
+        ExportError: it cannot be loaded.
+    """
+    try:
+        program = load_program(path)
+    except LatencyError as e:
+        raise ExportError(str(e)) from e
+
+    def run(x: Tensor) -> Tensor:
+        with torch.inference_mode():
+            found: Tensor = program(x.contiguous())
+            return found
+
+    return run
+
+
+FORMAT = TorchExportFormat()

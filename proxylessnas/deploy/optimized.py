@@ -1,0 +1,347 @@
+"""The fastest way to run a net in this process, found by trying.
+
+>>> import proxylessnas
+>>> from proxylessnas.deploy import optimize
+>>> net = proxylessnas.create_model("proxyless_cpu")
+>>> fast = optimize(net, batch_size=8)  # doctest: +SKIP
+>>> print(fast.report)  # doctest: +SKIP
+
+Which way is fastest depends on processor, number of threads, batch and versions, and a compiler is not
+everywhere. So each candidate is made, compared with the net as it was given, timed in turns with the others,
+and one of them is taken. Memory that is handed back to the system after every layer can cost more than all of
+this gains: call :func:`proxylessnas.keep_freed_pages` at the start of the program. It changes the whole
+process, so it is not done here; the report says if it is missing.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ExportError, first_line, shown
+from ..latency.measurement import LIMIT, Measurement, uncertainty
+from ..models.base import Classifier, unwrapped
+from ..models.batchnorm import fold_batchnorm
+from ..runtimes.device_name import device_name
+from ..runtimes.environment import allocator
+from ..runtimes.timer import MIN_SECONDS, window
+from ..runtimes.torch_compile import missing_compiler
+from ..runtimes.torch_eager import CudaSession, EagerSession, cuda_name, torch_versions
+from .backends import (
+    WAYS,
+    Candidate,
+    OptimizeReport,
+    Run,
+    Way,
+    no_bfloat16,
+)
+from .bundle import open_subject
+from .verify import proof_pictures
+
+_ROUNDS = 5
+_RANDOM_INPUTS = 32
+#: A simpler candidate is taken for another that is faster by less than this share: that is within the noise.
+_TIE = 0.03
+_BF16_TOLERANCE = 0.05
+_KEEP_PAGES = (
+    "freed memory is handed back to the system, which slows nets down: call "
+    "proxylessnas.keep_freed_pages() at the start of the program"
+)
+_JUDGE = "bfloat16 was judged by few inputs: give real ones as `example`, or forbid it with allow_bf16=False"
+
+
+class Optimized(nn.Module):
+    """A net that runs the fastest way there was; made by :func:`optimize`.
+
+    It is for inference: always in evaluation mode, in inference mode, and not under autocast. What was
+    chosen was made for one shape of input; other shapes are run by ``net``, the folded one.
+
+    Attributes:
+        report: what was tried, and why this was chosen.
+        net: the net with BatchNorm folded.
+    """
+
+    def __init__(self, net: nn.Module, run: Run, example: Tensor, report: OptimizeReport) -> None:
+        super().__init__()
+        self.net, self.report = net.eval(), report
+        self._run = [run]  # in a list, for a module in an attribute would count as a part, with its weights
+        self._shape, self._dtype, self._device = example.shape, example.dtype, example.device
+
+    @torch.inference_mode()
+    def forward(self, x: Tensor) -> Tensor:
+        """Map pictures [N, C, H, W] to what the net given returns."""
+        with torch.autocast(x.device.type, enabled=False):
+            if x.shape == self._shape and x.dtype == self._dtype and x.device == self._device:
+                return self._run[0](x)
+            found: Tensor = self.net(x)
+            return found
+
+    def train(self, mode: bool = True) -> Optimized:
+        """Stay in evaluation mode.
+
+        Raises:
+            ExportError: training is asked for.
+        """
+        if mode:
+            raise ExportError("an optimised net is for inference only; train the net it was made from")
+        super().train(False)
+        return self
+
+    def __reduce__(self) -> Any:
+        raise ExportError(
+            "an optimised net belongs to this process: save the net it was made from, or export it "
+            "(`proxylessnas export NET FILE.pt2 --aot`)"
+        )
+
+
+def optimize(
+    model: nn.Module,
+    example: Tensor | None = None,
+    *,
+    batch_size: int | None = None,
+    input_size: int | None = None,
+    threads: int | None = None,
+    allow_bf16: bool = True,
+    tolerance: float = 1e-3,
+    min_agreement: float = 0.99,
+    compile: str = "auto",
+    seconds: float = 1.0,
+) -> Optimized:
+    """Return the fastest module that computes what ``model`` computes, on this machine, for one shape.
+
+    Tried are: the net as it is; with channels last; with BatchNorm folded; with oneDNN's fused operators
+    (CPU); compiled by inductor and by AOTInductor with frozen weights, where there is a C++ compiler; and the
+    promising ones in bfloat16. Compiling takes 20 to 60 seconds each.
+
+    Args:
+        model: takes one tensor and returns one. It is not changed. What is tried runs on its device.
+        example: real inputs [N, C, H, W] in float32, as many as there are at hand: a candidate must name the
+            same class for them. Without them, random numbers are used, and a few pictures of ours if the
+            net's preprocessing is known: too few to judge bfloat16 by, so the report advises against that.
+        batch_size: pictures a call; None takes the example's number, else 1.
+        input_size: side of a picture, px; None takes the example's, else that of the net.
+        threads: that the process will use; None takes torch's present number. It becomes part of compiled
+            code: if you give one, call ``torch.set_num_threads`` with it yourself.
+        allow_bf16: try bfloat16, which is taken only if ``min_agreement`` is met and it is faster.
+        tolerance: largest difference of an output in float32, as a share of the largest output (at least 1).
+        min_agreement: least share of the pictures whose largest output must be the same.
+        compile: "auto" tries what this machine can compile, "always" raises where it cannot, "never" does
+            without.
+        seconds: time spent on timing each candidate.
+
+    Returns:
+        A module with ``report``; print it to see what was chosen and why.
+
+    Raises:
+        ExportError: an argument is wrong, or the net cannot be run.
+    """
+    problem = _problem(compile, batch_size, input_size, threads, tolerance, min_agreement, seconds)
+    if problem:
+        raise ExportError(problem)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            net, limits = copy.deepcopy(model).eval(), _Limits(tolerance, min_agreement)
+            ways = _ways(compile, allow_bf16)
+            return _optimized(net, example, batch_size, input_size, limits, ways, seconds)
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Limits(NamedTuple):
+    tolerance: float
+    min_agreement: float
+
+
+def _problem(
+    compile: object, batch_size: object, input_size: object, threads: object, *numbers: object
+) -> str | None:
+    """Return what is wrong with the arguments, or None."""
+    if compile not in ("auto", "always", "never"):
+        return f"compile is 'auto', 'always' or 'never', not {shown(compile)}"
+    for name, value in (("batch_size", batch_size), ("input_size", input_size), ("threads", threads)):
+        whole = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 65_536
+        if value is not None and not whole:
+            return f"{name} is a whole number from 1 to 65536, not {shown(value)}"
+    for name, value in zip(("tolerance", "min_agreement", "seconds"), numbers, strict=True):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 86_400:
+            return f"{name} is a number from 0 on, not {shown(value)}"
+    return None
+
+
+def _ways(compile: str, allow_bf16: bool) -> Sequence[Way]:
+    """Return what is to be tried.
+
+    Raises:
+        ExportError: compiling is asked for, and there is no compiler.
+    """
+    todo = missing_compiler()
+    if compile == "always" and todo:
+        raise ExportError(f"compile='always' needs a C++ compiler: {todo}")
+    compiling = compile != "never" and not todo
+    return [way for way in WAYS if (allow_bf16 or not way.bf16) and (compiling or not way.compiled)]
+
+
+def _optimized(
+    net: nn.Module,
+    given: Tensor | None,
+    batch_size: int | None,
+    input_size: int | None,
+    limits: _Limits,
+    ways: Sequence[Way],
+    seconds: float,
+) -> Optimized:
+    device = next((tensor.device for tensor in net.parameters()), torch.device("cpu"))
+    pictures, source = _pictures(net, given, input_size)
+    pictures = pictures.to(device)
+    batch_size = batch_size or (1 if given is None else len(pictures))
+    example = _batches(pictures, batch_size)[0]
+    folded = fold_batchnorm(net)
+    try:
+        reference = _outputs(net, pictures, batch_size)
+    except Exception as e:  # a user's module may fail in any way
+        raise ExportError(f"the net does not take {list(example.shape)} ({first_line(e)})") from e
+    found: dict[str, Candidate] = {}
+    runs: dict[str, Run] = {}
+    for way in ways:
+        if device.type not in way.devices:
+            continue
+        begin = time.perf_counter()
+        candidate, run = Candidate(way.name, out=_not_worth(way, device, found)), None
+        if not candidate.out:
+            try:
+                run = way.make(net, folded, example)
+                candidate = _compared(way, _outputs(run, pictures, batch_size), reference, limits)
+            except Exception as e:  # noqa: BLE001 - compilers raise anything; this way is out, no more
+                candidate = replace(candidate, out=f"failed: {first_line(e, 120)}")
+        found[way.name] = replace(candidate, prepare_seconds=round(time.perf_counter() - begin, 3))
+        if run is not None and not candidate.out:
+            runs[way.name] = run
+    noise = _time(found, runs, example, seconds)
+    chosen, why = _choose(list(found.values()))
+    cuda, state = device.type == "cuda", allocator()
+    advice = [_KEEP_PAGES] if state == "default" and not cuda else []
+    if given is None and "bfloat16" in chosen:
+        advice.append(_JUDGE)
+    report = OptimizeReport(
+        chosen, why, tuple(found.values()), source,
+        batch_size, tuple(example.shape[1:]), torch.get_num_threads(), device.type,
+        (cuda_name() if cuda else None) or device_name(), state, torch_versions(),
+        tuple(advice), noise,
+    )  # fmt: skip
+    return Optimized(folded, runs[chosen], example, report)
+
+
+def _pictures(net: nn.Module, given: Tensor | None, input_size: int | None) -> tuple[Tensor, str]:
+    """Return what the candidates are compared on, [N, C, H, W] in float32, and what it is in words."""
+    if given is not None:
+        if not isinstance(given, Tensor) or given.ndim != 4 or given.dtype != torch.float32 or not len(given):
+            seen = f"{given.dtype} {list(given.shape)}" if isinstance(given, Tensor) else shown(given)
+            raise ExportError(f"example is a float32 tensor [N, C, H, W] with N above 0, not {seen}")
+        if input_size not in (None, given.shape[-1]):
+            raise ExportError(f"input_size {input_size} is not that of the example, {list(given.shape)}")
+        return given.detach().clone(), f"the {len(given)} inputs given"
+    generator, source = torch.Generator().manual_seed(0), f"{_RANDOM_INPUTS} random inputs"
+    net = unwrapped(net)
+    if not isinstance(net, Classifier):
+        return torch.randn(_RANDOM_INPUTS, 3, *[input_size or 224] * 2, generator=generator), source
+    subject = open_subject(net, input_size=input_size)
+    noise = torch.randn(_RANDOM_INPUTS, *subject.input_size, generator=generator)
+    if net.preprocessing is None or input_size not in (None, net.preprocessing.input_size):
+        return noise, source
+    # All noise looks alike to a trained net: pictures ask more of it.
+    proof = proof_pictures(subject)
+    return torch.cat([proof.inputs(net.in_chans), noise]), f"{source} and {len(proof.pixels)} {proof.source}"
+
+
+def _batches(pictures: Tensor, batch_size: int) -> list[Tensor]:
+    """Return the pictures in batches of one size; the last is filled up from the first picture on."""
+    missing = -len(pictures) % batch_size
+    filled = pictures[torch.arange(len(pictures) + missing, device=pictures.device) % len(pictures)]
+    return [part.clone() for part in filled.split(batch_size)]
+
+
+@torch.inference_mode()
+def _outputs(run: Run, pictures: Tensor, batch_size: int) -> Tensor:
+    """Return what a candidate makes of all pictures."""
+    outputs = [run(batch) for batch in _batches(pictures, batch_size)]
+    if not all(isinstance(output, Tensor) for output in outputs):
+        raise TypeError(f"it returns {shown(outputs[0])}, not a tensor")
+    return torch.cat([output.clone() for output in outputs])[: len(pictures)].float()
+
+
+def _not_worth(way: Way, device: torch.device, found: dict[str, Candidate]) -> str:
+    """Return why a way need not be tried; "" if it is to be."""
+    if not way.bf16:
+        return ""
+    if way.compiled and any(other.bf16 and found[other.name].out for other in WAYS if other.name in found):
+        return "bfloat16 is out already"
+    return no_bfloat16(device)
+
+
+def _compared(way: Way, outputs: Tensor, reference: Tensor, limits: _Limits) -> Candidate:
+    """Return a candidate with how far its outputs are from the reference, out if that is too far."""
+    difference = float((outputs - reference).abs().max())
+    same = (outputs.flatten(1).argmax(1) == reference.flatten(1).argmax(1)).float().mean().item()
+    share = max(limits.tolerance, _BF16_TOLERANCE) if way.bf16 else limits.tolerance
+    allowed = share * max(1.0, float(reference.abs().max()))
+    out = ""
+    if way is WAYS[0]:
+        pass  # it is the reference
+    elif not bool(torch.isfinite(outputs).all()):
+        out = "its outputs are not finite"
+    elif difference > allowed:
+        out = f"differs by {difference:.2g}, more than {allowed:.2g}"
+    elif same < limits.min_agreement:
+        out = f"names another class for {1 - same:.1%} of the pictures"
+    return Candidate(way.name, difference=difference, agreement=same, out=out)
+
+
+def _time(
+    found: dict[str, Candidate], runs: dict[str, Run], example: Tensor, seconds: float
+) -> tuple[str, ...]:
+    """Time the candidates in short interleaved windows, so that what disturbs the machine hits all alike.
+
+    Returns:
+        Reasons to distrust the times.
+    """
+    kind = CudaSession if example.device.type == "cuda" else EagerSession
+    sessions = [(name, kind(run, example, [])) for name, run in runs.items()]
+    measured = {name: Measurement() for name in runs}
+    alone = example.device.type == "cpu" and torch.get_num_threads() == 1
+    begin, turn = time.perf_counter(), 0
+    while turn < _ROUNDS or (
+        time.perf_counter() - begin < seconds * len(sessions) and uncertainty(measured.values()) > LIMIT
+    ):
+        random.Random(turn).shuffle(sessions)
+        for name, session in sessions:
+            found_now = window(
+                session, min_runs=3, min_seconds=min(seconds / _ROUNDS, MIN_SECONDS), one_thread=alone
+            )
+            measured[name].windows.append(found_now)
+        turn += 1
+    for name, result in measured.items():
+        spread = (result.median_ms - result.undisturbed_ms) / result.undisturbed_ms
+        found[name] = replace(found[name], ms=result.undisturbed_ms, spread=spread)
+    unsure = uncertainty(measured.values())
+    return (f"the times are uncertain by {unsure:.1%}, wanted {LIMIT:.0%}",) if unsure > 2 * LIMIT else ()
+
+
+def _choose(candidates: Sequence[Candidate]) -> tuple[str, str]:
+    """Return the name of the fastest candidate, of several as good as equal the simplest, and the reason."""
+    timed = [(candidate.ms, candidate.name) for candidate in candidates if candidate.ms is not None]
+    fastest_ms, fastest = min(timed)
+    chosen_ms, chosen = next((ms, name) for ms, name in timed if ms <= fastest_ms * (1 + _TIE))
+    why = f"{chosen}: {chosen_ms:.2f} ms, {timed[0][0] / chosen_ms:.2f} times as fast as the net as given"
+    if chosen != fastest:
+        return chosen, f"{why}; {fastest} takes {fastest_ms:.2f} ms, which is no more than noise better"
+    others = sorted(pair for pair in timed if pair[1] != chosen)
+    return chosen, f"{why}; next is {others[0][1]} with {others[0][0]:.2f} ms" if others else why

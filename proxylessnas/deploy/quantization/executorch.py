@@ -1,0 +1,136 @@
+"""INT8 in ExecuTorch's files, by torchao's quantisation of exported programs and XNNPACK's quantiser."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import ExportError, LatencyError, first_line
+from ...runtimes.executorch import lower_exported, missing_executorch
+from ..bundle import Subject
+from ..formats.base import ExportOptions
+from ..formats.executorch import _MUST_BE_DELEGATED, LARGEST_BATCH
+from ..formats.split_depthwise import SplitDepthwise, split_depthwise
+from .fake_quant import in_float_part
+from .schemes import Scheme
+
+
+def schemes(target_isa: str) -> list[str]:
+    """Return the names of the schemes to try: the same for any target."""
+    return ["mse+correct+floatfirst+floatwide", "mse+compensate+correct+floatfirst+floatwide"]
+
+
+def paired_weights(path: Path) -> None:
+    """Return None: which of XNNPACK's kernels run on which processor has not been looked at."""
+
+
+def write(
+    subject: Subject, path: Path, batches: Sequence[Tensor], scheme: Scheme, options: ExportOptions
+) -> None:
+    """Write an int8 file; see :class:`~.backends.Backend`.
+
+    The classifier's input is rounded anew for each picture, so that the logits stay in float32.
+    """
+    if scheme.weight_bits != 8 or scheme.rule not in ("minmax", "mse"):
+        raise ExportError(f"XNNPACK's quantiser has no scheme {scheme.name!r}: minmax and mse, with 8 bits")
+    net: nn.Module = subject.model
+    if scheme.float_wide:
+        net = split_depthwise(net)
+    sums = {name for name, module in net.named_modules() if isinstance(module, SplitDepthwise)}
+    quantizer, prepare, convert = _quantizer(scheme, sums)
+    fixed = options.batch_size
+    shapes = None if fixed else ({0: torch.export.Dim("batch", min=1, max=LARGEST_BATCH)},)
+    example = torch.zeros(fixed or 2, *subject.input_size)
+    pictures = [part for x in batches for part in x.split(fixed or len(x)) if len(part) == (fixed or len(x))]
+    with _quiet():
+        try:
+            graph = torch.export.export(net, (example,), dynamic_shapes=shapes).module()
+            graph = prepare(graph, quantizer)
+            with torch.no_grad():
+                for x in pictures:
+                    graph(x)
+            graph = convert(graph)
+            exported = torch.export.export(graph, (example,), dynamic_shapes=shapes)
+        except Exception as e:  # torch and torchao raise anything
+            raise ExportError(f"{subject.name}: torchao cannot quantise the net ({first_line(e)})") from e
+        try:
+            lowered = lower_exported(exported, subject.name, {**subject.metadata(), "int8": scheme.name})
+        except LatencyError as e:
+            raise ExportError(f"{subject.name}: {e}") from e
+    slow = [name for name in lowered.outside if name in _MUST_BE_DELEGATED]
+    if slow:
+        raise ExportError(f"{subject.name}: XNNPACK does not take {', '.join(slow)} of the int8 net")
+    path.write_bytes(lowered.program)
+
+
+def _quantizer(
+    scheme: Scheme, float_names: AbstractSet[str] = frozenset()
+) -> tuple[Any, Callable[..., Any], Callable[..., Any]]:
+    """Return XNNPACK's quantiser for a scheme, and torchao's two steps.
+
+    Args:
+        scheme: the scheme.
+        float_names: modules that stay in float32 as well.
+
+    Raises:
+        MissingExtraError: executorch, or the torchao it brings, is not installed.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ours = import_module("executorch.backends.xnnpack.quantizer.xnnpack_quantizer")
+            pt2e = import_module("torchao.quantization.pt2e")
+            steps = import_module("torchao.quantization.pt2e.quantize_pt2e")
+    except Exception as e:  # a broken install raises anything
+        raise missing_executorch() from e
+    static = ours.get_symmetric_quantization_config(is_per_channel=True)
+    if scheme.rule == "minmax":
+        spec = static.output_activation
+        plain = type(spec)(
+            dtype=spec.dtype, quant_min=spec.quant_min, quant_max=spec.quant_max, qscheme=spec.qscheme,
+            is_dynamic=False, observer_or_fake_quant_ctr=pt2e.MinMaxObserver.with_args(eps=2**-12),
+        )  # fmt: skip
+        static = type(static)(plain, plain, static.weight, static.bias, static.is_qat)
+    dynamic = ours.get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)
+    aten = torch.ops.aten
+    quantizer = ours.XNNPACKQuantizer()
+    for op in (aten.conv2d.default, *(() if scheme.float_adds else (aten.add.Tensor,))):
+        quantizer.set_operator_type(op, static)
+    if not scheme.float_last:
+        quantizer.set_operator_type(aten.linear.default, dynamic)
+
+    def in_8_bits(node: Any) -> bool:
+        return not any(name in float_names or in_float_part(name, scheme) for name in _modules(node))
+
+    quantizer.set_filter_function(in_8_bits)
+    return quantizer, steps.prepare_pt2e, steps.convert_pt2e
+
+
+def _modules(node: Any) -> list[str]:
+    """Return the names of the modules that a node of an exported program comes from."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return [str(name).removeprefix("L['self'].") for name, _ in stack.values()]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what the exporters print and warn about their own insides from the terminal."""
+    logger = logging.getLogger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

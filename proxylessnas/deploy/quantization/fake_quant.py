@@ -1,0 +1,172 @@
+"""A net that computes as its 8-bit file will, in torch: for corrections and training before the export.
+
+Weights are rounded by output channel, symmetrically; activations by tensor, unsigned with a zero point: what
+ONNX Runtime, OpenVINO and XNNPACK all do, but for the last bit. Rounding a convolution's weights by channel
+and folding the BatchNorm behind it into them may change places, as the latter multiplies whole channels: so
+the net keeps its BatchNorm, its parameters and their names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...models.base import Classifier
+from ...models.layers import ConvLayer, ResidualBlock
+from ...models.proxylessnas import ProxylessNAS
+from ..formats.split_depthwise import is_wide
+from .ranges import STEPS, Observed, scale_and_zero
+from .schemes import Scheme
+
+#: Place in the net -> (least, greatest) value that the 8-bit scale covers there.
+Ranges = dict[str, tuple[float, float]]
+_INPUT, _POOLED = "input", "pooled"
+
+
+class _RoundedConv2d(nn.Conv2d):
+    weight_steps: int
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(input, rounded_weight(weight, self.weight_steps), bias)
+
+
+class _RoundedLinear(nn.Linear):
+    weight_steps: int
+
+    def forward(self, input: Tensor) -> Tensor:
+        return nn.functional.linear(input, rounded_weight(self.weight, self.weight_steps), self.bias)
+
+
+def rounded_weight(weight: Tensor, steps: int = 127) -> Tensor:
+    """Round a weight [out, ...], each output channel with a scale of its own; gradients pass.
+
+    Args:
+        weight: of a layer.
+        steps: of the scale on either side of zero.
+    """
+    scale = weight.detach().flatten(1).abs().amax(1).clamp(min=1e-12) / steps
+    zero = torch.zeros_like(scale, dtype=torch.int32)
+    return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -steps, steps)
+
+
+def _rounded(x: Tensor, bounds: tuple[float, float]) -> Tensor:
+    scale, zero = scale_and_zero(*bounds)
+    return torch.fake_quantize_per_tensor_affine(x, scale, zero, 0, STEPS)
+
+
+def rounded_input(x: Tensor, ranges: Ranges) -> Tensor:
+    """Round what enters the net as the file does; unchanged where it stays in float32."""
+    return _rounded(x, ranges[_INPUT]) if _INPUT in ranges else x
+
+
+def observe(net: Classifier, batches: Iterable[Tensor], scheme: Scheme) -> Ranges:
+    """Return the range of every place whose values the file holds in 8 bits.
+
+    Args:
+        net: in evaluation mode.
+        batches: inputs [N, C, H, W]; gone through twice.
+        scheme: its rule ("minmax" in place of "entropy", which is not ours), and what stays in float32.
+    """
+    rule = "minmax" if scheme.rule == "entropy" else scheme.rule
+    inputs = list(batches)
+    seen: dict[str, Observed] = {}
+
+    def see(place: str, x: Tensor) -> None:
+        seen.setdefault(place, Observed()).see(x)
+
+    def count(place: str, x: Tensor) -> None:
+        seen[place].count(x)
+
+    for visit in (see, count):
+        with _visited(net, visit, scheme), torch.inference_mode():
+            for x in inputs:
+                net(x)
+    return {place: values.range(rule) for place, values in seen.items()}
+
+
+def stays_float(name: str, module: nn.Module, scheme: Scheme) -> bool:
+    """Return whether a scheme leaves a module in float32."""
+    return in_float_part(name, scheme) or (scheme.float_wide and is_wide(module))
+
+
+def in_float_part(name: str, scheme: Scheme) -> bool:
+    """Return whether the part of the net that a scheme leaves in float32 holds the module of a name."""
+    first = name.partition(".")[0] == "first_conv" or f"{name}.".startswith("blocks.0.")
+    return (scheme.float_first and first) or (scheme.float_last and name.startswith("classifier"))
+
+
+@contextlib.contextmanager
+def simulated(net: Classifier, ranges: Ranges, scheme: Scheme) -> Iterator[None]:
+    """Let a net round weights and activations while the block runs; gradients pass through the rounding.
+
+    Args:
+        net: is as before afterwards.
+        ranges: what :func:`observe` found by the same scheme.
+        scheme: what stays in float32, and the bits of the weights.
+    """
+    layers = [
+        module
+        for name, module in net.named_modules()
+        if type(module) in (nn.Conv2d, nn.Linear) and not stays_float(name, module, scheme)
+    ]
+
+    def rounded(place: str, x: Tensor) -> Tensor:
+        return _rounded(x, ranges[place])
+
+    try:
+        for layer in layers:
+            layer.weight_steps = scheme.weight_steps(layer)
+            layer.__class__ = _RoundedConv2d if isinstance(layer, nn.Conv2d) else _RoundedLinear
+        with _visited(net, rounded, scheme):
+            yield
+    finally:
+        for layer in layers:
+            layer.__class__ = nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear
+            del layer.weight_steps
+
+
+@contextlib.contextmanager
+def _visited(
+    net: Classifier, visit: Callable[[str, Tensor], Tensor | None], scheme: Scheme
+) -> Iterator[None]:
+    """Call ``visit`` with each place and its values while the block runs; what it returns replaces them."""
+
+    def into(place: str) -> Callable[[nn.Module, tuple[Any, ...]], Any]:
+        return lambda module, args: visit(place, args[0])
+
+    def out_of(place: str) -> Callable[[nn.Module, Any, Tensor], Any]:
+        return lambda module, args, y: visit(place, y)
+
+    float_adds = scheme.float_adds
+    handles = []
+    if not scheme.float_first:
+        handles.append(net.register_forward_pre_hook(into(_INPUT)))
+    if not scheme.float_last:
+        handles.append(net.classifier.register_forward_pre_hook(into(_POOLED)))
+    after_sum = False
+    for name, module in net.named_modules():
+        inside = in_float_part(name, scheme) and not name.endswith(
+            "point_linear"
+        )  # whose output is read in 8 bits
+        if inside:
+            continue
+        if isinstance(module, ConvLayer):
+            handles.append(module.register_forward_hook(out_of(name)))
+        elif isinstance(module, ResidualBlock) and module.mobile_inverted_conv is not None:
+            if after_sum and float_adds:
+                place = f"{name}.in"
+                handles.append(module.mobile_inverted_conv.register_forward_pre_hook(into(place)))
+            after_sum = module.shortcut
+            if module.shortcut and not float_adds:
+                handles.append(module.register_forward_hook(out_of(name)))
+    if isinstance(net, ProxylessNAS) and after_sum and float_adds:
+        handles.append(net.feature_mix_layer.register_forward_pre_hook(into("feature_mix_layer.in")))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

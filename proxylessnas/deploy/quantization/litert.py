@@ -1,0 +1,54 @@
+"""INT8 in LiteRT's files, by its own quantiser, with ranges that we choose; in the converter's Python."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import ExportError
+from ..bundle import Subject
+from ..formats.base import ExportOptions
+from ..formats.litert import append_metadata, convert
+from ..formats.split_depthwise import split_depthwise
+from .fake_quant import in_float_part
+from .schemes import Scheme
+
+_RULES = ("minmax", "percentile", "mse")
+
+
+def schemes(target_isa: str) -> list[str]:
+    """Return the names of the schemes to try, the same for any target; each takes the converter's minute."""
+    names = ["mse+correct", "mse+correct+floatfirst", "mse+compensate+correct+floatfirst"]
+    return [f"{name}+floatwide" for name in names]
+
+
+def paired_weights(path: Path) -> None:
+    """Return None: which of XNNPACK's kernels run on which processor has not been looked at."""
+
+
+def write(
+    subject: Subject, path: Path, batches: Sequence[Tensor], scheme: Scheme, options: ExportOptions
+) -> None:
+    """Write an int8 file; see :class:`~.backends.Backend`."""
+    if scheme.rule not in _RULES or scheme.weight_bits != 8 or scheme.float_last:
+        raise ExportError(
+            f"LiteRT's quantiser has no scheme {scheme.name!r}: {', '.join(_RULES)}, with 8 bits, "
+            "floatfirst, floatadds and floatwide"
+        )
+    import numpy as np
+
+    first = [
+        name
+        for name, module in split_depthwise(subject.model).named_modules()
+        if isinstance(module, nn.Conv2d) and in_float_part(name, scheme)
+    ]
+    with tempfile.TemporaryDirectory(prefix="proxylessnas-int8-") as folder:
+        inputs = Path(folder) / "inputs.npy"
+        np.save(inputs, torch.cat(list(batches)).permute(0, 2, 3, 1).contiguous().numpy())
+        floats = [len(first), int(scheme.float_adds), int(scheme.float_wide)]
+        convert(subject, path, options, [scheme.rule, inputs, *floats])
+    append_metadata(path, {**subject.metadata(), "int8": scheme.name}, subject.categories)

@@ -1,0 +1,262 @@
+"""INT8 in ONNX files, by ONNX Runtime's own quantiser, with ranges that we choose."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import tempfile
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import ExportError, first_line, missing_extra
+from ...runtimes.onnx_graph import Proto, import_onnx
+from ..bundle import Subject
+from ..formats.base import ExportOptions
+from ..formats.onnx import FORMAT
+from ..formats.split_depthwise import MOST_WEIGHTS
+from .ranges import Observed
+from .schemes import Scheme
+
+#: What is computed in 8 bits; everything else (the mean over the last map, say) stays in float32.
+_KINDS = (
+    "Conv", "Gemm", "MatMul", "Add", "Clip", "Relu", "MaxPool", "AveragePool", "Concat", "Slice", "Split",
+    "Pad", "Reshape", "Transpose",
+)  # fmt: skip
+_WEIGHTED = ("Conv", "Gemm", "MatMul")
+_AT_ONCE = 4  # pictures a run: all activations of a run are in memory
+
+
+def schemes(target_isa: str) -> list[str]:
+    """Return the names of the schemes to try for a target."""
+    names = ["minmax+correct", "mse+correct", "mse+correct+floatfirst", "mse+compensate+correct+floatfirst"]
+    return ["minmax", *names] if target_isa == "vnni" else [f"{name}+7bit" for name in names]
+
+
+def paired_weights(path: Path) -> dict[str, Tensor]:
+    """Return the weights that are not those of depthwise convolutions; see :class:`~.backends.Backend`."""
+    onnx = import_onnx()
+    graph = onnx.load(str(path)).graph
+    made_by = {output: node for node in graph.node for output in node.output}
+    constants = {value.name: value for value in graph.initializer}
+    found = {}
+    for node in graph.node:
+        if node.op_type not in _WEIGHTED:
+            continue
+        dequantised = made_by.get(node.input[1])
+        value = constants.get(dequantised.input[0]) if dequantised is not None else None
+        if value is None or value.data_type != onnx.TensorProto.INT8:  # it stays in float32
+            continue
+        if _is_depthwise(node, value):
+            continue
+        assert dequantised is not None
+        axis = next((entry.i for entry in dequantised.attribute if entry.name == "axis"), 1)
+        found[node.name] = torch.from_numpy(onnx.numpy_helper.to_array(value).copy()).movedim(axis, 0)
+    return found
+
+
+def write(
+    subject: Subject, path: Path, batches: Sequence[Tensor], scheme: Scheme, options: ExportOptions
+) -> None:
+    """Write an int8 file; see :class:`~.backends.Backend`."""
+    onnx = import_onnx()
+    library()
+    exact = path.with_name(f"{path.stem}-exact.onnx")
+    FORMAT.write(subject, exact, options)
+    proto = onnx.shape_inference.infer_shapes(onnx.load(str(exact)))
+    exact.unlink()
+    at_once = options.batch_size or _AT_ONCE
+    inputs = [
+        part for x in batches for part in x.split(at_once) if len(part) == at_once or not options.batch_size
+    ]
+    with _quiet():
+        try:
+            if scheme.rule == "entropy":
+                ranges = _entropy(proto, inputs)
+            else:
+                ranges = _observed(proto, inputs, scheme.rule)
+            made = _quantised(proto, ranges, scheme)
+        except ExportError:
+            raise
+        except Exception as e:  # the quantiser raises anything
+            raise ExportError(
+                f"{subject.name}: ONNX Runtime cannot quantise the net ({first_line(e)})"
+            ) from e
+    if scheme.float_adds:
+        _keep_sums(made)
+    onnx.helper.set_model_props(made, {**subject.metadata(), "int8": scheme.name})
+    onnx.checker.check_model(made)
+    path.write_bytes(made.SerializeToString())
+
+
+def library() -> Any:
+    """Return ONNX Runtime's quantiser.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        return import_module("onnxruntime.quantization")
+    except Exception as e:  # a broken install raises anything
+        raise missing_extra("onnxruntime", "INT8 in ONNX files", extra="onnx") from e
+
+
+def _quantised(proto: Proto, ranges: dict[str, tuple[float, float]], scheme: Scheme) -> Proto:
+    import numpy as np
+
+    ort = library()
+    quantizer: Any = import_module("onnxruntime.quantization.qdq_quantizer").QDQQuantizer
+    data = ort.calibrate.TensorsData(
+        ort.CalibrationMethod.MinMax,
+        {name: (np.float32(low), np.float32(high)) for name, (low, high) in ranges.items()},
+    )
+    unsigned, signed = (import_onnx().TensorProto.UINT8, import_onnx().TensorProto.INT8)
+    whole = {"axis": 0, "quant_type": ort.QuantType.QInt8, "symmetric": True, "reduce_range": False}
+    made = quantizer(
+        proto,
+        per_channel=True,
+        reduce_range=scheme.weight_bits == 7,
+        weight_qType=signed,
+        activation_qType=unsigned,
+        tensors_range=data,
+        nodes_to_quantize=[],
+        nodes_to_exclude=_excluded(proto, scheme),
+        op_types_to_quantize=list(_KINDS),
+        extra_options={
+            # Logits in 8 bits would tie.
+            "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"],
+            "TensorQuantOverrides": {name: [whole] for name in _depthwise_weights(proto)},
+        },
+    )
+    made.quantize_model()
+    made.model.topological_sort()
+    return made.model.model
+
+
+def _excluded(proto: Proto, scheme: Scheme) -> list[str]:
+    """Return the names of the nodes that stay in float32."""
+    nodes = list(proto.graph.node)
+    names = [node.name for node in nodes if node.op_type == "Add"] if scheme.float_adds else []
+    weighted = [node for node in nodes if node.op_type in _WEIGHTED]
+    if scheme.float_last:
+        names.append(weighted[-1].name)
+    if scheme.float_wide:
+        names += [node.name for node in weighted if _is_wide(node)]
+    if scheme.float_first:
+        ours = [node.name for node in nodes if node.name.startswith(("stem.", "block0."))]
+        names += ours or [weighted[0].name]
+    return names
+
+
+def _depthwise_weights(proto: Proto) -> list[str]:
+    """Return the names of the weights of depthwise convolutions, which keep 8 bits in every scheme."""
+    constants = {value.name: value for value in proto.graph.initializer}
+    weighted = [(node, constants.get(node.input[1])) for node in proto.graph.node if node.op_type == "Conv"]
+    return [node.input[1] for node, value in weighted if value is not None and _is_depthwise(node, value)]
+
+
+def _is_depthwise(node: Any, weight: Any) -> bool:
+    group = next((entry.i for entry in node.attribute if entry.name == "group"), 1)
+    return node.op_type == "Conv" and group == weight.dims[0] > 1 == weight.dims[1]
+
+
+def _is_wide(node: Any) -> bool:
+    known = {attribute.name: attribute for attribute in node.attribute}
+    return node.op_type == "Conv" and known["group"].i > 1 and prod(known["kernel_shape"].ints) > MOST_WEIGHTS
+
+
+def _keep_sums(proto: Proto) -> None:
+    """Let each sum read the sum before it in float32, instead of what is rounded for the convolutions."""
+    producers = {output: node for node in proto.graph.node for output in node.output}
+    for node in proto.graph.node:
+        if node.op_type != "Add":
+            continue
+        for i, name in enumerate(node.input):
+            dequantised = producers.get(name)
+            if dequantised is None or dequantised.op_type != "DequantizeLinear":
+                continue
+            quantised = producers.get(dequantised.input[0])
+            source = producers.get(quantised.input[0]) if quantised is not None else None
+            if source is not None and source.op_type == "Add":
+                assert quantised is not None
+                node.input[i] = quantised.input[0]
+
+
+def _observed(proto: Proto, inputs: Sequence[Tensor], rule: str) -> dict[str, tuple[float, float]]:
+    """Return the range of every float32 tensor that is no constant."""
+    onnx = import_onnx()
+    ort: Any = import_module("onnxruntime")
+    watched = onnx.ModelProto()
+    watched.CopyFrom(proto)
+    graph = watched.graph
+    outputs = {value.name for value in graph.output}
+    constants = {value.name for value in graph.initializer}
+    floats = [
+        value
+        for value in graph.value_info
+        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT and value.name not in constants
+    ]
+    graph.output.extend(value for value in floats if value.name not in outputs)
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = torch.get_num_threads()
+    # Fused operations would not show their insides.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(watched.SerializeToString(), options, ["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    entry = session.get_inputs()[0].name
+    seen = {name: Observed() for name in [entry, *names]}
+    for visit in (Observed.see, Observed.count):
+        for x in inputs:
+            visit(seen[entry], x.float())
+            for name, values in zip(names, session.run(names, {entry: x.numpy()}), strict=True):
+                visit(seen[name], torch.from_numpy(values))
+    return {name: values.range(rule) for name, values in seen.items()}
+
+
+def _entropy(proto: Proto, inputs: Sequence[Tensor]) -> dict[str, tuple[float, float]]:
+    """Return the ranges that ONNX Runtime's entropy calibration chooses."""
+    ort = library()
+    entry = proto.graph.input[0].name
+    with tempfile.TemporaryDirectory(prefix="proxylessnas-int8-") as folder:
+        path = Path(folder) / "float.onnx"
+        path.write_bytes(proto.SerializeToString())
+        calibrator = ort.calibrate.create_calibrator(
+            path,
+            list(_KINDS),
+            augmented_model_path=str(Path(folder) / "watched.onnx"),
+            calibrate_method=ort.CalibrationMethod.Entropy,
+        )
+        calibrator.collect_data(_Reader(entry, [x for x in inputs if len(x) == len(inputs[0])]))
+        found = calibrator.compute_data()
+    return {name: (float(data.range_value[0]), float(data.range_value[1])) for name, data in found.items()}
+
+
+class _Reader:
+    """Hands calibration pictures to ONNX Runtime."""
+
+    def __init__(self, entry: str, inputs: Sequence[Tensor]) -> None:
+        self._inputs: Iterator[dict[str, Any]] = ({entry: x.numpy()} for x in inputs)
+
+    def get_next(self) -> dict[str, Any] | None:
+        """Return the next batch, or None."""
+        return next(self._inputs, None)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what the quantiser prints and logs about its own insides from the terminal."""
+    logger = logging.getLogger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)

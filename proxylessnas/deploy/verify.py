@@ -1,0 +1,224 @@
+"""Proof that a file computes what the net does: both on the same inputs, at several batch sizes."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data.folders import pictures_below
+from ..data.images import load_image
+from ..data.named import load_digits
+from ..data.transforms import Preprocessing
+from ..errors import DataError, ExportError
+from .bundle import Subject
+from .formats.base import ExportOptions, Program
+
+# DOC proxylessnas.deploy.proof_pictures: """The pictures that a file is proven with: the caller's, or those that come with this package."""
+
+#: Pictures a call where the file leaves that open.
+BATCHES = (1, 2, 7)
+#: How far a float file's outputs may be off, times the largest output of the net (or 1, if that is less).
+TOLERANCE = 1e-4
+#: The same for a file that resizes pictures itself: runtimes round a pixel in thousands differently.
+PIXEL_TOLERANCE = 0.02
+_CALLS = 2  # a batch size and kind of input
+_RANDOM = 7  # random inputs
+
+
+@dataclass(frozen=True)
+class ParityRow:
+    """A file against its net, on one kind of input at one batch size.
+
+    Attributes:
+        inputs: "pictures" or "random numbers".
+        batch: pictures a call.
+        n: pictures in all.
+        difference: largest absolute difference of an output.
+        largest: largest absolute output of the net.
+        agreement: share of the pictures that both give the same class, 0 to 1; None for embeddings.
+    """
+
+    inputs: str
+    batch: int
+    n: int
+    difference: float
+    largest: float
+    agreement: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return dataclasses.asdict(self)
+
+
+def compare(
+    subject: Subject, program: Program, options: ExportOptions, pictures: ProofPictures
+) -> tuple[ParityRow, ...]:
+    """Run a file and its net on the same inputs.
+
+    Args:
+        subject: the net.
+        program: the file in its own runtime.
+        options: what the file was written with.
+        pictures: the real ones.
+
+    Raises:
+        ExportError: the file cannot be run, gives outputs of another shape, or the net's own are not finite.
+    """
+    rows = []
+    for batch in (options.batch_size,) if options.batch_size else BATCHES:
+        for inputs, calls in _calls(subject, options, pictures, batch):
+            results = [_both(subject, program, x, y) for x, y in calls]
+            rows.append(_row(inputs, batch, results, subject.model.num_classes > 0))
+    return tuple(rows)
+
+
+def check(rows: Sequence[ParityRow], tolerance: float, what: str) -> None:
+    """Refuse a file that computes something else than its net.
+
+    Raises:
+        ExportError: an output is off by more than ``tolerance`` times the largest output of the net (or 1, if
+            that is less); the message says where and by how much.
+    """
+    for row in rows:
+        limit = tolerance * max(1.0, row.largest)
+        if not row.difference <= limit:  # a NaN, too
+            raise ExportError(
+                f"{what} does not compute what the net does: on {row.inputs} at batch {row.batch} an output "
+                f"is off by {row.difference:.3g}, more than {limit:.3g} ({tolerance:g} times the largest "
+                "output); nothing was kept. tolerance (--tolerance) sets the limit"
+            )
+
+
+def _calls(
+    subject: Subject, options: ExportOptions, pictures: ProofPictures, batch: int
+) -> Iterator[tuple[str, list[tuple[Tensor, Tensor]]]]:
+    """Yield kinds of input, each with calls: (what the file takes, what the net takes)."""
+    draw = torch.Generator().manual_seed(0)
+    count = batch * (_CALLS if batch > 1 else 2 * _CALLS)
+    if options.uint8_input:
+        transform = pictures.preprocessing.build()
+        photos = [_shifted(pictures.pixels[i % len(pictures.pixels)], batch) for i in range(2 * _CALLS)]
+        side = pictures.preprocessing.resize
+        noise = [torch.randint(0, 256, (batch, 3, side + 31, side + 7), generator=draw, dtype=torch.uint8)]
+        for name, all_pixels in (("pictures", photos), ("random numbers", noise)):
+            yield name, [(pixels, transform(pixels)) for pixels in all_pixels]
+        return
+    real = pictures.inputs(subject.input_size[0])
+    real = real[torch.arange(count) % len(real)]
+    random = torch.randn(max(_RANDOM, batch), *subject.input_size, generator=draw)[: max(batch, 2)]
+    for name, x in (("pictures", real), ("random numbers", random)):
+        yield name, [(part, part) for part in x.split(batch) if len(part) == batch]
+
+
+def _shifted(picture: Tensor, batch: int) -> Tensor:
+    """Return a batch of equally large pictures: one, moved sideways."""
+    return torch.stack([picture.roll(3 * i, dims=-1) for i in range(batch)])
+
+
+def _both(subject: Subject, program: Program, given: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the outputs of the net and of the file."""
+    with torch.inference_mode():
+        expected = subject.model(x).float()
+    if not expected.isfinite().all():
+        raise ExportError(f"{subject.name}: the net's own outputs are not finite; its weights are damaged")
+    found = program(given).float()
+    if found.shape != expected.shape:
+        raise ExportError(f"the file gives outputs of {list(found.shape)}, the net of {list(expected.shape)}")
+    return expected, found
+
+
+def _row(inputs: str, batch: int, results: Sequence[tuple[Tensor, Tensor]], classes: bool) -> ParityRow:
+    expected, found = (torch.cat(parts) for parts in zip(*results, strict=True))
+    agreement = None
+    if classes:
+        agreement = float((expected.argmax(1) == found.argmax(1)).double().mean())
+    difference = float((expected - found).abs().max())  # a NaN anywhere makes it NaN
+    return ParityRow(inputs, batch, len(expected), difference, float(expected.abs().max()), agreement)
+
+
+#: So many pictures prove a file: two calls of the largest batch.
+MOST = 14
+#: Of a checkout; a wheel has none.
+_EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "photos"
+
+
+@dataclass(frozen=True, eq=False)
+class ProofPictures:
+    """Pictures, and where they are from.
+
+    Attributes:
+        pixels: uint8 [3, H, W] each, of different sizes.
+        source: in words, for the report.
+        preprocessing: the net's; where that is not known, its input size with the usual numbers.
+    """
+
+    pixels: tuple[Tensor, ...]
+    source: str
+    preprocessing: Preprocessing
+
+    def inputs(self, channels: int) -> Tensor:
+        """Return what the net takes, [N, channels, side, side]; of other channels than three, grey."""
+        transform = self.preprocessing.build()
+        x = torch.stack([transform(picture) for picture in self.pixels])
+        return x if channels == 3 else x.mean(1, keepdim=True).repeat(1, channels, 1, 1)
+
+
+def proof_pictures(
+    subject: Subject, images: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | None = None
+) -> ProofPictures:
+    """Return pictures to prove a file with.
+
+    Args:
+        subject: the net.
+        images: a folder (searched below, too), or files; at most :data:`MOST` are taken, spread evenly. None
+            takes the photos among this project's examples, or else the digits that come with the package.
+
+    Raises:
+        DataError: no pictures are there.
+        ImageError: a picture cannot be read; the message names it.
+    """
+    known = subject.preprocessing
+    side = subject.input_size[1]
+    preprocessing = known if known is not None else Preprocessing(side, side)
+    transform = preprocessing.build()
+    files, source = _files(images)
+    if files:
+        pixels = [transform._from_pil(load_image(file)) for file in files]
+        return ProofPictures(tuple(pixels), source, preprocessing)
+    digits = load_digits()[0][:MOST, None].expand(-1, 3, -1, -1)
+    return ProofPictures(tuple(digits), "handwritten digits of this package", preprocessing)
+
+
+def _files(
+    images: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | None,
+) -> tuple[list[str], str]:
+    """Return picture files, and where they are from; none where there is nothing but the digits."""
+    if images is None:
+        if not _EXAMPLES.is_dir():
+            return [], ""
+        found = [os.path.join(_EXAMPLES, name) for name in pictures_below(os.fspath(_EXAMPLES))]
+        return _spread(found), "photos of examples/photos"
+    if isinstance(images, (str, os.PathLike)):
+        folder = os.fspath(images)
+        if os.path.isfile(folder):
+            return [folder], f"the picture {folder}"
+        found = [os.path.join(folder, name) for name in pictures_below(folder)]
+        if not found:
+            raise DataError(f"{folder}: no pictures in it")
+        return _spread(found), f"pictures of {folder}"
+    found = [os.fspath(file) for file in images]
+    if not found:
+        raise DataError("the list of pictures to prove the file with is empty")
+    return _spread(found), "the pictures given"
+
+
+def _spread(files: Sequence[str]) -> list[str]:
+    count = min(len(files), MOST)
+    return [files[i * len(files) // count] for i in range(count)]

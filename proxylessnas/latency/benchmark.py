@@ -1,0 +1,271 @@
+"""Compare nets on this machine: all of them, under all settings, in one interleaved run.
+
+Latencies that were measured one after another are not comparable on a machine whose clock rate and neighbours
+change by the minute. So every round gives every model under every setting one short window, in a fresh random
+order, and what counts is a low quantile over all of them (:mod:`.session`, :mod:`.timing`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import itertools
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import LatencyError
+from ..runtimes.files import file_runtimes
+from ..runtimes.settings import Settings
+from ..utils.files import write_atomically
+from ..utils.text import csv_text
+from .benchmark_models import PEERS, SPECIALISED, BenchNet, open_nets
+from .measurement import Timing
+from .plots_bench import accuracy_panels, describe, panels_png
+from .session import Item, MeasurementSession, Progress
+
+if TYPE_CHECKING:
+    from ..arch.arch import Arch
+    from ..arch.tree import TreeArch
+
+_PROCESSES_UP_TO = 24
+_WINDOW_S = 0.05  # many short windows tell more than a few long ones
+_LONGER = 2.0  # than asked for, until the latencies are certain
+_START_S = 4.0
+
+
+@dataclass(frozen=True)
+class BenchRow:
+    """A net under one setting."""
+
+    net: BenchNet
+    timing: Timing
+
+    @property
+    def setting(self) -> str:
+        """The setting in words, as in "torch, 2 threads, batch 1"."""
+        return describe(self.timing.conditions)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it flat, as JSON values: a line of the CSV file."""
+        net, t = self.net, self.timing
+        c = t.conditions
+        return {
+            "net": net.name,
+            "peer": net.peer,
+            "runtime": c.runtime,
+            "device": c.device,
+            "threads": c.threads,
+            "batch": c.batch_size,
+            "dtype": c.dtype,
+            "memory_format": c.memory_format,
+            "cuda_graph": c.cuda_graph,
+            "input_size": t.input_size[1],
+            "undisturbed_ms": round(t.undisturbed_ms, 4),
+            "uncertainty": round(t.uncertainty, 5) if math.isfinite(t.uncertainty) else "",
+            "disturbance": round(t.disturbance, 4),
+            "median_ms": round(t.median_ms, 4),
+            "p10_ms": round(t.p10_ms, 4),
+            "p90_ms": round(t.p90_ms, 4),
+            "runs": t.runs,
+            "noise": "; ".join(t.noise),
+            "images_per_second": round(t.images_per_second, 2),
+            "params": net.params,
+            "macs": net.macs,
+            "top1": net.top1,
+            "top1_status": net.top1_status,
+            "top1_source": net.top1_source,
+            "top1_dataset": net.dataset,
+            "device_name": c.device_name,
+            "allocator": c.allocator,
+            "versions": ", ".join(f"{name} {version}" for name, version in c.versions.items()),
+            "date": t.date,
+        }
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The result of :func:`bench`.
+
+    Attributes:
+        rows: setting by setting, in it net by net, as they were named.
+        notes: what was left out, and why.
+        rounds: how often each was measured.
+    """
+
+    rows: tuple[BenchRow, ...]
+    notes: tuple[str, ...]
+    rounds: int
+
+    def write_csv(self, path: str | os.PathLike[str]) -> None:
+        """Write a line a row, with machine, versions and date.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        lines = [row.to_dict() for row in self.rows]
+        text = csv_text(list(lines[0]), [list(line.values()) for line in lines])
+        write_atomically(Path(path), text.encode("utf-8", "backslashreplace"))
+
+    def write_png(self, path: str | os.PathLike[str]) -> None:
+        """Draw accuracy against latency, a panel a setting; bars of latency where no accuracy is known.
+
+        Left out are nets whose accuracy is not known while that of others is, or is one on other pictures.
+
+        Raises:
+            DataError: there are over 12 settings.
+            MissingExtraError: matplotlib is not installed.
+            OSError: the file cannot be written.
+        """
+        panels_png(accuracy_panels(row.to_dict() for row in self.rows), path)
+
+
+def bench(
+    nets: Iterable[str | os.PathLike[str] | Arch | TreeArch] = SPECIALISED,
+    *,
+    runtimes: Sequence[str] = ("torch",),
+    threads: Sequence[int] = (1,),
+    batches: Sequence[int] = (1,),
+    device: str = "cpu",
+    dtype: str = "float32",
+    memory_format: str = "channels_last",
+    cuda_graph: bool = False,
+    image_size: int | None = None,
+    peers: Sequence[str] = PEERS,
+    rounds: int = 7,
+    seconds: float = 0.3,
+    seed: int = 0,
+    imports: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Bench:
+    """Measure nets x runtimes x threads x batches in one interleaved run.
+
+    Each setting has a process of its own, of which only one works at a time.
+
+    Args:
+        nets: of the zoo, files with an architecture, architectures, "torchvision/NAME" or "timm/NAME"; by
+            default the authors' four. Also exported files (:mod:`.files`), each measured in those of
+            ``runtimes`` that read it, or else in its own.
+        runtimes: see :data:`~proxylessnas.runtimes.settings.RUNTIMES`.
+        threads: sizes of the thread pool, on a CPU; on a GPU only the first counts, which a note says.
+        batches: pictures a call.
+        device: "cpu" or "cuda".
+        dtype: of weights and input.
+        memory_format: of weights and input, for PyTorch's runtimes.
+        cuda_graph: replay a captured graph (runtime "torch" on a GPU).
+        image_size: side of the input in pixels; None takes each net's own. Accuracies that belong to another
+            size are left out.
+        peers: other libraries' nets that are measured too if there is an ImageNet net among ``nets``; () for
+            none.
+        rounds: how often each model is measured under each setting, at least.
+        seconds: ``rounds`` times this is how long each is measured in all, at least; up to twice as long
+            where its latency is not certain to 1 % by then. It is shared out to windows of 0.05 s.
+        seed: of the order.
+        imports: modules that the measuring processes import first, which register operations.
+        progress: told (seconds done, seconds in all, what is being done).
+
+    Raises:
+        LatencyError: a setting makes no sense, or nothing could be measured.
+        UnknownModelError, ArchError: there is no such net.
+        MissingExtraError: a runtime, or the library of a net, is not installed.
+    """
+    if rounds < 1 or seconds <= 0:
+        raise LatencyError(f"rounds ({rounds}) and seconds ({seconds:g}) must be positive")
+    counts, said = _thread_counts(threads, device)
+    asked = [
+        Settings(runtime, device, count, size, dtype, memory_format, cuda_graph)
+        for runtime, count, size in itertools.product(dict.fromkeys(runtimes), counts, dict.fromkeys(batches))
+    ]
+    if not asked:
+        raise LatencyError("no setting to measure: runtimes, threads and batches need a value each")
+    _check_count(asked)
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="proxylessnas-")))
+        entries, notes = open_nets(nets, folder, image_size=image_size, peers=peers)
+        if not entries:
+            raise LatencyError("no net to measure")
+        plan = _plan(asked, entries)
+        _check_count(plan)
+        items = [
+            Item(_subject(settings, i), entries[i].spec, settings, seconds=min(seconds, _WINDOW_S))
+            for settings, chosen in plan.items()
+            for i in chosen
+        ]
+        session = MeasurementSession(
+            items, imports=tuple(imports), seed=seed, keep_going=True, progress=progress
+        )
+        least = max(rounds, round(rounds * seconds / _WINDOW_S))
+        windows_s = max(seconds * rounds, _WINDOW_S) * len(items)
+        session.run(
+            _LONGER * windows_s + _START_S * len(plan), processes=1, least_rounds=least, least_seconds=0.0
+        )
+        rows, failed = _measured(entries, plan, session)
+        return Bench(tuple(rows), (*said, *notes, *failed), session.rounds)
+
+
+def _check_count(asked: Sized) -> None:
+    if len(asked) > _PROCESSES_UP_TO:
+        raise LatencyError(
+            f"{len(asked)} settings (runtimes x threads x batches) need as many processes at a time; "
+            f"{_PROCESSES_UP_TO} are the limit: measure them in several runs"
+        )
+
+
+def _plan(asked: Sequence[Settings], nets: Sequence[BenchNet]) -> dict[Settings, list[int]]:
+    """Return which nets are measured under which setting.
+
+    An exported file is measured in the runtimes that read it; if none of them is asked for, in its own.
+    """
+    plan: dict[Settings, list[int]] = {settings: [] for settings in asked}
+    for i, net in enumerate(nets):
+        reading = file_runtimes(net.spec.text) if net.spec.kind == "file" else None
+        its = [settings for settings in asked if reading is None or settings.runtime in reading]
+        if not its and reading:
+            its = [dataclasses.replace(s, runtime=reading[0], cuda_graph=False) for s in asked]
+        for settings in dict.fromkeys(its):
+            plan.setdefault(settings, []).append(i)
+    return {settings: chosen for settings, chosen in plan.items() if chosen}
+
+
+def _thread_counts(threads: Sequence[int], device: str) -> tuple[list[int], list[str]]:
+    """Return the thread counts that make a difference on a device, and what a user should know about that."""
+    counts = list(dict.fromkeys(threads))
+    if device == "cpu" or len(counts) < 2:
+        return counts, []
+    left_out = ", ".join(map(str, counts[1:]))
+    return counts[:1], [
+        f"threads are of a CPU: with device {device} nothing is measured for {left_out} threads"
+    ]
+
+
+def _measured(
+    nets: Sequence[BenchNet], plan: Mapping[Settings, Sequence[int]], session: MeasurementSession
+) -> tuple[list[BenchRow], list[str]]:
+    """Return the rows of a session, setting by setting, and what to say of those that failed.
+
+    Raises:
+        LatencyError: nothing could be measured.
+    """
+    date = datetime.date.today().isoformat()
+    rows, failed = [], dict[tuple[str, str], list[str]]()
+    for settings, chosen in plan.items():
+        for i in chosen:
+            net, name = nets[i], _subject(settings, i)
+            if name in session.failed:
+                failed.setdefault((net.name, str(session.failed[name])), []).append(describe(settings))
+                continue
+            found, conditions = session.measured[name], session.conditions(settings)
+            rows.append(BenchRow(net, Timing.of(found, conditions, net.spec.input_size, date)))
+    notes = [f"{name} is left out ({'; '.join(where)}): {reason}" for (name, reason), where in failed.items()]
+    if not rows:
+        raise LatencyError("nothing could be measured:\n  " + "\n  ".join(notes))
+    return rows, notes
+
+
+def _subject(settings: Settings, i: int) -> str:
+    return f"{i} {describe(settings)} {settings.dtype} {settings.memory_format}"

@@ -1,0 +1,314 @@
+"""Build a latency table: measure operations and whole models here, fit, and check against other models.
+
+1. Each operation's own time. A runtime whose operations can be timed inside a whole model (``torch``) is
+   timed there, in random models, so between real neighbours and with real caches. For the others each
+   operation is a model of its own.
+2. Random whole models, end to end: some to fit the entries on, others to check them with. Operations and
+   models are measured in one session (:mod:`.session`), interleaved with each other and with a reference.
+3. Entries, fitted so that sums are the latencies of whole models (:mod:`.fitting`).
+4. A check on the models that were not used so far (:mod:`.agreement`), which also says what this machine
+   allows: how far two runs of the same models agree.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..arch.arch import Arch
+from ..arch.op_key import OpKey, arch_keys, space_keys
+from ..arch.space import SearchSpace
+from ..arch.spaces import read_space
+from ..errors import LatencyError, shown
+from ..runtimes.base import NetSpec
+from ..runtimes.settings import Settings
+from .fit import fit_entries
+from .journal import Journal
+from .measurement import UNDISTURBED, Measurement, quantile
+from .metrics import Validation, judge
+from .random_nets import random_nets, too_few
+from .session import REFERENCE, Item, MeasurementSession, Progress
+from .table import Entry, LatencyTable
+from .table_io import conditions_to_dict
+from .validate import check_count, compared, model_spec
+
+# DOC proxylessnas.latency.plan: """What is to be measured for a latency table: models, operations, and the time for them."""
+
+#: Uncertainty of the latencies a table is made of, as a share.
+LIMIT = 0.004
+
+
+def build_table(
+    space: SearchSpace | str | Path,
+    *,
+    runtime: str = "torch",
+    device: str = "cpu",
+    threads: int = 1,
+    batch_size: int = 1,
+    dtype: str = "float32",
+    memory_format: str = "channels_last",
+    cuda_graph: bool = False,
+    path: str | os.PathLike[str] | None = None,
+    nets: int | None = None,
+    validation_nets: int = 30,
+    minutes: float | None = None,
+    seed: int = 0,
+    extra: Sequence[Arch] = (),
+    imports: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> LatencyTable:
+    """Measure a latency table of a search space on this machine.
+
+    With a ``path`` every round is kept next to it (``PATH.part``): the same call goes on from there after
+    Ctrl-C, a kill or a crash.
+
+    Args:
+        space: a space, the name of one, or a .toml file; see :func:`~proxylessnas.arch.space.read_space`.
+        runtime: one of :data:`~proxylessnas.runtimes.settings.RUNTIMES`.
+        device: "cpu" or "cuda".
+        threads: of the runtime's pool, on a CPU.
+        batch_size: images a call.
+        dtype: of weights and input.
+        memory_format: of weights and input, for torch.
+        cuda_graph: replay CUDA graphs (device "cuda", runtime "torch").
+        path: where to write the table; None returns it only.
+        nets: whole models to fit it on; by default 2.2 for each operation, 40 to 240.
+        validation_nets: other models to evaluate it with; 0 leaves the table unvalidated, and a search
+            refuses it.
+        minutes: about how long it may take at most, 8 by default; it ends earlier where the latencies are
+            certain earlier. A few rounds are made all the same, which takes longer where loading a model
+            takes long (compiling, lowering for a phone): ``nets`` says how many there are.
+        seed: of the random models.
+        extra: models outside the space whose operations are to be in the table as well. How long such a
+            model takes as a whole is not used.
+        imports: names of modules to import first in the measuring processes, which register operations.
+        progress: called with (seconds done, seconds in all, what is being done).
+
+    Returns:
+        The table, with 100 % of the space's operations and its validation.
+
+    Raises:
+        LatencyError: it cannot be measured so; the journal belongs to other options or to another machine.
+        MissingExtraError: the runtime's library is not installed.
+    """
+    settings = Settings(runtime, device, threads, batch_size, dtype, memory_format, cuda_graph)
+    space = space if isinstance(space, SearchSpace) else read_space(space)
+    plan = Plan(space, settings, nets, validation_nets, minutes, seed, tuple(extra))
+    request = {
+        "settings": settings.to_dict(), "imports": list(imports), "statistic": "undisturbed",
+        **plan.request(),
+    }  # fmt: skip
+    with Journal(path, request) as journal:
+        session = MeasurementSession(
+            plan.items(), imports=imports, journal=journal, seed=seed, progress=progress
+        )
+        session.run(plan.budget_s, limit=LIMIT, processes=plan.processes)
+        table = _table(plan, session)
+        if validation_nets:
+            table = table.with_validation(_validated(plan, session, table).to_dict())
+        if path is not None:
+            table.save(path)
+            journal.remove()
+        if progress is not None:
+            progress(round(session.spent_s), round(session.spent_s), "done")
+    return table
+
+
+def _table(plan: Plan, session: MeasurementSession) -> LatencyTable:
+    """Fit the entries to what was measured."""
+    own = _own_times(plan, session)
+    measured = [
+        (arch_keys(plan.space.arch(picks)), session.measured[f"net {i}"].undisturbed_ms)
+        for i, picks in enumerate(plan.drawn)
+    ]
+    fit = fit_entries({key: entry.ms for key, entry in own.items()}, measured)
+    entries = {}
+    for key, entry in own.items():
+        ms = fit.costs_ms[key]
+        share = ms / entry.ms
+        assert entry.p10_ms is not None
+        assert entry.p90_ms is not None
+        entries[key] = Entry(ms, share * entry.p10_ms, share * entry.p90_ms, entry.runs, "fitted")
+    return LatencyTable(
+        session.conditions(plan.settings),
+        entries,
+        space=plan.space,
+        offset_ms=fit.offset_ms,
+        statistic="undisturbed",
+        method={
+            "own_times": "each operation inside random nets" if session.parts else "each operation alone",
+            "nets": len(plan.drawn),
+            "seed": plan.seed,
+            "minutes": round(session.spent_s / 60, 2),
+            **described(session, plan.space.arch(plan.drawn[0])),
+            "fit": {
+                "left_out_rmspe_percent": fit.loo_percent,
+                "strength": fit.strength,
+                "terms": list(fit.terms),
+                "scale": fit.scale,
+                "outliers": fit.outliers,
+            },
+        },
+    )
+
+
+def described(session: MeasurementSession, reference: Arch) -> dict[str, object]:
+    """Return what a table keeps of its session: the reference, the uncertainty, how disturbed it was."""
+    found = session.measured[REFERENCE]
+    every = [m.median_ms / m.undisturbed_ms for m in session.measured.values()]
+    return {
+        "reference": {"net": str(reference), "ms": found.undisturbed_ms, "median_ms": found.median_ms},
+        "uncertainty_percent": round(100 * session.uncertainty(), 3),
+        "disturbance": round(statistics.median(every), 3),
+        "rounds": sum(len(m.windows) for m in session.measured.values()) // len(session.measured),
+        "processes": session.processes,
+    }
+
+
+def _own_times(plan: Plan, session: MeasurementSession) -> dict[OpKey, Entry]:
+    """Return each operation's own time, in the order of the plan."""
+    if not session.parts:
+        return {key: _alone(session.measured[f"op {key}"]) for key in plan.all_keys}
+    times: dict[str, list[float]] = {str(key): [] for key in plan.all_keys}
+    runs: dict[str, int] = dict.fromkeys(times, 0)
+    for parts in session.parts.values():
+        for text, ms in parts:
+            times[text].append(quantile(ms, UNDISTURBED))
+            runs[text] += len(ms)
+    own = {}
+    for key in plan.all_keys:
+        every = times[str(key)]
+        low, high = quantile(every, 0.1), quantile(every, 0.9)
+        own[key] = Entry(statistics.median(every), low, high, runs[str(key)])
+    return own
+
+
+def _alone(found: Measurement) -> Entry:
+    runs = found.runs_ms
+    return Entry(found.undisturbed_ms, quantile(runs, 0.1), quantile(runs, 0.9), len(runs))
+
+
+def _validated(plan: Plan, session: MeasurementSession, table: LatencyTable) -> Validation:
+    """Evaluate the table on models that it was not fitted on."""
+    found = [session.measured[f"check {i}"] for i in range(len(plan.checked))]
+    evaluated = judge(
+        compared(table, plan.space, plan.checked, [m.undisturbed_ms for m in found]),
+        seed=plan.seed + 1,
+        conditions=table.conditions.describe(),
+        two_runs=[m.two_runs() for m in found],
+        disturbance=statistics.median(m.median_ms / m.undisturbed_ms for m in found),
+    )
+    return dataclasses.replace(
+        evaluated, measured_with=conditions_to_dict(table.conditions), space=plan.space.digest
+    )
+
+
+#: Measuring processes that share the work; fewer where there is little time.
+PROCESSES, FEW_PROCESSES = 4, 2
+LITTLE_MINUTES = 3.0
+DEFAULT_MINUTES = 8.0
+#: Models a table is fitted on: at least, and by default for each operation, and at most.
+LEAST_NETS = 24
+NETS_PER_OPERATION = 2.2
+MOST_NETS = 240
+_FEWEST_NETS = 5  # in a space that has hardly more
+#: Runtimes whose operations are timed inside whole models.
+_WITH_PARTS = ("torch",)
+
+
+class Plan:
+    """What is to be measured."""
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        settings: Settings,
+        nets: int | None,
+        validation_nets: int,
+        minutes: float | None,
+        seed: int,
+        extra: tuple[Arch, ...],
+    ) -> None:
+        least = max(LEAST_NETS, 2 * max(len(p.choices) for p in space.positions))
+        if nets is not None:
+            check_count("nets", nets, least)
+        check_count("validation_nets", validation_nets, 0)
+        check_count("seed", seed, 0, 2**63)
+        if minutes is not None and (
+            isinstance(minutes, bool) or not isinstance(minutes, (int, float)) or not 0 < minutes < 1e6
+        ):
+            raise LatencyError(f"minutes must be a positive number, not {shown(minutes)}")
+        if validation_nets == 1:
+            raise LatencyError("validation_nets must be 0 or at least 2")
+        for arch in extra:
+            arch_keys(arch)  # raises if it is not made of blocks
+        self.space, self.settings, self.seed, self.extra = space, settings, seed, extra
+        self.given, self.minutes = nets, minutes
+        self.budget_s = 60 * (minutes or DEFAULT_MINUTES)
+        self.processes = PROCESSES if self.budget_s >= 60 * LITTLE_MINUTES else FEW_PROCESSES
+        self.keys = space_keys(space)
+        self.all_keys = list(dict.fromkeys([*self.keys, *(key for arch in extra for key in arch_keys(arch))]))
+        wanted = nets or min(MOST_NETS, max(least, 40, math.ceil(NETS_PER_OPERATION * len(self.keys))))
+        self.drawn = random_nets(space, _leaving_some(space, wanted, validation_nets, seed), seed=seed)
+        if len(self.drawn) < _FEWEST_NETS:
+            raise too_few(space)
+        self.extra += self._never_drawn()
+        self.checked = []
+        if validation_nets:
+            self.checked = random_nets(space, validation_nets, seed=seed + 1, avoid=self.drawn)
+
+    def _never_drawn(self) -> tuple[Arch, ...]:
+        """Return models with the operations that none of the drawn ones has, for their parts."""
+        space, seen = self.space, set[OpKey]()
+        for picks in self.drawn:
+            seen.update(arch_keys(space.arch(picks)))
+        found = []
+        for position in space.positions:
+            for column in range(len(position.choices)):
+                picks = (*self.drawn[0][: position.index], column, *self.drawn[0][position.index + 1 :])
+                keys = arch_keys(space.arch(picks))
+                if not seen.issuperset(keys):
+                    seen.update(keys)
+                    found.append(space.arch(picks))
+        return tuple(found)
+
+    def request(self) -> dict[str, Any]:
+        """Return what a journal must agree with, as JSON values."""
+        return {
+            "space": self.space.digest,
+            "nets": self.given,
+            "validation_nets": len(self.checked),
+            "minutes": self.minutes,
+            "seed": self.seed,
+            "extra": [str(arch) for arch in self.extra],
+        }
+
+    def items(self) -> list[Item]:
+        """Return what a session measures: the reference, models to fit on and to check with, operations."""
+        settings, parts = self.settings, self.settings.runtime in _WITH_PARTS
+        archs = {f"net {i}": self.space.arch(picks) for i, picks in enumerate(self.drawn)}
+        found = [Item(REFERENCE, model_spec(archs["net 0"]), settings)]
+        found += [Item(name, model_spec(arch), settings, parts) for name, arch in archs.items()]
+        for i, picks in enumerate(self.checked):
+            found.append(Item(f"check {i}", model_spec(self.space.arch(picks)), settings))
+        if parts:
+            for i, arch in enumerate(self.extra):
+                found.append(Item(f"extra {i}", model_spec(arch), settings, parts))
+        else:
+            for key in self.all_keys:
+                spec = NetSpec("op", str(key), (key.in_channels, key.size, key.size))
+                found.append(Item(f"op {key}", spec, settings))
+        return found
+
+
+def _leaving_some(space: SearchSpace, wanted: int, others: int, seed: int) -> int:
+    """Return how many models to fit on, so that a space of few leaves others to check with."""
+    every = wanted + max(others, wanted // 2)
+    if space.count > 4 * every:
+        return wanted
+    return min(wanted, math.ceil(len(random_nets(space, every, seed=seed)) * 2 / 3))

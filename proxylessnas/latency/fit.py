@@ -1,0 +1,198 @@
+"""From times of single operations and of whole nets to entries whose sums are the latencies of nets.
+
+The own time of an operation is a good guess of what it adds to a net, but not the thing itself: a clock
+between two operations costs time and keeps them apart, an operation alone finds its input in the cache or
+must first convert its layout, and a net has costs that belong to no operation. A regression on whole nets
+alone would need far more nets than operations, because each measured net is off by a percent or two of its
+own (where its memory happens to lie). So both are used: a Bayesian ridge regression
+
+    latency of a net = offset + sum over its operations of [scale * own * (1 + d) + block + bytes * traffic]
+
+with a line through the own times (scale, offset), and where they help, a cost that every block has and one
+of the maps it reads and writes; ``d`` is each operation's own deviation, zero unless the nets say otherwise.
+How much they need to say (the ridge's strength) and which terms help is decided by the error on left-out
+nets. Errors are relative, and nets that were disturbed while they were measured count less (Huber's weights).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..arch.op_key import FIXED, OpKey
+from ..errors import LatencyError
+
+#: Strengths of the ridge that are tried: how many nets' worth an operation's own time counts.
+STRENGTHS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 20.0, 100.0)
+#: Terms of the line that are tried, each with a list of what is added to ``scale`` and ``offset``.
+TERMS = ((), ("block",), ("traffic",), ("block", "traffic"))
+#: An entry is at least this share of the operation's own time; a fit that wants less is refused.
+LEAST_SHARE = 0.1
+_CLEARLY = 0.98  # a richer line must lower the error by this factor to be preferred
+_HUBER = 1.345
+_FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Entries of a table.
+
+    Attributes:
+        costs_ms: what each operation adds to a net's latency; positive.
+        offset_ms: what belongs to no operation; may be negative.
+        loo_percent: root mean square relative error on left-out nets (each predicted by a fit to the
+            others), disturbed nets weighted down.
+        strength: of the ridge: how many nets' worth the own times count.
+        terms: of the line, after scale and offset.
+        scale: of the own times.
+        nets: measured nets it was fitted on.
+        outliers: nets among them that count less than half.
+    """
+
+    costs_ms: dict[OpKey, float]
+    offset_ms: float
+    loo_percent: float
+    strength: float
+    terms: tuple[str, ...]
+    scale: float
+    nets: int
+    outliers: int
+
+
+def fit_entries(own_ms: Mapping[OpKey, float], nets: Sequence[tuple[Sequence[OpKey], float]]) -> Fit:
+    """Fit entries to own times and to measured nets.
+
+    Args:
+        own_ms: each operation's own time in milliseconds; of all operations that are to have an entry.
+        nets: the operations (in order, repeated ones repeated) of a net, and its measured latency in
+            milliseconds.
+
+    Raises:
+        LatencyError: there are fewer than five nets, a time is not positive, or a net has an operation
+            without own time.
+    """
+    keys = list(own_ms)
+    _check(own_ms, nets)
+    index = {key: i for i, key in enumerate(keys)}
+    counts = torch.zeros(len(nets), len(keys), dtype=torch.float64)
+    for row, (operations, _) in zip(counts, nets, strict=True):
+        for key in operations:
+            row[index[key]] += 1
+    problem = _Problem(
+        counts,
+        torch.tensor([own_ms[key] for key in keys], dtype=torch.float64),
+        torch.tensor([ms for _, ms in nets], dtype=torch.float64),
+        {"block": _is_block(keys), "traffic": _traffic(keys)},
+    )
+    weights = torch.ones(len(nets), dtype=torch.float64)
+    best = problem.solve((), 1.0, weights)
+    for _ in range(3):
+        weights = _huber(best.left_out)
+        best = _choose(problem, weights)
+    return Fit(
+        costs_ms={key: float(ms) for key, ms in zip(keys, best.costs, strict=True)},
+        offset_ms=best.offset,
+        loo_percent=100 * best.error,
+        strength=best.strength,
+        terms=best.terms,
+        scale=best.scale,
+        nets=len(nets),
+        outliers=int((weights < 0.5).sum()),
+    )
+
+
+def _check(own_ms: Mapping[OpKey, float], nets: Sequence[tuple[Sequence[OpKey], float]]) -> None:
+    if len(nets) < 5:
+        raise LatencyError(f"a table is fitted to at least 5 measured nets, not {len(nets)}")
+    for what, ms in [(str(key), ms) for key, ms in own_ms.items()] + [("a net", ms) for _, ms in nets]:
+        if not (math.isfinite(ms) and ms > 0):
+            raise LatencyError(f"{what}: {ms} ms is no latency")
+    for operations, _ in nets:
+        for key in operations:
+            if key not in own_ms:
+                raise LatencyError(f"a measured net has the operation {key}, whose own time is not known")
+
+
+def _is_block(keys: Sequence[OpKey]) -> Tensor:
+    return torch.tensor([float(key.op not in FIXED) for key in keys], dtype=torch.float64)
+
+
+def _traffic(keys: Sequence[OpKey]) -> Tensor:
+    """Return the MB of the maps that each operation reads and writes (not those inside it)."""
+
+    def values(k: OpKey) -> int:
+        return k.in_channels * k.size**2 * (1 + k.shortcut) + k.out_channels * k.out_size**2
+
+    return torch.tensor([values(key) * _FLOAT_BYTES / 1e6 for key in keys], dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class _Solution:
+    costs: Tensor  # [keys], ms
+    offset: float
+    scale: float
+    left_out: Tensor  # [nets], relative error of the net when it is left out
+    error: float  # root of their weighted mean square
+    strength: float
+    terms: tuple[str, ...]
+    positive: bool
+
+
+@dataclass(frozen=True)
+class _Problem:
+    counts: Tensor  # [nets, keys]
+    own: Tensor  # [keys], ms
+    measured: Tensor  # [nets], ms
+    extra: Mapping[str, Tensor]  # term -> [keys]
+
+    def solve(self, terms: tuple[str, ...], strength: float, weights: Tensor) -> _Solution:
+        """Solve one ridge regression in closed form; left-out errors come from the hat matrix."""
+        per_key = torch.stack([self.own, *(self.extra[name] for name in terms)], dim=1)  # [keys, line]
+        line = torch.cat([torch.ones(len(self.counts), 1, dtype=torch.float64), self.counts @ per_key], dim=1)
+        # Relative errors: each equation is divided by the measured latency.
+        design = torch.cat([line, self.counts * self.own], dim=1) / self.measured[:, None]
+        columns = design.shape[1]
+        # The line is free, but for a trace that keeps the system regular where a space has one depth.
+        size = design.square().sum(0).clamp_min(1e-12)
+        penalty = torch.where(torch.arange(columns) < line.shape[1], 1e-9 * size, strength)
+        weighted = design.T * weights
+        inverse = torch.linalg.inv(weighted @ design + torch.diag(penalty))
+        solution = inverse @ weighted.sum(1)  # the right-hand side is 1 everywhere
+        hat = ((design @ inverse) * design).sum(1) * weights
+        left_out = (design @ solution - 1.0) / (1.0 - hat).clamp_min(1e-3)
+        error = float(((weights * left_out.square()).sum() / weights.sum()).sqrt())
+        offset, scale = float(solution[0]), float(solution[1])
+        deviations = solution[line.shape[1] :]
+        costs = per_key @ solution[1 : line.shape[1]] + self.own * deviations
+        floor = LEAST_SHARE * self.own * max(scale, 0.0)
+        positive = scale > 0 and bool((costs > floor).all())
+        return _Solution(costs, offset, scale, left_out, error, strength, terms, positive)
+
+
+def _choose(problem: _Problem, weights: Tensor) -> _Solution:
+    """Return the solution with the least left-out error, simple ones first."""
+    best: _Solution | None = None
+    for terms in TERMS:
+        found = [problem.solve(terms, strength, weights) for strength in STRENGTHS]
+        usable = [solution for solution in found if solution.positive]
+        if not usable:
+            continue
+        this = min(usable, key=lambda solution: solution.error)
+        if best is None or this.error < _CLEARLY * best.error:
+            best = this
+    if best is not None:
+        return best
+    raise LatencyError(
+        "the measured nets do not get slower with their operations: the measurements are too disturbed. "
+        "Measure again on a quieter machine"
+    )
+
+
+def _huber(errors: Tensor) -> Tensor:
+    """Return Huber's weights: 1 for errors within what most nets have, falling beyond."""
+    spread = 1.4826 * float((errors - errors.median()).abs().median())
+    return (_HUBER * max(spread, 1e-6) / (errors - errors.median()).abs().clamp_min(1e-12)).clamp(max=1.0)

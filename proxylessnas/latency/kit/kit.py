@@ -1,0 +1,248 @@
+"""A kit: what a device without PyTorch needs to measure a search space, and the way back to a table.
+
+:func:`write_kit` makes a folder that is copied to the device. There, ``python run.py`` measures every
+operation of the space and some whole nets, and writes ``results.json``, which :func:`read_results` reads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from ..._version import __version__
+from ...arch.op_key import space_keys
+from ...arch.space import SearchSpace
+from ...errors import LatencyError, shown
+from ...runtimes.base import NetSpec
+from ...utils.files import sync_folder
+from ..random_nets import random_nets
+from .results import KIT_FORMAT, KIT_VERSION, KitResults, read_results
+
+Proto = Any  # an onnx.ModelProto
+
+__all__ = ["KitResults", "read_results", "write_kit"]
+
+PROGRAMS = {"onnx": "onnx", "executorch": "pte"}  # name: suffix of its files
+#: Python files of a kit, and which of this package they are.
+PARTS = {
+    "run.py": "latency/kit/runner.py", "machine_load.py": "latency/kit/machine_load.py",
+    "machine_name.py": "runtimes/device_name.py",
+}  # fmt: skip
+_FOLDERS = {"op": "blocks", "arch": "nets"}
+
+#: Random weights that all large weights of a file repeat; a prime number, so that no channel equals another.
+_PATTERN = 4099
+_LARGE = 256
+
+_README = """\
+Latency kit: {blocks} operations and {nets} whole nets of the search space "{space}", batch {batch}.
+
+1. Copy this folder to the device to be measured. It needs Python 3.8 or later, numpy, and {runtimes}.
+2. Close other programs, plug in the charger, and run
+
+       python run.py --threads 1{example}
+
+   `python run.py --help` shows what else can be set: runtime, threads, provider, how long. It takes some
+   minutes, prints the time left, and sends nothing anywhere. Stopped, the same command goes on from there.
+3. Copy results.json back and make a table of it where proxylessnas is installed:
+
+       proxylessnas latency import results.json --kit FOLDER -o table.json
+
+Files: manifest.json says what each net is and its SHA-256, which run.py checks. The weights are random
+numbers, in the ONNX files a short pattern that the runtime repeats when it loads them: good for measuring,
+not for use.
+"""
+
+
+def write_kit(
+    space: SearchSpace,
+    folder: str | os.PathLike[str],
+    *,
+    formats: tuple[str, ...] = ("onnx",),
+    nets: int = 48,
+    batch_size: int = 1,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Write a folder with which another device can measure a search space.
+
+    It holds one file an operation (``blocks/``), whole random nets to fit a table on and to judge it
+    (``nets/``), ``manifest.json``, a program ``run.py`` that needs no PyTorch, with two modules that tell the
+    machine's name and load, and a ``README.txt``. ONNX files are small, a few megabytes in all. ExecuTorch
+    programs hold all weights and take up to ten seconds each to make.
+
+    Args:
+        space: the search space.
+        folder: is made; the folder above it must be there.
+        formats: "onnx", "executorch" or both.
+        nets: whole nets; fewer, if the space has fewer.
+        batch_size: pictures a call.
+        seed: of the random nets.
+        progress: called with (files written, files in all).
+
+    Returns:
+        The folder.
+
+    Raises:
+        LatencyError: the folder is there already or cannot be written, a value is wrong, or a registered
+            operation cannot be exported.
+        MissingExtraError: onnx, or executorch for that format, is not installed.
+    """
+    for name, value, low, high in (("nets", nets, 0, 10_000), ("batch_size", batch_size, 1, 65_536)):
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise LatencyError(f"{name} must be a whole number from {low} to {high}, not {shown(value)}")
+    if not formats or len({*formats}) != len(formats) or not set(formats) <= PROGRAMS.keys():
+        raise LatencyError(f"formats are {' and '.join(PROGRAMS)}, not {shown(formats)}")
+    target = Path(folder)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise LatencyError(f"{target} is there already; name a new folder")
+    # Beside its place until it is whole: half a kit would be measured for nothing.
+    unfinished = target.with_name(f"{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        unfinished.mkdir()
+        _fill(unfinished, space, formats, list(_contents(space, nets, seed)), batch_size, progress)
+        if target.exists():
+            target.rmdir()
+        os.replace(unfinished, target)
+        sync_folder(target.parent)
+    except OSError as e:
+        raise LatencyError(f"{target} cannot be written: {e.strerror or e}") from e
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return target
+
+
+@dataclasses.dataclass(frozen=True)
+class _Item:
+    """A thing to be measured: its record in the manifest, and what it is."""
+
+    record: dict[str, Any]
+    spec: NetSpec
+    number: int
+
+    def path(self, suffix: str) -> str:
+        return f"{_FOLDERS[self.spec.kind]}/{self.number:03d}.{suffix}"
+
+
+def _contents(space: SearchSpace, nets: int, seed: int) -> Iterator[_Item]:
+    for i, key in enumerate(space_keys(space)):
+        spec = NetSpec("op", str(key), (key.in_channels, key.size, key.size))
+        yield _Item({"id": f"block-{i:03d}", "label": str(key), "key": str(key)}, spec, i)
+    size = (space.in_channels, space.resolution, space.resolution)
+    for i, picks in enumerate(random_nets(space, nets, seed=seed) if nets else ()):
+        spec = NetSpec("arch", str(space.arch(picks)), size)
+        yield _Item({"id": f"net-{i:03d}", "label": f"net {i}", "picks": list(picks)}, spec, i)
+
+
+def _fill(
+    folder: Path,
+    space: SearchSpace,
+    formats: tuple[str, ...],
+    items: list[_Item],
+    batch_size: int,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    for name in _FOLDERS.values():
+        (folder / name).mkdir()
+    for done, item in enumerate(items):
+        files = item.record["files"] = {}
+        for name in formats:
+            content = _program(item.spec, batch_size, name)
+            path = item.path(PROGRAMS[name])
+            (folder / path).write_bytes(content)
+            files[name] = {"path": path, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        item.record["input"] = [batch_size, *item.spec.input_size]
+        if progress is not None:
+            progress(done + 1, len(items))
+    manifest = {
+        "format": KIT_FORMAT,
+        "version": KIT_VERSION,
+        "date": datetime.date.today().isoformat(),
+        "made_by": f"proxylessnas {__version__}",
+        "space": space.to_dict(),
+        "batch_size": batch_size,
+        "dtype": "float32",
+        "programs": list(formats),
+        "items": [item.record for item in items],
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    for name, source in PARTS.items():
+        (folder / name).write_bytes(resources.files(__name__.partition(".")[0]).joinpath(source).read_bytes())
+    text = _README.format(
+        blocks=sum(item.spec.kind == "op" for item in items),
+        nets=sum(item.spec.kind == "arch" for item in items),
+        space=space.name,
+        batch=batch_size,
+        runtimes=" or ".join(
+            {"onnx": "onnxruntime", "executorch": "executorch (with torch)"}[f] for f in formats
+        ),
+        example="" if "onnx" in formats else " --runtime executorch",
+    )
+    (folder / "README.txt").write_text(text, encoding="utf-8")
+
+
+def _program(spec: NetSpec, batch_size: int, name: str) -> bytes:
+    if name == "onnx":
+        from ...runtimes.onnx_graph import import_onnx, whole_net_onnx
+
+        proto = import_onnx().load_model_from_string(whole_net_onnx(spec, batch_size))
+        return with_repeated_weights(proto).SerializeToString()
+    from ...runtimes.executorch import lower
+    from ...runtimes.modules import build_net
+    from ...runtimes.settings import Settings
+
+    return lower(*build_net(spec, Settings(batch_size=batch_size, memory_format="contiguous"))).program
+
+
+def with_repeated_weights(model: Proto) -> Proto:
+    """Return a model of which every large weight is cut from one short random pattern, repeated.
+
+    The operators that repeat and cut have constant inputs, so ONNX Runtime computes them when it loads the
+    file, and what then runs is the same as with ordinary weights. The files become a hundred times smaller.
+    """
+    from ...runtimes.onnx_graph import import_onnx
+
+    onnx = import_onnx()
+    import numpy as np
+
+    helper, numpy_helper = onnx.helper, onnx.numpy_helper
+    large = [
+        t for t in model.graph.initializer
+        if len(t.dims) >= 2 and int(np.prod(t.dims)) >= _LARGE and t.data_type == onnx.TensorProto.FLOAT
+    ]  # fmt: skip
+    if not large:
+        return model
+    kept = [t for t in model.graph.initializer if t not in large]
+    longest = max(int(np.prod(t.dims)) for t in large)
+    repeats = -(-(longest + _PATTERN) // _PATTERN)  # one more, as cuts start anywhere in the first
+    # Of a size that lets values neither grow beyond all bounds nor fade, whatever the layer.
+    pattern = (0.1 * np.random.default_rng(0).standard_normal(_PATTERN)).astype(np.float32)
+    made = {"repeated/pattern": pattern, "repeated/times": np.array([repeats], np.int64)}
+    nodes = [helper.make_node("Tile", list(made), ["repeated"], "repeated")]
+    for i, tensor in enumerate(large):
+        name, start = tensor.name, 97 * i % _PATTERN
+        made[f"{name}/from"] = np.array([start], np.int64)
+        made[f"{name}/to"] = np.array([start + int(np.prod(tensor.dims))], np.int64)
+        made[f"{name}/shape"] = np.array(tensor.dims, np.int64)
+        nodes += [
+            helper.make_node(
+                "Slice", ["repeated", f"{name}/from", f"{name}/to"], [f"{name}/cut"], f"{name}/cut"
+            ),
+            helper.make_node("Reshape", [f"{name}/cut", f"{name}/shape"], [name], f"{name}/make"),
+        ]
+    small = onnx.ModelProto()
+    small.CopyFrom(model)
+    del small.graph.initializer[:], small.graph.node[:]
+    small.graph.node.extend([*nodes, *model.graph.node])
+    small.graph.initializer.extend([*kept, *(numpy_helper.from_array(v, k) for k, v in made.items())])
+    onnx.checker.check_model(small)
+    return small

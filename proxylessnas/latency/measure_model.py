@@ -1,0 +1,334 @@
+"""How long one forward pass of a net takes here: :func:`measure`."""
+
+from __future__ import annotations
+
+import copy
+import datetime
+import logging
+import os
+import pickle
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from ..arch.arch import Arch
+from ..arch.op_key import DEFAULT_RESOLUTION
+from ..arch.published import PUBLISHED, normalise_name
+from ..arch.tree import TreeArch
+from ..errors import LatencyError, ProxylessError, shown
+from ..models.factory import create_model, read_arch
+from ..models.resolve import is_weights_file, looks_like_path
+from ..runtimes.base import NetSpec
+from ..runtimes.files import check_runtime, file_runtimes, input_size_of
+from ..runtimes.modules import CannotTravel, example_input, place, seeded
+from ..runtimes.settings import Conditions, Settings, one_thread
+from ..runtimes.timer import MAX_SECONDS, MIN_SECONDS, Window, window
+from .measurement import LIMIT, Measurement, Timing
+from .worker_process import Worker
+
+_LOG = logging.getLogger("proxylessnas")
+_NAME = "net"
+_WARM_UP_S = 0.1
+_LEAST_WINDOWS = 4
+_HANDED_BACK = (
+    "measured in this process, whose memory allocator hands freed memory back to the system, which slows "
+    "nets down, in each process differently; proxylessnas.keep_freed_pages() at its start prevents that"
+)
+
+
+def measure(
+    model_or_arch: nn.Module | Arch | TreeArch | str | os.PathLike[str],
+    *,
+    batch_size: int = 1,
+    device: str | torch.device | None = None,
+    threads: int | None = None,
+    runtime: str | None = None,
+    dtype: str = "float32",
+    memory_format: str = "channels_last",
+    cuda_graph: bool = False,
+    input_size: tuple[int, int, int] | int | None = None,
+    min_runs: int = 20,
+    min_seconds: float = 0.5,
+    max_seconds: float = 20.0,
+) -> Timing:
+    """Measure how long a forward pass takes on this machine.
+
+    The net runs in a process of its own: its number of threads is what was asked for, freed memory is kept
+    (:func:`proxylessnas.keep_freed_pages`), and nothing that this process did before disturbs it. A warm-up
+    comes first and does not count. The model is not touched: a copy is measured, in evaluation mode. Short
+    windows of runs follow until the undisturbed latency, a low quantile, is certain to 1 %
+    (:mod:`.timing`), or the time is over. To compare models, :func:`~proxylessnas.latency.bench` is fairer.
+
+    >>> measure("proxyless_mobile", threads=2).undisturbed_ms  # doctest: +SKIP
+    9.1
+
+    Args:
+        model_or_arch: a module; an architecture, a zoo name or an architecture's file, with random weights;
+            a file of weights that names its architecture; or an exported file (:mod:`.files`).
+        batch_size: pictures a forward pass.
+        device: "cpu" or "cuda"; None takes the module's own, "cpu" if it has several or none.
+        threads: of the runtime, on a CPU; None means 1.
+        runtime: "torch", "torch-compile", "onnxruntime", "openvino" or "executorch"; None takes an exported
+            file's own, else "torch".
+        dtype: that weights and input are converted to: "float32", "bfloat16" or "float16".
+        memory_format: "channels_last" or "contiguous", for weights and input.
+        cuda_graph: replay a captured CUDA graph (device "cuda", runtime "torch").
+        input_size: (channels, height, width) of one picture; one number is the height and width. None takes
+            the net's own (of an exported file, that of the report beside it); (3, 224, 224) for what does not
+            come from an architecture.
+        min_runs: timed runs.
+        min_seconds: time they take together at least.
+        max_seconds: no timed run is started later than this.
+
+    Returns:
+        The undisturbed latency, median, 10 % and 90 % quantile in milliseconds, and reasons to distrust them,
+        if any. They are of one process and of a second or so: a disturbance that lasts longer is not seen.
+
+    Raises:
+        LatencyError: it cannot be measured so; the message says why.
+        ArchError, UnknownModelError: the architecture is malformed, or there is no such net.
+        MissingExtraError: the runtime's library is not installed; the message gives the pip line.
+
+    A module whose classes other processes cannot import (they are defined in ``__main__`` or inside a
+    function) is measured in this process, on a deep copy; the state of this process's memory allocator is
+    then in ``conditions.allocator``, and a reason to distrust the figures if freed memory is not kept. That
+    needs runtime "torch". Its hooks run there as in any forward pass.
+    """
+    limits = _limits(min_runs, min_seconds, max_seconds)
+    subject = _resolve(model_or_arch)
+    readers = () if subject.file is None else file_runtimes(subject.file)
+    settings = Settings(
+        runtime=runtime or (readers[0] if readers else "torch"),
+        device=_device(device, subject.module),
+        threads=1 if threads is None else threads,
+        batch_size=batch_size,
+        dtype=dtype,
+        memory_format=memory_format,
+        cuda_graph=cuda_graph,
+    )
+    size = _input_size(input_size, subject)
+    if subject.module is None:
+        spec = NetSpec("arch", str(subject.arch), size)
+        if subject.file is not None:
+            check_runtime(subject.file, settings.runtime)
+            spec = NetSpec("file", os.path.abspath(subject.file), size)
+        with Worker(settings) as worker:
+            worker.load(_NAME, spec)
+            found, conditions = _until_certain(_windows_of(worker), limits), worker.conditions
+        doubts: tuple[str, ...] = ()
+    else:
+        found, conditions, doubts = _measure_module(subject.module, settings, size, limits)
+    return Timing.of(found, conditions, size, datetime.date.today().isoformat(), doubts)
+
+
+class _Limits(NamedTuple):
+    """When it is enough; see :func:`measure`."""
+
+    min_runs: int
+    min_seconds: float
+    max_seconds: float
+
+
+def _windows_of(worker: Worker) -> Callable[[float], Window]:
+    return lambda seconds: worker.window(_NAME, min_seconds=min(MIN_SECONDS, seconds), max_seconds=seconds)
+
+
+def _until_certain(take: Callable[[float], Window], limits: _Limits) -> Measurement:
+    """Take windows, the first of which is the warm-up, until the latency is certain.
+
+    Args:
+        take: times a window that begins no run after so many seconds.
+        limits: when it is enough.
+    """
+    take(min(_WARM_UP_S, limits.max_seconds / 4))
+    found, runs, begin = Measurement(), 0, time.perf_counter()
+    while True:
+        spent = time.perf_counter() - begin
+        found.windows.append(take(min(MAX_SECONDS, max(0.0, limits.max_seconds - spent))))
+        runs += len(found.windows[-1].ms)
+        spent = time.perf_counter() - begin
+        enough = (
+            runs >= limits.min_runs and spent >= limits.min_seconds and len(found.windows) >= _LEAST_WINDOWS
+        )
+        if (enough and found.uncertainty <= LIMIT) or spent >= limits.max_seconds:
+            return found
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is to be measured: a module, an exported file, or else an architecture alone."""
+
+    module: nn.Module | None
+    arch: Arch | TreeArch | None
+    channels: int
+    file: str | None = None
+
+
+def _resolve(what: object) -> _Subject:
+    """Find out what the caller named."""
+    if isinstance(what, nn.Module):
+        if any(tensor.is_meta for tensor in [*what.parameters(), *what.buffers()]):
+            raise LatencyError("the module is on the device 'meta': it has no weights to run with")
+        arch = getattr(what, "arch", None)
+        arch = arch if isinstance(arch, (Arch, TreeArch)) else None
+        channels = getattr(what, "in_chans", None)
+        return _Subject(what, arch, channels if arch is not None and isinstance(channels, int) else 3)
+    if isinstance(what, (Arch, TreeArch)):
+        return _from_arch(what)
+    if not isinstance(what, (str, os.PathLike)):
+        raise LatencyError(
+            "what is to be measured must be a module, an architecture, a zoo name or a file, not "
+            f"{shown(what)}"
+        )
+    if file_runtimes(what):
+        return _Subject(None, None, 3, os.fspath(what))
+    if not looks_like_path(what):
+        return _from_arch(PUBLISHED[normalise_name(str(what))])
+    if is_weights_file(what):
+        return _resolve(create_model(what))
+    return _from_arch(read_arch(what))
+
+
+def _from_arch(arch: Arch | TreeArch) -> _Subject:
+    if isinstance(arch, Arch) and any(block.kind == "custom" for block in arch.iter_blocks()):
+        # Another process knows nothing of operations that were registered here.
+        with seeded(str(arch)):
+            return _Subject(create_model(arch), arch, arch.in_channels)
+    return _Subject(None, arch, arch.in_channels)
+
+
+def _limits(min_runs: object, min_seconds: object, max_seconds: object) -> _Limits:
+    if isinstance(min_runs, bool) or not isinstance(min_runs, int) or not 1 <= min_runs <= 1_000_000:
+        raise LatencyError(f"min_runs must be a whole number from 1 to 1000000, not {shown(min_runs)}")
+    return _Limits(min_runs, _seconds("min_seconds", min_seconds), _seconds("max_seconds", max_seconds))
+
+
+def _seconds(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 86_400:
+        raise LatencyError(f"{name} must be a number from 0 to 86400, not {shown(value)}")
+    return value
+
+
+def _device(device: object, module: nn.Module | None) -> str:
+    if device is not None:
+        if isinstance(device, str) and device.startswith("cuda:"):
+            device = torch.device(device)
+        if isinstance(device, torch.device):
+            here = torch.cuda.current_device() if device.type == "cuda" and torch.cuda.is_available() else 0
+            if device.index not in (None, here):
+                raise LatencyError(f"device {device}: set CUDA_VISIBLE_DEVICES, so that it is the only one")
+            return device.type
+        return str(device)
+    tensors = [] if module is None else [*module.parameters(), *module.buffers()]
+    kinds = {tensor.device.type for tensor in tensors}
+    return kinds.pop() if len(kinds) == 1 else "cpu"
+
+
+def _input_size(given: object, subject: _Subject) -> tuple[int, int, int]:
+    resolution = getattr(subject.arch, "resolution", None) or DEFAULT_RESOLUTION
+    size: object = (subject.channels, resolution, resolution)
+    if subject.file is not None:
+        size = input_size_of(subject.file) or size
+    if isinstance(given, int):
+        size = (subject.channels, given, given)
+    elif given is not None:
+        size = given
+    if (
+        isinstance(size, Sequence)
+        and len(size) == 3
+        and all(isinstance(n, int) and not isinstance(n, bool) and 1 <= n <= 65_536 for n in size)
+    ):
+        return size[0], size[1], size[2]
+    raise LatencyError(
+        f"input_size must be (channels, height, width), or one number of pixels, all from 1 to 65536, not "
+        f"{shown(given)}"
+    )
+
+
+def _measure_module(
+    module: nn.Module, settings: Settings, size: tuple[int, int, int], limits: _Limits
+) -> tuple[Measurement, Conditions, tuple[str, ...]]:
+    """Send a module to a process of its own; where that cannot be done, measure a copy of it here.
+
+    Returns:
+        The runs, what they were made with, and reasons to distrust them that the runs do not show.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="proxylessnas-module-") as folder:
+            path = Path(folder) / "module.pkl"
+            pickle_module(module, path)
+            with Worker(settings) as worker:
+                worker.load(_NAME, NetSpec("module", str(path), size))
+                path.unlink()
+                return _until_certain(_windows_of(worker), limits), worker.conditions, ()
+    except CannotTravel as e:
+        if settings.runtime != "torch":
+            raise LatencyError(
+                f"runtime {settings.runtime!r} runs in a process of its own, and {e}. Define the module's "
+                "classes and functions in a file that can be imported, not in the main program or inside a "
+                "function; or use runtime 'torch'"
+            ) from e
+        _LOG.info("measuring in this process: %s", e)
+    found, conditions = _measure_here(module, settings, size, limits)
+    handed_back = conditions.device == "cpu" and conditions.allocator == "default"
+    return found, conditions, (_HANDED_BACK,) if handed_back else ()
+
+
+def pickle_module(module: nn.Module, path: Path) -> None:
+    """Write a module to a file.
+
+    Raises:
+        CannotTravel: it cannot be pickled, or not so that another process could read it.
+    """
+    here = {type(part).__qualname__ for part in module.modules() if type(part).__module__ == "__main__"}
+    if here:
+        raise CannotTravel(f"the module cannot be sent there: {min(here)} is defined in the main program")
+    try:
+        with path.open("wb") as file:
+            pickle.dump(module, file, pickle.HIGHEST_PROTOCOL)
+    except OSError as e:
+        raise LatencyError(f"{path}: {e.strerror or e}") from e
+    except Exception as e:  # whatever is in a user's module says in its own way that it cannot be pickled
+        raise CannotTravel(f"the module cannot be sent there: {type(e).__name__}: {e}") from e
+
+
+def _measure_here(
+    module: nn.Module, settings: Settings, size: tuple[int, int, int], limits: _Limits
+) -> tuple[Measurement, Conditions]:
+    """Measure a deep copy in this process, and leave every setting of it as it was."""
+    from ..runtimes.environment import conditions
+    from ..runtimes.torch_eager import RUNTIME, check_device, session_for
+    from ..utils.random import keep_random_state
+
+    check_device(settings)
+    threads = torch.get_num_threads()
+    gpus = [torch.cuda.current_device()] if settings.device == "cuda" else []
+    torch.set_num_threads(settings.threads)
+    try:
+        with (
+            keep_random_state(),
+            torch.random.fork_rng(devices=gpus),
+            torch.inference_mode(False),
+            torch.no_grad(),
+            torch.autocast(settings.device, enabled=False),
+        ):
+            twin = place(copy.deepcopy(module), settings)
+            session = session_for(twin, example_input(size, settings), settings, [])
+            alone = one_thread(settings)
+            found = _until_certain(
+                lambda s: window(session, min_seconds=min(MIN_SECONDS, s), max_seconds=s, one_thread=alone),
+                limits,
+            )
+            return found, conditions(settings, RUNTIME)
+    except ProxylessError:
+        raise
+    except Exception as e:  # copying and running a user's module may fail in any way
+        raise LatencyError(f"the module cannot be run: {type(e).__name__}: {e}") from e
+    finally:
+        torch.set_num_threads(threads)

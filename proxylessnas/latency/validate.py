@@ -1,0 +1,335 @@
+"""Measure whole models that a table was not fitted on, and compare."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..arch.arch import Arch
+from ..arch.op_key import DEFAULT_RESOLUTION
+from ..arch.space import SearchSpace
+from ..errors import ArchError, LatencyError, ProxylessError
+from ..runtimes.base import NetSpec
+from ..runtimes.settings import Conditions, Settings
+from .entries import LONGEST_MS, Correction
+from .metrics import (
+    LEAST_NETS,
+    OFF,
+    Validation,
+    halves,
+    judge,
+    kendall_tau,
+)
+from .random_nets import Picks, random_nets
+from .session import REFERENCE, Item, MeasurementSession, Progress
+from .table import LatencyTable
+from .table_io import conditions_to_dict, read_conditions
+from .worker_process import Worker
+
+if TYPE_CHECKING:
+    from ..arch.space import SearchSpace
+    from .table import LatencyTable
+
+# DOC proxylessnas.latency.correcting: """Adopt the line that a validation found through a table's predictions.
+#
+# A validation fits a line on half of its nets and judges it on the other half. Whoever adopts it has fitted the
+# table on the first half, so only the second may still say how well the table predicts: the validation of the
+# corrected table is that of the second half, with the corrected predictions, and the nets of the first are
+# named in the table's method, so that no later validation draws them.
+# """
+
+# DOC proxylessnas.latency.history: """Where a latency table and its validation come from: under which conditions, and fitted on which nets."""
+
+#: Seconds a model may take, over all windows, and uncertainty that is wanted.
+_SECONDS_EACH, _LEAST_SECONDS = 3.0, 30.0
+LIMIT = 0.004
+
+
+def validate_table(
+    table: LatencyTable,
+    space: SearchSpace | None = None,
+    *,
+    nets: int = 30,
+    seed: int = 1,
+    force: bool = False,
+    imports: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Validation:
+    """Measure random models on this machine with the table's own settings, and compare.
+
+    Models that the table was fitted on are not among them. They are measured in one interleaved session
+    (:mod:`.session`), with the reference model of the table among them.
+
+    Args:
+        table: made on this machine.
+        space: the models are drawn from; by default the one that the table was made for.
+        nets: how many; 30 are enough to tell a good table from a bad one.
+        seed: of the models.
+        force: measure even if this machine or the runtime's version differs from the table's. The result then
+            says how well the table does here, and is no reason to trust it elsewhere.
+        imports: names of modules that register operations.
+        progress: called with (seconds done, seconds in all, what is being done).
+
+    Raises:
+        LatencyError: the table was made on another device or with another version of the runtime (see
+            ``force``), or by another program, or for no space; or measuring failed.
+        LatencyKeyError: the table does not cover the space.
+    """
+    space = space or table.space
+    if space is None:
+        raise LatencyError("the table was made for no search space: give one")
+    check_count("nets", nets, LEAST_NETS)
+    table.costs(space)  # raises if it does not cover the space
+    drawn = random_nets(space, nets, seed=seed, avoid=fitted_on(table, space))
+    settings = table.conditions.settings
+    archs = [space.arch(picks) for picks in drawn]
+    known = reference_of(table)
+    items = [Item(REFERENCE, model_spec(known[0] if known else archs[0]), settings)]
+    items += [Item(f"check {i}", model_spec(arch), settings) for i, arch in enumerate(archs)]
+    differences = elsewhere(table, conditions_here(settings, imports))
+    if differences and not force:
+        raise LatencyError(
+            f"the table was made under other conditions: {'; '.join(differences)}. Its validation would "
+            "say nothing about the device it is for; force=True (--force) compares it all the same"
+        )
+    session = MeasurementSession(items, imports=imports, seed=seed, progress=progress)
+    session.run(max(_LEAST_SECONDS, _SECONDS_EACH * len(archs)), limit=LIMIT)
+    found = [session.measured[f"check {i}"] for i in range(len(archs))]
+    same_machine = known is not None and not differences  # another one has a speed of its own
+    conditions = session.conditions(settings)
+    evaluated = judge(
+        compared(table, space, drawn, [m.undisturbed_ms for m in found]),
+        seed=seed,
+        conditions=conditions.describe(),
+        two_runs=[m.two_runs() for m in found],
+        disturbance=statistics.median(m.median_ms / m.undisturbed_ms for m in found),
+        reference_ratio=session.measured[REFERENCE].undisturbed_ms / known[1]
+        if same_machine and known
+        else 1.0,
+    )
+    return dataclasses.replace(evaluated, measured_with=conditions_to_dict(conditions), space=space.digest)
+
+
+def conditions_here(settings: Settings, imports: Sequence[str] = ()) -> Conditions:
+    """Return what these settings are measured with on this machine."""
+    with Worker(settings, imports) as worker:
+        return worker.conditions
+
+
+def model_spec(arch: Arch) -> NetSpec:
+    """Return what a measuring process is given to load a model."""
+    size = arch.resolution or DEFAULT_RESOLUTION
+    return NetSpec("arch", str(arch), (arch.in_channels, size, size), arch.num_classes)
+
+
+def compared(
+    table: LatencyTable, space: SearchSpace, drawn: Sequence[tuple[int, ...]], measured: Sequence[float]
+) -> list[tuple[str, float, float]]:
+    """Return (block tokens, stages apart by "|"; predicted ms; measured ms) of each model."""
+    archs = [space.arch(picks) for picks in drawn]
+    return [
+        (" | ".join(stage.ops for stage in arch.stages), table.predict(arch), ms)
+        for arch, ms in zip(archs, measured, strict=True)
+    ]
+
+
+def check_count(name: str, value: object, least: int, most: int = 100_000) -> None:
+    """Raise LatencyError unless ``value`` is a whole number from ``least`` to ``most``."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise LatencyError(f"{name} must be a whole number from {least} to {most}, not {value!r}")
+
+
+def reference_of(table: LatencyTable) -> tuple[Arch, float] | None:
+    """Return the reference model of a table and its undisturbed latency then; None if it has none.
+
+    Older tables have medians, with which a low quantile cannot be compared.
+    """
+    found = table.method.get("reference")
+    try:
+        assert isinstance(found, Mapping)
+        ms, arch = float(found["ms"]), Arch.parse(found["net"])
+        return (arch, ms) if isinstance(arch, Arch) and 0 < ms < LONGEST_MS else None
+    except (AssertionError, KeyError, TypeError, ValueError, ProxylessError):
+        return None
+
+
+_SAME_PERCENT = 1e-3
+
+
+def adopt_correction(table: LatencyTable, validation: Validation | None = None) -> LatencyTable:
+    """Return a table with the line that a validation of it found, and with a validation of the result.
+
+    No net is measured: the new validation is that of the half of the nets on which the line was not fitted,
+    with the corrected predictions. Of 60 nets 30 are left, as many as a search wants.
+
+    Args:
+        table: as it was when it was validated.
+        validation: by default the table's own.
+
+    Raises:
+        LatencyError: the line does not help, or the validation is not one to correct the table by: of another
+            machine or space, when this one was slower, damaged, or there is none.
+    """
+    if validation is None:
+        if table.validation is None:
+            raise LatencyError("the table was never validated, so there is no correction to adopt")
+        validation = Validation.from_dict(table.validation)
+    found = validation
+    if not found.correction_helps:
+        raise LatencyError(
+            "the correction does not help: on the nets that it was not fitted on, the mean error is "
+            f"{found.judged_after_percent:.1f} % with it and {found.judged_before_percent:.1f} % without; it "
+            "must be lower by a tenth and by 0.3 points"
+        )
+    wrong = misplaced(table.with_validation(found))
+    if wrong:
+        raise LatencyError(f"the validation is not one to correct this table by: {wrong[0]}")
+    if max(found.reference_ratio, 1 / found.reference_ratio) > 1 + OFF:
+        raise LatencyError(
+            f"the reference model took {found.reference_ratio:.2f} times as long as when the table was made, "
+            "and a correction would make that the rule: validate it again when the machine is less disturbed"
+        )
+    fitted, judged = halves(len(found.pairs), found.seed)
+    if len(judged) < LEAST_NETS:
+        raise LatencyError(f"{len(found.pairs)} nets are too few to find a correction and to judge it")
+    errors = [abs(found.pairs[i][1] / found.pairs[i][2] - 1) for i in judged]
+    if abs(100 * statistics.fmean(errors) - found.judged_before_percent) > _SAME_PERCENT:
+        raise LatencyError("the validation does not say on which of its nets the correction was fitted")
+    before = table.correction
+    line = Correction(found.scale * before.scale, found.scale * before.offset_ms + found.offset_ms)
+    space = table.space
+    method: dict[str, Any] = {
+        **table.method,
+        FITTED_ON: [*_listed(table), *([*_picks(found.pairs[i][0], space)] for i in fitted if space)],
+        "correction": {
+            "fitted_on_nets": len(fitted),
+            "judged_on_nets": len(judged),
+            "mape_before_percent": found.judged_before_percent,
+            "mape_after_percent": found.judged_after_percent,
+            "date": found.date,
+        },
+    }
+    corrected = dataclasses.replace(table, correction=line, method=method, validation=None)
+    return corrected.with_validation(_of(found, sorted(judged)))
+
+
+def _of(found: Validation, judged: list[int]) -> Validation:
+    """Return what a validation would have been of these of its nets, with its line."""
+    pairs = [
+        (text, found.scale * predicted + found.offset_ms, measured)
+        for text, predicted, measured in (found.pairs[i] for i in judged)
+    ]
+    again = judge(
+        pairs,
+        seed=found.seed,
+        conditions=found.conditions,
+        noisy_nets=min(found.noisy_nets, len(pairs)),  # which ones is not known
+        date=found.date,
+        reference_ratio=found.reference_ratio,
+        disturbance=found.disturbance,
+    )
+    uniform = [pair for i, pair in zip(judged, pairs, strict=True) if i % 2 == 0]
+    tau = kendall_tau([a for _, a, _ in uniform], [b for _, _, b in uniform])
+    return dataclasses.replace(
+        again,
+        uniform_kendall_tau=tau,
+        measured_with=found.measured_with,
+        space=found.space,
+        ceiling_tau=found.ceiling_tau,  # of all the nets: what two runs of each one gave is not kept
+        ceiling_percent=found.ceiling_percent,
+    )
+
+
+def _listed(table: LatencyTable) -> list[Any]:
+    listed = table.method.get(FITTED_ON, [])
+    return listed if isinstance(listed, list) else []
+
+
+def _picks(text: str, space: SearchSpace) -> Picks:
+    """Return the columns that the block tokens of a validation stand for."""
+    try:
+        return tuple(space.columns.index(token) for token in text.replace("|", " ").split())
+    except ValueError as e:
+        raise LatencyError(f"the validation names a net that is not one of the table's space: {text}") from e
+
+
+#: Names in a table's method: nets that it was fitted on, beyond those that "nets" and "seed" tell (a list of
+#: picks each); what its device calls itself, where the user named it; what became of disturbed visits.
+FITTED_ON, OWN_NAME, DISTURBED = "fitted_on", "device_calls_itself", "disturbed"
+
+_MAY_DIFFER = ("Python", "torch")  # versions, for a runtime that is neither
+
+
+def elsewhere(table: LatencyTable, now: Conditions) -> list[str]:
+    """Return in words how conditions differ from a table's, but for versions that its runtime does not use.
+
+    The allocator may differ as well: measuring processes set theirs.
+    """
+    from .session import conditions_differ
+
+    before, own_name = table.conditions, table.method.get(OWN_NAME)
+    names = {before.device_name, own_name if isinstance(own_name, str) else before.device_name}
+    return conditions_differ(
+        dataclasses.replace(
+            before,
+            device_name=now.device_name if now.device_name in names else before.device_name,
+            versions=_that_matter(before),
+            allocator=now.allocator,
+        ),
+        dataclasses.replace(now, versions=_that_matter(now)),
+    )
+
+
+def _that_matter(conditions: Conditions) -> dict[str, str]:
+    runtime = conditions.runtime
+    return {
+        name: version
+        for name, version in conditions.versions.items()
+        if name not in _MAY_DIFFER or runtime.startswith(name)
+    }
+
+
+def misplaced(table: LatencyTable) -> list[str]:
+    """Return in words whether a table's validation was made on another machine or on nets of another space.
+
+    Older tables do not say what theirs was made with.
+    """
+    validation: Mapping[str, Any] = table.validation or {}
+    found = []
+    where, space = validation.get("measured_with"), validation.get("space")
+    if where is not None:
+        problems: list[str] = []
+        now = read_conditions(problems, where)
+        differences = problems if now is None else elsewhere(table, now)
+        if differences:
+            found.append(
+                f"it was compared with nets measured under other conditions: {'; '.join(differences)}"
+            )
+    if space and table.space is not None and space != table.space.digest:
+        found.append(f"it was compared with nets of another space than its own, {table.space.name!r}")
+    return found
+
+
+def fitted_on(table: LatencyTable, space: SearchSpace) -> list[Picks]:
+    """Return the nets of a space that a table was fitted on, its correction included.
+
+    None if it was made for another space.
+
+    Raises:
+        LatencyError: what the table's method says about them is damaged.
+    """
+    if table.space is None or table.space.digest != space.digest:
+        return []
+    nets, seed, more = (table.method.get(name) for name in ("nets", "seed", FITTED_ON))
+    found: list[Picks] = []
+    if isinstance(nets, int) and isinstance(seed, int) and 0 < nets < 100_000:
+        found += random_nets(space, nets, seed=seed)
+    for picks in more if isinstance(more, list) else []:
+        try:
+            space.arch(picks)
+        except (ArchError, TypeError) as e:
+            raise LatencyError(f"the table's method is damaged: {FITTED_ON} holds no such nets") from e
+        found.append(tuple(picks))
+    return found

@@ -1,0 +1,419 @@
+"""The functions that build a net: one a published net, and :func:`create_model` for any architecture."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+
+import torch
+
+from ..arch.arch import Arch
+from ..arch.published import MODEL_NAMES, PUBLISHED, normalise_name
+from ..arch.text import MAX_TEXT
+from ..arch.tree import TreeArch
+from ..errors import ArchError, WeightsNotFoundError
+from ..utils.files import read_text
+from ..weights.cache import verified_loader
+from ..weights.registry import Weights, find_by_digest, get_weights
+from .base import Classifier
+from .loading import (
+    Source,
+    adopt,
+    fit_state_dict,
+    head_classes,
+    log_report,
+    open_source,
+    without_prefix,
+)
+from .proxylessnas import ProxylessNAS
+from .pyramid import PyramidTreeNet
+from .resolve import is_weights_file, looks_like_path, name_of_file
+
+if TYPE_CHECKING:
+    from ..arch.tree import TreeArch
+    from ..weights.registry import Weights
+
+# DOC proxylessnas.zoo: """One function a published net, all of one signature: what ``torch.hub`` shows and most people call."""
+
+
+def _read_arch_file(path: Path) -> Arch | TreeArch:
+    if path.suffix.lower() in (".json", ".config"):
+        return Arch.from_official(path)
+    return _parsed(read_text(path, "an architecture", ArchError, 2 * MAX_TEXT), path)
+
+
+def _parsed(text: str, path: Path) -> Arch | TreeArch:
+    try:
+        return Arch.parse(text)
+    except ArchError as e:
+        raise ArchError(f"{path}: {e}") from e
+
+
+def read_arch(path: str | os.PathLike[str]) -> Arch | TreeArch:
+    """Read an architecture from a ``.json``/``.config`` file, a text, or a ``.safetensors`` header.
+
+    A published ``.pth`` file, known by its digest, has the architecture it was published with.
+
+    Raises:
+        ArchError: there is none, or it is malformed; the message names the file and the place.
+    """
+    path = Path(path)
+    if not is_weights_file(path):
+        return _read_arch_file(path)
+    if path.suffix.lower() == ".safetensors":
+        from ..weights.cache import read_metadata
+
+        metadata = read_metadata(path)
+        if "arch" in metadata:
+            return _parsed(metadata["arch"], path)
+    record = find_by_digest(path) if path.is_file() else None
+    if record is None:
+        raise ArchError(
+            f"{path}: holds weights but no architecture; name one: NAME_OR_ARCH --weights FILE "
+            "(create_model(NAME_OR_ARCH, weights=FILE) in Python)"
+        )
+    return PUBLISHED[record.arch]
+
+
+def build(arch: Arch | TreeArch, **options: Any) -> Classifier:
+    """Build a model with random weights; one of the published is told how their images are prepared.
+
+    Args:
+        arch: the architecture.
+        options: those of :class:`~proxylessnas.models.proxylessnas.ProxylessNAS`; ``global_pool`` None means "avg".
+    """
+    if options.get("global_pool") is None:
+        options = {**options, "global_pool": "avg"}
+    model: Classifier = (
+        ProxylessNAS(arch, **options) if isinstance(arch, Arch) else PyramidTreeNet(arch, **options)
+    )
+    if arch.name in PUBLISHED:
+        model.preprocessing = get_weights(arch.name).preprocessing
+    return model
+
+
+def create_model(
+    name_or_arch: str | os.PathLike[str] | Arch | TreeArch,
+    pretrained: bool = False,
+    progress: bool = True,
+    *,
+    weights: str | os.PathLike[str] | Weights | None = None,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    global_pool: str | None = None,
+    drop_rate: float = 0.0,
+    drop_path_rate: float = 0.0,
+) -> Classifier:
+    """Build a net from a name, an architecture, or a file that holds one.
+
+    >>> model = create_model("proxyless_mobile", num_classes=10)
+
+    Args:
+        name_or_arch: a zoo name ("proxyless_cpu"; see :func:`list_models`), an :class:`Arch`, the path of an
+            architecture (text, or the original ``net.config``), or of a ``.safetensors`` file with its
+            architecture in the header, whose weights are then loaded.
+        pretrained: load the published weights, from the cache or the network.
+        progress: show a bar while downloading.
+        weights: load these instead: a local file, a zoo name or a :func:`get_weights` record. No network for
+            a file.
+        num_classes: outputs; 0 returns embeddings; None takes the weights' or the architecture's. If it
+            differs from the weights', the classifier starts anew and everything else is loaded.
+        in_chans: input channels; the stem's weights are adapted. None takes the architecture's, 3 for the
+            published nets.
+        global_pool: "avg", "max", "avgmax", or "" to keep the feature map (with num_classes=0); None takes
+            the file's, "avg" if it says nothing.
+        drop_rate: dropout before the classifier.
+        drop_path_rate: stochastic depth.
+
+    Returns:
+        The net, in training mode. ``model.preprocessing`` is what its images need, ``model.weights`` the
+        record of its published weights, each None if not known.
+
+    Raises:
+        UnknownModelError: no such name; the nearest ones are listed.
+        ArchError: the architecture is malformed.
+        WeightsNotFoundError, WeightsFetchError, WeightsCorruptError, WeightsMismatchError: the weights cannot
+            be had or do not fit.
+    """
+    if not isinstance(pretrained, bool):
+        raise TypeError(f"pretrained must be True or False, not {pretrained!r}; a file goes into weights=")
+    from_file = False
+    if isinstance(name_or_arch, (Arch, TreeArch)):
+        arch = name_or_arch
+    elif looks_like_path(name_or_arch):
+        from_file = True
+        arch = read_arch(name_or_arch)
+        if is_weights_file(name_or_arch):
+            weights = weights or name_or_arch
+    else:
+        arch = PUBLISHED[normalise_name(cast(str, name_or_arch))]
+    options: dict[str, Any] = {
+        "num_classes": num_classes,
+        "in_chans": in_chans,
+        "global_pool": global_pool,
+        "drop_rate": drop_rate,
+        "drop_path_rate": drop_path_rate,
+    }
+    with torch.inference_mode(False):  # parameters made under inference mode could never be trained
+        if weights is None and not pretrained:
+            model = build(arch, **options)
+            model.name = name_of_file(cast(str, name_or_arch)) if from_file else model.name
+            return model
+        if weights is None:
+            weights = get_weights(_published_as(arch))
+        elif isinstance(weights, str) and not looks_like_path(weights):
+            weights = get_weights(weights)
+        return _build_with_weights(arch, weights, progress, options)
+
+
+def _owned(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return tensors that share memory neither with each other, nor a larger buffer, nor the caller's."""
+    return {key: value.clone(memory_format=torch.contiguous_format) for key, value in tensors.items()}
+
+
+def _published_as(arch: Arch | TreeArch) -> str:
+    """Return the zoo name of an architecture, whatever it calls itself."""
+    for name, published in PUBLISHED.items():
+        if dataclasses.replace(published, name=arch.name) == arch:
+            return name
+    raise WeightsNotFoundError(
+        f"no weights are published for the architecture {arch.name!r}: give --weights FILE "
+        "(weights=FILE in Python)"
+    )
+
+
+def _build_with_weights(
+    arch: Arch | TreeArch, weights: str | os.PathLike[str] | Weights, progress: bool, options: dict[str, Any]
+) -> Classifier:
+    if isinstance(weights, Weights):
+        # Reading and hashing 18 MB takes as long as creating 400 modules: do both at once.
+        loader = verified_loader(weights, progress=progress)
+        model = build(arch, **options, device="meta")
+        source = Source(loader.result(), f"the weights of {weights.name}", record=weights, owned=True)
+    else:
+        source = open_source(weights, progress)
+        said = {"num_classes": source.header.num_classes, "global_pool": source.header.global_pool}
+        said = {key: value for key, value in said.items() if options[key] is None}
+        model = build(arch, **{**options, **said}, device="meta")
+        if options["num_classes"] is None:
+            classes = head_classes(without_prefix(source.state, model.state_dict())[0], model.num_features)
+            if classes is not None and classes != model.num_classes:
+                model._set_head(classes, model.global_pool, "meta")
+    embeddings = source.header.num_classes == 0
+    fitted, report = fit_state_dict(model, source.state, source.label, embeddings=embeddings)
+    device, dtype = torch.get_default_device(), torch.get_default_dtype()
+    placed = {
+        key: value.to(device, dtype if value.is_floating_point() else None) for key, value in fitted.items()
+    }
+    if not source.owned:
+        placed = _owned(placed)
+    model.load_state_dict(placed, strict=False, assign=True)
+    if any(p.is_meta for p in model.classifier.parameters()):
+        model._set_head(model.num_classes, model.global_pool, device, dtype)
+    adopt(model, source, report)
+    log_report(report, model, source.label)
+    return model
+
+
+def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
+    """Return the zoo names that match a shell-style pattern, sorted.
+
+    >>> list_models("*mobile*")
+    ['proxyless_mobile', 'proxyless_mobile_14']
+
+    Args:
+        pattern: as in ``"proxyless_w*"``.
+        pretrained: only nets with published weights.
+    """
+    names = sorted(fnmatch.filter(MODEL_NAMES, pattern))
+    if pretrained:
+        from ..weights.manifest import read_manifest
+
+        with_weights = read_manifest()
+        names = [name for name in names if name in with_weights]
+    return names
+
+
+Net = TypeVar("Net", bound=Classifier, covariant=True)
+
+
+class Builder(Protocol[Net]):
+    """The signature of every function here."""
+
+    __name__: str
+
+    def __call__(
+        self,
+        pretrained: bool = False,
+        progress: bool = True,
+        *,
+        weights: str | os.PathLike[str] | Weights | None = None,
+        num_classes: int | None = None,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+    ) -> Net:
+        """Build the net."""
+
+
+_ARGUMENTS = """
+Args:
+    pretrained: load the published weights, from the package, the cache or the network.
+    progress: show a bar while downloading.
+    weights: load these instead: a local file, a zoo name or a get_weights() record.
+    num_classes: outputs; 0 returns embeddings; None takes the weights' or the published number.
+    in_chans: input channels; the stem's weights are adapted.
+    global_pool: "avg", "max", "avgmax", or "" to keep the feature map (with num_classes=0).
+    drop_rate: dropout before the classifier.
+    drop_path_rate: stochastic depth.
+
+Returns:
+    The net, in training mode. model.preprocessing is what its images need, model.predict(photo) names what is
+    on one.
+
+Raises:
+    WeightsFetchError, WeightsCorruptError, WeightsMismatchError: see create_model.
+"""
+
+
+def _builder(name: str, kind: type[Net], summary: str, *, alias: str | None = None) -> Builder[Net]:
+    """Return an ordinary function, with name, signature and docstring, that builds one published net."""
+
+    def build(
+        pretrained: bool = False,
+        progress: bool = True,
+        *,
+        weights: str | os.PathLike[str] | Weights | None = None,
+        num_classes: int | None = None,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+    ) -> Net:
+        model = create_model(
+            name,
+            pretrained,
+            progress,
+            weights=weights,
+            num_classes=num_classes,
+            in_chans=in_chans,
+            global_pool=global_pool,
+            drop_rate=drop_rate,
+            drop_path_rate=drop_path_rate,
+        )
+        return cast("Net", model)
+
+    build.__name__ = build.__qualname__ = alias or name
+    build.__doc__ = summary + "\n" + _ARGUMENTS
+    build.__annotations__["return"] = kind.__name__
+    return build
+
+
+proxyless_gpu = _builder(
+    "proxyless_gpu",
+    ProxylessNAS,
+    """ProxylessNAS-GPU, specialised for a V100: short and wide, with large kernels.
+
+7.12 M parameters, 465 M MACs at 224 pixels; ImageNet top-1 error 24.9 % (published, not re-measured).""",
+)
+proxyless_cpu = _builder(
+    "proxyless_cpu",
+    ProxylessNAS,
+    """ProxylessNAS-CPU, specialised for a Xeon E5-2640 v4: deep, mostly 3x3 kernels.
+
+4.36 M parameters, 439 M MACs at 224 pixels; ImageNet top-1 error 24.7 % (published, not re-measured).""",
+)
+proxyless_mobile = _builder(
+    "proxyless_mobile",
+    ProxylessNAS,
+    """ProxylessNAS-Mobile, specialised for a Pixel 1.
+
+4.08 M parameters, 320 M MACs at 224 pixels; ImageNet top-1 error 25.4 % (published, not re-measured).""",
+)
+_MOBILE_14 = """ProxylessNAS-Mobile, 1.4 times as wide or so.
+
+6.86 M parameters, 581 M MACs at 224 pixels; ImageNet top-1 error 23.3 % (published, not re-measured)."""
+proxyless_mobile_14 = _builder("proxyless_mobile_14", ProxylessNAS, _MOBILE_14)
+#: The name older documentation used.
+proxyless_mobile14 = _builder("proxyless_mobile_14", ProxylessNAS, _MOBILE_14, alias="proxyless_mobile14")
+proxyless_w025_r112 = _builder(
+    "proxyless_w025_r112",
+    ProxylessNAS,
+    """A tiny ImageNet net for images of 112 pixels.
+
+0.57 M parameters, 10.7 M MACs; its weights want mean = std = 0.5, which model.preprocessing knows.""",
+)
+proxyless_w03_r176 = _builder(
+    "proxyless_w03_r176",
+    ProxylessNAS,
+    """A tiny ImageNet net for images of 176 pixels.
+
+0.75 M parameters, 38.3 M MACs; ImageNet top-1 error 43.0 % (published, not re-measured). Its weights want
+mean = std = 0.5, which model.preprocessing knows.""",
+)
+proxyless_cifar = _builder(
+    "proxyless_cifar",
+    PyramidTreeNet,
+    """The tree-structured CIFAR-10 net of the paper, found by gradient search.
+
+5.73 M parameters, 1,213 M MACs at 32 pixels; CIFAR-10 error 2.08 % (published, not re-measured).""",
+)
+proxyless_cifar10_demo = _builder(
+    "proxyless_cifar10_demo",
+    ProxylessNAS,
+    """A small CIFAR-10 net whose weights come with the package: pretrained=True needs no network.
+
+0.82 M parameters, 67 M MACs at 32 pixels; trained by this project, not the authors. Its accuracy is in
+get_weights("proxyless_cifar10_demo").metrics, how it was made in .training.""",
+)
+
+
+def proxyless_custom(
+    arch: str | os.PathLike[str] | Arch | TreeArch | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+    *,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    global_pool: str | None = None,
+    drop_rate: float = 0.0,
+    drop_path_rate: float = 0.0,
+) -> Classifier:
+    """Any other net: one that a search found, or that was trained or written down by somebody.
+
+    Args:
+        arch: an architecture, its text ("Arch(...)"), or the path of a file that holds it (.txt, the original
+            net.config, .safetensors); None takes the one in the header of the weights.
+        weights: a .safetensors or .pth file; None leaves the weights random.
+        progress: as everywhere; a local file needs no bar.
+        num_classes: outputs; 0 returns embeddings; None takes the weights' or the architecture's.
+        in_chans: input channels; the stem's weights are adapted.
+        global_pool: "avg", "max", "avgmax", or "" to keep the feature map (with num_classes=0).
+        drop_rate: dropout before the classifier.
+        drop_path_rate: stochastic depth.
+
+    Raises:
+        ValueError: neither an architecture nor weights are given.
+        ArchError, WeightsNotFoundError, WeightsCorruptError, WeightsMismatchError: see create_model.
+    """
+    if arch is None and weights is None:
+        raise ValueError(
+            "proxyless_custom needs arch=..., or weights=... of a file that holds its architecture"
+        )
+    if isinstance(arch, str) and "(" in arch and not os.path.exists(arch):
+        arch = Arch.parse(arch)
+    what = cast("Any", weights if arch is None else arch)
+    return create_model(
+        what,
+        progress=progress,
+        weights=weights,
+        num_classes=num_classes,
+        in_chans=in_chans,
+        global_pool=global_pool,
+        drop_rate=drop_rate,
+        drop_path_rate=drop_path_rate,
+    )

@@ -1,0 +1,172 @@
+"""A net on a page: its figure, by channels and, where a latency table knows it, by latency; and as text."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ..arch.arch import Arch, Stage
+from ..arch.op_key import CLASSIFIER
+from ..arch.tree import TreeArch
+from ..errors import LatencyError, LatencyKeyError
+from ..figures.draw_model import (
+    SKIPPED,
+    Layer,
+    counts,
+    layers_of,
+    net_figure,
+    summary,
+    timed_layers,
+)
+from ..figures.draw_tree import tree_figure
+from .page import (
+    Raw,
+    code,
+    details,
+    figure,
+    inline,
+    tag,
+)
+
+if TYPE_CHECKING:
+    from ..latency.table import LatencyTable
+
+# DOC proxylessnas.report.net_words: """Nets as text for a terminal: a line a block, or a line a stage."""
+
+
+def net_part(arch: Arch | TreeArch, table: LatencyTable | None, notes: list[str]) -> Raw:
+    """Return a net's figures and its text.
+
+    Args:
+        arch: the net.
+        table: of a device, or None.
+        notes: to which is added why there is no figure by latency, if there is none.
+    """
+    if isinstance(arch, TreeArch):
+        file = io.BytesIO()
+        tree_figure(arch, file)
+        svg = inline(file, f"The cells of {arch.name}", f"{arch.name} has {len(arch.words)} tree cells.")
+        caption = "Every tree cell of the net, an operation an edge."
+        return Raw(figure(svg.text, caption) + details("The net as text", code(tree_text(arch))))
+    try:
+        layers = layers_of(arch)
+    except LatencyError as e:
+        notes.append(f"the net's figure is left out: {e}")
+        return Raw("")
+    parts = [_figure(arch.name, layers, "channels", "The net, block by block; the width shows the channels.")]
+    text = net_text(layers, arch.name)
+    if table is not None:
+        try:
+            timed, total = timed_layers(arch, table)
+        except (LatencyKeyError, LatencyError) as e:
+            notes.append(f"the figure by latency is left out: {str(e).splitlines()[0]}")
+        else:
+            said = (
+                f"The same net; the width shows what each block costs by the latency table ({total} in all)."
+            )
+            parts.append(_figure(arch.name, timed, "latency", said))
+            text = net_text(timed, arch.name, note=total)
+    return Raw(tag("div", *parts, class_="grid nets") + details("The net as text", code(text)))
+
+
+def _figure(name: str, layers: list[Layer], by: str, caption: str) -> Raw:
+    file = io.BytesIO()
+    net_figure({name: layers}, file, by=by)
+    words = "; ".join(in_words(layer, by) for layer in layers)
+    svg = inline(
+        file, f"{name} by {by}", f"{name}, {summary(layers)}, from input to output: {words}.", natural=True
+    )
+    return figure(svg.text, caption)
+
+
+def in_words(layer: Layer, by: str = "channels") -> str:
+    """Return a layer for those who do not see the figure."""
+    if layer.kind == "skipped":
+        return "skipped"
+    time = f", {layer.ms:.3g} ms" if by == "latency" and layer.ms is not None else ""
+    halves = ", halves the map" if layer.stride == 2 else ""
+    return f"{' '.join(layer.label.split())} to {layer.channels[2]} channels{halves}{time}"
+
+
+_BAR = 28  # columns of the widest layer
+_ACROSS = 6  # cells in a line
+_KERNELS = {3: "░", 5: "▒", 7: "▓"}
+
+
+def net_text(layers: Sequence[Layer], name: str, *, note: str = "", ascii_only: bool = False) -> str:
+    """Return a net as text, a line a layer.
+
+    The bar of a layer is as long as the square root of its channels at the widest place, or, where latencies
+    are known, as its latency; its shade is the kernel size.
+
+    Args:
+        layers: of :func:`~proxylessnas.figures.draw_model.layers_of`.
+        name: of the net.
+        note: about the whole, such as its latency.
+        ascii_only: for terminals that show nothing else.
+    """
+    timed = all(layer.ms is not None for layer in layers)
+    most = max(_length(layer, timed) for layer in layers) or 1.0
+    blocks, skipped = counts(layers)
+    lines = [f"{name}: {blocks} blocks, {skipped} skipped{', ' + note if note else ''}"]
+    size = 0
+    for layer in layers:
+        where = f"{layer.size:>4}" if layer.size != size else "    "
+        size = layer.size
+        shade = "#" if ascii_only else _KERNELS.get(layer.kernel, "█")
+        bar = shade * max(1, round(_BAR * _length(layer, timed) / most)) if layer.kind != SKIPPED else "-"
+        label = layer.label.replace("×", "x") if ascii_only else layer.label
+        channels = "" if layer.kind == SKIPPED else f"{layer.channels[0]:>5} > {layer.channels[2]}"
+        ms = f"{layer.ms:>8.3f} ms" if timed and layer.ms else ""
+        step = " /2" if layer.stride == 2 else ""
+        lines.append(f"{where}  {label:<12}{channels:<14}{bar:<{_BAR}}{ms}{step}".rstrip())
+    lines.append("")
+    lines.append(
+        "left: side of the map, px; then kernel, expansion ratio, channels; bar: "
+        + ("latency" if timed else "root of the widest channels")
+    )
+    return "\n".join(lines)
+
+
+def stages_text(arch: Arch | TreeArch) -> str:
+    """Return a net in a few lines, one a stage, as a log or a report shows it."""
+    if isinstance(arch, TreeArch):
+        return tree_text(arch)
+    size = -(-(arch.resolution or 224) // arch.stem_stride)
+    lines = []
+    for stage in arch.stages:
+        size = -(-size // stage.stride)
+        lines.append(f"{size:>4} px {stage.width:>4} ch  {_tokens(stage)}")
+    return "\n".join(lines)
+
+
+def tree_text(arch: TreeArch) -> str:
+    """Return a net of tree cells, stage by stage; see :mod:`proxylessnas.arch.tree` for the letters."""
+    widths, count = arch.cell_widths, len(arch.words)
+    each = count // arch.num_stages
+    lines = [f"{arch.name}: {count} tree cells in {arch.num_stages} stages"]
+    for start in range(0, count, each):
+        size = arch.resolution // 2 ** (start // each)
+        lines.append(f"{size:>4} px, {widths[start]} to {widths[start + each - 1]} channels")
+        words = arch.words[start : start + each]
+        lines += ["      " + " ".join(words[i : i + _ACROSS]) for i in range(0, each, _ACROSS)]
+    lines.append("")
+    lines.append(
+        "a word a cell, a letter an edge: i identity; 3 5 7 separable convolution; d the same, dilated;"
+    )
+    lines.append("a m average and max pooling")
+    return "\n".join(lines)
+
+
+def _tokens(stage: Stage) -> str:
+    return " ".join(f"{token:<5}" for token in stage.tokens).rstrip()
+
+
+def _length(layer: Layer, timed: bool) -> float:
+    if timed:
+        return layer.ms or 0.0
+    if layer.kind in (SKIPPED, CLASSIFIER):
+        return 0.0
+    return math.sqrt(layer.channels[1])

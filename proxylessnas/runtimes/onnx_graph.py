@@ -1,0 +1,343 @@
+"""Nets and single operations as ONNX models, in milliseconds where ``torch.onnx`` takes seconds.
+
+A table needs dozens of nets, and ``torch.onnx.export`` takes six to eight seconds for each. Our nets consist
+of few kinds of node, so these are written here one by one, exactly as the exporter writes them (a test
+compares the two): BatchNorm folded into ``Conv``, ReLU6 as ``Clip``, pooling as ``ReduceMean``, the
+classifier as ``Gemm``. Registered operations, other modules and tree-structured nets do go through
+``torch.onnx``, a registered operation once a shape and process.
+"""
+
+from __future__ import annotations
+
+import warnings
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..arch.arch import Arch
+from ..errors import ExportError, LatencyError, ProxylessError, first_line, missing_extra
+from ..models.layers import ConvLayer, LinearLayer, MBConv, ResidualBlock, folded
+from ..models.proxylessnas import ProxylessNAS
+from ..utils.files import read_bytes
+from .base import NetSpec
+from .modules import PoolAndClassify, build_net
+from .settings import Settings
+
+Proto = Any  # an onnx.ModelProto
+
+#: Version of the operator set of every model that is made here; read by ONNX Runtime 1.14 (2023) and later.
+OPSET = 18
+IR_VERSION = 8
+INPUT, OUTPUT = "x", "y"
+
+#: (token, shape of the input, output channels, stride, dtype) -> exported registered operation.
+_exported: dict[tuple[object, ...], Proto] = {}
+
+
+def whole_net_onnx(spec: NetSpec, batch_size: int = 1, dtype: str = "float32") -> bytes:
+    """Return a net, or whatever else a spec names, as a serialized ONNX model with random weights.
+
+    Args:
+        spec: of kind "arch", "op", "module" (which keeps its weights), or "file" (an ``.onnx`` file, which is
+            returned).
+        batch_size: pictures a call; fixed in the model, as in the eager nets it is compared with.
+        dtype: of weights, input and output: "float32" or "float16".
+
+    Returns:
+        A model of :data:`OPSET` with all weights inside, input "x" [batch_size, channels, height, width] and
+        output "y".
+
+    Raises:
+        LatencyError: ``torch.onnx`` cannot export the module.
+        MissingExtraError: onnx (or, for what needs ``torch.onnx``, onnxscript) is not installed.
+    """
+    if spec.kind == "file":
+        try:
+            return read_bytes(spec.text)
+        except OSError as e:
+            raise LatencyError(f"{spec.text}: {e.strerror or e}") from e
+    if dtype not in ("float32", "float16"):
+        raise LatencyError(f"ONNX models are written in float32 or float16, not {dtype}")
+    settings = Settings(batch_size=batch_size, dtype=dtype, memory_format="contiguous")
+    model, example = build_net(spec, settings)
+    if spec.kind == "module":  # perhaps a net of ours with a part exchanged: the exporter sees what is there
+        return module_onnx(model, example).SerializeToString()
+    return model_onnx(model, example, reuse=True).SerializeToString()
+
+
+def op_onnx(key: Any, batch_size: int = 1) -> bytes:
+    """Return one operation of a space as a serialized ONNX model.
+
+    Args:
+        key: an :class:`~proxylessnas.arch.op_key.OpKey`, or its text.
+        batch_size: pictures a call.
+
+    Raises:
+        LatencyError: the text is not that of a key, or a registered operation cannot be exported.
+        MissingExtraError: onnx is not installed.
+    """
+    from ..arch.op_key import OpKey
+
+    key = OpKey.parse(key) if isinstance(key, str) else key
+    spec = NetSpec("op", str(key), (key.in_channels, key.size, key.size))
+    return whole_net_onnx(spec, batch_size)
+
+
+def is_plain(model: nn.Module) -> bool:
+    """Tell a net whose nodes are all written here, but for those of registered operations."""
+    return isinstance(model, ProxylessNAS) and model.global_pool == "avg" and model.num_classes > 0
+
+
+def model_onnx(
+    model: nn.Module, example: Tensor, *, reuse: bool = False, opset: int = OPSET, open_batch: bool = False
+) -> Proto:
+    """Return a net or an operation with its weights as an ONNX model.
+
+    Args:
+        model: in evaluation mode, as this package built it; :func:`module_onnx` takes any other.
+        example: an input, [N, C, H, W]; its shape and dtype become the model's.
+        reuse: a registered operation of a shape that was exported before may come back with the weights it
+            had then, which saves half a second each.
+        opset: version of the operator set, at least :data:`OPSET`.
+        open_batch: leave the number of pictures open, under the name "batch".
+
+    Raises:
+        LatencyError: ``torch.onnx`` cannot export the module.
+        MissingExtraError: onnx or onnxscript is not installed.
+    """
+    # Put together of pieces, registered operations would each have a batch and operators of their own.
+    pieces = (open_batch or opset != OPSET) and has_registered(model)
+    if pieces or not (is_plain(model) or isinstance(model, (ConvLayer, ResidualBlock, PoolAndClassify))):
+        return module_onnx(model, example, opset=opset, open_batch=open_batch)
+    graph = _Graph(example, opset, open_batch)
+    if isinstance(model, ProxylessNAS):
+        assert isinstance(model.arch, Arch)  # says the class
+        tokens = [block.token.removesuffix("!") for block in model.arch.blocks]
+        graph.layer(model.first_conv, "stem")
+        for i, block in enumerate(model.blocks):
+            assert isinstance(block, ResidualBlock)  # ModuleList does not tell
+            graph.block(block, f"block{i}", tokens[i] if reuse else None)
+        graph.layer(model.feature_mix_layer, "last")
+        assert isinstance(model.classifier, LinearLayer)  # as there are classes
+        graph.head(model.classifier.linear)
+    elif isinstance(model, PoolAndClassify):
+        graph.head(model.classifier.linear)
+    elif isinstance(model, ConvLayer):
+        graph.layer(model, "op")
+    elif isinstance(model, ResidualBlock):
+        graph.block(model, "op", None)
+    return graph.model()
+
+
+def has_registered(model: nn.Module) -> bool:
+    """Tell whether there is a registered operation in a net."""
+    ops = [m.mobile_inverted_conv for m in model.modules() if isinstance(m, ResidualBlock)]
+    return any(op is not None and not isinstance(op, MBConv) for op in ops)
+
+
+def import_onnx() -> Any:
+    """Return the onnx package.
+
+    Raises:
+        MissingExtraError: it is not installed or broken.
+    """
+    try:
+        return import_module("onnx")
+    except Exception as e:  # a broken install raises anything
+        raise missing_extra("onnx", "writing ONNX models", extra="onnx") from e
+
+
+class _Graph:
+    """Collects nodes in a chain: each call appends to what came before."""
+
+    def __init__(self, example: Tensor, opset: int, open_batch: bool) -> None:
+        self.onnx = import_onnx()
+        self.dtype = example.dtype
+        self.shape = tuple(example.shape)  # of the value that the next node takes
+        self.open_batch = open_batch
+        self.value = INPUT
+        self.nodes: list[Any] = []
+        self.initializers: list[Any] = []
+        self.opsets = {"": opset}
+        self.bounded = False
+        self.kind = self.onnx.helper.np_dtype_to_tensor_dtype(_numpy(example.new_zeros(1)).dtype)
+        self.input = self._info(INPUT)
+
+    def _info(self, name: str) -> Any:
+        shape = ("batch", *self.shape[1:]) if self.open_batch else self.shape
+        return self.onnx.helper.make_tensor_value_info(name, self.kind, shape)
+
+    def _constant(self, name: str, values: Tensor) -> str:
+        self.initializers.append(self.onnx.numpy_helper.from_array(_numpy(values), name))
+        return name
+
+    def _node(
+        self, kind: str, inputs: list[str], name: str, shape: tuple[int, ...], **attributes: Any
+    ) -> None:
+        self.nodes.append(self.onnx.helper.make_node(kind, inputs, [name], name, **attributes))
+        self.value, self.shape = name, shape
+
+    def layer(self, layer: ConvLayer, name: str) -> None:
+        """Append a convolution with its folded BatchNorm and ReLU6."""
+        conv, bn = layer.conv, layer.bn
+        weight, bias = folded(conv, bn)
+        kernel, stride = conv.kernel_size[0], conv.stride[0]
+        pad = kernel // 2
+        batch, _, height, width = self.shape
+        height, width = ((side + 2 * pad - kernel) // stride + 1 for side in (height, width))
+        inputs = [
+            self.value,
+            self._constant(f"{name}.weight", weight.to(self.dtype)),
+            self._constant(f"{name}.bias", bias.to(self.dtype)),
+        ]
+        self._node(
+            "Conv", inputs, f"{name}.conv", (batch, conv.out_channels, height, width),
+            group=conv.groups, pads=[pad] * 4, auto_pad="NOTSET", strides=[stride] * 2, dilations=[1, 1],
+            kernel_shape=[kernel] * 2,
+        )  # fmt: skip
+        if layer.act:
+            self._node("Clip", [self.value, *self._bounds()], f"{name}.relu6", self.shape)
+
+    def _bounds(self) -> list[str]:
+        if not self.bounded:
+            self.bounded = True
+            self._constant("zero", torch.zeros((), dtype=self.dtype))
+            self._constant("six", torch.full((), 6.0, dtype=self.dtype))
+        return ["zero", "six"]
+
+    def block(self, block: ResidualBlock, name: str, token: str | None) -> None:
+        """Append a block; ``token`` of a registered operation allows taking it from earlier exports."""
+        op = block.mobile_inverted_conv
+        if op is None:
+            return
+        before = self.value
+        if isinstance(op, MBConv):
+            if op.inverted_bottleneck is not None:
+                self.layer(op.inverted_bottleneck, f"{name}.expand")
+            self.layer(op.depth_conv, f"{name}.depth")
+            self.layer(op.point_linear, f"{name}.project")
+        else:
+            self._exported_op(op, name, token)
+        if block.shortcut:
+            self._node("Add", [before, self.value], f"{name}.add", self.shape)
+
+    def _exported_op(self, op: nn.Module, name: str, token: str | None) -> None:
+        example = torch.randn(self.shape).to(self.dtype)
+        with torch.no_grad():
+            shape = tuple(op(example).shape)
+        key = (token, self.shape, shape, self.dtype)
+        proto = _exported.get(key) if token else None
+        if proto is None:
+            proto = module_onnx(op, example)
+            if token:
+                _exported[key] = proto
+        renamed = self.onnx.compose.add_prefix(proto, f"{name}/")
+        for opset in renamed.opset_import:
+            if self.opsets.setdefault(opset.domain, opset.version) != opset.version:
+                raise LatencyError(
+                    f"{name}: exported with version {opset.version} of operators {opset.domain!r}"
+                )
+        graph = renamed.graph
+        self._node("Identity", [self.value], graph.input[0].name, self.shape)
+        self.nodes.extend(graph.node)
+        self.initializers.extend(graph.initializer)
+        self.value, self.shape = graph.output[0].name, shape
+
+    def head(self, linear: nn.Linear) -> None:
+        """Append global average pooling and the classifier."""
+        axes = self._constant("axes", torch.tensor([2, 3]))
+        self._node(
+            "ReduceMean", [self.value, axes], "pool", self.shape[:2], keepdims=0, noop_with_empty_axes=0
+        )
+        inputs = [self.value, self._constant("classifier.weight", linear.weight.detach())]
+        if linear.bias is not None:
+            inputs.append(self._constant("classifier.bias", linear.bias.detach()))
+        shape = (self.shape[0], linear.out_features)
+        self._node("Gemm", inputs, "logits", shape, alpha=1.0, beta=1.0, transA=0, transB=1)
+
+    def model(self) -> Proto:
+        """Return the checked model."""
+        if self.nodes and list(self.nodes[-1].output) == [self.value]:
+            self.nodes[-1].output[0] = OUTPUT
+        else:  # no node at all, or an exported operation whose last node is not the one that counts
+            self._node("Identity", [self.value], OUTPUT, self.shape)
+        helper = self.onnx.helper
+        graph = helper.make_graph(self.nodes, "net", [self.input], [self._info(OUTPUT)], self.initializers)
+        opsets = [helper.make_opsetid(domain, version) for domain, version in self.opsets.items()]
+        ir_version = max(IR_VERSION, helper.find_min_ir_version_for(opsets))
+        made = helper.make_model(
+            graph, opset_imports=opsets, ir_version=ir_version, producer_name="proxylessnas"
+        )
+        self.onnx.checker.check_model(made)
+        return made
+
+
+def _numpy(values: Tensor) -> Any:
+    return values.detach().cpu().contiguous().numpy()
+
+
+def module_onnx(model: nn.Module, example: Tensor, *, opset: int = OPSET, open_batch: bool = False) -> Proto:
+    """Export any module through ``torch.onnx``.
+
+    Args:
+        model: in evaluation mode, with one input and one output.
+        example: an input, whose shape and dtype become the model's; with ``open_batch`` of two pictures or
+            more.
+        opset: version of the operator set.
+        open_batch: leave the number of pictures open, under the name "batch".
+
+    Raises:
+        LatencyError: it cannot be exported.
+        MissingExtraError: onnx or onnxscript is not installed.
+    """
+    try:
+        return traced_onnx(model, example, opset, open_batch)
+    except ExportError as e:
+        raise LatencyError(f"{e}; runtime 'torch' measures any module") from e
+
+
+def traced_onnx(model: nn.Module, example: Tensor, opset: int, open_batch: bool) -> Proto:
+    """As :func:`module_onnx`, for those who want a file and not a latency.
+
+    Raises:
+        ExportError: it cannot be exported.
+        MissingExtraError: onnx or onnxscript is not installed.
+    """
+    onnx = import_onnx()
+    try:
+        import_module("onnxscript")
+    except Exception as e:  # a broken install raises anything
+        raise missing_extra("onnxscript", "exporting a module through torch.onnx", extra="onnx") from e
+    shapes: Any = ({0: torch.export.Dim("batch", min=1)},) if open_batch else None
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # about the exporter's own insides
+            program: Any = torch.onnx.export(
+                model, (example,), dynamo=True, external_data=False, verbose=False, opset_version=opset,
+                input_names=[INPUT], output_names=[OUTPUT], dynamic_shapes=shapes,
+            )  # fmt: skip
+        proto = program.model_proto
+    except ProxylessError:
+        raise
+    except Exception as e:  # the exporter raises whatever the module's code or its own does
+        raise ExportError(f"torch.onnx cannot export {type(model).__name__} ({first_line(e)})") from e
+    if proto.functions:
+        proto = onnx.inliner.inline_local_functions(proto)
+    if len(proto.graph.input) != 1 or len(proto.graph.output) != 1:
+        raise ExportError(
+            f"{type(model).__name__} has {len(proto.graph.input)} inputs and {len(proto.graph.output)} "
+            "outputs; one of each can be exported"
+        )
+    written = {entry.domain: entry.version for entry in proto.opset_import}.get("")
+    if written != opset:
+        raise ExportError(f"torch.onnx wrote operators of version {written} where {opset} was asked for")
+    if open_batch:
+        for value in (*proto.graph.input, *proto.graph.output):
+            value.type.tensor_type.shape.dim[0].dim_param = "batch"
+        del proto.graph.value_info[:]  # their batch has a name of the exporter's
+    proto.ir_version = max(IR_VERSION, onnx.helper.find_min_ir_version_for(list(proto.opset_import)))
+    del proto.metadata_props[:]
+    onnx.checker.check_model(proto)
+    return proto

@@ -1,0 +1,197 @@
+"""ONNX Runtime: the net as an ONNX model, on the CPU or, through the CUDA provider, on a GPU."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from ..errors import LatencyError, first_line, missing_extra
+from .base import NetSpec
+from .files import check_runtime
+from .onnx_graph import whole_net_onnx
+from .settings import Settings
+
+_ERRORS_ONLY = 3
+
+#: Threads of the pool that all sessions of this process share; None until a session wants several.
+_shared_threads: int | None = None
+
+
+def library() -> Any:
+    """Return the onnxruntime package.
+
+    Raises:
+        MissingExtraError: it is not installed or broken.
+    """
+    try:
+        return import_module("onnxruntime")
+    except Exception as e:  # a broken install raises anything
+        raise missing_extra("onnxruntime", "the runtime 'onnxruntime'", extra="onnx") from e
+
+
+class OnnxSession:
+    """A loaded model with its input and output in place, so that a run copies nothing."""
+
+    def __init__(self, model: bytes, spec: NetSpec, settings: Settings, name: str) -> None:
+        ort = library()
+        options = ort.SessionOptions()
+        options.log_severity_level = _ERRORS_ONLY
+        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        if settings.device == "cpu" and _share_pool(ort, settings.threads):
+            options.use_per_session_threads = False
+        else:
+            options.intra_op_num_threads = settings.threads if settings.device == "cpu" else 1
+            options.inter_op_num_threads = 1
+        try:
+            self._session: Any = ort.InferenceSession(model, options, providers=_providers(ort, settings))
+        except Exception as e:  # its exceptions share no base class
+            raise LatencyError(f"ONNX Runtime cannot load {name}: {first_line(e)}") from e
+        in_use = self._session.get_providers()
+        if settings.device == "cuda" and in_use[0] != "CUDAExecutionProvider":
+            raise LatencyError(
+                "ONNX Runtime could not start its CUDA provider; mostly a CUDA or cuDNN library is missing. "
+                "Use runtime 'torch' or 'torch-compile' on this GPU, or device 'cpu'"
+            )
+        self._bind(ort, spec, settings, name)
+
+    def _bind(self, ort: Any, spec: NetSpec, settings: Settings, name: str) -> None:
+        import numpy as np
+
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        if len(inputs) != 1:
+            raise LatencyError(f"{name} has {len(inputs)} inputs; one can be measured")
+        kinds: dict[str, Any] = {
+            "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8,
+        }  # fmt: skip
+        if inputs[0].type not in kinds:
+            raise LatencyError(f"{name} takes {inputs[0].type}; float32, float16 or uint8 can be measured")
+        asked = (settings.batch_size, *spec.input_size)
+        own = inputs[0].shape
+        if len(own) != 4 or any(
+            isinstance(side, int) and side != a for side, a in zip(own, asked, strict=True)
+        ):
+            raise LatencyError(f"{name} takes input of the shape {own}, not {list(asked)}")
+        place = "cuda" if settings.device == "cuda" else "cpu"
+        draw = np.random.default_rng(0)
+        if inputs[0].type == "tensor(uint8)":
+            values = draw.integers(0, 256, asked, dtype=np.uint8)
+        else:
+            values = draw.standard_normal(asked, dtype=np.float32).astype(kinds[inputs[0].type])
+        self._input = ort.OrtValue.ortvalue_from_numpy(values, place, 0)
+        binding = self._session.io_binding()
+        binding.bind_ortvalue_input(inputs[0].name, self._input)
+        for output in outputs:
+            binding.bind_output(output.name, place)
+        self._binding: Any = binding
+        self._names = [output.name for output in outputs]
+        # The first run tells the shapes of the outputs, into which all others write.
+        self.run()
+        self._outputs = binding.get_outputs()
+        binding.clear_binding_outputs()
+        for output, value in zip(self._names, self._outputs, strict=True):
+            binding.bind_ortvalue_output(output, value)
+
+    def run(self) -> None:
+        """Run one forward pass of the whole batch."""
+        self._session.run_with_iobinding(self._binding)
+        self._binding.synchronize_outputs()
+
+    def times_ms(self, runs: int) -> list[float] | None:
+        """Return None: a run ends when its output is there, so the caller's clock is right."""
+        return None
+
+    def output(self) -> Any:
+        """Return the first output of the last run as a numpy array."""
+        return self._binding.copy_outputs_to_cpu()[0]
+
+    def input(self) -> Any:
+        """Return the input as a numpy array."""
+        return self._input.numpy()
+
+    def close(self) -> None:
+        """Free the model."""
+        self._session = self._binding = self._input = self._outputs = None
+
+
+class OnnxRuntime:
+    """See :class:`~proxylessnas.runtimes.base.Runtime`."""
+
+    name = "onnxruntime"
+    has_parts = False
+
+    def versions(self) -> dict[str, str]:
+        """Return the versions of the libraries it runs on."""
+        return {"onnxruntime": library().__version__}
+
+    def device_name(self, settings: Settings) -> str | None:
+        """Return the name of the GPU; None for the CPU."""
+        if settings.device != "cuda":
+            return None
+        import torch
+
+        return torch.cuda.get_device_name() if torch.cuda.is_available() else "CUDA GPU"
+
+    def load(self, spec: NetSpec, settings: Settings, folder: Path) -> OnnxSession:
+        """Load a net.
+
+        Raises:
+            LatencyError: device or dtype is not one it runs, or the net cannot be exported.
+            MissingExtraError: onnxruntime, or what the export needs, is not installed.
+        """
+        ort = library()
+        _check(ort, settings)
+        if spec.kind == "file":
+            check_runtime(spec.text, self.name)
+        name = Path(spec.text).name if spec.kind in ("file", "module") else f"the {spec.kind}"
+        return OnnxSession(whole_net_onnx(spec, settings.batch_size, settings.dtype), spec, settings, name)
+
+
+def _check(ort: Any, settings: Settings) -> None:
+    if settings.device == "cuda" and "CUDAExecutionProvider" not in ort.get_available_providers():
+        raise LatencyError(
+            "the installed ONNX Runtime has no CUDA provider: pip install onnxruntime-gpu, or use runtime "
+            "'torch' or 'torch-compile' on this GPU, or device 'cpu'"
+        )
+    fits = ("float32",) if settings.device == "cpu" else ("float32", "float16")
+    if settings.dtype not in fits:
+        raise LatencyError(
+            f"runtime 'onnxruntime' measures {' and '.join(fits)} on {settings.device}, not "
+            f"{settings.dtype}; runtime 'torch' takes any dtype"
+        )
+
+
+def _providers(ort: Any, settings: Settings) -> list[Any]:
+    if settings.device == "cuda":
+        # "HEURISTIC" and "DEFAULT" pick slow convolutions; the search is part of the warm-up.
+        return [("CUDAExecutionProvider", {"cudnn_conv_algo_search": "EXHAUSTIVE"}), "CPUExecutionProvider"]
+    return ["CPUExecutionProvider"]
+
+
+def _share_pool(ort: Any, threads: int) -> bool:
+    """Let all sessions of this process use one pool of threads; return False where each needs its own.
+
+    The threads of a pool wait for their next work in a busy loop, for tens of milliseconds. With a pool per
+    session, those of the session that ran before would take processors from the one that runs now.
+
+    Raises:
+        LatencyError: the pool has another number of threads; it cannot be changed.
+    """
+    global _shared_threads
+    if _shared_threads is None:
+        if threads == 1:
+            return False  # a session of one thread has no pool
+        try:
+            ort.set_global_thread_pool_sizes(threads, 1)
+        except Exception:  # noqa: BLE001 - somebody else's session was there first: its pool is the session's own
+            return False
+        _shared_threads = threads
+    if _shared_threads != threads:
+        raise LatencyError(
+            f"this process measures ONNX Runtime with {_shared_threads} threads; {threads} need a new process"
+        )
+    return True
+
+
+RUNTIME = OnnxRuntime()

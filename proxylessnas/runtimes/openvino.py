@@ -1,0 +1,146 @@
+"""OpenVINO on x86 and Arm processors, fed with the same ONNX model as ONNX Runtime."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from ..errors import LatencyError, missing_extra
+from .base import NetSpec
+from .files import check_runtime
+from .onnx_graph import whole_net_onnx
+from .settings import Settings
+
+#: Left alone, OpenVINO computes in bfloat16 where the processor can, without a word.
+_PRECISION = {"float32": "f32", "bfloat16": "bf16"}
+
+
+def library() -> Any:
+    """Return the openvino package.
+
+    Raises:
+        MissingExtraError: it is not installed or broken.
+    """
+    try:
+        return import_module("openvino")
+    except Exception as e:  # a broken install raises anything
+        raise missing_extra("openvino", "the runtime 'openvino'", extra="openvino") from e
+
+
+class OpenVinoSession:
+    """A compiled model with its input and output in place, so that a run copies nothing."""
+
+    def __init__(self, model: bytes | str, spec: NetSpec, settings: Settings, name: str) -> None:
+        import numpy as np
+
+        ov = library()
+        precision = _PRECISION[settings.dtype]
+        options = {
+            "INFERENCE_PRECISION_HINT": precision,
+            "INFERENCE_NUM_THREADS": settings.threads,
+            "NUM_STREAMS": 1,
+            "PERFORMANCE_HINT": "LATENCY",
+            "ENABLE_CPU_PINNING": False,  # a pinned thread cannot leave a processor that another program uses
+        }
+        shape = (settings.batch_size, *spec.input_size)
+        try:
+            core = ov.Core()
+            read = core.read_model(model)
+            if len(read.inputs) != 1:
+                raise LatencyError(f"{name} has {len(read.inputs)} inputs; one can be measured")
+            own = read.input(0).get_partial_shape()
+            if not own.compatible(ov.PartialShape(list(shape))):
+                raise LatencyError(f"{name} takes input of the shape {own}, not {list(shape)}")
+            if own.is_dynamic:
+                read.reshape(list(shape))
+            if read.input(0).get_element_type() != ov.Type.f32:
+                raise LatencyError(
+                    f"{name} takes {read.input(0).get_element_type()}; float32 can be measured"
+                )
+            compiled = core.compile_model(read, "CPU", options)
+        except RuntimeError as e:
+            raise LatencyError(f"OpenVINO cannot load {name}: {last_line(e)}") from e
+        used = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        if used != precision:
+            raise LatencyError(f"OpenVINO computes in {used} on this processor, not in {settings.dtype}")
+        # Set one by one, as every other option could be refused or rounded in silence.
+        threads = compiled.get_property("INFERENCE_NUM_THREADS")
+        if threads != settings.threads:
+            raise LatencyError(f"OpenVINO uses {threads} threads on this machine, not {settings.threads}")
+        self._input = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+        self._compiled: Any = compiled
+        self._request: Any = compiled.create_infer_request()
+        self._request.set_input_tensor(ov.Tensor(self._input, shared_memory=True))
+
+    def run(self) -> None:
+        """Run one forward pass of the whole batch."""
+        self._request.infer(share_outputs=True)
+
+    def times_ms(self, runs: int) -> list[float] | None:
+        """Return None: a run ends when its output is there, so the caller's clock is right."""
+        return None
+
+    def output(self) -> Any:
+        """Return the first output of the last run as a numpy array."""
+        return self._request.get_output_tensor(0).data
+
+    def input(self) -> Any:
+        """Return the input as a numpy array."""
+        return self._input
+
+    def close(self) -> None:
+        """Free the model."""
+        self._request = self._compiled = None
+
+
+class OpenVino:
+    """See :class:`~proxylessnas.runtimes.base.Runtime`."""
+
+    name = "openvino"
+    has_parts = False
+
+    def versions(self) -> dict[str, str]:
+        """Return the versions of the libraries it runs on."""
+        return {"openvino": library().__version__.partition("-")[0]}
+
+    def device_name(self, settings: Settings) -> str | None:
+        """Return None: it runs on the CPU."""
+        return None
+
+    def load(self, spec: NetSpec, settings: Settings, folder: Path) -> OpenVinoSession:
+        """Load a net.
+
+        Raises:
+            LatencyError: device or dtype is not one it runs, or the net cannot be exported.
+            MissingExtraError: openvino, or what the export needs, is not installed.
+        """
+        library()
+        if settings.device != "cpu":
+            raise LatencyError(
+                f"runtime 'openvino' measures on the CPU, not on {settings.device}: use runtime 'torch', "
+                "'torch-compile' or 'onnxruntime' there"
+            )
+        if settings.dtype not in _PRECISION:
+            raise LatencyError(
+                f"runtime 'openvino' measures {' and '.join(_PRECISION)}, not {settings.dtype}; "
+                "runtime 'torch' takes any dtype"
+            )
+        name = Path(spec.text).name if spec.kind in ("file", "module") else f"the {spec.kind}"
+        model: bytes | str
+        if spec.kind == "file":
+            check_runtime(spec.text, self.name)
+            model = spec.text  # a name: an .xml file has its weights in another one beside it
+        else:
+            # For bfloat16 too: OpenVINO casts the weights when it compiles, input and output stay float32.
+            model = whole_net_onnx(spec, settings.batch_size)
+        return OpenVinoSession(model, spec, settings, name)
+
+
+def last_line(error: Exception) -> str:
+    """Return the last line of what OpenVINO says, which holds the reason."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:300]
+
+
+RUNTIME = OpenVino()

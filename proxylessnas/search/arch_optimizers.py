@@ -1,0 +1,353 @@
+"""The arch step of the gradient algorithm: one update of alpha on held-out pictures (sections 3.2, 3.3)."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..errors import DataError, ProxylessError, shown
+from ..models.batchnorm import single_values_as_data_error
+from .objective import Objective, Pull, expected_cost, reward
+
+if TYPE_CHECKING:
+    from ..utils.distributed import Processes
+    from .path_optimizer import PathParameters
+    from .supernet import SuperNet
+
+# DOC proxylessnas.search.reinforce: """The other published algorithm: REINFORCE, which needs no gradient through the net (section 3.3.2)."""
+
+# DOC proxylessnas.search.gate_scale: """Scale of the loss in arch steps of fp16, whose gradients would otherwise round to zero."""
+
+MODES = ("two", "full", "full_v2")
+#: What helps where held-out batches are too small for BatchNorm.
+SMALL_BATCH = "raise arch_batch_size or image_size (or arch_fraction, where fewer pictures are held out)"
+
+
+class ArchStepResult(NamedTuple):
+    """What an arch step came to.
+
+    Attributes:
+        loss: cross-entropy on the held-out pictures, over all processes.
+        pull: the objective and its derivatives.
+        expected: the expected cost that was in the objective: over all candidates, or over the pairs.
+        gradient_norm: Euclidean norm of alpha's gradient; NaN in a step that was skipped.
+        skipped: whether alpha was left alone, as 16 bits were too few for the gradient (fp16 alone).
+    """
+
+    loss: float
+    pull: Pull
+    expected: float
+    gradient_norm: float
+    skipped: bool = False
+
+
+class ArchStep:
+    """Updates the architecture parameters.
+
+    The modes differ in which candidates a sampled path is compared with:
+
+    * ``two``: per block two candidates are drawn; one is on the path, the other is evaluated. Their alphas
+      alone are updated, and shifted so that all other probabilities stay what they were. The paper's method.
+    * ``full_v2``: all candidates are evaluated in the backward pass; nothing of theirs is stored. The
+      original code's default.
+    * ``full``: all are evaluated in the forward pass, and their outputs stored.
+
+    Weights are frozen: no gradient of a weight is computed. Statistics of BatchNorm are the batch's, and the
+    running ones stay as they are (the original code lets held-out pictures into them). A sampled Zero takes
+    part like any other candidate; the original code leaves its block out of the step.
+
+    Args:
+        supernet: the net, with alpha.
+        optimizer: of ``supernet.alphas.logits``; published: Adam, rate 1e-3, betas (0, 0.999).
+        paths: of the supernet's weights.
+        costs: cost of each candidate, float64 [blocks, candidates], 0 for Zero.
+        fixed_cost: of what every net has.
+        mode: see above.
+        generator: of the sampling; the same in every process.
+        processes: those that share the step; gradients are averaged.
+        autocast: makes the context of the forward pass.
+        scale: of the loss, where that context is one of fp16; else None.
+    """
+
+    def __init__(
+        self,
+        supernet: SuperNet,
+        optimizer: torch.optim.Optimizer,
+        paths: PathParameters,
+        costs: Tensor,
+        fixed_cost: float,
+        *,
+        mode: str = "full_v2",
+        generator: torch.Generator,
+        processes: Processes | None = None,
+        autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+        scale: GateScale | None = None,
+    ) -> None:
+        if mode not in MODES:
+            raise DataError(f"the arch step's mode is {shown(mode)}; known are {', '.join(MODES)}")
+        self.supernet, self.optimizer, self.paths, self.mode = supernet, optimizer, paths, mode
+        self.costs, self.fixed_cost = costs, fixed_cost
+        self.generator, self.processes, self.autocast = generator, processes, autocast
+        self.scale = scale
+        self._blocks, self._columns = costs.shape
+
+    def __call__(self, inputs: Tensor, targets: Tensor, objective: Objective) -> ArchStepResult:
+        """Do one update; the device is waited for once.
+
+        Args:
+            inputs: [N, channels, H, W], held out from the training of the weights.
+            targets: [N] class indices.
+            objective: what to minimise.
+
+        Raises:
+            DataError: the batch leaves BatchNorm a single value a channel.
+            ProxylessError: the gradient of alpha is not finite; alpha is as before.
+        """
+        alphas = self.supernet.alphas
+        pairs = alphas.sample_pairs(self.generator) if self.mode == "two" else None
+        if pairs is None:
+            path = alphas.sample(self.generator)
+            wanted: list[Sequence[int]] = [range(self._columns)] * self._blocks
+        else:
+            path = pairs.indices[:, 0].tolist()
+            wanted = [[k] for k in pairs.indices[:, 1].tolist()]
+        self.supernet.set_path(path)
+        loss, gates = self._over_processes(self.gate_gradient(inputs, targets, wanted))
+        self.optimizer.zero_grad(set_to_none=True)
+        probs = alphas.probs() if pairs is None else alphas.pair_probs(pairs)
+        expected = expected_cost(probs, self.costs, self.fixed_cost)
+        pull = objective.pull(loss, float(expected.detach()))
+        if self.scale is not None and math.isfinite(loss) and not self.scale.fits(gates):
+            return ArchStepResult(loss, pull, float(expected.detach()), math.nan, skipped=True)
+        (expected * pull.by_cost).backward()
+        alphas.add_gate_gradient(gates * pull.by_loss, pairs)
+        gradient = alphas.logits.grad
+        assert gradient is not None
+        norm = float(gradient.norm())
+        if not norm < float("inf"):  # NaN too
+            raise ProxylessError(
+                "the gradient of the architecture parameters is not finite (NaN or infinite)"
+            )
+        before = alphas.logits.detach().clone()
+        self.optimizer.step()
+        if pairs is not None:
+            alphas.keep_others(before, pairs)
+        return ArchStepResult(loss, pull, float(expected.detach()), norm)
+
+    def gate_gradient(self, inputs: Tensor, targets: Tensor, wanted: Sequence[Sequence[int]]) -> Tensor:
+        """Return the gradient of this process's gates on the present path; the device is not waited for.
+
+        Args:
+            inputs: [N, channels, H, W].
+            targets: [N] class indices.
+            wanted: columns whose gate gradient is wanted, besides the active one, for each block.
+
+        Returns:
+            [blocks * columns + 1] on the device: by each gate, and the cross-entropy behind them.
+        """
+        net = self.supernet
+        gates = torch.zeros(
+            self._blocks, self._columns, device=inputs.device, dtype=torch.float32, requires_grad=True
+        )
+        # Around the backward pass too: other candidates run there.
+        advice = single_values_as_data_error(inputs, SMALL_BATCH)
+        with advice, torch.enable_grad(), net.statistics_kept(), self.paths.frozen():
+            with self.autocast(), net.gated(gates, wanted, store=self.mode == "full"):
+                logits = net(inputs)
+            loss = F.cross_entropy(logits.float(), targets)
+            (loss if self.scale is None else loss * self.scale.factor).backward()
+        assert gates.grad is not None
+        return torch.cat([gates.grad.reshape(-1), loss.detach().reshape(1)])
+
+    def _over_processes(self, own: Tensor) -> tuple[float, Tensor]:
+        """Return the cross-entropy and its derivative by each gate, [blocks, columns], over all processes."""
+        both = own.to("cpu", torch.float64)
+        if self.processes is not None and self.processes.world > 1:
+            self.processes.sum_([both])
+            both /= self.processes.world
+        gradient = both[:-1].view(self._blocks, self._columns)
+        return float(both[-1]), gradient if self.scale is None else gradient / self.scale.factor
+
+
+class ReinforceResult(NamedTuple):
+    """What an update came to.
+
+    Attributes:
+        accuracy: mean of the sampled nets on the held-out batch, 0 to 1.
+        reward: their mean reward.
+        baseline: what rewards were compared with.
+        cost: their mean cost; None without costs.
+        gradient_norm: Euclidean norm of alpha's gradient.
+    """
+
+    accuracy: float
+    reward: float
+    baseline: float
+    cost: float | None
+    gradient_norm: float
+
+
+class ReinforceStep:
+    """Updates the architecture parameters from the rewards of sampled nets.
+
+    ``samples`` nets are drawn and judged on one batch of held-out pictures, with the batch's own BatchNorm
+    statistics. The gradient is the mean of ``(R - b) * grad(-log p)``. The baseline b is a moving average of
+    earlier rewards: ``b <- decay * b + (1 - decay) * mean R``, after it was used; in the original code the
+    new mean has the weight that was meant for the old average, and is in b before it is compared with it.
+
+    Args:
+        supernet: the net, with alpha.
+        optimizer: of ``supernet.alphas.logits``.
+        cost_of: returns a net's cost; None judges by accuracy alone.
+        target: in the unit of the cost.
+        samples: M, nets an update.
+        exponent: see :func:`~.objective.reward`.
+        decay: of the baseline.
+        generator: of the sampling; the same in every process.
+        processes: those that share the held-out batch.
+        autocast: makes the context of the forward pass.
+
+    Attributes:
+        baseline: b, None before the first update.
+    """
+
+    def __init__(
+        self,
+        supernet: SuperNet,
+        optimizer: torch.optim.Optimizer,
+        cost_of: Callable[[Sequence[int]], float] | None,
+        target: float | None,
+        *,
+        samples: int = 10,
+        exponent: float = 0.1,
+        decay: float = 0.99,
+        generator: torch.Generator,
+        processes: Processes | None = None,
+        autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+    ) -> None:
+        self.supernet, self.optimizer, self.cost_of, self.target = supernet, optimizer, cost_of, target
+        self.samples, self.exponent, self.decay = samples, exponent, decay
+        self.generator, self.processes, self.autocast = generator, processes, autocast
+        self.baseline: float | None = None
+
+    def __call__(self, inputs: Tensor, targets: Tensor) -> ReinforceResult:
+        """Do one update; the device is waited for once.
+
+        Args:
+            inputs: [N, channels, H, W], held out from the training of the weights.
+            targets: [N] class indices.
+
+        Raises:
+            DataError: the batch leaves BatchNorm a single value a channel.
+            ProxylessError: the gradient is not finite; alpha is as before.
+        """
+        alphas = self.supernet.alphas
+        paths = [alphas.sample(self.generator) for _ in range(self.samples)]
+        accuracies = self._accuracies(self.right(paths, inputs, targets))
+        costs = None if self.cost_of is None else [self.cost_of(path) for path in paths]
+        rewards = [
+            reward(a, costs[m] if costs else None, self.target, self.exponent)
+            for m, a in enumerate(accuracies)
+        ]
+        mean = sum(rewards) / len(rewards)
+        baseline = mean if self.baseline is None else self.baseline
+        with torch.no_grad():
+            p = alphas.probs()
+            gradient = torch.zeros_like(p)
+            for path, r in zip(paths, rewards, strict=True):
+                chosen = torch.zeros_like(p)
+                chosen[torch.arange(len(path)), torch.tensor(path)] = 1.0
+                gradient -= (r - baseline) * (chosen - p)  # of log p by alpha, which is to rise
+            gradient = (gradient / len(paths)).masked_fill(~alphas.mask, 0.0)
+        norm = float(gradient.norm())
+        if not norm < float("inf"):
+            raise ProxylessError(
+                "the gradient of the architecture parameters is not finite (NaN or infinite)"
+            )
+        alphas.logits.grad = gradient
+        self.optimizer.step()
+        self.baseline = self.decay * baseline + (1.0 - self.decay) * mean
+        return ReinforceResult(
+            sum(accuracies) / len(accuracies), mean, baseline,
+            sum(costs) / len(costs) if costs else None, norm,
+        )  # fmt: skip
+
+    def right(self, paths: Sequence[Sequence[int]], inputs: Tensor, targets: Tensor) -> Tensor:
+        """Return how many pictures of this process each path gets right; the device is not waited for.
+
+        Args:
+            paths: columns, one a searched block.
+            inputs: [N, channels, H, W].
+            targets: [N] class indices.
+
+        Returns:
+            [paths + 1] on the device: pictures that are right, and how many there are.
+        """
+        right = torch.zeros(len(paths) + 1, device=inputs.device)  # counts, exact in 32 bits
+        right[-1] = len(targets)
+        advice = single_values_as_data_error(inputs, SMALL_BATCH)
+        with advice, torch.no_grad(), self.supernet.statistics_kept(), self.autocast():
+            for m, path in enumerate(paths):
+                self.supernet.set_path(path)
+                right[m] = (self.supernet(inputs).argmax(1) == targets).sum()
+        return right
+
+    def _accuracies(self, own: Tensor) -> list[float]:
+        """Return the accuracy of each path on the batch of all processes, 0 to 1."""
+        right = own.cpu().double()
+        if self.processes is not None and self.processes.world > 1:
+            self.processes.sum_([right])
+        return (right[:-1] / right[-1]).tolist()
+
+
+_BACKOFF, _GROWTH, _INTERVAL = 0.5, 2.0, 2000  # torch's own, see torch.amp.GradScaler
+
+
+@dataclass
+class GateScale:
+    """What ``torch.amp.GradScaler`` is to an optimiser of weights, for a gradient that is on the CPU.
+
+    That of the gates has to come there in any case, as alpha is there; so whether it fits is seen without
+    another wait for the device. It is summed over all processes before, which therefore agree.
+
+    Attributes:
+        factor: of the loss.
+        good: steps in a row that fitted.
+    """
+
+    factor: float = 2.0**16
+    good: int = 0
+
+    def fits(self, gradient: Tensor) -> bool:
+        """Return whether a gradient is finite, and take the next scale from that.
+
+        Raises:
+            ProxylessError: it is not, although it was not scaled.
+        """
+        if bool(gradient.isfinite().all()):
+            self.good += 1
+            if self.good == _INTERVAL:
+                self.factor, self.good = self.factor * _GROWTH, 0
+            return True
+        if self.factor <= 1.0:
+            raise ProxylessError(
+                "the gradient of the architecture parameters does not fit into fp16 even without a scale: "
+                'set amp to "bf16" or "off"'
+            )
+        self.factor, self.good = self.factor * _BACKOFF, 0
+        return False
+
+    def state_dict(self) -> dict[str, float]:
+        """Return what a run goes on from."""
+        return {"factor": self.factor, "good": self.good}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Undo :meth:`state_dict`."""
+        self.factor, self.good = float(state["factor"]), int(state["good"])

@@ -1,0 +1,264 @@
+"""Which preprocessing a net gets that is trained by a recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from .._version import __version__
+from ..data.class_folders import not_held_out_before
+from ..data.sources import Data
+from ..data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from ..errors import DataError
+from ..models.base import Classifier, unwrapped
+from ..models.factory import create_model, read_arch
+from ..models.resolve import is_weights_file
+from ..utils.config import problems_error
+from .checkpoint import weights_digest
+from .recipe import Recipe
+from .recipe_rules import size_problems
+
+if TYPE_CHECKING:
+    from ..data.open import Data
+    from ..models.base import Classifier
+    from .trainer import Trainer
+
+# DOC proxylessnas.train.start: """The net that a training starts from: with random weights, a trained body, or a whole trained net."""
+
+# DOC proxylessnas.train.beginning: """What the log of a training says of its beginning: the net, the pictures, the versions."""
+
+_USUAL_SIZE = 224  # px
+_USUAL_RESIZE = 256  # px
+_NO_MARGIN_BELOW = 64  # px: small pictures are shown whole
+
+
+def preprocessing_of(recipe: Recipe, model: Classifier, data: Data) -> Preprocessing:
+    """Return the preprocessing of a net that is trained by a recipe on some data.
+
+    Sizes: the recipe's, else those of the net's weights, else the architecture's input size (224 px if it has
+    none). A short side that the recipe leaves open is the weights' own at their own size, otherwise 256/224
+    of the size, or the size itself below 64 px. Mean and standard deviation: the recipe's, else those of the
+    net's weights, else the data set's, else ImageNet's.
+
+    Raises:
+        DataError: a value is out of range, or the recipe's augmentation does not go with the pictures' size.
+    """
+    own = model.preprocessing
+    size = recipe.image_size
+    if size is None:
+        size = own.input_size if own is not None else (model.arch.resolution or _USUAL_SIZE)
+    resize = recipe.resize
+    if resize is None and own is not None and own.input_size == size:
+        resize = own.resize
+    if resize is None:
+        resize = size if size < _NO_MARGIN_BELOW else round(size * _USUAL_RESIZE / _USUAL_SIZE)
+    if resize < size:
+        raise DataError(
+            f"resize {resize} is smaller than the net's input of {size} px: set resize to at least {size}, "
+            f"or image_size to at most {resize}"
+        )
+    found = size_problems(recipe, size)  # the recipe could only look at a size of its own
+    if found:
+        raise problems_error("the recipe does not go with this net's input", found)
+    mean = recipe.mean or (own.mean if own is not None else None) or data.mean or IMAGENET_MEAN
+    std = recipe.std or (own.std if own is not None else None) or data.std or IMAGENET_STD
+    return Preprocessing(size, resize, mean, std, recipe.interpolation)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Which weights a net starts from.
+
+    Attributes:
+        source: the name or file of the net; None for one that is there already, or an architecture.
+        pretrained: with its published weights, or those of the file that it is.
+        weights: with those of this file, instead.
+        keep_classifier: those of the classifier too; otherwise that starts anew. None keeps it where it knows
+            the very classes of the data, in their order (:func:`start_net` returns which it was).
+    """
+
+    source: str | None = None
+    pretrained: bool = False
+    weights: str | os.PathLike[str] | None = None
+    keep_classifier: bool | None = False
+
+    @property
+    def trained(self) -> bool:
+        """Whether the weights are trained ones."""
+        return self.pretrained or self.weights is not None
+
+    def digest(self, net: Classifier) -> str:
+        """Return the digest of the trained weights in a net that has not been trained on yet, else ""."""
+        if not self.trained:
+            return ""
+        return weights_digest(net, without=None if self.keep_classifier else "classifier.")
+
+    def log_fields(self) -> dict[str, Any]:
+        """Return what the log of a run says of it."""
+        named = self.source is not None
+        return {
+            "source": self.source,
+            "weights": str(self.weights) if named and self.weights is not None else None,
+            "kept_classifier": named and bool(self.keep_classifier),
+        }
+
+    def begun_with(self, net: Classifier, data: Data) -> list[str]:
+        """Return in one line which classifier a net starts with; nothing of one that starts from scratch."""
+        if not self.trained or self.source is None:
+            return []
+        if self.keep_classifier:
+            same = "its classes are those of" if net.categories else "it is to know the classes of"
+            return [
+                f"the classifier of {self.source} is kept: {same} {data.name} (--new-classifier: a new one)"
+            ]
+        return [f"the classifier is new, for the {len(data.categories):,} classes of {data.name}"]
+
+    def notes(self, net: Classifier, data: Data) -> list[str]:
+        """Return what a user who goes on with a classifier should know, one line each."""
+        if not self.keep_classifier:
+            return []
+        found = []
+        if not net.categories:
+            found.append("the net does not name its classes: that they are these, in this order, is on you")
+        if self.source is None or not data.held_out or data.val is None:
+            return found
+        trained = self.source if self.weights is None else os.fspath(self.weights)
+        new = not_held_out_before(trained, data)
+        seen = f"whether {trained} was trained on the pictures held out here is not known"
+        if new is not None:
+            held = f"{new:,} of the {len(data.val):,} pictures held out here"
+            seen = f"{held} were not held out for {trained}" if new else ""
+        if seen:
+            found.append(f"{seen}: its accuracy on them may be too good (--val: pictures it has not seen)")
+        return found
+
+
+def source_name(model: object) -> str | None:
+    """Return how a net that is to be built was called; None for one that is there, or an architecture."""
+    return os.fspath(model) if isinstance(model, (str, os.PathLike)) else None
+
+
+def kept_before(out: Path) -> bool | None:
+    """Return whether the run in a folder began with the classifier of its weights; None without a run."""
+    if not any((out / "checkpoints").glob("*.pt")):
+        return None
+    try:
+        with (out / "log.jsonl").open(encoding="utf-8") as file:
+            rows: Iterator[dict[str, object]] = (json.loads(line) for line in file if '"begin"' in line)
+            return any(bool(row.get("kept_classifier")) for row in itertools.islice(rows, 1))
+    except (OSError, ValueError, AttributeError):
+        return False  # what runs did before there was a choice
+
+
+def start_net(model: Any, data: Data, recipe: Recipe, start: Start) -> Classifier:
+    """Return the net with as many outputs as there are classes; see :func:`started`."""
+    return started(model, data, recipe, start)[0]
+
+
+def started(model: Any, data: Data, recipe: Recipe, start: Start) -> tuple[Classifier, Start]:
+    """Return the net with as many outputs as there are classes, and how it started, the classifier decided.
+
+    Args:
+        model: a net, which is returned itself; or the name, file or architecture of one.
+        data: what it is trained on.
+        recipe: how; its dropout and depth are built in.
+        start: the weights of a net that is not there yet.
+
+    Raises:
+        DataError: it does not fit the data.
+    """
+    classes = len(data.categories)
+    if classes < 2:
+        raise DataError(f"{data.name}: {classes} class; a classifier needs at least two")
+    net, start = _net(model, data, recipe, start)
+    if net.in_chans != 3:
+        raise DataError(f"{net.name} takes pictures of {net.in_chans} channels, but they are read as RGB")
+    return net, start
+
+
+def _net(model: Any, data: Data, recipe: Recipe, start: Start) -> tuple[Classifier, Start]:
+    classes = len(data.categories)
+    model = unwrapped(model)
+    if isinstance(model, nn.Module):
+        if not isinstance(model, Classifier):
+            raise TypeError(f"a net of this package is trained, not a {type(model).__name__}")
+        if model.num_classes != classes:
+            raise DataError(f"the net has {model.num_classes} outputs, but {data.name} has {classes} classes")
+        if start.weights is not None:
+            raise DataError("a net is trained with the weights it has: load others first, or name the net")
+        if recipe.drop_path:
+            raise DataError(
+                "drop_path is built into a net: make it with create_model(..., drop_path_rate=...) and set "
+                "drop_path to 0 in the recipe"
+            )
+        if start.keep_classifier:
+            _check_classifier(model, data)
+        model.drop_rate = model.drop_rate if recipe.dropout is None else recipe.dropout
+        return model, replace(start, keep_classifier=bool(start.keep_classifier))
+    if not start.trained and isinstance(model, (str, os.PathLike)) and is_weights_file(Path(model)):
+        model = read_arch(model)  # from scratch: the architecture alone
+    net = create_model(
+        model,
+        start.pretrained,
+        weights=start.weights,
+        num_classes=None if start.trained else classes,
+        drop_path_rate=recipe.drop_path,
+    )
+    if start.keep_classifier is None:
+        start = replace(start, keep_classifier=start.trained and tuple(net.categories) == data.categories)
+    if start.trained and start.keep_classifier:
+        _check_classifier(net, data)
+    elif start.trained:
+        net.reset_classifier(classes)  # a new one also where the number of classes is the same
+    net.drop_rate = getattr(net.arch, "dropout", 0.0) if recipe.dropout is None else recipe.dropout
+    if recipe.zero_init_residual and not start.trained:
+        for block in getattr(net, "blocks", ()):
+            if getattr(block, "shortcut", False) and hasattr(block.mobile_inverted_conv, "point_linear"):
+                nn.init.zeros_(block.mobile_inverted_conv.point_linear.bn.weight)
+    return net, start
+
+
+def _check_classifier(net: Classifier, data: Data) -> None:
+    """Refuse to go on with a classifier of other classes."""
+    known, wanted = net.categories, data.categories
+    if net.num_classes != len(wanted):
+        what = f"has {net.num_classes:,} classes, but {data.name} has {len(wanted):,}"
+    elif known and tuple(known) != tuple(wanted):
+        at = next(i for i in range(len(wanted)) if known[i] != wanted[i])
+        what = f"knows class {at} as {known[at]!r}, but {data.name} has {wanted[at]!r} there"
+    else:
+        return
+    raise DataError(
+        f"the classifier of {net.name} {what}: start with a new one (--new-classifier, and no "
+        "--keep-classifier)"
+    )
+
+
+def begin_fields(trainer: Trainer) -> dict[str, Any]:
+    """Return what a reader of the log needs to know about the run."""
+    net, data = trainer.net, trainer.data
+    return {
+        "net": net.name,
+        "arch": str(dataclasses.replace(net.arch, num_classes=net.num_classes)),
+        "given_weights": bool(trainer.start),
+        "teachers": trainer.teacher.names if trainer.teacher is not None else [],
+        "data": data.name,
+        "pictures": {"training": len(data.train), "validation": len(data.val) if data.val is not None else 0},
+        "versions": {"proxylessnas": __version__, "torch": str(torch.__version__)},
+    }
+
+
+def figure(trainer: Trainer) -> bytes:
+    """Return the net as a picture for TensorBoard, a PNG."""
+    from ..figures.tensorboard import net_png
+
+    return net_png(trainer.net.arch)

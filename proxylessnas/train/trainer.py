@@ -1,0 +1,397 @@
+"""The loop: epochs of steps, validation, checkpoints; stopped at any moment, it goes on where it was.
+
+On a CPU the same run gives the same bits, whether it was interrupted or not, with as many threads and the
+same versions: the pictures, their order and their augmentation are functions of the seed, the epoch and the
+step, and a checkpoint holds the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..data.open import Data
+from ..data.transforms import Preprocessing
+from ..data.unreadable import UnreadableNotes
+from ..errors import ProxylessError
+from ..models.base import Classifier
+from ..models.batchnorm import convert_sync_bn, recalibrate, revert_sync_bn
+from ..utils.distributed import Processes
+from . import checkpoint
+from .augment import shrunk
+from .distillation import Ensemble
+from .ema import WeightAverage
+from .eval_loader import EvalLoader
+from .evaluate import accuracy_on
+from .loader import TrainLoader
+from .logger import RunLog, memory_mib
+from .metrics import Metrics
+from .optim import head_parameters, make_optimizer, parameter_groups, rate_factor, set_train_mode
+from .recipe import Recipe
+from .resume import run_state
+from .settings import Settings
+from .setup import preprocessing_of
+from .step import ADVICE, Losses, WeightStep
+
+# DOC proxylessnas.train.position: """How far a run is."""
+
+# DOC proxylessnas.train.stop: """Stop a run between two steps: on SIGTERM (a job scheduler's) and on Ctrl-C."""
+
+
+class Trainer:
+    """Trains one net on one set of pictures by one recipe.
+
+    Args:
+        net: is trained in place.
+        data: pictures and class names; the net has as many outputs.
+        recipe: how.
+        settings: where.
+        processes: this process among the others of the run.
+        start: what the net's weights are, where that matters to a continued run.
+        teacher: opens the nets whose answers this one learns from, for its preprocessing; None without any.
+    """
+
+    def __init__(
+        self,
+        net: Classifier,
+        data: Data,
+        recipe: Recipe,
+        settings: Settings,
+        processes: Processes,
+        start: str = "",
+        teacher: Callable[[Preprocessing], Ensemble] | None = None,
+    ) -> None:
+        self.start = start
+        self.data, self.recipe, self.settings, self.processes = data, recipe, settings, processes
+        self.device = processes.device
+        self.checkpoints = settings.out / "checkpoints"
+        self.position = Position()
+        self.net = net.to(self.device)
+        if recipe.channels_last:
+            self.net = self.net.to(memory_format=torch.channels_last)
+        self.net.preprocessing = preprocessing_of(recipe, net, data)
+        self.net.categories, self.net.wnids = data.categories, data.wnids
+        self.teacher = teacher(self.net.preprocessing) if teacher is not None else None
+        if recipe.sync_bn and processes.world > 1:
+            convert_sync_bn(self.net)
+        workers = settings.worker_count(processes.world)
+        shared: dict[str, Any] = {
+            "rank": processes.rank, "world": processes.world, "workers": workers, "device": self.device,
+        }  # fmt: skip
+        self.loader = TrainLoader(
+            data.train, recipe, self.net.preprocessing,
+            num_classes=net.num_classes, max_unreadable=settings.max_unreadable, **shared,
+        )  # fmt: skip
+        self.steps_per_epoch = self.loader.steps_per_epoch
+        self.val_loader = None
+        if data.val is not None and len(data.val):
+            size = min(256, max(1, recipe.batch_size // processes.world))
+            self.val_loader = EvalLoader(data.val, self.net.preprocessing, batch_size=size, **shared)
+        if recipe.keep == "best" and self.val_loader is None:
+            raise ProxylessError('keep = "best" needs validation pictures, and there are none')
+        self.optimizer = make_optimizer(parameter_groups(net, recipe), recipe)
+        self.average = WeightAverage(net, recipe.ema_decay) if recipe.ema_decay else None
+        self.step = WeightStep(net, self.optimizer, recipe, self.device, self.average)
+        self._head_only: bool | None = None
+        self.losses = Losses(self.step, processes, self.steps_per_epoch, self.checkpoints)
+        self._unreadable = UnreadableNotes()
+        self._wanted = {name for name, p in net.named_parameters() if p.requires_grad}
+
+    def save(self, *, best: bool = False) -> None:
+        """Write a checkpoint; every process takes part.
+
+        Raises:
+            ProxylessError: the weights are not finite; the last checkpoint is from before.
+            CheckpointError: it cannot be written; the one before is kept.
+        """
+        self._check_finite()
+        state = run_state(self)
+        if self.processes.main:
+            at_end = self.position.step == 0 and self.position.epoch > 0
+            every = self.settings.keep_every
+            keep = (
+                f"epoch-{self.position.epoch:04d}.pt"
+                if at_end and every and self.position.epoch % every == 0
+                else None
+            )
+            checkpoint.save(self.checkpoints, state, best=best, keep_as=keep)
+        self.processes.wait()
+
+    # ---- training
+
+    def fit(self, stop: StopRequest, run: RunLog) -> bool:
+        """Train to the end of the recipe.
+
+        Returns:
+            False if the run was stopped before (it is saved).
+
+        Raises:
+            ProxylessError: the loss is not finite; the last checkpoint is from before.
+            CheckpointError, DataError: see those.
+        """
+        while self.position.epoch < self.recipe.epochs:
+            self._name_unreadable(run)
+            self._enter_phase(self.position.epoch)
+            if not self._epoch(stop, run):
+                self.save()
+                return False
+            if self.val_loader is not None:
+                self.save()  # validation may take longer than a job scheduler waits
+            try:
+                self._end_of_epoch(run, stop)
+            except Stopped:
+                return False
+            self._name_unreadable(run)
+            more = self.position.epoch < self.recipe.epochs
+            if more and self.processes.any_of(stop.signal is not None):
+                return False
+        return True
+
+    def _name_unreadable(self, run: RunLog) -> None:
+        """Tell of pictures that were found unreadable since this was last called."""
+        self._unreadable.tell(run.note, "training", self.loader.unreadable, "others take their place")
+        if self.val_loader is not None:
+            self._unreadable.tell(run.note, "validation", self.val_loader.unreadable, "they are left out")
+
+    def _epoch(self, stop: StopRequest, run: RunLog) -> bool:
+        """Train to the end of the present epoch; return False if a signal asked to stop before."""
+        p, recipe = self.position, self.recipe
+        set_train_mode(self.net, bool(self._head_only))
+        side = recipe.side_at(p.epoch, self.loader.preprocessing.input_size)
+        batches = self.loader.epoch(p.epoch, first_step=p.step)
+        before = last = time.monotonic()
+        self.loader.waited_s = 0.0
+        for batch in batches:
+            factor = rate_factor(p.global_step, recipe, self.steps_per_epoch)
+            taught = self._taught(batch.inputs)
+            inputs = shrunk(batch.inputs, side)
+            self.losses.add(self.step(inputs, batch.targets, p.global_step, factor, taught))
+            p.step, p.global_step = p.step + 1, p.global_step + 1
+            end = p.step == self.steps_per_epoch
+            save = bool(self.settings.save_every) and p.global_step % self.settings.save_every == 0
+            if not (end or save or p.step % self.losses.every == 0):
+                continue
+            loss, steps, stopping = self.losses.look(stop)
+            now = time.monotonic()
+            p.loss_sum += loss * steps
+            p.seconds, p.total_seconds = p.seconds + now - before, p.total_seconds + now - before
+            p.waited += self.loader.waited_s
+            speed = steps * recipe.batch_size / max(now - last, 1e-9)
+            run.step(
+                p.global_step, p.epoch + 1, loss, recipe.learning_rate * factor, speed,
+                waiting=self.loader.waited_s / max(now - before, 1e-9), memory_mib=memory_mib(self.device),
+            )  # fmt: skip
+            self.loader.waited_s, before = 0.0, now
+            last = now
+            if stopping:
+                return end
+            if save and not end:
+                self.save()
+                before = last = time.monotonic()
+        return True
+
+    def _taught(self, inputs: Tensor) -> Tensor | None:
+        """Return the teacher's logits for a batch, [B, classes]; None without a teacher."""
+        if self.teacher is None:
+            return None
+        with self.step.autocast():
+            return self.teacher(inputs, self.loader.preprocessing, mirrored=self.recipe.teacher_mirrored)
+
+    def _check_finite(self) -> None:
+        """Raise if weights or statistics are not finite: an update can spoil them after a good loss."""
+        states = [self.net.state_dict(), self.average.state_dict() if self.average else {}]
+        if self.processes.any_of(not checkpoint.all_finite(*states)):
+            raise ProxylessError(
+                f"the weights are not finite (NaN or infinite) after step {self.position.global_step - 1}; "
+                f"the last good checkpoint is kept in {self.checkpoints}. {ADVICE}"
+            )
+
+    def _end_of_epoch(self, run: RunLog, stop: StopRequest) -> None:
+        p = self.position
+        started = time.monotonic()
+        metrics = self.validate(run, stop)
+        best = False
+        if metrics is not None and metrics.top1 > p.best.get("top1", -1.0):
+            best = True
+            p.best = {"top1": metrics.top1, "epoch": p.epoch + 1}
+        p.total_seconds += time.monotonic() - started
+        steps = self.steps_per_epoch
+        record = {
+            "epoch": p.epoch + 1,
+            "step": p.global_step,
+            "train_loss": p.loss_sum / steps,
+            "val_loss": metrics.loss if metrics else None,
+            "val_top1": metrics.top1 if metrics else None,
+            "val_top5": metrics.top5 if metrics else None,
+            "rate": self.recipe.learning_rate * rate_factor(p.global_step - 1, self.recipe, steps),
+            "images_per_second": steps * self.recipe.batch_size / max(p.seconds, 1e-9),
+            "waiting": p.waited / max(p.seconds, 1e-9),
+            "seconds": p.seconds + time.monotonic() - started,
+            "memory_mib": memory_mib(self.device),
+        }
+        p.next_epoch()
+        run.epoch(record)  # before the checkpoint: a run killed in between cuts it off again
+        self.save(best=best)
+
+    def validate(self, run: RunLog, stop: StopRequest) -> Metrics | None:
+        """Return the accuracy on the validation pictures (of the averaged weights, if there are any).
+
+        Raises:
+            Stopped: a signal came; only where there is no other process that would have to be told.
+        """
+        self._share_statistics()
+        if self.average is not None:
+            with self.average.applied(self.net):
+                return self.measure(run, stop)
+        return self.measure(run, stop)
+
+    def _share_statistics(self) -> None:
+        """Give every process the first one's BatchNorm statistics: they are those that are saved."""
+        averaged = self.average.state_dict() if self.average else {}
+        names = [name for name, _ in self.net.named_buffers()]
+        self.processes.copy_first_([*self.net.buffers(), *(averaged[n] for n in names if n in averaged)])
+
+    def measure(self, run: RunLog, stop: StopRequest | None = None, *, amp: bool = True) -> Metrics | None:
+        """Return the accuracy of the net as it is on the validation pictures; None if there are none.
+
+        Args:
+            run: shows how far it is.
+            stop: looked at between batches.
+            amp: compute in the recipe's precision, as in training; False in that of the saved file.
+        """
+        if self.val_loader is None:
+            return None
+        total = len(self.val_loader)
+
+        def before(done: int) -> None:
+            run.validating(done, total)
+            if stop is not None and stop.signal is not None and self.processes.world == 1:
+                raise Stopped
+
+        autocast = self.step.autocast if amp else contextlib.nullcontext
+        return accuracy_on(self.net, self.val_loader, self.processes, autocast, before)
+
+    # ---- phases: classifier alone, then everything
+
+    def _enter_phase(self, epoch: int) -> None:
+        """Freeze or free the body, and wrap the net anew when that changes."""
+        head_only = epoch < self.recipe.freeze_epochs
+        if head_only == self._head_only:
+            return
+        self._head_only = head_only
+        head = {id(p) for p in head_parameters(self.net)}
+        for name, p in self.net.named_parameters():
+            p.requires_grad_(name in self._wanted and (not head_only or id(p) in head))
+            p.grad = None
+        wrapped: nn.Module = self.net
+        if self.recipe.compile:
+            wrapped = torch.compile(wrapped)  # type: ignore[assignment]
+        if self.processes.world > 1:
+            ids = [self.device.index] if self.device.type == "cuda" else None
+            wrapped = DistributedDataParallel(wrapped, device_ids=ids)
+        self.step.model = wrapped
+
+    # ---- the end
+
+    def finish(self, run: RunLog) -> Metrics | None:
+        """Give the net the weights the run ends with, and return their validation accuracy.
+
+        Those are the last or the best ones (averaged, if the recipe averages), with BatchNorm statistics
+        computed anew if the recipe says so.
+        """
+        if self.recipe.keep == "best":
+            packed = None
+            if self.processes.main:
+                packed = checkpoint.pack({"state": checkpoint.load(self.checkpoints / checkpoint.BEST)})
+            state = checkpoint.unpack(self.processes.broadcast(packed))["state"]
+            self.net.load_state_dict(state["model"])
+            if self.average is not None:
+                self.average.load_state_dict(state["average"])
+        self._share_statistics()
+        if self.average is not None:
+            self.average.copy_to(self.net)
+        if self.recipe.recalibrate_batches:
+            inputs = (batch.inputs for batch in self.loader.epoch(self.recipe.epochs, mix=False))
+            recalibrate(self.net, inputs, self.recipe.recalibrate_batches, processes=self.processes)
+        self._check_finite()
+        metrics = self.measure(run, amp=False)
+        self.net.eval()
+        return metrics
+
+    def release(self) -> None:
+        """Give the net back as an ordinary one, whatever happened: nothing frozen that was not before."""
+        self.step.model = self.net  # what wrapped it refers to the process group, which is to end
+        self.loader.close()
+        for name, p in self.net.named_parameters():
+            p.requires_grad_(name in self._wanted)
+            p.grad = None
+        revert_sync_bn(self.net)
+
+
+@dataclass
+class Position:
+    """How far a run is: whole epochs, steps in the present one, and sums over those steps."""
+
+    epoch: int = 0
+    step: int = 0
+    global_step: int = 0
+    loss_sum: float = 0.0
+    seconds: float = 0.0
+    waited: float = 0.0
+    total_seconds: float = 0.0
+    best: dict[str, float] = field(default_factory=dict)
+
+    def next_epoch(self) -> None:
+        """Go to the start of the next epoch."""
+        self.epoch, self.step = self.epoch + 1, 0
+        self.loss_sum = self.seconds = self.waited = 0.0
+
+
+_IMPATIENT_S = 2.0  # torchrun hands a Ctrl-C on to processes that the terminal has told already
+
+
+class Stopped(Exception):
+    """A signal came while something was done that can be done again."""
+
+
+class StopRequest:
+    """Notes the first SIGTERM or SIGINT while the block runs; a second Ctrl-C interrupts at once.
+
+    Attributes:
+        signal: the number of the signal that came, or None.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._since = 0.0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        # Python lets only the main thread set handlers; elsewhere the program around it decides.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        self._before.clear()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is None:
+            self.signal, self._since = number, time.monotonic()
+        elif number == signal.SIGINT and time.monotonic() - self._since > _IMPATIENT_S:
+            raise KeyboardInterrupt

@@ -1,0 +1,37 @@
+"""Whether anything can be computed on a device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..errors import ProxylessError, first_line
+
+# DOC proxylessnas.train.transfer: """The way of a batch to the device."""
+
+
+def check_usable(device: torch.device, what: str) -> None:
+    """Compute something on a device.
+
+    Args:
+        device: as torch understood it.
+        what: how to call it in messages, such as ``"--device cuda:1"``.
+
+    Raises:
+        ProxylessError: that fails; the message says why.
+    """
+    try:
+        if device.type == "meta" or float(torch.ones(1, device=device).sum()) != 1:
+            raise ProxylessError(f"{what}: nothing can be computed there")
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as e:
+        raise ProxylessError(f"{what}: not usable here ({first_line(e)}); try cpu") from e
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on a device, without waiting for what the device has to do before.
+
+    Only what is copied out of pinned memory goes to a GPU while this process goes on.
+    """
+    if device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
