@@ -86,8 +86,8 @@ def ours(name: str, size: int, batch: int, folder: Path, **changes: Any) -> Call
     from proxylessnas import create_model
     from proxylessnas.train import Recipe, Settings, Trainer, open_data
     from proxylessnas.train.logger import RunLog
-    from proxylessnas.train.trainer import StopRequest
     from proxylessnas.utils.distributed import Processes
+    from proxylessnas.utils.signals import StopRequest
 
     data = open_data("digits")
     data = dataclasses.replace(data, train=data.train.take(range(STEPS * batch)), val=None)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from proxylessnas.data.named import DIGITS, load_digits
 from proxylessnas.data.transforms import Preprocessing
-from proxylessnas.deploy.int8 import Scheme, scheme_of
+from proxylessnas.deploy.quantization import Scheme, scheme_of
 from proxylessnas.deploy.quantization.fake_quant import observe, rounded_weight, simulated
 from proxylessnas.deploy.quantization.ptq import compensated, corrected, equalised, second_moments
 from proxylessnas.deploy.quantization.qat import quantisation_aware

@@ -14,7 +14,7 @@ from deploy_tools import small as training_net
 from proxylessnas.deploy import export
 from proxylessnas.deploy.bundle import open_subject
 from proxylessnas.deploy.formats.base import ExportOptions, format_of
-from proxylessnas.deploy.int8 import Int8Report
+from proxylessnas.deploy.quantization import Int8Report
 from proxylessnas.deploy.quantization.backends import backend_of
 from proxylessnas.deploy.quantization.quantize import Prepared
 from proxylessnas.deploy.quantization.report import is_faster

@@ -19,7 +19,7 @@ from proxylessnas.deploy import export
 from proxylessnas.deploy.bundle import open_subject
 from proxylessnas.deploy.formats.base import ExportOptions, format_of
 from proxylessnas.deploy.formats.litert import VARIABLE
-from proxylessnas.deploy.int8 import Int8Report, doubts, quantise
+from proxylessnas.deploy.quantization import Int8Report, doubts, quantise
 from proxylessnas.deploy.quantization import report as report_module
 from proxylessnas.deploy.quantization.backends import backend_of
 from proxylessnas.deploy.quantization.calibration import LEAST, read_calibration

@@ -14,8 +14,8 @@ from train_tools import differences_of, in_two_processes, noise_folder
 
 from proxylessnas.search import SearchRecipe
 from proxylessnas.search.searcher import Searcher
-from proxylessnas.train.trainer import StopRequest
 from proxylessnas.utils.distributed import Processes
+from proxylessnas.utils.signals import StopRequest
 
 SYNCED = SHORT.replace(sync_bn=True)
 RECIPES = {

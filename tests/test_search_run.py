@@ -19,8 +19,8 @@ from proxylessnas.search import search
 from proxylessnas.search.searcher import go_on, search_state
 from proxylessnas.train import Settings
 from proxylessnas.train.evaluate import accuracy_on
-from proxylessnas.train.trainer import StopRequest
 from proxylessnas.utils.distributed import Processes
+from proxylessnas.utils.signals import StopRequest
 
 ONE = Processes(0, 1, torch.device("cpu"))
 BF16 = SHORT.replace(amp="bf16")

@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +15,15 @@ import torch
 from ..arch.arch import Arch
 from ..arch.tree import TreeArch
 from ..data.folders import LabelledImages, labelled_images
-from ..errors import ExportError, LatencyError, first_line, shown
-from ..latency.measure_model import pickle_module
-from ..latency.measurement import Timing
-from ..latency.session import Item, MeasurementSession
+from ..errors import ExportError, LatencyError, shown
 from ..models.base import Classifier
-from ..runtimes.base import NetSpec
 from ..runtimes.device_name import device_name
-from ..runtimes.files import file_runtimes
-from ..runtimes.settings import Settings
 from ..utils.files import check_place, check_space, put_in_place, workshop
 from . import verify as parity
 from .bundle import Subject, open_subject
 from .formats.base import ExportOptions, format_of
 from .report import ExportReport, FileRecord
-from .verify import proof_pictures
+from .verify import LatencyRow, not_measured, proof_pictures, time_file
 
 # DOC proxylessnas.deploy.timing: """What was gained: the latency of the net in PyTorch and of the file in its runtime, measured by turns."""
 
@@ -127,7 +119,7 @@ def export(
     if precision != "int8" and target_isa != "any":
         raise ExportError("target_isa is for --int8 (precision='int8' in Python)")
     if precision == "int8":
-        from .int8 import check_int8
+        from .quantization import check_int8
 
         check_int8(fmt, qat_epochs, qat_data, target_isa)
     check_place(path, force=force)
@@ -145,7 +137,7 @@ def export(
         tell(f"writing {fmt.name}")
         int8: Any = None
         if precision == "int8":
-            from .int8 import doubts, quantise
+            from .quantization import doubts, quantise
 
             # What is calibrated and judged takes the net's own inputs.
             inner = dataclasses.replace(options, uint8_input=False)
@@ -208,92 +200,3 @@ def _judge(subject: Subject, data: str | os.PathLike[str] | None) -> LabelledIma
     record, classes = subject.model.weights, subject.model.num_classes
     dataset = record.dataset if record is not None and record.num_classes == classes else None
     return labelled_images(data, classes, dataset, names=subject.categories)
-
-
-_ROUNDS = 20  # at least
-_SECONDS = 30.0  # at most, with the start of the processes
-_PHOTO = 4 / 3  # long side over short side, of a picture for a file that resizes itself
-
-
-@dataclass(frozen=True)
-class LatencyRow:
-    """The latency of the net in one runtime.
-
-    Attributes:
-        runtime: what ran, in words: "torch (eager)" is the net, others are the file.
-        threads, batch: as measured.
-        undisturbed_ms: of a call of the whole batch: the figure to compare (:mod:`..latency.timing`).
-        median_ms, p10_ms, p90_ms: over all calls: what one gets on this machine now.
-        speedup: over the model in eager PyTorch, undisturbed.
-        noise: reasons to distrust the figures; empty if there are none.
-    """
-
-    runtime: str
-    threads: int
-    batch: int
-    undisturbed_ms: float
-    median_ms: float
-    p10_ms: float
-    p90_ms: float
-    speedup: float
-    noise: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON values."""
-        return dataclasses.asdict(self)
-
-
-def time_file(subject: Subject, path: Path, options: ExportOptions, threads: int) -> tuple[LatencyRow, ...]:
-    """Measure a net and its file by turns, each in a process of its own.
-
-    Args:
-        subject: the net.
-        path: the file.
-        options: what it was written with.
-        threads: of each process.
-
-    Returns:
-        The net first; nothing where no runtime that can be measured reads the file.
-
-    Raises:
-        LatencyError: it cannot be measured.
-    """
-    readers = file_runtimes(path)[:1]
-    if not readers:
-        return ()
-    batch, size = options.batch_size or 1, subject.input_size
-    if options.uint8_input and subject.preprocessing is not None:
-        short = subject.preprocessing.resize
-        size = (3, short, round(_PHOTO * short))
-    with tempfile.TemporaryDirectory(prefix="proxylessnas-") as folder:
-        pickled = Path(folder) / "net.pickle"
-        pickle_module(subject.model, pickled)
-        jobs = {
-            "torch (eager)": ("torch", NetSpec("module", str(pickled), subject.input_size)),
-            **{
-                f"{path.suffix} in {reader}": (reader, NetSpec("file", str(path), size)) for reader in readers
-            },
-        }
-        items = [
-            Item(name, spec, Settings(runtime, threads=threads, batch_size=batch))
-            for name, (runtime, spec) in jobs.items()
-        ]
-        session = MeasurementSession(items)
-        session.run(_SECONDS, processes=1, least_rounds=_ROUNDS, least_seconds=0.0)
-    day = datetime.date.today().isoformat()
-    found = {
-        s.name: Timing.of(session.measured[s.name], session.conditions(s.settings), size, day) for s in items
-    }
-    eager_ms = found["torch (eager)"].undisturbed_ms
-    return tuple(
-        LatencyRow(
-            name, threads, batch, t.undisturbed_ms, t.median_ms, t.p10_ms, t.p90_ms, eager_ms /
-            t.undisturbed_ms, t.noise,
-        )
-        for name, t in found.items()
-    )  # fmt: skip
-
-
-def not_measured(error: LatencyError) -> str:
-    """Return why there are no latencies, for the report: an export is sound without them."""
-    return f"the latency was not measured: {first_line(error)}"

@@ -10,7 +10,7 @@ from ..models.base import Classifier
 from ..models.profile import profile
 from ..train.evaluate import Evaluation
 from ..weights.registry import Weights
-from .hub import LIBRARY, hub_library
+from .hub_files import LIBRARY, hub_library
 
 if TYPE_CHECKING:
     from torch import Tensor

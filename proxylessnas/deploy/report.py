@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from .bundle import Subject
-from .exporter import LatencyRow
 from .formats.base import ExportOptions
-from .verify import ParityRow
+from .verify import LatencyRow, ParityRow
 
 
 @dataclass(frozen=True)

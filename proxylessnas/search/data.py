@@ -21,7 +21,7 @@ from ..data.transforms import Preprocessing
 from ..data.unreadable import Unreadable
 from ..errors import DataError, shown
 from ..train.augment import Geometry, normalised
-from ..train.loader import BatchReader, Item, TrainBatches
+from ..train.batch_reader import BatchReader, Item, TrainBatches
 from ..train.ram_cache import LIMIT_BYTES, Progress, load_into_memory, pictures_of
 from ..train.sampler import Steps, mix64
 from ..utils.devices import sent

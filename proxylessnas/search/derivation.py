@@ -21,7 +21,6 @@ from ..arch.space import SearchSpace
 from ..errors import DataError
 from ..models.batchnorm import recalibrate
 from ..models.proxylessnas import ProxylessNAS
-from .baselines import within
 from .constraints import Budget, Costs, check_reachable, latency_costs, size_costs
 
 if TYPE_CHECKING:
@@ -312,3 +311,50 @@ def _loaded(table: LatencyTable | str | Path) -> LatencyTable:
     from ..latency.table import LatencyTable
 
     return table if isinstance(table, LatencyTable) else LatencyTable.load(table)
+
+
+def within(log_probs: Tensor, budgets: Sequence[Budget], least_share: float, **rules: Any) -> list[int]:
+    """Return the most probable net within the budgets that uses at least a share of the first one.
+
+    If the most probable net within the budgets uses less, candidates' scores are raised by a multiple of
+    their cost, as small a one as will do. That net keeps to the budgets exactly, while the share is met where
+    any net near the limit does; it need not be the most probable of those that meet both. (Upper and lower
+    limit together would leave nearly all nets to be compared.)
+
+    Args:
+        log_probs: [blocks, candidates], -inf for candidates that a block does not have.
+        budgets: limits.
+        least_share: 0 to 1.
+        rules: ``stages``, ``zero_column`` and ``least_depth`` of :func:`~.knapsack.most_probable_within`.
+
+    Raises:
+        Infeasible: no net meets the budgets.
+    """
+    best = most_probable_within(log_probs, budgets, **rules)
+    if not budgets:
+        return best
+    first = budgets[0]
+    floor = least_share * first.limit
+    if first.costs.of(best) >= floor:
+        return best
+    tilt = first.costs.table / first.limit
+    dearest = _tilted(log_probs, tilt, 1e6, budgets, rules)
+    if first.costs.of(dearest) < floor:
+        return dearest  # nothing within the budgets uses as much
+    low, high, found = 0.0, 1e6, dearest
+    for _ in range(30):
+        middle = high / 4 if low == 0.0 else (low + high) / 2
+        picks = _tilted(log_probs, tilt, middle, budgets, rules)
+        if first.costs.of(picks) >= floor:
+            high, found = middle, picks
+        else:
+            low = middle
+        if high - low < 1e-3 * high:
+            break
+    return found
+
+
+def _tilted(
+    log_probs: Tensor, tilt: Tensor, strength: float, budgets: Sequence[Budget], rules: dict[str, Any]
+) -> list[int]:
+    return most_probable_within(log_probs.detach().double() + strength * tilt, budgets, **rules)

@@ -19,12 +19,12 @@ from ..train.eval_loader import EvalLoader
 from ..train.evaluate import accuracy_on
 from ..train.loader import TrainLoader
 from ..train.metrics import Metrics
-from ..train.trainer import StopRequest
 from ..utils.distributed import Processes
 from ..utils.progress import tell
-from .baselines import Judged, Proposals, best_of, fits, within
+from ..utils.signals import StopRequest
+from .baselines import Judged, Proposals, best_of, fits
 from .constraints import Budget
-from .derivation import rules_of
+from .derivation import rules_of, within
 
 if TYPE_CHECKING:
     from ..latency.measurement import Timing

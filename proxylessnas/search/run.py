@@ -14,13 +14,13 @@ from ..data.class_folders import VALIDATION_FILE
 from ..data.open import class_counts
 from ..errors import CheckpointError, DataError
 from ..train import checkpoint
-from ..train.loader import dead_workers_as_data_error
+from ..train.evaluate import dead_workers_as_data_error
 from ..train.log_files import load_tensorboard
 from ..train.run import held_folder
 from ..train.settings import Settings
-from ..train.trainer import StopRequest
 from ..utils.distributed import processes
 from ..utils.files import write_atomically
+from ..utils.signals import StopRequest
 from .logger import LOG_FILE as LOG_FILE
 from .logger import open_logs
 from .recipe import SearchRecipe, read_search_recipe

@@ -30,12 +30,13 @@ from ..train.logger import memory_mib
 from ..train.metrics import Metrics
 from ..train.optim import make_optimizer, parameter_groups
 from ..train.resume import other_pictures, restore_shared, resume_run, shared_state
-from ..train.sampler import mix64
+from ..train.sampler import Position, mix64
 from ..train.settings import Settings
 from ..train.step import ADVICE, Losses, WeightStep
-from ..train.trainer import Position, StopRequest
 from ..utils.distributed import Processes
+from ..utils.signals import StopRequest
 from .baselines import Judged
+from .components import arch_step_of, loaders, objective_of
 from .constraints import Budget
 from .data import SearchData
 from .evaluate import Judging
@@ -44,7 +45,6 @@ from .objective import Controller
 from .path_optimizer import PathParameters, mean_gradients
 from .recipe import SearchRecipe
 from .schedule import Schedule
-from .setup import arch_step_of, loaders, objective_of
 from .supernet import SuperNet
 
 if TYPE_CHECKING:

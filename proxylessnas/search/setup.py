@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,20 +13,14 @@ from ..arch.space import SearchSpace
 from ..arch.spaces import read_space
 from ..data.named import parse_name
 from ..errors import DataError, LatencyError
-from ..train.eval_loader import EvalLoader
-from ..train.loader import TrainLoader
 from ..train.sampler import mix64
 from ..train.settings import Settings
 from ..train.setup import preprocessing_of
-from ..train.step import WeightStep
 from ..utils.distributed import Processes
-from .arch_optimizers import ArchStep, GateScale, ReinforceStep
 from .constraints import Budget, Costs, check_reachable, latency_costs, size_costs
-from .data import ArchLoader, SearchData, open_search_data
+from .data import SearchData, open_search_data
 from .derivation import most_probable_within, rules_of
 from .init import align
-from .objective import Objective
-from .path_optimizer import PathParameters
 from .recipe import SearchRecipe, read_search_recipe
 from .searcher import Searcher
 from .supernet import SuperNet, seeded
@@ -158,81 +151,3 @@ def budgets_of(recipe: SearchRecipe, costs: dict[str, Costs]) -> list[Budget]:
         "latency": recipe.target_ms, "macs": recipe.target_macs_m, "params": recipe.target_params_m,
     }  # fmt: skip
     return [Budget(costs[name], limit) for name, limit in wanted.items() if limit is not None]
-
-
-class Loaders(NamedTuple):
-    """Where a search's pictures come from.
-
-    Attributes:
-        weights: pictures to train the weights on.
-        arch: held-out ones, for arch steps.
-        judge: the same ones in order, to judge single nets by.
-    """
-
-    weights: TrainLoader
-    arch: ArchLoader
-    judge: EvalLoader
-
-
-def loaders(
-    net: SuperNet, data: SearchData, recipe: SearchRecipe, settings: Settings, processes: Processes
-) -> Loaders:
-    """Return the loaders of one process.
-
-    Raises:
-        DataError: the pictures do not do for the recipe.
-    """
-    weights, preprocessing = recipe.weights, net.preprocessing
-    assert preprocessing is not None
-    shared: dict[str, Any] = {
-        "rank": processes.rank, "world": processes.world, "device": processes.device,
-        "workers": settings.worker_count(processes.world),
-    }  # fmt: skip
-    size = recipe.arch_batch_size or weights.batch_size
-    return Loaders(
-        TrainLoader(
-            data.weights.train, weights, preprocessing,
-            num_classes=net.num_classes, max_unreadable=settings.max_unreadable, **shared,
-        ),
-        ArchLoader(
-            data.arch, preprocessing, batch_size=size, seed=recipe.seed,
-            max_unreadable=settings.max_unreadable, channels_last=weights.channels_last, **shared,
-        ),
-        EvalLoader(
-            data.arch, preprocessing, batch_size=max(1, min(256, size // processes.world)), **shared
-        ),
-    )  # fmt: skip
-
-
-def objective_of(recipe: SearchRecipe, budgets: Sequence[Budget]) -> Objective:
-    """Return what "gradient" minimises."""
-    if not budgets or recipe.regulariser == "none":
-        return Objective("none")
-    return Objective(recipe.regulariser, budgets[0].limit, recipe.cost_strength, recipe.scale)
-
-
-def arch_step_of(
-    recipe: SearchRecipe,
-    paths: PathParameters,
-    optimizer: torch.optim.Optimizer,
-    budgets: Sequence[Budget],
-    generator: torch.Generator,
-    processes: Processes,
-    step: WeightStep,
-) -> tuple[ArchStep | None, ReinforceStep | None]:
-    """Return the step of alpha by either algorithm; neither where alpha is not learnt."""
-    r, net = recipe, paths.supernet
-    costs = budgets[0].costs if budgets else None
-    common: dict[str, Any] = {"generator": generator, "processes": processes, "autocast": step.autocast}
-    if r.algorithm == "gradient":
-        none = torch.zeros(net.alphas.mask.shape, dtype=torch.float64)
-        return ArchStep(
-            net, optimizer, paths, costs.table if costs else none, costs.fixed if costs else 0.0,
-            mode=r.arch_mode, scale=GateScale() if r.weights.amp == "fp16" else None, **common,
-        ), None  # fmt: skip
-    if r.algorithm == "reinforce":
-        return None, ReinforceStep(
-            net, optimizer, costs.of if costs else None, budgets[0].limit if budgets else None,
-            samples=r.reinforce_samples, exponent=r.reinforce_exponent, decay=r.reinforce_baseline, **common,
-        )  # fmt: skip
-    return None, None

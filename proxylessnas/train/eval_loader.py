@@ -12,7 +12,7 @@ from ..data.transforms import Preprocessing
 from ..errors import DataError
 from ..utils.devices import sent
 from .augment import Geometry, normalised
-from .loader import BatchReader, EvalBatches
+from .batch_reader import BatchReader, EvalBatches
 from .ram_cache import LIMIT_BYTES, Progress, RamPictures, load_into_memory, pictures_of
 
 if TYPE_CHECKING:

@@ -14,10 +14,9 @@ from ..errors import CheckpointError, ProxylessError
 from ..utils.distributed import Processes
 from . import checkpoint
 from .recipe import Recipe
-from .sampler import mix64
+from .sampler import Position, mix64
 from .settings import Settings
 from .step import WeightStep
-from .trainer import Position
 
 if TYPE_CHECKING:
     from .trainer import Trainer

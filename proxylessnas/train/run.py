@@ -24,9 +24,10 @@ from ..models.base import Classifier
 from ..models.model_file import save_weights
 from ..utils.distributed import Processes, processes
 from ..utils.files import LockTimeout, locked, unlink_quietly, write_atomically
+from ..utils.signals import StopRequest
 from . import checkpoint
 from .distillation import Teachers, open_teachers, teacher_notes, teacher_sources
-from .loader import dead_workers_as_data_error
+from .evaluate import dead_workers_as_data_error
 from .log_files import load_tensorboard
 from .logger import RunLog
 from .metrics import Metrics
@@ -41,7 +42,7 @@ from .setup import (
     source_name,
     started,
 )
-from .trainer import StopRequest, Trainer
+from .trainer import Trainer
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset

@@ -19,11 +19,11 @@ from torch.nn.parallel import DistributedDataParallel
 from ..errors import ProxylessError
 from ..models.batchnorm import single_values_as_data_error
 from ..utils.distributed import Processes
+from ..utils.signals import StopRequest
 from .distillation import taught_loss
 from .ema import WeightAverage
 from .optim import set_rates
 from .recipe import Recipe
-from .trainer import StopRequest
 
 # DOC proxylessnas.train.losses: """The losses of the last steps, read together: each look at one would wait for the device."""
 

@@ -8,12 +8,8 @@ step, and a checkpoint holds the rest.
 from __future__ import annotations
 
 import contextlib
-import signal
-import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from types import FrameType, TracebackType
 from typing import Any
 
 import torch
@@ -27,6 +23,7 @@ from ..errors import ProxylessError
 from ..models.base import Classifier
 from ..models.batchnorm import convert_sync_bn, recalibrate, revert_sync_bn
 from ..utils.distributed import Processes
+from ..utils.signals import Stopped, StopRequest
 from . import checkpoint
 from .augment import shrunk
 from .distillation import Ensemble
@@ -39,6 +36,7 @@ from .metrics import Metrics
 from .optim import head_parameters, make_optimizer, parameter_groups, rate_factor, set_train_mode
 from .recipe import Recipe
 from .resume import run_state
+from .sampler import Position
 from .settings import Settings
 from .setup import preprocessing_of
 from .step import ADVICE, Losses, WeightStep
@@ -336,62 +334,3 @@ class Trainer:
             p.requires_grad_(name in self._wanted)
             p.grad = None
         revert_sync_bn(self.net)
-
-
-@dataclass
-class Position:
-    """How far a run is: whole epochs, steps in the present one, and sums over those steps."""
-
-    epoch: int = 0
-    step: int = 0
-    global_step: int = 0
-    loss_sum: float = 0.0
-    seconds: float = 0.0
-    waited: float = 0.0
-    total_seconds: float = 0.0
-    best: dict[str, float] = field(default_factory=dict)
-
-    def next_epoch(self) -> None:
-        """Go to the start of the next epoch."""
-        self.epoch, self.step = self.epoch + 1, 0
-        self.loss_sum = self.seconds = self.waited = 0.0
-
-
-_IMPATIENT_S = 2.0  # torchrun hands a Ctrl-C on to processes that the terminal has told already
-
-
-class Stopped(Exception):
-    """A signal came while something was done that can be done again."""
-
-
-class StopRequest:
-    """Notes the first SIGTERM or SIGINT while the block runs; a second Ctrl-C interrupts at once.
-
-    Attributes:
-        signal: the number of the signal that came, or None.
-    """
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        self._since = 0.0
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> StopRequest:
-        # Python lets only the main thread set handlers; elsewhere the program around it decides.
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
-        self._before.clear()
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is None:
-            self.signal, self._since = number, time.monotonic()
-        elif number == signal.SIGINT and time.monotonic() - self._since > _IMPATIENT_S:
-            raise KeyboardInterrupt

@@ -1,0 +1,99 @@
+"""The components of a search, as its recipe names them: loaders, objective, architecture optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from ..train.eval_loader import EvalLoader
+from ..train.loader import TrainLoader
+from ..train.settings import Settings
+from ..train.step import WeightStep
+from ..utils.distributed import Processes
+from .arch_optimizers import ArchStep, GateScale, ReinforceStep
+from .constraints import Budget
+from .data import ArchLoader, SearchData
+from .objective import Objective
+from .path_optimizer import PathParameters
+from .recipe import SearchRecipe
+from .supernet import SuperNet
+
+
+class Loaders(NamedTuple):
+    """Where a search's pictures come from.
+
+    Attributes:
+        weights: pictures to train the weights on.
+        arch: held-out ones, for arch steps.
+        judge: the same ones in order, to judge single nets by.
+    """
+
+    weights: TrainLoader
+    arch: ArchLoader
+    judge: EvalLoader
+
+
+def loaders(
+    net: SuperNet, data: SearchData, recipe: SearchRecipe, settings: Settings, processes: Processes
+) -> Loaders:
+    """Return the loaders of one process.
+
+    Raises:
+        DataError: the pictures do not do for the recipe.
+    """
+    weights, preprocessing = recipe.weights, net.preprocessing
+    assert preprocessing is not None
+    shared: dict[str, Any] = {
+        "rank": processes.rank, "world": processes.world, "device": processes.device,
+        "workers": settings.worker_count(processes.world),
+    }  # fmt: skip
+    size = recipe.arch_batch_size or weights.batch_size
+    return Loaders(
+        TrainLoader(
+            data.weights.train, weights, preprocessing,
+            num_classes=net.num_classes, max_unreadable=settings.max_unreadable, **shared,
+        ),
+        ArchLoader(
+            data.arch, preprocessing, batch_size=size, seed=recipe.seed,
+            max_unreadable=settings.max_unreadable, channels_last=weights.channels_last, **shared,
+        ),
+        EvalLoader(
+            data.arch, preprocessing, batch_size=max(1, min(256, size // processes.world)), **shared
+        ),
+    )  # fmt: skip
+
+
+def objective_of(recipe: SearchRecipe, budgets: Sequence[Budget]) -> Objective:
+    """Return what "gradient" minimises."""
+    if not budgets or recipe.regulariser == "none":
+        return Objective("none")
+    return Objective(recipe.regulariser, budgets[0].limit, recipe.cost_strength, recipe.scale)
+
+
+def arch_step_of(
+    recipe: SearchRecipe,
+    paths: PathParameters,
+    optimizer: torch.optim.Optimizer,
+    budgets: Sequence[Budget],
+    generator: torch.Generator,
+    processes: Processes,
+    step: WeightStep,
+) -> tuple[ArchStep | None, ReinforceStep | None]:
+    """Return the step of alpha by either algorithm; neither where alpha is not learnt."""
+    r, net = recipe, paths.supernet
+    costs = budgets[0].costs if budgets else None
+    common: dict[str, Any] = {"generator": generator, "processes": processes, "autocast": step.autocast}
+    if r.algorithm == "gradient":
+        none = torch.zeros(net.alphas.mask.shape, dtype=torch.float64)
+        return ArchStep(
+            net, optimizer, paths, costs.table if costs else none, costs.fixed if costs else 0.0,
+            mode=r.arch_mode, scale=GateScale() if r.weights.amp == "fp16" else None, **common,
+        ), None  # fmt: skip
+    if r.algorithm == "reinforce":
+        return None, ReinforceStep(
+            net, optimizer, costs.of if costs else None, budgets[0].limit if budgets else None,
+            samples=r.reinforce_samples, exponent=r.reinforce_exponent, decay=r.reinforce_baseline, **common,
+        )  # fmt: skip
+    return None, None

@@ -1,0 +1,195 @@
+"""Batches read picture by picture, in this process or in worker processes."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import os
+import signal
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data.sources import Pictures
+from ..errors import DataError, ImageError
+from ..utils.random import keep_random_state, seed_everything
+from ..utils.subprocesses import safe_path
+from .evaluate import allowed_workers, dead_workers_as_data_error, ignore_interrupt, read_ahead
+from .sampler import PICTURE, mix64
+
+Transform = Callable[[Tensor], Tensor]
+
+
+#: Inputs (None if no picture could be read), targets, and name to reason of the unreadable pictures.
+Item = tuple[Tensor | None, Tensor, dict[str, str]]
+
+
+class TrainBatches:
+    """A dataset whose items are whole batches: ``[(epoch, picture), ...]`` to inputs and targets.
+
+    Every picture is read and augmented from random numbers of its own, which follow from the seed, the epoch
+    and its index. In place of one that cannot be read stands the next readable one.
+    """
+
+    def __init__(self, pictures: Pictures, transform: Transform, seed: int) -> None:
+        self.pictures, self.transform, self.seed = pictures, transform, seed
+
+    def __getitem__(self, places: Sequence[tuple[int, int]]) -> Item:
+        images, labels = [], []
+        reasons: dict[str, str] = {}
+        with keep_random_state():
+            for epoch, index in places:
+                seed_everything(mix64(self.seed, PICTURE, epoch, index))
+                image, label = self._readable(index, reasons)
+                images.append(self.transform(image))
+                labels.append(label)
+        return _stacked(images), torch.tensor(labels), reasons
+
+    def _readable(self, index: int, reasons: dict[str, str]) -> tuple[Tensor, int]:
+        n = len(self.pictures)
+        for k in range(n):
+            i = (index + k) % n
+            try:
+                return self.pictures.read(i), int(self.pictures.labels[i])
+            except ImageError as e:
+                reasons[self.pictures.name(i)] = str(e)
+        raise DataError(f"none of {n} training pictures can be read; {next(iter(reasons.values()))}")
+
+
+class EvalBatches:
+    """A dataset whose items are whole batches: ``[picture, ...]`` to inputs and targets.
+
+    Pictures that cannot be read are left out.
+    """
+
+    def __init__(self, pictures: Pictures, transform: Transform) -> None:
+        self.pictures, self.transform = pictures, transform
+
+    def __getitem__(self, indices: Sequence[int]) -> Item:
+        images, labels = [], []
+        reasons: dict[str, str] = {}
+        with keep_random_state():
+            for i in indices:
+                try:
+                    image = self.pictures.read(i)
+                except ImageError as e:
+                    reasons[self.pictures.name(i)] = str(e)
+                    continue
+                images.append(self.transform(image))
+                labels.append(int(self.pictures.labels[i]))
+        return _stacked(images) if images else None, torch.tensor(labels), reasons
+
+
+class BatchReader:
+    """Passes over batches, made ahead by worker processes (a ``DataLoader``) or, without any, when asked for.
+
+    One pass at a time: the next one ends the one before.
+
+    Args:
+        batches: makes a batch.
+        sampler: says, for each pass, which pictures each batch holds.
+        workers: processes; 0 reads in this one.
+        device: where the batches go; for a GPU they are put into pinned memory.
+        persistent: keep the worker processes from one pass to the next.
+    """
+
+    def __init__(
+        self,
+        batches: TrainBatches | EvalBatches,
+        sampler: Iterable[Any],
+        *,
+        workers: int,
+        device: torch.device,
+        persistent: bool = False,
+    ) -> None:
+        self.batches, self.sampler, self.workers = batches, sampler, allowed_workers(workers)
+        self.pin_memory, self.persistent = device.type == "cuda", persistent and self.workers > 0
+        self._loader: Any = None
+        self._items: Any = None
+
+    def __iter__(self) -> Iterator[Item]:
+        """Yield the batches of one pass.
+
+        Raises:
+            DataError: a worker process died.
+        """
+        from torch.utils.data import DataLoader
+
+        if self._loader is None:
+            self._loader = DataLoader(
+                self.batches,  # type: ignore[arg-type]  # any class with __getitem__ will do
+                batch_size=None,
+                sampler=self.sampler,
+                num_workers=self.workers,
+                collate_fn=_unchanged,
+                pin_memory=self.pin_memory,
+                worker_init_fn=_start_worker if self.workers else None,
+                persistent_workers=self.persistent,
+                generator=torch.Generator(),  # else each pass draws from the global one
+            )
+        try:
+            with dead_workers_as_data_error(fetching=self.workers > 0), safe_path():
+                items = self._items = iter(self._loader)
+            if self.workers:
+                _RUNNING.add(items)
+                for worker in getattr(items, "_workers", ()):
+                    worker.terminate = worker.kill  # SIGTERM they pass over
+            yield from read_ahead(items, workers=self.workers)
+        except DataError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the worker processes; the next pass starts new ones."""
+        if self.workers and self._items is not None:
+            _end_workers(self._items)
+        self._loader = self._items = None
+
+
+def _stacked(images: Sequence[Tensor]) -> Tensor:
+    """Return pictures [C, H, W] as one batch [B, C, H, W] in channels-last layout."""
+    first = images[0]
+    batch = first.new_empty(len(images), *first.shape[1:], first.shape[0])
+    for place, image in zip(batch, images, strict=True):
+        place.copy_(image.permute(1, 2, 0))
+    return batch.permute(0, 3, 1, 2)
+
+
+def _unchanged(item: Any) -> Any:
+    return item
+
+
+def _start_worker(worker: int) -> None:
+    ignore_interrupt(worker)
+    signal.signal(signal.SIGTERM, functools.partial(_leave_if_alone, os.getppid()))
+
+
+def _leave_if_alone(parent: int, number: int, frame: FrameType | None) -> None:
+    # A job scheduler sends SIGTERM to every process; the main one still has to end its step, or a validation
+    # of many minutes, and save, for which this one must live. Once the main process has gone this one leaves
+    # anyway: a DataLoader's workers look for it between two batches and every few seconds.
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+# Passes with worker processes. When Python exits, it sends each worker that is left a SIGTERM and waits for
+# it to end, which it does not do: the workers must have gone by then.
+_RUNNING: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def _end_workers(items: Any) -> None:
+    end = getattr(items, "_shutdown_workers", None)  # not public; what the iterator does when it is freed
+    if end is not None:
+        with contextlib.suppress(DataError), dead_workers_as_data_error():  # dead is what they shall be
+            end()
+
+
+@atexit.register
+def _end_all_workers() -> None:
+    for items in list(_RUNNING):
+        _end_workers(items)
