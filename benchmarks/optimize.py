@@ -18,7 +18,7 @@ from harness import make_parser, start, write_rows
 import proxylessnas
 from proxylessnas.deploy import optimize
 from proxylessnas.latency.measurement import Measurement
-from proxylessnas.latency.worker_process import Worker
+from proxylessnas.latency.worker import Worker
 from proxylessnas.runtimes.base import NetSpec
 from proxylessnas.runtimes.settings import Settings, one_thread
 from proxylessnas.runtimes.timer import window

@@ -15,7 +15,7 @@ from proxylessnas.arch.op_key import OpKey, arch_keys, key_bytes, key_macs
 from proxylessnas.errors import LatencyError
 from proxylessnas.latency import session
 from proxylessnas.latency import validate as validation
-from proxylessnas.latency.worker_process import Worker
+from proxylessnas.latency.worker import Worker
 from proxylessnas.runtimes.base import NetSpec
 from proxylessnas.runtimes.settings import Conditions, Settings
 from proxylessnas.runtimes.timer import MAX_SECONDS, MIN_RUNS, MIN_SECONDS, Window
@@ -125,7 +125,7 @@ def simulated(monkeypatch: pytest.MonkeyPatch, **traits: Any) -> Machine:
 
 
 class SimulatedWorker:
-    """Stands where :class:`proxylessnas.latency.worker_process.Worker` stands."""
+    """Stands where :class:`proxylessnas.latency.worker.Worker` stands."""
 
     def __init__(self, machine: Machine, settings: Settings) -> None:
         self.machine, self.settings, self.has_parts = machine, settings, machine.parts

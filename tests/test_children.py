@@ -24,7 +24,7 @@ from proxylessnas.deploy.formats import litert as litert_format
 from proxylessnas.deploy.formats.base import ExportOptions
 from proxylessnas.errors import LatencyError, MissingExtraError, ProxylessError
 from proxylessnas.latency.kit import runner as kit_runner
-from proxylessnas.latency.worker_process import Worker
+from proxylessnas.latency.worker import Worker
 from proxylessnas.report.draw_search import write_movie
 from proxylessnas.runtimes.settings import Settings
 from proxylessnas.train.evaluate import read_batches
@@ -100,7 +100,7 @@ def test_this_package_comes_from_its_place_and_not_from_the_path(
     words = python_command("import proxylessnas.models.layers; print(proxylessnas.models.layers.__file__)")
     words[3] = words[3].replace(repr(str(trap)) + ", ", "")  # else its json.py is what the user chose
     done = subprocess.run(words, capture_output=True, text=True, check=True)
-    assert Path(done.stdout.strip()).parent == root / "proxylessnas"
+    assert Path(done.stdout.strip()).parent == root / "proxylessnas" / "models"
 
 
 def test_the_command_line_as_a_program(trap: Path) -> None:

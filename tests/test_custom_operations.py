@@ -22,7 +22,7 @@ from proxylessnas import (
 from proxylessnas.arch import arch as arch_module
 from proxylessnas.arch import ops as registration
 from proxylessnas.arch.spaces import read_space
-from proxylessnas.latency.worker_process import Worker
+from proxylessnas.latency.worker import Worker
 from proxylessnas.runtimes.base import NetSpec
 from proxylessnas.runtimes.settings import Settings
 from proxylessnas.weights.cache import read_metadata

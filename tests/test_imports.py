@@ -18,60 +18,6 @@ from proxylessnas import Arch, Stage, create_model, save_weights
 
 PACKAGE = Path(__file__).resolve().parent.parent / "proxylessnas"
 
-# From the bottom to the top: at import, a module may only need modules of its own line or of lines above it.
-# A new module needs a place here.
-LAYERS = [
-    {
-        "_version",
-        "children",
-        "errors",
-        "fetch_settings",
-        "filesystem",
-        "registration",
-        "json_fields",
-        "manifest_records",
-        "lazy_names",
-        "memory",
-        "progress",
-        "safe_text",
-        "toml_text",
-        "torch_file",
-        "user_files",
-    },
-    {
-        "devices",
-        "names",
-        "arch",
-        "arch_official",
-        "arch_official_tree",
-        "arch_text",
-        "published",
-        "tree_arch",
-    },
-    {"space", "spaces", "space_rules", "space_toml"},
-    {"layers"},
-    {"classifier", "profiling", "folding", "fusing"},
-    {"model", "pyramid"},
-    {"images", "transforms", "categories"},
-    {"weights"},
-    {"digests", "manifest", "transport", "tensorfile", "download", "bundled", "cache"},
-    {"model_file", "digits"},
-    {"sources"},
-    {"loading"},
-    {"builders"},
-    {"zoo"},
-    {"metrics"},
-    {"image_folders"},
-    {"datasets", "evaluate"},
-    {"predict"},
-    {"charts"},
-    {"latency", "train"},
-    {"search"},
-    {"deploy", "report"},
-    {"cli", "__main__"},
-]
-RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-NOT_CORE = {"latency", "train", "search", "deploy", "report", "cli", "__main__"}
 LAZY = {
     "torchvision",
     "PIL",
@@ -145,52 +91,12 @@ def _targets(name: str, node: ast.Import | ast.ImportFrom) -> Iterator[str]:
         yield f"{base}.{alias.name}" if is_module else base
 
 
-def _ours(name: str, *, lazy: bool) -> set[str]:
-    """Return the top-level names within the package that a module imports."""
-    found = set()
-    for node in _imports(MODULES[name], lazy=lazy):
-        for target in _targets(name, node):
-            if target.startswith("proxylessnas."):
-                found.add(target.split(".")[1])
-    return found
-
-
-def _top(name: str) -> str:
-    return name.split(".")[0]
-
-
-def test_every_module_has_a_place_in_the_layers() -> None:
-    assert {_top(name) for name in MODULES if name} - set(RANK) == set()
-
-
-def test_modules_need_only_lower_layers_at_import() -> None:
-    """One that fails is to be imported inside the function that needs it."""
-    higher = {}
-    for name in filter(None, MODULES):
-        rank = RANK[_top(name)]
-        higher[name] = sorted(other for other in _ours(name, lazy=False) if RANK.get(other, 0) > rank)
-    assert {name: above for name, above in higher.items() if above} == {}
-
-
-def test_the_core_never_imports_what_is_built_on_it() -> None:
-    core = [name for name in MODULES if _top(name) not in NOT_CORE]
-    assert {name for name in core if _ours(name, lazy=True) & NOT_CORE} == set()
-
-
 def test_optional_libraries_are_imported_where_they_are_used() -> None:
     early = {}
     for name, module in MODULES.items():
         imports = _imports(module, lazy=False)
         early[name] = {target.split(".")[0] for node in imports for target in _targets(name, node)} & LAZY
     assert {name: found for name, found in early.items() if found} == {}
-
-
-def test_relative_imports_are_resolved() -> None:
-    """The checks above see `from .. import x` and `from ..a import b` in subpackages."""
-    nodes = ast.parse("from .. import errors\nfrom ..errors import ArchError\nfrom . import list_cmd\n").body
-    seen = [list(_targets("cli.predict", node)) for node in nodes]  # type: ignore[arg-type]
-    assert seen[:2] == [["proxylessnas.errors"], ["proxylessnas.errors"]]
-    assert seen[2][0].startswith("proxylessnas.cli")
 
 
 def test_checkpoints_are_never_unpickled() -> None:

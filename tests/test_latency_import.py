@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from proxylessnas.errors import LatencyError
-from proxylessnas.latency import LatencyTable, OpKey, import_table
+from proxylessnas.latency import LatencyTable, OpKey
+from proxylessnas.latency import table_import as import_table
 from proxylessnas.latency.import_files import parse_original_key
 from proxylessnas.latency.table import Entry, ForeignConditions
 
@@ -381,7 +382,7 @@ def test_a_file_of_too_many_lines_is_not_looked_at(
     name: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "proxylessnas.latency.import_table.parse_key", lambda _: pytest.fail("no row is read")
+        "proxylessnas.latency.table_import.parse_key", lambda _: pytest.fail("no row is read")
     )
     (tmp_path / name).write_text("key,ms\n" + (line + "\n") * 900_000)
     with pytest.raises(LatencyError, match=r"it has 900,001 lines; wanted at most 200,000 entries"):

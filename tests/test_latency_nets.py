@@ -13,7 +13,7 @@ from torch import nn
 from proxylessnas.arch.arch import Arch, Stage
 from proxylessnas.arch.op_key import arch_keys
 from proxylessnas.errors import LatencyError
-from proxylessnas.latency.worker_process import Worker
+from proxylessnas.latency.worker import Worker
 from proxylessnas.runtimes import registry
 from proxylessnas.runtimes.base import NetSpec
 from proxylessnas.runtimes.modules import build_net, op_module

@@ -24,7 +24,7 @@ NET = NetSpec(
 FAST = ("onnxruntime", "openvino")
 # Importing and lowering takes it ten seconds and more.
 ALL = [*FAST, pytest.param("executorch", marks=pytest.mark.slow)]
-MODULES = {"onnxruntime": "onnxruntime_", "openvino": "openvino_", "executorch": "executorch_"}
+NAMES = ("onnxruntime", "openvino", "executorch")
 EXTRAS = {"onnxruntime": "onnx", "openvino": "openvino", "executorch": "mobile"}
 
 
@@ -32,7 +32,7 @@ def get(name: str) -> Any:
     if name != "executorch":
         pytest.importorskip("onnx")
     pytest.importorskip(name)
-    return importlib.import_module(f"proxylessnas.latency.runtimes.{MODULES[name]}").RUNTIME
+    return importlib.import_module(f"proxylessnas.runtimes.{name}").RUNTIME
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -130,11 +130,11 @@ def test_executorch_cannot_read_onnx_files(tmp_path: Path) -> None:
         get("executorch").load(NetSpec("file", str(path), (3, 32, 32)), Settings("executorch"), tmp_path)
 
 
-@pytest.mark.parametrize("name", [*MODULES])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_missing_library_names_the_extra(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    runtime = importlib.import_module(f"proxylessnas.latency.runtimes.{MODULES[name]}").RUNTIME
+    runtime = importlib.import_module(f"proxylessnas.runtimes.{name}").RUNTIME
     monkeypatch.setitem(sys.modules, name, None)
     for module in [m for m in sys.modules if m.startswith(f"{name}.")]:
         monkeypatch.setitem(sys.modules, module, None)

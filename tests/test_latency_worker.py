@@ -20,8 +20,8 @@ import pytest
 from proxylessnas.arch.arch import Arch, Stage
 from proxylessnas.arch.op_key import arch_keys
 from proxylessnas.errors import ArchError, LatencyError, MissingExtraError
-from proxylessnas.latency import worker_process as process
-from proxylessnas.latency.worker_process import Worker
+from proxylessnas.latency import worker as process
+from proxylessnas.latency.worker import Worker
 from proxylessnas.runtimes.base import NetSpec
 from proxylessnas.runtimes.environment import allocator
 from proxylessnas.runtimes.settings import Settings
@@ -329,7 +329,7 @@ def test_a_library_that_is_broken_says_so_and_names_its_pip_line(
 MEASURES = """
 import sys
 from proxylessnas.runtimes.modules import build_net, op_module
-from proxylessnas.latency.worker_process import Worker
+from proxylessnas.latency.worker import Worker
 from proxylessnas.runtimes.settings import Settings
 from proxylessnas.runtimes.base import NetSpec
 from proxylessnas.arch.published import PUBLISHED

@@ -16,7 +16,7 @@ from train_tools import differences_of, noise_folder, tensors
 
 from proxylessnas import DataError, ProxylessError, create_model
 from proxylessnas.search import search
-from proxylessnas.search.searcher import go_on, search_state
+from proxylessnas.search.searcher import resume_search, search_state
 from proxylessnas.train import Settings
 from proxylessnas.train.evaluate import accuracy_on
 from proxylessnas.utils.distributed import Processes
@@ -51,7 +51,7 @@ def test_the_net_is_judged_as_its_user_will_run_it(run: Path, data: Path) -> Non
     child = create_model(run / "child.safetensors")
     found = accuracy_on(child, searcher.judge_loader, ONE)
     assert found.top1 == result["top1_held_out"]
-    go_on(searcher)
+    resume_search(searcher)
     same, metrics = searcher.inherited(result["picks"], "bf16")
     assert differences_of(same.state_dict(), tensors(run / "child.safetensors")) == 0
     assert metrics.loss == found.loss
@@ -132,26 +132,26 @@ def test_stopped_anywhere_a_search_goes_on_to_the_same_bits(
     recipe = SHORT.replace(**changes)
     torch.manual_seed(0)
     whole = searcher_of(data, tmp_path / "whole", recipe)
-    go_on(whole)
+    resume_search(whole)
     assert whole.fit(StopAfter(1000), silent())
     stops = (2, 5, 3, 2, 2, 1000)  # looks of each part, one a step, an epoch and a judged net
     for looks in stops:
         part = searcher_of(data, tmp_path / "parts", recipe)
-        notes = go_on(part)
+        notes = resume_search(part)
         if part.fit(StopAfter(looks), silent()):
             break
     assert any("continued from step" in note for note in notes)
     assert part.finished
     assert everything(search_state(part)) == everything(search_state(whole))
     assert part.derived() == whole.derived()
-    assert go_on(searcher_of(data, tmp_path / "parts", recipe)) == [
+    assert resume_search(searcher_of(data, tmp_path / "parts", recipe)) == [
         "this run is finished: only its end is repeated"
     ]
 
 
 def test_another_recipe_space_or_target_is_another_run(run: Path, data: Path) -> None:
     with pytest.raises(ProxylessError, match=r"holds another run; its recipe differs \(arch_rate: 0.1"):
-        go_on(searcher_of(data, run, BF16.replace(arch_rate=0.1)))
+        resume_search(searcher_of(data, run, BF16.replace(arch_rate=0.1)))
 
 
 @pytest.mark.parametrize("algorithm", ["gradient", "reinforce"])

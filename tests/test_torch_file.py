@@ -142,4 +142,4 @@ def test_nothing_else_reads_checkpoints() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load"
     ]
-    assert found == ["torch_file.py"]
+    assert found == ["torch_files.py"]

@@ -35,7 +35,15 @@ from ..models.model_file import save_weights
 from ..train.evaluate import Evaluation
 from ..utils.files import decode, read_bytes
 from ..utils.paths import is_offline
-from .hub_files import CARD, CONFIG, LIBRARY, WEIGHTS, download, hub_errors, hub_library
+from .hub_files import (
+    CARD,
+    CONFIG,
+    LIBRARY,
+    WEIGHTS,
+    download,
+    hub_errors,
+    hub_library,
+)
 from .model_card import model_card
 
 # DOC proxylessnas.deploy.hub_files: """The Hugging Face Hub's own library: files of repositories, and its errors as ours."""

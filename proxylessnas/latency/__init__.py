@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from ..runtimes.settings import Settings as Settings
     from .benchmark import bench as bench
     from .build import build_table as build_table
-    from .import_table import import_table as import_table
     from .kit.kit import read_results as read_results
     from .kit.kit import write_kit as write_kit
     from .kit.results import kit_table as kit_table
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from .metrics import Validation as Validation
     from .predictor import Predictor as Predictor
     from .table import LatencyTable as LatencyTable
+    from .table_import import import_table as import_table
     from .validate import validate_table as validate_table
 
 _NAMES = {
@@ -38,7 +38,7 @@ _NAMES = {
     "..runtimes.settings": "Conditions Settings",
     ".benchmark": "bench",
     ".build": "build_table",
-    ".import_table": "import_table",
+    ".table_import": "import_table",
     ".kit.kit": "read_results write_kit",
     ".kit.results": "kit_table",
     ".measure_model": "measure",

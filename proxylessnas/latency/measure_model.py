@@ -30,7 +30,7 @@ from ..runtimes.modules import CannotTravel, example_input, place, seeded
 from ..runtimes.settings import Conditions, Settings, one_thread
 from ..runtimes.timer import MAX_SECONDS, MIN_SECONDS, Window, window
 from .measurement import LIMIT, Measurement, Timing
-from .worker_process import Worker
+from .worker import Worker
 
 _LOG = logging.getLogger("proxylessnas")
 _NAME = "net"

@@ -24,7 +24,7 @@ from ..runtimes.settings import Conditions, Settings
 from ..runtimes.timer import MIN_RUNS, MIN_SECONDS, Window
 from .journal import Journal
 from .measurement import LIMIT, Measurement, uncertainty
-from .worker_process import Worker
+from .worker import Worker
 
 #: Told now and then: seconds done, seconds in all as far as is known, and what is being done.
 Progress = Callable[[int, int, str], None]

@@ -26,7 +26,7 @@ from .random_nets import Picks, random_nets
 from .session import REFERENCE, Item, MeasurementSession, Progress
 from .table import LatencyTable
 from .table_io import conditions_to_dict, read_conditions
-from .worker_process import Worker
+from .worker import Worker
 
 if TYPE_CHECKING:
     from ..arch.space import SearchSpace

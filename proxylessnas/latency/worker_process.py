@@ -1,287 +1,167 @@
-"""A process of its own for every runtime, so that thread pools and allocators do not meet."""
+"""What runs in the measuring process that :class:`.process.Worker` starts.
+
+It reads one JSON object a line from what was its standard input, does it, and answers with one line on what
+was its standard output. Both are moved elsewhere first, so that a library that prints does no harm: what it
+prints goes to standard error. When the starting process dies, its end of the pipe closes, and this one ends.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import gc
+import importlib
 import json
-import logging
 import os
+import queue
 import shutil
 import signal
-import subprocess
-import tempfile
 import threading
-import weakref
-from collections.abc import Sequence
+import time
+import traceback
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
-from .. import errors
-from ..errors import LatencyError
+from ..errors import LatencyError, ProxylessError
 from ..runtimes.base import NetSpec
-from ..runtimes.settings import Conditions, Settings
-from ..runtimes.timer import MAX_SECONDS, MIN_RUNS, MIN_SECONDS, Window
-from ..utils.subprocesses import python_command
+from ..runtimes.settings import Settings, one_thread
+from ..utils.malloc import keep_freed_pages
 
-_LOG = logging.getLogger("proxylessnas")
-_LAST_WORDS = 12  # lines of standard error to show when the child dies
-_PATIENCE_S = 5.0
-#: Seconds after which a request counts as hung, by its kind: far more than any takes that makes progress, for
-#: loading may compile for minutes. ``window`` has what it was asked to spend ten times over on top.
-LIMITS_S = {"start": 900.0, "load": 3600.0, "window": 900.0, "parts": 3600.0, "drop": 300.0}
-_DOING = {
-    "start": "starting up",
-    "load": "loading {name!r}",
-    "window": "timing {name!r}",
-    "parts": "timing the parts of {name!r}",
-    "drop": "freeing {name!r}",
-}
+if TYPE_CHECKING:
+    from ..runtimes.base import Runtime, Session
 
 
-class Worker:
-    """A measuring process. Use it as a context manager, or call :meth:`close`.
+class Server:
+    """What the measuring process holds: a runtime and the nets that are loaded."""
 
-    It starts with freed memory kept (:func:`proxylessnas.keep_freed_pages`) and the number of threads asked
-    for. It ends with this process, whatever becomes of it.
+    def __init__(self, settings: Settings, imports: list[str], folder: Path) -> None:
+        import torch
 
-    Args:
-        settings: runtime, device, threads, batch and the like; of Conditions, the settings in them.
-        imports: names of modules that the child imports first, such as one that registers operations.
+        from ..runtimes.registry import get_runtime
 
-    Attributes:
-        settings: as given.
-        conditions: what the child measures with.
-        has_parts: whether :meth:`parts` can be used.
-        folder: a temporary folder that both processes can use; it is removed at the end.
+        torch.set_num_threads(settings.threads)
+        torch.set_num_interop_threads(1)
+        for name in imports:
+            try:
+                importlib.import_module(name)
+            except Exception as e:
+                raise LatencyError(f"module {name!r} cannot be imported: {type(e).__name__}: {e}") from e
+        self.settings, self.folder = settings, folder
+        self.runtime: Runtime = get_runtime(settings.runtime)
+        self.sessions: dict[str, Session] = {}
+        gc.freeze()  # the libraries' many objects: collections need not look at them again and again
 
-    Raises:
-        LatencyError: the process cannot be started, or the settings cannot be met on this machine.
-        MissingExtraError: the runtime's library is not installed; the message gives the pip line.
-    """
+    def start(self) -> dict[str, Any]:
+        """Tell the conditions."""
+        from ..runtimes.environment import conditions
 
-    def __init__(self, settings: Settings, imports: Sequence[str] = ()) -> None:
-        self.settings = settings = settings.settings if isinstance(settings, Conditions) else settings
-        self.folder = Path(tempfile.mkdtemp(prefix="proxylessnas-latency-"))
-        self._errors = self.folder / "stderr.txt"
-        try:
-            self._process = _start(settings, self.folder, self._errors, bool(imports))
-        except BaseException as e:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            if isinstance(e, OSError):
-                raise LatencyError(f"the measuring process cannot be started: {e.strerror or e}") from e
-            raise
-        # Also for a Worker that is dropped or left open when the program ends.
-        self._finalizer = weakref.finalize(self, _stop, self._process, self.folder, os.getpid())
-        answer = self._ask(
-            "start", settings=settings.to_dict(), imports=list(imports), folder=str(self.folder), fatal=True
-        )
-        self.conditions = Conditions(**answer["conditions"])
-        self.has_parts: bool = answer["has_parts"]
+        found = conditions(self.settings, self.runtime)
+        return {"conditions": found.to_dict(), "has_parts": self.runtime.has_parts}
 
-    def load(self, name: str, spec: NetSpec) -> float:
-        """Load a net under a name of your choice, in place of what had the name.
-
-        Returns:
-            How long it took, in seconds.
-
-        Raises:
-            LatencyError: the runtime cannot run it; for a bad architecture ArchError.
-        """
-        return float(self._ask("load", name=name, spec=spec.to_dict()))
+    def load(self, name: str, spec: dict[str, Any]) -> float:
+        """Load a net under a name, in place of what had the name; return how many seconds it took."""
+        begin = time.perf_counter()
+        self.drop(name)
+        self.sessions[name] = self.runtime.load(NetSpec.from_dict(spec), self.settings, self.folder)
+        return time.perf_counter() - begin
 
     def drop(self, name: str) -> None:
-        """Free a net; nothing happens if there is none of that name."""
-        self._ask("drop", name=name)
+        """Free a net, if there is one of that name."""
+        session = self.sessions.pop(name, None)
+        if session is not None:
+            session.close()
+            gc.collect()
 
-    def window(
-        self,
-        name: str,
-        *,
-        min_runs: int = MIN_RUNS,
-        min_seconds: float = MIN_SECONDS,
-        max_seconds: float = MAX_SECONDS,
-    ) -> Window:
-        """Time a few whole forward passes of a loaded net; see :func:`.sampling.window`.
+    def window(self, name: str, **limits: Any) -> dict[str, Any]:
+        """Time a few whole forward passes."""
+        from ..runtimes.timer import window
 
-        Raises:
-            LatencyError: nothing is loaded under this name, or running it failed.
-        """
-        found = self._ask(
-            "window", name=name, min_runs=min_runs, min_seconds=min_seconds, max_seconds=max_seconds
-        )
-        return Window(tuple(found["ms"]), tuple(found["own_ms"]))
+        found = window(self._session(name), one_thread=one_thread(self.settings), **limits)
+        return {"ms": found.ms, "own_ms": found.own_ms}
 
-    def parts(self, name: str, *, runs: int) -> list[tuple[str, tuple[float, ...]]]:
-        """Time the operations of a loaded net inside whole forward passes. There is no warm-up.
-
-        Args:
-            name: of a net of kind "arch".
-            runs: forward passes.
-
-        Returns:
-            ``(text of the operation's key, milliseconds of each run)``, in order of execution.
-
-        Raises:
-            LatencyError: nothing is loaded under this name, or it has no parts.
-        """
-        return [(key, tuple(ms)) for key, ms in self._ask("parts", name=name, runs=runs)]
-
-    def close(self) -> None:
-        """End the process and remove its folder. It may be called twice."""
-        self._finalizer()
-
-    def __enter__(self) -> Worker:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _ask(self, what: str, *, fatal: bool = False, **arguments: Any) -> Any:
-        """Send a request and wait for the answer; whatever interrupts the waiting ends the process.
-
-        Raises:
-            LatencyError: it died, or gave no answer within :data:`LIMITS_S`; and whatever it answers with.
-        """
-        if not self._finalizer.alive:
-            raise LatencyError("the measuring process was closed, or died")
-        pipe_in, pipe_out = self._process.stdin, self._process.stdout
-        assert pipe_in is not None
-        assert pipe_out is not None
-        limit_s = LIMITS_S[what] + 10 * arguments.get("max_seconds", 0.0)
-        late = threading.Event()
-        watch = threading.Timer(limit_s, _give_up, (self._process, late))
-        watch.daemon = True
-        watch.start()
+    def parts(self, name: str, runs: int) -> list[tuple[str, list[float]]]:
+        """Time the operations inside whole forward passes."""
+        session = self._session(name)
+        if not self.runtime.has_parts:
+            raise LatencyError(f"runtime {self.runtime.name!r} cannot time the parts of a net")
+        gc.disable()
         try:
-            with contextlib.suppress(BrokenPipeError):  # dead already: reading tells
-                pipe_in.write(json.dumps({"do": what, **arguments}) + "\n")
-                pipe_in.flush()
-            line = pipe_out.readline()
-            if not line.endswith("\n"):
-                if late.is_set():
-                    raise self._hung(_DOING[what].format_map(arguments), limit_s)
-                raise self._death()
-            answer = json.loads(line)
-        except BaseException:  # also Ctrl-C: an answer that comes later would be taken for the next one
-            self.close()
-            raise
+            return session.parts_ms(runs)  # type: ignore[attr-defined]
         finally:
-            watch.cancel()
-        if "error" in answer:
-            if fatal:
-                self.close()
-            _LOG.debug("in the measuring process: %s", answer["error"]["trace"])
-            raise _as_raised(answer["error"])
-        return answer["ok"]
+            gc.enable()
 
-    def _hung(self, doing: str, limit_s: float) -> LatencyError:
-        words = _last_lines(self._errors)
-        return LatencyError(
-            f"the measuring process (runtime {self.settings.runtime!r}) did not answer for {limit_s:g} s "
-            f"while it was {doing}, and was stopped" + (f"; its last words were:\n{words}" if words else "")
-        )
+    def _session(self, name: str) -> Session:
+        if name not in self.sessions:
+            raise LatencyError(f"no net {name!r} is loaded")
+        return self.sessions[name]
 
-    def _death(self) -> LatencyError:
-        """Say how the child died, with its last words."""
+
+def main() -> None:
+    """Answer requests until the pipe closes."""
+    requests, answers = _private_pipes()
+    # The starting process sees to Ctrl-C: it kills this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    keep_freed_pages()
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+    folder: list[Path] = []
+    threading.Thread(target=_read_lines, args=(requests, lines, folder), daemon=True).start()
+    server: Server | None = None
+    while True:
+        request = json.loads(lines.get())
+        what = request.pop("do")
         try:
-            code = self._process.wait(_PATIENCE_S)
-        except subprocess.TimeoutExpired:
-            how = "closed its pipe"
-        else:
-            how = _how_it_ended(code)
-        words = _last_lines(self._errors)
-        return LatencyError(
-            f"the measuring process (runtime {self.settings.runtime!r}) {how}"
-            + (f"; its last words were:\n{words}" if words else "")
-        )
+            if server is None:
+                folder.append(Path(request["folder"]))
+                server = Server(Settings(**request["settings"]), request["imports"], folder[0])
+                answer = server.start()
+            else:
+                answer = getattr(server, what)(**request)
+            reply = json.dumps({"ok": answer}, default=float)  # a runtime's times may be of numpy's types
+        except Exception as e:  # noqa: BLE001 - whatever it is, the starting process must hear of it
+            reply = json.dumps({"error": _described(e)})
+            del e  # its frames hold the tensors of what failed
+        try:
+            answers.write(reply + "\n")
+            answers.flush()
+        except OSError:  # nobody reads any more
+            _end(folder)
 
 
-def _start(settings: Settings, folder: Path, errors_file: Path, modules: bool) -> subprocess.Popen[str]:
-    threads = str(settings.threads)
-    # Thread pools read these once, when their library is loaded.
-    pools = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
-    env = {
-        **os.environ,
-        **dict.fromkeys(pools, threads),
-        "PYTHONSAFEPATH": "1",
-    }  # that for compilers' workers
-    for cache in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
-        env.setdefault(cache, str(folder / cache.lower()))
-    with errors_file.open("wb") as file:
-        # A session of its own: Ctrl-C in a terminal reaches this process alone, which then ends the child
-        # and whatever compilers it started.
-        return subprocess.Popen(
-            python_command("from proxylessnas.latency import worker; worker.main()", working_folder=modules),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=file,
-            env=env,
-            encoding="utf-8",
-            start_new_session=True,
-        )
+def _private_pipes() -> tuple[IO[str], IO[str]]:
+    """Take standard input and output for this protocol alone; leave nothing and standard error in place."""
+    requests = os.fdopen(os.dup(0), "r", encoding="utf-8")
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    return requests, answers
 
 
-def _stop(process: subprocess.Popen[str], folder: Path, owner: int) -> None:
-    """End the child and its children, reap it, and remove its folder."""
-    if os.getpid() != owner:  # a fork of the process that started it: the child is not ours
-        return
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with contextlib.suppress(OSError):
-                pipe.close()
-    try:
-        _kill(process)
-        process.wait()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def _read_lines(requests: IO[str], lines: queue.SimpleQueue[str], folder: list[Path]) -> None:
+    """Pass lines on; at the end of them, end this process, even in the middle of a measurement.
 
-
-def _give_up(process: subprocess.Popen[str], late: threading.Event) -> None:
-    """Kill the child, so that whoever waits for its answer reads the end of the pipe instead.
-
-    No method: the timer's thread outlives its cancelling a little, and would keep a dropped Worker alive.
+    A thread that waits for a line costs the measurement nothing.
     """
-    late.set()
-    _kill(process)
+    with contextlib.suppress(OSError, ValueError):
+        for line in requests:
+            lines.put(line)
+    _end(folder)
 
 
-def _kill(process: subprocess.Popen[str]) -> None:
-    """Kill the child and its children, unless it has ended."""
-    if process.poll() is None:
-        if hasattr(os, "killpg"):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
-        process.kill()
+def _end(folder: list[Path]) -> NoReturn:
+    """End this process and all that it started; the one that started it is gone."""
+    for path in folder:
+        shutil.rmtree(path, ignore_errors=True)
+    if hasattr(os, "killpg") and os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)  # compilers, for example
+    os._exit(1)
 
 
-def _how_it_ended(code: int) -> str:
-    if code >= 0:
-        return f"ended with exit status {code}"
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = f"signal {-code}"
-    hint = " (was there too little memory?)" if name == "SIGKILL" else ""
-    return f"was killed by {name}{hint}"
-
-
-def _last_lines(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 8192))
-            text = file.read().decode("utf-8", "replace")
-    except OSError:
-        return ""
-    return "\n".join(f"  {line}" for line in text.strip().splitlines()[-_LAST_WORDS:])
-
-
-def _as_raised(error: dict[str, str]) -> Exception:
-    """Turn an error that came through the pipe into the package's error of the same name."""
-    from ..runtimes.modules import CannotTravel
-
-    kind = CannotTravel if error["type"] == "CannotTravel" else getattr(errors, error["type"], LatencyError)
-    found: Exception = kind(error["text"])
-    return found
+def _described(error: Exception) -> dict[str, str]:
+    """Return an error in a form that goes through the pipe."""
+    trace = "".join(traceback.format_exception(error))
+    if isinstance(error, ProxylessError):
+        return {"type": type(error).__name__, "text": str(error), "trace": trace}
+    first = str(error).strip().split("\n", 1)[0]
+    text = f"{type(error).__name__}: {first}" if first else type(error).__name__
+    return {"type": "LatencyError", "text": text, "trace": trace}

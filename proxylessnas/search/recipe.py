@@ -7,7 +7,7 @@
 
 The space, the pictures and the latency table are no part of it; nor is where and how the search is carried
 out (:class:`proxylessnas.train.Settings`). The rules that values keep are in ``recipe_rules.py``, the TOML
-form in ``recipe_toml.py``, ready-made recipes in ``presets.py``.
+form in ``presets.py``, with the ready-made recipes.
 """
 
 from __future__ import annotations

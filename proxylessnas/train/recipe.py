@@ -7,7 +7,7 @@ a recipe: it changes nothing in the result, or only its last digits. See :class:
     >>> Recipe(epochs=30, optimizer="adamw", learning_rate=1e-3).replace(mixup_alpha=0.2).mixup_alpha
     0.2
 
-The rules that values keep are in ``recipe_rules.py``, the TOML form in ``recipe_toml.py``, ready-made recipes
+The rules that values keep are in ``recipe_rules.py``, the TOML form and ready-made recipes
 in ``presets.py``.
 """
 
@@ -216,7 +216,7 @@ def changed(recipe: Recipe, settings: Iterable[str] = (), values: Mapping[str, A
 
     Args:
         recipe: what is changed.
-        settings: ``name=value`` texts; see :func:`.recipe_toml.parse_set`.
+        settings: ``name=value`` texts; see :func:`.presets.parse_set`.
         values: values by name, which win.
 
     Raises:

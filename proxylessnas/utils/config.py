@@ -193,7 +193,7 @@ class Rules(NamedTuple):
 
 
 class RecipeBase:
-    """A frozen dataclass of values that keep rules; beside its module are ``recipe_toml`` and ``presets``.
+    """A frozen dataclass of values that keep rules; beside its module is ``presets``.
 
     Attributes:
         what: what messages call it.
@@ -268,13 +268,13 @@ class RecipeBase:
 
     @classmethod
     def from_toml(cls: type[R], source: str | os.PathLike[str], *, base: R | None = None) -> R:
-        """Return the recipe in a TOML file or text; see ``from_toml`` in the package's ``recipe_toml.py``."""
-        recipe: R = cls._beside("recipe_toml").from_toml(source, base=base)
+        """Return the recipe in a TOML file or text; see ``from_toml`` in the package's ``presets.py``."""
+        recipe: R = cls._beside("presets").from_toml(source, base=base)
         return recipe
 
     def to_toml(self) -> str:
         """Return the recipe as TOML, grouped and commented; :meth:`from_toml` reads it back exactly."""
-        return str(self._beside("recipe_toml").to_toml(self))
+        return str(self._beside("presets").to_toml(self))
 
     @classmethod
     def read(cls: type[R], name_or_path: str | os.PathLike[str]) -> R:

@@ -46,7 +46,7 @@ def python_command(code: str, *arguments: object, working_folder: bool = False) 
     start = _START.format(
         user_sites=[site.getusersitepackages()] if site.ENABLE_USER_SITE else [],
         path=_search_path(working_folder),
-        package=str(Path(__file__).resolve().with_name("__init__.py")),
+        package=str(Path(__file__).resolve().parents[1] / "__init__.py"),
     )
     return [sys.executable, "-I", "-c", start + code, *map(str, arguments)]
 
