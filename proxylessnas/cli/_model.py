@@ -1,4 +1,4 @@
-"""The options of every verb that runs a net, and what they mean together."""
+"""The options of every command that runs a model, and what they and the words for models mean."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from ..models.base import Classifier
     from ..weights.registry import Weights
 
-# DOC proxylessnas.cli._names: """What the words on the command line mean: a net of the zoo, or a file."""
 
 _USUAL_RATIO = 256 / 224  # resize / input size, where nothing is known about a net
 

@@ -1,4 +1,4 @@
-"""Nets as figures (SVG or PNG, with matplotlib): one or several side by side, block by block.
+"""Models as figures (SVG or PNG, with matplotlib): block by block, one or several side by side.
 
 A net flows from top to bottom. An MBConv block is drawn as what it is, an inverted bottleneck: narrow at its
 input and output, wide in between, where its depthwise convolution is. So a net of large ratios looks wide,
@@ -23,7 +23,6 @@ from ..utils.plotting import GREY, open_figure, require_matplotlib
 if TYPE_CHECKING:
     from ..latency.table import LatencyTable
 
-# DOC proxylessnas.report.shapes: """What a figure of a net shows, as data: its layers from the stem to the classifier, with sizes and times."""
 
 #: Kernel size -> (fill, colour of the text on it): of one hue each, light to dark.
 KERNEL_COLORS = {3: ("#f7c948", "#1b1b1b"), 5: ("#4ba3c7", "#10222b"), 7: ("#0b3c5d", "#fdfdfd")}

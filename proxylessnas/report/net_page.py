@@ -1,4 +1,4 @@
-"""A net on a page: its figure, by channels and, where a latency table knows it, by latency; and as text."""
+"""A model on a page and in a terminal: its figure by channels and latency, and as text."""
 
 from __future__ import annotations
 
@@ -32,8 +32,6 @@ from .page import (
 
 if TYPE_CHECKING:
     from ..latency.table import LatencyTable
-
-# DOC proxylessnas.report.net_words: """Nets as text for a terminal: a line a block, or a line a stage."""
 
 
 def net_part(arch: Arch | TreeArch, table: LatencyTable | None, notes: list[str]) -> Raw:

@@ -1,4 +1,4 @@
-"""What happened in a search, read from its log alone."""
+"""What happened in a search or a training run, read from its folder alone."""
 
 from __future__ import annotations
 
@@ -20,8 +20,6 @@ from ..errors import ArchError, DataError, ProxylessError, first_line
 from ..figures.probability_map import block_names
 from ..utils.files import open_file, read_bytes
 from ..utils.text import csv_rows
-
-# DOC proxylessnas.report.train_story: """What happened in a training run, read from its folder alone."""
 
 LOG_FILE = "search.jsonl"  # as search.log writes it; importing that would import torch
 

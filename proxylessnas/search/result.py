@@ -1,4 +1,4 @@
-"""What a search leaves behind: the net as text, as the original JSON, as weights; and how it was found."""
+"""The end of a search: its model is derived, evaluated, measured and written, as text, JSON and weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from ..models.proxylessnas import ProxylessNAS
     from ..train.metrics import Metrics
 
-# DOC proxylessnas.search.ending: """The end of a search: its net is derived, judged, measured and written down."""
 
 ARCH_FILE, CONFIG_FILE, CHILD_FILE, RESULT_FILE = "arch.txt", "net.config", "child.safetensors", "result.json"
 

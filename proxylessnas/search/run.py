@@ -1,4 +1,4 @@
-"""Search for a net: from a space, pictures and a target to a net that meets it."""
+"""Search, resume, derive again: from a space, images and a target to a model that meets it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,6 @@ from .setup import Job as Job
 if TYPE_CHECKING:
     from ..latency.table import LatencyTable
 
-# DOC proxylessnas.search.after: """What can be done with a search's folder later: go on, derive another net, look at it."""
 
 RECIPE_FILE, SPACE_FILE, TABLE_FILE, SOURCE_FILE = "search.toml", "space.toml", "table.json", "source.json"
 

@@ -1,4 +1,4 @@
-"""What every run goes on from, be it the training of a net or a search."""
+"""Gathers the state of a run into a checkpoint, checks a checkpoint against the run, and puts it back."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from .step import WeightStep
 if TYPE_CHECKING:
     from .trainer import Trainer
 
-# DOC proxylessnas.train.resume: """What a training run goes on from: gathered into a checkpoint, checked and put back."""
 
 State = dict[str, Any]
 

@@ -1,4 +1,4 @@
-"""Which preprocessing a net gets that is trained by a recipe."""
+"""The model that a training starts from, its preprocessing, and what the log says of the beginning."""
 
 from __future__ import annotations
 
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
     from ..models.base import Classifier
     from .trainer import Trainer
 
-# DOC proxylessnas.train.start: """The net that a training starts from: with random weights, a trained body, or a whole trained net."""
-
-# DOC proxylessnas.train.beginning: """What the log of a training says of its beginning: the net, the pictures, the versions."""
 
 _USUAL_SIZE = 224  # px
 _USUAL_RESIZE = 256  # px

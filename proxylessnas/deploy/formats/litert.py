@@ -23,8 +23,8 @@ from ...models.model_file import save_weights
 from ...runtimes.litert import RUNTIME, interpreter, resize
 from ...utils.subprocesses import find_program
 from ..bundle import Subject
-from .base import ExportOptions, Program, refuse, refuse_open_trees
 from ..litert_convert import MARK
+from .base import ExportOptions, Program, refuse, refuse_open_trees
 
 #: Names the Python that has litert-torch.
 VARIABLE = "PROXYLESSNAS_LITERT_PYTHON"
