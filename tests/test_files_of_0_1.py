@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from proxylessnas import Arch, create_model
+from proxylessnas.arch.spaces import read_space
 from proxylessnas.latency import LatencyTable
 from proxylessnas.search import read_search_recipe
-from proxylessnas.arch.spaces import read_space
 from proxylessnas.train import read_recipe
 
 FILES = Path(__file__).resolve().parent / "fixtures" / "v0_1"

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ..arch.arch import Arch, Block
 from ..arch.op_key import CLASSIFIER, LAST, STEM, OpKey, arch_keys
 from ..errors import DataError
+from ..latency.plots import short
 from ..utils.plotting import GREY, open_figure, require_matplotlib
 
 if TYPE_CHECKING:
@@ -113,7 +114,15 @@ def _column(
     decimals: str,
 ) -> None:
     axes.text(
-        x, -1.35, name, ha="center", va="bottom", fontsize=11, fontweight="bold", color=INK, parse_math=False
+        x,
+        -1.35,
+        short(name),
+        ha="center",
+        va="bottom",
+        fontsize=11,
+        fontweight="bold",
+        color=INK,
+        parse_math=False,
     )
     axes.text(
         x, -0.75, note or summary(layers), ha="center", va="bottom", fontsize=8, color=GREY, parse_math=False

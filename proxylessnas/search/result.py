@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ..arch.arch import Arch
-from ..errors import ProxylessError
+from ..errors import ProxylessError, short_name
 from ..models.model_file import save_weights
 from ..utils.files import write_atomically
 from .constraints import Budget
@@ -225,7 +225,7 @@ def settle(
         seconds: what the search took.
     """
     picks, tried = choose(job, searcher)
-    child, metrics = searcher.inherited(picks, out.resolve().name or "searched")
+    child, metrics = searcher.inherited(picks, short_name(out.resolve().name, "searched"))
     costs = {name: c.of(picks) for name, c in job.costs.items()}
     result = SearchResult(
         True, out, cast(Arch, child.arch), tuple(picks), out / CHILD_FILE, metrics.top1, costs,

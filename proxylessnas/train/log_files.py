@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import missing_extra
-from ..utils.files import write_atomically
+from ..utils.files import open_to_append, write_atomically
 from ..utils.text import csv_rows, csv_text
 
 Row = dict[str, Any]  # column to number; None where there is none
@@ -83,7 +83,7 @@ class Appended:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("ab", buffering=0)
+        self._file = open(path, "ab", buffering=0, opener=open_to_append)  # noqa: SIM115 - closed by close()
 
     def add(self, piece: bytes) -> None:
         """Add a piece.

@@ -23,6 +23,7 @@ from ..models.base import Classifier, unwrapped
 from ..models.factory import create_model, read_arch
 from ..models.resolve import is_weights_file
 from ..utils.config import problems_error
+from ..utils.files import open_file
 from .checkpoint import weights_digest
 from .recipe import Recipe
 from .recipe_rules import size_problems
@@ -149,8 +150,8 @@ def kept_before(out: Path) -> bool | None:
     if not any((out / "checkpoints").glob("*.pt")):
         return None
     try:
-        with (out / "log.jsonl").open(encoding="utf-8") as file:
-            rows: Iterator[dict[str, object]] = (json.loads(line) for line in file if '"begin"' in line)
+        with open_file(out / "log.jsonl") as file:
+            rows: Iterator[dict[str, object]] = (json.loads(line) for line in file if b'"begin"' in line)
             return any(bool(row.get("kept_classifier")) for row in itertools.islice(rows, 1))
     except (OSError, ValueError, AttributeError):
         return False  # what runs did before there was a choice

@@ -172,6 +172,21 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
     return io.BytesIO(content)
 
 
+def open_to_append(name: str, flags: int) -> int:
+    """Open a file as an ``opener`` of :func:`open`, without ever waiting for somebody to read it.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file.
+    """
+    fd = os.open(name, flags | getattr(os, "O_NONBLOCK", 0), 0o666)
+    try:
+        _check(name, os.fstat(fd).st_mode)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
 def _content_of_pipe(fd: int, name: str) -> bytearray:
     content = bytearray()
     with selectors.DefaultSelector() as ready:
