@@ -16,8 +16,10 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from ..errors import ArchError, LatencyError, shown
-from .arch import MAX_WIDTH, ZERO, Arch, Block, parse_token
-from .space import SearchSpace, op_name
+from .arch import Arch
+from .blocks import MAX_WIDTH, Block
+from .ops import ZERO, op_name, parse_token
+from .space import SearchSpace
 
 STEM, LAST, CLASSIFIER = "stem", "last", "classifier"
 FIXED = (STEM, LAST, CLASSIFIER)

@@ -11,7 +11,8 @@ import difflib
 import re
 
 from ..errors import UnknownModelError
-from .arch import Arch, Stage
+from .arch import Arch
+from .blocks import Stage
 from .tree import TreeArch
 
 GPU = Arch("proxyless_gpu", stem=40, first=24, last=1728, stages=(
