@@ -23,7 +23,7 @@ from ..errors import ArchError, shown
 
 ZERO = "-"
 _MBCONV = re.compile(r"k([0-9]{1,2})e([0-9]{1,2}(?:\.[0-9]{1,3})?)")
-_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _NOTE = re.compile(r"^# operation ([A-Za-z_]\w{0,63}): registered by (\w[\w.-]{0,199})$", re.MULTILINE)
 _MAIN = "__main__"
 _modules: dict[str, str] = {}
@@ -44,7 +44,7 @@ def register_op(token: str, build: OpBuilder) -> None:
     Raises:
         ArchError: the token is not an identifier, or it is taken by another builder.
     """
-    if not isinstance(token, str) or not _IDENTIFIER.fullmatch(token) or _MBCONV.fullmatch(token):
+    if not isinstance(token, str) or not IDENTIFIER.fullmatch(token) or _MBCONV.fullmatch(token):
         raise ArchError(
             f"cannot register {token!r}: an operation's name is an identifier other than k<kernel>e<ratio>"
         )
@@ -84,7 +84,7 @@ def parse_token(token: str) -> tuple[str, int, float, bool]:
     if name in _custom_ops:
         return "custom", 0, 0, shortcut
     known = ", ".join(["k<kernel>e<ratio> such as k5e3", "- for a skipped block", *sorted(_custom_ops)])
-    own = "; one of your own is registered first: --import MODULE" if _IDENTIFIER.fullmatch(name) else ""
+    own = "; one of your own is registered first: --import MODULE" if IDENTIFIER.fullmatch(name) else ""
     raise ArchError(f"unknown operation {shown(token)}; known are {known}{own}")
 
 

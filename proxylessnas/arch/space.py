@@ -1,4 +1,4 @@
-"""A search space as data: the nets a search can choose from (ProxylessNAS, section 3.1 and appendix A).
+"""A search space as data: the models a search can choose from (ProxylessNAS, section 3.1 and appendix A).
 
 A space is a chain of stages like that of an :class:`~proxylessnas.arch.arch.Arch`, but each block is a choice
 among the same candidates. Where the input and the output of a block have the same shape, the block has an
@@ -72,7 +72,7 @@ class Position:
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """The nets a search can choose from.
+    """The models a search can choose from.
 
     Attributes:
         name: free text.
@@ -144,11 +144,11 @@ class SearchSpace:
 
     @property
     def count(self) -> int:
-        """How many nets there are, those alike but for the place of a skipped block counted apart."""
+        """How many models there are, those alike but for the place of a skipped block counted apart."""
         return math.prod(len(p.choices) for p in self.positions)
 
     def arch(self, picks: Sequence[int], name: str = "net") -> Arch:
-        """Return the net with column ``picks[i]`` as block ``i``.
+        """Return the model with column ``picks[i]`` as block ``i``.
 
         Skipped blocks keep their place.
 
@@ -179,13 +179,13 @@ class SearchSpace:
         return tokens
 
     def picks(self, arch: Arch) -> tuple[int, ...]:
-        """Return the column of each block of a net; undoes :meth:`arch`.
+        """Return the column of each block of a model; undoes :meth:`arch`.
 
         A stage with fewer blocks than the space's counts as one whose last blocks are skipped. BatchNorm
-        constants, dropout and the name are not compared; nor is the resolution, if the net has none.
+        constants, dropout and the name are not compared; nor is the resolution, if the model has none.
 
         Raises:
-            ArchError: the net is not in the space; the message says where it differs.
+            ArchError: the model is not in the space; the message says where it differs.
         """
         if not isinstance(arch, Arch):
             raise ArchError(f"a {type(arch).__name__} is not in a space of MBConv stages")
@@ -213,7 +213,7 @@ class SearchSpace:
         return ArchError(f"{shown(arch.name)} is not in the search space {shown(self.name)}: {why}")
 
     def random_picks(self, rng: random.Random, weights: Sequence[float] | None = None) -> tuple[int, ...]:
-        """Return a random net's picks: each block one of its choices, independently.
+        """Return a random model's picks: each block one of its choices, independently.
 
         Args:
             rng: the source of randomness.
@@ -312,12 +312,12 @@ class SearchSpace:
         return to_toml(self)
 
 
-#: The fields that a net of the space has as well.
+#: The fields that a model of the space has as well.
 _NET = ("num_classes", "in_channels", "stem_stride", "bn_eps", "bn_momentum", "resolution")
 
 
 def _outline(net: Arch | SearchSpace) -> Iterator[tuple[str, Any]]:
-    """Yield what a net and its space have in common, with names."""
+    """Yield what a model and its space have in common, with names."""
     for what in ("stem", "first", "last", "stem_stride", "in_channels", "num_classes", "resolution"):
         yield what, getattr(net, what)
     yield "the number of stages", len(net.stages)

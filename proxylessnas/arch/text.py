@@ -133,7 +133,8 @@ class _Parser:
             offset = self.token.offset
             if self.token.kind == "word" and self.token.text != "None":
                 name = self.take("word").text
-                self.take("mark", "=")
+                if not self.accept("mark", "="):
+                    raise self.error(f"expected a value or NAME=, found {shown(name)}", offset)
                 places.clear()
                 if name not in known:
                     has = f"{head.text} has no field {shown(name)}; it has {', '.join(known)}"
