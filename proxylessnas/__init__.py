@@ -13,8 +13,8 @@ from .utils.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from .arch.arch import Arch as Arch
-    from .arch.arch import Stage as Stage
-    from .arch.arch import register_op as register_op
+    from .arch.blocks import Stage as Stage
+    from .arch.ops import register_op as register_op
     from .arch.tree import TreeArch as TreeArch
     from .data.transforms import Preprocessing as Preprocessing
     from .errors import ArchError as ArchError
@@ -59,7 +59,9 @@ if TYPE_CHECKING:
     from .weights.registry import get_weights as get_weights
 
 _NAMES = {
-    ".arch.arch": "Arch Stage register_op",
+    ".arch.arch": "Arch",
+    ".arch.blocks": "Stage",
+    ".arch.ops": "register_op",
     ".arch.tree": "TreeArch",
     ".data.transforms": "Preprocessing",
     ".errors": (

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from proxylessnas.arch.arch import Arch, Stage
+from proxylessnas.arch.arch import Arch
+from proxylessnas.arch.blocks import Stage
 from proxylessnas.arch.op_key import arch_keys
 from proxylessnas.errors import LatencyError
 from proxylessnas.latency.worker import Worker

@@ -15,7 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..arch.arch import Arch, Block
+from ..arch.arch import Arch
+from ..arch.blocks import Block
 from ..arch.op_key import CLASSIFIER, LAST, STEM, OpKey, arch_keys
 from ..errors import DataError
 from ..latency.plots import short

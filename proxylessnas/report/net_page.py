@@ -7,7 +7,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..arch.arch import Arch, Stage
+from ..arch.arch import Arch
+from ..arch.blocks import Stage
 from ..arch.op_key import CLASSIFIER
 from ..arch.tree import TreeArch
 from ..errors import LatencyError, LatencyKeyError, one_line

@@ -13,7 +13,6 @@ from typing import Any
 
 from ..arch.arch import Arch
 from ..arch.space import SearchSpace
-from ..arch.spaces import from_dict
 from ..arch.tree import TreeArch
 from ..data.folders import counted
 from ..errors import ArchError, DataError, ProxylessError, first_line
@@ -111,7 +110,7 @@ def read_story(folder_or_log: str | os.PathLike[str]) -> Story:
     begin = _sound(begins[-1])
     try:
         modules = begin.get("registered_by")
-        space = from_dict(begin["space"], modules=modules if isinstance(modules, dict) else None)
+        space = SearchSpace.from_dict(begin["space"], modules=modules if isinstance(modules, dict) else None)
         columns = tuple(map(str, begin["columns"]))
     except (KeyError, TypeError, ValueError, ArchError) as e:
         raise DataError(f"{path}: its first line does not tell the search space ({first_line(e)})") from e

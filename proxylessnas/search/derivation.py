@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from ..arch.arch import ZERO, Arch
+from ..arch.arch import Arch
+from ..arch.ops import ZERO
 from ..arch.space import SearchSpace
 from ..errors import DataError
 from ..models.batchnorm import recalibrate

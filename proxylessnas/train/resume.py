@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from .._version import __version__
-from ..arch.text import format_arch
 from ..errors import CheckpointError, ProxylessError
 from ..utils.distributed import Processes
 from . import checkpoint
@@ -204,4 +203,5 @@ def _teacher(trainer: Trainer) -> str | None:
 
 def _arch(trainer: Trainer) -> str:
     net = trainer.net
-    return f"{format_arch(net.arch, notes=False)} classes={net.num_classes} channels={net.in_chans}"
+    text = str(net.arch).partition("\n#")[0]  # without the comments that name modules
+    return f"{text} classes={net.num_classes} channels={net.in_chans}"
