@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from .models.proxylessnas import ProxylessNAS as ProxylessNAS
     from .models.pyramid import PyramidTreeNet as PyramidTreeNet
     from .utils.malloc import keep_freed_pages as keep_freed_pages
-    from .weights.registry import Weights as Weights
+    from .weights.record import Weights as Weights
     from .weights.registry import get_weights as get_weights
 
 _NAMES = {
@@ -83,7 +83,8 @@ _NAMES = {
     ".models.proxylessnas": "ProxylessNAS",
     ".models.pyramid": "PyramidTreeNet",
     ".utils.malloc": "keep_freed_pages",
-    ".weights.registry": "Weights get_weights",
+    ".weights.record": "Weights",
+    ".weights.registry": "get_weights",
 }
 __all__, __getattr__, __dir__ = lazy_names(__name__, _NAMES)
 __all__ += ["__version__"]

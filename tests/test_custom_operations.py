@@ -24,7 +24,7 @@ from proxylessnas.arch.spaces import read_space
 from proxylessnas.latency.worker import Worker
 from proxylessnas.runtimes.base import NetSpec
 from proxylessnas.runtimes.settings import Settings
-from proxylessnas.weights.cache import read_metadata
+from proxylessnas.utils.tensor_files import read_metadata
 
 MODULE, TOKEN = "ops_of_one_s_own", "own_plain3"
 CODE = f"""

@@ -9,7 +9,7 @@ from ..errors import ProxylessError
 from ..models.base import Classifier
 from ..models.profile import profile
 from ..train.evaluate import Evaluation
-from ..weights.registry import Weights
+from ..weights.record import Weights
 from .hub_files import LIBRARY, hub_library
 
 if TYPE_CHECKING:

@@ -401,7 +401,7 @@ def _json(path: Path, notes: list[str]) -> Mapping[str, Any] | None:
 
 def _net(path: Path, notes: list[str]) -> tuple[Arch | TreeArch | None, Mapping[str, str]]:
     """Return the architecture in the header of the trained net's file, and the rest of the header."""
-    from ..weights.cache import read_metadata
+    from ..utils.tensor_files import read_metadata
 
     if not path.is_file():
         return None, {}
