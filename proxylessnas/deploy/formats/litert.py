@@ -23,12 +23,12 @@ from ...models.model_file import save_weights
 from ...runtimes.litert import RUNTIME, interpreter, resize
 from ...utils.subprocesses import find_program
 from ..bundle import Subject
-from ..litert_convert import MARK
 from .base import ExportOptions, Program, refuse, refuse_open_trees
 
 #: Names the Python that has litert-torch.
 VARIABLE = "PROXYLESSNAS_LITERT_PYTHON"
 METADATA, LABELS = "metadata.json", "labels.txt"
+_MARK = "PROBLEM: "  # before the line in which litert_convert.py, which runs elsewhere, says what failed
 _LONGEST_S = 1800.0
 _ADVICE = f"""make it once (2 GB with torch for CPUs) and name it:
   python -m venv litert
@@ -153,7 +153,7 @@ def _run(command: list[Any], name: str) -> None:
     if done.returncode == 0:
         return
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"]
-    told = next((line.removeprefix(MARK) for line in lines if line.startswith(MARK)), lines[-1])
+    told = next((line.removeprefix(_MARK) for line in lines if line.startswith(_MARK)), lines[-1])
     if "No module named 'litert_torch'" in told:
         raise MissingExtraError(f"{command[0]} ({VARIABLE}) has no litert-torch; {_ADVICE}")
     raise ExportError(f"{name}: LiteRT's converter failed ({told[:300]})")
