@@ -36,9 +36,10 @@ test: lint  ## lint, check types, run the tests
 test-avx2: $(VENV)/ready  ## the tests of what computes, as on a processor without AVX-512
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PYTEST) $(CORE)
 
-lint: $(VENV)/ready  ## check style and format
+lint: $(VENV)/ready  ## check style, format and which room imports which
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
+	$(BIN)/lint-imports --no-cache
 
 format: $(VENV)/ready  ## put the code in shape
 	$(BIN)/python -m ruff check --fix .
