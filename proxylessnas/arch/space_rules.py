@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ..errors import ArchError, shown
-from ..utils.config import is_int, is_number, is_text
+from ..utils.checks import is_int, is_number, is_text
 from .arch import MAX_BLOCKS, MAX_WIDTH, ZERO
 from .ops import missing
 from .space import SearchSpace, SpaceStage, op_name

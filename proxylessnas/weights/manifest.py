@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ..errors import ManifestError
-from ..utils.config import (
+from ..utils.checks import (
     Fields,
     check_keys,
     is_hex,
