@@ -95,7 +95,7 @@ class Recipe(Config):
 
     label_smoothing: float = option(0.1, _PROBABILITY, "share of the target spread over all classes",
         also="smoothing", group="loss; what is said of a teacher counts where there is one (--teacher)")
-    teacher_share: float = option(0.9, _SHARE, "of a teacher's answers in the loss, the rest is the "
+    teacher_share: float = option(0.9, _SHARE, "share of a teacher's answers in the loss, the rest is the "
         "labels'; counts with a teacher only (train(..., teacher=...))")
     teacher_temperature: float = option(4.0, _RATE, "by which the logits of both are divided for that; "
         "share and temperature are by default those of Tian et al. 2020 for small images",

@@ -43,7 +43,7 @@ def check_keys(
     problems.extend(f"{where}: unknown key {show(key)}" for key in unknown[:10])
 
 
-def is_int(value: object, low: int, high: int) -> TypeGuard[int]:
+def is_int(value: object, low: int, high: float = math.inf) -> TypeGuard[int]:
     """Tell whether a value is a whole number from ``low`` to ``high``; True and 1.0 are none."""
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 

@@ -31,7 +31,6 @@ from .files import read_text
 T = TypeVar("T")
 C = TypeVar("C", bound="Config")
 
-
 MAX_BYTES = 1_000_000
 
 
@@ -111,18 +110,17 @@ def options(config: type[Config]) -> dict[str, Option]:
     """Return the options of a class by name, in the order of its fields."""
     if config in _options:
         return _options[config]
-    found = _options[config] = {}
-    hints, group = typing.get_type_hints(config), ""
+    found, hints, group = {}, typing.get_type_hints(config), ""
     for field in dataclasses.fields(config):  # type: ignore[arg-type]
         kind = hints[field.name]
         optional = type(None) in typing.get_args(kind)
         kind = typing.get_args(kind)[0] if optional else kind
         count = len(typing.get_args(kind))
         group = field.metadata["group"] or group
+        kind = float if count else kind
         meaning = {**field.metadata, "group": group}
-        found[field.name] = Option(
-            field.name, float if count else kind, count, optional, field.default, **meaning
-        )
+        found[field.name] = Option(field.name, kind, count, optional, field.default, **meaning)
+    _options[config] = found
     return found
 
 
