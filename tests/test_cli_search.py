@@ -22,7 +22,6 @@ from proxylessnas.cli._command import Verb
 from proxylessnas.cli._search import DERIVE, RESUME, RUN, resolved_recipe
 from proxylessnas.cli._search_show import SHOW
 from proxylessnas.search import SearchRecipe
-from proxylessnas.search.presets import PRESETS
 
 FITTED = "--space tiny --data digits --limit 8 --image-size 16 --warmup-epochs 1 --epochs 1".split()
 FITTED += ["--set", "recalibrate_batches=1", "--threads", "1", "--system-malloc"]
@@ -82,12 +81,14 @@ def test_the_recipe_goes_with_the_space(tmp_path: Path) -> None:
     def resolved(space: str, *words: str) -> SearchRecipe:
         return resolved_recipe(parsed(RUN, "--space", space, "--data", "x", *words))
 
-    assert resolved("tiny") == PRESETS["tiny"]
-    assert resolved("ImageNet@1.4") == PRESETS["imagenet"]
-    assert resolved("mine.toml") == resolved("small") == PRESETS["small"]
-    assert resolved("tiny", "--recipe", "cifar") == PRESETS["cifar"]
+    assert resolved("tiny") == SearchRecipe.preset("tiny")
+    assert resolved("ImageNet@1.4") == SearchRecipe.preset("imagenet")
+    assert resolved("mine.toml") == resolved("small") == SearchRecipe.preset("small")
+    assert resolved("tiny", "--recipe", "cifar") == SearchRecipe.preset("cifar")
     (tmp_path / "own.toml").write_text("target_ms = 3.0\n")
-    assert resolved("tiny", "--recipe", str(tmp_path / "own.toml")) == PRESETS["small"].replace(target_ms=3.0)
+    assert resolved("tiny", "--recipe", str(tmp_path / "own.toml")) == SearchRecipe.preset("small").replace(
+        target_ms=3.0
+    )
     rate = resolved("tiny", "--batch-size", "8", "--set", "learning_rate=0.2").weights.learning_rate
     assert rate == 0.2
 

@@ -25,7 +25,6 @@ from proxylessnas.train.optim import (
     set_rates,
     set_train_mode,
 )
-from proxylessnas.train.presets import preset
 from proxylessnas.train.recipe import Recipe
 
 # The second block of the second stage is a Zero block, which holds nothing and counts for nothing.
@@ -250,7 +249,7 @@ def test_state_goes_on_in_a_new_optimizer(optimizer: str) -> None:
 
 def test_rate_of_the_published_recipe() -> None:
     # learning_rate * 0.5 * (1 + cos(pi * step / steps)), lowered at every step
-    recipe, steps = preset("imagenet-mobile"), 5004
+    recipe, steps = Recipe.preset("imagenet-mobile"), 5004
     total = 300 * steps
     for step in (0, 1, steps, 123_456, total // 2, total - 1):
         expected = 0.5 * (1 + math.cos(math.pi * step / total))

@@ -10,9 +10,14 @@ from typing import Any
 import pytest
 
 from proxylessnas.errors import DataError
-from proxylessnas.train.presets import ABOUT, PRESETS, preset
-from proxylessnas.train.recipe import KINDS, Recipe
-from proxylessnas.train.recipe_rules import CHOICES, RANGES
+from proxylessnas.train.presets import ABOUT
+from proxylessnas.train.presets import PRESETS as TABLES
+from proxylessnas.train.recipe import Recipe
+from proxylessnas.utils.checks import Range
+from proxylessnas.utils.config import options
+
+preset = Recipe.preset
+PRESETS = {name: preset(name) for name in TABLES}
 
 # ---- presets
 
@@ -55,7 +60,7 @@ def test_published_cifar_recipe() -> None:
 def test_presets_are_listed_and_found() -> None:
     assert PRESETS.keys() == ABOUT.keys()
     assert {"scratch", "finetune", "small-images"} <= PRESETS.keys()
-    assert preset("ImageNet_Mobile14") is PRESETS["imagenet-mobile-14"]
+    assert preset("ImageNet_Mobile14") == PRESETS["imagenet-mobile-14"]
     for recipe in PRESETS.values():  # any of them can be tried briefly
         assert recipe.with_epochs(1).epochs == 1
     with pytest.raises(DataError, match=r"'finetun': did you mean finetune\? \(known: scratch, .*\.toml"):
@@ -68,11 +73,13 @@ def test_presets_are_listed_and_found() -> None:
 
 
 def test_every_value_has_a_rule() -> None:
-    booleans = {name for name, kind in KINDS.items() if kind == "bool"}
-    assert booleans | RANGES.keys() | CHOICES.keys() == KINDS.keys()
-    assert {kind.removesuffix(" | None").partition("[")[0] for kind in KINDS.values()} == {
-        "bool", "int", "float", "str", "tuple"
-    }  # fmt: skip
+    for name, known in options(Recipe).items():
+        rule = {bool: type(None), int: Range, float: Range, str: tuple}[known.type]
+        assert isinstance(known.allowed, rule), name
+        assert known.help
+        assert known.group
+        assert f"    {name}: " in (Recipe.__doc__ or "")
+    assert {known.count for known in options(Recipe).values()} == {0, 2, 3}
 
 
 @pytest.mark.parametrize(
@@ -161,7 +168,7 @@ def test_all_problems_at_once() -> None:
 def test_dict_and_back() -> None:
     for recipe in PRESETS.values():
         plain = json.loads(json.dumps(recipe.to_dict()))
-        assert plain.keys() == KINDS.keys()
+        assert plain.keys() == options(Recipe).keys()
         assert Recipe.from_dict(plain) == recipe
     assert Recipe.from_dict({"epochs": 7}, base=preset("cifar10")) == preset("cifar10").replace(epochs=7)
     with pytest.raises(DataError, match="checkpoint: must be a table of values, not list"):

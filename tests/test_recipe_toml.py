@@ -12,35 +12,38 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxylessnas.errors import DataError, MissingExtraError
-from proxylessnas.train.presets import PRESETS, parse_set, preset, to_toml
-from proxylessnas.train.recipe import KINDS, Recipe, changed, read_recipe
-from proxylessnas.train.recipe_rules import CHOICES, RANGES
+from proxylessnas.train.presets import PRESETS
+from proxylessnas.train.recipe import Recipe, read_recipe
+from proxylessnas.utils.checks import Option
+from proxylessnas.utils.config import options
+
+KINDS = options(Recipe)
+preset, parse_set, changed = Recipe.preset, Recipe.parse_set, Recipe.changed
 
 _NUMBER = {
-    "int": lambda r: st.integers(math.ceil(r.low), int(min(r.high, 2**40))),
-    "float": lambda r: st.floats(
+    int: lambda r: st.integers(math.ceil(r.low), int(min(r.high, 2**40))),
+    float: lambda r: st.floats(
         r.low, min(r.high, 1e30), exclude_min=r.open_low, exclude_max=r.open_high, allow_nan=False
     ),
 }
 
 
-def _values(name: str, kind: str) -> st.SearchStrategy[Any]:
-    plain = kind.removesuffix(" | None")
+def _values(known: Option) -> st.SearchStrategy[Any]:
     values: st.SearchStrategy[Any]
-    if plain == "bool":
+    if known.type is bool:
         values = st.booleans()
-    elif plain == "str":
-        values = st.sampled_from(CHOICES[name])
-    elif plain.startswith("tuple"):
-        values = st.tuples(*[_NUMBER["float"](RANGES[name])] * (plain.count(",") + 1))
+    elif isinstance(known.allowed, tuple):
+        values = st.sampled_from(known.allowed)
+    elif known.count:
+        values = st.tuples(*[_NUMBER[float](known.allowed)] * known.count)
     else:
-        values = _NUMBER[plain](RANGES[name])
-    return st.none() | values if plain != kind else values
+        values = _NUMBER[known.type](known.allowed)
+    return st.none() | values if known.optional else values
 
 
 RECIPES = st.fixed_dictionaries(
     # what has to fit the rest is kept out of its way
-    {name: _values(name, kind) for name, kind in KINDS.items() if name not in ("batch_size", "accumulate")}
+    {name: _values(known) for name, known in KINDS.items() if name not in ("batch_size", "accumulate")}
     | {"epochs": st.integers(1000, 10**6), "image_size": st.none(), "crop_padding": st.integers(1, 4096)}
     | {"warmup_epochs": st.floats(0, 999), "freeze_epochs": st.integers(0, 999)}
     | {"start_size": st.integers(1, 64), "grow_epochs": st.integers(1, 999)}
@@ -49,7 +52,7 @@ RECIPES = st.fixed_dictionaries(
 
 @given(RECIPES)
 def test_toml_and_back(recipe: Recipe) -> None:
-    text = to_toml(recipe)
+    text = recipe.to_toml()
     assert Recipe.from_toml(text) == recipe
     assert repr(Recipe.from_toml(text)) == repr(recipe)  # 0.0 and -0.0, 1 and 1.0 are equal, but not the same
 
@@ -63,7 +66,7 @@ def test_toml_holds_every_value_once_in_groups() -> None:
     assert 'optimizer = "sgd"  # sgd | adamw | muon' in lines
     assert "weight_decay = 4e-05" in lines
     assert "image_size" not in Recipe().to_toml().replace("image_size;", "")
-    for preset_recipe in PRESETS.values():
+    for preset_recipe in map(preset, PRESETS):
         assert Recipe.from_toml(preset_recipe.to_toml()) == preset_recipe
 
 

@@ -10,20 +10,18 @@ from typing import Any
 import pytest
 
 from proxylessnas.errors import DataError
-from proxylessnas.search.presets import ABOUT, PRESETS, parse_set
-from proxylessnas.search.recipe import (
-    CHOICES,
-    KINDS,
-    NAMES,
-    PLAIN,
-    RANGES,
-    SearchRecipe,
-    changed,
-    read_search_recipe,
-)
+from proxylessnas.search.presets import ABOUT
+from proxylessnas.search.presets import PRESETS as TABLES
+from proxylessnas.search.recipe import PLAIN, SearchRecipe, read_search_recipe
 from proxylessnas.train import Recipe
-from proxylessnas.train.presets import PRESETS as TRAIN_PRESETS
-from proxylessnas.train.recipe import KINDS as WEIGHT_KINDS
+from proxylessnas.train.presets import PRESETS as TRAIN_TABLES
+from proxylessnas.utils.checks import Range
+from proxylessnas.utils.config import options, settable
+
+KINDS, WEIGHT_KINDS = options(SearchRecipe), options(Recipe)
+PRESETS = {name: SearchRecipe.preset(name) for name in TABLES}
+TRAIN_PRESETS = {name: Recipe.preset(name) for name in TRAIN_TABLES}
+changed, parse_set = SearchRecipe.changed, SearchRecipe.parse_set
 
 
 def test_the_defaults_are_the_published_ones() -> None:
@@ -100,13 +98,12 @@ def test_every_value_survives_toml() -> None:
 
 
 def test_every_value_has_a_rule_and_a_line_in_the_docstring() -> None:
-    for name, kind in KINDS.items():
-        bare = kind.removesuffix(" | None")
-        if bare == "str":
-            assert name in CHOICES
-        elif bare not in ("bool", "Recipe"):
-            assert name in RANGES
-        assert f"        {name}: " in (SearchRecipe.__doc__ or "")
+    for name, known in KINDS.items():
+        rule = {bool: type(None), Recipe: type(None), int: Range, float: Range, str: tuple}[known.type]
+        assert isinstance(known.allowed, rule), name
+        assert known.help
+        assert known.group
+        assert f"    {name}: " in (SearchRecipe.__doc__ or "")
     assert set(PLAIN) <= set(WEIGHT_KINDS)
 
 
@@ -274,8 +271,10 @@ def test_a_setting(text: str, expected: tuple[str, Any]) -> None:
 
 
 def test_names_are_those_of_the_search_and_of_its_weights() -> None:
-    assert set(NAMES) == set(KINDS) | set(WEIGHT_KINDS)
-    assert len(NAMES) == len(set(NAMES))
+    names = settable(SearchRecipe)
+    assert {name for name in names if "." not in name} == set(KINDS) | set(WEIGHT_KINDS)
+    assert {name for name in names if "." in name} == {f"weights.{name}" for name in WEIGHT_KINDS}
+    assert (names["recalibrate_batches"].default, names["weights.recalibrate_batches"].default) == (20, 0)
 
 
 def test_a_recipe_is_frozen_and_hashable() -> None:

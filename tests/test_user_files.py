@@ -17,8 +17,7 @@ from proxylessnas.arch.spaces import read_space
 from proxylessnas.data.images import load_image
 from proxylessnas.data.named import read_idx
 from proxylessnas.errors import DataError, ProxylessError
-from proxylessnas.latency import LatencyTable
-from proxylessnas.latency import table_import as import_table
+from proxylessnas.latency import LatencyTable, import_table
 from proxylessnas.train import read_recipe
 from proxylessnas.train.checkpoint import load as load_checkpoint
 from proxylessnas.utils.files import open_file, read_bytes, read_text

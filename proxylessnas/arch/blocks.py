@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..errors import ArchError, shown
-from ..utils.config import is_int, is_number
+from ..utils.checks import is_int, is_number
 from .ops import parse_token
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ArchError
-from ..utils.config import is_number, show
+from ..utils.checks import is_number, show
 from ..utils.files import read_text
 from .blocks import MAX_WIDTH, Block, Stage, check_int
 from .ops import ZERO, custom_op

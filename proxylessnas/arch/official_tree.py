@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ArchError
-from ..utils.config import show
+from ..utils.checks import show
 from .blocks import BOTTLENECK, BRANCHES, EDGE_LETTERS, EDGES_PER_BRANCH, MAX_WIDTH, check_int
 from .official import check_linear, conv_layer, expect_object, linear_layer, plain_layer, same
 

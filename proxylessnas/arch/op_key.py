@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from ..errors import ArchError, LatencyError, shown
-from ..utils.config import is_int
+from ..utils.checks import is_int
 from .arch import Arch
 from .blocks import MAX_WIDTH, Block
 from .ops import IDENTIFIER, ZERO, op_name, parse_token

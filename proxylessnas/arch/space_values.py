@@ -22,7 +22,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ArchError, shown
-from ..utils.config import is_int, is_number, is_text, problems_error, toml_value
+from ..utils.checks import is_int, is_number, is_text
+from ..utils.config import problems_error, toml_value
 from . import ops
 from .blocks import MAX_BLOCKS, MAX_WIDTH
 

@@ -214,8 +214,8 @@ def _add_how(parser: argparse.ArgumentParser) -> Any:
 
 def resolved_recipe(args: argparse.Namespace) -> SearchRecipe:
     """Return the recipe with the changes that the options ask for."""
-    from ..search.presets import PRESETS, preset
-    from ..search.recipe import SearchRecipe, changed, read_search_recipe
+    from ..search.presets import PRESETS
+    from ..search.recipe import SearchRecipe, read_search_recipe
 
     word = args.recipe
     if word is None:
@@ -224,7 +224,7 @@ def resolved_recipe(args: argparse.Namespace) -> SearchRecipe:
     # A file that says only what is different is meant to start from what would be done without it.
     is_file = word.lower().endswith(".toml")
     recipe = (
-        SearchRecipe.from_toml(Path(word), base=preset(_DEFAULT_RECIPE))
+        SearchRecipe.from_toml(Path(word), base=SearchRecipe.preset(_DEFAULT_RECIPE))
         if is_file
         else read_search_recipe(word)
     )
@@ -233,7 +233,7 @@ def resolved_recipe(args: argparse.Namespace) -> SearchRecipe:
     given = {name: value for name, value in given.items() if value is not None}
     if args.batch_size is not None and not _is_set(args, "learning_rate"):
         recipe = recipe.with_batch_size(args.batch_size)
-    return changed(recipe, args.changes, given)
+    return recipe.changed(args.changes, given)
 
 
 def _targets(args: argparse.Namespace) -> dict[str, float | None]:

@@ -116,11 +116,10 @@ def told(args: argparse.Namespace, **more: Any) -> bool:
 
 def resolved_recipe(args: argparse.Namespace, **more: Any) -> Recipe:
     """Return the recipe with the changes that the options ask for."""
-    from ..train.presets import preset
-    from ..train.recipe import Recipe, changed, read_recipe
+    from ..train.recipe import Recipe, read_recipe
 
     # A file that says only what is different is meant to start from what the verb would do without it.
-    base = preset(args.parser.get_default("recipe"))
+    base = Recipe.preset(args.parser.get_default("recipe"))
     is_file = args.recipe.lower().endswith(".toml")
     recipe = Recipe.from_toml(Path(args.recipe), base=base) if is_file else read_recipe(args.recipe)
     names = ("epochs", "batch_size", "learning_rate", "image_size", "seed")
@@ -128,7 +127,7 @@ def resolved_recipe(args: argparse.Namespace, **more: Any) -> Recipe:
     given = {name: value for name, value in options.items() if value is not None}
     if args.batch_size is not None and args.learning_rate is None:
         recipe = recipe.with_batch_size(args.batch_size)
-    return changed(recipe, args.changes, given)
+    return recipe.changed(args.changes, given)
 
 
 def fitting_batch(pictures: int, size: int) -> int:

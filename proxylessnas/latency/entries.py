@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..arch.op_key import OpKey
 from ..errors import LatencyError, shown
 from ..runtimes.settings import Conditions, Settings
-from ..utils.config import is_int, is_number, is_text, show
+from ..utils.checks import is_int, is_number, is_text, show
 
 if TYPE_CHECKING:
     from .table import LatencyTable

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..arch.op_key import OpKey
 from ..errors import LatencyError, shown
-from ..utils.config import is_int, is_number, show
+from ..utils.checks import is_int, is_number, show
 from .entries import LONGEST_MS, raise_problems
 from .table_io import MAX_ENTRIES
 

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from ..arch.op_key import CLASSIFIER, OpKey, nearest_key
 from ..errors import LatencyError, LatencyKeyError
-from ..utils.config import (
+from ..utils.checks import (
     Fields,
     check_keys,
     is_int,

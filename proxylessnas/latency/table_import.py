@@ -25,7 +25,7 @@ from typing import Any
 from ..arch.op_key import OpKey, key_macs
 from ..arch.space import SearchSpace
 from ..errors import LatencyError, one_line, shown
-from ..utils.config import is_int, is_number, show
+from ..utils.checks import is_int, is_number, show
 from .entries import (
     LONGEST_MS,
     UNKNOWN,

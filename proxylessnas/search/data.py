@@ -24,6 +24,7 @@ from ..train.augment import Geometry, normalised
 from ..train.batch_reader import BatchReader, Item, TrainBatches
 from ..train.ram_cache import LIMIT_BYTES, Progress, load_into_memory, pictures_of
 from ..train.sampler import Steps, mix64
+from ..utils.checks import Range
 from ..utils.devices import sent
 
 if TYPE_CHECKING:
@@ -101,8 +102,7 @@ def open_search_data(
     Raises:
         DataError: there is nothing to learn from; says where, and what is expected there.
     """
-    number = isinstance(arch_fraction, (int, float)) and not isinstance(arch_fraction, bool)
-    if not number or not 0 < arch_fraction <= 0.9:
+    if arch_fraction not in Range(0, 0.9, open_low=True):
         raise DataError(
             f"arch_fraction is {shown(arch_fraction)}; the share of each class to hold out for the "
             "architecture is above 0 and at most 0.9"

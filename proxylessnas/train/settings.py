@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..utils.checks import is_int
 from .evaluate import NO_WORKERS, allowed_workers
 
 
@@ -40,7 +41,7 @@ class Settings:
         object.__setattr__(self, "out", Path(self.out))
         for name, low in (("workers", 0), ("threads", 1), ("save_every", 0), ("keep_every", 0)):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
+            if value is not None and not is_int(value, low):
                 raise ValueError(f"{name} must be a whole number of at least {low}, not {value!r}")
         if self.threads is not None and self.threads > 1024:
             raise ValueError(f"threads must be at most 1024, not {self.threads}")

@@ -26,7 +26,6 @@ from ..utils.config import problems_error
 from ..utils.files import open_file
 from .checkpoint import weights_digest
 from .recipe import Recipe
-from .recipe_rules import size_problems
 
 if TYPE_CHECKING:
     from ..data.open import Data
@@ -64,7 +63,7 @@ def preprocessing_of(recipe: Recipe, model: Classifier, data: Data) -> Preproces
             f"resize {resize} is smaller than the net's input of {size} px: set resize to at least {size}, "
             f"or image_size to at most {resize}"
         )
-    found = size_problems(recipe, size)  # the recipe could only look at a size of its own
+    found = recipe.size_problems(size)  # the recipe could only look at a size of its own
     if found:
         raise problems_error("the recipe does not go with this net's input", found)
     mean = recipe.mean or (own.mean if own is not None else None) or data.mean or IMAGENET_MEAN

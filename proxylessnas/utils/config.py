@@ -1,106 +1,35 @@
-"""Check decoded JSON field by field, noting every problem instead of stopping at the first."""
+"""Frozen dataclasses whose fields say what they hold: checked, read and written as TOML and JSON.
+
+A :class:`Config` is written as a table of fields,
+
+    class Recipe(Config):
+        epochs: int = option(100, Range(1, 1_000_000), "passes over the training images")
+
+from which come its checks, its docstring, its form as TOML and JSON, the ``name=value`` words of a command
+line and, with :func:`options`, all that a command line needs to offer them.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import importlib
-import json
-import math
+import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import textwrap
+import typing
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-from ..errors import DataError, ProxylessError, missing_extra
+from ..errors import DataError, ProxylessError, missing_extra, shown
+from .checks import Option, Range
 from .files import read_text
 
-# DOC proxylessnas.toml_text: """TOML and the ``name=value`` words of a command line: read, parsed and written, whatever they describe."""
-
-# DOC proxylessnas.train.recipe_base: """What the recipes of trainings and of searches have in common: values by name, in and out."""
-
-
-class Fields:
-    """Takes fields out of one JSON object, noting every problem and carrying on."""
-
-    def __init__(self, problems: list[str], where: str, data: dict[str, Any]) -> None:
-        self.problems, self.where, self.data = problems, where, data
-
-    def take(self, key: str, ok: Callable[[Any], bool], wanted: str) -> Any:
-        """Return the value of ``key``, or None after noting that it is not ``wanted``."""
-        if key not in self.data:
-            return None  # a missing key was noted with all the others
-        value = self.data[key]
-        if ok(value):
-            return value
-        self.problems.append(f"{self.where}: {key} is {show(value)}; wanted {wanted}")
-        return None
-
-
-def check_keys(
-    problems: list[str],
-    where: str,
-    data: dict[str, Any],
-    *,
-    required: set[str] | frozenset[str],
-    optional: set[str] | frozenset[str],
-) -> None:
-    """Note the keys that are missing from an object and (the first ten of) those it should not have."""
-    problems.extend(f"{where}: {key} is missing" for key in sorted(required - data.keys()))
-    unknown = [key for key in data if key not in required and key not in optional]
-    problems.extend(f"{where}: unknown key {show(key)}" for key in unknown[:10])
-
-
-def is_int(value: object, low: int, high: int) -> bool:
-    """Tell whether a value is a whole number from ``low`` to ``high``; True and 1.0 are none."""
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-
-
-def is_number(value: object, low: float, high: float) -> bool:
-    """Tell whether a value is a finite number from ``low`` to ``high``."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    # Compared first: float() of a huge int would overflow.
-    return low <= value <= high and math.isfinite(value)
-
-
-def is_triple(value: object, low: float, high: float) -> bool:
-    """Tell whether a value is a list of three numbers from ``low`` to ``high``."""
-    return isinstance(value, list) and len(value) == 3 and all(is_number(v, low, high) for v in value)
-
-
-def is_hex(value: object, digits: int) -> bool:
-    """Tell whether a value is a text of so many lower-case hexadecimal digits."""
-    return isinstance(value, str) and re.fullmatch(rf"[0-9a-f]{{{digits}}}", value) is not None
-
-
-def is_text(value: object, longest: int) -> bool:
-    """Tell whether a value is a printable text of one line that is not blank."""
-    return (
-        isinstance(value, str) and 0 < len(value) <= longest and value.isprintable() and bool(value.strip())
-    )
-
-
-def show(value: object) -> str:
-    """Return a short, printable form of any JSON value."""
-    if isinstance(value, dict):
-        return f"an object of {len(value)}"
-    if isinstance(value, list):
-        return f"a list of {len(value)}" if len(value) > 3 else f"[{', '.join(map(_show_flat, value))}]"
-    return _show_flat(value)
-
-
-def _show_flat(value: object) -> str:
-    if isinstance(value, (dict, list)):
-        return "..."
-    if isinstance(value, int) and abs(value) > 10**40:
-        return "a huge number"  # Python refuses to print integers of thousands of digits
-    text = (
-        json.dumps(value) if isinstance(value, (str, bool, int, float, type(None))) else type(value).__name__
-    )
-    return text if len(text) <= 80 else text[:77] + "..."
-
+T = TypeVar("T")
+C = TypeVar("C", bound="Config")
 
 MAX_BYTES = 1_000_000
 
@@ -147,96 +76,206 @@ def toml_value(value: Any) -> str:
     return f'"{value}"' if isinstance(value, str) else repr(value)
 
 
-def absent(kind: str, value: Any) -> Any:
-    """Return None for the word "none", if a value of this kind (``"int | None"``) can be absent."""
-    return None if kind.endswith("None") and isinstance(value, str) and value.lower() == "none" else value
+def problems_error(
+    where: str, found: Sequence[str], error: type[ProxylessError] = DataError
+) -> ProxylessError:
+    """Return one error for all problems."""
+    if len(found) == 1:
+        return error(f"{where}: {found[0]}")
+    return error(f"{where}: {len(found)} problems\n  " + "\n  ".join(found))
 
 
-def split_word(text: str) -> tuple[str, str]:
-    """Return name and word of ``name=word``, the name with ``_`` for ``-``; ("", ...) if it is none."""
-    name, equals, word = (part.strip() for part in text.partition("="))
-    return (name.replace("-", "_") if equals else ""), word
+def option(
+    default: T, allowed: Range | tuple[str, ...] | None, help: str, *, also: str = "", group: str = ""
+) -> T:
+    """Return a dataclass field with the meaning of an :class:`Option`.
 
-
-def value_of_word(word: str, kind: str) -> Any:
-    """Return what a word means for a kind of value, an annotation; the word itself if it cannot mean any."""
-    if kind.endswith("| None") and word.lower() == "none":
-        return None
-    if kind == "str":
-        return word.strip("\"'")
-    if kind == "bool":
-        return {"true": True, "false": False}.get(word.lower(), word)
-    number = int if kind.startswith("int") else float
-    try:
-        if kind.startswith("tuple"):
-            return tuple(float(part) for part in word.strip("[]()").split(","))
-        return number(word)
-    except ValueError:
-        return word
-
-
-R = TypeVar("R", bound="RecipeBase")
-
-
-class Rules(NamedTuple):
-    """What the values of a kind of recipe keep.
-
-    Attributes:
-        check: returns all values in their proper types, and what is wrong with each of them.
-        misfits: returns what does not fit together in a recipe whose values are each in order.
-        completed: returns all values, the given ones over those of a recipe, and what is wrong with them.
+    Args:
+        default: its value where none is given; its type, and whether it may be None, are those of the
+            annotation.
+        allowed: as in :class:`Option`.
+        help: as in :class:`Option`.
+        also: other names, separated by spaces.
+        group: title of this field and of those after it, up to the next title.
     """
+    meaning = {"allowed": allowed, "help": help, "also": tuple(also.split()), "group": group}
+    field: T = dataclasses.field(default=default, metadata=meaning)
+    return field
 
-    check: Callable[[Mapping[str, Any]], tuple[dict[str, Any], list[str]]]
-    misfits: Callable[[Any], list[str]]
-    completed: Callable[[Mapping[str, Any], Any], tuple[dict[str, Any], list[str]]]
+
+_options: dict[type, dict[str, Option]] = {}
 
 
-class RecipeBase:
-    """A frozen dataclass of values that keep rules; beside its module is ``presets``.
+def options(config: type[Config]) -> dict[str, Option]:
+    """Return the options of a class by name, in the order of its fields."""
+    if config in _options:
+        return _options[config]
+    found, hints, group = {}, typing.get_type_hints(config), ""
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        kind = hints[field.name]
+        optional = type(None) in typing.get_args(kind)
+        kind = typing.get_args(kind)[0] if optional else kind
+        count = len(typing.get_args(kind))
+        group = field.metadata["group"] or group
+        kind = float if count else kind
+        meaning = {**field.metadata, "group": group}
+        found[field.name] = Option(field.name, kind, count, optional, field.default, **meaning)
+    _options[config] = found
+    return found
+
+
+def settable(config: type[Config]) -> dict[str, Option]:
+    """Return options by every name they can be set by: its own, and those of a table within.
+
+    The latter are called ``table.name``, and ``name`` alone where the class has none of that name.
+    """
+    found = dict(options(config))
+    for table in options(config).values():
+        if issubclass(table.type, Config):
+            for name, known in options(table.type).items():
+                found.setdefault(name, known)
+                found[f"{table.name}.{name}"] = known
+    return found
+
+
+class Config:
+    """Base of frozen dataclasses whose fields are made by :func:`option`.
 
     Attributes:
         what: what messages call it.
+        example: a ``name=value`` word, for messages.
         beside: values that change nothing in what comes out; those of a table within as ``table.name``.
-        rules: set once the functions are there that come after the class.
+        presets: ready-made ones by name, each a table as a file has it: its ``base`` may name another.
     """
 
-    what: ClassVar[str] = "recipe"
+    what: ClassVar[str] = "configuration"
+    example: ClassVar[str] = "name=value"
     beside: ClassVar[frozenset[str]] = frozenset()
-    rules: ClassVar[Rules]
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
-    @classmethod
-    def _beside(cls, module: str) -> Any:
-        # Not at the top: both make recipes.
-        return importlib.import_module(f"..{module}", cls.__module__)
+    def __init_subclass__(cls) -> None:
+        fields = {n: f for n, f in vars(cls).items() if isinstance(f, dataclasses.Field)}
+        fill = textwrap.TextWrapper(106, initial_indent=" " * 4, subsequent_indent=" " * 8).fill
+        lines = [fill(f"{name}: {field.metadata['help']}") for name, field in fields.items()]
+        cls.__doc__ = "\n".join([inspect.cleandoc(cls.__doc__ or ""), "", "Attributes:", *lines, ""])
 
     def __post_init__(self) -> None:
-        values, found = self.rules.check({f.name: getattr(self, f.name) for f in dataclasses.fields(self)})  # type: ignore[arg-type]
-        if not found:
-            for name, value in values.items():
-                object.__setattr__(self, name, value)
-            found = self.rules.misfits(self)
-        if found:
+        if found := self._settle():
             raise problems_error(self.what, found)
 
-    def replace(self: R, **changes: Any) -> R:
-        """Return a recipe with some values changed.
+    def _settle(self) -> list[str]:
+        """Bring each value into the type of its field; return what is wrong, or does not fit together."""
+        found = []
+        for name, known in options(type(self)).items():
+            vars(self)[name], problem = known.check(vars(self)[name])
+            found += [problem] if problem else []
+        # What does not fit together is only told where each value makes sense alone.
+        return found or self.conflicts()
+
+    def conflicts(self) -> list[str]:
+        """Return what does not fit together, where each value is in order."""
+        return []
+
+    def implied(self, given: Mapping[str, Any], *, from_file: bool = False) -> dict[str, Any]:
+        """Return values that follow from new ones unless they are set too: a warm-up for fewer epochs, say.
+
+        Args:
+            given: new values.
+            from_file: they stand in a file, not on a command line.
+        """
+        return {}
+
+    @classmethod
+    def unknown(cls, name: object) -> str:
+        """Return the problem line for a name that no option has, with the nearest ones."""
+        key = str(name).lower().replace("-", "_")
+        known = {n: o for n, o in settable(cls).items() if "." not in n and n != key}
+        near = [n for n, o in known.items() if key in o.also][:1] or _nearest(key, known)
+        return f"there is no {shown(name)}{_hint(near)}"
+
+    @classmethod
+    def completed(cls: type[C], given: Mapping[str, Any], base: C) -> tuple[C, list[str]]:
+        """Return a config of the given values over those of ``base``, and what is wrong with it."""
+        known = options(cls)
+        made = object.__new__(cls)
+        vars(made).update({name: given.get(name, getattr(base, name)) for name in known})
+        return made, [cls.unknown(name) for name in given if name not in known] + made._settle()
+
+    @classmethod
+    def _complete(cls: type[C], given: Mapping[str, Any], base: C, found: list[str], where: str) -> C:
+        made, wrong = cls.completed(given, base)
+        if found or wrong:
+            raise problems_error(where, [*found, *wrong])
+        return made
+
+    def replace(self: C, **changes: Any) -> C:
+        """Return one with some values changed.
 
         Raises:
             DataError: there is no such value, or the new ones are wrong; the message lists every problem.
         """
-        return type(self).from_dict(changes, base=self)
+        return self._complete(changes, self, [], self.what)
+
+    def changed(self: C, words: Iterable[str] = (), values: Mapping[str, Any] | None = None) -> C:
+        """Return one with changes as a command line has them, and with those that :meth:`implied` adds.
+
+        Args:
+            words: ``name=value`` texts; see :meth:`parse_set`.
+            values: values by name, which win.
+
+        Raises:
+            DataError: a name or a value is wrong; the message lists every problem.
+        """
+        given: dict[str, Any] = {}
+        found = []
+        for word in words:
+            try:
+                name, value = self.parse_set(word)
+                given[name] = value
+            except DataError as e:
+                found.append(str(e))
+        given |= values or {}
+        for name in [name for name in given if "." in name]:
+            (table, _, inner), value = name.partition("."), given.pop(name)
+            if inner not in given:
+                given.setdefault(table, {})[inner] = value
+        return self._complete(self.implied(given) | given, self, found, self.what)
+
+    @classmethod
+    def parse_set(cls, text: str) -> tuple[str, Any]:
+        """Return the name and value in ``name=value``, as a command line has it.
+
+        Strings need no quotes, several numbers are joined by commas, and ``none`` is no value:
+        ``optimizer=adamw``, ``mean=0.5,0.5,0.5``, ``image_size=none``. A value of a table within needs the
+        table's name before it only where another has its name: ``weights.recalibrate_batches=0``.
+
+        Raises:
+            DataError: there is no such name, or the value is wrong.
+        """
+        name, equals, word = (part.strip() for part in text.partition("="))
+        name = name.replace("-", "_")
+        if not name or not equals:
+            raise DataError(f"{shown(text)}: write name=value, as in {cls.example}")
+        known = settable(cls).get(name)
+        if known is None or issubclass(known.type, Config):
+            raise DataError(f"{text}: {cls.unknown(name)}")
+        value, problem = known.check(known.parse(word))
+        if problem:
+            raise DataError(problem)
+        return name, value
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values as plain JSON types, tables last; :meth:`from_dict` reads them back."""
-        values = {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
-        return dict(sorted(values.items(), key=lambda item: isinstance(item[1], dict)))
+        values = {name: getattr(self, name) for name in options(type(self))}
+        tables = {name: value.to_dict() for name, value in values.items() if isinstance(value, Config)}
+        plain = {n: list(v) if isinstance(v, tuple) else v for n, v in values.items() if n not in tables}
+        return plain | tables
 
     @classmethod
     def from_dict(
-        cls: type[R], mapping: Mapping[str, Any], where: str | None = None, *, base: R | None = None
-    ) -> R:
-        """Return the recipe that a mapping describes.
+        cls: type[C], mapping: Mapping[str, Any], where: str | None = None, *, base: C | None = None
+    ) -> C:
+        """Return the config that a mapping describes.
 
         Args:
             mapping: values by name, as :meth:`replace` takes them; lists pass for tuples.
@@ -250,77 +289,127 @@ class RecipeBase:
         where = where or cls.what
         if not isinstance(mapping, Mapping):
             raise DataError(f"{where}: must be a table of values, not {type(mapping).__name__}")
-        return cls.complete(mapping, cls() if base is None else base, [], where)
+        return cls._complete(mapping, base or cls(), [], where)
+
+    def differences(self: C, old: C) -> list[str]:
+        """Return a line for each value that is not that of ``old``, as in ``learning_rate: 0.05, was 0.1``.
+
+        Left out are values ``beside`` the result.
+        """
+        a, b = _flat(self.to_dict()), _flat(old.to_dict())
+        changed = [name for name in a if a[name] != b[name] and name not in self.beside]
+        return [f"{name}: {a[name]}, was {b[name]}" for name in changed]
 
     @classmethod
-    def complete(
-        cls: type[R], given: Mapping[str, Any], base: R, found: Sequence[str], where: str | None = None
-    ) -> R:
-        """Return a recipe of the given values over those of ``base``.
+    def preset(cls: type[C], name: str) -> C:
+        """Return a ready-made one; case, hyphens and underscores in its name do not matter.
 
         Raises:
-            DataError: there is a problem, or was one before: ``found``. ``where`` is for the message.
+            DataError: there is none of this name; the message names the nearest and lists all.
         """
-        values, wrong = cls.rules.completed(given, base)
-        if found or wrong:
-            raise problems_error(where or cls.what, [*found, *wrong])
-        return cls(**values)
+        names = {_squeezed(known): known for known in cls.presets}
+        key = _squeezed(name) if isinstance(name, str) else ""
+        if key not in names:
+            hint = _hint([names[n] for n in _nearest(key, names)])
+            known = f"known: {', '.join(cls.presets)}; a file's name ends in .toml"
+            raise DataError(f"no {cls.what} is called {shown(name)}{hint} ({known})")
+        return cls._from_table(cls.presets[names[key]], f"preset {names[key]}")
 
     @classmethod
-    def from_toml(cls: type[R], source: str | os.PathLike[str], *, base: R | None = None) -> R:
-        """Return the recipe in a TOML file or text; see ``from_toml`` in the package's ``presets.py``."""
-        recipe: R = cls._beside("presets").from_toml(source, base=base)
-        return recipe
-
-    def to_toml(self) -> str:
-        """Return the recipe as TOML, grouped and commented; :meth:`from_toml` reads it back exactly."""
-        return str(self._beside("presets").to_toml(self))
-
-    @classmethod
-    def read(cls: type[R], name_or_path: str | os.PathLike[str]) -> R:
-        """Return a preset by its name, or the recipe in a file, whose name ends in ``.toml``.
+    def read(cls: type[C], name_or_path: str | os.PathLike[str]) -> C:
+        """Return a preset by its name, or what is in a file, whose name ends in ``.toml``.
 
         Raises:
             DataError: there is no such preset, or the file is missing or wrong.
             MissingExtraError: Python is 3.10 and tomli is not installed.
         """
         if isinstance(name_or_path, str) and not name_or_path.lower().endswith(".toml"):
-            recipe: R = cls._beside("presets").preset(name_or_path)
-            return recipe
+            return cls.preset(name_or_path)
         return cls.from_toml(Path(name_or_path))
 
-    def differences(self: R, old: R) -> list[str]:
-        """Return a line for each value that is not that of ``old``, as in ``learning_rate: 0.05, was 0.1``.
+    @classmethod
+    def from_toml(cls: type[C], source: str | os.PathLike[str], *, base: C | None = None) -> C:
+        """Return what is in a TOML file or text.
 
-        Left out are values ``beside`` the result.
+        The file, and each table within, may name a preset as its ``base``, and may set a value that can be
+        None (``image_size``, say) to ``"none"``.
+
+        Args:
+            source: a path, or the text itself. A string of one line that ends in ``.toml`` is a path.
+            base: gives the values that the file lacks, unless it names a base of its own; None stands for
+                the defaults.
+
+        Raises:
+            DataError: the file cannot be read, is not TOML, or holds something wrong; the message lists
+                every problem.
+            MissingExtraError: Python is 3.10 and tomli is not installed.
         """
-        a, b = _flat(self.to_dict()), _flat(old.to_dict())
-        return [
-            f"{name}: {a[name]}, was {b[name]}"
-            for name in a
-            if a[name] != b[name] and name not in self.beside
-        ]
+        where, table = read_toml(source, cls.what)
+        return cls._from_table(table, where, base)
+
+    @classmethod
+    def _from_table(cls: type[C], table: Mapping[str, Any], where: str, base: C | None = None) -> C:
+        found: list[str] = []
+        start, given = cls._unpacked(table, base or cls(), found)
+        return cls._complete(start.implied(given, from_file=True) | given, start, found, where)
+
+    @classmethod
+    def _unpacked(
+        cls: type[C], table: Mapping[str, Any], start: C, found: list[str]
+    ) -> tuple[C, dict[str, Any]]:
+        """Return the preset that a table names as its base, or ``start``, and the table's other values."""
+        given: dict[str, Any] = {}
+        known = settable(cls)
+        inner = [name for name, o in options(cls).items() if issubclass(o.type, Config)]
+        if "base" in table:
+            try:
+                start = cls.preset(table["base"])
+            except DataError as e:
+                found.append(f"base: {e}")
+        for key, value in table.items():
+            if key in inner and isinstance(value, Mapping):
+                lines: list[str] = []
+                old = getattr(start, key)
+                new, given[key] = known[key].type._unpacked(value, old, lines)
+                found += [f"[{key}] {line}" for line in lines]
+                start = start if new is old else start.replace(**{key: new})
+            elif isinstance(value, Mapping):
+                hint = f"write {next(iter(value), next(iter(known)))} = ... above it, without [{key}]"
+                hint = f"only [{'], ['.join(inner)}]" if inner else f"none: {hint}"
+                found.append(f"[{key}] is a table, but a {cls.what} has {hint}")
+            elif key != "base":
+                given[key] = known[key].none_for(value) if key in known else value
+        return start, given
+
+    def to_toml(self) -> str:
+        """Return it as TOML, grouped and commented, without what is None; :meth:`from_toml` reads it back."""
+        return "\n".join(self.toml_lines()[1:]) + "\n"
+
+    def toml_lines(self, leave_out: Container[str] = ()) -> list[str]:
+        """Return the lines of all values that are not None or left out, an empty line before each title."""
+        lines, group = [], ""
+        for name, known in options(type(self)).items():
+            value = getattr(self, name)
+            if value is None or isinstance(value, Config) or name in leave_out:
+                continue
+            if known.group != group:
+                group = known.group
+                lines += ["", f"# {group}"]
+            choices = f"  # {' | '.join(known.allowed)}" if isinstance(known.allowed, tuple) else ""
+            lines.append(f"{name} = {toml_value(value)}{choices}")
+        return lines
 
 
-def parsed_settings(
-    texts: Iterable[str], parse: Callable[[str], tuple[str, Any]]
-) -> tuple[dict[str, Any], list[str]]:
-    """Return the values in ``name=value`` texts by name, and what is wrong with the others."""
-    given: dict[str, Any] = {}
-    found = []
-    for text in texts:
-        try:
-            name, value = parse(text)
-            given[name] = value
-        except DataError as e:
-            found.append(str(e))
-    return given, found
+def _squeezed(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def _plain(value: object) -> Any:
-    if isinstance(value, RecipeBase):
-        return value.to_dict()
-    return list(value) if isinstance(value, tuple) else value
+def _nearest(key: str, known: Iterable[str]) -> list[str]:
+    return difflib.get_close_matches(key, list(known), n=2, cutoff=0.6)
+
+
+def _hint(near: Sequence[str]) -> str:
+    return f": did you mean {' or '.join(near)}?" if near else ""
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -328,12 +417,3 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in values.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
     return flat
-
-
-def problems_error(
-    where: str, found: Sequence[str], error: type[ProxylessError] = DataError
-) -> ProxylessError:
-    """Return one error for all problems."""
-    if len(found) == 1:
-        return error(f"{where}: {found[0]}")
-    return error(f"{where}: {len(found)} problems\n  " + "\n  ".join(found))

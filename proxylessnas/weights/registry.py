@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from ..arch.published import normalise_name
 from ..errors import ManifestError, UnknownModelError
-from ..utils.config import Fields, check_keys, is_hex, is_int, is_number, is_text, is_triple, show
+from ..utils.checks import Fields, check_keys, is_hex, is_int, is_number, is_text, is_triple, show
 from ..utils.files import read_bytes
 from .file_spec import MAX_WEIGHTS_BYTES, digests_of
 from .record import Weights

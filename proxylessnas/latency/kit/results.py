@@ -15,7 +15,7 @@ from ...arch.op_key import OpKey, arch_keys, space_keys
 from ...arch.space import SearchSpace
 from ...errors import ArchError, LatencyError
 from ...runtimes.settings import Conditions
-from ...utils.config import (
+from ...utils.checks import (
     Fields,
     check_keys,
     is_hex,

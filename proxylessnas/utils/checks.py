@@ -1,0 +1,190 @@
+"""Checks single values: fields of decoded JSON, ranges of numbers, and what a field of a config may hold."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Container
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+from ..errors import shown
+
+
+class Fields:
+    """Takes fields out of one JSON object, noting every problem and carrying on."""
+
+    def __init__(self, problems: list[str], where: str, data: dict[str, Any]) -> None:
+        self.problems, self.where, self.data = problems, where, data
+
+    def take(self, key: str, ok: Callable[[Any], bool], wanted: str) -> Any:
+        """Return the value of ``key``, or None after noting that it is not ``wanted``."""
+        if key not in self.data:
+            return None  # a missing key was noted with all the others
+        value = self.data[key]
+        if ok(value):
+            return value
+        self.problems.append(f"{self.where}: {key} is {show(value)}; wanted {wanted}")
+        return None
+
+
+def check_keys(
+    problems: list[str],
+    where: str,
+    data: dict[str, Any],
+    *,
+    required: set[str] | frozenset[str],
+    optional: set[str] | frozenset[str],
+) -> None:
+    """Note the keys that are missing from an object and (the first ten of) those it should not have."""
+    problems.extend(f"{where}: {key} is missing" for key in sorted(required - data.keys()))
+    unknown = [key for key in data if key not in required and key not in optional]
+    problems.extend(f"{where}: unknown key {show(key)}" for key in unknown[:10])
+
+
+def is_int(value: object, low: int, high: float = math.inf) -> TypeGuard[int]:
+    """Tell whether a value is a whole number from ``low`` to ``high``; True and 1.0 are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def is_number(value: object, low: float, high: float) -> TypeGuard[float]:
+    """Tell whether a value is a finite number from ``low`` to ``high``."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    # Compared first: float() of a huge int would overflow.
+    return low <= value <= high and math.isfinite(value)
+
+
+def is_triple(value: object, low: float, high: float) -> bool:
+    """Tell whether a value is a list of three numbers from ``low`` to ``high``."""
+    return isinstance(value, list) and len(value) == 3 and all(is_number(v, low, high) for v in value)
+
+
+def is_hex(value: object, digits: int) -> bool:
+    """Tell whether a value is a text of so many lower-case hexadecimal digits."""
+    return isinstance(value, str) and re.fullmatch(rf"[0-9a-f]{{{digits}}}", value) is not None
+
+
+def is_text(value: object, longest: int) -> bool:
+    """Tell whether a value is a printable text of one line that is not blank."""
+    return (
+        isinstance(value, str) and 0 < len(value) <= longest and value.isprintable() and bool(value.strip())
+    )
+
+
+def show(value: object) -> str:
+    """Return a short, printable form of any JSON value."""
+    if isinstance(value, dict):
+        return f"an object of {len(value)}"
+    if isinstance(value, list):
+        return f"a list of {len(value)}" if len(value) > 3 else f"[{', '.join(map(_show_flat, value))}]"
+    return _show_flat(value)
+
+
+def _show_flat(value: object) -> str:
+    if isinstance(value, (dict, list)):
+        return "..."
+    if isinstance(value, int) and abs(value) > 10**40:
+        return "a huge number"  # Python refuses to print integers of thousands of digits
+    text = (
+        json.dumps(value) if isinstance(value, (str, bool, int, float, type(None))) else type(value).__name__
+    )
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from ``low`` to ``high``; the ends belong to it unless they are open."""
+
+    low: float
+    high: float
+    open_low: bool = False
+    open_high: bool = False
+
+    def __contains__(self, value: object) -> bool:
+        ends = (self.open_low and value == self.low) or (self.open_high and value == self.high)
+        return is_number(value, self.low, self.high) and not ends
+
+    def __str__(self) -> str:
+        if not self.open_low and not self.open_high:
+            return f"from {self.low:.10g} to {self.high:.10g}"
+        low = "above" if self.open_low else "at least"
+        return f"{low} {self.low:.10g} and {'below' if self.open_high else 'at most'} {self.high:.10g}"
+
+
+@dataclass(frozen=True)
+class Option:
+    """A field of a :class:`Config`: what it may hold and what that means.
+
+    Attributes:
+        name: of the field.
+        type: bool, int, float, str or, for a table within, another class of config.
+        count: numbers of a tuple; 0 for a single value.
+        optional: whether it may be None.
+        default: the field's.
+        allowed: the range of a number or the choices of a text.
+        help: a line about it.
+        also: what people call it elsewhere, for the hint at an unknown name.
+        group: the title it stands under.
+    """
+
+    name: str
+    type: Any
+    count: int
+    optional: bool
+    default: Any
+    allowed: Range | tuple[str, ...] | None
+    help: str
+    also: tuple[str, ...]
+    group: str
+
+    @property
+    def wanted(self) -> str:
+        """What it must be, for messages: "a whole number from 1 to 4096"."""
+        if self.count:
+            return f"{self.count} numbers, each {self.allowed}"
+        if isinstance(self.allowed, Range):
+            return f"a {'whole ' if self.type is int else ''}number {self.allowed}"
+        if self.allowed:
+            *known, last = (f'"{choice}"' for choice in self.allowed)
+            return f"{', '.join(known)} or {last}"
+        return "true or false" if self.type is bool else f"a {self.type.__name__}"
+
+    def check(self, value: object) -> tuple[Any, str]:
+        """Return a value in the type of the field, and what is wrong with it, or "".
+
+        A whole number also passes for a real one, a list for a tuple.
+        """
+        allowed: Container[object] | None = self.allowed
+        if value is None and self.optional:
+            return None, ""
+        if self.count and allowed is not None:
+            values = value if isinstance(value, (list, tuple)) else ()
+            if len(values) == self.count and all(v in allowed for v in values):
+                return tuple(map(float, values)), ""
+        elif isinstance(allowed, Range):
+            if value in allowed and (self.type is float or isinstance(value, int)):
+                return self.type(value), ""
+        elif isinstance(value, self.type) and (allowed is None or value in allowed):
+            return value, ""
+        return value, f"{self.name} must be {self.wanted}, not {shown(value)}"
+
+    def none_for(self, value: object) -> Any:
+        """Return None for the word "none", if it may be None."""
+        return None if self.optional and isinstance(value, str) and value.lower() == "none" else value
+
+    def parse(self, word: str) -> Any:
+        """Return what a word of a command line means; the word itself if it cannot mean any value."""
+        if self.none_for(word) is None:
+            return None
+        try:
+            if self.count:
+                return tuple(float(part) for part in word.strip("[]()").split(","))
+            if self.type in (int, float):
+                return self.type(word)
+        except ValueError:
+            return word
+        if self.type is bool:
+            return {"true": True, "false": False}.get(word.lower(), word)
+        return word.strip("\"'")
