@@ -31,15 +31,15 @@ from proxylessnas.errors import LatencyError, MissingExtraError
 from proxylessnas.latency.entries import ForeignConditions
 from proxylessnas.latency.kit import kit as kit_module
 from proxylessnas.latency.kit.kit import KitResults, read_results, write_kit
-from proxylessnas.latency.kit.machine_load import NOISY_LOAD, read_ticks
 from proxylessnas.latency.kit.results import KitNoise, kit_table
 from proxylessnas.latency.measurement import Samples
 from proxylessnas.latency.random_nets import random_nets
 from proxylessnas.latency.table import LatencyTable
-from proxylessnas.latency.validate import OWN_NAME, elsewhere, fitted_on, misplaced
+from proxylessnas.latency.validate import OWN_NAME, doubts, elsewhere, fitted_on, misplaced
 from proxylessnas.runtimes.base import NetSpec
 from proxylessnas.runtimes.device_name import device_name
 from proxylessnas.runtimes.environment import conditions
+from proxylessnas.runtimes.machine_load import NOISY_LOAD, read_ticks
 from proxylessnas.runtimes.registry import get_runtime
 
 onnx = pytest.importorskip("onnx")
@@ -497,7 +497,7 @@ def test_the_nets_of_a_kit_are_not_those_of_a_later_validation(measured: Path) -
     assert set(fitted_on(table, space)) == set(picks)
     validation = table.validation or {}
     assert (validation["noisy_nets"], validation["space"]) == (2, space.digest)
-    assert misplaced(table) == table.trust() == []
+    assert misplaced(table) == doubts(table) == []
     assert table.method[OWN_NAME] == "board"
     again = LatencyTable.from_dict(table.to_dict())
     assert set(fitted_on(again, space)) == set(picks)

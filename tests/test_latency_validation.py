@@ -15,7 +15,7 @@ from proxylessnas import cli
 from proxylessnas.arch.op_key import space_keys
 from proxylessnas.arch.spaces import read_space
 from proxylessnas.errors import LatencyError
-from proxylessnas.latency import Conditions, LatencyTable, Validation, validate_table
+from proxylessnas.latency import Conditions, LatencyTable, Validation, doubts, require_trust, validate_table
 from proxylessnas.latency.metrics import _LATER, fit_line, judge, kendall_tau
 from proxylessnas.latency.table import Entry, ForeignConditions
 from proxylessnas.latency.validate import reference_of
@@ -96,10 +96,10 @@ def test_verdicts_and_trust() -> None:
     assert found(0.5).verdict.startswith("not to be trusted")
     space = read_space("tiny")
     table = LatencyTable(Conditions(), {key: Entry(1.0) for key in space_keys(space)}, space=space)
-    assert table.with_validation(found(0.01).to_dict()).trust() == []
-    assert len(table.with_validation(found(0.5)).trust()) == 2
+    assert doubts(table.with_validation(found(0.01).to_dict())) == []
+    assert len(doubts(table.with_validation(found(0.5)))) == 2
     with pytest.raises(LatencyError):
-        table.require_trust()
+        require_trust(table)
 
 
 def test_through_json_and_back() -> None:
@@ -157,7 +157,7 @@ def test_the_ceiling_is_what_two_runs_agree_in() -> None:
 def test_a_table_is_asked_for_what_the_machine_allows(tau: float, ceiling: float | None, word: str) -> None:
     table = of_ceiling(tau, ceiling)
     assert Validation.from_dict(table.validation or {}).verdict.startswith(word)
-    problems = table.trust()
+    problems = doubts(table)
     assert bool(problems) == (word == "not to be trusted")
     if problems:
         limited = "" if ceiling is None else f" (two runs of the same models: {ceiling})"
@@ -169,7 +169,7 @@ def test_a_table_is_asked_for_what_the_machine_allows(tau: float, ceiling: float
 
 
 def test_a_space_that_two_runs_order_differently_has_no_latency_to_choose_by() -> None:
-    (problem,) = of_ceiling(0.9, 0.3).trust()
+    (problem,) = doubts(of_ceiling(0.9, 0.3))
     assert (
         "differ by less than two runs of one of them, which put them in unlike orders (Kendall's tau 0.30)"
         in problem
@@ -211,7 +211,7 @@ def test_an_old_table_says_that_it_is_of_medians(tmp_path: Path, capsys: pytest.
     old = dataclasses.replace(table, statistic="median", method=method, validation={**known, "pace": 1.0})
     found = LatencyTable.load(old.save(tmp_path / "old.json"))
     assert found.statistic == "median"
-    assert found.trust() == []
+    assert doubts(found) == []
     assert reference_of(found) is None  # a median is nothing to compare a low quantile with
     assert cli.main(["latency", "show", str(tmp_path / "old.json")]) == 0
     assert "median of the runs" in " ".join(capsys.readouterr().out.split())

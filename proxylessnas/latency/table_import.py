@@ -70,7 +70,7 @@ def import_table(
     A table of this package whose unit is not milliseconds is converted; it states everything else itself.
 
     Figures that only a microcontroller or the fastest of GPUs could have are probably in another unit: that
-    is a warning, and :meth:`LatencyTable.trust` repeats it.
+    is a warning, and :func:`~proxylessnas.latency.doubts` repeats it.
 
     Args:
         path: a ``.yaml``, ``.csv`` or ``.json`` file.

@@ -1,11 +1,18 @@
-"""Measure whole models that a table was not fitted on, and compare."""
+"""Validate a latency table on whole models that it was not fitted on, and say how far to trust it.
+
+A validation also fits a line through the predictions, on half of its models, and evaluates it on the other
+half. A table that adopts the line (:func:`adopt_correction`) has then been fitted on the first half, so its
+validation is that of the second, and the models of the first are named in the table's method, so that no
+later validation draws them.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import statistics
+import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..arch.arch import Arch
 from ..arch.op_key import DEFAULT_RESOLUTION
@@ -13,38 +20,36 @@ from ..arch.space import SearchSpace
 from ..errors import ArchError, LatencyError, ProxylessError
 from ..runtimes.base import NetSpec
 from ..runtimes.settings import Conditions, Settings
+from ..utils.config import is_int, is_number
 from .entries import LONGEST_MS, Correction
 from .metrics import (
+    LEAST,
+    LEAST_JUDGED,
     LEAST_NETS,
+    MOST_MAPE_PERCENT,
+    NO_ORDER,
     OFF,
     Validation,
     halves,
     judge,
     kendall_tau,
+    wanted_tau,
 )
 from .random_nets import Picks, random_nets
-from .session import REFERENCE, Item, MeasurementSession, Progress
+from .session import REFERENCE, Item, MeasurementSession, Progress, conditions_differ
 from .table import LatencyTable
 from .table_io import conditions_to_dict, read_conditions
 from .worker import Worker
 
-if TYPE_CHECKING:
-    from ..arch.space import SearchSpace
-    from .table import LatencyTable
-
-# DOC proxylessnas.latency.correcting: """Adopt the line that a validation found through a table's predictions.
-#
-# A validation fits a line on half of its nets and judges it on the other half. Whoever adopts it has fitted the
-# table on the first half, so only the second may still say how well the table predicts: the validation of the
-# corrected table is that of the second half, with the corrected predictions, and the nets of the first are
-# named in the table's method, so that no later validation draws them.
-# """
-
-# DOC proxylessnas.latency.history: """Where a latency table and its validation come from: under which conditions, and fitted on which nets."""
-
 #: Seconds a model may take, over all windows, and uncertainty that is wanted.
 _SECONDS_EACH, _LEAST_SECONDS = 3.0, 30.0
 LIMIT = 0.004
+#: Names in a table's method: models that it was fitted on, beyond those that "nets" and "seed" tell (a list
+#: of picks each); what its device calls itself, where the user named it; what became of disturbed visits.
+FITTED_ON, OWN_NAME, DISTURBED = "fitted_on", "device_calls_itself", "disturbed"
+_MAY_DIFFER = ("Python", "torch")  # versions, for a runtime that is neither
+_SAME_PERCENT = 1e-3
+_LARGER = {"tiny": "small", "small": "imagenet"}  # spaces to advise
 
 
 def validate_table(
@@ -155,9 +160,6 @@ def reference_of(table: LatencyTable) -> tuple[Arch, float] | None:
         return None
 
 
-_SAME_PERCENT = 1e-3
-
-
 def adopt_correction(table: LatencyTable, validation: Validation | None = None) -> LatencyTable:
     """Return a table with the line that a validation of it found, and with a validation of the result.
 
@@ -255,20 +257,11 @@ def _picks(text: str, space: SearchSpace) -> Picks:
         raise LatencyError(f"the validation names a net that is not one of the table's space: {text}") from e
 
 
-#: Names in a table's method: nets that it was fitted on, beyond those that "nets" and "seed" tell (a list of
-#: picks each); what its device calls itself, where the user named it; what became of disturbed visits.
-FITTED_ON, OWN_NAME, DISTURBED = "fitted_on", "device_calls_itself", "disturbed"
-
-_MAY_DIFFER = ("Python", "torch")  # versions, for a runtime that is neither
-
-
 def elsewhere(table: LatencyTable, now: Conditions) -> list[str]:
     """Return in words how conditions differ from a table's, but for versions that its runtime does not use.
 
     The allocator may differ as well: measuring processes set theirs.
     """
-    from .session import conditions_differ
-
     before, own_name = table.conditions, table.method.get(OWN_NAME)
     names = {before.device_name, own_name if isinstance(own_name, str) else before.device_name}
     return conditions_differ(
@@ -333,3 +326,64 @@ def fitted_on(table: LatencyTable, space: SearchSpace) -> list[Picks]:
             raise LatencyError(f"the table's method is damaged: {FITTED_ON} holds no such nets") from e
         found.append(tuple(picks))
     return found
+
+
+def doubts(table: LatencyTable) -> list[str]:
+    """Return reasons not to search with a table; empty if there are none."""
+    guessed = sum(entry.how == "predicted" for entry in table.entries.values())
+    found = [f"{guessed} of its operations were guessed, not measured"] if guessed else []
+    found += [str(table.method["doubt"])] if "doubt" in table.method else []
+    return [*_disagreements(table), *found]
+
+
+def require_trust(table: LatencyTable, force: bool = False) -> None:
+    """Refuse a table that :func:`doubts` finds fault with; ``force`` makes it a warning.
+
+    Raises:
+        LatencyError: it is not to be trusted.
+    """
+    problems = doubts(table)
+    if not problems:
+        return
+    message = (
+        f"this latency table ({table.conditions.describe()}) is not to be trusted: {'; '.join(problems)}"
+    )
+    if not force:
+        raise LatencyError(message)
+    warnings.warn(message, stacklevel=2)
+
+
+def _disagreements(table: LatencyTable) -> list[str]:
+    validation = table.validation
+    if validation is None:
+        return ["it was never compared with measured nets (`proxylessnas latency validate`)"]
+    tau, mape, nets = (validation.get(key) for key in ("kendall_tau", "mape_percent", "nets"))
+    problems = []
+    if not is_int(nets, LEAST_JUDGED, 10**9):
+        problems.append(
+            f"it was compared with {_rounded(nets)} nets only, wanted {LEAST_JUDGED} (`proxylessnas latency "
+            "validate`)"
+        )
+    ceiling = validation.get("ceiling_tau")
+    ceiling = ceiling if is_number(ceiling, -1.001, 1.001) else None
+    if ceiling is not None and ceiling < NO_ORDER:
+        larger = _LARGER.get(table.space.name.partition("@")[0]) if table.space is not None else None
+        problems.append(
+            "its models differ by less than two runs of one of them, which put them in unlike orders "
+            f"(Kendall's tau {ceiling:.2f}): this space has no latency to choose by here"
+            + (f"; a larger one: --space {larger}" if larger else "")
+        )
+    elif not is_number(tau, wanted_tau(ceiling, LEAST), 1.001):  # rounding may leave it a little above 1
+        limited = "" if ceiling is None else f" (two runs of the same models: {ceiling:.3g})"
+        problems.append(
+            f"it orders models badly: Kendall's tau is {_rounded(tau)}, wanted "
+            f"{wanted_tau(ceiling, LEAST):.2g} or more{limited}"
+        )
+    if not is_number(mape, 0, MOST_MAPE_PERCENT):
+        wanted = f"wanted {MOST_MAPE_PERCENT:g} % or less"
+        problems.append(f"it is off by {_rounded(mape)} % of the latency on average, {wanted}")
+    return problems + misplaced(table)
+
+
+def _rounded(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, (int, float)) else "unknown"

@@ -34,7 +34,7 @@ __all__ = ["KitResults", "read_results", "write_kit"]
 PROGRAMS = {"onnx": "onnx", "executorch": "pte"}  # name: suffix of its files
 #: Python files of a kit, and which of this package they are.
 PARTS = {
-    "run.py": "latency/kit/runner.py", "machine_load.py": "latency/kit/machine_load.py",
+    "run.py": "latency/kit/runner.py", "machine_load.py": "runtimes/machine_load.py",
     "machine_name.py": "runtimes/device_name.py",
 }  # fmt: skip
 _FOLDERS = {"op": "blocks", "arch": "nets"}
