@@ -182,8 +182,8 @@ def test_openvino_keeps_float32_and_leaves_the_batch_open(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_machine_code(tmp_path: Path) -> None:
+    from proxylessnas.runtimes.files import is_machine_code
     from proxylessnas.runtimes.torch_compile import missing_compiler
-    from proxylessnas.runtimes.torch_eager import is_machine_code
 
     if missing_compiler():
         pytest.skip("no C++ compiler")

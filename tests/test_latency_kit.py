@@ -156,12 +156,12 @@ def optimised(content: bytes, path: Path) -> Counter[str]:
 
 def test_repeated_weights_are_unrolled_when_the_file_is_loaded(tmp_path: Path) -> None:
     """So that the runtime runs what it would with ordinary weights."""
-    from proxylessnas.runtimes.onnx_graph import whole_net_onnx
+    from proxylessnas.runtimes.onnx_graph import whole_net_onnx, with_repeated_weights
 
     space = read_space("small")
     spec = NetSpec("arch", str(space.arch([3] * len(space.positions))), (3, 32, 32))
     full = whole_net_onnx(spec)
-    small = kit_module.with_repeated_weights(onnx.load_model_from_string(full)).SerializeToString()
+    small = with_repeated_weights(onnx.load_model_from_string(full)).SerializeToString()
     assert len(small) < len(full) / 20
     kinds = optimised(small, tmp_path / "small.onnx")
     assert kinds == optimised(full, tmp_path / "full.onnx")

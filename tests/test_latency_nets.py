@@ -17,9 +17,9 @@ from proxylessnas.latency.worker import Worker
 from proxylessnas.runtimes import registry
 from proxylessnas.runtimes.base import NetSpec
 from proxylessnas.runtimes.modules import build_net, op_module
-from proxylessnas.runtimes.settings import RUNTIMES, Settings
+from proxylessnas.runtimes.settings import Settings
 from proxylessnas.runtimes.torch_compile import own_function
-from proxylessnas.runtimes.torch_eager import parts_of, session_for
+from proxylessnas.runtimes.torch_sessions import parts_of, session_for
 
 ARCH = Arch("small", stem=8, first=8, last=32, num_classes=10, resolution=32,
             stages=(Stage(16, 2, "k3e2 - k5e3"), Stage(24, 2, "k3e4! k7e2")))  # fmt: skip
@@ -28,7 +28,7 @@ QUICK = {"min_runs": 5, "min_seconds": 0.0, "max_seconds": 2.0}
 
 
 def test_every_runtime_is_known_by_name() -> None:
-    assert list(registry.available()) == list(RUNTIMES)
+    assert list(registry.available()) == list(registry.runtimes())
     assert registry.available(["torch"]) == {"torch": None}
     assert registry.get_runtime("torch").name == "torch"
     for call in (registry.get_runtime, lambda name: registry.available([name])):

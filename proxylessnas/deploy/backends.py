@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ..models.fuse import fuse
+from ..runtimes.files import load_program
 from ..runtimes.torch_compile import own_function
-from ..runtimes.torch_eager import load_program
 from .formats.torch_export import compile_program
 
 # DOC proxylessnas.deploy.optimize_report: """What :func:`proxylessnas.deploy.optimize` tried and found, and what it chose."""

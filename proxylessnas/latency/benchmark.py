@@ -151,7 +151,7 @@ def bench(
         nets: of the zoo, files with an architecture, architectures, "torchvision/NAME" or "timm/NAME"; by
             default the authors' four. Also exported files (:mod:`.files`), each measured in those of
             ``runtimes`` that read it, or else in its own.
-        runtimes: see :data:`~proxylessnas.runtimes.settings.RUNTIMES`.
+        runtimes: see :func:`~proxylessnas.runtimes.registry.runtimes`.
         threads: sizes of the thread pool, on a CPU; on a GPU only the first counts, which a note says.
         batches: pictures a call.
         device: "cpu" or "cuda".

@@ -26,6 +26,7 @@ from ..arch.space import SearchSpace
 from ..arch.spaces import read_space
 from ..errors import LatencyError, shown
 from ..runtimes.base import NetSpec
+from ..runtimes.registry import get_runtime
 from ..runtimes.settings import Settings
 from .fit import fit_entries
 from .journal import Journal
@@ -36,8 +37,6 @@ from .session import REFERENCE, Item, MeasurementSession, Progress
 from .table import Entry, LatencyTable
 from .table_io import conditions_to_dict
 from .validate import check_count, compared, model_spec
-
-# DOC proxylessnas.latency.plan: """What is to be measured for a latency table: models, operations, and the time for them."""
 
 #: Uncertainty of the latencies a table is made of, as a share.
 LIMIT = 0.004
@@ -69,7 +68,7 @@ def build_table(
 
     Args:
         space: a space, the name of one, or a .toml file; see :func:`~proxylessnas.arch.space.read_space`.
-        runtime: one of :data:`~proxylessnas.runtimes.settings.RUNTIMES`.
+        runtime: one of :func:`~proxylessnas.runtimes.registry.runtimes`.
         device: "cpu" or "cuda".
         threads: of the runtime's pool, on a CPU.
         batch_size: images a call.
@@ -217,8 +216,6 @@ LEAST_NETS = 24
 NETS_PER_OPERATION = 2.2
 MOST_NETS = 240
 _FEWEST_NETS = 5  # in a space that has hardly more
-#: Runtimes whose operations are timed inside whole models.
-_WITH_PARTS = ("torch",)
 
 
 class Plan:
@@ -290,7 +287,7 @@ class Plan:
 
     def items(self) -> list[Item]:
         """Return what a session measures: the reference, models to fit on and to check with, operations."""
-        settings, parts = self.settings, self.settings.runtime in _WITH_PARTS
+        settings, parts = self.settings, get_runtime(self.settings.runtime).has_parts
         archs = {f"net {i}": self.space.arch(picks) for i, picks in enumerate(self.drawn)}
         found = [Item(REFERENCE, model_spec(archs["net 0"]), settings)]
         found += [Item(name, model_spec(arch), settings, parts) for name, arch in archs.items()]

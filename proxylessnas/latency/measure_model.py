@@ -303,7 +303,8 @@ def _measure_here(
 ) -> tuple[Measurement, Conditions]:
     """Measure a deep copy in this process, and leave every setting of it as it was."""
     from ..runtimes.environment import conditions
-    from ..runtimes.torch_eager import RUNTIME, check_device, session_for
+    from ..runtimes.torch_eager import RUNTIME
+    from ..runtimes.torch_sessions import check_device, session_for
     from ..utils.random import keep_random_state
 
     check_device(settings)

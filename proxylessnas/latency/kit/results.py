@@ -1,4 +1,4 @@
-"""Read what a latency kit measured on another device."""
+"""Read what a latency kit measured on another device, and make a latency table of it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from typing import Any
 from ...arch.op_key import OpKey, arch_keys, space_keys
 from ...arch.space import SearchSpace
 from ...errors import ArchError, LatencyError
+from ...runtimes.base import Runtime
+from ...runtimes.registry import runtimes
 from ...runtimes.settings import Conditions
 from ...utils.config import (
     Fields,
@@ -33,8 +35,6 @@ from ..table import Entry, LatencyTable
 from ..table_io import conditions_to_dict, read_json
 from ..validate import DISTURBED, FITTED_ON, OWN_NAME, compared
 
-# DOC proxylessnas.latency.kit_table: """Make a latency table of what a kit measured on another device."""
-
 KIT_FORMAT, KIT_VERSION = "proxylessnas latency kit", 1
 RESULTS_FORMAT, RESULTS_VERSION = "proxylessnas latency results", 1
 MAX_ITEMS = 100_000
@@ -47,6 +47,12 @@ _RESULTS = frozenset(
     "rounds seconds min_runs date items".split()
 )
 _LATER = frozenset({"own_name"})  # what the first runners did not write
+
+
+def kit_runtimes() -> dict[str, Runtime]:
+    """Return the runtimes that a kit can have files for, by the name of these files, the usual one first."""
+    found = [runtime for runtime in runtimes().values() if runtime.kit_format]
+    return {r.kit_format: r for r in sorted(found, key=lambda r: r.kit_format != "onnx")}
 
 
 @dataclass(frozen=True)
@@ -196,9 +202,8 @@ def _check_picks(problems: list[str], where: str, picks: Any, space: SearchSpace
 
 def _conditions(problems: list[str], fields: Fields) -> Any:
     """Return the Conditions; whatever if there are problems."""
-    runtime = fields.take(
-        "runtime", lambda v: v in ("onnxruntime", "executorch"), "onnxruntime or executorch"
-    )
+    names = [runtime.name for runtime in kit_runtimes().values()]
+    runtime = fields.take("runtime", lambda v: v in names, " or ".join(names))
     provider = fields.take(
         "provider", lambda v: v == "" or is_text(v, 100), "the name of a provider, or empty"
     )
