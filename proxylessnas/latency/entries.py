@@ -17,6 +17,9 @@ from ..utils.config import is_int, is_number, is_text, show
 HOW = ("measured", "fitted", "predicted", "imported")
 UNKNOWN = "unknown"
 STATISTICS = ("undisturbed", "median", "mean", UNKNOWN)
+#: Where two runs order the models hardly alike (Kendall's tau), there is nothing to choose by.
+NO_ORDER = 0.4
+LEAST_JUDGED = 30  # models that a validation compares at least
 LONGEST_MS = 1e9  # eleven days: whatever takes longer is not a latency
 
 _MAX_PROBLEMS = 50

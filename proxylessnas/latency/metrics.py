@@ -12,16 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import LatencyError
+from .entries import NO_ORDER
 
 LEAST_NETS = 2
 #: Kendall's tau that is wanted of a table: to be trusted, and to be good.
 LEAST, GOOD = 0.8, 0.9
 #: Where two runs of the same models agree less, a table is measured by them: it should reach this share.
 _OF_CEILING = {LEAST: 0.8, GOOD: 0.9}
-#: Where two runs order the models hardly alike, there is nothing to choose by.
-NO_ORDER = 0.4
 GOOD_MAPE_PERCENT = 5.0
-LEAST_JUDGED = 30  # nets a validation compares at least
 MOST_MAPE_PERCENT = 15.0
 #: A reference model this much slower or faster than when the table was made: one of the two was disturbed.
 OFF = 0.05

@@ -21,13 +21,11 @@ from ..errors import ArchError, LatencyError, ProxylessError
 from ..runtimes.base import NetSpec
 from ..runtimes.settings import Conditions, Settings
 from ..utils.config import is_int, is_number
-from .entries import LONGEST_MS, Correction
+from .entries import LEAST_JUDGED, LONGEST_MS, NO_ORDER, Correction
 from .metrics import (
     LEAST,
-    LEAST_JUDGED,
     LEAST_NETS,
     MOST_MAPE_PERCENT,
-    NO_ORDER,
     OFF,
     Validation,
     halves,

@@ -6,7 +6,7 @@ import dataclasses
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module, metadata
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,8 @@ class Runtime:
         Raises:
             MissingExtraError: one is not installed.
         """
+        from importlib import metadata
+
         self.library()
         try:
             return {self._distribution: metadata.version(self._distribution)}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import warnings
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -54,6 +53,8 @@ def is_torchscript(path: str | os.PathLike[str]) -> bool:
 
 def zip_names(path: str | os.PathLike[str]) -> list[str]:
     """Return the names of what is in a zip archive; nothing for what is none or cannot be read."""
+    import zipfile
+
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.namelist()

@@ -6,27 +6,26 @@ A runtime is found without importing its library or torch; they are imported whe
 from __future__ import annotations
 
 import functools
-import importlib
-import pkgutil
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import LatencyError, shown
+from ..utils.lazy_names import declared
 
 if TYPE_CHECKING:
     from .base import Runtime
 
-#: Modules of this package that import torch: no runtime is looked for in them.
-_WITH_TORCH = {"modules", "onnx_graph", "torch_sessions"}
+#: Modules of this package that are no runtimes, and are not imported to look for one.
+_HELPERS = frozenset(
+    "base device_name environment files machine_load modules onnx_graph registry settings timer "
+    "torch_sessions".split()
+)
 
 
 @functools.cache
 def runtimes() -> Mapping[str, Runtime]:
     """Return every runtime by its name, those of torch first."""
-    names = [found.name for found in pkgutil.iter_modules([str(Path(__file__).parent)])]
-    modules = [importlib.import_module(f".{name}", __package__) for name in names if name not in _WITH_TORCH]
-    found: list[Runtime] = [module.RUNTIME for module in modules if hasattr(module, "RUNTIME")]
+    found: list[Runtime] = declared(__name__.rpartition(".")[0], "RUNTIME", but=_HELPERS)
     return {runtime.name: runtime for runtime in sorted(found, key=lambda r: (r.module is not None, r.name))}
 
 
