@@ -33,8 +33,8 @@ from proxylessnas.data.categories import categories  # noqa: E402
 from proxylessnas.data.folders import labelled_images  # noqa: E402
 from proxylessnas.train.evaluate import evaluate  # noqa: E402
 from proxylessnas.utils.files import write_atomically  # noqa: E402
-from proxylessnas.weights.cache import FOLDER  # noqa: E402
-from proxylessnas.weights.manifest import read_manifest  # noqa: E402
+from proxylessnas.utils.paths import ASSETS  # noqa: E402
+from proxylessnas.weights.registry import read_manifest  # noqa: E402
 
 MANIFEST = ROOT / "weights_manifest.json"
 MOST_BYTES = 2_000_000
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parse(arguments)
     document = json.loads(MANIFEST.read_text(encoding="utf-8"))
     entry = document["weights"][args.name]
-    path = FOLDER / entry["filename"]
+    path = ASSETS / entry["filename"]
     sizes = write_half(args.run / "model.safetensors", path, args.name, entry)
     entry.update(sizes)
     print(f"{path.relative_to(ROOT)}: {entry['size']:,} bytes, {entry['params']:,} parameters")

@@ -13,13 +13,14 @@ import argparse
 import signal
 import socket
 import sys
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 try:
     import serve_uploads as uploads
     import uvicorn
     from onnx_model import Model
-    from serve_limits import MAX_PIXELS_AT_ONCE, SETTINGS, Budget
+    from serve_limits import MAX_BYTES_AT_ONCE, MAX_PIXELS_AT_ONCE, SETTINGS, Budget
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
     from starlette.exceptions import HTTPException
@@ -32,16 +33,15 @@ except ModuleNotFoundError as e:
 
 def make_app(model: Model, at_once: int) -> Starlette:
     """Return the service: its event loop receives and sends, threads look at the images."""
-    requests, pixels = Budget(at_once), Budget(MAX_PIXELS_AT_ONCE)
+    memory, requests, pixels = map(Budget, (MAX_BYTES_AT_ONCE, at_once, MAX_PIXELS_AT_ONCE))
 
     async def health(_: Request) -> JSONResponse:
         return JSONResponse({"status": "ok", "net": model.name, **uploads.LIMITS})
 
     async def classify(request: Request) -> JSONResponse:
-        uploads.check_type(request)
-        async with requests.take(1):
-            image = await run_in_threadpool(uploads.opened, await uploads.received(request))
-            async with pixels.take(image.width * image.height):
+        async with AsyncExitStack() as held:
+            image = await uploads.received(request, lambda n: held.enter_async_context(memory.take(n)))
+            async with requests.take(1), pixels.take(image.width * image.height):
                 found = await run_in_threadpool(lambda: model.classify(uploads.unpacked(image)))
         return JSONResponse({**found, "width": image.width, "height": image.height})
 

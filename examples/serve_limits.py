@@ -13,6 +13,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 MAX_SECONDS = 10  # of a connection that has no request in work
 MAX_WAIT_SECONDS = 5  # for other requests
+MAX_BYTES_AT_ONCE = 256 << 20  # of all uploads, as far as they have come: a slow one holds next to nothing
 MAX_PIXELS_AT_ONCE = 64_000_000  # of all images in work: beside the largest there is room for a photo
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src blob: data:; "
 POLICY += "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

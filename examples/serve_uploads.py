@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Awaitable, Callable
 
 import anyio
 from PIL import Image
@@ -24,20 +25,22 @@ def check_type(request: Request) -> None:
         raise HTTPException(415, f"send an image ({', '.join(KINDS)}) as the body, with its Content-Type")
 
 
-async def received(request: Request) -> bytes:
-    """Return the body of a request."""
+async def received(request: Request, keep: Callable[[int], Awaitable[None]]) -> Image.Image:
+    """Return the image in the body of a request; ``keep`` is told of more bytes and may refuse."""
+    check_type(request)
     body = bytearray()
     try:
         with anyio.fail_after(MAX_SECONDS):
             async for part in request.stream():
-                body += part
-                if len(body) > MAX_BYTES:
+                if len(body) + len(part) > MAX_BYTES:
                     raise HTTPException(413, f"the file is larger than {MAX_BYTES >> 20} MB")
+                await keep(len(part))
+                body += part
     except TimeoutError as e:
         raise HTTPException(408, f"the upload took longer than {MAX_SECONDS} s") from e
     except ClientDisconnect as e:
         raise HTTPException(400, "the upload broke off") from e
-    return bytes(body)
+    return opened(bytes(body))  # reads the header only
 
 
 def opened(body: bytes) -> Image.Image:

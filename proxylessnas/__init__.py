@@ -13,8 +13,8 @@ from .utils.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from .arch.arch import Arch as Arch
-    from .arch.arch import Stage as Stage
-    from .arch.arch import register_op as register_op
+    from .arch.blocks import Stage as Stage
+    from .arch.ops import register_op as register_op
     from .arch.tree import TreeArch as TreeArch
     from .data.transforms import Preprocessing as Preprocessing
     from .errors import ArchError as ArchError
@@ -55,11 +55,13 @@ if TYPE_CHECKING:
     from .models.proxylessnas import ProxylessNAS as ProxylessNAS
     from .models.pyramid import PyramidTreeNet as PyramidTreeNet
     from .utils.malloc import keep_freed_pages as keep_freed_pages
-    from .weights.registry import Weights as Weights
+    from .weights.record import Weights as Weights
     from .weights.registry import get_weights as get_weights
 
 _NAMES = {
-    ".arch.arch": "Arch Stage register_op",
+    ".arch.arch": "Arch",
+    ".arch.blocks": "Stage",
+    ".arch.ops": "register_op",
     ".arch.tree": "TreeArch",
     ".data.transforms": "Preprocessing",
     ".errors": (
@@ -81,7 +83,8 @@ _NAMES = {
     ".models.proxylessnas": "ProxylessNAS",
     ".models.pyramid": "PyramidTreeNet",
     ".utils.malloc": "keep_freed_pages",
-    ".weights.registry": "Weights get_weights",
+    ".weights.record": "Weights",
+    ".weights.registry": "get_weights",
 }
 __all__, __getattr__, __dir__ = lazy_names(__name__, _NAMES)
 __all__ += ["__version__"]

@@ -220,6 +220,11 @@ def one_line(name: object) -> str:
     return printable(str(name)).replace("\n", "\\n")
 
 
+def short_name(text: str, other: str) -> str:
+    """Return the name of a file or folder as a model may have it: printable and short; ``other`` for none."""
+    return one_line(text)[:60] or other
+
+
 def shown_message(text: str) -> str:
     """Return a message as it may be shown: names in it neither steer a terminal nor begin a line.
 

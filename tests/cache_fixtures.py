@@ -12,7 +12,7 @@ import torch
 from faulty_server import FaultyServer
 from fetch_tools import NAME, record
 
-from proxylessnas.weights.registry import Weights
+from proxylessnas.weights.record import Weights
 
 STATE = {
     "a.weight": torch.arange(3000.0).view(60, 50),

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from proxylessnas import create_model
-from proxylessnas.arch.arch import Arch, Stage, register_op
+from proxylessnas.arch.arch import Arch
+from proxylessnas.arch.blocks import Stage
+from proxylessnas.arch.ops import register_op
 from proxylessnas.arch.tree import TreeArch
 from proxylessnas.data.transforms import Preprocessing
 from proxylessnas.models.base import Classifier

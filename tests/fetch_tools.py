@@ -17,8 +17,8 @@ import sys
 from pathlib import Path
 
 from proxylessnas.weights.download import Policy
-from proxylessnas.weights.manifest import read_manifest
-from proxylessnas.weights.registry import Weights
+from proxylessnas.weights.record import Weights
+from proxylessnas.weights.registry import read_manifest
 
 CONTENT = bytes(range(256)) * 1200  # 307,200 bytes
 FLIPPED = CONTENT[:1000] + bytes([CONTENT[1000] ^ 1]) + CONTENT[1001:]
@@ -63,7 +63,7 @@ CHILD = """
 import json, sys
 from pathlib import Path
 from proxylessnas.weights.download import download
-from proxylessnas.weights.registry import Weights
+from proxylessnas.weights.record import Weights
 from proxylessnas.errors import ProxylessError
 {prepare}
 try:
@@ -87,21 +87,18 @@ def child(weights: Weights, dest: Path, prepare: str = "") -> subprocess.Popen[s
     )  # fmt: skip
 
 
-_TABLE: dict[str, dict[str, str]] = {}
+_TABLE: dict[str, str] = {}
 _TABLE_PATH = os.environ.get("PROXYLESSNAS_FAULT_TABLE")  # read now: each test hides the settings
 
 
-def note(fault: str, outcome: str, through: str = "-") -> None:
+def note(fault: str, outcome: str) -> None:
     """Note a line of the fault table."""
-    _TABLE.setdefault(fault, {})[through] = outcome
+    _TABLE[fault] = outcome
 
 
 def _write_table(path: str) -> None:
-    lines = ["| fault | what came out | seen through |", "|---|---|---|"]
-    for fault, columns in _TABLE.items():
-        for outcome in dict.fromkeys(columns.values()):
-            through = " and ".join(sorted(name for name, text in columns.items() if text == outcome))
-            lines.append(f"| {fault} | {outcome} | {through} |")
+    lines = ["| fault | what came out |", "|---|---|"]
+    lines += [f"| {fault} | {outcome} |" for fault, outcome in _TABLE.items()]
     Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -20,7 +20,7 @@ from proxylessnas import (
     UnknownModelError,
     register_op,
 )
-from proxylessnas.arch.arch import Block
+from proxylessnas.arch.blocks import Block
 from proxylessnas.arch.published import (
     CIFAR,
     MOBILE,

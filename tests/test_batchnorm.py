@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from train_tools import in_two_processes
 
 from proxylessnas import Arch, create_model
-from proxylessnas.arch.arch import Stage
+from proxylessnas.arch.blocks import Stage
 from proxylessnas.models.batchnorm import convert_sync_bn, recalibrate, revert_sync_bn
 from proxylessnas.utils.distributed import Processes
 

@@ -18,8 +18,9 @@ from packaging_tools import run, run_uninstalled
 
 import proxylessnas
 from proxylessnas.errors import WeightsCorruptError, WeightsFetchError, WeightsNotFoundError
-from proxylessnas.weights import cache as bundled
-from proxylessnas.weights.registry import Weights, get_weights
+from proxylessnas.weights.cache import weights_path
+from proxylessnas.weights.record import Weights
+from proxylessnas.weights.registry import get_weights
 
 NAME = "proxyless_cifar10_demo"
 
@@ -40,9 +41,9 @@ def trained_net() -> proxylessnas.ProxylessNAS:
 @pytest.fixture
 def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Weights:
     """Return the record of a file of random weights, in half precision as the real one, in a package."""
-    monkeypatch.setattr(bundled, "FOLDER", tmp_path / "package")
-    bundled.FOLDER.mkdir()
-    path = bundled.FOLDER / "stand_in.safetensors"
+    monkeypatch.setattr("proxylessnas.weights.cache.ASSETS", tmp_path / "package")
+    (tmp_path / "package").mkdir()
+    path = tmp_path / "package" / "stand_in.safetensors"
     proxylessnas.save_weights(trained_net().half(), path)
     data = path.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
@@ -76,7 +77,7 @@ def test_half_precision_becomes_float32_exactly(
     assert net.preprocessing == weights.preprocessing
     loaded = proxylessnas.create_model(NAME)
     assert proxylessnas.load_weights(loaded, weights).missing == []
-    by_path = proxylessnas.create_model(bundled.package_path(weights))
+    by_path = proxylessnas.create_model(weights_path(weights))
     for other in (loaded, by_path):
         assert all(torch.equal(v, other.state_dict()[k]) for k, v in net.state_dict().items())
 
@@ -91,7 +92,7 @@ def test_other_channels_and_classes(weights: Weights) -> None:
 
 @pytest.mark.usefixtures("no_cache")
 def test_fetch_and_verify_name_the_file_in_the_package(weights: Weights) -> None:
-    path = bundled.package_path(weights)
+    path = weights_path(weights)
     before = path.stat()
     assert weights.fetch() == weights.verify() == path
     assert path.stat().st_mtime_ns == before.st_mtime_ns
@@ -112,7 +113,7 @@ def test_a_copy_for_another_folder(weights: Weights, tmp_path: Path) -> None:
 
 
 def test_a_damaged_package_is_said_so_and_left_alone(weights: Weights, tmp_path: Path) -> None:
-    path = bundled.package_path(weights)
+    path = weights_path(weights)
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     uses = [

@@ -15,19 +15,23 @@ from cache_fixtures import CONTENT, flip, same
 from faulty_server import FaultyServer
 from fetch_tools import NAME, note, nothing_left, record
 
-from proxylessnas.errors import WeightsCorruptError, WeightsFetchError, WeightsNotFoundError
+from proxylessnas.errors import (
+    MissingExtraError,
+    WeightsCorruptError,
+    WeightsFetchError,
+    WeightsNotFoundError,
+)
 from proxylessnas.utils.paths import cache_dir
+from proxylessnas.utils.tensor_files import read_metadata, safe_load
 from proxylessnas.weights.cache import (
+    VerifiedLoader,
     cached_state_dict,
     copy_path,
     fetch,
-    read_metadata,
-    safe_load,
-    verified_loader,
     verify,
     weights_path,
 )
-from proxylessnas.weights.registry import Weights
+from proxylessnas.weights.record import Weights
 
 # --- where ---------------------------------------------------------------------------------------------
 
@@ -135,8 +139,26 @@ def test_tensors_are_ordinary_in_any_mode_and_on_any_default_device(
     assert same(state)
 
 
-@pytest.mark.parametrize("missing", ["requests", "safetensors", "tqdm", "numpy"])
-def test_torch_alone_is_enough(
+def test_only_a_download_needs_requests(
+    weights: Weights, cache: Path, server: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "requests", None)
+    for load in (fetch, cached_state_dict):
+        with pytest.raises(MissingExtraError, match=r"weights=FILE.*requests.*pip install.* requests"):
+            load(weights)
+    assert not cache.exists()
+    assert not server.seen
+    monkeypatch.delitem(sys.modules, "requests")
+    fetch(weights)
+    monkeypatch.setitem(sys.modules, "requests", None)
+    assert same(cached_state_dict(weights))
+    copy_path(weights).unlink()
+    assert same(cached_state_dict(weights))
+    assert len(server.seen) == 1
+
+
+@pytest.mark.parametrize("missing", ["safetensors", "tqdm", "numpy"])
+def test_torch_and_requests_are_enough(
     missing: str, weights: Weights, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
@@ -228,7 +250,7 @@ def test_damaged_copy_is_made_again(
 
 def test_copy_of_other_weights_is_not_used(weights: Weights, cache: Path) -> None:
     """Eight digits of a digest in a file name prove nothing; the full one inside is compared."""
-    from proxylessnas.weights.cache import write_safetensors
+    from proxylessnas.utils.tensor_files import write_safetensors
 
     cached_state_dict(weights)
     copy = copy_path(weights)
@@ -251,7 +273,7 @@ def test_a_file_changed_while_it_loads_does_no_harm(weights: Weights, cache: Pat
     """What was hashed is what is loaded: the bytes are read once, and never mapped."""
     cached_state_dict(weights)
     for _ in range(5):
-        loader = verified_loader(weights)
+        loader = VerifiedLoader(weights)
         assert loader._read.wait(300)
         good = copy_path(weights).read_bytes()
         with copy_path(weights).open("r+b") as file:

@@ -18,7 +18,8 @@ from fetch_tools import as_json, note, nothing_left
 
 from proxylessnas.errors import OfflineError, WeightsCorruptError, WeightsFetchError
 from proxylessnas.weights.cache import cached_state_dict, fetch, weights_path
-from proxylessnas.weights.registry import Weights, get_weights
+from proxylessnas.weights.record import Weights
+from proxylessnas.weights.registry import get_weights
 
 # --- offline and read-only -----------------------------------------------------------------------------
 
@@ -112,7 +113,7 @@ EIGHT = """
 import hashlib, json, os, sys, time
 import torch
 from proxylessnas.weights.cache import cached_state_dict
-from proxylessnas.weights.registry import Weights
+from proxylessnas.weights.record import Weights
 weights = Weights(**json.loads(sys.argv[1]))
 start = time.time() + 0.3
 children = []

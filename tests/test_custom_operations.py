@@ -19,13 +19,12 @@ from proxylessnas import (
     load_weights,
     register_op,
 )
-from proxylessnas.arch import arch as arch_module
 from proxylessnas.arch import ops as registration
 from proxylessnas.arch.spaces import read_space
 from proxylessnas.latency.worker import Worker
 from proxylessnas.runtimes.base import NetSpec
 from proxylessnas.runtimes.settings import Settings
-from proxylessnas.weights.cache import read_metadata
+from proxylessnas.utils.tensor_files import read_metadata
 
 MODULE, TOKEN = "ops_of_one_s_own", "own_plain3"
 CODE = f"""
@@ -53,7 +52,7 @@ HINT = f"operation '{TOKEN}', registered by module '{MODULE}': add --import {MOD
 
 def forget(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make this process one that has not imported the module; the next import is the first."""
-    monkeypatch.delitem(arch_module._custom_ops, TOKEN)
+    monkeypatch.delitem(registration._custom_ops, TOKEN)
     monkeypatch.delitem(registration._modules, TOKEN)
     monkeypatch.delitem(sys.modules, MODULE)
 
@@ -76,7 +75,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr(sys, "path", list(sys.path))
         assert main(words.split()) == 0
         yield folder
-    arch_module._custom_ops.pop(TOKEN)
+    registration._custom_ops.pop(TOKEN)
     sys.modules.pop(MODULE)
 
 
@@ -191,7 +190,7 @@ def test_the_module_is_the_one_that_registers_when_it_is_imported(
     helper = "from proxylessnas import register_op\ndef add(token, build):\n    register_op(token, build)\n"
     (tmp_path / "own_helper.py").write_text(helper, encoding="utf-8")
     (tmp_path / "own_caller.py").write_text("import own_helper\nown_helper.add('own_a', int)\n", "utf-8")
-    monkeypatch.setattr(arch_module, "_custom_ops", {})
+    monkeypatch.setattr(registration, "_custom_ops", {})
     monkeypatch.setattr(registration, "_modules", {})
     register_op("own_here", int)
     assert registration.modules_of(["own_here"]) == {"own_here": __name__}
@@ -208,12 +207,12 @@ def test_a_program_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     main = ModuleType("__main__")
     main.__file__ = "/home/me/search.py"
     monkeypatch.setitem(sys.modules, "__main__", main)
-    monkeypatch.setattr(arch_module, "_custom_ops", {})
+    monkeypatch.setattr(registration, "_custom_ops", {})
     monkeypatch.setattr(registration, "_modules", {})
     exec("register_op('own_in_main', int)", {"__name__": "__main__", "register_op": register_op})
     assert registration.modules_of(["own_in_main"]) == {"own_in_main": "search.py"}
     text = str(Arch("a", 8, 8, 8, (Stage(8, 1, "own_in_main"),)))
-    monkeypatch.setattr(arch_module, "_custom_ops", {})
+    monkeypatch.setattr(registration, "_custom_ops", {})
     with pytest.raises(ArchError, match=r"by the program 'search\.py': move its register_op into a module"):
         Arch.parse(text)
 

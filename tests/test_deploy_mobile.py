@@ -242,7 +242,7 @@ def test_the_converter_takes_this_package_alone(tmp_path: Path, repo: Path) -> N
         "import json, proxylessnas.arch.tree; print(json.dumps([proxylessnas.__file__, sys.path]))"
     )
     package = repo / "proxylessnas"
-    script = package / "deploy" / "formats" / "litert_convert.py"
+    script = package / "deploy" / "litert_convert.py"
     done = subprocess.run(
         [sys.executable, "-I", "-c", code, str(script), str(package)],
         capture_output=True, text=True, check=True, cwd=tmp_path / "sub",

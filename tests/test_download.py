@@ -1,4 +1,4 @@
-"""The downloader against a real server that misbehaves, through both transports."""
+"""The downloader against a real server that misbehaves."""
 
 from __future__ import annotations
 
@@ -29,7 +29,6 @@ from fetch_tools import (
 
 from proxylessnas.errors import WeightsFetchError
 from proxylessnas.weights.download import Policy, download
-from proxylessnas.weights.transport import RequestsTransport, Transport, UrllibTransport
 
 HTML = b"\n <!DOCTYPE html><html><body>Page not found</body></html>"
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
@@ -39,12 +38,6 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
 def server() -> Iterator[FaultyServer]:
     with faults.faulty_server({NAME: CONTENT}) as running:
         yield running
-
-
-@pytest.fixture(params=[RequestsTransport, UrllibTransport], ids=["requests", "urllib"])
-def transport(request: pytest.FixtureRequest) -> Transport:
-    made: Transport = request.param()
-    return made
 
 
 # --- faults that call for the next source --------------------------------------------------------------
@@ -77,7 +70,7 @@ GIVEN_UP = {
 
 
 @pytest.mark.parametrize("fault", GIVEN_UP)
-def test_next_source(fault: str, transport: Transport, server: FaultyServer, tmp_path: Path) -> None:
+def test_next_source(fault: str, server: FaultyServer, tmp_path: Path) -> None:
     behaviour, expected, retried = GIVEN_UP[fault]
     behaviour = behaviour or faults.status(302, Location=f"{server.url}/bad/{NAME}")
     policy = IMPATIENT if fault == "no answer at all" else QUICK
@@ -85,7 +78,7 @@ def test_next_source(fault: str, transport: Transport, server: FaultyServer, tmp
     dest = tmp_path / "cache" / "w.pth"
 
     with pytest.raises(WeightsFetchError) as caught:
-        download(record(bad), dest, policy=policy, transport=transport)
+        download(record(bad), dest, policy=policy)
     assert expected in reason(caught.value)
     for part in (bad, record().sha256, str(dest), "PROXYLESSNAS_WEIGHTS_URL"):
         assert str(part) in str(caught.value)
@@ -93,20 +86,18 @@ def test_next_source(fault: str, transport: Transport, server: FaultyServer, tmp
     redirects = 6 if "itself" in fault else 1
     assert len(server.seen) == (policy.retries + 1 if retried else redirects)
 
-    assert download(record(bad, mirror), dest, policy=policy, transport=transport).read_bytes() == CONTENT
+    assert download(record(bad, mirror), dest, policy=policy).read_bytes() == CONTENT
     assert nothing_left(dest.parent, "w.pth")
-    note(
-        fault, f"`{reason(caught.value)[:70]}`; next source used; alone: error, no file left", transport.name
-    )
+    note(fault, f"`{reason(caught.value)[:70]}`; next source used; alone: error, no file left")
 
 
-def test_all_sources_are_listed(server: FaultyServer, transport: Transport, tmp_path: Path) -> None:
+def test_all_sources_are_listed(server: FaultyServer, tmp_path: Path) -> None:
     bad, wrong = (
         server.plan(f"a/{NAME}", faults.status(404)),
         server.plan(f"b/{NAME}", faults.content(FLIPPED)),
     )
     with pytest.raises(WeightsFetchError) as caught:
-        download(record(bad, wrong, dead_url()), tmp_path / "w.pth", policy=QUICK, transport=transport)
+        download(record(bad, wrong, dead_url()), tmp_path / "w.pth", policy=QUICK)
     assert reason(caught.value, 0) == "HTTP 404"
     actual = hashlib.sha256(FLIPPED).hexdigest()
     assert reason(caught.value, 1) == f"wrong file: sha256 is {actual}, expected {record().sha256}"
@@ -117,15 +108,13 @@ def test_all_sources_are_listed(server: FaultyServer, transport: Transport, tmp_
         assert 0 < text.find(way) < text.index("http://"), "first what needs no network"
 
 
-def test_refused_host_gives_way_to_the_next(
-    server: FaultyServer, transport: Transport, tmp_path: Path
-) -> None:
+def test_refused_host_gives_way_to_the_next(server: FaultyServer, tmp_path: Path) -> None:
     slow = dataclasses.replace(QUICK, backoff_s=600.0)  # would be noticed
     start = time.monotonic()
     weights = record(dead_url(), server.plan(NAME, faults.good))
-    download(weights, tmp_path / "w.pth", policy=slow, transport=transport)
+    download(weights, tmp_path / "w.pth", policy=slow)
     assert time.monotonic() - start < 300
-    note("connection refused", "next source at once, without any pause", transport.name)
+    note("connection refused", "next source at once, without any pause")
 
 
 # --- faults that pass ----------------------------------------------------------------------------------
@@ -148,11 +137,11 @@ PASSING = {
 
 
 @pytest.mark.parametrize("fault", PASSING)
-def test_same_source_again(fault: str, transport: Transport, server: FaultyServer, tmp_path: Path) -> None:
+def test_same_source_again(fault: str, server: FaultyServer, tmp_path: Path) -> None:
     plan, resumed_at = PASSING[fault]
     policy = IMPATIENT if fault in ("stall in the middle", "a byte now and then") else QUICK
     url = server.plan(NAME, *plan)
-    download(record(url), tmp_path / "w.pth", policy=policy, transport=transport)
+    download(record(url), tmp_path / "w.pth", policy=policy)
     assert (tmp_path / "w.pth").read_bytes() == CONTENT
     assert nothing_left(tmp_path, "w.pth")
     assert len(server.seen) == len(plan)
@@ -163,40 +152,37 @@ def test_same_source_again(fault: str, transport: Transport, server: FaultyServe
     note(
         fault,
         f"right file after {len(plan)} request(s)" + (", resumed" if any(ranges) else ""),
-        transport.name,
     )
 
 
-def test_part_from_a_broken_source_is_completed_by_the_next(
-    server: FaultyServer, transport: Transport, tmp_path: Path
-) -> None:
+def test_part_from_a_broken_source_is_completed_by_the_next(server: FaultyServer, tmp_path: Path) -> None:
     first = server.plan(f"a/{NAME}", faults.part(HALF), faults.status(404))
     second = server.plan(f"b/{NAME}", faults.good)
-    download(record(first, second), tmp_path / "w.pth", policy=QUICK, transport=transport)
+    download(record(first, second), tmp_path / "w.pth", policy=QUICK)
     assert (tmp_path / "w.pth").read_bytes() == CONTENT
     assert server.seen[1].headers["if-range"] == faults.ETAG
     assert "if-range" not in server.seen[2].headers  # another host's tag means nothing
     assert server.seen[2].sent == len(CONTENT) - HALF
-    note("truncated, then 404", "the next source sends only the missing half", transport.name)
+    note("truncated, then 404", "the next source sends only the missing half")
 
 
-def test_resumed_file_wrong_starts_again(server: FaultyServer, transport: Transport, tmp_path: Path) -> None:
+def test_resumed_file_wrong_starts_again(server: FaultyServer, tmp_path: Path) -> None:
     (tmp_path / "w.pth.part").write_bytes(b"\0" * HALF)  # left by something else
-    download(record(server.plan(NAME, faults.good)), tmp_path / "w.pth", policy=QUICK, transport=transport)
+    download(record(server.plan(NAME, faults.good)), tmp_path / "w.pth", policy=QUICK)
     assert (tmp_path / "w.pth").read_bytes() == CONTENT
     assert [seen.headers.get("range") for seen in server.seen] == [f"bytes={HALF}-", None]
-    note("the resumed file is wrong", "thrown away, fetched again from its start", transport.name)
+    note("the resumed file is wrong", "thrown away, fetched again from its start")
 
 
-def test_changed_file_is_not_resumed(server: FaultyServer, transport: Transport, tmp_path: Path) -> None:
+def test_changed_file_is_not_resumed(server: FaultyServer, tmp_path: Path) -> None:
     url = server.plan(NAME, faults.part(HALF), faults.good)
     once = dataclasses.replace(QUICK, retries=0)
     with pytest.raises(WeightsFetchError, match=r"broke off \(after 153,600 of 307,200 bytes\)"):
-        download(record(url), tmp_path / "w.pth", policy=once, transport=transport)
+        download(record(url), tmp_path / "w.pth", policy=once)
     assert nothing_left(tmp_path, "w.pth.part", "w.pth.part.json")
     tag = tmp_path / "w.pth.part.json"
     tag.write_text(tag.read_text().replace("v1", "v0"))
-    download(record(url), tmp_path / "w.pth", policy=once, transport=transport)
+    download(record(url), tmp_path / "w.pth", policy=once)
     assert server.seen[-1].headers["if-range"] == '"v0"'
     assert server.seen[-1].status == 200
     assert nothing_left(tmp_path, "w.pth")
@@ -221,12 +207,12 @@ def test_complete_part_needs_no_request(server: FaultyServer, tmp_path: Path) ->
     assert not server.seen
 
 
-def test_retry_after_is_honoured(server: FaultyServer, transport: Transport, tmp_path: Path) -> None:
+def test_retry_after_is_honoured(server: FaultyServer, tmp_path: Path) -> None:
     url = server.plan(NAME, faults.status(429, Retry_After=1), faults.good)
     start = time.monotonic()
-    download(record(url), tmp_path / "w.pth", policy=QUICK, transport=transport)
+    download(record(url), tmp_path / "w.pth", policy=QUICK)
     assert time.monotonic() - start >= 1
-    note("429 with Retry-After: 1", "right file after the second asked for", transport.name)
+    note("429 with Retry-After: 1", "right file after the second asked for")
 
 
 @pytest.mark.parametrize(
@@ -256,33 +242,32 @@ def test_pauses_grow_and_are_bounded() -> None:
         assert len(set(pauses)) > 1 or failures == 50
 
 
-def test_redirect_is_followed(server: FaultyServer, transport: Transport, tmp_path: Path) -> None:
+def test_redirect_is_followed(server: FaultyServer, tmp_path: Path) -> None:
     server.plan(f"real/{NAME}", faults.good)
     url = server.plan(NAME, faults.status(302, Location=f"/real/{NAME}"))
-    download(record(url), tmp_path / "w.pth", policy=QUICK, transport=transport)
+    download(record(url), tmp_path / "w.pth", policy=QUICK)
     assert (tmp_path / "w.pth").read_bytes() == CONTENT
-    note("redirect", "followed", transport.name)
+    note("redirect", "followed")
 
 
-def test_git_blob_is_enough(server: FaultyServer, transport: Transport, tmp_path: Path) -> None:
+def test_git_blob_is_enough(server: FaultyServer, tmp_path: Path) -> None:
     weights = record(server.plan(NAME, faults.part(HALF), faults.good), blob_only=True)
-    download(weights, tmp_path / "w.pth", policy=QUICK, transport=transport)
+    download(weights, tmp_path / "w.pth", policy=QUICK)
     with pytest.raises(WeightsFetchError, match=r"git blob is [0-9a-f]{40}, expected [0-9a-f]{40}"):
         download(
             record(server.plan(NAME, faults.content(FLIPPED)), blob_only=True),
             tmp_path / "v.pth",
             policy=QUICK,
-            transport=transport,
         )
     assert nothing_left(tmp_path, "w.pth")
 
 
 def test_unknown_size_is_bounded(
-    server: FaultyServer, transport: Transport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("proxylessnas.weights.download.MAX_WEIGHTS_BYTES", 100_000)
     for behaviour in (faults.good, faults.chunked()):
         weights = record(server.plan(NAME, behaviour), blob_only=True)
         with pytest.raises(WeightsFetchError, match="100,000"):
-            download(weights, tmp_path / "w.pth", policy=QUICK, transport=transport)
+            download(weights, tmp_path / "w.pth", policy=QUICK)
         assert nothing_left(tmp_path)

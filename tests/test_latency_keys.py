@@ -341,7 +341,7 @@ def _build(in_channels: int, out_channels: int, stride: int) -> nn.Module:
 
 
 def test_registered_operations(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("proxylessnas.arch.arch._custom_ops", {})
+    monkeypatch.setattr("proxylessnas.arch.ops._custom_ops", {})
     register_op("mine", _build)
     register_op("last", _build)
     space = SPACES["tiny"].replace(candidates=("k3e2", "mine"))
@@ -356,7 +356,7 @@ def test_registered_operations(monkeypatch: pytest.MonkeyPatch) -> None:
             LatencyError, match="the registered operation 'last' has the name of a fixed layer"
         ):
             make()
-    monkeypatch.setattr("proxylessnas.arch.arch._custom_ops", {})
+    monkeypatch.setattr("proxylessnas.arch.ops._custom_ops", {})
     assert OpKey.parse(str(custom)) == custom, "a table from elsewhere can hold it"
     with pytest.raises(
         LatencyError, match="mine in=16x16x16 out=16 stride=1 shortcut: unknown operation 'mine'"

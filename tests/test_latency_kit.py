@@ -23,8 +23,8 @@ from typing import Any
 import pytest
 from torch import Tensor, nn
 
-from proxylessnas.arch.arch import register_op
 from proxylessnas.arch.op_key import arch_keys, key_macs, space_keys
+from proxylessnas.arch.ops import register_op
 from proxylessnas.arch.space import SearchSpace, SpaceStage
 from proxylessnas.arch.spaces import read_space
 from proxylessnas.errors import LatencyError, MissingExtraError

@@ -18,7 +18,9 @@ import torch
 from torch import nn
 
 from proxylessnas import create_model, save_weights
-from proxylessnas.arch.arch import Arch, Stage, register_op
+from proxylessnas.arch.arch import Arch
+from proxylessnas.arch.blocks import Stage
+from proxylessnas.arch.ops import register_op
 from proxylessnas.arch.published import PUBLISHED
 from proxylessnas.arch.tree import TreeArch
 from proxylessnas.errors import ArchError, LatencyError, UnknownModelError

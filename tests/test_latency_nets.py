@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from proxylessnas import runtimes
-from proxylessnas.arch.arch import Arch, Stage
+from proxylessnas.arch.arch import Arch
+from proxylessnas.arch.blocks import Stage
 from proxylessnas.arch.op_key import arch_keys
 from proxylessnas.errors import LatencyError, MissingExtraError
 from proxylessnas.latency.worker import Worker

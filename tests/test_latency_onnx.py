@@ -15,8 +15,10 @@ from deploy_tools import Decides, Gate, give_statistics
 from torch import Tensor, nn
 
 from proxylessnas import create_model
-from proxylessnas.arch.arch import Arch, Stage, register_op
+from proxylessnas.arch.arch import Arch
+from proxylessnas.arch.blocks import Stage
 from proxylessnas.arch.op_key import space_keys
+from proxylessnas.arch.ops import register_op
 from proxylessnas.arch.spaces import read_space
 from proxylessnas.arch.tree import TreeArch
 from proxylessnas.errors import LatencyError, MissingExtraError

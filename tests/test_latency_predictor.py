@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from proxylessnas.arch.arch import register_op
 from proxylessnas.arch.op_key import key_bytes, key_macs
+from proxylessnas.arch.ops import register_op
 from proxylessnas.arch.spaces import read_space
 from proxylessnas.errors import LatencyError, LatencyKeyError
 from proxylessnas.latency import (

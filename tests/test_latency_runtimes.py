@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from proxylessnas.arch.arch import Arch, Stage
+from proxylessnas.arch.arch import Arch
+from proxylessnas.arch.blocks import Stage
 from proxylessnas.errors import LatencyError, MissingExtraError
 from proxylessnas.runtimes.base import NetSpec
 from proxylessnas.runtimes.modules import build_net

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from latency_table_tools import little
 
-from proxylessnas.arch.arch import Arch, Stage
+from proxylessnas.arch.arch import Arch
+from proxylessnas.arch.blocks import Stage
 from proxylessnas.errors import ArchError, LatencyError
 from proxylessnas.latency import Conditions, LatencyTable, OpKey, doubts
 from proxylessnas.latency.table import Correction, Entry, ForeignConditions

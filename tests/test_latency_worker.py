@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from proxylessnas.arch.arch import Arch, Stage
+from proxylessnas.arch.arch import Arch
+from proxylessnas.arch.blocks import Stage
 from proxylessnas.arch.op_key import arch_keys
 from proxylessnas.errors import ArchError, LatencyError, MissingExtraError
 from proxylessnas.latency import worker as process
@@ -37,7 +38,7 @@ BAD_OPS = """
 import ctypes, os, signal, sys, time, warnings
 import torch
 from torch import nn
-from proxylessnas.arch.arch import register_op
+from proxylessnas.arch.ops import register_op
 
 class Op(nn.Module):
     def __init__(self, act):

@@ -304,7 +304,7 @@ def test_what_save_weights_refuses(tmp_path):
     "entry", [{"categories": "7"}, {"num_classes": "many"}, {"preprocessing": "{}"}, {"wnids": "["}]
 )
 def test_a_malformed_header_is_refused(entry, net, tmp_path):
-    from proxylessnas.weights.cache import write_safetensors
+    from proxylessnas.utils.tensor_files import write_safetensors
 
     write_safetensors(net.state_dict(), tmp_path / "net.safetensors", {"arch": str(SMALL), **entry})
     with pytest.raises(WeightsCorruptError, match=r"net\.safetensors: the header is malformed"):

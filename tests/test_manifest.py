@@ -18,8 +18,14 @@ from proxylessnas.arch.published import MODEL_NAMES
 from proxylessnas.data.folders import labelled_images
 from proxylessnas.errors import ManifestError
 from proxylessnas.train.evaluate import evaluate
-from proxylessnas.weights.manifest import default_path, manifest_from_dict, read_manifest
-from proxylessnas.weights.registry import Weights, get_weights, list_weights
+from proxylessnas.weights.record import Weights
+from proxylessnas.weights.registry import (
+    default_path,
+    get_weights,
+    list_weights,
+    manifest_from_dict,
+    read_manifest,
+)
 
 DATA: dict[str, Any] = json.loads(default_path().read_text(encoding="utf-8"))
 TINY = "proxyless_w025_r112"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from proxylessnas import Arch, create_model
-from proxylessnas.arch.arch import Stage
+from proxylessnas.arch.blocks import Stage
 from proxylessnas.models.base import Classifier
 from proxylessnas.train.optim import (
     Muon,

@@ -14,6 +14,7 @@ from proxylessnas.utils import progress
 from proxylessnas.utils.progress import (
     Bar,
     StepBar,
+    Steps,
     clock,
     columns,
     fitted,
@@ -165,3 +166,13 @@ def test_clock(seconds: float, text: str) -> None:
 
 def test_names_cannot_steer_the_terminal() -> None:
     assert printable("a\x1b[2Jb\rc\nd é") == "a\\x1b[2Jb\\rc\nd é"
+
+
+def test_what_is_done_is_shown_in_one_harmless_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with Steps(False, "measuring") as steps:
+        steps(0, 2, "a\nerror: forged\x1b[31m\u202eb.txt")
+        steps(1, 2)
+    shown = sys.stderr.getvalue()  # type: ignore[attr-defined]
+    assert "\x1b[31m" not in shown
+    assert not {"\n", "\u202e"} & set(shown.strip())

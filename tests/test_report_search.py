@@ -177,7 +177,7 @@ def test_what_a_report_says(page: Page) -> None:
         "half of the calls take over 0.819 ms (disturbance 1.05)",
         "1 other candidate measured above the target: 0.840 ms (predicted 0.780)",
         "at most 0.8 ms; nets of the space go from 0.5 ms to 1.1 ms", 'Stage(16, 1, "k3e2 k3e2")',
-        "chance is of another latency table", "+0.00 points", "--data digits", "torch 2.15.0",
+        "chance used no latency table", "+0.00 points", "--data digits", "torch 2.15.0",
     ):  # fmt: skip
         assert text in page.text, text
     assert "0.0.0" not in page.text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,12 @@ def test_numbers_stay_numbers() -> None:
     assert csv_text(["a"], [["=b"]], head=False) == "'=b\n"
     with pytest.raises(ValueError, match="2 cells in a table of 1 columns"):
         csv_text(["a"], [[1, 2]])
+
+
+def test_a_cell_of_digits_takes_no_time() -> None:
+    begin = time.process_time()
+    csv_text(["a"], [["-" + "1" * 200_000 + "x"]])
+    assert time.process_time() - begin < 2  # quadratic: minutes
 
 
 def test_short_long_and_empty_rows() -> None:

@@ -9,7 +9,7 @@ import torch
 from search_tools import gate_gradient, mixture_gradient, same, small_net, state_of
 from torch import Tensor, nn
 
-from proxylessnas.arch.arch import Block
+from proxylessnas.arch.blocks import Block
 from proxylessnas.arch.space import SearchSpace, SpaceStage
 from proxylessnas.models.layers import MBConv
 from proxylessnas.search.arch_params import Alphas

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from search_tools import SHORT
 from simulated_machine import OFFSET_MS, SimulatedWorker, simulated, true_net_ms
 from train_tools import in_two_processes, noise_folder
 
-from proxylessnas import report
+from proxylessnas import create_model, report
 from proxylessnas.arch.space import SearchSpace
 from proxylessnas.latency import Conditions, LatencyTable, OpKey, session, space_keys
 from proxylessnas.latency.table import Entry
@@ -304,6 +305,38 @@ def test_everything_says_what_was_predicted_and_measured(
     text = Page(tmp_path / "report.html").text
     assert said in text
     assert "the target is kept" in text
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_winner_is_measured_stops_the_search(
+    number: signal.Signals, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulated(monkeypatch, **EXACT)
+    measured = winner.measure_like
+
+    def stopped(*words: Any) -> Measured:
+        signal.raise_signal(number)
+        return measured(*words)
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(winner, "measure_like", stopped)
+        result = finished(data, out, predicting(lambda key: 0.8))
+    assert (result.finished, result.signal) == (False, number)
+    assert not (out / "result.json").exists()
+    assert "stopped and saved" in (out / "log.jsonl").read_text()
+    assert finished(data, out, predicting(lambda key: 0.8)).finished
+
+
+@pytest.mark.parametrize("name", ["exp\u30001", "x" * 210, "a\nb"])
+def test_a_search_may_have_any_folder(
+    name: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulated(monkeypatch, **EXACT)
+    result = finished(data, tmp_path / name, predicting(lambda key: 0.8))
+    assert result.model is not None
+    assert create_model(result.model).name.isprintable()
+    report.write_report(tmp_path / name, tmp_path / "report.html")
 
 
 def test_over_the_target_is_said(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,9 +28,9 @@ from proxylessnas import (
     profile,
     register_op,
 )
-from proxylessnas.arch.arch import ZERO
+from proxylessnas.arch.ops import ZERO, op_name
 from proxylessnas.arch.published import CIFAR, CIFAR10_DEMO, CPU, GPU, MOBILE
-from proxylessnas.arch.space import SearchSpace, SpaceStage, make_divisible, op_name
+from proxylessnas.arch.space import SearchSpace, SpaceStage, make_divisible
 from proxylessnas.arch.spaces import SPACES, read_space
 
 IMAGENET, SMALL, TINY = SPACES["imagenet"], SPACES["small"], SPACES["tiny"]
@@ -369,7 +369,7 @@ def _conv(in_channels: int, out_channels: int, stride: int) -> nn.Module:
 
 
 def test_a_registered_operation_is_a_candidate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("proxylessnas.arch.arch._custom_ops", {})
+    monkeypatch.setattr("proxylessnas.arch.ops._custom_ops", {})
     path = tmp_path / "mine.toml"
     path.write_text(TINY.to_toml().replace('"k5e4"]', '"plain3"]'), encoding="utf-8")
     with pytest.raises(

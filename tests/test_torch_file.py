@@ -126,6 +126,45 @@ def test_a_compressed_checkpoint(tmp_path: Path) -> None:
         checkpoint.load(tmp_path / "last.pt")
 
 
+def with_another_directory() -> bytes:
+    """Return an archive in which Python's reader finds one pickle, and torch's another one."""
+
+    def archive(content: bytes) -> bytes:
+        out = io.BytesIO()
+        with zipfile.ZipFile(out, "w") as files:
+            files.writestr("a/data.pkl", content)
+            files.writestr("a/byteorder", "little")
+            files.writestr("a/version", "3")
+        return out.getvalue()
+
+    hidden, seen = archive(b"\x80\x02ctorch\n" + b"9" * 20_000 + b"\n."), archive(b"\x80\x02}.")
+    end = hidden.rindex(b"PK\5\6")
+    size, offset = struct.unpack_from("<II", hidden, end + 12)
+    data = bytearray(hidden[:end] + seen[:-22] + seen[-22:])
+    struct.pack_into("<I", data, len(data) - 6, offset)  # of the hidden one's directory
+    shift = len(data) - 22 - size - offset  # by which Python's reader corrects every place
+    at = len(data) - 22 - size
+    while at < len(data) - 22:
+        place = struct.unpack_from("<I", data, at + 42)[0] + end - shift
+        struct.pack_into("<i", data, at + 42, place)
+        at += 46 + sum(struct.unpack_from("<HHH", data, at + 28))
+    return bytes(data)
+
+
+def test_an_archive_with_two_directories_is_refused() -> None:
+    data = with_another_directory()
+    with zipfile.ZipFile(io.BytesIO(data)) as files:  # what a scan by Python's reader alone would see
+        assert files.read("a/data.pkl") == b"\x80\x02}."
+    with pytest.raises(CheckpointRefused, match=r"torch\.save did not write"):
+        load(data)
+
+
+@pytest.mark.parametrize("more", [b"\0", b"PK\5\6" + bytes(18)])
+def test_nothing_may_follow_an_archive(more: bytes) -> None:
+    with pytest.raises(CheckpointRefused):
+        load(saved({"x": torch.zeros(2)}) + more)
+
+
 @pytest.mark.parametrize("old", [False, True], ids=["zip", "old format"])
 def test_tensors_larger_than_the_file(old: bool) -> None:
     with pytest.raises(CheckpointRefused, match="claim 4,000,000,000,000 bytes"):

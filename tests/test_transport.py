@@ -1,15 +1,15 @@
-"""Redirects, certificates, proxies and settings of a download, through both transports."""
+"""Redirects, certificates, proxies and settings of a download."""
 
 from __future__ import annotations
 
 import subprocess
-import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
 import faulty_server as faults
 import pytest
+import requests
 from faulty_server import FaultyServer
 from fetch_tools import (
     CONTENT,
@@ -25,27 +25,13 @@ from proxylessnas.errors import OfflineError, WeightsFetchError
 from proxylessnas.utils.paths import is_offline
 from proxylessnas.utils.text import shown_url
 from proxylessnas.weights.download import Policy, download, source_urls
-from proxylessnas.weights.transport import (
-    FetchFailure,
-    RequestsTransport,
-    Transport,
-    UrllibTransport,
-    default_transport,
-    open_url,
-    redirect_target,
-)
+from proxylessnas.weights.transport import FetchFailure, open_url, redirect_target
 
 
 @pytest.fixture
 def server() -> Iterator[FaultyServer]:
     with faults.faulty_server({NAME: CONTENT}) as running:
         yield running
-
-
-@pytest.fixture(params=[RequestsTransport, UrllibTransport], ids=["requests", "urllib"])
-def transport(request: pytest.FixtureRequest) -> Transport:
-    made: Transport = request.param()
-    return made
 
 
 @pytest.mark.parametrize(
@@ -91,46 +77,44 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("variable", ["REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"])
 def test_certificates(
-    variable: str, transport: Transport, certificate: Path, server: FaultyServer, tmp_path: Path,
+    variable: str, certificate: Path, server: FaultyServer, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     with faults.faulty_server({NAME: CONTENT}, certificate) as secure:
         url = secure.plan(NAME, faults.good)
         with pytest.raises(WeightsFetchError, match=r"certificate refused.*REQUESTS_CA_BUNDLE") as caught:
-            download(record(url), tmp_path / "w.pth", policy=QUICK, transport=transport)
+            download(record(url), tmp_path / "w.pth", policy=QUICK)
         assert "attempts" not in str(caught.value)
-        note("untrusted certificate", f"`{reason(caught.value)[:60]}...`", transport.name)
+        note("untrusted certificate", f"`{reason(caught.value)[:60]}...`")
 
         monkeypatch.setenv(variable, str(certificate))
-        download(record(url), tmp_path / "w.pth", policy=QUICK, transport=transport)
-        note(f"site's own CA in {variable}", "accepted", transport.name)
+        download(record(url), tmp_path / "w.pth", policy=QUICK)
+        note(f"site's own CA in {variable}", "accepted")
 
         down = secure.plan(f"down/{NAME}", faults.status(302, Location=f"{server.url}/{NAME}"))
         with pytest.raises(WeightsFetchError, match=r"redirect from https to http://127.* refused"):
-            download(record(down), tmp_path / "v.pth", policy=QUICK, transport=transport)
+            download(record(down), tmp_path / "v.pth", policy=QUICK)
         assert not server.seen
-        note("redirect from https to http", "refused, the http server is never asked", transport.name)
+        note("redirect from https to http", "refused, the http server is never asked")
 
 
 def test_proxy_is_used(
-    server: FaultyServer, transport: Transport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    server: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setenv("http_proxy", server.url)
     url = f"http://weights.invalid/zoo/{NAME}"
-    download(record(url), tmp_path / "w.pth", policy=QUICK, transport=transport)
+    download(record(url), tmp_path / "w.pth", policy=QUICK)
     assert server.seen[0].path == url
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    download(record(server.plan(NAME, faults.good)), tmp_path / "v.pth", policy=QUICK, transport=transport)
+    download(record(server.plan(NAME, faults.good)), tmp_path / "v.pth", policy=QUICK)
     assert server.seen[1].path == f"/{NAME}"
-    note("proxy in the environment", "used; no_proxy too", transport.name)
+    note("proxy in the environment", "used; no_proxy too")
 
 
-def test_password_in_a_mirror_is_sent_and_never_shown(
-    server: FaultyServer, transport: Transport, tmp_path: Path
-) -> None:
+def test_password_in_a_mirror_is_sent_and_never_shown(server: FaultyServer, tmp_path: Path) -> None:
     url = server.plan(NAME, faults.status(403)).replace("://", "://me:s3cret@")
     with pytest.raises(WeightsFetchError) as caught:
-        download(record(url), tmp_path / "w.pth", policy=QUICK, transport=transport)
+        download(record(url), tmp_path / "w.pth", policy=QUICK)
     assert server.seen[0].headers["authorization"] == "Basic bWU6czNjcmV0"
     assert "s3cret" not in str(caught.value)
     assert shown_url(url) in str(caught.value)
@@ -154,38 +138,34 @@ def test_password_in_a_mirror_is_sent_and_never_shown(
     ],
 )
 def test_secrets_of_a_mirror_are_in_no_message(
-    base: str, transport: Transport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     monkeypatch.setenv("PROXYLESSNAS_WEIGHTS_URL", base)
     weights = record("https://unused.invalid/net.pth")
     with caplog.at_level("DEBUG", "proxylessnas"), pytest.raises(WeightsFetchError) as caught:
-        download(weights, tmp_path / "w.pth", policy=Policy(timeout_s=0.5, retries=0), transport=transport)
+        download(weights, tmp_path / "w.pth", policy=Policy(timeout_s=0.5, retries=0))
     assert "s3cret" not in "".join(traceback.format_exception(caught.value)) + caplog.text
     monkeypatch.setenv("PROXYLESSNAS_OFFLINE", "1")
     with pytest.raises(WeightsFetchError) as caught:
-        download(weights, tmp_path / "w.pth", transport=transport)
+        download(weights, tmp_path / "w.pth")
     assert "s3cret" not in "".join(traceback.format_exception(caught.value))
 
 
-def test_secrets_of_a_proxy_are_in_no_message(
-    transport: Transport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_secrets_of_a_proxy_are_in_no_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for proxy in ("http://user:s3cret@127.0.0.1:99999", "user:s3cret@", "http://user:s3cret@127.0.0.1:1"):
         monkeypatch.setenv("http_proxy", proxy)
         with pytest.raises(WeightsFetchError) as caught:
-            download(
-                record("http://weights.invalid/x"), tmp_path / "w.pth", policy=QUICK, transport=transport
-            )
+            download(record("http://weights.invalid/x"), tmp_path / "w.pth", policy=QUICK)
         assert "s3cret" not in "".join(traceback.format_exception(caught.value))
 
 
-def test_a_partial_file_keeps_no_secret(transport: Transport, tmp_path: Path) -> None:
+def test_a_partial_file_keeps_no_secret(tmp_path: Path) -> None:
     name = f"{NAME}?token=s3cret"
     with faults.faulty_server({name: CONTENT}) as server:
         url = server.plan(name, faults.part(100)).replace("://", "://me:s3cret@")
         with pytest.raises(WeightsFetchError):
-            download(record(url), tmp_path / "w.pth", policy=Policy(retries=0), transport=transport)
+            download(record(url), tmp_path / "w.pth", policy=Policy(retries=0))
     kept = [file.read_text(errors="replace") for file in tmp_path.iterdir()]
     assert any("etag" in text for text in kept)
     assert not any("s3cret" in text for text in kept)
@@ -194,15 +174,9 @@ def test_a_partial_file_keeps_no_secret(transport: Transport, tmp_path: Path) ->
 @pytest.mark.parametrize(
     "url", ["http://[", "http://", "http://127.0.0.1:99999/x", "nonsense", "http://a b/"]
 )
-def test_nonsense_addresses_fail_cleanly(url: str, transport: Transport) -> None:
-    with pytest.raises(FetchFailure):
-        open_url(transport, url, {}, 0.4)
-
-
-def test_without_requests_urllib_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert default_transport().name == "requests"
-    monkeypatch.setitem(sys.modules, "requests", None)
-    assert default_transport().name == "urllib"
+def test_nonsense_addresses_fail_cleanly(url: str) -> None:
+    with requests.Session() as session, pytest.raises(FetchFailure):
+        open_url(session, url, {}, 0.4)
 
 
 # --- settings ------------------------------------------------------------------------------------------

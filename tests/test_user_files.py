@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from proxylessnas import Arch, create_model, get_weights
-from proxylessnas.arch.spaces import read_space, to_toml
+from proxylessnas.arch.spaces import read_space
 from proxylessnas.data.images import load_image
 from proxylessnas.data.named import read_idx
 from proxylessnas.errors import DataError, ProxylessError
@@ -117,4 +117,4 @@ def test_text_as_windows_writes_it(bom: bytes, encoding: str, tmp_path: Path) ->
     table = put("t.csv", "key,ms\nk3e6 in=24x56x56 out=40 stride=2,1.5\n")
     assert [e.ms for e in import_table(table, device_name="x").entries.values()] == [1.5]
     space = read_space("tiny")
-    assert read_space(put("s.toml", to_toml(space))) == space
+    assert read_space(put("s.toml", space.to_toml())) == space

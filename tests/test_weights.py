@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from proxylessnas.errors import UnknownModelError
-from proxylessnas.weights.digests import bytes_problem, file_problem, short_digest
-from proxylessnas.weights.manifest import read_manifest
-from proxylessnas.weights.registry import find_by_digest, get_weights
+from proxylessnas.weights.file_spec import bytes_problem, file_problem, short_digest
+from proxylessnas.weights.registry import find_by_digest, get_weights, read_manifest
 
 TINY = "proxyless_w025_r112"
 

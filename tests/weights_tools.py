@@ -23,7 +23,7 @@ def stand_in_weights(names: Sequence[str] | None = None) -> None:
 
     import proxylessnas
     from proxylessnas.utils.paths import cache_dir
-    from proxylessnas.weights.digests import short_digest
+    from proxylessnas.weights.file_spec import short_digest
 
     folder = cache_dir()
     folder.mkdir(parents=True, exist_ok=True)

@@ -3,8 +3,8 @@
     >>> str(OpKey("k3e6", 24, 40, 56, 2, False))
     'k3e6 in=24x56x56 out=40 stride=2'
 
-A net is a list of such operations; equal ones share one entry of a table. BatchNorm and ReLU6 belong to their
-convolution, the addition of a shortcut to its block, and the global pooling to the classifier.
+A model is a list of such operations; equal ones share one entry of a table. BatchNorm and ReLU6 belong to
+their convolution, the addition of a shortcut to its block, and the global pooling to the classifier.
 """
 
 from __future__ import annotations
@@ -16,24 +16,26 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from ..errors import ArchError, LatencyError, shown
-from .arch import MAX_WIDTH, ZERO, Arch, Block, parse_token
-from .space import SearchSpace, op_name
+from ..utils.config import is_int
+from .arch import Arch
+from .blocks import MAX_WIDTH, Block
+from .ops import IDENTIFIER, ZERO, op_name, parse_token
+from .space import SearchSpace
 
 STEM, LAST, CLASSIFIER = "stem", "last", "classifier"
 FIXED = (STEM, LAST, CLASSIFIER)
-DEFAULT_RESOLUTION = 224  # px, of the published nets, whose tables do not say it
+DEFAULT_RESOLUTION = 224  # px, of the published models, whose tables do not say it
 
 _TEXT = re.compile(
     r"(?P<op>\S{1,64}) in=(?P<channels>[0-9]{1,8})x(?P<height>[0-9]{1,5})x(?P<width>[0-9]{1,5}) "
     r"out=(?P<out>[0-9]{1,8})(?: stride=(?P<stride>[12]))?(?P<shortcut> shortcut)?",
     re.ASCII,
 )
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _LIKE_MBCONV = re.compile(r"k[0-9]+e[0-9.]+")
 
 
 class OpKey(NamedTuple):
-    """One operation of a net.
+    """One operation of a model.
 
     Attributes:
         op: "stem" (3x3 convolution), "last" (1x1 convolution), "classifier" (global pooling and linear
@@ -104,7 +106,7 @@ class OpKey(NamedTuple):
 
     @property
     def block(self) -> Block:
-        """The block of a net that it stands for.
+        """The block of a model that it stands for.
 
         Raises:
             LatencyError: it is no block, or its operation is not registered.
@@ -143,7 +145,7 @@ def _checked_op(op: str, text: str) -> str:
             return op_name(op)
         except ArchError as e:
             raise LatencyError(f"key {text!r}: {e}") from e
-    if not _NAME.fullmatch(op):
+    if not IDENTIFIER.fullmatch(op):
         raise LatencyError(f"key {text!r}: {op!r} is no operation such as {', '.join(FIXED)} or k3e6")
     return op
 
@@ -164,17 +166,17 @@ def arch_keys(
     num_classes: int | None = None,
     in_channels: int | None = None,
 ) -> list[OpKey]:
-    """Return a net's operations in order of execution; skipped blocks are left out.
+    """Return a model's operations in order of execution; skipped blocks are left out.
 
     Args:
-        arch: a net of MBConv blocks.
+        arch: a model of MBConv blocks.
         resolution: height and width of its input in pixels; None takes the architecture's, 224 if that has
             none.
         num_classes: outputs; None takes the architecture's.
         in_channels: input channels; None takes the architecture's.
 
     Raises:
-        LatencyError: it is a net of another kind, or a number is out of range.
+        LatencyError: it is a model of another kind, or a number is out of range.
     """
     if not isinstance(arch, Arch):
         raise LatencyError(
@@ -198,13 +200,13 @@ def arch_keys(
 
 def _number(what: str, given: int | None, default: int, most: int) -> int:
     value = default if given is None else given
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+    if not is_int(value, 1, most):
         raise LatencyError(f"{what} must be a whole number from 1 to {most}, not {shown(value)}")
     return value
 
 
 def space_keys(space: SearchSpace) -> list[OpKey]:
-    """Return the distinct operations of all nets of a space, in order of first use.
+    """Return the distinct operations of all models of a space, in order of first use.
 
     A table that holds these covers the space.
     """
@@ -270,7 +272,7 @@ def _convolutions(key: OpKey) -> list[_Convolution] | None:
 
 
 def key_macs(key: OpKey) -> int | None:
-    """Return the multiply-accumulates of an operation for one picture; None for a registered operation.
+    """Return the multiply-accumulates of an operation for one image; None for a registered operation.
 
     Those of convolutions and of the linear layer, as :func:`~proxylessnas.profile` counts them.
     """
@@ -281,7 +283,7 @@ def key_macs(key: OpKey) -> int | None:
 
 
 def key_bytes(key: OpKey, dtype_bytes: int = 4) -> tuple[int, int] | None:
-    """Return the memory traffic of an operation: bytes of weights, and bytes of activations for one picture.
+    """Return the memory traffic of an operation: bytes of weights, and bytes of activations for one image.
 
     Weights are the parameters, BatchNorm's two a channel included. Activations are what each convolution,
     pooling or linear layer reads and writes, with BatchNorm and ReLU6 fused into it, and one more reading of

@@ -1,4 +1,7 @@
-"""Remembers which module registered an operation, so that a file can name it where it is missing.
+"""Operations of blocks: reads their tokens, registers one's own, and remembers which module registered them.
+
+A token is ``k5e3`` (a mobile inverted bottleneck with a 5x5 depthwise convolution and expansion ratio 3),
+``-`` (a skipped block) or the name of a registered operation; a trailing ``!`` leaves out the shortcut.
 
 Texts of architectures and search spaces end in a comment line an operation, which every reader of them skips:
 
@@ -11,15 +14,91 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
-from ..errors import shown
+from ..errors import ArchError, shown
 
+ZERO = "-"
+_MBCONV = re.compile(r"k([0-9]{1,2})e([0-9]{1,2}(?:\.[0-9]{1,3})?)")
+IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _NOTE = re.compile(r"^# operation ([A-Za-z_]\w{0,63}): registered by (\w[\w.-]{0,199})$", re.MULTILINE)
 _MAIN = "__main__"
 _modules: dict[str, str] = {}
+
+#: Builds a registered operation: ``build(in_channels, out_channels, stride) -> nn.Module``.
+OpBuilder = Callable[[int, int, int], Any]
+_custom_ops: dict[str, OpBuilder] = {}
+
+
+def register_op(token: str, build: OpBuilder) -> None:
+    """Make ``token`` usable as a block in every architecture.
+
+    Args:
+        token: an identifier that is not an MBConv token (``k3e6``).
+        build: called with ``(in_channels, out_channels, stride)``; returns an ``nn.Module`` that maps [N,
+            in_channels, H, W] to [N, out_channels, ceil(H / stride), ceil(W / stride)].
+
+    Raises:
+        ArchError: the token is not an identifier, or it is taken by another builder.
+    """
+    if not isinstance(token, str) or not IDENTIFIER.fullmatch(token) or _MBCONV.fullmatch(token):
+        raise ArchError(
+            f"cannot register {token!r}: an operation's name is an identifier other than k<kernel>e<ratio>"
+        )
+    if token in ("ZeroLayer", "MBInvertedConvLayer", "IdentityLayer"):
+        raise ArchError(f"cannot register {token!r}: the original JSON format uses that name")
+    if not callable(build):
+        raise ArchError(f"cannot register {token!r}: its builder {shown(build)} cannot be called")
+    if _custom_ops.get(token, build) is not build:
+        raise ArchError(f"operation {token!r} is registered already, with another builder")
+    _custom_ops[token] = build
+    remember(token, sys._getframe(1))
+
+
+def custom_op(token: str) -> OpBuilder:
+    """Return the builder registered for ``token``."""
+    return _custom_ops[token]
+
+
+def parse_token(token: str) -> tuple[str, int, float, bool]:
+    """Split a block token into ``(kind, kernel, expansion ratio, shortcut allowed)``.
+
+    Raises:
+        ArchError: the token names no operation.
+    """
+    name = token.removesuffix("!")
+    shortcut = name == token
+    if name == ZERO:
+        return "zero", 0, 0, shortcut
+    match = _MBCONV.fullmatch(name)
+    if match:
+        kernel, ratio = int(match[1]), float(match[2])
+        if kernel % 2 == 0:
+            raise ArchError(f"{shown(token)}: the kernel size must be odd")
+        if ratio < 1:
+            raise ArchError(f"{token!r}: the expansion ratio must be at least 1")
+        return "mbconv", kernel, int(ratio) if ratio.is_integer() else ratio, shortcut
+    if name in _custom_ops:
+        return "custom", 0, 0, shortcut
+    known = ", ".join(["k<kernel>e<ratio> such as k5e3", "- for a skipped block", *sorted(_custom_ops)])
+    own = "; one of your own is registered first: --import MODULE" if IDENTIFIER.fullmatch(name) else ""
+    raise ArchError(f"unknown operation {shown(token)}; known are {known}{own}")
+
+
+def op_name(token: str) -> str:
+    """Return the one spelling of a block's operation, without the ``!`` that leaves out its shortcut.
+
+    >>> op_name("k5e6.0!")
+    'k5e6'
+
+    Raises:
+        ArchError: the token names no operation.
+    """
+    kind, kernel, expand, _ = parse_token(token)
+    return f"k{kernel}e{expand:g}" if kind == "mbconv" else token.removesuffix("!")
 
 
 def remember(token: str, frame: FrameType | None) -> None:

@@ -1,7 +1,7 @@
-"""The zoo's nets as tables (ProxylessNAS, ICLR 2019; the authors' released configurations, MIT licence).
+"""The zoo's models as tables (ProxylessNAS, ICLR 2019; the authors' released configurations, MIT licence).
 
 Widths are written out because no single multiplier gives them: ``mobile`` has a first stage of 32 where the
-search space has 24, and ``mobile_14`` has the blocks of ``mobile`` with widths of its own. One net is this
+search space has 24, and ``mobile_14`` has the blocks of ``mobile`` with widths of its own. One model is this
 project's own: ``proxyless_cifar10_demo``, small enough to come with its weights.
 """
 
@@ -11,7 +11,8 @@ import difflib
 import re
 
 from ..errors import UnknownModelError
-from .arch import Arch, Stage
+from .arch import Arch
+from .blocks import Stage
 from .tree import TreeArch
 
 GPU = Arch("proxyless_gpu", stem=40, first=24, last=1728, stages=(
@@ -30,7 +31,7 @@ MOBILE_14 = Arch("proxyless_mobile_14", stem=48, first=24, last=1792, stages=(
     Stage( 40, 2, "k5e3 k3e3 -    -   "), Stage( 56, 2, "k7e3 k3e3 k5e3 k5e3"), Stage(112, 2, "k7e6 k5e3 k5e3 k5e3"),
     Stage(136, 1, "k5e6 k5e3 k5e3 k5e3"), Stage(256, 2, "k7e6 k7e6 k7e3 k7e3"), Stage(448, 1, "k7e6")))  # fmt: skip
 
-# The two tiny nets are the backbones of the authors' gaze estimation demo. In the smaller one the fourth
+# The two tiny models are the backbones of the authors' gaze estimation demo. In the smaller one the fourth
 # stage starts with a block of equal shapes and no shortcut, hence the "!".
 W025_R112 = Arch("proxyless_w025_r112", stem=8, first=8, last=320, resolution=112, stages=(
     Stage(  8, 2, "k5e3 k3e3 -    -   "), Stage( 16, 2, "k7e3 k3e3 k5e3 k5e3"), Stage( 24, 2, "k7e6 k5e3 k5e3 k5e3"),
@@ -51,7 +52,7 @@ CIFAR = TreeArch("proxyless_cifar", start=16, alpha=84, cells="""
     773mdam5mm5m m5iad3537377 i3a577i7773a 5m53ai55am5i 3md3mai7md33 773m5i5mm337
     """)  # fmt: skip
 
-# Ours: for pictures of 32 pixels, so the stem and the first two stages keep the resolution.
+# Ours: for images of 32 pixels, so the stem and the first two stages keep the resolution.
 CIFAR10_DEMO = Arch("proxyless_cifar10_demo", stem=16, first=16, last=640, stem_stride=1, num_classes=10, resolution=32,
     stages=(Stage(24, 1, "k3e2"), Stage(48, 2, "k3e3 k3e3 k3e3 k3e3"), Stage(112, 2, "k3e6 k3e6 k3e6 k3e6 k3e6")))  # fmt: skip
 
@@ -72,10 +73,10 @@ def normalise_name(name: str) -> str:
     'proxyless_mobile_14'
 
     Raises:
-        UnknownModelError: no such net; the message lists the nearest names, or all.
+        UnknownModelError: no such model; the message lists the nearest names, or all.
     """
     if not isinstance(name, str):
-        raise UnknownModelError(f"a net's name is a str, not {type(name).__name__}")
+        raise UnknownModelError(f"a model's name is a str, not {type(name).__name__}")
     by_squeezed = {_squeeze(known): known for known in MODEL_NAMES}
     key = _squeeze(name)
     for candidate in (key, "proxyless" + key):

@@ -1,4 +1,4 @@
-"""A search space as data: the nets a search can choose from (ProxylessNAS, section 3.1 and appendix A).
+"""A search space as data: the models a search can choose from (ProxylessNAS, section 3.1 and appendix A).
 
 A space is a chain of stages like that of an :class:`~proxylessnas.arch.arch.Arch`, but each block is a choice
 among the same candidates. Where the input and the output of a block have the same shape, the block has an
@@ -26,41 +26,17 @@ from functools import cached_property
 from typing import Any
 
 from ..errors import ArchError, shown
-from .arch import ZERO, Arch, Stage, parse_token
-
-
-def op_name(token: str) -> str:
-    """Return the one spelling of a block's operation, without the ``!`` that leaves out its shortcut.
-
-    >>> op_name("k5e6.0!")
-    'k5e6'
-
-    Raises:
-        ArchError: the token names no operation.
-    """
-    kind, kernel, expand, _ = parse_token(token)
-    return f"k{kernel}e{expand:g}" if kind == "mbconv" else token.removesuffix("!")
+from ..utils.config import problems_error
+from .arch import Arch
+from .blocks import MAX_BLOCKS, Stage
+from .ops import ZERO, op_name
+from .space_values import MIN_MAP, SpaceStage, read_values, to_toml, value_problems
 
 
 def make_divisible(value: float, divisor: int = 8) -> int:
     """Round a number of channels to a multiple of ``divisor``, never below 90 % of ``value``."""
     rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * value else rounded
-
-
-@dataclass(frozen=True)
-class SpaceStage:
-    """Blocks of one width; checked by the :class:`SearchSpace` that holds it.
-
-    Attributes:
-        width: output channels of every block.
-        stride: stride of the first block, 1 or 2.
-        blocks: how many there are at most (exactly as many, if none may be skipped).
-    """
-
-    width: int
-    stride: int
-    blocks: int
 
 
 @dataclass(frozen=True)
@@ -96,7 +72,7 @@ class Position:
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """The nets a search can choose from.
+    """The models a search can choose from.
 
     Attributes:
         name: free text.
@@ -110,7 +86,7 @@ class SearchSpace:
         resolution: input height and width in pixels.
         num_classes: outputs of the classifier.
         in_channels: input channels.
-        stem_stride: 2, or 1 to keep small pictures large.
+        stem_stride: 2, or 1 to keep small images large.
         bn_eps, bn_momentum: of every BatchNorm.
 
     Raises:
@@ -132,16 +108,13 @@ class SearchSpace:
     bn_momentum: float = 0.1
 
     def __post_init__(self) -> None:
-        from ..utils.config import problems_error
-        from .space_rules import misfits, value_problems
-
-        found = list(value_problems(self))
+        found = value_problems(vars(self))
         if not found:
             object.__setattr__(self, "stages", tuple(self.stages))
             object.__setattr__(self, "candidates", tuple(op_name(token) for token in self.candidates))
             for name in ("bn_eps", "bn_momentum"):  # 0 and 0.0 are one space with one digest
                 object.__setattr__(self, name, float(getattr(self, name)))
-            found = list(misfits(self))
+            found = list(_misfits(self))
         if found:
             raise problems_error(f"search space {shown(self.name)}", found, ArchError)
 
@@ -171,11 +144,11 @@ class SearchSpace:
 
     @property
     def count(self) -> int:
-        """How many nets there are, those alike but for the place of a skipped block counted apart."""
+        """How many models there are, those alike but for the place of a skipped block counted apart."""
         return math.prod(len(p.choices) for p in self.positions)
 
     def arch(self, picks: Sequence[int], name: str = "net") -> Arch:
-        """Return the net with column ``picks[i]`` as block ``i``.
+        """Return the model with column ``picks[i]`` as block ``i``.
 
         Skipped blocks keep their place.
 
@@ -206,13 +179,13 @@ class SearchSpace:
         return tokens
 
     def picks(self, arch: Arch) -> tuple[int, ...]:
-        """Return the column of each block of a net; undoes :meth:`arch`.
+        """Return the column of each block of a model; undoes :meth:`arch`.
 
         A stage with fewer blocks than the space's counts as one whose last blocks are skipped. BatchNorm
-        constants, dropout and the name are not compared; nor is the resolution, if the net has none.
+        constants, dropout and the name are not compared; nor is the resolution, if the model has none.
 
         Raises:
-            ArchError: the net is not in the space; the message says where it differs.
+            ArchError: the model is not in the space; the message says where it differs.
         """
         if not isinstance(arch, Arch):
             raise ArchError(f"a {type(arch).__name__} is not in a space of MBConv stages")
@@ -240,7 +213,7 @@ class SearchSpace:
         return ArchError(f"{shown(arch.name)} is not in the search space {shown(self.name)}: {why}")
 
     def random_picks(self, rng: random.Random, weights: Sequence[float] | None = None) -> tuple[int, ...]:
-        """Return a random net's picks: each block one of its choices, independently.
+        """Return a random model's picks: each block one of its choices, independently.
 
         Args:
             rng: the source of randomness.
@@ -311,30 +284,40 @@ class SearchSpace:
         data = dataclasses.asdict(self)
         return {**data, "stages": list(data["stages"]), "candidates": list(self.candidates)}
 
-    @staticmethod
-    def from_dict(data: Mapping[str, Any]) -> SearchSpace:
+    @classmethod
+    def from_dict(
+        cls,
+        data: Mapping[str, Any],
+        where: str = "search space",
+        modules: Mapping[str, object] | None = None,
+    ) -> SearchSpace:
         """Read a space from JSON (or TOML) values.
+
+        Args:
+            data: the values.
+            where: what errors call them.
+            modules: those that registered its operations, by token, if that is known.
 
         Raises:
             ArchError: with every problem.
         """
-        from .spaces import from_dict
-
-        return from_dict(data)
+        values = read_values(data, cls, where, modules)
+        try:
+            return cls(**values)
+        except ArchError as e:
+            raise ArchError(f"{where}: {e}") from e
 
     def to_toml(self) -> str:
         """Return it as a TOML file, which :func:`~proxylessnas.arch.spaces.read_space` reads back."""
-        from .spaces import to_toml
-
         return to_toml(self)
 
 
-#: The fields that a net of the space has as well.
+#: The fields that a model of the space has as well.
 _NET = ("num_classes", "in_channels", "stem_stride", "bn_eps", "bn_momentum", "resolution")
 
 
 def _outline(net: Arch | SearchSpace) -> Iterator[tuple[str, Any]]:
-    """Yield what a net and its space have in common, with names."""
+    """Yield what a model and its space have in common, with names."""
     for what in ("stem", "first", "last", "stem_stride", "in_channels", "num_classes", "resolution"):
         yield what, getattr(net, what)
     yield "the number of stages", len(net.stages)
@@ -345,3 +328,25 @@ def _outline(net: Arch | SearchSpace) -> Iterator[tuple[str, Any]]:
 
 def _place(position: Position) -> str:
     return f"stage {position.stage + 1}, block {position.block + 1}"
+
+
+def _misfits(space: SearchSpace) -> Iterator[str]:
+    """Yield what does not fit together in a space whose values are each in order."""
+    blocks = sum(stage.blocks for stage in space.stages)
+    if blocks > MAX_BLOCKS:
+        yield f"it has {blocks} blocks; at most {MAX_BLOCKS} are possible"
+        return
+    for token in range(len(space.candidates)):  # the widest map of each block
+        try:
+            space.arch([token] * blocks)
+        except ArchError as e:
+            yield str(e)
+    size = space.resolution
+    strides = {"the stem": space.stem_stride}
+    strides |= {f"stage {s}": stage.stride for s, stage in enumerate(space.stages, 1)}
+    for where, stride in strides.items():
+        size = -(-size // stride)
+        if size < MIN_MAP:
+            remedy = "use a larger resolution or a stride of 1"
+            yield f"{where} shrinks the map to {size}x{size} px, below {MIN_MAP}x{MIN_MAP}: {remedy}"
+            break

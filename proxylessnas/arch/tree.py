@@ -13,16 +13,13 @@ depthwise-separable convolution of that kernel; ``d`` the same with a 3x3 kernel
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import ArchError, shown
-from .arch import MAX_WIDTH, check_common, check_int
-
-EDGE_LETTERS = "i357dam"
-EDGES_PER_BRANCH = 6
-BRANCHES = 2
-BOTTLENECK = 4
+from .blocks import BOTTLENECK, BRANCHES, MAX_WIDTH, check_cell, check_common, check_int
+from .official_tree import tree_to_official
+from .text import format_tree
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ class TreeArch:
     """
 
     name: str
-    cells: str
+    cells: str = field(metadata={"check_word": check_cell})
     start: int = 16
     alpha: int = 84
     num_stages: int = 3
@@ -49,7 +46,7 @@ class TreeArch:
     in_channels: int = 3
     resolution: int = 32
 
-    #: BatchNorm settings of the published net (torch's defaults; its file says nothing else).
+    #: BatchNorm settings of the published model (torch's defaults; its file says nothing else).
     bn_eps = 1e-5
     bn_momentum = 0.1
 
@@ -66,7 +63,7 @@ class TreeArch:
         if not words or len(words) > 1000 or len(words) % self.num_stages:
             raise ArchError(f"{len(words)} cells cannot be shared equally by {self.num_stages} stages")
         for i, word in enumerate(words):
-            check_word(word, f"cell {i + 1}: ")
+            check_cell(word, f"cell {i + 1}: ")
         if self.resolution % 2 ** (self.num_stages - 1):
             raise ArchError(f"resolution {self.resolution} cannot be halved {self.num_stages - 1} times")
 
@@ -97,29 +94,8 @@ class TreeArch:
 
     def __str__(self) -> str:
         """Return the text form, which :meth:`proxylessnas.Arch.parse` reads back exactly."""
-        from .text import format_arch
-
-        return format_arch(self)
+        return format_tree(self)
 
     def to_official(self) -> dict[str, Any]:
         """Return the original code's JSON description (``PyramidTreeNet``) as a dict."""
-        from .official_tree import tree_to_official
-
         return tree_to_official(self)
-
-
-def check_word(word: str, where: str = "") -> None:
-    """Check one cell's word.
-
-    Raises:
-        ArchError: it has not 12 letters, or a letter that is no operation.
-    """
-    if len(word) != BRANCHES * EDGES_PER_BRANCH:
-        raise ArchError(
-            f"{where}{shown(word)} has {len(word)} letters; a cell has {BRANCHES * EDGES_PER_BRANCH}"
-        )
-    for letter in word:
-        if letter not in EDGE_LETTERS:
-            raise ArchError(
-                f"{where}{shown(word)}: unknown operation {letter!r}; known are {' '.join(EDGE_LETTERS)}"
-            )

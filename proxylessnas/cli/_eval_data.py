@@ -24,7 +24,7 @@ class EvalData:
     Attributes:
         n: how many.
         classes: how many classes have pictures.
-        labels_from: how the labels were found, see :class:`~proxylessnas.data.folders.LabelledImages`; "data set"
+        labels_from: how the labels were found, see :class:`~.data.folders.LabelledImages`; "data set"
             for one known by name.
         names: of the net's classes in output order, each only once.
         notes: what a user should know, one line each.

@@ -26,8 +26,9 @@ from ._options import (
 )
 
 if TYPE_CHECKING:
-    from ..arch.arch import Arch, TreeArch
+    from ..arch.arch import Arch
     from ..arch.space import SearchSpace
+    from ..arch.tree import TreeArch
     from ..latency import LatencyTable
 
 SPACE_HELP = "imagenet, small, tiny (imagenet@1.4: widths times 1.4), or a .toml file"

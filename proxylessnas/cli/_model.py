@@ -1,4 +1,4 @@
-"""The options of every verb that runs a net, and what they mean together."""
+"""The options of every command that runs a model, and what they and the words for models mean."""
 
 from __future__ import annotations
 
@@ -24,9 +24,8 @@ if TYPE_CHECKING:
     import torch
 
     from ..models.base import Classifier
-    from ..weights.registry import Weights
+    from ..weights.record import Weights
 
-# DOC proxylessnas.cli._names: """What the words on the command line mean: a net of the zoo, or a file."""
 
 _USUAL_RATIO = 256 / 224  # resize / input size, where nothing is known about a net
 
@@ -204,7 +203,7 @@ def _digest(record: Weights, file: Path) -> str | None:
     """Return the SHA-256 of published weights that were loaded by name (perhaps from their copy)."""
     if record.sha256:
         return record.sha256
-    from ..weights.digests import file_problem
+    from ..weights.file_spec import file_problem
 
     sound = file.is_file() and file_problem(record, file) is None
     return sha256_of(file) if sound else None
@@ -245,7 +244,7 @@ def _known_preprocessing(
     if model.weights is not None:
         return model.weights.preprocessing
     if model.preprocessing is not None and file is not None and file.suffix.lower() == ".safetensors":
-        from ..weights.cache import read_metadata
+        from ..utils.tensor_files import read_metadata
 
         if "preprocessing" in read_metadata(file):
             return model.preprocessing

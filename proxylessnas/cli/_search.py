@@ -1,4 +1,4 @@
-"""``proxylessnas search run``, ``resume`` and ``derive``."""
+"""``proxylessnas search run``, ``resume`` and ``derive``, and what they print in the end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from ..search import SearchRecipe, SearchResult
     from ..search.dry_run import DryRun
 
-# DOC proxylessnas.cli._search_report: """What the searching verbs print in the end."""
 
 ALGORITHMS = ("gradient", "reinforce", "random", "evolution")
 _DEFAULT_RECIPE = "small"

@@ -41,7 +41,7 @@ class Fetch(Verb):
 
     def run(self, args: argparse.Namespace) -> int:
         """Fetch them one after another; a net that cannot be had does not stop the others."""
-        from ..weights.manifest import read_manifest
+        from ..weights.registry import read_manifest
 
         if bool(args.nets) == args.all:
             raise UsageError("give the names of nets, or --all" + (" (not both)" if args.all else ""))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from ..arch.arch import Arch
     from ..arch.tree import TreeArch
-    from ..weights.registry import Weights
+    from ..weights.record import Weights
 
 
 class Info(Verb):

@@ -40,7 +40,7 @@ class List(Verb):
     def run(self, args: argparse.Namespace) -> int:
         """Print the table."""
         from ..weights.cache import copy_path, weights_path
-        from ..weights.manifest import read_manifest
+        from ..weights.registry import read_manifest
 
         everything = read_manifest()
         pattern = args.pattern.lower().replace("-", "_")

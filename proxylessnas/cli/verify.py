@@ -39,7 +39,7 @@ class Verify(Verb):
 
     def run(self, args: argparse.Namespace) -> int:
         """Check one after another."""
-        from ..weights.manifest import read_manifest
+        from ..weights.registry import read_manifest
 
         if bool(args.nets) == args.all:
             raise UsageError("give nets or files, or --all" + (" (not both)" if args.all else ""))

@@ -1,4 +1,4 @@
-"""Pictures in class folders: which classes there are, and where the training and validation parts lie."""
+"""Images in class folders: classes, training and validation parts, and which images were held out."""
 
 from __future__ import annotations
 
@@ -23,8 +23,6 @@ from .folders import (
     some_of,
 )  # fmt: skip
 from .sources import Classes, Data, FilePictures
-
-# DOC proxylessnas.train.held_out: """The pictures that a run held out for validation, and which of them an earlier run trained on."""
 
 _TRAIN = ("train", "training")
 _VAL = ("val", "valid", "validation", "test")  # the first of them is taken

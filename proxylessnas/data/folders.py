@@ -1,4 +1,9 @@
-"""Look through folders of images: what is an image, what is a class or a part, what is passed over."""
+"""Find images in folders, labelled or not, and say how each label was found and what was passed over.
+
+Class folders are mapped to a net's outputs by what they are called, not by their position: a validation set
+that holds only 50 of ImageNet's 1000 classes, or one whose folders are numbers, would otherwise score near
+zero with nothing to tell why.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +17,6 @@ from typing import Any
 from ..errors import DataError, ImageError
 from .categories import categories, class_places, wnids
 from .images import EXTENSIONS, HEIF_EXTENSIONS, UNREAD_EXTENSIONS, heif_is_read, load_image
-
-# DOC proxylessnas.datasets: """Find labelled pictures in a folder, and say how each label was found.
-#
-# Class folders are mapped to a net's outputs by what they are called, not by their position: a validation set
-# that holds only 50 of ImageNet's 1000 classes, or one whose folders are numbers, would otherwise score near
-# zero with nothing to tell why.
-# """
 
 # What systems keep beside a user's files: zip files of macOS; Synology's thumbnails; bins; ext4's own folder.
 _SYSTEM = {

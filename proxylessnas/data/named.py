@@ -1,4 +1,4 @@
-"""A small real data set that comes with the package: 1,797 pictures of handwritten digits.
+"""Data sets known by name: found on disk, downloaded by torchvision, or bundled with the package.
 
 It is enough to watch a training run from beginning to end on a machine without any data. Origin and licence
 are in ``data/README.md``.
@@ -29,7 +29,6 @@ from .sources import Classes, Parts, TensorPictures
 if TYPE_CHECKING:
     from torch import Tensor
 
-# DOC proxylessnas.train.named_data: """Data sets known by name, found on disk, downloaded by torchvision, or bundled with the package."""
 
 #: Names of the classes, in the order of the labels.
 DIGITS = tuple("0123456789")

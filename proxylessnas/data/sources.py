@@ -1,4 +1,4 @@
-"""Labelled pictures to train on: in files, in one tensor, or behind somebody's data set.
+"""Labelled images to train on: in files, in one tensor, or behind somebody's data set; their classes.
 
 All of them are read one at a time as 8-bit RGB, can be sent to the worker processes of a ``DataLoader`` and
 hold no more per picture than they must: a list of a million paths would be copied into each worker.
@@ -20,8 +20,6 @@ from ..utils.random import keep_random_state, seed_everything
 from .categories import categories, class_places, wnids
 from .folders import leading_wnid
 from .images import load_image, to_rgb
-
-# DOC proxylessnas.train.parts: """The classes of some training data, and the parts it comes in."""
 
 #: What Pillow and torchvision's decoders raise for a damaged file.
 UNREADABLE = (OSError, ValueError, SyntaxError, RuntimeError)

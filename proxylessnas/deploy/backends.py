@@ -1,4 +1,4 @@
-"""The ways to run a net in PyTorch that :func:`proxylessnas.deploy.optimize` chooses from."""
+"""Backends that :func:`proxylessnas.deploy.optimize` tries to run a model in PyTorch, and its report."""
 
 from __future__ import annotations
 
@@ -18,8 +18,6 @@ from ..models.fuse import fuse
 from ..runtimes.files import load_program
 from ..runtimes.torch_compile import own_function
 from .formats.torch_export import compile_program
-
-# DOC proxylessnas.deploy.optimize_report: """What :func:`proxylessnas.deploy.optimize` tried and found, and what it chose."""
 
 #: Runs a batch [N, C, H, W] in float32, of the shape it was made for, to outputs in float32.
 Run = Callable[[Tensor], Tensor]

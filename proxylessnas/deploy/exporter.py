@@ -25,8 +25,6 @@ from .formats.base import ExportOptions, format_of
 from .report import ExportReport, FileRecord
 from .verify import LatencyRow, not_measured, proof_pictures, time_file
 
-# DOC proxylessnas.deploy.timing: """What was gained: the latency of the net in PyTorch and of the file in its runtime, measured by turns."""
-
 PRECISIONS = ("float32", "int8")
 
 #: Told what comes next, in words.

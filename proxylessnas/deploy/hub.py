@@ -46,8 +46,6 @@ from .hub_files import (
 )
 from .model_card import model_card
 
-# DOC proxylessnas.deploy.hub_files: """The Hugging Face Hub's own library: files of repositories, and its errors as ours."""
-
 _MOST_CONFIG_BYTES = 1 << 20
 
 

@@ -9,7 +9,7 @@ from ..errors import ProxylessError
 from ..models.base import Classifier
 from ..models.profile import profile
 from ..train.evaluate import Evaluation
-from ..weights.registry import Weights
+from ..weights.record import Weights
 from .hub_files import LIBRARY, hub_library
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def model_card(
         model: the net.
         name: its title.
         license: SPDX identifier; None takes that of the published weights, if the net has just these.
-        measured: accuracy of this net as :func:`~proxylessnas.train.evaluate.evaluate` found it; None shows the
+        measured: accuracy of this net as :func:`~.train.evaluate.evaluate` found it; None shows the
             published figures, if the net has just these weights, and says that they are.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Proof that a file computes what the net does: both on the same inputs, at several batch sizes."""
+"""Proof that an exported file computes what the model does, the images for that, and the speed-up."""
 
 from __future__ import annotations
 
@@ -27,8 +27,6 @@ from ..runtimes.files import file_runtimes
 from ..runtimes.settings import Settings
 from .bundle import Subject
 from .formats.base import ExportOptions, Program
-
-# DOC proxylessnas.deploy.proof_pictures: """The pictures that a file is proven with: the caller's, or those that come with this package."""
 
 #: Pictures a call where the file leaves that open.
 BATCHES = (1, 2, 7)

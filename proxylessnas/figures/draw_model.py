@@ -1,4 +1,4 @@
-"""Nets as figures (SVG or PNG, with matplotlib): one or several side by side, block by block.
+"""Models as figures (SVG or PNG, with matplotlib): block by block, one or several side by side.
 
 A net flows from top to bottom. An MBConv block is drawn as what it is, an inverted bottleneck: narrow at its
 input and output, wide in between, where its depthwise convolution is. So a net of large ratios looks wide,
@@ -15,15 +15,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..arch.arch import Arch, Block
+from ..arch.arch import Arch
+from ..arch.blocks import Block
 from ..arch.op_key import CLASSIFIER, LAST, STEM, OpKey, arch_keys
 from ..errors import DataError
+from ..latency.plots import short
 from ..utils.plotting import GREY, open_figure, require_matplotlib
 
 if TYPE_CHECKING:
     from ..latency.table import LatencyTable
 
-# DOC proxylessnas.report.shapes: """What a figure of a net shows, as data: its layers from the stem to the classifier, with sizes and times."""
 
 #: Kernel size -> (fill, colour of the text on it): of one hue each, light to dark.
 KERNEL_COLORS = {3: ("#f7c948", "#1b1b1b"), 5: ("#4ba3c7", "#10222b"), 7: ("#0b3c5d", "#fdfdfd")}
@@ -114,7 +115,15 @@ def _column(
     decimals: str,
 ) -> None:
     axes.text(
-        x, -1.35, name, ha="center", va="bottom", fontsize=11, fontweight="bold", color=INK, parse_math=False
+        x,
+        -1.35,
+        short(name),
+        ha="center",
+        va="bottom",
+        fontsize=11,
+        fontweight="bold",
+        color=INK,
+        parse_math=False,
     )
     axes.text(
         x, -0.75, note or summary(layers), ha="center", va="bottom", fontsize=8, color=GREY, parse_math=False

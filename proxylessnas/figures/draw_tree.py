@@ -11,7 +11,8 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..arch.tree import BRANCHES, EDGES_PER_BRANCH, TreeArch
+from ..arch.blocks import BRANCHES, EDGES_PER_BRANCH
+from ..arch.tree import TreeArch
 from ..errors import DataError
 from ..utils.plotting import GREEN, GREY, open_figure, require_matplotlib
 from .draw_model import INK

@@ -6,8 +6,8 @@ import math
 import random
 from collections.abc import Collection
 
-from ..arch.arch import ZERO
 from ..arch.op_key import OpKey, key_macs
+from ..arch.ops import ZERO
 from ..arch.space import Position, SearchSpace
 from ..errors import LatencyError
 

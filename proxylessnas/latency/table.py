@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..arch.arch import ZERO, Arch
+from ..arch.arch import Arch
 from ..arch.op_key import STEM, OpKey, arch_keys, nearest_key, space_keys
+from ..arch.ops import ZERO
 from ..arch.space import Position, SearchSpace
 from ..errors import LatencyError, LatencyKeyError, shown
 from ..runtimes.settings import Conditions

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..data.transforms import Preprocessing
-    from ..weights.registry import Weights
+    from ..weights.record import Weights
 
 # DOC proxylessnas.predict: """From a picture to class names in one call."""
 

@@ -16,8 +16,9 @@ from ..arch.text import MAX_TEXT
 from ..arch.tree import TreeArch
 from ..errors import ArchError, WeightsNotFoundError
 from ..utils.files import read_text
-from ..weights.cache import verified_loader
-from ..weights.registry import Weights, find_by_digest, get_weights
+from ..weights.cache import VerifiedLoader
+from ..weights.record import Weights
+from ..weights.registry import find_by_digest, get_weights
 from .base import Classifier
 from .loading import (
     Source,
@@ -34,7 +35,7 @@ from .resolve import is_weights_file, looks_like_path, name_of_file
 
 if TYPE_CHECKING:
     from ..arch.tree import TreeArch
-    from ..weights.registry import Weights
+    from ..weights.record import Weights
 
 # DOC proxylessnas.zoo: """One function a published net, all of one signature: what ``torch.hub`` shows and most people call."""
 
@@ -64,7 +65,7 @@ def read_arch(path: str | os.PathLike[str]) -> Arch | TreeArch:
     if not is_weights_file(path):
         return _read_arch_file(path)
     if path.suffix.lower() == ".safetensors":
-        from ..weights.cache import read_metadata
+        from ..utils.tensor_files import read_metadata
 
         metadata = read_metadata(path)
         if "arch" in metadata:
@@ -190,7 +191,7 @@ def _build_with_weights(
 ) -> Classifier:
     if isinstance(weights, Weights):
         # Reading and hashing 18 MB takes as long as creating 400 modules: do both at once.
-        loader = verified_loader(weights, progress=progress)
+        loader = VerifiedLoader(weights, progress=progress)
         model = build(arch, **options, device="meta")
         source = Source(loader.result(), f"the weights of {weights.name}", record=weights, owned=True)
     else:
@@ -230,7 +231,7 @@ def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
     """
     names = sorted(fnmatch.filter(MODEL_NAMES, pattern))
     if pretrained:
-        from ..weights.manifest import read_manifest
+        from ..weights.registry import read_manifest
 
         with_weights = read_manifest()
         names = [name for name in names if name in with_weights]

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..arch.arch import Block, custom_op
+from ..arch.blocks import Block
+from ..arch.ops import custom_op
 from ..errors import ArchError
 
 

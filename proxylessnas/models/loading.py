@@ -18,7 +18,7 @@ from .model_file import Header
 from .resolve import looks_like_path, name_of_file
 
 if TYPE_CHECKING:
-    from ..weights.registry import Weights
+    from ..weights.record import Weights
 
 # DOC proxylessnas.sources: """Where weights come from: a name, a record, a file or a state dict, opened to one thing."""
 
@@ -265,9 +265,10 @@ def open_source(
     Raises:
         WeightsNotFoundError, WeightsFetchError, WeightsCorruptError: see those.
     """
-    from ..utils.tensor_files import state_dict_of
-    from ..weights.cache import cached_state_dict, safe_load
-    from ..weights.registry import Weights, find_by_digest, get_weights
+    from ..utils.tensor_files import safe_load, state_dict_of
+    from ..weights.cache import cached_state_dict
+    from ..weights.record import Weights
+    from ..weights.registry import find_by_digest, get_weights
 
     if isinstance(source, Mapping):
         return Source(state_dict_of(source, "the given weights"), "the given weights")

@@ -66,7 +66,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     Raises:
         WeightsNotFoundError, WeightsCorruptError: it cannot be read.
     """
-    from ..weights.cache import read_metadata
+    from ..utils.tensor_files import read_metadata
 
     if Path(path).suffix.lower() != ".safetensors":
         return Header()
@@ -99,7 +99,7 @@ def save_weights(
         ProxylessError: the folder does not exist.
         MissingExtraError: safetensors is not installed.
     """
-    from ..weights.cache import write_safetensors
+    from ..utils.tensor_files import write_safetensors
 
     path, model = Path(path), unwrapped(model)
     if not isinstance(model, Classifier):

@@ -12,7 +12,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..arch.tree import BOTTLENECK, BRANCHES, EDGES_PER_BRANCH, TreeArch
+from ..arch.blocks import BOTTLENECK, BRANCHES, EDGES_PER_BRANCH
+from ..arch.tree import TreeArch
 from .base import Classifier, check_in_chans, check_rate
 from .layers import batch_norm, conv2d, drop_path
 

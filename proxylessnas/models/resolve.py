@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from ..arch.published import normalise_name
-from ..errors import UnknownModelError
+from ..errors import UnknownModelError, short_name
 
 WEIGHTS_SUFFIXES = (".pth", ".pt", ".tar", ".bin", ".ckpt", ".safetensors")
 _RUN_FILES = ("model.safetensors", "child.safetensors", "arch.txt", "net.config")
@@ -24,7 +24,7 @@ def name_of_file(path: str | os.PathLike[str]) -> str:
     It is called like the file; the nets that every run leaves under the same name, like the run's folder.
     """
     file = Path(path)
-    return (file.resolve().parent.name if file.name in _RUN_FILES else "") or file.stem
+    return short_name((file.resolve().parent.name if file.name in _RUN_FILES else "") or file.stem, "model")
 
 
 def looks_like_path(word: str | os.PathLike[str]) -> bool:

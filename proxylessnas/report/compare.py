@@ -141,9 +141,8 @@ def _unlike(name: str, story: Story, other: Story) -> list[str]:
     if other.space.digest != story.space.digest:
         found.append(f"{name} is of another space ({other.space.name}).")
     if other.begin.get("table") != story.begin.get("table"):
-        found.append(
-            f"{name} is of another latency table: its latencies are of other conditions, and not compared."
-        )
+        used = "is of another latency table" if other.begin.get("table") else "used no latency table"
+        found.append(f"{name} {used}: its latencies are of other conditions, and not compared.")
     if other.done is None:
         found.append(f"{name} has not ended.")
     return found

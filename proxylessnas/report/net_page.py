@@ -1,4 +1,4 @@
-"""A net on a page: its figure, by channels and, where a latency table knows it, by latency; and as text."""
+"""A model on a page and in a terminal: its figure by channels and latency, and as text."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..arch.arch import Arch, Stage
+from ..arch.arch import Arch
+from ..arch.blocks import Stage
 from ..arch.op_key import CLASSIFIER
 from ..arch.tree import TreeArch
-from ..errors import LatencyError, LatencyKeyError
+from ..errors import LatencyError, LatencyKeyError, one_line
 from ..figures.draw_model import (
     SKIPPED,
     Layer,
@@ -32,8 +33,6 @@ from .page import (
 
 if TYPE_CHECKING:
     from ..latency.table import LatencyTable
-
-# DOC proxylessnas.report.net_words: """Nets as text for a terminal: a line a block, or a line a stage."""
 
 
 def net_part(arch: Arch | TreeArch, table: LatencyTable | None, notes: list[str]) -> Raw:
@@ -110,7 +109,7 @@ def net_text(layers: Sequence[Layer], name: str, *, note: str = "", ascii_only: 
     timed = all(layer.ms is not None for layer in layers)
     most = max(_length(layer, timed) for layer in layers) or 1.0
     blocks, skipped = counts(layers)
-    lines = [f"{name}: {blocks} blocks, {skipped} skipped{', ' + note if note else ''}"]
+    lines = [f"{one_line(name)}: {blocks} blocks, {skipped} skipped{', ' + note if note else ''}"]
     size = 0
     for layer in layers:
         where = f"{layer.size:>4}" if layer.size != size else "    "
@@ -146,7 +145,7 @@ def tree_text(arch: TreeArch) -> str:
     """Return a net of tree cells, stage by stage; see :mod:`proxylessnas.arch.tree` for the letters."""
     widths, count = arch.cell_widths, len(arch.words)
     each = count // arch.num_stages
-    lines = [f"{arch.name}: {count} tree cells in {arch.num_stages} stages"]
+    lines = [f"{one_line(arch.name)}: {count} tree cells in {arch.num_stages} stages"]
     for start in range(0, count, each):
         size = arch.resolution // 2 ** (start // each)
         lines.append(f"{size:>4} px, {widths[start]} to {widths[start + each - 1]} channels")

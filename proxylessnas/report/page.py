@@ -1,4 +1,4 @@
-"""One HTML file that needs nothing else: its parts, its style and its script in it, everything escaped."""
+"""One HTML file that needs nothing else: its parts, style and script, SVG figures and words for figures."""
 
 from __future__ import annotations
 
@@ -14,10 +14,6 @@ from typing import Any, NamedTuple
 
 from ..utils.files import write_atomically
 from ..utils.paths import ASSETS
-
-# DOC proxylessnas.report.svg: """matplotlib's SVG as part of a page: texts that can be read and found, colours of the page's theme."""
-
-# DOC proxylessnas.report.wording: """How reports put costs and accuracies into words."""
 
 _DATA = ASSETS
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..arch.arch import Arch
 from ..arch.published import PUBLISHED, normalise_name
 from ..arch.tree import TreeArch
-from ..errors import ArchError, DataError, UnknownModelError
+from ..errors import ArchError, DataError, UnknownModelError, short_name
 from ..models.resolve import is_weights_file, looks_like_path, name_of_file
 from .runs import LOG_FILE, Story, read_story
 
@@ -82,7 +82,7 @@ def is_search(folder: str | os.PathLike[str]) -> bool:
 def _of_folder(folder: Path) -> Subject:
     from ..models.factory import read_arch
 
-    name = folder.resolve().name
+    name = short_name(folder.resolve().name, "run")
     for file in _NETS:
         if (folder / file).is_file():
             return Subject(name, read_arch(folder / file), folder)

@@ -1,4 +1,4 @@
-"""What happened in a search, read from its log alone."""
+"""What happened in a search or a training run, read from its folder alone."""
 
 from __future__ import annotations
 
@@ -13,15 +13,12 @@ from typing import Any
 
 from ..arch.arch import Arch
 from ..arch.space import SearchSpace
-from ..arch.spaces import from_dict
 from ..arch.tree import TreeArch
 from ..data.folders import counted
 from ..errors import ArchError, DataError, ProxylessError, first_line
 from ..figures.probability_map import block_names
 from ..utils.files import open_file, read_bytes
 from ..utils.text import csv_rows
-
-# DOC proxylessnas.report.train_story: """What happened in a training run, read from its folder alone."""
 
 LOG_FILE = "search.jsonl"  # as search.log writes it; importing that would import torch
 
@@ -113,7 +110,7 @@ def read_story(folder_or_log: str | os.PathLike[str]) -> Story:
     begin = _sound(begins[-1])
     try:
         modules = begin.get("registered_by")
-        space = from_dict(begin["space"], modules=modules if isinstance(modules, dict) else None)
+        space = SearchSpace.from_dict(begin["space"], modules=modules if isinstance(modules, dict) else None)
         columns = tuple(map(str, begin["columns"]))
     except (KeyError, TypeError, ValueError, ArchError) as e:
         raise DataError(f"{path}: its first line does not tell the search space ({first_line(e)})") from e
@@ -404,7 +401,7 @@ def _json(path: Path, notes: list[str]) -> Mapping[str, Any] | None:
 
 def _net(path: Path, notes: list[str]) -> tuple[Arch | TreeArch | None, Mapping[str, str]]:
     """Return the architecture in the header of the trained net's file, and the rest of the header."""
-    from ..weights.cache import read_metadata
+    from ..utils.tensor_files import read_metadata
 
     if not path.is_file():
         return None, {}

@@ -1,4 +1,4 @@
-"""The report of a search: what was asked, what was found, how it came about, and how to do it again."""
+"""The report of a search: what was asked, what was found, how it came about, how to repeat it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from ..latency.metrics import Validation
     from ..latency.table import LatencyTable
 
-# DOC proxylessnas.report.html_latency: """The part of a search's page about latency: predicted, measured, and how good the predictions are."""
 
 _ALGORITHMS = {
     "gradient": "gradient (ProxylessNAS-G)", "reinforce": "REINFORCE (ProxylessNAS-R)",

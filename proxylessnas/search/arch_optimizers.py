@@ -1,4 +1,4 @@
-"""The arch step of the gradient algorithm: one update of alpha on held-out pictures (sections 3.2, 3.3)."""
+"""Updates of the architecture parameters: gradient steps through gates (3.2, 3.3) and REINFORCE (3.3.2)."""
 
 from __future__ import annotations
 
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from .path_optimizer import PathParameters
     from .supernet import SuperNet
 
-# DOC proxylessnas.search.reinforce: """The other published algorithm: REINFORCE, which needs no gradient through the net (section 3.3.2)."""
-
-# DOC proxylessnas.search.gate_scale: """Scale of the loss in arch steps of fp16, whose gradients would otherwise round to zero."""
 
 MODES = ("two", "full", "full_v2")
 #: What helps where held-out batches are too small for BatchNorm.

@@ -1,8 +1,14 @@
-"""The net that a search ends with: the most probable one within the budgets, found exactly.
+"""The most probable model within the constraints, found exactly, and a plain model out of a supernet.
 
 The most probable candidate of each block (what the original code derives) may well cost too much together.
 Here the product of the probabilities is maximised over all nets that meet every budget: a knapsack problem
 with one choice a block, solved by dynamic programming over the blocks.
+
+>>> from proxylessnas.search import SuperNet, derive
+>>> from proxylessnas.arch.spaces import read_space
+>>> arch, net = derive(SuperNet(read_space("tiny")), target_macs_m=1.5)
+>>> net.num_classes
+10
 """
 
 from __future__ import annotations
@@ -16,7 +22,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from ..arch.arch import ZERO, Arch
+from ..arch.arch import Arch
+from ..arch.ops import ZERO
 from ..arch.space import SearchSpace
 from ..errors import DataError
 from ..models.batchnorm import recalibrate
@@ -27,14 +34,6 @@ if TYPE_CHECKING:
     from ..latency.table import LatencyTable
     from .supernet import SuperNet
 
-# DOC proxylessnas.search.deriving: """A plain net out of a supernet that was trained in memory; ``after.py`` does it for a search's folder.
-#
-# >>> from proxylessnas.search import SuperNet, derive
-# >>> from proxylessnas.arch.spaces import read_space
-# >>> arch, net = derive(SuperNet(read_space("tiny")), target_macs_m=1.5)
-# >>> net.num_classes
-# 10
-# """
 
 _MOST_STATES = 2_000_000
 

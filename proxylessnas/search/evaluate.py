@@ -1,4 +1,10 @@
-"""Single nets of a supernet: what they are worth, and which one a search ends with."""
+"""Evaluates subnets of a supernet, and measures the one a search ends with until it meets its target.
+
+A table predicts; what counts is the device. So the most probable model within the constraints is measured,
+interleaved with the reference model of the table (:mod:`..latency.session`), and if its undisturbed latency
+is above the target, the constraint is tightened by what the prediction missed, and the next candidate is
+taken.
+"""
 
 from __future__ import annotations
 
@@ -35,13 +41,6 @@ if TYPE_CHECKING:
     from .setup import Job
     from .supernet import SuperNet
 
-# DOC proxylessnas.search.winner: """The net a search ends with: measured beside the table's reference, and replaced while it is too slow.
-#
-# A table predicts; what counts is the device. So the most probable model within the constraints is measured,
-# interleaved with the reference model of the table (:mod:`..latency.session`), and if its undisturbed latency
-# is above the target, the constraint is tightened by what the prediction missed, and the next candidate is
-# taken.
-# """
 
 _SAVE_EVERY_S = 30.0  # while nets are judged
 _CALIBRATION = 2**20  # the epoch whose batches BatchNorm statistics are computed from: none of the run's own

@@ -1,4 +1,4 @@
-"""What a search writes down: ``search.jsonl``, and the same figures for TensorBoard."""
+"""What a search logs: ``search.jsonl``, TensorBoard, and signs that it goes wrong, in words."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from .baselines import best_of
 if TYPE_CHECKING:
     from .searcher import Searcher
 
-# DOC proxylessnas.search.health: """Signs that a search goes wrong, in figures and in words."""
 
 LOG_FILE = "search.jsonl"
 _GROUP = "search"  # of the figures in TensorBoard

@@ -1,4 +1,22 @@
-"""One searched block: several candidates, of which one path is taken at a time."""
+"""One searched block: candidate operations behind binary gates, of which one path is computed at a time.
+
+A block of the over-parameterised net is ``y = sum_k g_k o_k(x)`` with gates ``g`` that are one-hot: 1 for the
+sampled candidate, 0 for the others. So ``y`` is the sampled candidate's output, while
+
+    dL/dg_k = <dL/dy, o_k(x)>
+
+is defined for all of them (ProxylessNAS, section 3.2.1, after BinaryConnect). The gate *echoes* the output
+of the sampled candidate: weights get ordinary gradients, and only the gate's own gradient needs the others.
+It is computed in the backward pass, where ``dL/dy`` is at hand, and nothing of the others is stored.
+
+In an arch step all candidates of a block see the same input, and BatchNorm uses the batch's statistics. Those
+of a 1x1 convolution ``u = W x`` follow from the mean and the covariance of ``x``: ``mean(u) = W mean(x)`` and
+``var(u) = diag(W cov(x) W^T)``. So the widest map of an MBConv need not be looked at to be normalised: scale
+and shift go into the convolution, and the covariance of its narrow input serves all candidates.
+
+This is the same function, computed in another order. What is not known to gain by it runs as it is: GPUs,
+autocast, other layouts, small maps, and whatever is no plain MBConv.
+"""
 
 from __future__ import annotations
 
@@ -12,29 +30,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..models.layers import ConvLayer, MBConv
-
-# DOC proxylessnas.search.gates: """Binary gates: one path is computed, and yet every candidate learns what it would have done.
-#
-# A block of the over-parameterised net is ``y = sum_k g_k o_k(x)`` with gates ``g`` that are one-hot: 1 for the
-# sampled candidate, 0 for the others. So ``y`` is the sampled candidate's output, while
-#
-#     dL/dg_k = <dL/dy, o_k(x)>
-#
-# is defined for all of them (ProxylessNAS, section 3.2.1, after BinaryConnect). The gate *echoes* the output
-# of the sampled candidate: weights get ordinary gradients, and only the gate's own gradient needs the others.
-# It is computed in the backward pass, where ``dL/dy`` is at hand, and nothing of the others is stored.
-# """
-
-# DOC proxylessnas.search.quick: """Outputs of candidates that nothing is differentiated through, on a CPU for less than a forward pass.
-#
-# In an arch step all candidates of a block see the same input, and BatchNorm uses the batch's statistics. Those
-# of a 1x1 convolution ``u = W x`` follow from the mean and the covariance of ``x``: ``mean(u) = W mean(x)`` and
-# ``var(u) = diag(W cov(x) W^T)``. So the widest map of an MBConv need not be looked at to be normalised: scale
-# and shift go into the convolution, and the covariance of its narrow input serves all candidates.
-#
-# This is the same function, computed in another order. What is not known to gain by it runs as it is: GPUs,
-# autocast, other layouts, small maps, and whatever is no plain MBConv.
-# """
 
 
 class Choice(nn.Module):

@@ -1,4 +1,17 @@
-"""What an arch step minimises: the loss on held-out pictures, and how costly the net is expected to be."""
+"""What an arch step minimises: loss on held-out images and expected cost, with a trade-off that adapts.
+
+With a fixed strength the cost at the end is anybody's guess (users report targets of 25 ms that end at 72).
+This is a proportional-integral controller of the strength's logarithm: a net that is expected to cost more
+than wanted is pulled at harder at once, and a little harder for good. Alpha under Adam moves by about its
+learning rate a step, however hard it is pulled: with that as the unit of time, alpha adds up the pull as an
+integrator, and the two gains give a loop that is damped just enough not to swing. Where the pull is so hard
+that more of it would change nothing, the integral part waits.
+
+Both derivatives together keep their size while their proportion changes. Else the hard pull at the start of
+a search with a low target would be the measure of all that Adam sees in the next thousand steps, and neither
+the loss nor a weaker pull would move alpha any more. It is ours; the published searches have a fixed strength
+(``adapt = false``).
+"""
 
 from __future__ import annotations
 
@@ -10,21 +23,6 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..errors import DataError, shown
-
-# DOC proxylessnas.search.controller: """Adapts the trade-off during a search, so that the expected cost arrives at the target.
-#
-# With a fixed strength the cost at the end is anybody's guess (users report targets of 25 ms that end at 72).
-# This is a proportional-integral controller of the strength's logarithm: a net that is expected to cost more
-# than wanted is pulled at harder at once, and a little harder for good. Alpha under Adam moves by about its
-# learning rate a step, however hard it is pulled: with that as the unit of time, alpha adds up the pull as an
-# integrator, and the two gains give a loop that is damped just enough not to swing. Where the pull is so hard
-# that more of it would change nothing, the integral part waits.
-#
-# Both derivatives together keep their size while their proportion changes. Else the hard pull at the start of
-# a search with a low target would be the measure of all that Adam sees in the next thousand steps, and neither
-# the loss nor a weaker pull would move alpha any more. It is ours; the published searches have a fixed strength
-# (``adapt = false``).
-# """
 
 KINDS = ("mul_log", "add_linear", "none")
 

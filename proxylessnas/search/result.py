@@ -1,4 +1,4 @@
-"""What a search leaves behind: the net as text, as the original JSON, as weights; and how it was found."""
+"""The end of a search: its model is derived, evaluated, measured and written, as text, JSON and weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ..arch.arch import Arch
-from ..errors import ProxylessError
+from ..errors import ProxylessError, short_name
 from ..models.model_file import save_weights
 from ..utils.files import write_atomically
 from .constraints import Budget
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from ..models.proxylessnas import ProxylessNAS
     from ..train.metrics import Metrics
 
-# DOC proxylessnas.search.ending: """The end of a search: its net is derived, judged, measured and written down."""
 
 ARCH_FILE, CONFIG_FILE, CHILD_FILE, RESULT_FILE = "arch.txt", "net.config", "child.safetensors", "result.json"
 
@@ -226,7 +225,7 @@ def settle(
         seconds: what the search took.
     """
     picks, tried = choose(job, searcher)
-    child, metrics = searcher.inherited(picks, out.resolve().name or "searched")
+    child, metrics = searcher.inherited(picks, short_name(out.resolve().name, "searched"))
     costs = {name: c.of(picks) for name, c in job.costs.items()}
     result = SearchResult(
         True, out, cast(Arch, child.arch), tuple(picks), out / CHILD_FILE, metrics.top1, costs,

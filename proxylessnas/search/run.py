@@ -1,4 +1,4 @@
-"""Search for a net: from a space, pictures and a target to a net that meets it."""
+"""Search, resume, derive again: from a space, images and a target to a model that meets it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..train.log_files import load_tensorboard
 from ..train.run import held_folder
 from ..train.settings import Settings
 from ..utils.distributed import processes
-from ..utils.files import write_atomically
+from ..utils.files import open_file, read_bytes, write_atomically
 from ..utils.signals import StopRequest
 from .logger import LOG_FILE as LOG_FILE
 from .logger import open_logs
@@ -31,7 +31,6 @@ from .setup import Job as Job
 if TYPE_CHECKING:
     from ..latency.table import LatencyTable
 
-# DOC proxylessnas.search.after: """What can be done with a search's folder later: go on, derive another net, look at it."""
 
 RECIPE_FILE, SPACE_FILE, TABLE_FILE, SOURCE_FILE = "search.toml", "space.toml", "table.json", "source.json"
 
@@ -100,7 +99,12 @@ def _carry_out(job: Job, searcher: Searcher) -> SearchResult:
         if searcher.processes.main and not (settings.out / LOG_FILE).stat().st_size:
             log.begin(job.origin())
         if searcher.fit(stop, log):
-            return finish(job, searcher, log)
+            stop.at_once = searcher.processes.world == 1  # the others would wait for this one
+            try:
+                return finish(job, searcher, log)
+            except KeyboardInterrupt:
+                if stop.signal is None:
+                    raise
         p = searcher.position
         log.run.note(f"stopped and saved at step {p.global_step:,}; the same command goes on from there")
         return SearchResult(False, settings.out, seconds=p.total_seconds, signal=stop.signal)
@@ -238,7 +242,7 @@ def describe(folder: str | Path) -> dict[str, Any]:
     found["result"] = None
     if result.exists():
         try:
-            found["result"] = json.loads(result.read_text(encoding="utf-8"))
+            found["result"] = json.loads(read_bytes(result))
         except (OSError, ValueError) as e:
             raise CheckpointError(f"{result}: cannot be read ({e})") from e
     found["finished"] = found["result"] is not None
@@ -249,7 +253,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     """Return the lines of a log; one that was cut short ends it."""
     rows = []
     try:
-        with path.open(encoding="utf-8", errors="replace") as file:
+        with open_file(path) as file:
             for line in file:
                 try:
                     row = json.loads(line)
@@ -270,7 +274,7 @@ def _parts(folder: str | Path) -> tuple[SearchRecipe, SearchSpace, dict[str, Any
         )
     source: dict[str, Any] = {}
     try:
-        source = json.loads((folder / SOURCE_FILE).read_text(encoding="utf-8"))
+        source = json.loads(read_bytes(folder / SOURCE_FILE))
     except FileNotFoundError:
         pass
     except (OSError, ValueError) as e:

@@ -1,4 +1,4 @@
-"""The loop of a search: weight steps on sampled paths, arch steps in between, then a net is derived.
+"""The loop of a search: weight steps on sampled paths, arch steps in between; it stops and resumes anywhere.
 
 On a CPU the same search gives the same bits, whether it was interrupted or not: pictures and their order are
 functions of the seed and the step, and a checkpoint holds alpha, weights, both optimisers, the controller or
@@ -50,7 +50,6 @@ from .supernet import SuperNet
 if TYPE_CHECKING:
     from ..models.proxylessnas import ProxylessNAS
 
-# DOC proxylessnas.search.resume: """What a search goes on from: gathered into a checkpoint, checked and put back."""
 
 _PATHS, _ARCH = 101, 102  # what a generator is for
 

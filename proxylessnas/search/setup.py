@@ -28,7 +28,6 @@ from .supernet import SuperNet, seeded
 if TYPE_CHECKING:
     from ..latency.table import LatencyTable
 
-# DOC proxylessnas.search.parts: """What a search is put together from, as its recipe says."""
 
 _START = 104  # what a generator is for
 

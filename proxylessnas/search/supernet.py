@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..arch.arch import ZERO, Block, parse_token
+from ..arch.blocks import Block
+from ..arch.ops import ZERO, parse_token
 from ..arch.space import Position, SearchSpace
 from ..data.transforms import Preprocessing
 from ..errors import ArchError

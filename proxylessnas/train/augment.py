@@ -1,4 +1,4 @@
-"""Augmentation: picture by picture with torchvision's transforms, or a whole batch of small ones at once.
+"""Augmentation: image by image with torchvision's transforms, or a whole batch at once; mixup and cutmix.
 
 The second way exists because at 32 x 32 px the calls cost more than the arithmetic: a batch of 128 takes
 2 ms instead of 17. It does crops with padding, mirroring and cutout; anything else goes the first way.
@@ -21,8 +21,6 @@ from .sampler import BATCHES, MIRRORS, MIXING, generator, mix64
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-# DOC proxylessnas.train.mixing: """Mix the pictures of a batch with each other, and their targets: mixup and cutmix."""
 
 
 class Geometry:

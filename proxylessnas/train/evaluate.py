@@ -1,4 +1,4 @@
-"""Measure the accuracy of a net on labelled pictures, and name the best classes of a few."""
+"""Evaluates a model on labelled images: accuracy, best classes, also over several processes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from .metrics import Metrics
 
-# DOC proxylessnas.train.validating: """The accuracy of a net on the pictures of several processes."""
 
 T = TypeVar("T")
 #: Inputs [B, 3, H, W] and class indices [B], or None for both; reasons of what could not be read.

@@ -23,7 +23,6 @@ from .sampler import Steps
 if TYPE_CHECKING:
     from ..data.sources import Pictures
 
-# DOC proxylessnas.train.reading: """Batches read picture by picture, in this process or in worker processes."""
 
 __all__ = ["Batch", "EvalLoader", "TrainLoader", "measure_loader"]
 

@@ -1,7 +1,11 @@
-"""The record of a run on disk: ``log.jsonl``, one JSON object a line, and ``epochs.csv``, one row an epoch.
+"""Logs of a run on disk: ``log.jsonl``, ``epochs.csv``, and figures for TensorBoard.
 
 Both survive a run that is killed and continued: what lies behind the point of continuation is cut off first,
 so that they tell one history. Neither may stop a run: whatever goes wrong here is told, once, to ``tell``.
+
+The event files are written with TensorBoard's own record writer, but without the usual ``SummaryWriter``:
+that one writes in a thread (where a full disk is an unhandled error, and with which worker processes would be
+forked), imports TensorFlow where it is installed, and takes seconds to import where it is not.
 """
 
 from __future__ import annotations
@@ -22,15 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import missing_extra
-from ..utils.files import write_atomically
+from ..utils.files import open_to_append, write_atomically
 from ..utils.text import csv_rows, csv_text
-
-# DOC proxylessnas.train.tensorboard_log: """Figures of a run for TensorBoard.
-#
-# The event files are written with TensorBoard's own record writer, but without the usual ``SummaryWriter``:
-# that one writes in a thread (where a full disk is an unhandled error, and with which worker processes would be
-# forked), imports TensorFlow where it is installed, and takes seconds to import where it is not.
-# """
 
 Row = dict[str, Any]  # column to number; None where there is none
 Tell = Callable[[str], None]
@@ -86,7 +83,7 @@ class Appended:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("ab", buffering=0)
+        self._file = open(path, "ab", buffering=0, opener=open_to_append)  # noqa: SIM115 - closed by close()
 
     def add(self, piece: bytes) -> None:
         """Add a piece.

@@ -1,6 +1,6 @@
-"""The log of a training run: files that any tool reads, and what a person sees while it runs.
+"""The log of a run while it goes: files that any tool reads, lines for people, speed and time left.
 
-    runs/a/log.jsonl      one JSON object a line: steps, epochs, notes, other events
+runs/a/log.jsonl      one JSON object a line: steps, epochs, notes, other events
     runs/a/epochs.csv     one row an epoch
     runs/a/curves.png     learning curves (with matplotlib)
     runs/a/tensorboard/   the same figures for TensorBoard, if asked for
@@ -25,8 +25,6 @@ from ..errors import MissingExtraError
 from ..utils.files import unlink_quietly
 from .console import Console
 from .log_files import EpochTable, LineLog, TensorBoardLog
-
-# DOC proxylessnas.train.pace: """How fast a run goes, and how long the rest of it takes."""
 
 _LOG = logging.getLogger("proxylessnas")
 _STEP_KEYS = ("loss", "rate", "images_per_second", "waiting", "memory_mib")

@@ -1,4 +1,13 @@
-"""Optimiser, parameter groups, and the learning rate as a pure function of the step."""
+"""Optimisers (SGD, AdamW, Muon, ...), parameter groups, and the learning rate as a pure function of the step.
+
+A 1x1 convolution is a matrix, and most of an MBConv net's weights are in such. Muon (Jordan et al. 2024,
+"Muon: An optimizer for hidden layers in neural networks") replaces the momentum of a matrix by the nearest
+matrix with orthogonal rows or columns, so that every direction is learnt at the same rate. From scratch,
+MBConv nets then get further in few epochs.
+
+``torch.optim.Muon`` takes matrices only, needs torch 2.9, and wants a second optimiser for everything else;
+this one takes all parameters of a net, so that a checkpoint holds one state.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +20,6 @@ from torch import Tensor, nn
 
 from ..models.base import Classifier
 from .recipe import Recipe
-
-# DOC proxylessnas.train.muon: """Muon: SGD for vectors, orthogonalised momentum for matrices.
-#
-# A 1x1 convolution is a matrix, and most of an MBConv net's weights are in such. Muon (Jordan et al. 2024,
-# "Muon: An optimizer for hidden layers in neural networks") replaces the momentum of a matrix by the nearest
-# matrix with orthogonal rows or columns, so that every direction is learnt at the same rate. From scratch,
-# MBConv nets then get further in few epochs.
-#
-# ``torch.optim.Muon`` takes matrices only, needs torch 2.9, and wants a second optimiser for everything else;
-# this one takes all parameters of a net, so that a checkpoint holds one state.
-# """
 
 _WARMUP_START = 0.01  # share of the rate at the first step of a warm-up
 _FUSED_DEVICES = {"cpu", "cuda"}

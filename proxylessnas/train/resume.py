@@ -1,4 +1,4 @@
-"""What every run goes on from, be it the training of a net or a search."""
+"""Gathers the state of a run into a checkpoint, checks a checkpoint against the run, and puts it back."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from .._version import __version__
-from ..arch.text import format_arch
 from ..errors import CheckpointError, ProxylessError
 from ..utils.distributed import Processes
 from . import checkpoint
@@ -21,7 +20,6 @@ from .step import WeightStep
 if TYPE_CHECKING:
     from .trainer import Trainer
 
-# DOC proxylessnas.train.resume: """What a training run goes on from: gathered into a checkpoint, checked and put back."""
 
 State = dict[str, Any]
 
@@ -205,4 +203,5 @@ def _teacher(trainer: Trainer) -> str | None:
 
 def _arch(trainer: Trainer) -> str:
     net = trainer.net
-    return f"{format_arch(net.arch, notes=False)} classes={net.num_classes} channels={net.in_chans}"
+    text = str(net.arch).partition("\n#")[0]  # without the comments that name modules
+    return f"{text} classes={net.num_classes} channels={net.in_chans}"

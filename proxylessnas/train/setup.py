@@ -1,4 +1,4 @@
-"""Which preprocessing a net gets that is trained by a recipe."""
+"""The model that a training starts from, its preprocessing, and what the log says of the beginning."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from ..models.base import Classifier, unwrapped
 from ..models.factory import create_model, read_arch
 from ..models.resolve import is_weights_file
 from ..utils.config import problems_error
+from ..utils.files import open_file
 from .checkpoint import weights_digest
 from .recipe import Recipe
 from .recipe_rules import size_problems
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
     from ..models.base import Classifier
     from .trainer import Trainer
 
-# DOC proxylessnas.train.start: """The net that a training starts from: with random weights, a trained body, or a whole trained net."""
-
-# DOC proxylessnas.train.beginning: """What the log of a training says of its beginning: the net, the pictures, the versions."""
 
 _USUAL_SIZE = 224  # px
 _USUAL_RESIZE = 256  # px
@@ -152,8 +150,8 @@ def kept_before(out: Path) -> bool | None:
     if not any((out / "checkpoints").glob("*.pt")):
         return None
     try:
-        with (out / "log.jsonl").open(encoding="utf-8") as file:
-            rows: Iterator[dict[str, object]] = (json.loads(line) for line in file if '"begin"' in line)
+        with open_file(out / "log.jsonl") as file:
+            rows: Iterator[dict[str, object]] = (json.loads(line) for line in file if b'"begin"' in line)
             return any(bool(row.get("kept_classifier")) for row in itertools.islice(rows, 1))
     except (OSError, ValueError, AttributeError):
         return False  # what runs did before there was a choice

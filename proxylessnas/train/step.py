@@ -1,4 +1,4 @@
-"""One optimiser step of the weights: forward, loss, backward, clip, update, average.
+"""One optimiser step of the weights: forward, loss, backward, clip, update, average; losses are read late.
 
 Plain training and the weight step of a search are this same step; a search only chooses the path before it.
 """
@@ -24,8 +24,6 @@ from .distillation import taught_loss
 from .ema import WeightAverage
 from .optim import set_rates
 from .recipe import Recipe
-
-# DOC proxylessnas.train.losses: """The losses of the last steps, read together: each look at one would wait for the device."""
 
 _AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _NEVER = 2**62

@@ -1,4 +1,4 @@
-"""The loop: epochs of steps, validation, checkpoints; stopped at any moment, it goes on where it was.
+"""Trains and evaluates a model: epochs of steps, validation, checkpoints; it stops and resumes at any step.
 
 On a CPU the same run gives the same bits, whether it was interrupted or not, with as many threads and the
 same versions: the pictures, their order and their augmentation are functions of the seed, the epoch and the
@@ -40,10 +40,6 @@ from .sampler import Position
 from .settings import Settings
 from .setup import preprocessing_of
 from .step import ADVICE, Losses, WeightStep
-
-# DOC proxylessnas.train.position: """How far a run is."""
-
-# DOC proxylessnas.train.stop: """Stop a run between two steps: on SIGTERM (a job scheduler's) and on Ctrl-C."""
 
 
 class Trainer:

@@ -1,4 +1,4 @@
-"""Whether anything can be computed on a device."""
+"""Whether anything can be computed on a device, and the transfer of a batch to it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import torch
 from torch import Tensor
 
 from ..errors import ProxylessError, first_line
-
-# DOC proxylessnas.train.transfer: """The way of a batch to the device."""
 
 
 def check_usable(device: torch.device, what: str) -> None:

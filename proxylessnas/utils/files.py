@@ -1,4 +1,9 @@
-"""Small file-system tools that hold when processes race, are killed, or meet a full disk."""
+"""Files: atomic writes, locks, bounded reads, folders that appear whole or not at all.
+
+A named pipe, a device or a socket where a file is expected would hang or fill the memory: each is refused
+before anything waits for it. A pipe that the caller itself handed over, as in ``<(command)`` of a shell or
+``/dev/stdin``, is read up to the same size.
+"""
 
 from __future__ import annotations
 
@@ -23,15 +28,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import ExportError, ProxylessError, one_line
-
-# DOC proxylessnas.user_files: """The one door to files that a user names: regular files, of a bounded size, text as any editor writes it.
-#
-# A named pipe, a device or a socket where a file is expected would hang or fill the memory: each is refused
-# before anything waits for it. A pipe that the caller itself handed over, as in ``<(command)`` of a shell or
-# ``/dev/stdin``, is read up to the same size.
-# """
-
-# DOC proxylessnas.deploy.placing: """From a folder of the export's own to the final place: all files of a net, or none."""
 
 _LOG = logging.getLogger("proxylessnas")
 
@@ -174,6 +170,21 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
         raise
     file.close()
     return io.BytesIO(content)
+
+
+def open_to_append(name: str, flags: int) -> int:
+    """Open a file as an ``opener`` of :func:`open`, without ever waiting for somebody to read it.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file.
+    """
+    fd = os.open(name, flags | getattr(os, "O_NONBLOCK", 0), 0o666)
+    try:
+        _check(name, os.fstat(fd).st_mode)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
 
 
 def _content_of_pipe(fd: int, name: str) -> bytearray:

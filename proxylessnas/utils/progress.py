@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import IO, Any
 
-from ..errors import shown_message
+from ..errors import one_line, shown_message
 
 
 class Bar:
@@ -214,7 +214,7 @@ class Steps:
         now = time.monotonic()
         if self._start is None:
             self._start = (now, done)
-        self._what = what or self._what
+        self._what = one_line(what) if what else self._what
         left = self._left(now, done, total)
         if self._bar is not None:
             if done >= total:

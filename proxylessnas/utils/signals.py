@@ -20,10 +20,12 @@ class StopRequest:
 
     Attributes:
         signal: the number of the signal that came, or None.
+        at_once: interrupt at the first one, as a second Ctrl-C does: what is done now can be done again.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self.at_once = False
         self._since = 0.0
         self._before: dict[int, Any] = {}
 
@@ -44,5 +46,7 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal is None:
             self.signal, self._since = number, time.monotonic()
+            if self.at_once:
+                raise KeyboardInterrupt
         elif number == signal.SIGINT and time.monotonic() - self._since > _IMPATIENT_S:
             raise KeyboardInterrupt

@@ -117,7 +117,7 @@ def _from_checkpoint(data: bytes, where: str) -> dict[str, Tensor]:
         raise WeightsCorruptError(f"{where}: {e}") from e
     except pickle.UnpicklingError as e:
         found = re.search(r"(?:GLOBAL|global|Unsupported class|operand)\s+([\w.]+)", str(e))
-        detail = f" ({found[1]})" if found and "." in found[1] else ""
+        detail = f" ({found[1][:80]})" if found and "." in found[1] else ""
         raise WeightsCorruptError(
             f"{where}: damaged, or it holds Python objects{detail} besides tensors; nothing in it was run. "
             "If it is yours, save its tensors alone, where it was made: torch.save(model.state_dict(), FILE)"

@@ -15,7 +15,7 @@ _NO_PORT = re.compile(r"(?<=:)(?!\d{1,5}$).+")
 _MAY_HOLD_SECRETS = re.compile(r"@|%40|\?|://")
 _LONGEST_URL = 200
 _RUN_BY_SPREADSHEETS = re.compile(r"'*\s*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 
 
 def shown_url(url: str) -> str:

@@ -62,6 +62,8 @@ def _scan_archive(data: bytes) -> None:
             infos = archive.infolist()
     except Exception as e:  # BadZipFile, but also struct.error, NotImplementedError, ... for crafted ones
         raise CheckpointRefused("truncated or damaged checkpoint (not a complete archive)") from e
+    if not _has_one_directory(data):  # else torch might find other files in it than those seen here
+        raise CheckpointRefused("an archive that torch.save did not write, or that something was added to")
     packed = any(info.compress_type != zipfile.ZIP_STORED for info in infos)
     if packed or sum(info.file_size for info in infos) > len(data):
         raise CheckpointRefused("a compressed archive, not a torch checkpoint")
@@ -74,6 +76,23 @@ def _scan_archive(data: bytes) -> None:
             names = data[info.header_offset + 26 : info.header_offset + 30]  # their lengths: name, extra
             start = info.header_offset + 30 + sum(struct.unpack("<HH", names.ljust(4, b"\0")))
             _Scan(data[start : start + info.file_size]).run()
+
+
+def _has_one_directory(data: bytes) -> bool:
+    """Tell whether the archive's list of files lies directly before its end record, which is all that follows."""
+    end = len(data) - 22
+    if end < 0 or data[end : end + 4] != b"PK\5\6" or data[-2:] != b"\0\0":  # its comment is empty
+        return False
+    size, offset = struct.unpack_from("<II", data, end + 12)
+    if data[max(end - 20, 0) : end][:4] == b"PK\6\7":  # the same with 64 bits, and where that begins
+        (at,) = struct.unpack_from("<Q", data, end - 12)
+        if at + 56 != end - 20 or data[at : at + 4] != b"PK\6\6":
+            return False
+        small, (size, offset) = (size, offset), struct.unpack_from("<QQ", data, at + 40)
+        if any(a not in (b, 0xFFFFFFFF) for a, b in zip(small, (size, offset), strict=True)):
+            return False
+        end = at
+    return int(offset + size) == end
 
 
 # A value of a pickle: how many values it holds, how deeply they are nested, and whether it is a global.

@@ -1,34 +1,35 @@
-"""HTTP for the downloader: one GET at a time, through requests or, where that is missing, urllib.
+"""Sends one GET for the downloader, through requests, and says in one line what went wrong with it.
 
-Both transports honour the proxy variables of the environment (``HTTPS_PROXY``, ``NO_PROXY``, ...) and the
-certificate settings (``REQUESTS_CA_BUNDLE``, ``CURL_CA_BUNDLE``, ``SSL_CERT_FILE``); neither can be told to
-skip certificate checks. Redirects are followed here, not in the libraries, so that a step from https down to
-http is always refused.
+requests honours the proxy variables of the environment (``HTTPS_PROXY``, ``NO_PROXY``, ...) and the
+certificate settings (``REQUESTS_CA_BUNDLE``, ``CURL_CA_BUNDLE``, and here ``SSL_CERT_FILE``); certificate
+checks cannot be skipped. Its retries are not used: the downloader's go over several sources and resume.
 """
 
 from __future__ import annotations
 
-import base64
+import contextlib
 import http.client
 import os
 import socket
 import ssl
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
-from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urljoin, urlsplit
 
 from ..utils.text import shown_reason, shown_url
 
+if TYPE_CHECKING:
+    import requests
+
 MAX_REDIRECTS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_CA_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
+_CHUNK = 1 << 16
 
 
+@dataclass(eq=False)
 class FetchFailure(Exception):
-    """One attempt at one address failed; the downloader makes a retry or a WeightsFetchError of it.
+    """One attempt at one address failed; the download makes a retry or a WeightsFetchError of it.
 
     Attributes:
         reason: what happened, for the user.
@@ -37,138 +38,21 @@ class FetchFailure(Exception):
         wait_s: seconds the server asked us to wait, or None.
     """
 
-    def __init__(
-        self, reason: str, *, retry: bool = False, unreachable: bool = False, wait_s: float | None = None
-    ) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.retry = retry
-        self.unreachable = unreachable
-        self.wait_s = wait_s
+    reason: str
+    retry: bool = False
+    unreachable: bool = False
+    wait_s: float | None = None
 
 
-@dataclass
-class Reply:
-    """An answer whose body has not been read yet.
+def open_url(
+    session: requests.Session, url: str, headers: Mapping[str, str], timeout: float
+) -> requests.Response:
+    """Send a GET and follow redirects; the body is not read yet.
 
-    Attributes:
-        status: HTTP status code.
-        headers: names in lower case.
-        url: the address that answered.
-    """
-
-    status: int
-    headers: Mapping[str, str]
-    url: str
-    _read: Callable[[int], bytes]
-    close: Callable[[], None]
-
-    def read(self, limit: int) -> bytes:
-        """Return at most ``limit`` bytes as soon as some are there, or ``b""`` at the end.
-
-        Raises:
-            FetchFailure: the connection broke or stalled.
-        """
-        try:
-            return self._read(limit)
-        except Exception as e:  # whatever the two libraries raise; unknown errors are raised again
-            raise _explain(e) from e
-
-
-class Transport(Protocol):
-    """One GET without redirects."""
-
-    name: str
-
-    def get(self, url: str, headers: Mapping[str, str], timeout: float) -> Reply:
-        """Return as soon as the headers are there; raise FetchFailure if they do not come."""
-        ...
-
-
-class RequestsTransport:
-    """The usual transport. requests reads proxies and certificate settings from the environment."""
-
-    name = "requests"
-
-    def get(self, url: str, headers: Mapping[str, str], timeout: float) -> Reply:
-        """Send the request; see :class:`Transport`."""
-        import requests
-
-        session = requests.Session()
-        # requests knows the first two variables; SSL_CERT_FILE is Python's own and many sites set only that.
-        verify: bool | str = True
-        if not any(os.environ.get(name) for name in _CA_VARIABLES[:2]):
-            verify = os.environ.get(_CA_VARIABLES[2]) or True
-        try:
-            response = session.get(
-                url, headers=dict(headers), timeout=timeout, stream=True, allow_redirects=False, verify=verify
-            )
-        except Exception as e:  # requests lets some errors of urllib3 and of the socket through
-            session.close()
-            raise _explain(e) from e
-        raw: Any = response.raw
-        # read1 returns what has arrived; plain read waits for all it was asked for, so there ask for little.
-        read = raw.read1 if hasattr(raw, "read1") else lambda limit: raw.read(min(limit, 16384))
-
-        def close() -> None:
-            response.close()
-            session.close()
-
-        return Reply(
-            response.status_code, {k.lower(): v for k, v in response.headers.items()}, url, read, close
-        )
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
-        return None
-
-
-class UrllibTransport:
-    """The standard library only, for a machine that has torch and nothing else."""
-
-    name = "urllib"
-
-    def get(self, url: str, headers: Mapping[str, str], timeout: float) -> Reply:
-        """Send the request; see :class:`Transport`."""
-        try:
-            url, authorization = _split_credentials(url)
-            request = urllib.request.Request(url, headers={**headers, **authorization})
-            opener = urllib.request.build_opener(_NoRedirect())
-            if urlsplit(url).scheme == "https":  # reading the system's certificates takes its time
-                opener = urllib.request.build_opener(
-                    _NoRedirect(), urllib.request.HTTPSHandler(context=_ssl_context())
-                )
-            try:
-                response: Any = opener.open(request, timeout=timeout)
-            except urllib.error.HTTPError as e:
-                response = e  # an answer like any other: it has a status, headers and a body
-        except Exception as e:  # OSError, HTTPException, ValueError: all explained, unknown ones raised again
-            raise _explain(e) from e
-        headers_in = {k.lower(): v for k, v in response.headers.items()}
-        return Reply(
-            response.status if response.status is not None else 0,
-            headers_in,
-            url,
-            response.read1,
-            response.close,
-        )
-
-
-def default_transport() -> Transport:
-    """Return requests' transport where requests can be imported, else the standard library's."""
-    try:
-        import requests  # noqa: F401
-    except Exception:  # noqa: BLE001 - a broken installation of it is none
-        return UrllibTransport()
-    return RequestsTransport()
-
-
-def open_url(transport: Transport, url: str, headers: Mapping[str, str], timeout: float) -> Reply:
-    """Send a GET and follow redirects.
+    Redirects are followed here, not by requests, so that a step from https down to http is always refused.
 
     Args:
-        transport: how.
+        session: sends the requests.
         url: http or https.
         headers: sent on every hop; they hold no secrets.
         timeout: seconds for the connection, and for every wait for data.
@@ -177,12 +61,15 @@ def open_url(transport: Transport, url: str, headers: Mapping[str, str], timeout
         FetchFailure: no answer, or a redirect that is refused (to http from https, to another scheme, or too
             many).
     """
+    # The usual setting of Python's own ssl; those of requests, where they are set, go first.
+    session.verify = os.environ.get("SSL_CERT_FILE") or True
     for _ in range(MAX_REDIRECTS + 1):
-        reply = transport.get(url, headers, timeout)
-        if reply.status not in _REDIRECTS:
-            return reply
-        reply.close()
-        url = redirect_target(url, reply.headers.get("location"))
+        with _failures():
+            response = session.get(url, headers=headers, timeout=timeout, stream=True, allow_redirects=False)
+        if response.status_code not in _REDIRECTS:
+            return response
+        response.close()
+        url = redirect_target(url, response.headers.get("location"))
     raise FetchFailure(f"more than {MAX_REDIRECTS} redirects")
 
 
@@ -207,77 +94,59 @@ def redirect_target(url: str, location: str | None) -> str:
     return target
 
 
-def _split_credentials(url: str) -> tuple[str, dict[str, str]]:
-    """Turn ``https://user:password@host/`` into the bare address and a header, as requests does."""
-    parts = urlsplit(url)
-    if parts.username is None:
-        return url, {}
-    pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
-    bare = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-    return bare, {"Authorization": "Basic " + base64.b64encode(pair).decode("ascii")}
+def read_some(response: requests.Response) -> bytes:
+    """Return some of the body as soon as there is some, or ``b""`` at the end.
 
-
-def _ssl_context() -> ssl.SSLContext:
-    for name in _CA_VARIABLES:
-        path = os.environ.get(name)
-        if path:
-            if os.path.isdir(path):
-                return ssl.create_default_context(capath=path)
-            return ssl.create_default_context(cafile=path)
-    return ssl.create_default_context()
-
-
-def _explain(error: Exception) -> FetchFailure:
-    """Sort an error of either library by its cause. The same fault must read the same through both.
-
-    The libraries wrap the socket's own error several times over, so the whole chain is looked at.
+    Raises:
+        FetchFailure: the connection broke or stalled.
     """
-    if isinstance(error, FetchFailure):
-        return error
+    raw: Any = response.raw
+    with _failures():
+        # read1 returns what has arrived; plain read waits for all it was asked for, so there ask for little.
+        return bytes(raw.read1(_CHUNK) if hasattr(raw, "read1") else raw.read(min(_CHUNK, 16384)))
+
+
+@contextlib.contextmanager
+def _failures() -> Iterator[None]:
+    """Sort whatever requests, urllib3 and the socket raise by its cause, as a FetchFailure."""
+    try:
+        yield
+    except Exception as e:
+        raise _explain(e) from e
+
+
+def _explain(error: Exception) -> Exception:
+    from urllib3 import exceptions as urllib3
+
     chain = _causes(error)
-    names = {base.__name__ for e in chain for base in type(e).__mro__}
-    exact = {type(e).__name__ for e in chain}  # urllib3 derives other failures from its ConnectTimeoutError
     root = chain[-1]
+    refused = next((e for e in chain if isinstance(e, ssl.SSLCertVerificationError)), None)
+    if refused is not None:
+        return FetchFailure(
+            f"certificate refused: {refused.verify_message}; set REQUESTS_CA_BUNDLE to your site's CA file"
+        )
     text = shown_reason(str(root)) or type(root).__name__
-    for e in chain:
-        if isinstance(e, ssl.SSLCertVerificationError):
-            return FetchFailure(
-                f"certificate refused: {e.verify_message}; set REQUESTS_CA_BUNDLE to your site's CA file"
-            )
-    timed_out = any(isinstance(e, TimeoutError) for e in chain)
-    # urllib wraps in URLError what goes wrong before the request is out, and nothing later.
-    if exact & {"ConnectTimeoutError", "ConnectTimeout"} or (timed_out and "URLError" in names):
-        return FetchFailure("timed out while connecting", retry=True, unreachable=True)
-    if "NameResolutionError" in names or any(isinstance(e, socket.gaierror) for e in chain):
-        return FetchFailure("the host name cannot be resolved", retry=True, unreachable=True)
-    if timed_out or "ReadTimeoutError" in names:
-        return FetchFailure("timed out while waiting for data", retry=True)
-    if any(isinstance(e, ConnectionRefusedError) for e in chain):
-        return FetchFailure("connection refused", retry=True, unreachable=True)
-    if "ProxyError" in names or "NewConnectionError" in names:
-        return FetchFailure(f"no connection: {text}", retry=True, unreachable=True)
-    if any(isinstance(e, http.client.IncompleteRead) for e in chain) or "IncompleteRead" in names:
-        return FetchFailure("the transfer broke off", retry=True)
-    if any(isinstance(e, ConnectionError) for e in chain):
-        return FetchFailure("the connection was reset", retry=True)
-    if isinstance(error, ValueError) or names & {
-        "InvalidURL",
-        "InvalidSchema",
-        "InvalidHeader",
-        "LocationParseError",
-    }:
-        return FetchFailure(f"not a usable address or setting ({type(root).__name__})")
-    if (
-        isinstance(error, (OSError, http.client.HTTPException))
-        or "HTTPError" in names
-        or "RequestException" in names
+    for kinds, reason, unreachable in (
+        (socket.gaierror, "the host name cannot be resolved", True),
+        (ConnectionRefusedError, "connection refused", True),
+        (urllib3.NewConnectionError, f"no connection: {text}", True),
+        (urllib3.ConnectTimeoutError, "timed out while connecting", True),
+        ((TimeoutError, urllib3.ReadTimeoutError), "timed out while waiting for data", False),
+        (urllib3.ProxyError, f"no connection: {text}", True),
+        (http.client.IncompleteRead, "the transfer broke off", False),
+        (ConnectionError, "the connection was reset", False),
     ):
+        if any(isinstance(e, kinds) for e in chain):
+            return FetchFailure(reason, retry=True, unreachable=unreachable)
+    if any(isinstance(e, ValueError) for e in chain):
+        return FetchFailure(f"not a usable address or setting ({type(root).__name__})")
+    if isinstance(error, (OSError, http.client.HTTPException, urllib3.HTTPError)):
         return FetchFailure(f"{type(root).__name__}: {text}", retry=True)
-    raise error
+    return error
 
 
 def _causes(error: BaseException) -> list[BaseException]:
-    """Return an error and everything it wraps, outermost first."""
+    """Return an error and everything it wraps, outermost first: the socket's own is wrapped several times."""
     chain: list[BaseException] = []
     todo: list[object] = [error]
     while todo and len(chain) < 20:

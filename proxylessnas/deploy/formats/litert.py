@@ -23,8 +23,8 @@ from ...models.model_file import save_weights
 from ...runtimes.litert import RUNTIME, interpreter, resize
 from ...utils.subprocesses import find_program
 from ..bundle import Subject
+from ..litert_convert import MARK
 from .base import ExportOptions, Program, refuse, refuse_open_trees
-from .litert_convert import MARK
 
 #: Names the Python that has litert-torch.
 VARIABLE = "PROXYLESSNAS_LITERT_PYTHON"
@@ -111,8 +111,8 @@ def convert(subject: Subject, path: Path, options: ExportOptions, int8: Sequence
             "registered: export it as .onnx, .xml, .pte or .pt2"
         )
     weights = save_weights(subject.model, path.with_name(f"{path.stem}-for-litert.safetensors"))
-    script = Path(__file__).with_name("litert_convert.py")
-    package = script.parents[2]
+    script = Path(__file__).resolve().parents[1] / "litert_convert.py"
+    package = script.parents[1]
     _, height, width = subject.input_size
     numbers = [height, width, options.batch_size or 0]
     try:

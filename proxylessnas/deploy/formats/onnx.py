@@ -1,4 +1,10 @@
-"""``.onnx``: ONNX, proven in ONNX Runtime."""
+"""``.onnx``: ONNX, proven in ONNX Runtime, with preprocessing in the graph if asked for.
+
+The same steps as :class:`~proxylessnas.data.transforms.ClassificationTransform`: ends of a strip cut off,
+resize, centre crop, scale to 0..1, normalise. PyTorch resizes bytes with weights rounded to 16 bits, ONNX
+Runtime with real ones: a value that lies halfway between two grey values may go the other way, which happens
+to 0.1 to 0.4 % of the values of the photos in ``examples`` at 224 and 112 px; no value is off by more.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +31,6 @@ from ...runtimes.onnx_graph import (
 from ...runtimes.onnxruntime import RUNTIME
 from ..bundle import Subject
 from .base import ExportOptions, Program, refuse
-
-# DOC proxylessnas.deploy.onnx_pixels: """Preprocessing as part of an ONNX graph: uint8 pictures of any size in, what the net wants out.
-#
-# The same steps as :class:`~proxylessnas.data.transforms.ClassificationTransform`: ends of a mere strip cut off,
-# resize, centre crop, scale to 0..1, normalise. PyTorch resizes bytes with weights rounded to 16 bits, ONNX
-# Runtime with real ones: a value that lies halfway between two grey values may go the other way, which happens
-# to 0.1 to 0.4 % of the values of the photos in ``examples`` at 224 and 112 px; no value is off by more.
-# """
 
 #: Names of the file's input and output.
 IMAGES, LOGITS = "images", "logits"

@@ -19,7 +19,7 @@ _MORE = ("name", "license", "origin")
 
 
 class SafetensorsFormat:
-    """See :class:`~proxylessnas.deploy.formats.base.Format`. Its runtime is :func:`~proxylessnas.create_model`."""
+    """See :class:`~.base.Format`. Its runtime is :func:`~proxylessnas.create_model`."""
 
     name = "safetensors"
     suffix = ".safetensors"

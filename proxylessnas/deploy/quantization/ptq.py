@@ -1,9 +1,22 @@
-"""Round the weights of a layer one after the other, each making good what the ones before did.
+"""Post-training quantisation: rounding that compensates, corrected channels, equalised ranges.
 
 To the nearest number, each weight is off by up to half a step, and the layer's output by the sum of all these
 errors. Rounded in turn, with what is left of a row moved each time so that its output on the calibration
 pictures changes least (optimal brain quantisation, Frantar et al. 2022; GPTQ's order and Cholesky form), the
 errors cancel. Nothing is trained, and no label is looked at.
+
+Rounded weights shift the mean of a layer's output, which nothing behind it takes out again, and depthwise
+filters of nine weights shift it most. The shift is measured on the calibration pictures, layer by layer and
+with what all layers before have done already, and taken from the bias (Nagel et al. 2019, section 4.2, with
+measured means).
+
+A tensor has one scale for all its channels; in nets with depthwise convolutions the range of one channel may
+be a hundred times that of the next, which is then rounded to two or three steps. Multiplying a channel by a
+number and dividing the weights that read it by the same number changes nothing in float32 (data-free
+quantisation, Nagel et al. 2019, section 4.1), and the weights have a scale for each output channel anyway.
+
+Behind ReLU6 a channel is only ever made larger, up to the bound: what it cuts off then lies beyond anything
+the calibration pictures showed, and an 8-bit scale would cut it off as well.
 """
 
 from __future__ import annotations
@@ -22,25 +35,6 @@ from ...models.layers import ConvLayer, LinearLayer, MBConv, ResidualBlock
 from ...models.proxylessnas import ProxylessNAS
 from .fake_quant import observe, rounded_input, simulated, stays_float
 from .schemes import Scheme
-
-# DOC proxylessnas.deploy.int8.correction: """Make good in each layer what 8 bits do to it: the weights together, and the mean of each channel.
-#
-# Rounded weights shift the mean of a layer's output, which nothing behind it takes out again, and depthwise
-# filters of nine weights shift it most. The shift is measured on the calibration pictures, layer by layer and
-# with what all layers before have done already, and taken from the bias (Nagel et al. 2019, section 4.2, with
-# measured means).
-# """
-
-# DOC proxylessnas.deploy.int8.equalisation: """Give the channels of a tensor like ranges, so that one 8-bit scale suits them all.
-#
-# A tensor has one scale for all its channels; in nets with depthwise convolutions the range of one channel may
-# be a hundred times that of the next, which is then rounded to two or three steps. Multiplying a channel by a
-# number and dividing the weights that read it by the same number changes nothing in float32 (data-free
-# quantisation, Nagel et al. 2019, section 4.1), and the weights have a scale for each output channel anyway.
-#
-# Behind ReLU6 a channel is only ever made larger, up to the bound: what it cuts off then lies beyond anything
-# the calibration pictures showed, and an 8-bit scale would cut it off as well.
-# """
 
 _DAMPING = 0.01  # of the mean diagonal: a weight whose input is next to nothing must not run away
 _PATCHES = 4096  # input patches a picture batch that the second moments are taken from

@@ -31,8 +31,6 @@ from .qat import quantisation_aware
 from .report import Int8Report, Tried
 from .schemes import Scheme, check_target, exact_on, scheme_of
 
-# DOC proxylessnas.deploy.int8.prepare: """What is done to a net in torch before it is written in 8 bits; done once for the schemes that share it."""
-
 _TURNS, _MOST_SECONDS = 20, 10.0  # of both files for the latency: at least, and unless it is certain
 
 

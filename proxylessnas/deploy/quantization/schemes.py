@@ -1,4 +1,14 @@
-"""The ways of choosing 8-bit numbers that are tried; which is best differs from net to net."""
+"""Ways to choose 8-bit numbers, and on which x86 processors a file made so computes what it was evaluated by.
+
+Without VNNI, kernels add pairs of products of unsigned activations and signed weights in 16 bits, and cut
+off what does not fit (``pmaddubsw``). With 8-bit weights that happens all the time: on an emulated AVX2,
+logits of ``proxyless_w03_r176`` were off by 9, in ONNX Runtime 1.32 and OpenVINO 2026.4 alike. With weights
+from -64 to 64 no pair can leave 16 bits, whatever the activations (2 * 64 * 255 = 32640). Depthwise
+convolutions keep 8 bits: neither runtime adds pairs there (files with both gave the same logits to the last
+bit with VNNI and without).
+
+Unsigned weights would be exact as well, in ONNX Runtime at 1.7 times the latency of signed ones.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +22,6 @@ from torch import Tensor, nn
 
 from ...errors import ExportError, shown
 from .ranges import RULES
-
-# DOC proxylessnas.deploy.int8.saturation: """On which x86 processors an 8-bit file computes what it was judged by: proven from its weights.
-#
-# Without VNNI, kernels add pairs of products of unsigned activations and signed weights in 16 bits, and cut
-# off what does not fit (``pmaddubsw``). With 8-bit weights that happens all the time: on an emulated AVX2,
-# logits of ``proxyless_w03_r176`` were off by 9, in ONNX Runtime 1.32 and OpenVINO 2026.4 alike. With weights
-# from -64 to 64 no pair can leave 16 bits, whatever the activations (2 * 64 * 255 = 32640). Depthwise
-# convolutions keep 8 bits: neither runtime adds pairs there (files with both gave the same logits to the last
-# bit with VNNI and without).
-#
-# Unsigned weights would be exact as well, in ONNX Runtime at 1.7 times the latency of signed ones.
-# """
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,8 @@ def convert(weights: Path, out: Path, height: int, width: int, batch: int) -> No
     import torch
     from torch import Tensor, nn
 
-    from ... import create_model
-    from .split_depthwise import split_depthwise
+    from proxylessnas import create_model
+    from proxylessnas.deploy.formats.split_depthwise import split_depthwise
 
     class ChannelsLast(nn.Module):
         def __init__(self, net: Any) -> None:
@@ -67,7 +67,7 @@ def main(arguments: list[str]) -> int:
         import_package(Path(package))
         convert(Path(weights), Path(out), int(height), int(width), int(batch))
         if int8:
-            from ..quantization.litert_quantize import quantise_file
+            from proxylessnas.deploy.quantization.litert_quantize import quantise_file
 
             rule, inputs, *numbers = int8
             quantise_file(Path(out), rule, Path(inputs), *map(int, numbers))
