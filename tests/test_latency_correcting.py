@@ -25,7 +25,7 @@ from proxylessnas.latency import (
     space_keys,
     validate_table,
 )
-from proxylessnas.latency.metrics import halves, judge
+from proxylessnas.latency.metrics import evaluate, halves
 from proxylessnas.latency.random_nets import Picks, random_nets
 from proxylessnas.latency.table import Correction, Entry, ForeignConditions
 from proxylessnas.latency.table_io import conditions_to_dict
@@ -60,7 +60,7 @@ def truth(
 
 def validated(table: LatencyTable, count: int = 60, **truths: float) -> LatencyTable:
     picks = picks_of(count)
-    found = judge(compared(table, SPACE, picks, truth(table, picks, **truths)), seed=SEED, noisy_nets=2)
+    found = evaluate(compared(table, SPACE, picks, truth(table, picks, **truths)), seed=SEED, noisy_nets=2)
     where = conditions_to_dict(table.conditions)
     return table.with_validation(dataclasses.replace(found, measured_with=where, space=SPACE.digest))
 
@@ -91,7 +91,7 @@ def test_the_corrected_table_is_judged_on_the_half_it_was_not_fitted_on(table: L
     assert (said["fitted_on_nets"], said["judged_on_nets"]) == (30, 30)
     assert said["mape_before_percent"] == old.judged_before_percent
     # The rank correlation of the uniform half is that of the uniform nets among these.
-    alone = judge([found.pairs[n] for n, i in enumerate(sorted(judged)) if i % 2 == 0])
+    alone = evaluate([found.pairs[n] for n, i in enumerate(sorted(judged)) if i % 2 == 0])
     assert found.uniform_kendall_tau == alone.kendall_tau
 
 
@@ -112,7 +112,7 @@ def test_a_correction_upon_a_correction(table: LatencyTable) -> None:
     first = table.with_correction(1.1, 0.2)
     after = adopt_correction(validated(first))
     plain, both = first.predict(SPACE.arch(picks_of()[0])), after.predict(SPACE.arch(picks_of()[0]))
-    found = judge(compared(first, SPACE, picks_of(), truth(first, picks_of())), seed=SEED)
+    found = evaluate(compared(first, SPACE, picks_of(), truth(first, picks_of())), seed=SEED)
     assert both == pytest.approx(found.scale * plain + found.offset_ms)
     again = adopt_correction(validated(after, scale=0.7))
     assert len(again.method[FITTED_ON]) == 60

@@ -225,9 +225,9 @@ def test_another_correction_needs_another_validation() -> None:
 
 def test_a_validation_is_kept_as_json(tmp_path: Path) -> None:
     from proxylessnas.latency import Validation
-    from proxylessnas.latency.metrics import judge
+    from proxylessnas.latency.metrics import evaluate
 
-    result = judge([(f"net {i}", 1.0 + i, 1.01 + i) for i in range(30)])
+    result = evaluate([(f"net {i}", 1.0 + i, 1.01 + i) for i in range(30)])
     table = little().with_validation(result)
     assert doubts(table) == []
     again = LatencyTable.load(table.save(tmp_path / "table.json"))

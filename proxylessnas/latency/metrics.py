@@ -164,7 +164,7 @@ def wanted_tau(ceiling: float | None, usual: float) -> float:
     return usual if ceiling is None else min(usual, _OF_CEILING[usual] * ceiling)
 
 
-def judge(
+def evaluate(
     nets: Sequence[tuple[str, float, float]],
     *,
     seed: int = 0,

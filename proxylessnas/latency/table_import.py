@@ -45,13 +45,6 @@ from .import_files import (
 from .table import LatencyTable
 from .table_io import FORMAT, MAX_ENTRIES, read_json, read_text
 
-# DOC proxylessnas.latency.plausible: """Could any device have these latencies? Figures in another unit than they claim are off by a thousand.
-#
-# What is looked at is the work of all operations together, in multiply-accumulates a second. Phones, computers
-# and GPUs lie within four or five powers of ten, so a slow device's seconds look like a very fast one's
-# milliseconds: what is beyond every device is refused, what only the slowest or fastest reach is asked about.
-# """
-
 
 def import_table(
     path: str | os.PathLike[str],
@@ -256,6 +249,10 @@ _FAST, _FASTEST = 2e12, 2e14
 
 def doubt_about(entries: Mapping[OpKey, Entry], unit: str, batch_size: int, where: str) -> str | None:
     """Return why the unit of latencies is to be doubted; None if it is not.
+
+    Figures in another unit than they claim are off by a thousand, and phones, computers and GPUs lie within
+    four or five powers of ten, so a slow device's seconds look like a very fast one's milliseconds: what is
+    beyond every device is refused, what only the slowest or fastest reach is asked about.
 
     Args:
         entries: converted to milliseconds.

@@ -17,7 +17,7 @@ from typing import Any
 from ..arch.arch import Arch
 from ..arch.op_key import DEFAULT_RESOLUTION
 from ..arch.space import SearchSpace
-from ..errors import ArchError, LatencyError, ProxylessError
+from ..errors import ArchError, LatencyError, ProxylessError, shown
 from ..runtimes.base import NetSpec
 from ..runtimes.settings import Conditions, Settings
 from ..utils.config import is_int, is_number
@@ -28,8 +28,8 @@ from .metrics import (
     MOST_MAPE_PERCENT,
     OFF,
     Validation,
+    evaluate,
     halves,
-    judge,
     kendall_tau,
     wanted_tau,
 )
@@ -99,20 +99,39 @@ def validate_table(
         )
     session = MeasurementSession(items, imports=imports, seed=seed, progress=progress)
     session.run(max(_LEAST_SECONDS, _SECONDS_EACH * len(archs)), limit=LIMIT)
-    found = [session.measured[f"check {i}"] for i in range(len(archs))]
-    same_machine = known is not None and not differences  # another one has a speed of its own
-    conditions = session.conditions(settings)
-    evaluated = judge(
+    ratio = 1.0
+    if known is not None and not differences:  # another machine has a speed of its own
+        ratio = session.measured[REFERENCE].undisturbed_ms / known[1]
+    here = session.conditions(settings)
+    return evaluated(table, space, drawn, session, here, seed=seed, reference_ratio=ratio)
+
+
+def evaluated(
+    table: LatencyTable,
+    space: SearchSpace,
+    drawn: Sequence[Picks],
+    session: MeasurementSession,
+    conditions: Conditions,
+    *,
+    seed: int,
+    reference_ratio: float = 1.0,
+) -> Validation:
+    """Compare a table with the models that a session measured as "check 0", "check 1" and so on."""
+    found = [session.measured[f"check {i}"] for i in range(len(drawn))]
+    result = evaluate(
         compared(table, space, drawn, [m.undisturbed_ms for m in found]),
         seed=seed,
         conditions=conditions.describe(),
         two_runs=[m.two_runs() for m in found],
         disturbance=statistics.median(m.median_ms / m.undisturbed_ms for m in found),
-        reference_ratio=session.measured[REFERENCE].undisturbed_ms / known[1]
-        if same_machine and known
-        else 1.0,
+        reference_ratio=reference_ratio,
     )
-    return dataclasses.replace(evaluated, measured_with=conditions_to_dict(conditions), space=space.digest)
+    return of_conditions(result, conditions, space)
+
+
+def of_conditions(result: Validation, conditions: Conditions, space: SearchSpace) -> Validation:
+    """Return a validation that says under which conditions and on which space's models it was made."""
+    return dataclasses.replace(result, measured_with=conditions_to_dict(conditions), space=space.digest)
 
 
 def conditions_here(settings: Settings, imports: Sequence[str] = ()) -> Conditions:
@@ -140,8 +159,8 @@ def compared(
 
 def check_count(name: str, value: object, least: int, most: int = 100_000) -> None:
     """Raise LatencyError unless ``value`` is a whole number from ``least`` to ``most``."""
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise LatencyError(f"{name} must be a whole number from {least} to {most}, not {value!r}")
+    if not is_int(value, least, most):
+        raise LatencyError(f"{name} must be a whole number from {least} to {most}, not {shown(value)}")
 
 
 def reference_of(table: LatencyTable) -> tuple[Arch, float] | None:
@@ -221,7 +240,7 @@ def _of(found: Validation, judged: list[int]) -> Validation:
         (text, found.scale * predicted + found.offset_ms, measured)
         for text, predicted, measured in (found.pairs[i] for i in judged)
     ]
-    again = judge(
+    again = evaluate(
         pairs,
         seed=found.seed,
         conditions=found.conditions,

@@ -142,7 +142,7 @@ class NetSpec:
     Attributes:
         kind: "arch" (``text`` is ``str(arch)``), "op" (``text`` is that of an operation's key), "module"
             (``text`` is the path of a pickled ``nn.Module``) or "file" (that of an exported file, see
-            :mod:`.files`).
+            :mod:`~proxylessnas.runtimes.files`).
         text: see ``kind``.
         input_size: (channels, height, width) of one picture; for "op" that of the operation's input.
         num_classes: outputs of the classifier of an "arch"; None takes the architecture's.

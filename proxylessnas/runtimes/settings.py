@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import LatencyError, shown
+from ..utils.config import is_int
 from .registry import get_runtime
 
 DEVICES = ("cpu", "cuda")
@@ -49,7 +50,7 @@ class Settings:
                 raise LatencyError(f"{name} is {shown(getattr(self, name))}; known are {', '.join(known)}")
         for name, most in (("threads", 1024), ("batch_size", 65_536)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            if not is_int(value, 1, most):
                 raise LatencyError(f"{name} must be a whole number from 1 to {most}, not {shown(value)}")
         if self.cuda_graph and (self.device, self.runtime) != ("cuda", "torch"):
             raise LatencyError("cuda_graph needs device 'cuda' and runtime 'torch'")

@@ -25,6 +25,7 @@ from ...errors import LatencyError, shown
 from ...runtimes.base import NetSpec
 from ...utils.files import sync_folder
 from ..random_nets import random_nets
+from ..validate import check_count
 from .results import KIT_FORMAT, KIT_VERSION, KitResults, kit_runtimes, read_results
 
 __all__ = ["KitResults", "read_results", "write_kit"]
@@ -90,9 +91,8 @@ def write_kit(
             operation cannot be exported.
         MissingExtraError: onnx, or executorch for that format, is not installed.
     """
-    for name, value, low, high in (("nets", nets, 0, 10_000), ("batch_size", batch_size, 1, 65_536)):
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise LatencyError(f"{name} must be a whole number from {low} to {high}, not {shown(value)}")
+    check_count("nets", nets, 0, 10_000)
+    check_count("batch_size", batch_size, 1, 65_536)
     known = kit_runtimes()
     if not formats or len({*formats}) != len(formats) or not set(formats) <= known.keys():
         raise LatencyError(f"formats are {' and '.join(known)}, not {shown(formats)}")
