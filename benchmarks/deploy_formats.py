@@ -26,8 +26,8 @@ import harness
 
 from proxylessnas import deploy
 from proxylessnas.deploy.bundle import Subject, open_subject
-from proxylessnas.deploy.formats.base import SUFFIXES
-from proxylessnas.deploy.quantization.backends import SUFFIXES as INT8_SUFFIXES
+from proxylessnas.deploy.formats.base import formats
+from proxylessnas.deploy.quantization.backends import int8_suffixes
 from proxylessnas.errors import ProxylessError, first_line
 from proxylessnas.latency.measure_model import pickle_module
 from proxylessnas.latency.measurement import Measurement
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("nets", nargs="+", metavar="NET")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--threads-list", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--formats", nargs="+", default=[*SUFFIXES, _AOT], choices=[*SUFFIXES, _AOT])
+    parser.add_argument("--formats", nargs="+", default=[*formats(), _AOT], choices=[*formats(), _AOT])
     parser.add_argument("--int8", type=Path, metavar="FOLDER")
     parser.add_argument(
         "--tolerance", type=float, help="of the proof; for very deep nets with random weights"
@@ -98,7 +98,7 @@ def _write(subject: Subject, folder: Path, args: argparse.Namespace) -> list[Wri
         options: dict[str, Any] = {"aot": True, "threads": args.threads} if aot else {}
         jobs.append((f".pt2 {_AOT}" if aot else suffix, ".pt2" if aot else suffix, options))
     if args.int8:
-        for suffix in INT8_SUFFIXES:
+        for suffix in int8_suffixes():
             options = {"precision": "int8", "calibration": args.int8, "min_agreement": 0.0}
             jobs.append((f"{suffix} int8", suffix, options))
     written = []

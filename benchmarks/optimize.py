@@ -22,7 +22,7 @@ from proxylessnas.latency.worker import Worker
 from proxylessnas.runtimes.base import NetSpec
 from proxylessnas.runtimes.settings import Settings, one_thread
 from proxylessnas.runtimes.timer import window
-from proxylessnas.runtimes.torch_eager import EagerSession
+from proxylessnas.runtimes.torch_sessions import EagerSession
 
 
 def main() -> None:

@@ -72,7 +72,7 @@ def space_of(args: argparse.Namespace) -> Any:
 
 def table_of(args: argparse.Namespace, space: Any, runtime: str = "torch") -> Any:
     """Return the table of this machine for a runtime; it is measured if there is none yet."""
-    from proxylessnas.latency import LatencyTable, build_table
+    from proxylessnas.latency import LatencyTable, build_table, doubts
 
     folder = args.tables or args.runs / "tables"
     path = folder / f"{args.space.replace('@', '_')}_{runtime}_cpu_{args.threads}.json"
@@ -81,7 +81,7 @@ def table_of(args: argparse.Namespace, space: Any, runtime: str = "torch") -> An
         print(f"measuring {path}", flush=True)
         build_table(space, runtime=runtime, threads=args.threads, minutes=args.minutes, path=path)
     table = LatencyTable.load(path)
-    for doubt in table.trust():
+    for doubt in doubts(table):
         print(f"WARNING: {path}: {doubt}", file=sys.stderr)
     low, high = table.range_ms(space)
     print(f"{runtime}: nets of {space.name} take {low:.3f} to {high:.3f} ms", flush=True)

@@ -21,7 +21,7 @@ from proxylessnas.cli._options import in_options
 from proxylessnas.cli.bench import VERB as BENCH
 from proxylessnas.cli.latency import VERB as LATENCY
 from proxylessnas.errors import LatencyError
-from proxylessnas.latency import LatencyTable, OpKey
+from proxylessnas.latency import LatencyTable, OpKey, doubts
 from proxylessnas.utils.progress import Steps
 
 ACTIONS = ["measure", "build", "validate", "show", "predict", "import", "kit"]
@@ -390,7 +390,7 @@ def test_a_table_that_is_trusted(run: Run, tmp_path: Path, monkeypatch: pytest.M
     ran = run(*BUILD, "-o", tmp_path / "t.json")
     assert (ran.code, "error" in ran.err) == (0, False), ran.err
     table = LatencyTable.load(tmp_path / "t.json")
-    assert (table.statistic, table.trust()) == ("undisturbed", [])
+    assert (table.statistic, doubts(table)) == ("undisturbed", [])
     assert table.validation is not None
     assert table.validation["mape_percent"] < 5
     assert table.validation["ceiling_tau"] > 0.8
@@ -405,9 +405,9 @@ def test_a_table_of_models_that_no_run_puts_in_order_names_a_larger_space(
     simulated(monkeypatch, placement=0.5, disturbed=0.7 if busy else 0.0)
     ran = run(*BUILD, "-o", tmp_path / "t.json")
     assert ran.code == 1
-    doubts = LatencyTable.load(tmp_path / "t.json").trust()
-    assert "a larger one: --space small" in doubts[0]
-    assert f"error: {tmp_path / 't.json'} is not to be trusted: {'; '.join(doubts)}" in ran.err
+    problems = doubts(LatencyTable.load(tmp_path / "t.json"))
+    assert "a larger one: --space small" in problems[0]
+    assert f"error: {tmp_path / 't.json'} is not to be trusted: {'; '.join(problems)}" in ran.err
     assert "--minutes" not in ran.err
     assert ("note: the machine is disturbed" in ran.err) == busy
 

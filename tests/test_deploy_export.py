@@ -122,7 +122,7 @@ def test_the_tolerance_is_the_callers(tmp_path: Path) -> None:
     ("options", "text"),
     [
         ({"precision": "int4"}, "precision is 'int4'; known are float32, int8"),
-        ({"precision": "int8"}, r"\.pt files are not written in int8; \.onnx, \.xml"),
+        ({"precision": "int8"}, r"\.pt files are not written in int8; \.onnx, \.pte"),
         ({"calibration": "photos"}, "are for --int8"),
         ({"tolerance": 0}, "tolerance must be a number above 0"),
         ({"tolerance": True}, "tolerance must be"),

@@ -14,7 +14,7 @@ from deploy_tools import COUNTS, DECIDES, OWN_OP, PLAIN, TREE, small
 from proxylessnas import ExportError, create_model, deploy
 from proxylessnas.data.transforms import Preprocessing
 from proxylessnas.deploy.bundle import open_subject
-from proxylessnas.deploy.formats.base import SUFFIXES, ExportOptions, format_of, refuse
+from proxylessnas.deploy.formats.base import ExportOptions, format_of, formats, refuse
 
 
 def export(net: Any, path: Path, **options: Any) -> Any:
@@ -182,8 +182,8 @@ def test_openvino_keeps_float32_and_leaves_the_batch_open(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_machine_code(tmp_path: Path) -> None:
+    from proxylessnas.runtimes.files import is_machine_code
     from proxylessnas.runtimes.torch_compile import missing_compiler
-    from proxylessnas.runtimes.torch_eager import is_machine_code
 
     if missing_compiler():
         pytest.skip("no C++ compiler")
@@ -222,9 +222,9 @@ def test_numbers_out_of_range(name: str, value: Any) -> None:
 
 
 def test_the_suffix_is_no_format() -> None:
-    with pytest.raises(ExportError, match=r"'\.h5' is no known format; known are \.onnx, \.pt2"):
+    with pytest.raises(ExportError, match=r"'\.h5' is no known format; known are \.onnx, \.pt, \.pt2"):
         format_of(Path("net.h5"))
-    assert set(SUFFIXES) >= {".onnx", ".pt2", ".pt", ".pte", ".tflite", ".xml", ".safetensors"}
+    assert set(formats()) >= {".onnx", ".pt2", ".pt", ".pte", ".tflite", ".xml", ".safetensors"}
     assert format_of(Path("NET.ONNX")).suffix == ".onnx"
 
 

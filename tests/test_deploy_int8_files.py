@@ -217,7 +217,7 @@ def test_pictures_that_cannot_be_used(digits: Path, tmp_path: Path) -> None:
 
 
 def test_formats_and_options_that_are_not_there(digits: Path, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"\.pt files are not written in int8; \.onnx, .*, \.tflite are"):
+    with pytest.raises(ExportError, match=r"\.pt files are not written in int8; \.onnx, .*, \.xml are"):
         _quantise(small(), tmp_path / "net.pt", digits)
     for words in ({"qat_epochs": 1}, {"qat_data": digits}):
         with pytest.raises(ExportError, match="takes both --qat-epochs and --qat-data"):

@@ -92,14 +92,14 @@ def test_an_executorch_program_of_a_fixed_batch(plain: Subject, tmp_path: Path) 
 @pytest.mark.parametrize(("arch", "batch"), [(PLAIN, None), (PLAIN, 2), (TREE, 1), (OWN_OP, None)])
 def test_all_of_a_net_runs_in_xnnpack(arch: Any, batch: int | None) -> None:
     needs_executorch()
-    from proxylessnas.runtimes.executorch import _runtime_library, lower
+    from proxylessnas.runtimes.executorch import RUNTIME, lower
 
     subject = open_subject(small(arch))
     largest = None if batch else LARGEST_BATCH
     x = torch.randn(batch or 2, *subject.input_size)
     lowered = lower(subject.model, x, largest_batch=largest)
     assert lowered.outside == ()
-    loaded = _runtime_library()._load_for_executorch_from_buffer(lowered.program)
+    loaded = RUNTIME.library()._load_for_executorch_from_buffer(lowered.program)
     with torch.inference_mode():
         assert torch.allclose(loaded.forward((x,))[0], subject.model(x), atol=1e-5)
     # What the exporters learn about a batch by running convolutions must not become a limit.

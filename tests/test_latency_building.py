@@ -20,7 +20,7 @@ from proxylessnas.arch.op_key import space_keys
 from proxylessnas.arch.space import SearchSpace, SpaceStage
 from proxylessnas.arch.spaces import read_space
 from proxylessnas.errors import ArchError, LatencyError
-from proxylessnas.latency import LatencyTable, Validation, build_table, validate_table
+from proxylessnas.latency import LatencyTable, Validation, build_table, doubts, validate_table
 from proxylessnas.latency.build import Plan
 from proxylessnas.latency.journal import Journal
 from proxylessnas.latency.random_nets import random_nets
@@ -54,7 +54,7 @@ def test_a_table_of_a_disturbed_machine_is_to_be_trusted(
     assert table.statistic == "undisturbed"
     validation = Validation.from_dict(table.validation or {})
     assert validation.mape_percent < 2
-    assert table.trust() == []
+    assert doubts(table) == []
     assert validation.disturbance is not None
     assert validation.disturbance > 1.1
     assert validation.ceiling_tau is not None
@@ -71,7 +71,7 @@ def test_drift_is_taken_out(monkeypatch: pytest.MonkeyPatch) -> None:
     simulate(monkeypatch, drift=1.0, placement=0.0)
     table = build_table("tiny", validation_nets=0)
     assert table.validation is None
-    assert table.trust()  # unvalidated: a search must refuse it
+    assert doubts(table)  # unvalidated: a search must refuse it
     assert table.method["fit"]["left_out_rmspe_percent"] < 2.0
 
 
@@ -189,7 +189,7 @@ def test_slow_loading_means_one_process(monkeypatch: pytest.MonkeyPatch) -> None
     validation = Validation.from_dict(table.validation or {})
     assert validation.kendall_tau > 0.85
     assert validation.ceiling_tau is not None  # of every other window
-    assert table.trust() == []
+    assert doubts(table) == []
 
 
 def test_operations_of_other_nets(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,12 +252,12 @@ def test_unknown_space_is_an_arch_error() -> None:
 _SCRIPT = """
 import sys
 sys.path[:0] = {paths!r}
-from proxylessnas.latency import build_table, plan, session
+from proxylessnas.latency import build, build_table, session
 from proxylessnas.latency.journal import Journal
 from simulated_machine import SteadyWorker
 from test_latency_building import MINI
 session.Worker = SteadyWorker
-plan.LEAST_NETS = 12  # quick is all that counts here
+build.LEAST_NETS = 12  # quick is all that counts here
 Journal.remove = lambda self: None  # the test counts its lines
 if __name__ == "__main__":
     table = build_table(MINI, path={path!r}, minutes=0.1, validation_nets=4)
@@ -309,7 +309,7 @@ def test_validation_of_a_table_made_elsewhere(monkeypatch: pytest.MonkeyPatch) -
     machine.name = "another machine"
     with pytest.raises(LatencyError, match=r"device_name was simulated, is another machine.*--force"):
         validate_table(table, nets=10)
-    forced = table.validate(nets=10, force=True)
+    forced = validate_table(table, nets=10, force=True)
     assert "another machine" in forced.conditions
     with pytest.raises(LatencyError, match="nets must be"):
         validate_table(table, nets=1)

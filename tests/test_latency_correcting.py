@@ -16,8 +16,16 @@ from simulated_machine import Machine, simulated
 from proxylessnas import cli
 from proxylessnas.arch.spaces import read_space
 from proxylessnas.errors import LatencyError
-from proxylessnas.latency import Conditions, LatencyTable, Validation, space_keys
-from proxylessnas.latency.metrics import halves, judge
+from proxylessnas.latency import (
+    Conditions,
+    LatencyTable,
+    Validation,
+    adopt_correction,
+    doubts,
+    space_keys,
+    validate_table,
+)
+from proxylessnas.latency.metrics import evaluate, halves
 from proxylessnas.latency.random_nets import Picks, random_nets
 from proxylessnas.latency.table import Correction, Entry, ForeignConditions
 from proxylessnas.latency.table_io import conditions_to_dict
@@ -52,14 +60,14 @@ def truth(
 
 def validated(table: LatencyTable, count: int = 60, **truths: float) -> LatencyTable:
     picks = picks_of(count)
-    found = judge(compared(table, SPACE, picks, truth(table, picks, **truths)), seed=SEED, noisy_nets=2)
+    found = evaluate(compared(table, SPACE, picks, truth(table, picks, **truths)), seed=SEED, noisy_nets=2)
     where = conditions_to_dict(table.conditions)
     return table.with_validation(dataclasses.replace(found, measured_with=where, space=SPACE.digest))
 
 
 def test_the_corrected_table_is_judged_on_the_half_it_was_not_fitted_on(table: LatencyTable) -> None:
     before = validated(table)
-    after = before.adopt_correction()
+    after = adopt_correction(before)
     picks = picks_of()
     _, judged = halves(60, SEED)
     measured = truth(table, picks)
@@ -76,19 +84,19 @@ def test_the_corrected_table_is_judged_on_the_half_it_was_not_fitted_on(table: L
     old = Validation.from_dict(before.validation or {})
     assert found.mape_percent == pytest.approx(old.judged_after_percent)
     assert old.mape_percent > 20 > 2 > found.mape_percent
-    assert after.trust() == []
-    assert before.trust() != []
+    assert doubts(after) == []
+    assert doubts(before) != []
     assert (found.noisy_nets, found.space, found.measured_with) == (2, old.space, old.measured_with)
     said = after.method["correction"]
     assert (said["fitted_on_nets"], said["judged_on_nets"]) == (30, 30)
     assert said["mape_before_percent"] == old.judged_before_percent
     # The rank correlation of the uniform half is that of the uniform nets among these.
-    alone = judge([found.pairs[n] for n, i in enumerate(sorted(judged)) if i % 2 == 0])
+    alone = evaluate([found.pairs[n] for n, i in enumerate(sorted(judged)) if i % 2 == 0])
     assert found.uniform_kendall_tau == alone.kendall_tau
 
 
 def test_no_later_validation_draws_a_net_that_the_correction_was_fitted_on(table: LatencyTable) -> None:
-    after = validated(table).adopt_correction()
+    after = adopt_correction(validated(table))
     picks = picks_of()
     assert set(fitted_on(after, SPACE)) == {picks[i] for i in halves(60, SEED)[0]}
     later = random_nets(SPACE, 60, seed=SEED, avoid=fitted_on(after, SPACE))
@@ -102,17 +110,17 @@ def test_no_later_validation_draws_a_net_that_the_correction_was_fitted_on(table
 
 def test_a_correction_upon_a_correction(table: LatencyTable) -> None:
     first = table.with_correction(1.1, 0.2)
-    after = validated(first).adopt_correction()
+    after = adopt_correction(validated(first))
     plain, both = first.predict(SPACE.arch(picks_of()[0])), after.predict(SPACE.arch(picks_of()[0]))
-    found = judge(compared(first, SPACE, picks_of(), truth(first, picks_of())), seed=SEED)
+    found = evaluate(compared(first, SPACE, picks_of(), truth(first, picks_of())), seed=SEED)
     assert both == pytest.approx(found.scale * plain + found.offset_ms)
-    again = validated(after, scale=0.7).adopt_correction()
+    again = adopt_correction(validated(after, scale=0.7))
     assert len(again.method[FITTED_ON]) == 60
     assert again.with_correction(1.0, 0.0).method.get("correction") is None
 
 
 def test_an_adopted_correction_survives_its_file(table: LatencyTable, tmp_path: Path) -> None:
-    after = validated(table).adopt_correction()
+    after = adopt_correction(validated(table))
     again = LatencyTable.load(after.save(tmp_path / "table.json"))
     assert again == after
     assert again.correction != Correction()
@@ -145,7 +153,7 @@ def test_what_is_no_correction_is_refused_with_the_reason(table: LatencyTable) -
     ]
     for bad, text in cases:
         with pytest.raises(LatencyError, match=text):
-            bad.adopt_correction()
+            adopt_correction(bad)
 
 
 # ---- validations that say nothing about this table
@@ -154,8 +162,8 @@ def test_what_is_no_correction_is_refused_with_the_reason(table: LatencyTable) -
 def test_a_validation_of_another_machine_or_space_is_no_reason_to_trust(table: LatencyTable) -> None:
     good = {"kendall_tau": 0.99, "mape_percent": 1.0, "nets": 30}
     here = conditions_to_dict(dataclasses.replace(table.conditions, allocator="jemalloc", system="other"))
-    assert table.with_validation(good).trust() == []  # an older table, which does not say
-    assert table.with_validation({**good, "measured_with": here, "space": SPACE.digest}).trust() == []
+    assert doubts(table.with_validation(good)) == []  # an older table, which does not say
+    assert doubts(table.with_validation({**good, "measured_with": here, "space": SPACE.digest})) == []
     cases = [
         ({"measured_with": {**here, "device_name": "x"}}, "other conditions: device_name was a test, is x"),
         ({"measured_with": {**here, "versions": {"torch": "9"}}}, "torch was None, is 9"),
@@ -164,11 +172,11 @@ def test_a_validation_of_another_machine_or_space_is_no_reason_to_trust(table: L
         ({"space": "0" * 64}, "with nets of another space than its own, 'imagenet'"),
     ]
     for extra, text in cases:
-        (problem,) = table.with_validation({**good, **extra}).trust()
+        (problem,) = doubts(table.with_validation({**good, **extra}))
         assert text in problem
     foreign = dataclasses.replace(table, conditions=ForeignConditions(runtime="TF-Lite", device_name="phone"))
     where = conditions_to_dict(foreign.conditions)
-    assert foreign.with_validation({**good, "measured_with": where}).trust() == []
+    assert doubts(foreign.with_validation({**good, "measured_with": where})) == []
 
 
 def test_versions_that_the_runtime_does_not_use_may_differ(table: LatencyTable) -> None:
@@ -186,24 +194,24 @@ def test_versions_that_the_runtime_does_not_use_may_differ(table: LatencyTable) 
 
 def test_a_forced_validation_elsewhere_is_marked(machine: Machine, tmp_path: Path) -> None:
     table = on_this_machine(1.0)
-    good = table.with_validation(table.validate())
-    assert good.trust() == []
+    good = table.with_validation(validate_table(table))
+    assert doubts(good) == []
     machine.name = "another machine"
-    forced = table.with_validation(table.validate(force=True))
-    (problem,) = LatencyTable.load(forced.save(tmp_path / "t.json")).trust()
+    forced = table.with_validation(validate_table(table, force=True))
+    (problem,) = doubts(LatencyTable.load(forced.save(tmp_path / "t.json")))
     assert problem.endswith("other conditions: device_name was a test, is another machine")
     machine.name = "a test"
     smaller = SPACE.replace(candidates=SPACE.candidates[:3])
-    (problem,) = table.with_validation(table.validate(smaller)).trust()
+    (problem,) = doubts(table.with_validation(validate_table(table, smaller)))
     assert "another space than its own" in problem
 
 
 def test_a_validation_after_a_correction_is_of_other_nets(machine: Machine) -> None:
     """With the seed of the one that found it."""
     off = on_this_machine(0.7)
-    found = off.validate(nets=60)
-    after = off.adopt_correction(found)
-    drawn = {pair[0] for pair in after.validate(nets=60).pairs}
+    found = validate_table(off, nets=60)
+    after = adopt_correction(off, found)
+    drawn = {pair[0] for pair in validate_table(after, nets=60).pairs}
     fitted = {found.pairs[i][0] for i in halves(60, found.seed)[0]}
     assert len(fitted) == 30
     assert not drawn & fitted
@@ -214,7 +222,7 @@ def test_a_kits_table_can_be_validated_on_its_device(machine: Machine) -> None:
     table = on_this_machine(1.0)
     where = dataclasses.replace(table.conditions, device_name="Phone 1", runtime="onnxruntime", versions={})
     kits = dataclasses.replace(table, conditions=where, method={"device_calls_itself": "a test"})
-    assert kits.with_validation(kits.validate(nets=30)).trust() == []
+    assert doubts(kits.with_validation(validate_table(kits, nets=30))) == []
 
 
 # ---- the command
@@ -249,7 +257,7 @@ def test_the_command_adopts_a_correction_that_helps(
     assert "on 30 random" in shown
     found = LatencyTable.load(file)
     assert found.correction.scale == pytest.approx(1 / 0.7, rel=0.05)
-    assert found.trust() == []
+    assert doubts(found) == []
     assert not list(tmp_path.glob("*.tmp"))
 
 

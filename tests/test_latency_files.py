@@ -15,9 +15,15 @@ from proxylessnas.latency import bench, measure
 from proxylessnas.latency.benchmark import _plan
 from proxylessnas.latency.benchmark_models import open_nets
 from proxylessnas.runtimes.base import NetSpec
-from proxylessnas.runtimes.files import check_runtime, file_runtimes, input_size_of, report_of
+from proxylessnas.runtimes.files import (
+    check_runtime,
+    file_runtimes,
+    input_size_of,
+    is_machine_code,
+    load_program,
+    report_of,
+)
 from proxylessnas.runtimes.settings import Settings
-from proxylessnas.runtimes.torch_eager import is_machine_code, load_program
 
 QUICK = {"min_runs": 3, "min_seconds": 0.0, "max_seconds": 2.0}
 

@@ -31,15 +31,15 @@ from proxylessnas.errors import LatencyError, MissingExtraError
 from proxylessnas.latency.entries import ForeignConditions
 from proxylessnas.latency.kit import kit as kit_module
 from proxylessnas.latency.kit.kit import KitResults, read_results, write_kit
-from proxylessnas.latency.kit.machine_load import NOISY_LOAD, read_ticks
 from proxylessnas.latency.kit.results import KitNoise, kit_table
 from proxylessnas.latency.measurement import Samples
 from proxylessnas.latency.random_nets import random_nets
 from proxylessnas.latency.table import LatencyTable
-from proxylessnas.latency.validate import OWN_NAME, elsewhere, fitted_on, misplaced
+from proxylessnas.latency.validate import OWN_NAME, doubts, elsewhere, fitted_on, misplaced
 from proxylessnas.runtimes.base import NetSpec
 from proxylessnas.runtimes.device_name import device_name
 from proxylessnas.runtimes.environment import conditions
+from proxylessnas.runtimes.machine_load import NOISY_LOAD, read_ticks
 from proxylessnas.runtimes.registry import get_runtime
 
 onnx = pytest.importorskip("onnx")
@@ -156,12 +156,12 @@ def optimised(content: bytes, path: Path) -> Counter[str]:
 
 def test_repeated_weights_are_unrolled_when_the_file_is_loaded(tmp_path: Path) -> None:
     """So that the runtime runs what it would with ordinary weights."""
-    from proxylessnas.runtimes.onnx_graph import whole_net_onnx
+    from proxylessnas.runtimes.onnx_graph import whole_net_onnx, with_repeated_weights
 
     space = read_space("small")
     spec = NetSpec("arch", str(space.arch([3] * len(space.positions))), (3, 32, 32))
     full = whole_net_onnx(spec)
-    small = kit_module.with_repeated_weights(onnx.load_model_from_string(full)).SerializeToString()
+    small = with_repeated_weights(onnx.load_model_from_string(full)).SerializeToString()
     assert len(small) < len(full) / 20
     kinds = optimised(small, tmp_path / "small.onnx")
     assert kinds == optimised(full, tmp_path / "full.onnx")
@@ -497,7 +497,7 @@ def test_the_nets_of_a_kit_are_not_those_of_a_later_validation(measured: Path) -
     assert set(fitted_on(table, space)) == set(picks)
     validation = table.validation or {}
     assert (validation["noisy_nets"], validation["space"]) == (2, space.digest)
-    assert misplaced(table) == table.trust() == []
+    assert misplaced(table) == doubts(table) == []
     assert table.method[OWN_NAME] == "board"
     again = LatencyTable.from_dict(table.to_dict())
     assert set(fitted_on(again, space)) == set(picks)

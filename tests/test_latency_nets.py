@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +12,19 @@ import pytest
 import torch
 from torch import nn
 
+from proxylessnas import runtimes
 from proxylessnas.arch.arch import Arch
 from proxylessnas.arch.blocks import Stage
 from proxylessnas.arch.op_key import arch_keys
-from proxylessnas.errors import LatencyError
+from proxylessnas.errors import LatencyError, MissingExtraError
 from proxylessnas.latency.worker import Worker
 from proxylessnas.runtimes import registry
 from proxylessnas.runtimes.base import NetSpec
+from proxylessnas.runtimes.files import file_runtimes
 from proxylessnas.runtimes.modules import build_net, op_module
-from proxylessnas.runtimes.settings import RUNTIMES, Settings
+from proxylessnas.runtimes.settings import Settings
 from proxylessnas.runtimes.torch_compile import own_function
-from proxylessnas.runtimes.torch_eager import parts_of, session_for
+from proxylessnas.runtimes.torch_sessions import parts_of, session_for
 
 ARCH = Arch("small", stem=8, first=8, last=32, num_classes=10, resolution=32,
             stages=(Stage(16, 2, "k3e2 - k5e3"), Stage(24, 2, "k3e4! k7e2")))  # fmt: skip
@@ -29,7 +33,7 @@ QUICK = {"min_runs": 5, "min_seconds": 0.0, "max_seconds": 2.0}
 
 
 def test_every_runtime_is_known_by_name() -> None:
-    assert list(registry.available()) == list(RUNTIMES)
+    assert list(registry.available()) == list(registry.runtimes())
     assert registry.available(["torch"]) == {"torch": None}
     assert registry.get_runtime("torch").name == "torch"
     for call in (registry.get_runtime, lambda name: registry.available([name])):
@@ -48,6 +52,48 @@ def test_a_runtime_without_its_library_names_the_pip_line(monkeypatch: pytest.Mo
     assert found["onnxruntime"] == "pip install 'proxylessnas[onnx]'"
     assert found["executorch"] == "pip install 'proxylessnas[mobile]'"
     assert "install a C++ compiler" in str(found["torch-compile"])
+
+
+_TOY = """
+from proxylessnas.runtimes.base import Runtime
+
+class Toy(Runtime):
+    name = "toy"
+    module = "toy_lib.engine"
+    needs = ("toy_lib",)
+    extra = "toy"
+    suffixes = (".toy",)
+
+RUNTIME = Toy()
+"""
+
+
+def test_a_runtime_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "toy.py").write_text(_TOY)
+    monkeypatch.setattr(runtimes, "__path__", [*runtimes.__path__, str(tmp_path)])
+    registry.runtimes.cache_clear()
+    try:
+        assert [*registry.runtimes()][:2] == ["torch", "torch-compile"]
+        assert registry.available(["toy"]) == {"toy": "pip install 'proxylessnas[toy]'"}
+        assert file_runtimes("net.toy") == ("toy",)
+        toy = registry.get_runtime("toy")
+        with pytest.raises(LatencyError, match="'toy' measures float32 on cpu, not float16 on cpu: use"):
+            toy.check(Settings("toy", dtype="float16"))
+        with pytest.raises(MissingExtraError, match="'toy' needs toy-lib, which is not installed"):
+            toy.versions()
+    finally:
+        sys.modules.pop("proxylessnas.runtimes.toy", None)
+        registry.runtimes.cache_clear()
+
+
+def test_runtimes_are_found_without_their_libraries() -> None:
+    heavy = {"torch", "onnx", "onnxruntime", "openvino", "executorch", "ai_edge_litert", "numpy"}
+    code = (
+        "import sys; from proxylessnas.runtimes.registry import available; available(); "
+        f"print({heavy} & {{*sys.modules}})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.stdout.strip() == "set()", done.stderr
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

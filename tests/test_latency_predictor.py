@@ -205,7 +205,7 @@ def test_a_predictor_survives_its_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": "x"}, "no predictor of this package"),
+        ({"format": "x"}, "no latency predictor of this package"),
         ({"version": 2}, "newer version"),
         ({"version": 0}, "version is 0"),
         ({"unit": "s"}, 'unit is "s"'),

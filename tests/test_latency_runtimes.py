@@ -224,9 +224,8 @@ def test_onnxruntime_has_as_many_threads_as_asked_and_one_pool() -> None:
 @pytest.mark.slow
 def test_executorch_changes_its_pool(tmp_path: Path) -> None:
     runtime = get("executorch")
-    from proxylessnas.runtimes.executorch import _runtime_library
 
-    library = _runtime_library()
+    library = runtime.library()
     spec = NetSpec("op", "k3e2 in=8x8x8 out=8 stride=1 shortcut", (8, 8, 8))
     for threads in (2, 1):
         runtime.load(spec, Settings("executorch", threads=threads), tmp_path).run()

@@ -13,7 +13,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from proxylessnas.latency.kit.machine_load import (
+from proxylessnas.latency.measurement import Samples
+from proxylessnas.runtimes.machine_load import (
     NOISY_LOAD,
     OtherLoad,
     Ticks,
@@ -21,7 +22,6 @@ from proxylessnas.latency.kit.machine_load import (
     read_ticks,
     share_between,
 )
-from proxylessnas.latency.measurement import Samples
 from proxylessnas.runtimes.settings import Settings, one_thread
 from proxylessnas.runtimes.timer import Window, window
 

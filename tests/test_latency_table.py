@@ -22,6 +22,8 @@ from proxylessnas.latency import (
     OpKey,
     Predictor,
     arch_keys,
+    doubts,
+    require_trust,
     space_keys,
 )
 from proxylessnas.latency.table import Correction, Entry
@@ -60,7 +62,7 @@ def test_pixel1_covers_the_published_space() -> None:
     assert table.conditions.device_name == "Google Pixel 1"
     assert table.statistic == "mean"
     assert "not re-measured" in str(table.source)
-    assert table.trust() != []  # nobody compared it with whole nets here
+    assert doubts(table) != []  # nobody compared it with whole nets here
 
 
 def test_pixel1_is_the_original_file(shared_data: Path) -> None:
@@ -196,23 +198,23 @@ def test_a_table_without_a_space_wants_one() -> None:
 
 def test_trust_asks_for_a_good_validation() -> None:
     table = little()
-    assert "never compared" in table.trust()[0]
+    assert "never compared" in doubts(table)[0]
     good = table.with_validation({"kendall_tau": 0.95, "mape_percent": 2.0, "nets": 30})
-    assert good.trust() == []
-    good.require_trust()
+    assert doubts(good) == []
+    require_trust(good)
     bad = table.with_validation({"kendall_tau": 0.79, "mape_percent": 16, "nets": 30})
-    assert [problem[:11] for problem in bad.trust()] == ["it orders m", "it is off b"]
-    assert len(table.with_validation({}).trust()) == 3
+    assert [problem[:11] for problem in doubts(bad)] == ["it orders m", "it is off b"]
+    assert len(doubts(table.with_validation({}))) == 3
     judged = {"kendall_tau": 1.0, "mape_percent": 0, "nets": 29}
-    assert "29 nets" in table.with_validation(judged).trust()[0]
+    assert "29 nets" in doubts(table.with_validation(judged))[0]
     rounded = {"kendall_tau": 1.0000000000000002, "mape_percent": 0, "nets": 50}
-    assert table.with_validation(rounded).trust() == []
+    assert doubts(table.with_validation(rounded)) == []
     with pytest.raises(
         LatencyError, match=r"not to be trusted: it orders models badly: Kendall's tau is 0.79"
     ):
-        bad.require_trust()
+        require_trust(bad)
     with pytest.warns(UserWarning, match="not to be trusted"):
-        bad.require_trust(force=True)
+        require_trust(bad, force=True)
 
 
 def test_another_correction_needs_another_validation() -> None:
@@ -223,11 +225,11 @@ def test_another_correction_needs_another_validation() -> None:
 
 def test_a_validation_is_kept_as_json(tmp_path: Path) -> None:
     from proxylessnas.latency import Validation
-    from proxylessnas.latency.metrics import judge
+    from proxylessnas.latency.metrics import evaluate
 
-    result = judge([(f"net {i}", 1.0 + i, 1.01 + i) for i in range(30)])
+    result = evaluate([(f"net {i}", 1.0 + i, 1.01 + i) for i in range(30)])
     table = little().with_validation(result)
-    assert table.trust() == []
+    assert doubts(table) == []
     again = LatencyTable.load(table.save(tmp_path / "table.json"))
     assert again.validation == table.validation
     assert Validation.from_dict(again.validation or {}) == result

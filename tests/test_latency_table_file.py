@@ -15,7 +15,7 @@ from latency_table_tools import little
 from proxylessnas.arch.arch import Arch
 from proxylessnas.arch.blocks import Stage
 from proxylessnas.errors import ArchError, LatencyError
-from proxylessnas.latency import Conditions, LatencyTable, OpKey
+from proxylessnas.latency import Conditions, LatencyTable, OpKey, doubts
 from proxylessnas.latency.table import Correction, Entry, ForeignConditions
 
 FIXTURE = Path(__file__).parent / "fixtures" / "latency_table_v1.json"
@@ -54,7 +54,7 @@ def test_version_1_files_stay_readable() -> None:
     assert table.correction == Correction(1.02, -0.01)
     assert (table.offset_ms, table.date, table.source) == (0.07, "2026-11-21", "a test")
     assert table.method["fit"] == {"strength": 0.5}
-    assert table.trust() == ["1 of its operations were guessed, not measured"]
+    assert doubts(table) == ["1 of its operations were guessed, not measured"]
 
 
 def test_a_file_states_its_unit_and_has_one_line_an_entry() -> None:

@@ -15,8 +15,8 @@ from proxylessnas import cli
 from proxylessnas.arch.op_key import space_keys
 from proxylessnas.arch.spaces import read_space
 from proxylessnas.errors import LatencyError
-from proxylessnas.latency import Conditions, LatencyTable, Validation, validate_table
-from proxylessnas.latency.metrics import _LATER, fit_line, judge, kendall_tau
+from proxylessnas.latency import Conditions, LatencyTable, Validation, doubts, require_trust, validate_table
+from proxylessnas.latency.metrics import _LATER, evaluate, fit_line, kendall_tau
 from proxylessnas.latency.table import Entry, ForeignConditions
 from proxylessnas.latency.validate import reference_of
 
@@ -47,7 +47,7 @@ def test_kendall_tau() -> None:
 
 
 def test_figures() -> None:
-    found = judge([("a", 11.0, 10.0), ("b", 20.0, 20.0), ("c", 28.8, 30.0), ("d", 40.8, 40.0)])
+    found = evaluate([("a", 11.0, 10.0), ("b", 20.0, 20.0), ("c", 28.8, 30.0), ("d", 40.8, 40.0)])
     assert found.nets == 4
     assert found.mape_percent == pytest.approx((10 + 0 + 4 + 2) / 4)
     assert found.bias_percent == pytest.approx((10 + 0 - 4 + 2) / 4)
@@ -63,13 +63,13 @@ def test_figures() -> None:
 def test_line_is_fitted_on_one_half_and_judged_on_the_other() -> None:
     rng = random.Random(0)
     truth = [rng.uniform(5, 20) for _ in range(40)]
-    found = judge([("", (ms - 1) / 1.25, ms) for ms in truth], seed=3)
+    found = evaluate([("", (ms - 1) / 1.25, ms) for ms in truth], seed=3)
     assert (found.scale, found.offset_ms) == pytest.approx((1.25, 1.0))
     assert found.judged_before_percent > 20
     assert found.judged_after_percent == pytest.approx(0, abs=1e-9)
     assert found.correction_helps
     # A line that fits one half by chance does not pass for an improvement.
-    noise = judge([("", ms * math.exp(rng.gauss(0, 0.02)), ms) for ms in truth], seed=3)
+    noise = evaluate([("", ms * math.exp(rng.gauss(0, 0.02)), ms) for ms in truth], seed=3)
     assert not noise.correction_helps
     # Only the first half is used: what the judged half says must not change the line.
     order = list(range(40))
@@ -77,7 +77,7 @@ def test_line_is_fitted_on_one_half_and_judged_on_the_other() -> None:
     pairs = [("", (ms - 1) / 1.25, ms) for ms in truth]
     for i in order[20:]:
         pairs[i] = ("", pairs[i][1] * 2, pairs[i][2])
-    assert judge(pairs, seed=3).scale == pytest.approx(1.25)
+    assert evaluate(pairs, seed=3).scale == pytest.approx(1.25)
 
 
 def test_line_of_too_little() -> None:
@@ -89,21 +89,21 @@ def test_line_of_too_little() -> None:
 def test_verdicts_and_trust() -> None:
     def found(noise: float) -> Validation:
         rng = random.Random(1)
-        return judge([("", ms * math.exp(rng.gauss(0, noise)), ms) for ms in map(float, range(10, 60))])
+        return evaluate([("", ms * math.exp(rng.gauss(0, noise)), ms) for ms in map(float, range(10, 60))])
 
     assert found(0.01).verdict.startswith("good")
     assert found(0.08).verdict.startswith("fair")
     assert found(0.5).verdict.startswith("not to be trusted")
     space = read_space("tiny")
     table = LatencyTable(Conditions(), {key: Entry(1.0) for key in space_keys(space)}, space=space)
-    assert table.with_validation(found(0.01).to_dict()).trust() == []
-    assert len(table.with_validation(found(0.5)).trust()) == 2
+    assert doubts(table.with_validation(found(0.01).to_dict())) == []
+    assert len(doubts(table.with_validation(found(0.5)))) == 2
     with pytest.raises(LatencyError):
-        table.require_trust()
+        require_trust(table)
 
 
 def test_through_json_and_back() -> None:
-    found = judge([("a | b", 1.0, 1.1), ("c | d", 2.0, 2.1), ("e", 3.0, 2.9)], seed=5, conditions="here")
+    found = evaluate([("a | b", 1.0, 1.1), ("c | d", 2.0, 2.1), ("e", 3.0, 2.9)], seed=5, conditions="here")
     data = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert Validation.from_dict(data) == found
     assert Validation.from_dict({**data, "of a later version": 1}) == found
@@ -122,7 +122,7 @@ def spread(noise: float, seed: int = 1, low: int = 10) -> list[float]:
 
 def of_ceiling(tau: float, ceiling: float | None) -> LatencyTable:
     space = read_space("tiny")
-    found = judge([("", ms, ms) for ms in spread(0.0)])
+    found = evaluate([("", ms, ms) for ms in spread(0.0)])
     known = dataclasses.replace(
         found, kendall_tau=tau, ceiling_tau=ceiling, ceiling_percent=None if ceiling is None else 2.0
     )
@@ -132,14 +132,14 @@ def of_ceiling(tau: float, ceiling: float | None) -> LatencyTable:
 
 def test_the_ceiling_is_what_two_runs_agree_in() -> None:
     a, b = spread(0.05, 1), spread(0.05, 2)
-    found = judge([("", ms, ms) for ms in a], two_runs=list(zip(a, b, strict=True)), disturbance=1.5)
+    found = evaluate([("", ms, ms) for ms in a], two_runs=list(zip(a, b, strict=True)), disturbance=1.5)
     assert found.ceiling_tau == kendall_tau(a, b) < 1
     assert found.ceiling_percent == pytest.approx(
         100 * sum(2 * abs(x - y) / (x + y) for x, y in zip(a, b, strict=True)) / 50
     )
     assert f"tau {found.ceiling_tau:.3f}, which is what this machine allows" in found.verdict
     assert Validation.from_dict(json.loads(json.dumps(found.to_dict()))) == found
-    assert judge([("", ms, ms) for ms in a]).ceiling_tau is None
+    assert evaluate([("", ms, ms) for ms in a]).ceiling_tau is None
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_the_ceiling_is_what_two_runs_agree_in() -> None:
 def test_a_table_is_asked_for_what_the_machine_allows(tau: float, ceiling: float | None, word: str) -> None:
     table = of_ceiling(tau, ceiling)
     assert Validation.from_dict(table.validation or {}).verdict.startswith(word)
-    problems = table.trust()
+    problems = doubts(table)
     assert bool(problems) == (word == "not to be trusted")
     if problems:
         limited = "" if ceiling is None else f" (two runs of the same models: {ceiling})"
@@ -169,7 +169,7 @@ def test_a_table_is_asked_for_what_the_machine_allows(tau: float, ceiling: float
 
 
 def test_a_space_that_two_runs_order_differently_has_no_latency_to_choose_by() -> None:
-    (problem,) = of_ceiling(0.9, 0.3).trust()
+    (problem,) = doubts(of_ceiling(0.9, 0.3))
     assert (
         "differ by less than two runs of one of them, which put them in unlike orders (Kendall's tau 0.30)"
         in problem
@@ -179,14 +179,14 @@ def test_a_space_that_two_runs_order_differently_has_no_latency_to_choose_by() -
 
 def test_another_speed_of_the_reference_is_told() -> None:
     pairs = [("", ms, ms) for ms in spread(0.0)]
-    assert "1.50 times as long as when the table was made" in judge(pairs, reference_ratio=1.5).verdict
-    assert "0.80 times as long" in judge(pairs, reference_ratio=0.8).verdict
-    assert "times as long" not in judge(pairs, reference_ratio=1.04).verdict
+    assert "1.50 times as long as when the table was made" in evaluate(pairs, reference_ratio=1.5).verdict
+    assert "0.80 times as long" in evaluate(pairs, reference_ratio=0.8).verdict
+    assert "times as long" not in evaluate(pairs, reference_ratio=1.04).verdict
 
 
 def test_validations_of_older_tables_are_read() -> None:
     """With a pace, and without what later versions found out."""
-    data = judge([("", ms, ms) for ms in spread(0.0)]).to_dict()
+    data = evaluate([("", ms, ms) for ms in spread(0.0)]).to_dict()
     old = {name: value for name, value in data.items() if name not in _LATER}
     found = Validation.from_dict({**old, "pace": 1.3, "noisy_nets": 4})
     assert (found.reference_ratio, found.noisy_nets) == (1.3, 4)
@@ -211,7 +211,7 @@ def test_an_old_table_says_that_it_is_of_medians(tmp_path: Path, capsys: pytest.
     old = dataclasses.replace(table, statistic="median", method=method, validation={**known, "pace": 1.0})
     found = LatencyTable.load(old.save(tmp_path / "old.json"))
     assert found.statistic == "median"
-    assert found.trust() == []
+    assert doubts(found) == []
     assert reference_of(found) is None  # a median is nothing to compare a low quantile with
     assert cli.main(["latency", "show", str(tmp_path / "old.json")]) == 0
     assert "median of the runs" in " ".join(capsys.readouterr().out.split())
@@ -219,10 +219,10 @@ def test_an_old_table_says_that_it_is_of_medians(tmp_path: Path, capsys: pytest.
 
 def test_bad_input() -> None:
     with pytest.raises(LatencyError, match="at least 2 nets"):
-        judge([("", 1.0, 1.0)])
+        evaluate([("", 1.0, 1.0)])
     for bad in (math.nan, math.inf, 0.0, -1.0):
         with pytest.raises(LatencyError, match="finite"):
-            judge([("", 1.0, 1.0), ("", 1.0, bad)])
+            evaluate([("", 1.0, 1.0), ("", 1.0, bad)])
 
 
 def test_what_cannot_be_validated() -> None:

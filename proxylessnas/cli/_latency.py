@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import LatencyError
 from ..models.resolve import looks_like_path
-from ..runtimes.settings import DEVICES, DTYPES, MEMORY_FORMATS, RUNTIMES
+from ..runtimes.registry import runtimes
+from ..runtimes.settings import DEVICES, DTYPES, MEMORY_FORMATS
 from ..utils.progress import Steps as Steps
 from ._command import UsageError
 from ._options import (
@@ -39,8 +40,8 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     """Declare where and how a net is run, one value each."""
     group = parser.add_argument_group("settings", "What the latencies hold for; a table keeps them.")
     group.add_argument(
-        "--runtime", type=one_of(RUNTIMES), default="torch", metavar="R",
-        help=f"{', '.join(RUNTIMES)} (default: torch)",
+        "--runtime", type=one_of(tuple(runtimes())), default="torch", metavar="R",
+        help=f"{', '.join(runtimes())} (default: torch)",
     )  # fmt: skip
     group.add_argument(
         "--threads", type=whole(1, MOST_THREADS), default=1, metavar="N", help="threads on a CPU (default: 1)"

@@ -84,7 +84,7 @@ class Build(Verb):
         import_modules(args)
         space = the_space(args)
         assert space is not None
-        from ..latency import build_table
+        from ..latency import build_table, doubts
 
         with Steps(args.quiet, "building") as steps:
             found = build_table(
@@ -105,13 +105,13 @@ class Build(Verb):
                 imports=tuple(args.imports),
             )
         report_table(args.output, found, args, doubts=not args.validation_nets)
-        doubts = found.trust() if args.validation_nets else []
-        if doubts:
-            error(f"{args.output} is not to be trusted: {'; '.join(doubts)}")
+        problems = doubts(found) if args.validation_nets else []
+        if problems:
+            error(f"{args.output} is not to be trusted: {'; '.join(problems)}")
             advice = _what_to_do(args, found)
             if advice:
                 note(advice)
-        return 1 if doubts else 0
+        return 1 if problems else 0
 
 
 def _what_to_do(args: argparse.Namespace, found: LatencyTable) -> str:
@@ -187,7 +187,7 @@ class Validate(Verb):
         space = the_space(args) or found.space
         if space is None:
             raise UsageError(f"{args.table} was made for no space: --space says which")
-        from ..latency import Validation, validate_table
+        from ..latency import Validation, adopt_correction, validate_table
 
         with Steps(args.quiet, "validating") as steps:
             result = validate_table(
@@ -202,7 +202,7 @@ class Validate(Verb):
         found, refused = found.with_validation(result), None
         if args.adopt_correction:
             try:
-                found = found.adopt_correction()
+                found = adopt_correction(found)
                 result = Validation.from_dict(found.validation or {})
             except LatencyError as e:
                 refused = str(e)

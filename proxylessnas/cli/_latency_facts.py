@@ -42,6 +42,8 @@ def facts(found: LatencyTable, space: SearchSpace | None) -> dict[str, Any]:
         found: the table.
         space: the search space it is looked at with; None if there is none.
     """
+    from ..latency import doubts
+
     known: dict[str, Any] = {
         "conditions": {**found.conditions.to_dict(), "versions": dict(found.conditions.versions)},
         "date": found.date,
@@ -54,7 +56,7 @@ def facts(found: LatencyTable, space: SearchSpace | None) -> dict[str, Any]:
         "correction": _correction(found),
         "digest": found.digest,
         "validation": None if found.validation is None else dict(found.validation),
-        "trust": found.trust(),
+        "trust": doubts(found),
         "space": None if space is None else _space_facts(found, space),
     }
     return known

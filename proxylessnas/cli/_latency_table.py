@@ -132,6 +132,8 @@ class Predict(Verb):
 
     def run(self, args: argparse.Namespace) -> int:
         """Predict and report."""
+        from ..latency import doubts
+
         import_modules(args)
         found = read_table(args.table)
         nets = [(word, _chain(word)) for word in dict.fromkeys(args.nets)]
@@ -145,7 +147,7 @@ class Predict(Verb):
             rows.append((word, parts))
         if args.json:
             document = {"table": args.table, "nets": [_net_facts(word, parts) for word, parts in rows]}
-            print_json({**document, "trust": found.trust()})
+            print_json({**document, "trust": doubts(found)})
             return 0
         cells = [("net", "predicted", "guessed operations")]
         for word, parts in rows:
@@ -158,7 +160,7 @@ class Predict(Verb):
         print(printable(body))
         print(printable(f"\nmilliseconds a call; {found.conditions.describe()}"))
         _tell_error(predictor)
-        for problem in found.trust():
+        for problem in doubts(found):
             note(f"this table is not to be trusted: {problem}")
         return 0
 

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MissingExtraError
-from ..runtimes.settings import RUNTIMES
+from ..runtimes.registry import runtimes
 from ._command import UsageError, Verb
 from ._latency import (
     NET_HELP,
@@ -85,8 +85,8 @@ class BenchVerb(Verb):
         )  # fmt: skip
         group = parser.add_argument_group("settings", "R, T and B may be lists: --threads 1,2")
         group.add_argument(
-            "--runtime", type=several(RUNTIMES), default=("torch",), metavar="R", dest="runtimes",
-            help="torch, torch-compile, onnxruntime, openvino, executorch, litert (default: torch)",
+            "--runtime", type=several(tuple(runtimes())), default=("torch",), metavar="R", dest="runtimes",
+            help=f"{', '.join(runtimes())} (default: torch)",
         )  # fmt: skip
         group.add_argument(
             "--threads", type=wholes(1, MOST_THREADS), default=(1,), metavar="T",

@@ -5,7 +5,7 @@
     >>> report.largest_difference  # doctest: +SKIP
     3.1e-05
 
-The suffix names the format (:data:`.formats.SUFFIXES`). The libraries behind the formats are imported when a
+The suffix names the format (:func:`.formats.base.formats`). Libraries behind the formats are imported when a
 format is used.
 """
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ..models.fuse import fuse
+from ..runtimes.files import load_program
 from ..runtimes.torch_compile import own_function
-from ..runtimes.torch_eager import load_program
 from .formats.torch_export import compile_program
 
 #: Runs a batch [N, C, H, W] in float32, of the shape it was made for, to outputs in float32.

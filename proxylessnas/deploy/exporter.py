@@ -68,7 +68,7 @@ def export(
 
     Args:
         net: a net, a name of the zoo, a ``.safetensors`` file, or an architecture.
-        path: where to; see :data:`.formats.SUFFIXES`.
+        path: where to; see :func:`.formats.base.formats`.
         precision: "float32" or "int8" (``.onnx``, ``.xml``, ``.pte``, ``.tflite``; needs
             ``calibration``).
         batch_size: pictures a call; None leaves it open where the format can.

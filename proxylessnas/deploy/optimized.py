@@ -33,7 +33,7 @@ from ..runtimes.device_name import device_name
 from ..runtimes.environment import allocator
 from ..runtimes.timer import MIN_SECONDS, window
 from ..runtimes.torch_compile import missing_compiler
-from ..runtimes.torch_eager import CudaSession, EagerSession, cuda_name, torch_versions
+from ..runtimes.torch_sessions import CudaSession, EagerSession, cuda_name, torch_versions
 from .backends import (
     WAYS,
     Candidate,

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from .predictor import Predictor as Predictor
     from .table import LatencyTable as LatencyTable
     from .table_import import import_table as import_table
+    from .validate import adopt_correction as adopt_correction
+    from .validate import doubts as doubts
+    from .validate import require_trust as require_trust
     from .validate import validate_table as validate_table
 
 _NAMES = {
@@ -46,6 +49,6 @@ _NAMES = {
     ".metrics": "Validation",
     ".predictor": "Predictor",
     ".table": "LatencyTable",
-    ".validate": "validate_table",
+    ".validate": "adopt_correction doubts require_trust validate_table",
 }
 __all__, __getattr__, __dir__ = lazy_names(__name__, _NAMES)

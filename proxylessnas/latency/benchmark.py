@@ -2,7 +2,7 @@
 
 Latencies that were measured one after another are not comparable on a machine whose clock rate and neighbours
 change by the minute. So every round gives every model under every setting one short window, in a fresh random
-order, and what counts is a low quantile over all of them (:mod:`.session`, :mod:`.timing`).
+order, and what counts is a low quantile over all of them (:mod:`.session`, :mod:`.measurement`).
 """
 
 from __future__ import annotations
@@ -149,9 +149,9 @@ def bench(
 
     Args:
         nets: of the zoo, files with an architecture, architectures, "torchvision/NAME" or "timm/NAME"; by
-            default the authors' four. Also exported files (:mod:`.files`), each measured in those of
-            ``runtimes`` that read it, or else in its own.
-        runtimes: see :data:`~proxylessnas.runtimes.settings.RUNTIMES`.
+            default the authors' four. Also exported files, each measured in those of ``runtimes`` that read
+            it, or else in its own.
+        runtimes: see :func:`~proxylessnas.runtimes.registry.runtimes`.
         threads: sizes of the thread pool, on a CPU; on a GPU only the first counts, which a note says.
         batches: pictures a call.
         device: "cpu" or "cuda".

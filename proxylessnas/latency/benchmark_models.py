@@ -91,7 +91,7 @@ def open_nets(
 
     Args:
         words: nets of the zoo, files with an architecture, architectures, "torchvision/NAME", "timm/NAME",
-            exported files (:mod:`.files`).
+            exported files (:mod:`~proxylessnas.runtimes.files`).
         folder: for files that the measuring processes read.
         image_size: side of the input in pixels; None takes each net's own.
         peers: other libraries' nets that are added if there is an ImageNet net. One that cannot be had is

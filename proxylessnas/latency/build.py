@@ -5,14 +5,13 @@
    operation is a model of its own.
 2. Random whole models, end to end: some to fit the entries on, others to check them with. Operations and
    models are measured in one session (:mod:`.session`), interleaved with each other and with a reference.
-3. Entries, fitted so that sums are the latencies of whole models (:mod:`.fitting`).
-4. A check on the models that were not used so far (:mod:`.agreement`), which also says what this machine
+3. Entries, fitted so that sums are the latencies of whole models (:mod:`.fit`).
+4. A check on the models that were not used so far (:mod:`.metrics`), which also says what this machine
    allows: how far two runs of the same models agree.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 import statistics
@@ -26,18 +25,15 @@ from ..arch.space import SearchSpace
 from ..arch.spaces import read_space
 from ..errors import LatencyError, shown
 from ..runtimes.base import NetSpec
+from ..runtimes.registry import get_runtime
 from ..runtimes.settings import Settings
-from .fit import fit_entries
+from .fit import fitted_table
 from .journal import Journal
 from .measurement import UNDISTURBED, Measurement, quantile
-from .metrics import Validation, judge
 from .random_nets import random_nets, too_few
 from .session import REFERENCE, Item, MeasurementSession, Progress
 from .table import Entry, LatencyTable
-from .table_io import conditions_to_dict
-from .validate import check_count, compared, model_spec
-
-# DOC proxylessnas.latency.plan: """What is to be measured for a latency table: models, operations, and the time for them."""
+from .validate import check_count, evaluated, model_spec
 
 #: Uncertainty of the latencies a table is made of, as a share.
 LIMIT = 0.004
@@ -68,8 +64,8 @@ def build_table(
     Ctrl-C, a kill or a crash.
 
     Args:
-        space: a space, the name of one, or a .toml file; see :func:`~proxylessnas.arch.space.read_space`.
-        runtime: one of :data:`~proxylessnas.runtimes.settings.RUNTIMES`.
+        space: a space, the name of one, or a .toml file; see :func:`~proxylessnas.arch.spaces.read_space`.
+        runtime: one of :func:`~proxylessnas.runtimes.registry.runtimes`.
         device: "cpu" or "cuda".
         threads: of the runtime's pool, on a CPU.
         batch_size: images a call.
@@ -110,7 +106,8 @@ def build_table(
         session.run(plan.budget_s, limit=LIMIT, processes=plan.processes)
         table = _table(plan, session)
         if validation_nets:
-            table = table.with_validation(_validated(plan, session, table).to_dict())
+            found = evaluated(table, space, plan.checked, session, table.conditions, seed=seed + 1)
+            table = table.with_validation(found)
         if path is not None:
             table.save(path)
             journal.remove()
@@ -121,40 +118,17 @@ def build_table(
 
 def _table(plan: Plan, session: MeasurementSession) -> LatencyTable:
     """Fit the entries to what was measured."""
+    method = {
+        "own_times": "each operation inside random nets" if session.parts else "each operation alone",
+        "nets": len(plan.drawn),
+        "seed": plan.seed,
+        "minutes": round(session.spent_s / 60, 2),
+        **described(session, plan.space.arch(plan.drawn[0])),
+    }
+    models = [(picks, session.measured[f"net {i}"].undisturbed_ms) for i, picks in enumerate(plan.drawn)]
+    conditions = session.conditions(plan.settings)
     own = _own_times(plan, session)
-    measured = [
-        (arch_keys(plan.space.arch(picks)), session.measured[f"net {i}"].undisturbed_ms)
-        for i, picks in enumerate(plan.drawn)
-    ]
-    fit = fit_entries({key: entry.ms for key, entry in own.items()}, measured)
-    entries = {}
-    for key, entry in own.items():
-        ms = fit.costs_ms[key]
-        share = ms / entry.ms
-        assert entry.p10_ms is not None
-        assert entry.p90_ms is not None
-        entries[key] = Entry(ms, share * entry.p10_ms, share * entry.p90_ms, entry.runs, "fitted")
-    return LatencyTable(
-        session.conditions(plan.settings),
-        entries,
-        space=plan.space,
-        offset_ms=fit.offset_ms,
-        statistic="undisturbed",
-        method={
-            "own_times": "each operation inside random nets" if session.parts else "each operation alone",
-            "nets": len(plan.drawn),
-            "seed": plan.seed,
-            "minutes": round(session.spent_s / 60, 2),
-            **described(session, plan.space.arch(plan.drawn[0])),
-            "fit": {
-                "left_out_rmspe_percent": fit.loo_percent,
-                "strength": fit.strength,
-                "terms": list(fit.terms),
-                "scale": fit.scale,
-                "outliers": fit.outliers,
-            },
-        },
-    )
+    return fitted_table(conditions, plan.space, own, models, method, statistic="undisturbed")
 
 
 def described(session: MeasurementSession, reference: Arch) -> dict[str, object]:
@@ -193,21 +167,6 @@ def _alone(found: Measurement) -> Entry:
     return Entry(found.undisturbed_ms, quantile(runs, 0.1), quantile(runs, 0.9), len(runs))
 
 
-def _validated(plan: Plan, session: MeasurementSession, table: LatencyTable) -> Validation:
-    """Evaluate the table on models that it was not fitted on."""
-    found = [session.measured[f"check {i}"] for i in range(len(plan.checked))]
-    evaluated = judge(
-        compared(table, plan.space, plan.checked, [m.undisturbed_ms for m in found]),
-        seed=plan.seed + 1,
-        conditions=table.conditions.describe(),
-        two_runs=[m.two_runs() for m in found],
-        disturbance=statistics.median(m.median_ms / m.undisturbed_ms for m in found),
-    )
-    return dataclasses.replace(
-        evaluated, measured_with=conditions_to_dict(table.conditions), space=plan.space.digest
-    )
-
-
 #: Measuring processes that share the work; fewer where there is little time.
 PROCESSES, FEW_PROCESSES = 4, 2
 LITTLE_MINUTES = 3.0
@@ -217,8 +176,6 @@ LEAST_NETS = 24
 NETS_PER_OPERATION = 2.2
 MOST_NETS = 240
 _FEWEST_NETS = 5  # in a space that has hardly more
-#: Runtimes whose operations are timed inside whole models.
-_WITH_PARTS = ("torch",)
 
 
 class Plan:
@@ -290,7 +247,7 @@ class Plan:
 
     def items(self) -> list[Item]:
         """Return what a session measures: the reference, models to fit on and to check with, operations."""
-        settings, parts = self.settings, self.settings.runtime in _WITH_PARTS
+        settings, parts = self.settings, get_runtime(self.settings.runtime).has_parts
         archs = {f"net {i}": self.space.arch(picks) for i, picks in enumerate(self.drawn)}
         found = [Item(REFERENCE, model_spec(archs["net 0"]), settings)]
         found += [Item(name, model_spec(arch), settings, parts) for name, arch in archs.items()]

@@ -7,29 +7,19 @@ import datetime
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..arch.op_key import OpKey
 from ..errors import LatencyError, shown
 from ..runtimes.settings import Conditions, Settings
 from ..utils.checks import is_int, is_number, is_text, show
 
-if TYPE_CHECKING:
-    from .table import LatencyTable
-
 HOW = ("measured", "fitted", "predicted", "imported")
 UNKNOWN = "unknown"
 STATISTICS = ("undisturbed", "median", "mean", UNKNOWN)
-#: Kendall's tau that is wanted of a table: to be trusted, and to be good.
-LEAST, GOOD = 0.8, 0.9
-#: Where two runs of the same models agree less, a table is measured by them: it should reach this share.
-_OF_CEILING = {LEAST: 0.8, GOOD: 0.9}
-#: Where two runs order the models hardly alike, there is nothing to choose by.
+#: Where two runs order the models hardly alike (Kendall's tau), there is nothing to choose by.
 NO_ORDER = 0.4
-_LARGER = {"tiny": "small", "small": "imagenet"}
-GOOD_MAPE_PERCENT = 5.0
-LEAST_JUDGED = 30  # nets a validation compares at least
-MOST_MAPE_PERCENT = 15.0
+LEAST_JUDGED = 30  # models that a validation compares at least
 LONGEST_MS = 1e9  # eleven days: whatever takes longer is not a latency
 
 _MAX_PROBLEMS = 50
@@ -178,59 +168,3 @@ def problems_of(
     if not is_date(date) and date != UNKNOWN:
         problems.append(f"date is {shown(date)}; wanted a day such as 2026-11-21")
     return problems
-
-
-def doubts(table: LatencyTable) -> list[str]:
-    """Return reasons not to trust a table; empty if there are none."""
-    guessed = sum(entry.how == "predicted" for entry in table.entries.values())
-    found = [f"{guessed} of its operations were guessed, not measured"] if guessed else []
-    found += [str(table.method["doubt"])] if "doubt" in table.method else []
-    return [*_disagreements(table), *found]
-
-
-def _disagreements(table: LatencyTable) -> list[str]:
-    from .validate import misplaced
-
-    validation = table.validation
-    if validation is None:
-        return ["it was never compared with measured nets (`proxylessnas latency validate`)"]
-    tau, mape, nets = (validation.get(key) for key in ("kendall_tau", "mape_percent", "nets"))
-    problems = []
-    if not is_int(nets, LEAST_JUDGED, 10**9):
-        problems.append(
-            f"it was compared with {_rounded(nets)} nets only, wanted {LEAST_JUDGED} (`proxylessnas latency "
-            "validate`)"
-        )
-    ceiling = validation.get("ceiling_tau")
-    ceiling = ceiling if is_number(ceiling, -1.001, 1.001) else None
-    if ceiling is not None and ceiling < NO_ORDER:
-        larger = _LARGER.get(table.space.name.partition("@")[0]) if table.space is not None else None
-        problems.append(
-            "its models differ by less than two runs of one of them, which put them in unlike orders "
-            f"(Kendall's tau {ceiling:.2f}): this space has no latency to choose by here"
-            + (f"; a larger one: --space {larger}" if larger else "")
-        )
-    elif not is_number(tau, wanted_tau(ceiling, LEAST), 1.001):  # rounding may leave it a little above 1
-        limited = "" if ceiling is None else f" (two runs of the same models: {ceiling:.3g})"
-        problems.append(
-            f"it orders models badly: Kendall's tau is {_rounded(tau)}, wanted "
-            f"{wanted_tau(ceiling, LEAST):.2g} or more{limited}"
-        )
-    if not is_number(mape, 0, MOST_MAPE_PERCENT):
-        wanted = f"wanted {MOST_MAPE_PERCENT:g} % or less"
-        problems.append(f"it is off by {_rounded(mape)} % of the latency on average, {wanted}")
-    return problems + misplaced(table)
-
-
-def wanted_tau(ceiling: float | None, usual: float) -> float:
-    """Return the Kendall tau that is wanted of a table: the usual one, or less where the machine allows less.
-
-    Args:
-        ceiling: tau of two runs of the same models; None if it is not known.
-        usual: :data:`LEAST` or :data:`GOOD`.
-    """
-    return usual if ceiling is None else min(usual, _OF_CEILING[usual] * ceiling)
-
-
-def _rounded(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, (int, float)) else "unknown"

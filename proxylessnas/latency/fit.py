@@ -19,12 +19,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..arch.op_key import FIXED, OpKey
+from ..arch.op_key import FIXED, OpKey, arch_keys
+from ..arch.space import SearchSpace
 from ..errors import LatencyError
+from ..runtimes.settings import Conditions
+from .entries import Entry
+from .table import LatencyTable
 
 #: Strengths of the ridge that are tried: how many nets' worth an operation's own time counts.
 STRENGTHS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 20.0, 100.0)
@@ -61,6 +66,47 @@ class Fit:
     scale: float
     nets: int
     outliers: int
+
+
+def fitted_table(
+    conditions: Conditions,
+    space: SearchSpace,
+    own: Mapping[OpKey, Entry],
+    models: Sequence[tuple[Sequence[int], float]],
+    method: Mapping[str, Any],
+    **options: Any,
+) -> LatencyTable:
+    """Return a table whose entries are fitted to whole models.
+
+    Args:
+        conditions: that everything was measured under.
+        space: that the table is for.
+        own: each operation's own time, with its 10 % and 90 % quantiles, which keep their relative distance.
+        models: (picks, measured ms) of each model.
+        method: how all this was measured; how it was fitted is added.
+        options: further fields of :class:`~.table.LatencyTable`.
+    """
+    fit = fit_entries(
+        {key: entry.ms for key, entry in own.items()},
+        [(arch_keys(space.arch(picks)), ms) for picks, ms in models],
+    )
+    entries = {}
+    for key, entry in own.items():
+        ms = fit.costs_ms[key]
+        share = ms / entry.ms
+        assert entry.p10_ms is not None
+        assert entry.p90_ms is not None
+        entries[key] = Entry(ms, share * entry.p10_ms, share * entry.p90_ms, entry.runs, "fitted")
+    found = {
+        "left_out_rmspe_percent": fit.loo_percent,
+        "strength": fit.strength,
+        "terms": list(fit.terms),
+        "scale": fit.scale,
+        "outliers": fit.outliers,
+    }
+    return LatencyTable(
+        conditions, entries, space, offset_ms=fit.offset_ms, method={**method, "fit": found}, **options
+    )
 
 
 def fit_entries(own_ms: Mapping[OpKey, float], nets: Sequence[tuple[Sequence[OpKey], float]]) -> Fit:

@@ -1,4 +1,4 @@
-"""Read the files that :mod:`~.importing` makes tables of: what each says, before anything is checked."""
+"""Read the files that :mod:`.table_import` makes tables of: what each says, before anything is checked."""
 
 from __future__ import annotations
 

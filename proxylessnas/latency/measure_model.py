@@ -63,19 +63,19 @@ def measure(
     (:func:`proxylessnas.keep_freed_pages`), and nothing that this process did before disturbs it. A warm-up
     comes first and does not count. The model is not touched: a copy is measured, in evaluation mode. Short
     windows of runs follow until the undisturbed latency, a low quantile, is certain to 1 %
-    (:mod:`.timing`), or the time is over. To compare models, :func:`~proxylessnas.latency.bench` is fairer.
+    (:mod:`.measurement`), or the time is over. :func:`~proxylessnas.latency.bench` compares models more fairly.
 
     >>> measure("proxyless_mobile", threads=2).undisturbed_ms  # doctest: +SKIP
     9.1
 
     Args:
         model_or_arch: a module; an architecture, a zoo name or an architecture's file, with random weights;
-            a file of weights that names its architecture; or an exported file (:mod:`.files`).
-        batch_size: pictures a forward pass.
+            a file of weights that names its architecture; or an exported file that a runtime reads.
+        batch_size: images a forward pass.
         device: "cpu" or "cuda"; None takes the module's own, "cpu" if it has several or none.
         threads: of the runtime, on a CPU; None means 1.
-        runtime: "torch", "torch-compile", "onnxruntime", "openvino" or "executorch"; None takes an exported
-            file's own, else "torch".
+        runtime: one of :func:`~proxylessnas.runtimes.registry.runtimes`; None takes an exported file's own,
+            else "torch".
         dtype: that weights and input are converted to: "float32", "bfloat16" or "float16".
         memory_format: "channels_last" or "contiguous", for weights and input.
         cuda_graph: replay a captured CUDA graph (device "cuda", runtime "torch").
@@ -303,7 +303,8 @@ def _measure_here(
 ) -> tuple[Measurement, Conditions]:
     """Measure a deep copy in this process, and leave every setting of it as it was."""
     from ..runtimes.environment import conditions
-    from ..runtimes.torch_eager import RUNTIME, check_device, session_for
+    from ..runtimes.torch_eager import RUNTIME
+    from ..runtimes.torch_sessions import check_device, session_for
     from ..utils.random import keep_random_state
 
     check_device(settings)

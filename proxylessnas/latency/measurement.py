@@ -12,9 +12,9 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from ..runtimes.machine_load import disturbances
 from ..runtimes.settings import Conditions
 from ..runtimes.timer import Window
-from .kit.machine_load import disturbances
 
 #: The undisturbed latency is this quantile of the runs.
 UNDISTURBED = 0.02

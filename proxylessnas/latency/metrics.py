@@ -12,16 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import LatencyError
-from .entries import (
-    GOOD,
-    GOOD_MAPE_PERCENT,
-    LEAST,
-    MOST_MAPE_PERCENT,
-    NO_ORDER,
-    wanted_tau,
-)
+from .entries import NO_ORDER
 
 LEAST_NETS = 2
+#: Kendall's tau that is wanted of a table: to be trusted, and to be good.
+LEAST, GOOD = 0.8, 0.9
+#: Where two runs of the same models agree less, a table is measured by them: it should reach this share.
+_OF_CEILING = {LEAST: 0.8, GOOD: 0.9}
+GOOD_MAPE_PERCENT = 5.0
+MOST_MAPE_PERCENT = 15.0
 #: A reference model this much slower or faster than when the table was made: one of the two was disturbed.
 OFF = 0.05
 _LATER = (  # older tables lack them
@@ -155,7 +154,17 @@ class Validation:
             raise LatencyError(f"a table's validation cannot be read: {type(e).__name__}: {e}") from e
 
 
-def judge(
+def wanted_tau(ceiling: float | None, usual: float) -> float:
+    """Return the Kendall tau that is wanted of a table: the usual one, or less where the machine allows less.
+
+    Args:
+        ceiling: tau of two runs of the same models; None if it is not known.
+        usual: :data:`LEAST` or :data:`GOOD`.
+    """
+    return usual if ceiling is None else min(usual, _OF_CEILING[usual] * ceiling)
+
+
+def evaluate(
     nets: Sequence[tuple[str, float, float]],
     *,
     seed: int = 0,

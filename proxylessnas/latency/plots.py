@@ -20,8 +20,6 @@ from ..utils.plotting import (
     write_above,
 )
 
-# DOC proxylessnas.latency.chart_names: """Names beside the marks of a chart, where they cover nothing."""
-
 _LOG_FROM = 8.0  # ratio of the largest to the smallest latency from which a linear axis would crowd the small
 PANELS_UP_TO = 12
 _BANDS = (0.10, 0.05)  # relative errors that are shaded, the wider first

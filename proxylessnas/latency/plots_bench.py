@@ -50,7 +50,7 @@ def accuracy_panels(rows: Iterable[Mapping[str, Any]]) -> Panels:
     of none, all of them are points without one.
 
     Args:
-        rows: as :meth:`~.bench.BenchRow.to_dict` gives them.
+        rows: as :meth:`~.benchmark.BenchRow.to_dict` gives them.
     """
     from .plots import Point
 

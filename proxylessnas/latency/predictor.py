@@ -33,7 +33,6 @@ from ..errors import LatencyError, LatencyKeyError
 from ..utils.checks import (
     Fields,
     check_keys,
-    is_int,
     is_number,
     is_text,
     show,
@@ -41,9 +40,7 @@ from ..utils.checks import (
 from ..utils.files import write_atomically
 from .entries import Entry, is_ms, raise_problems
 from .table import LatencyTable
-from .table_io import MAX_ENTRIES, read_json
-
-# DOC proxylessnas.latency.predictor_model: """The mathematics of :mod:`~.predictor`: what work an operation is, and how alike two operations are."""
+from .table_io import MAX_ENTRIES, check_format, read_json
 
 FORMAT = "proxylessnas latency predictor"
 VERSION = 1
@@ -78,7 +75,7 @@ class Predictor:
 
     Attributes:
         keys: the operations that it was fitted to.
-        coefficients: milliseconds for each unit of work, see :func:`~.predictor_model.work`.
+        coefficients: milliseconds for each unit of work, see :func:`work`.
         center: mean of the logarithms of shapes.
         weights: of each of ``keys`` in the left-over part.
         held_out: errors with single operations left out; None where that was impossible.
@@ -236,26 +233,11 @@ def _held_out(keys: Sequence[OpKey], ms: Tensor, folds: Sequence[Sequence[int]])
 
 
 def _parse(data: Any, where: str) -> Predictor:
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise LatencyError(f'{where} is no predictor of this package (its "format" is not {FORMAT!r})')
-    if is_int(data.get("version"), VERSION + 1, 10**6):
-        raise LatencyError(
-            f"{where} was written by a newer version of this package: pip install --upgrade proxylessnas"
-        )
+    data = check_format(data, where, FORMAT, VERSION)
     problems: list[str] = []
-    names = {
-        "format",
-        "version",
-        "unit",
-        "coefficients",
-        "center",
-        "held_out",
-        "held_out_shapes",
-        "operations",
-    }
+    names = set("format version unit coefficients center held_out held_out_shapes operations".split())
     check_keys(problems, "the predictor", data, required=names, optional=frozenset())
     fields = Fields(problems, "the predictor", data)
-    fields.take("version", lambda v: v == VERSION, str(VERSION))
     fields.take("unit", lambda v: v == "ms", '"ms"')
     coefficients = fields.take(
         "coefficients", lambda v: _is_numbers(v, WORK_COLUMNS, 0), f"{WORK_COLUMNS} numbers from 0 up"

@@ -3,7 +3,7 @@
 A machine that is shared changes its speed for seconds at a time. Whoever measures one model after the other
 measures the machine. So all of them are loaded, and every round gives each one short window, in a new random
 order, with a reference model in between; the latency of a model is a low quantile over all its windows
-(:mod:`.timing`). Rounds go on until the figures are certain, and in several processes, because where a
+(:mod:`.measurement`). Rounds go on until the figures are certain, and in several processes, because where a
 process has its memory moves its times by a percent.
 """
 

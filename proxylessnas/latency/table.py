@@ -13,7 +13,6 @@ import hashlib
 import json
 import math
 import os
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +35,6 @@ from .entries import (
     Correction,
     Entry,
     ForeignConditions,
-    doubts,
     problems_of,
     raise_problems,
 )
@@ -45,8 +43,6 @@ from .table_io import parse_table, read_json, table_to_dict, table_to_text
 if TYPE_CHECKING:
     from .metrics import Validation
     from .predictor import Predictor
-
-# DOC proxylessnas.latency.table_costs: """What every candidate of every block of a space costs, and a check of their probabilities."""
 
 __all__ = ["BUNDLED", "Breakdown", "Correction", "Entry", "ForeignConditions", "LatencyTable"]
 
@@ -235,28 +231,6 @@ class LatencyTable:
         missing = tuple(key for key in needed if key not in self.entries)
         return len(needed) - len(missing), len(needed), missing
 
-    # How far to trust it.
-
-    def trust(self) -> list[str]:
-        """Return reasons not to search with this table; empty if there are none."""
-        return doubts(self)
-
-    def require_trust(self, force: bool = False) -> None:
-        """Refuse a table that :meth:`trust` finds fault with; ``force`` makes it a warning.
-
-        Raises:
-            LatencyError: it is not to be trusted.
-        """
-        problems = self.trust()
-        if not problems:
-            return
-        message = (
-            f"this latency table ({self.conditions.describe()}) is not to be trusted: {'; '.join(problems)}"
-        )
-        if not force:
-            raise LatencyError(message)
-        warnings.warn(message, stacklevel=2)
-
     # Changed copies.
 
     def with_validation(self, validation: Validation | Mapping[str, Any] | None) -> LatencyTable:
@@ -275,12 +249,6 @@ class LatencyTable:
         line, method = Correction(scale, offset_ms), dict(self.method)
         method.pop("correction", None)
         return dataclasses.replace(self, correction=line, method=method, validation=None)
-
-    def adopt_correction(self, validation: Validation | None = None) -> LatencyTable:
-        """Return the table with the line that a validation found, judged anew; see :mod:`.correcting`."""
-        from .validate import adopt_correction
-
-        return adopt_correction(self, validation)
 
     def extended(self, keys: Sequence[OpKey] | SearchSpace, predictor: Predictor) -> LatencyTable:
         """Return the table with predicted entries for those of ``keys`` (or of a space) that it lacks.
@@ -343,21 +311,6 @@ class LatencyTable:
                 f"no latency table at {path}; those that come with the package: {', '.join(BUNDLED)}"
             )
         return cls.from_dict(read_json(path), str(path))
-
-    # Making and judging one.
-
-    @classmethod
-    def measure(cls, space: SearchSpace | str | Path, **options: Any) -> LatencyTable:
-        """Measure a table on this machine; see :func:`proxylessnas.latency.build_table` for the options."""
-        from .build import build_table
-
-        return build_table(space, **options)
-
-    def validate(self, space: SearchSpace | None = None, **options: Any) -> Validation:
-        """Measure whole nets and compare; see :func:`proxylessnas.latency.validate_table`."""
-        from .validate import validate_table
-
-        return validate_table(self, space, **options)
 
 
 def cost_matrix(space: SearchSpace, lookup: Callable[[OpKey], float]) -> tuple[Tensor, float]:

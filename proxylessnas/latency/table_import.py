@@ -45,13 +45,6 @@ from .import_files import (
 from .table import LatencyTable
 from .table_io import FORMAT, MAX_ENTRIES, read_json, read_text
 
-# DOC proxylessnas.latency.plausible: """Could any device have these latencies? Figures in another unit than they claim are off by a thousand.
-#
-# What is looked at is the work of all operations together, in multiply-accumulates a second. Phones, computers
-# and GPUs lie within four or five powers of ten, so a slow device's seconds look like a very fast one's
-# milliseconds: what is beyond every device is refused, what only the slowest or fastest reach is asked about.
-# """
-
 
 def import_table(
     path: str | os.PathLike[str],
@@ -70,7 +63,7 @@ def import_table(
     A table of this package whose unit is not milliseconds is converted; it states everything else itself.
 
     Figures that only a microcontroller or the fastest of GPUs could have are probably in another unit: that
-    is a warning, and :meth:`LatencyTable.trust` repeats it.
+    is a warning, and :func:`~proxylessnas.latency.doubts` repeats it.
 
     Args:
         path: a ``.yaml``, ``.csv`` or ``.json`` file.
@@ -256,6 +249,10 @@ _FAST, _FASTEST = 2e12, 2e14
 
 def doubt_about(entries: Mapping[OpKey, Entry], unit: str, batch_size: int, where: str) -> str | None:
     """Return why the unit of latencies is to be doubted; None if it is not.
+
+    Figures in another unit than they claim are off by a thousand, and phones, computers and GPUs lie within
+    four or five powers of ten, so a slow device's seconds look like a very fast one's milliseconds: what is
+    beyond every device is refused, what only the slowest or fastest reach is asked about.
 
     Args:
         entries: converted to milliseconds.

@@ -142,6 +142,33 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return out
 
 
+def check_format(data: Any, where: object, kind: str, version: int, hint: str = "") -> dict[str, Any]:
+    """Return the object that a file of this package holds, after checking its format and schema version.
+
+    Args:
+        data: any JSON value.
+        where: the file, for messages.
+        kind: the format that is wanted.
+        version: of the schema, the latest that is known.
+        hint: what else to do with a file of another format.
+
+    Raises:
+        LatencyError: it is of another format, or of a later version.
+    """
+    if not isinstance(data, dict) or data.get("format") != kind:
+        name = kind.removeprefix("proxylessnas ")
+        raise LatencyError(f'{where} is no {name} of this package (its "format" is not {kind!r}){hint}')
+    found = data.get("version")
+    if not is_int(found, 1, 10**6):
+        raise LatencyError(f"{where}: version is {show(found)}; wanted a whole number")
+    if data["version"] > version:
+        raise LatencyError(
+            f"{where} was written by a newer version of this package (schema version {found}, this one "
+            f"reads up to {version}): pip install --upgrade proxylessnas"
+        )
+    return data
+
+
 def parse_table(data: Any, where: str) -> dict[str, Any]:
     """Check decoded JSON and return the arguments of :class:`~.table.LatencyTable`.
 
@@ -152,19 +179,8 @@ def parse_table(data: Any, where: str) -> dict[str, Any]:
     Raises:
         LatencyError: with every problem found.
     """
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise LatencyError(
-            f'{where} is no latency table of this package (its "format" is not {FORMAT!r}); tables made '
-            "elsewhere are read by `proxylessnas latency import`"
-        )
-    version = data.get("version")
-    if version is None or not is_int(version, 1, 10**6):
-        raise LatencyError(f"{where}: version is {show(version)}; wanted a whole number")
-    if version > VERSION:
-        raise LatencyError(
-            f"{where} was written by a newer version of this package (schema version {version}, this one "
-            f"reads up to {VERSION}): pip install --upgrade proxylessnas"
-        )
+    hint = "; tables made elsewhere are read by `proxylessnas latency import`"
+    data = check_format(data, where, FORMAT, VERSION, hint)
     problems: list[str] = []
     check_keys(problems, "the table", data, required=_FIELDS, optional=frozenset())
     fields = Fields(problems, "the table", data)

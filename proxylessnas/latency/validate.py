@@ -1,50 +1,53 @@
-"""Measure whole models that a table was not fitted on, and compare."""
+"""Validate a latency table on whole models that it was not fitted on, and say how far to trust it.
+
+A validation also fits a line through the predictions, on half of its models, and evaluates it on the other
+half. A table that adopts the line (:func:`adopt_correction`) has then been fitted on the first half, so its
+validation is that of the second, and the models of the first are named in the table's method, so that no
+later validation draws them.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import statistics
+import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..arch.arch import Arch
 from ..arch.op_key import DEFAULT_RESOLUTION
 from ..arch.space import SearchSpace
-from ..errors import ArchError, LatencyError, ProxylessError
+from ..errors import ArchError, LatencyError, ProxylessError, shown
 from ..runtimes.base import NetSpec
 from ..runtimes.settings import Conditions, Settings
-from .entries import LONGEST_MS, Correction
+from ..utils.config import is_int, is_number
+from .entries import LEAST_JUDGED, LONGEST_MS, NO_ORDER, Correction
 from .metrics import (
+    LEAST,
     LEAST_NETS,
+    MOST_MAPE_PERCENT,
     OFF,
     Validation,
+    evaluate,
     halves,
-    judge,
     kendall_tau,
+    wanted_tau,
 )
 from .random_nets import Picks, random_nets
-from .session import REFERENCE, Item, MeasurementSession, Progress
+from .session import REFERENCE, Item, MeasurementSession, Progress, conditions_differ
 from .table import LatencyTable
 from .table_io import conditions_to_dict, read_conditions
 from .worker import Worker
 
-if TYPE_CHECKING:
-    from ..arch.space import SearchSpace
-    from .table import LatencyTable
-
-# DOC proxylessnas.latency.correcting: """Adopt the line that a validation found through a table's predictions.
-#
-# A validation fits a line on half of its nets and judges it on the other half. Whoever adopts it has fitted the
-# table on the first half, so only the second may still say how well the table predicts: the validation of the
-# corrected table is that of the second half, with the corrected predictions, and the nets of the first are
-# named in the table's method, so that no later validation draws them.
-# """
-
-# DOC proxylessnas.latency.history: """Where a latency table and its validation come from: under which conditions, and fitted on which nets."""
-
 #: Seconds a model may take, over all windows, and uncertainty that is wanted.
 _SECONDS_EACH, _LEAST_SECONDS = 3.0, 30.0
 LIMIT = 0.004
+#: Names in a table's method: models that it was fitted on, beyond those that "nets" and "seed" tell (a list
+#: of picks each); what its device calls itself, where the user named it; what became of disturbed visits.
+FITTED_ON, OWN_NAME, DISTURBED = "fitted_on", "device_calls_itself", "disturbed"
+_MAY_DIFFER = ("Python", "torch")  # versions, for a runtime that is neither
+_SAME_PERCENT = 1e-3
+_LARGER = {"tiny": "small", "small": "imagenet"}  # spaces to advise
 
 
 def validate_table(
@@ -96,20 +99,39 @@ def validate_table(
         )
     session = MeasurementSession(items, imports=imports, seed=seed, progress=progress)
     session.run(max(_LEAST_SECONDS, _SECONDS_EACH * len(archs)), limit=LIMIT)
-    found = [session.measured[f"check {i}"] for i in range(len(archs))]
-    same_machine = known is not None and not differences  # another one has a speed of its own
-    conditions = session.conditions(settings)
-    evaluated = judge(
+    ratio = 1.0
+    if known is not None and not differences:  # another machine has a speed of its own
+        ratio = session.measured[REFERENCE].undisturbed_ms / known[1]
+    here = session.conditions(settings)
+    return evaluated(table, space, drawn, session, here, seed=seed, reference_ratio=ratio)
+
+
+def evaluated(
+    table: LatencyTable,
+    space: SearchSpace,
+    drawn: Sequence[Picks],
+    session: MeasurementSession,
+    conditions: Conditions,
+    *,
+    seed: int,
+    reference_ratio: float = 1.0,
+) -> Validation:
+    """Compare a table with the models that a session measured as "check 0", "check 1" and so on."""
+    found = [session.measured[f"check {i}"] for i in range(len(drawn))]
+    result = evaluate(
         compared(table, space, drawn, [m.undisturbed_ms for m in found]),
         seed=seed,
         conditions=conditions.describe(),
         two_runs=[m.two_runs() for m in found],
         disturbance=statistics.median(m.median_ms / m.undisturbed_ms for m in found),
-        reference_ratio=session.measured[REFERENCE].undisturbed_ms / known[1]
-        if same_machine and known
-        else 1.0,
+        reference_ratio=reference_ratio,
     )
-    return dataclasses.replace(evaluated, measured_with=conditions_to_dict(conditions), space=space.digest)
+    return of_conditions(result, conditions, space)
+
+
+def of_conditions(result: Validation, conditions: Conditions, space: SearchSpace) -> Validation:
+    """Return a validation that says under which conditions and on which space's models it was made."""
+    return dataclasses.replace(result, measured_with=conditions_to_dict(conditions), space=space.digest)
 
 
 def conditions_here(settings: Settings, imports: Sequence[str] = ()) -> Conditions:
@@ -137,8 +159,8 @@ def compared(
 
 def check_count(name: str, value: object, least: int, most: int = 100_000) -> None:
     """Raise LatencyError unless ``value`` is a whole number from ``least`` to ``most``."""
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise LatencyError(f"{name} must be a whole number from {least} to {most}, not {value!r}")
+    if not is_int(value, least, most):
+        raise LatencyError(f"{name} must be a whole number from {least} to {most}, not {shown(value)}")
 
 
 def reference_of(table: LatencyTable) -> tuple[Arch, float] | None:
@@ -153,9 +175,6 @@ def reference_of(table: LatencyTable) -> tuple[Arch, float] | None:
         return (arch, ms) if isinstance(arch, Arch) and 0 < ms < LONGEST_MS else None
     except (AssertionError, KeyError, TypeError, ValueError, ProxylessError):
         return None
-
-
-_SAME_PERCENT = 1e-3
 
 
 def adopt_correction(table: LatencyTable, validation: Validation | None = None) -> LatencyTable:
@@ -221,7 +240,7 @@ def _of(found: Validation, judged: list[int]) -> Validation:
         (text, found.scale * predicted + found.offset_ms, measured)
         for text, predicted, measured in (found.pairs[i] for i in judged)
     ]
-    again = judge(
+    again = evaluate(
         pairs,
         seed=found.seed,
         conditions=found.conditions,
@@ -255,20 +274,11 @@ def _picks(text: str, space: SearchSpace) -> Picks:
         raise LatencyError(f"the validation names a net that is not one of the table's space: {text}") from e
 
 
-#: Names in a table's method: nets that it was fitted on, beyond those that "nets" and "seed" tell (a list of
-#: picks each); what its device calls itself, where the user named it; what became of disturbed visits.
-FITTED_ON, OWN_NAME, DISTURBED = "fitted_on", "device_calls_itself", "disturbed"
-
-_MAY_DIFFER = ("Python", "torch")  # versions, for a runtime that is neither
-
-
 def elsewhere(table: LatencyTable, now: Conditions) -> list[str]:
     """Return in words how conditions differ from a table's, but for versions that its runtime does not use.
 
     The allocator may differ as well: measuring processes set theirs.
     """
-    from .session import conditions_differ
-
     before, own_name = table.conditions, table.method.get(OWN_NAME)
     names = {before.device_name, own_name if isinstance(own_name, str) else before.device_name}
     return conditions_differ(
@@ -333,3 +343,64 @@ def fitted_on(table: LatencyTable, space: SearchSpace) -> list[Picks]:
             raise LatencyError(f"the table's method is damaged: {FITTED_ON} holds no such nets") from e
         found.append(tuple(picks))
     return found
+
+
+def doubts(table: LatencyTable) -> list[str]:
+    """Return reasons not to search with a table; empty if there are none."""
+    guessed = sum(entry.how == "predicted" for entry in table.entries.values())
+    found = [f"{guessed} of its operations were guessed, not measured"] if guessed else []
+    found += [str(table.method["doubt"])] if "doubt" in table.method else []
+    return [*_disagreements(table), *found]
+
+
+def require_trust(table: LatencyTable, force: bool = False) -> None:
+    """Refuse a table that :func:`doubts` finds fault with; ``force`` makes it a warning.
+
+    Raises:
+        LatencyError: it is not to be trusted.
+    """
+    problems = doubts(table)
+    if not problems:
+        return
+    message = (
+        f"this latency table ({table.conditions.describe()}) is not to be trusted: {'; '.join(problems)}"
+    )
+    if not force:
+        raise LatencyError(message)
+    warnings.warn(message, stacklevel=2)
+
+
+def _disagreements(table: LatencyTable) -> list[str]:
+    validation = table.validation
+    if validation is None:
+        return ["it was never compared with measured nets (`proxylessnas latency validate`)"]
+    tau, mape, nets = (validation.get(key) for key in ("kendall_tau", "mape_percent", "nets"))
+    problems = []
+    if not is_int(nets, LEAST_JUDGED, 10**9):
+        problems.append(
+            f"it was compared with {_rounded(nets)} nets only, wanted {LEAST_JUDGED} (`proxylessnas latency "
+            "validate`)"
+        )
+    ceiling = validation.get("ceiling_tau")
+    ceiling = ceiling if is_number(ceiling, -1.001, 1.001) else None
+    if ceiling is not None and ceiling < NO_ORDER:
+        larger = _LARGER.get(table.space.name.partition("@")[0]) if table.space is not None else None
+        problems.append(
+            "its models differ by less than two runs of one of them, which put them in unlike orders "
+            f"(Kendall's tau {ceiling:.2f}): this space has no latency to choose by here"
+            + (f"; a larger one: --space {larger}" if larger else "")
+        )
+    elif not is_number(tau, wanted_tau(ceiling, LEAST), 1.001):  # rounding may leave it a little above 1
+        limited = "" if ceiling is None else f" (two runs of the same models: {ceiling:.3g})"
+        problems.append(
+            f"it orders models badly: Kendall's tau is {_rounded(tau)}, wanted "
+            f"{wanted_tau(ceiling, LEAST):.2g} or more{limited}"
+        )
+    if not is_number(mape, 0, MOST_MAPE_PERCENT):
+        wanted = f"wanted {MOST_MAPE_PERCENT:g} % or less"
+        problems.append(f"it is off by {_rounded(mape)} % of the latency on average, {wanted}")
+    return problems + misplaced(table)
+
+
+def _rounded(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, (int, float)) else "unknown"

@@ -102,7 +102,7 @@ class Worker:
         min_seconds: float = MIN_SECONDS,
         max_seconds: float = MAX_SECONDS,
     ) -> Window:
-        """Time a few whole forward passes of a loaded net; see :func:`.sampling.window`.
+        """Time a few whole forward passes of a loaded net; see :func:`~proxylessnas.runtimes.timer.window`.
 
         Raises:
             LatencyError: nothing is loaded under this name, or running it failed.

@@ -1,4 +1,4 @@
-"""What runs in the measuring process that :class:`.process.Worker` starts.
+"""What runs in the measuring process that :class:`.worker.Worker` starts.
 
 It reads one JSON object a line from what was its standard input, does it, and answers with one line on what
 was its standard output. Both are moved elsewhere first, so that a library that prints does no harm: what it

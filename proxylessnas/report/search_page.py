@@ -388,8 +388,10 @@ def latency_part(story: Story, net: Arch | None, table: LatencyTable | None) -> 
     rows.append(("device", story.begin.get("table_conditions")))
     if table is None:
         return facts([*rows, ("the table", "is not in the run's folder, or damaged")])
-    doubts, known = table.trust(), _validation(table)
-    rows.append(("the table's own test", known.verdict if known else "; ".join(doubts) or "passed"))
+    from ..latency.validate import doubts
+
+    problems, known = doubts(table), _validation(table)
+    rows.append(("the table's own test", known.verdict if known else "; ".join(problems) or "passed"))
     if known is None or not known.pairs:
         return facts(rows)
     return Raw(facts(rows) + _chart(known, predicted, measured))

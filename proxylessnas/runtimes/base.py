@@ -1,55 +1,138 @@
-"""The interface between the measuring process and whatever runs a net."""
+"""Base classes of a runtime and of a model that it has loaded, and what it is asked to load."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from ..errors import LatencyError, missing_extra
+from .registry import runtimes
 from .settings import Settings
 
-# DOC proxylessnas.latency.spec: """What a measuring process is asked to load, in a form that goes through a pipe."""
 
+class Session:
+    """A loaded model with an input of the right size.
 
-class Session(Protocol):
-    """A loaded net with an input of the right size."""
+    Where a runtime ``has_parts``, sessions of models from an architecture also have ``parts_ms(runs)``: for
+    each operation, stem to classifier, ``(text of its key, ms of each run)``.
+    """
 
     def run(self) -> None:
         """Run one forward pass of the whole batch; return when its output is there."""
+        raise NotImplementedError
 
     def times_ms(self, runs: int) -> list[float] | None:
         """Time ``runs`` forward passes by the device's own clock; None where the caller's clock is right."""
+        return None
 
     def close(self) -> None:
         """Free everything."""
+        self.__dict__.clear()
 
 
-class PartsSession(Session, Protocol):
-    """A session that can also tell how long each operation took inside the whole net."""
+class Runtime:
+    """One way to run models: a module of this package that has one as ``RUNTIME`` adds it.
 
-    def parts_ms(self, runs: int) -> list[tuple[str, list[float]]]:
-        """Return ``(text of an operation's key, ms of each run)`` for each operation, stem to classifier."""
+    Such a module imports neither its library nor torch before they are used, so that it is found fast.
 
-
-class Runtime(Protocol):
-    """One way to run nets. It lives in the measuring process and is imported only there."""
+    Attributes:
+        name: as users give it.
+        module: what of its library is imported; None for torch.
+        needs: packages that must be there, other than torch.
+        extra: of this package, which brings them.
+        suffixes: of the exported files that it reads.
+        dtypes: that it computes in, on each device that it runs on.
+        has_parts: whether it can time each operation inside a whole model.
+        kit_format: name of the files that it runs in a latency kit, of its first suffix; empty if none.
+        kit_needs: what a device needs to run them.
+    """
 
     name: str
-    has_parts: bool  # sessions of "arch" specs are PartsSessions
+    module: str | None = None
+    needs: tuple[str, ...] = ()
+    extra: str | None = None
+    suffixes: tuple[str, ...] = ()
+    dtypes: Mapping[str, tuple[str, ...]] = {"cpu": ("float32",)}
+    has_parts = False
+    kit_format = ""
+    kit_needs = ""
+
+    def missing(self) -> str | None:
+        """Return what to do before it can be used, the pip line mostly; None if all is there.
+
+        Nothing is imported.
+        """
+        missing = any(importlib.util.find_spec(package) is None for package in self.needs)
+        return f"pip install 'proxylessnas[{self.extra}]'" if missing else None
+
+    def library(self, module: str | None = None) -> Any:
+        """Import its library.
+
+        Args:
+            module: another one of its modules than the usual.
+
+        Raises:
+            MissingExtraError: it is not installed or broken.
+        """
+        try:
+            return import_module(module or str(self.module))
+        except Exception as e:  # a broken install, or one for another torch, raises anything
+            raise missing_extra(self._distribution, f"the runtime {self.name!r}", extra=self.extra) from e
+
+    @property
+    def _distribution(self) -> str:
+        return str(self.module).partition(".")[0].replace("_", "-")
 
     def versions(self) -> dict[str, str]:
-        """Return the versions of the libraries it runs on."""
+        """Return the versions of the libraries it runs on.
+
+        Raises:
+            MissingExtraError: one is not installed.
+        """
+        from importlib import metadata
+
+        self.library()
+        try:
+            return {self._distribution: metadata.version(self._distribution)}
+        except metadata.PackageNotFoundError:
+            return {self._distribution: "unknown"}
 
     def device_name(self, settings: Settings) -> str | None:
         """Return the name of an accelerator; None for the CPU."""
+        return None
 
-    def load(self, spec: NetSpec, settings: Settings, folder: Path) -> Session:
-        """Load a net; ``folder`` is the process's own, for files.
+    def check(self, settings: Settings) -> None:
+        """Refuse a device or a dtype that it does not run.
 
         Raises:
-            LatencyError: the net cannot be run by this runtime.
+            LatencyError: it does not; the message names runtimes that do.
         """
+        device, dtype = settings.device, settings.dtype
+        if dtype in self.dtypes.get(device, ()):
+            return
+        fits = [repr(name) for name, other in runtimes().items() if dtype in other.dtypes.get(device, ())]
+        own = " or ".join(f"{' and '.join(dtypes)} on {where}" for where, dtypes in self.dtypes.items())
+        raise LatencyError(
+            f"runtime {self.name!r} measures {own}, not {dtype} on {device}: use runtime {' or '.join(fits)}"
+        )
+
+    def load(self, spec: NetSpec, settings: Settings, folder: Path) -> Session:
+        """Load a model; ``folder`` is the process's own, for files.
+
+        Raises:
+            LatencyError: the model, the device or the dtype is not one it runs.
+            MissingExtraError: its library is not installed.
+        """
+        raise NotImplementedError
+
+    def kit_file(self, spec: NetSpec, batch_size: int) -> bytes:
+        """Return a model, with random weights, as a file for a latency kit."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -59,7 +142,7 @@ class NetSpec:
     Attributes:
         kind: "arch" (``text`` is ``str(arch)``), "op" (``text`` is that of an operation's key), "module"
             (``text`` is the path of a pickled ``nn.Module``) or "file" (that of an exported file, see
-            :mod:`.files`).
+            :mod:`~proxylessnas.runtimes.files`).
         text: see ``kind``.
         input_size: (channels, height, width) of one picture; for "op" that of the operation's input.
         num_classes: outputs of the classifier of an "arch"; None takes the architecture's.
@@ -69,6 +152,11 @@ class NetSpec:
     text: str
     input_size: tuple[int, int, int]
     num_classes: int | None = None
+
+    @property
+    def label(self) -> str:
+        """What it is called in messages."""
+        return Path(self.text).name if self.kind in ("file", "module") else f"the {self.kind}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON values."""

@@ -11,38 +11,31 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-
-from ..errors import LatencyError, MissingExtraError, first_line, missing_extra
+from ..errors import LatencyError, first_line
 from ..utils.files import read_bytes
-from .base import NetSpec
+from .base import NetSpec, Runtime, Session
 from .files import check_runtime
 from .settings import Settings
 
-# DOC proxylessnas.latency.executorch_net: """Nets as ExecuTorch programs (``.pte``) whose operators run in XNNPACK."""
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
 _LOG = logging.getLogger("proxylessnas")
 
 #: Operators outside XNNPACK that cost little next to a net's convolutions.
 _CHEAP = ("aten.mean", "aten.clone", "dim_order_ops._clone_dim_order", "dim_order_ops._to_dim_order_copy")
+#: Calls of a lowered graph that are no computation of their own.
+_BOOKKEEPING = ("Delegate", "delegate", "getitem", "alloc", "memory", "sym_size", "view")
 
 
-def _runtime_library() -> Any:
-    try:
-        with undisturbed():  # it calls itself experimental
-            return import_module("executorch.extension.pybindings.portable_lib")
-    except Exception as e:  # a broken install, or one for another torch, raises anything
-        raise missing_executorch() from e
-
-
-class ExecuTorchSession:
+class ExecuTorchSession(Session):
     """A loaded program and its input."""
 
     def __init__(self, program: bytes, example: Tensor) -> None:
-        library = _runtime_library()
+        library = RUNTIME.library()
         self._program = program  # the module reads from this memory
         try:
             self._module: Any = library._load_for_executorch_from_buffer(program)
@@ -55,10 +48,6 @@ class ExecuTorchSession:
     def run(self) -> None:
         """Run one forward pass of the whole batch."""
         self._output = self._module.forward((self._input,), clone_outputs=False)
-
-    def times_ms(self, runs: int) -> list[float] | None:
-        """Return None: a run ends when its output is there, so the caller's clock is right."""
-        return None
 
     def output(self) -> Any:
         """Return the first output of the last run as a numpy array."""
@@ -74,51 +63,38 @@ class ExecuTorchSession:
         self._program = b""
 
 
-class ExecuTorch:
-    """See :class:`~proxylessnas.runtimes.base.Runtime`."""
+class ExecuTorch(Runtime):
+    """ExecuTorch."""
 
     name = "executorch"
-    has_parts = False
+    module = "executorch.extension.pybindings.portable_lib"
+    needs = ("executorch",)
+    extra = "mobile"
+    suffixes = (".pte",)
+    kit_format = "executorch"
+    kit_needs = "executorch (with torch)"
 
-    def versions(self) -> dict[str, str]:
-        """Return the versions of the libraries it runs on."""
-        from importlib import metadata
-
-        _runtime_library()
-        try:
-            return {"executorch": metadata.version("executorch")}
-        except metadata.PackageNotFoundError:
-            return {"executorch": "unknown"}
-
-    def device_name(self, settings: Settings) -> str | None:
-        """Return None: it runs on the CPU."""
-        return None
+    def library(self, module: str | None = None) -> Any:
+        """Import a module of it, by default what loads programs."""
+        with undisturbed():  # it calls itself experimental
+            return super().library(module)
 
     def load(self, spec: NetSpec, settings: Settings, folder: Path) -> ExecuTorchSession:
-        """Load a net.
+        """Load a model; all but files are lowered first.
 
         Raises:
-            LatencyError: device or dtype is not one it runs, or the net cannot be exported.
+            LatencyError: device or dtype is not one it runs, or the model cannot be exported.
             MissingExtraError: executorch is not installed.
         """
         from .modules import build_net, example_input
 
-        if settings.device != "cpu":
-            raise LatencyError(
-                f"runtime 'executorch' measures on the CPU, not on {settings.device}: use runtime 'torch', "
-                "'torch-compile' or 'onnxruntime' there"
-            )
-        if settings.dtype != "float32":
-            raise LatencyError(
-                f"runtime 'executorch' measures float32, not {settings.dtype}; "
-                "runtime 'torch' takes any dtype"
-            )
+        self.check(settings)
         plain = Settings(batch_size=settings.batch_size, memory_format="contiguous")
         if spec.kind == "file":
             check_runtime(spec.text, self.name)
-            _set_threads(_runtime_library(), settings.threads)
+            _set_threads(self.library(), settings.threads)
             return ExecuTorchSession(read_bytes(spec.text), example_input(spec.input_size, plain))
-        _set_threads(_runtime_library(), settings.threads)
+        _set_threads(self.library(), settings.threads)
         model, example = build_net(spec, plain)
         try:
             lowered = lower(model, example)
@@ -130,6 +106,13 @@ class ExecuTorch:
                 "ExecuTorch runs %s outside XNNPACK, in its slow reference implementation", ", ".join(slow)
             )
         return ExecuTorchSession(lowered.program, example)
+
+    def kit_file(self, spec: NetSpec, batch_size: int) -> bytes:
+        """Return a program, which holds all weights; takes up to ten seconds."""
+        from .modules import build_net
+
+        plain = Settings(batch_size=batch_size, memory_format="contiguous")
+        return lower(*build_net(spec, plain)).program
 
 
 def _set_threads(library: Any, threads: int) -> None:
@@ -144,10 +127,6 @@ def _set_threads(library: Any, threads: int) -> None:
 RUNTIME = ExecuTorch()
 
 
-#: Calls of a lowered graph that are no computation of their own.
-_BOOKKEEPING = ("Delegate", "delegate", "getitem", "alloc", "memory", "sym_size", "view")
-
-
 @dataclass(frozen=True)
 class Lowered:
     """A program, and what of it XNNPACK does not take.
@@ -159,11 +138,6 @@ class Lowered:
 
     program: bytes
     outside: tuple[str, ...]
-
-
-def missing_executorch() -> MissingExtraError:
-    """Return the error for executorch that cannot be imported."""
-    return missing_extra("executorch", "the runtime 'executorch'", extra="mobile")
 
 
 def lower(
@@ -185,6 +159,8 @@ def lower(
         LatencyError: the module cannot be exported.
         MissingExtraError: executorch is not installed.
     """
+    import torch
+
     shapes = None
     if largest_batch is not None:
         example = example[:1].repeat(2, 1, 1, 1)  # traced with one picture, the batch would be fixed at one
@@ -212,12 +188,9 @@ def lower_exported(
         MissingExtraError: executorch is not installed.
     """
     with undisturbed():
-        try:
-            exir = import_module("executorch.exir")
-            xnnpack = import_module("executorch.backends.xnnpack.partition.xnnpack_partitioner")
-            memory = import_module("executorch.exir.passes").MemoryPlanningPass
-        except Exception as e:  # a broken install, or one for another torch, raises anything
-            raise missing_executorch() from e
+        exir = RUNTIME.library("executorch.exir")
+        xnnpack = RUNTIME.library("executorch.backends.xnnpack.partition.xnnpack_partitioner")
+        memory = RUNTIME.library("executorch.exir.passes").MemoryPlanningPass
         try:
             edge = exir.to_edge_transform_and_lower(
                 exported,
@@ -244,6 +217,8 @@ def undisturbed() -> Iterator[None]:
     then asks whether the batch is below 16, which decides between oneDNN, NNPACK and its own code, and the
     answer becomes a limit of the program.
     """
+    import torch
+
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     silent = io.StringIO()

@@ -1,36 +1,32 @@
-"""Exported files that can be measured: which runtimes read them, and what is known about their nets."""
+"""Exported files: which runtimes read them, what is known about their models, and those of PyTorch opened."""
 
 from __future__ import annotations
 
 import json
 import os
-import zipfile
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import LatencyError
-from ..utils.files import read_bytes
+from ..errors import LatencyError, first_line
+from ..utils.files import open_file, read_bytes
+from .registry import runtimes
 
-#: Suffix -> runtimes that read such files, the usual one first.
-RUNTIMES_OF = {
-    ".onnx": ("onnxruntime", "openvino"),
-    ".xml": ("openvino",),
-    ".pte": ("executorch",),
-    ".tflite": ("litert",),
-    ".pt2": ("torch",),
-    ".pt": ("torch",),
-}
+#: The file in a ``.pt2`` or ``.pt`` archive that holds what is known of the net, as JSON.
+METADATA_FILE = "metadata.json"
 _MOST_BYTES = 10_000_000  # of a report
 
 
 def file_runtimes(path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Return the runtimes that read a file; none for what is no exported file.
+    """Return the runtimes that read a file, the usual one first; none for what is no exported file.
 
     A ``.pt`` file counts if it holds a TorchScript program, not if it holds weights.
     """
-    runtimes = RUNTIMES_OF.get(Path(path).suffix.lower(), ())
-    return () if Path(path).suffix.lower() == ".pt" and not is_torchscript(path) else runtimes
+    suffix = Path(path).suffix.lower()
+    if suffix == ".pt" and not is_torchscript(path):
+        return ()
+    return tuple(name for name, runtime in runtimes().items() if suffix in runtime.suffixes)
 
 
 def check_runtime(path: str, runtime: str) -> None:
@@ -57,6 +53,8 @@ def is_torchscript(path: str | os.PathLike[str]) -> bool:
 
 def zip_names(path: str | os.PathLike[str]) -> list[str]:
     """Return the names of what is in a zip archive; nothing for what is none or cannot be read."""
+    import zipfile
+
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.namelist()
@@ -80,3 +78,38 @@ def input_size_of(path: str | os.PathLike[str]) -> tuple[int, int, int] | None:
     if isinstance(size, list) and len(size) == 3 and all(type(n) is int and 1 <= n <= 65_536 for n in size):
         return size[0], size[1], size[2]
     return None
+
+
+def is_machine_code(path: str | os.PathLike[str]) -> bool:
+    """Tell a package of AOTInductor from an exported graph."""
+    return any("/aotinductor/" in name for name in zip_names(path))
+
+
+def load_program(path: str | os.PathLike[str]) -> Callable[[Any], Any]:
+    """Load a ``.pt2`` or ``.pt`` file. It holds a program, which is run: open only files you trust.
+
+    Raises:
+        LatencyError: it cannot be loaded.
+    """
+    import torch
+
+    path = os.fspath(path)
+    try:
+        with open_file(path), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that TorchScript is deprecated is known
+            if Path(path).suffix.lower() == ".pt":
+                if not is_torchscript(path):
+                    raise LatencyError(f"{path}: is no TorchScript program")
+                program: Any = torch.jit.load(path, map_location="cpu")
+            elif is_machine_code(path):
+                program = torch._inductor.aoti_load_package(path)
+            else:
+                program = torch.export.load(path).module()
+    except OSError as e:
+        raise LatencyError(f"{path}: {e.strerror or e}") from e
+    except LatencyError:
+        raise
+    except Exception as e:  # the loaders share no base class
+        raise LatencyError(f"{path}: PyTorch cannot load it ({first_line(e)})") from e
+    loaded: Callable[[Any], Any] = program
+    return loaded

@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ..errors import LatencyError, first_line, missing_extra
-from .base import NetSpec
+from ..errors import LatencyError, first_line
+from .base import NetSpec, Runtime, Session
 from .files import check_runtime
 from .settings import Settings
-
-
-def library() -> Any:
-    """Return LiteRT's interpreter module.
-
-    Raises:
-        MissingExtraError: it is not installed or broken.
-    """
-    try:
-        return import_module("ai_edge_litert.interpreter")
-    except Exception as e:  # a broken install raises anything
-        raise missing_extra("ai-edge-litert", "the runtime 'litert'", extra="litert") from e
 
 
 def interpreter(path: Path, threads: int | None = None) -> Any:
@@ -32,7 +19,7 @@ def interpreter(path: Path, threads: int | None = None) -> Any:
         MissingExtraError: LiteRT is not installed.
     """
     try:
-        return library().Interpreter(model_path=str(path), num_threads=threads)
+        return RUNTIME.library().Interpreter(model_path=str(path), num_threads=threads)
     except (RuntimeError, ValueError) as e:
         raise LatencyError(f"{path}: LiteRT cannot load it ({first_line(e)})") from e
 
@@ -55,7 +42,7 @@ def resize(loaded: Any, shape: tuple[int, ...]) -> tuple[int, int]:
     return index, found["index"]
 
 
-class LiteRTSession:
+class LiteRTSession(Session):
     """A loaded file with its input in place."""
 
     def __init__(self, spec: NetSpec, settings: Settings) -> None:
@@ -77,10 +64,6 @@ class LiteRTSession:
         """Run one forward pass of the whole batch."""
         self._interpreter.invoke()
 
-    def times_ms(self, runs: int) -> list[float] | None:
-        """Return None: a run ends when its output is there, so the caller's clock is right."""
-        return None
-
     def output(self) -> Any:
         """Return the output of the last run as a numpy array."""
         return self._interpreter.get_tensor(self._found)
@@ -89,30 +72,15 @@ class LiteRTSession:
         """Return the input, [N, C, H, W], as a numpy array."""
         return self._input.transpose(0, 3, 1, 2)
 
-    def close(self) -> None:
-        """Free the model."""
-        self._interpreter = None
 
-
-class LiteRT:
-    """See :class:`~proxylessnas.runtimes.base.Runtime`. It runs files only."""
+class LiteRT(Runtime):
+    """LiteRT; it runs files only."""
 
     name = "litert"
-    has_parts = False
-
-    def versions(self) -> dict[str, str]:
-        """Return the versions of the libraries it runs on."""
-        from importlib import metadata
-
-        library()
-        try:
-            return {"ai-edge-litert": metadata.version("ai-edge-litert")}
-        except metadata.PackageNotFoundError:
-            return {"ai-edge-litert": "unknown"}
-
-    def device_name(self, settings: Settings) -> str | None:
-        """Return None: it runs on the CPU."""
-        return None
+    module = "ai_edge_litert.interpreter"
+    needs = ("ai_edge_litert",)
+    extra = "litert"
+    suffixes = (".tflite",)
 
     def load(self, spec: NetSpec, settings: Settings, folder: Path) -> LiteRTSession:
         """Load a file.
@@ -121,10 +89,7 @@ class LiteRT:
             LatencyError: no ``.tflite`` file, or device or dtype is not one it runs.
             MissingExtraError: LiteRT is not installed.
         """
-        if settings.device != "cpu" or settings.dtype != "float32":
-            raise LatencyError(
-                f"runtime 'litert' measures float32 on the CPU, not {settings.dtype} on {settings.device}"
-            )
+        self.check(settings)
         if spec.kind != "file":
             raise LatencyError(
                 "runtime 'litert' measures .tflite files only: 'proxylessnas export NET net.tflite' makes one"

@@ -32,6 +32,10 @@ OPSET = 18
 IR_VERSION = 8
 INPUT, OUTPUT = "x", "y"
 
+#: Random weights that all large weights of a file repeat; a prime number, so that no channel equals another.
+_PATTERN = 4099
+_LARGE = 256
+
 #: (token, shape of the input, output channels, stride, dtype) -> exported registered operation.
 _exported: dict[tuple[object, ...], Proto] = {}
 
@@ -341,3 +345,46 @@ def traced_onnx(model: nn.Module, example: Tensor, opset: int, open_batch: bool)
     del proto.metadata_props[:]
     onnx.checker.check_model(proto)
     return proto
+
+
+def with_repeated_weights(model: Proto) -> Proto:
+    """Return a model of which every large weight is cut from one short random pattern, repeated.
+
+    The operators that repeat and cut have constant inputs, so ONNX Runtime computes them when it loads the
+    file, and what then runs is the same as with ordinary weights. The files become a hundred times smaller.
+    """
+    onnx = import_onnx()
+    import numpy as np
+
+    helper, numpy_helper = onnx.helper, onnx.numpy_helper
+    large = [
+        t for t in model.graph.initializer
+        if len(t.dims) >= 2 and int(np.prod(t.dims)) >= _LARGE and t.data_type == onnx.TensorProto.FLOAT
+    ]  # fmt: skip
+    if not large:
+        return model
+    kept = [t for t in model.graph.initializer if t not in large]
+    longest = max(int(np.prod(t.dims)) for t in large)
+    repeats = -(-(longest + _PATTERN) // _PATTERN)  # one more, as cuts start anywhere in the first
+    # Of a size that lets values neither grow beyond all bounds nor fade, whatever the layer.
+    pattern = (0.1 * np.random.default_rng(0).standard_normal(_PATTERN)).astype(np.float32)
+    made = {"repeated/pattern": pattern, "repeated/times": np.array([repeats], np.int64)}
+    nodes = [helper.make_node("Tile", list(made), ["repeated"], "repeated")]
+    for i, tensor in enumerate(large):
+        name, start = tensor.name, 97 * i % _PATTERN
+        made[f"{name}/from"] = np.array([start], np.int64)
+        made[f"{name}/to"] = np.array([start + int(np.prod(tensor.dims))], np.int64)
+        made[f"{name}/shape"] = np.array(tensor.dims, np.int64)
+        nodes += [
+            helper.make_node(
+                "Slice", ["repeated", f"{name}/from", f"{name}/to"], [f"{name}/cut"], f"{name}/cut"
+            ),
+            helper.make_node("Reshape", [f"{name}/cut", f"{name}/shape"], [name], f"{name}/make"),
+        ]
+    small = onnx.ModelProto()
+    small.CopyFrom(model)
+    del small.graph.initializer[:], small.graph.node[:]
+    small.graph.node.extend([*nodes, *model.graph.node])
+    small.graph.initializer.extend([*kept, *(numpy_helper.from_array(v, k) for k, v in made.items())])
+    onnx.checker.check_model(small)
+    return small

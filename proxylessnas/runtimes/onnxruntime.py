@@ -1,15 +1,14 @@
-"""ONNX Runtime: the net as an ONNX model, on the CPU or, through the CUDA provider, on a GPU."""
+"""ONNX Runtime: the model as an ONNX file, on the CPU or, through the CUDA provider, on a GPU."""
 
 from __future__ import annotations
 
-from importlib import import_module
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import LatencyError, first_line, missing_extra
-from .base import NetSpec
+from ..errors import LatencyError, first_line
+from .base import NetSpec, Runtime, Session
 from .files import check_runtime
-from .onnx_graph import whole_net_onnx
 from .settings import Settings
 
 _ERRORS_ONLY = 3
@@ -18,23 +17,11 @@ _ERRORS_ONLY = 3
 _shared_threads: int | None = None
 
 
-def library() -> Any:
-    """Return the onnxruntime package.
-
-    Raises:
-        MissingExtraError: it is not installed or broken.
-    """
-    try:
-        return import_module("onnxruntime")
-    except Exception as e:  # a broken install raises anything
-        raise missing_extra("onnxruntime", "the runtime 'onnxruntime'", extra="onnx") from e
-
-
-class OnnxSession:
+class OnnxSession(Session):
     """A loaded model with its input and output in place, so that a run copies nothing."""
 
     def __init__(self, model: bytes, spec: NetSpec, settings: Settings, name: str) -> None:
-        ort = library()
+        ort = RUNTIME.library()
         options = ort.SessionOptions()
         options.log_severity_level = _ERRORS_ONLY
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
@@ -98,10 +85,6 @@ class OnnxSession:
         self._session.run_with_iobinding(self._binding)
         self._binding.synchronize_outputs()
 
-    def times_ms(self, runs: int) -> list[float] | None:
-        """Return None: a run ends when its output is there, so the caller's clock is right."""
-        return None
-
     def output(self) -> Any:
         """Return the first output of the last run as a numpy array."""
         return self._binding.copy_outputs_to_cpu()[0]
@@ -110,20 +93,22 @@ class OnnxSession:
         """Return the input as a numpy array."""
         return self._input.numpy()
 
-    def close(self) -> None:
-        """Free the model."""
-        self._session = self._binding = self._input = self._outputs = None
 
-
-class OnnxRuntime:
-    """See :class:`~proxylessnas.runtimes.base.Runtime`."""
+class OnnxRuntime(Runtime):
+    """ONNX Runtime."""
 
     name = "onnxruntime"
-    has_parts = False
+    module = "onnxruntime"
+    needs = ("onnx", "onnxscript", "onnxruntime")
+    extra = "onnx"
+    suffixes = (".onnx",)
+    dtypes: Mapping[str, tuple[str, ...]] = {"cpu": ("float32",), "cuda": ("float32", "float16")}
+    kit_format = "onnx"
+    kit_needs = "onnxruntime"
 
     def versions(self) -> dict[str, str]:
-        """Return the versions of the libraries it runs on."""
-        return {"onnxruntime": library().__version__}
+        """Return its version, that of whichever distribution brings it."""
+        return {self.name: self.library().__version__}
 
     def device_name(self, settings: Settings) -> str | None:
         """Return the name of the GPU; None for the CPU."""
@@ -134,32 +119,33 @@ class OnnxRuntime:
         return torch.cuda.get_device_name() if torch.cuda.is_available() else "CUDA GPU"
 
     def load(self, spec: NetSpec, settings: Settings, folder: Path) -> OnnxSession:
-        """Load a net.
+        """Load a model; all but files are exported first.
 
         Raises:
-            LatencyError: device or dtype is not one it runs, or the net cannot be exported.
+            LatencyError: device or dtype is not one it runs, or the model cannot be exported.
             MissingExtraError: onnxruntime, or what the export needs, is not installed.
         """
-        ort = library()
-        _check(ort, settings)
+        ort = self.library()
+        if settings.device == "cuda" and "CUDAExecutionProvider" not in ort.get_available_providers():
+            raise LatencyError(
+                "the installed ONNX Runtime has no CUDA provider: pip install onnxruntime-gpu, or use "
+                "runtime 'torch' or 'torch-compile' on this GPU, or device 'cpu'"
+            )
+        self.check(settings)
+        from .onnx_graph import whole_net_onnx
+
         if spec.kind == "file":
             check_runtime(spec.text, self.name)
-        name = Path(spec.text).name if spec.kind in ("file", "module") else f"the {spec.kind}"
-        return OnnxSession(whole_net_onnx(spec, settings.batch_size, settings.dtype), spec, settings, name)
+        model = whole_net_onnx(spec, settings.batch_size, settings.dtype)
+        return OnnxSession(model, spec, settings, spec.label)
 
+    def kit_file(self, spec: NetSpec, batch_size: int) -> bytes:
+        """Return a small ONNX file, whose weights repeat a pattern."""
+        from .onnx_graph import import_onnx, whole_net_onnx, with_repeated_weights
 
-def _check(ort: Any, settings: Settings) -> None:
-    if settings.device == "cuda" and "CUDAExecutionProvider" not in ort.get_available_providers():
-        raise LatencyError(
-            "the installed ONNX Runtime has no CUDA provider: pip install onnxruntime-gpu, or use runtime "
-            "'torch' or 'torch-compile' on this GPU, or device 'cpu'"
-        )
-    fits = ("float32",) if settings.device == "cpu" else ("float32", "float16")
-    if settings.dtype not in fits:
-        raise LatencyError(
-            f"runtime 'onnxruntime' measures {' and '.join(fits)} on {settings.device}, not "
-            f"{settings.dtype}; runtime 'torch' takes any dtype"
-        )
+        proto = import_onnx().load_model_from_string(whole_net_onnx(spec, batch_size))
+        content: bytes = with_repeated_weights(proto).SerializeToString()
+        return content
 
 
 def _providers(ort: Any, settings: Settings) -> list[Any]:

@@ -2,39 +2,26 @@
 
 from __future__ import annotations
 
-from importlib import import_module
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import LatencyError, missing_extra
-from .base import NetSpec
+from ..errors import LatencyError
+from .base import NetSpec, Runtime, Session
 from .files import check_runtime
-from .onnx_graph import whole_net_onnx
 from .settings import Settings
 
 #: Left alone, OpenVINO computes in bfloat16 where the processor can, without a word.
 _PRECISION = {"float32": "f32", "bfloat16": "bf16"}
 
 
-def library() -> Any:
-    """Return the openvino package.
-
-    Raises:
-        MissingExtraError: it is not installed or broken.
-    """
-    try:
-        return import_module("openvino")
-    except Exception as e:  # a broken install raises anything
-        raise missing_extra("openvino", "the runtime 'openvino'", extra="openvino") from e
-
-
-class OpenVinoSession:
+class OpenVinoSession(Session):
     """A compiled model with its input and output in place, so that a run copies nothing."""
 
     def __init__(self, model: bytes | str, spec: NetSpec, settings: Settings, name: str) -> None:
         import numpy as np
 
-        ov = library()
+        ov = RUNTIME.library()
         precision = _PRECISION[settings.dtype]
         options = {
             "INFERENCE_PRECISION_HINT": precision,
@@ -77,10 +64,6 @@ class OpenVinoSession:
         """Run one forward pass of the whole batch."""
         self._request.infer(share_outputs=True)
 
-    def times_ms(self, runs: int) -> list[float] | None:
-        """Return None: a run ends when its output is there, so the caller's clock is right."""
-        return None
-
     def output(self) -> Any:
         """Return the first output of the last run as a numpy array."""
         return self._request.get_output_tensor(0).data
@@ -89,44 +72,32 @@ class OpenVinoSession:
         """Return the input as a numpy array."""
         return self._input
 
-    def close(self) -> None:
-        """Free the model."""
-        self._request = self._compiled = None
 
-
-class OpenVino:
-    """See :class:`~proxylessnas.runtimes.base.Runtime`."""
+class OpenVino(Runtime):
+    """OpenVINO."""
 
     name = "openvino"
-    has_parts = False
+    module = "openvino"
+    needs = ("onnx", "onnxscript", "openvino")
+    extra = "openvino"
+    suffixes = (".xml", ".onnx")
+    dtypes: Mapping[str, tuple[str, ...]] = {"cpu": tuple(_PRECISION)}
 
     def versions(self) -> dict[str, str]:
-        """Return the versions of the libraries it runs on."""
-        return {"openvino": library().__version__.partition("-")[0]}
-
-    def device_name(self, settings: Settings) -> str | None:
-        """Return None: it runs on the CPU."""
-        return None
+        """Return its version."""
+        return {self.name: self.library().__version__.partition("-")[0]}
 
     def load(self, spec: NetSpec, settings: Settings, folder: Path) -> OpenVinoSession:
-        """Load a net.
+        """Load a model; all but files are exported first.
 
         Raises:
-            LatencyError: device or dtype is not one it runs, or the net cannot be exported.
+            LatencyError: device or dtype is not one it runs, or the model cannot be exported.
             MissingExtraError: openvino, or what the export needs, is not installed.
         """
-        library()
-        if settings.device != "cpu":
-            raise LatencyError(
-                f"runtime 'openvino' measures on the CPU, not on {settings.device}: use runtime 'torch', "
-                "'torch-compile' or 'onnxruntime' there"
-            )
-        if settings.dtype not in _PRECISION:
-            raise LatencyError(
-                f"runtime 'openvino' measures {' and '.join(_PRECISION)}, not {settings.dtype}; "
-                "runtime 'torch' takes any dtype"
-            )
-        name = Path(spec.text).name if spec.kind in ("file", "module") else f"the {spec.kind}"
+        self.library()
+        self.check(settings)
+        from .onnx_graph import whole_net_onnx
+
         model: bytes | str
         if spec.kind == "file":
             check_runtime(spec.text, self.name)
@@ -134,7 +105,7 @@ class OpenVino:
         else:
             # For bfloat16 too: OpenVINO casts the weights when it compiles, input and output stay float32.
             model = whole_net_onnx(spec, settings.batch_size)
-        return OpenVinoSession(model, spec, settings, name)
+        return OpenVinoSession(model, spec, settings, spec.label)
 
 
 def last_line(error: Exception) -> str:

@@ -1,46 +1,46 @@
-"""The runtimes by name. A runtime's file, and the library behind it, is imported when it is asked for."""
+"""The runtimes by name: each module of this package that has a ``RUNTIME`` adds one.
+
+A runtime is found without importing its library or torch; they are imported when it is used.
+"""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-from collections.abc import Iterable
+import functools
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from ..errors import LatencyError, shown
-from .base import Runtime
-from .settings import RUNTIMES
+from ..utils.lazy_names import declared
 
-_MODULES = {
-    "torch": "torch_eager",
-    "torch-compile": "torch_compile",
-    "onnxruntime": "onnxruntime",
-    "openvino": "openvino",
-    "executorch": "executorch",
-    "litert": "litert",
-}
-#: What a runtime needs besides torch, and the extra of this package that brings it.
-_NEEDS = {
-    "onnxruntime": (("onnx", "onnxscript", "onnxruntime"), "onnx"),
-    "openvino": (("onnx", "onnxscript", "openvino"), "openvino"),
-    "executorch": (("executorch",), "mobile"),
-    "litert": (("ai_edge_litert",), "litert"),
-}
+if TYPE_CHECKING:
+    from .base import Runtime
+
+#: Modules of this package that are no runtimes, and are not imported to look for one.
+_HELPERS = frozenset(
+    "base device_name environment files machine_load modules onnx_graph registry settings timer "
+    "torch_sessions".split()
+)
+
+
+@functools.cache
+def runtimes() -> Mapping[str, Runtime]:
+    """Return every runtime by its name, those of torch first."""
+    found: list[Runtime] = declared(__name__.rpartition(".")[0], "RUNTIME", but=_HELPERS)
+    return {runtime.name: runtime for runtime in sorted(found, key=lambda r: (r.module is not None, r.name))}
 
 
 def get_runtime(name: str) -> Runtime:
-    """Import a runtime.
+    """Return a runtime; its library is imported when it is used.
 
     Raises:
         LatencyError: there is none of that name.
-        MissingExtraError: its library is not installed; the message gives the pip line.
     """
-    if name not in _MODULES:
-        raise LatencyError(f"runtime is {shown(name)}; known are {', '.join(RUNTIMES)}")
-    runtime: Runtime = importlib.import_module(f".{_MODULES[name]}", __package__).RUNTIME
-    return runtime
+    if name not in runtimes():
+        raise LatencyError(f"runtime is {shown(name)}; known are {', '.join(runtimes())}")
+    return runtimes()[name]
 
 
-def available(names: Iterable[str] = RUNTIMES) -> dict[str, str | None]:
+def available(names: Iterable[str] | None = None) -> dict[str, str | None]:
     """Tell which runtimes can be used, without importing any library.
 
     Returns:
@@ -50,15 +50,4 @@ def available(names: Iterable[str] = RUNTIMES) -> dict[str, str | None]:
     Raises:
         LatencyError: there is no runtime of that name.
     """
-    found: dict[str, str | None] = {}
-    for name in names:
-        if name not in _MODULES:
-            raise LatencyError(f"runtime is {shown(name)}; known are {', '.join(RUNTIMES)}")
-        packages, extra = _NEEDS.get(name, ((), ""))
-        missing = any(importlib.util.find_spec(package) is None for package in packages)
-        found[name] = f"pip install 'proxylessnas[{extra}]'" if missing else None
-        if name == "torch-compile":
-            from .torch_compile import missing_compiler
-
-            found[name] = missing_compiler()
-    return found
+    return {name: get_runtime(name).missing() for name in (runtimes() if names is None else names)}

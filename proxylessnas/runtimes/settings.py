@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import LatencyError, shown
+from ..utils.config import is_int
+from .registry import get_runtime
 
-RUNTIMES = ("torch", "torch-compile", "onnxruntime", "openvino", "executorch", "litert")
 DEVICES = ("cpu", "cuda")
 DTYPES = ("float32", "bfloat16", "float16")
 MEMORY_FORMATS = ("channels_last", "contiguous")
@@ -21,12 +22,12 @@ class Settings:
     """What the user asks for.
 
     Attributes:
-        runtime: one of :data:`RUNTIMES`.
+        runtime: one of :func:`~proxylessnas.runtimes.registry.runtimes`.
         device: "cpu" or "cuda".
         threads: of the runtime's thread pool, on a CPU.
-        batch_size: pictures a call.
+        batch_size: images a call.
         dtype: of weights and input.
-        memory_format: of weights and input; the graph runtimes ("onnxruntime" and below) choose their own.
+        memory_format: of weights and input; other runtimes than those of torch choose their own.
         cuda_graph: replay a captured CUDA graph instead of launching every kernel (device "cuda", runtime
             "torch").
 
@@ -43,14 +44,13 @@ class Settings:
     cuda_graph: bool = False
 
     def __post_init__(self) -> None:
-        for name, known in (
-            ("runtime", RUNTIMES), ("device", DEVICES), ("dtype", DTYPES), ("memory_format", MEMORY_FORMATS),
-        ):  # fmt: skip
+        get_runtime(self.runtime)  # raises if there is none
+        for name, known in (("device", DEVICES), ("dtype", DTYPES), ("memory_format", MEMORY_FORMATS)):
             if getattr(self, name) not in known:
                 raise LatencyError(f"{name} is {shown(getattr(self, name))}; known are {', '.join(known)}")
         for name, most in (("threads", 1024), ("batch_size", 65_536)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            if not is_int(value, 1, most):
                 raise LatencyError(f"{name} must be a whole number from 1 to {most}, not {shown(value)}")
         if self.cuda_graph and (self.device, self.runtime) != ("cuda", "torch"):
             raise LatencyError("cuda_graph needs device 'cuda' and runtime 'torch'")

@@ -1,4 +1,4 @@
-"""Runtime "torch-compile": PyTorch through inductor, with the weights frozen into the compiled net."""
+"""Runtime "torch-compile": PyTorch through inductor, with the weights frozen into the compiled model."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ import shutil
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from ..errors import LatencyError
-from .base import NetSpec
-from .modules import build_net
+from .base import NetSpec, Session
 from .settings import Settings
-from .torch_eager import CudaSession, EagerSession, check_device, cuda_name, torch_versions
+from .torch_eager import TorchRuntime
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from .torch_sessions import EagerSession
 
 _numbers = itertools.count()
 
@@ -30,26 +31,26 @@ def missing_compiler() -> str | None:
     return f"install a C++ compiler ({', '.join(names)} is not on the PATH), or name one in CXX"
 
 
-class TorchCompileRuntime:
+class TorchCompileRuntime(TorchRuntime):
     """PyTorch, compiled."""
 
     name = "torch-compile"
+    suffixes = ()
     has_parts = False
 
-    def versions(self) -> dict[str, str]:
-        """Return torch's version."""
-        return torch_versions()
+    def missing(self) -> str | None:
+        """Return what to do about a missing C++ compiler; None if there is one."""
+        return missing_compiler()
 
-    def device_name(self, settings: Settings) -> str | None:
-        """Return the GPU's name; None for the CPU."""
-        return cuda_name() if settings.device == "cuda" else None
-
-    def load(self, spec: NetSpec, settings: Settings, folder: Path) -> EagerSession:
-        """Build the net, compile it and run it once; that takes tens of seconds.
+    def load(self, spec: NetSpec, settings: Settings, folder: Path) -> Session:
+        """Build the model, compile it and run it once; that takes tens of seconds.
 
         Raises:
-            LatencyError: there is no compiler, or the net cannot be compiled.
+            LatencyError: there is no compiler, or the model cannot be compiled.
         """
+        from .modules import build_net
+        from .torch_sessions import check_device
+
         check_device(settings)
         todo = missing_compiler() if settings.device == "cpu" else None
         if todo:
@@ -64,7 +65,10 @@ def compiled_session(net: nn.Module, x: Tensor, settings: Settings) -> EagerSess
     Raises:
         LatencyError: it cannot be compiled.
     """
+    import torch
     import torch._inductor.config as inductor
+
+    from .torch_sessions import CudaSession, EagerSession
 
     inductor.freezing = True
     call: Any = torch.compile(own_function(net), dynamic=False)

@@ -2,303 +2,46 @@
 
 from __future__ import annotations
 
-import dataclasses
-import os
-import time
-import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from ..arch.arch import Arch
-from ..arch.op_key import arch_keys
-from ..errors import LatencyError, first_line
-from ..models.proxylessnas import ProxylessNAS
-from ..utils.files import open_file
-from .base import NetSpec
-from .files import check_runtime, is_torchscript, zip_names
-from .modules import build_net, example_input
-from .settings import Settings
-
-# DOC proxylessnas.latency.runtimes.torch_files: """Programs that PyTorch reads: exported graphs, machine code of AOTInductor, TorchScript."""
-
-#: One step of a net: the text of its operation's key, or "" for a block that is skipped, and what it does.
-Part = tuple[str, Callable[[Tensor], Tensor]]
+from .base import NetSpec, Runtime, Session
+from .settings import DEVICES, DTYPES, Settings
 
 
-class EagerSession:
-    """A net on the CPU."""
-
-    def __init__(self, net: Callable[[Tensor], Any], x: Tensor, parts: list[Part]) -> None:
-        self.net, self.x, self.parts = net, x, parts
-
-    @torch.inference_mode()
-    def run(self) -> None:
-        """Run one forward pass."""
-        self.net(self.x)
-
-    def times_ms(self, runs: int) -> list[float] | None:
-        """Return None: the caller's clock is right."""
-        return None
-
-    @torch.inference_mode()
-    def parts_ms(self, runs: int) -> list[tuple[str, list[float]]]:
-        """Time every operation inside whole forward passes."""
-        check_parts(self.parts)
-        times: list[list[float]] = [[] for _ in self.parts]
-        clock = time.perf_counter
-        for _ in range(runs):
-            x = self.x
-            for (_, step), kept in zip(self.parts, times, strict=True):
-                begin = clock()
-                x = step(x)  # frees the step's input, as in the net's own loop
-                kept.append((clock() - begin) * 1e3)
-        return [(key, kept) for (key, _), kept in zip(self.parts, times, strict=True) if key]
-
-    def close(self) -> None:
-        """Free everything."""
-        self.__dict__.clear()
-
-
-class CudaSession(EagerSession):
-    """A net on a GPU: timed by events, which the GPU stamps when it gets there."""
-
-    @torch.inference_mode()
-    def run(self) -> None:
-        """Run one forward pass and wait for it."""
-        self._forward()
-        torch.cuda.synchronize()
-
-    def _forward(self) -> None:
-        self.net(self.x)
-
-    def _steps(self) -> list[tuple[str, Callable[[Any], Any]]]:
-        return list(self.parts)
-
-    @torch.inference_mode()
-    def times_ms(self, runs: int) -> list[float] | None:
-        """Time single calls: each waits for the one before, as a service that answers requests does."""
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        times = []
-        torch.cuda.synchronize()
-        for _ in range(runs):
-            begin.record()
-            self._forward()
-            end.record()
-            end.synchronize()
-            times.append(begin.elapsed_time(end))
-        return times
-
-    @torch.inference_mode()
-    def parts_ms(self, runs: int) -> list[tuple[str, list[float]]]:
-        """Time every operation inside whole forward passes: events between them, one wait a pass."""
-        check_parts(self.parts)
-        steps = self._steps()
-        marks = [torch.cuda.Event(enable_timing=True) for _ in range(len(steps) + 1)]
-        times: list[list[float]] = [[] for _ in steps]
-        torch.cuda.synchronize()
-        for _ in range(runs):
-            x: Any = self.x
-            marks[0].record()
-            for i, (_, step) in enumerate(steps):
-                x = step(x)
-                marks[i + 1].record()
-            marks[-1].synchronize()
-            for i, kept in enumerate(times):
-                kept.append(marks[i].elapsed_time(marks[i + 1]))
-        return [(key, kept) for (key, _), kept in zip(steps, times, strict=True) if key]
-
-
-class CudaGraphSession(CudaSession):
-    """A net on a GPU, captured once and replayed: no time goes into launching kernels from Python."""
-
-    def __init__(self, net: Callable[[Tensor], Any], x: Tensor, parts: list[Part]) -> None:
-        super().__init__(net, x, parts)
-        self.kept: list[Tensor] = []
-        self._part_graphs: list[tuple[str, torch.cuda.CUDAGraph | None]] = []
-        with torch.inference_mode():
-            warm_up_stream(lambda: net(x))
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
-                self.kept.append(net(x))
-
-    def _forward(self) -> None:
-        self.graph.replay()
-
-    def _steps(self) -> list[tuple[str, Callable[[Any], Any]]]:
-        """One graph a step, in one memory pool, for they are always replayed in the same order."""
-        if not self._part_graphs:
-            pool = torch.cuda.graph_pool_handle()
-            x = self.x
-            for key, step in self.parts:
-                if not key:  # a skipped block launches nothing, and an empty graph cannot be captured
-                    self._part_graphs.append((key, None))
-                    continue
-                graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, pool=pool):
-                    x = step(x)
-                self._part_graphs.append((key, graph))
-            self.kept.append(x)
-        return [(key, _replayer(graph)) for key, graph in self._part_graphs]
-
-
-def _replayer(graph: torch.cuda.CUDAGraph | None) -> Callable[[Any], Any]:
-    def replay(x: Any) -> Any:
-        if graph is not None:
-            graph.replay()
-        return x
-
-    return replay
-
-
-def warm_up_stream(run: Callable[[], object]) -> None:
-    """Run a few times on a stream of its own, as torch wants it before a capture."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            run()
-    torch.cuda.current_stream().wait_stream(stream)
-    torch.cuda.synchronize()
-
-
-def check_parts(parts: list[Part]) -> None:
-    """Raise LatencyError for a net that has no parts."""
-    if not parts:
-        raise LatencyError("only a net made from an architecture (Arch) with square input has parts to time")
-
-
-def parts_of(net: nn.Module, spec: NetSpec) -> list[Part]:
-    """Return the steps of a net made from an :class:`~proxylessnas.Arch`; none for anything else."""
-    channels, height, width = spec.input_size
-    if spec.kind != "arch" or not isinstance(net, ProxylessNAS) or height != width:
-        return []
-    arch = net.arch
-    assert isinstance(arch, Arch)
-    keys = iter(arch_keys(arch, resolution=height, num_classes=net.num_classes, in_channels=channels))
-    steps: list[Part] = [(str(next(keys)), net.first_conv)]
-    for block in net.blocks:
-        skipped = block.mobile_inverted_conv is None
-        steps.append(("" if skipped else str(next(keys)), block))
-    steps.append((str(next(keys)), net.feature_mix_layer))
-    steps.append((str(next(keys)), net.forward_head))
-    return steps
-
-
-class TorchRuntime:
+class TorchRuntime(Runtime):
     """PyTorch, eager."""
 
     name = "torch"
+    suffixes: tuple[str, ...] = (".pt2", ".pt")
+    dtypes = dict.fromkeys(DEVICES, DTYPES)
     has_parts = True
 
     def versions(self) -> dict[str, str]:
-        """Return torch's version, with that of CUDA where it has one."""
+        """Return torch's version, with those of CUDA and cuDNN where a GPU can be used."""
+        from .torch_sessions import torch_versions
+
         return torch_versions()
 
     def device_name(self, settings: Settings) -> str | None:
         """Return the GPU's name; None for the CPU."""
+        from .torch_sessions import cuda_name
+
         return cuda_name() if settings.device == "cuda" else None
 
-    def load(self, spec: NetSpec, settings: Settings, folder: Path) -> EagerSession:
-        """Build the net and run it once.
+    def load(self, spec: NetSpec, settings: Settings, folder: Path) -> Session:
+        """Build the model and run it once.
 
         Raises:
             LatencyError: it cannot be built or run.
         """
+        from .modules import build_net
+        from .torch_sessions import check_device, file_session, parts_of, session_for
+
         check_device(settings)
         if spec.kind == "file":
-            return _file_session(spec, settings)
+            return file_session(spec, settings)
         net, x = build_net(spec, settings)
         return session_for(net, x, settings, parts_of(net, spec))
 
 
-def _file_session(spec: NetSpec, settings: Settings) -> EagerSession:
-    """Return a session for an exported program, whose weights and layout are its own.
-
-    Raises:
-        LatencyError: it cannot be loaded, or not be run with these settings.
-    """
-    check_runtime(spec.text, settings.runtime)
-    if (settings.device, settings.dtype) != ("cpu", "float32"):
-        raise LatencyError(f"{spec.text} is measured on the CPU in float32: its net is what it was made from")
-    x = example_input(spec.input_size, dataclasses.replace(settings, memory_format="contiguous"))
-    session = EagerSession(load_program(spec.text), x, [])
-    try:
-        session.run()
-    except RuntimeError as e:
-        raise LatencyError(f"{spec.text} does not take {list(x.shape)} ({first_line(e)})") from e
-    return session
-
-
-def session_for(net: nn.Module, x: Tensor, settings: Settings, parts: list[Part]) -> EagerSession:
-    """Return the right kind of session for a net that is in place."""
-    kind = EagerSession
-    if settings.device == "cuda":
-        kind = CudaGraphSession if settings.cuda_graph else CudaSession
-    session = kind(net, x, parts)
-    session.run()  # whatever is wrong with the net shows here
-    return session
-
-
-def check_device(settings: Settings) -> None:
-    """Raise LatencyError if the GPU that is asked for is not there."""
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        why = "this build of torch has no CUDA" if torch.version.cuda is None else "torch finds no GPU"
-        raise LatencyError(f"device 'cuda' cannot be used: {why}; use device 'cpu'")
-
-
-def cuda_name() -> str | None:
-    """Return the name of the current GPU."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
-
-
-def torch_versions() -> dict[str, str]:
-    """Return torch's version, with those of CUDA and cuDNN where a GPU can be used."""
-    found = {"torch": str(torch.__version__)}
-    if torch.cuda.is_available():
-        found["CUDA"] = str(torch.version.cuda)
-        found["cuDNN"] = str(torch.backends.cudnn.version())
-    return found
-
-
 RUNTIME = TorchRuntime()
-
-
-#: The file in a ``.pt2`` or ``.pt`` archive that holds what is known of the net, as JSON.
-METADATA_FILE = "metadata.json"
-
-
-def is_machine_code(path: str | os.PathLike[str]) -> bool:
-    """Tell a package of AOTInductor from an exported graph."""
-    return any("/aotinductor/" in name for name in zip_names(path))
-
-
-def load_program(path: str | os.PathLike[str]) -> Callable[[Tensor], Any]:
-    """Load a ``.pt2`` or ``.pt`` file. It holds a program, which is run: open only files you trust.
-
-    Raises:
-        LatencyError: it cannot be loaded.
-    """
-    path = os.fspath(path)
-    try:
-        with open_file(path), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that TorchScript is deprecated is known
-            if Path(path).suffix.lower() == ".pt":
-                if not is_torchscript(path):
-                    raise LatencyError(f"{path}: is no TorchScript program")
-                program: Any = torch.jit.load(path, map_location="cpu")
-            elif is_machine_code(path):
-                program = torch._inductor.aoti_load_package(path)
-            else:
-                program = torch.export.load(path).module()
-    except OSError as e:
-        raise LatencyError(f"{path}: {e.strerror or e}") from e
-    except LatencyError:
-        raise
-    except Exception as e:  # the loaders share no base class
-        raise LatencyError(f"{path}: PyTorch cannot load it ({first_line(e)})") from e
-    loaded: Callable[[Tensor], Any] = program
-    return loaded

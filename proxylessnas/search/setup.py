@@ -67,13 +67,15 @@ class Job:
             self.notes += self._checked(self.table, force)
 
     def _checked(self, table: LatencyTable, force: bool) -> list[str]:
-        doubts = table.trust()
-        if doubts and not force:
+        from ..latency.validate import doubts
+
+        problems = doubts(table)
+        if problems and not force:
             raise LatencyError(
-                f"this latency table is not to be trusted: {'; '.join(doubts)}. Run `proxylessnas latency "
+                f"this latency table is not to be trusted: {'; '.join(problems)}. Run `proxylessnas latency "
                 "validate` on its device, or search with it all the same: --force (force=True in Python)"
             )
-        return [f"WARNING: the latency table is not to be trusted: {doubt}" for doubt in doubts]
+        return [f"WARNING: the latency table is not to be trusted: {doubt}" for doubt in problems]
 
     def searcher(self, settings: Settings, group: Processes) -> Searcher:
         """Return the search, ready to begin or to go on."""

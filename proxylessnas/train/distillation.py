@@ -206,7 +206,7 @@ def _program(path: Path) -> tuple[nn.Module, Preprocessing | None]:
     """Load a program of torch.export, and the preprocessing of one that ``proxylessnas export`` wrote."""
     if not path.is_file():
         raise DataError(f"the teacher {path} is not there")
-    from ..runtimes.torch_eager import METADATA_FILE
+    from ..runtimes.files import METADATA_FILE
 
     extra = {METADATA_FILE: ""}
     try:

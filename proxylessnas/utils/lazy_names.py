@@ -1,10 +1,11 @@
-"""Public names of a package that are imported when they are first asked for."""
+"""Names of a package that are imported when first asked for, and what its modules declare."""
 
 from __future__ import annotations
 
 import importlib
+import pkgutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 
@@ -32,3 +33,17 @@ def lazy_names(
         return sorted({*vars(sys.modules[package]), *home})
 
     return list(home), get, known
+
+
+def declared(package: str, name: str, *, but: Collection[str] = ()) -> list[Any]:
+    """Return what the modules of a package have under a name, of those that have it.
+
+    Args:
+        package: its ``__name__``.
+        name: such as "FORMAT".
+        but: modules that are not looked at, and not imported.
+    """
+    path = importlib.import_module(package).__path__
+    names = [module.name for module in pkgutil.iter_modules(path) if module.name not in but]
+    modules = [importlib.import_module(f"{package}.{module}") for module in names]
+    return [getattr(module, name) for module in modules if hasattr(module, name)]

@@ -1,18 +1,19 @@
-"""What a file format has to offer, and the formats by suffix."""
+"""The interface of a file format, and the formats by suffix."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
 from ...arch.tree import TreeArch
 from ...errors import ExportError, shown
+from ...utils.lazy_names import declared
 from ..bundle import Subject
 
 #: Runs a file in its own runtime: pictures as the file takes them, [N, C, H, W], to logits [N, classes] on
@@ -118,17 +119,14 @@ def refuse_open_trees(fmt: Format, subject: Subject, options: ExportOptions) -> 
         )
 
 
-#: Suffix -> module of this package that has it as ``FORMAT``. A module's libraries are imported when used.
-_MODULES = {
-    ".onnx": "onnx",
-    ".pt2": "torch_export",
-    ".pt": "torchscript",
-    ".pte": "executorch",
-    ".tflite": "litert",
-    ".xml": "openvino",
-    ".safetensors": "safetensors",
-}
-SUFFIXES: tuple[str, ...] = tuple(_MODULES)
+@functools.cache
+def formats() -> Mapping[str, Format]:
+    """Return every format by its suffix: each module of this package that has a ``FORMAT`` adds one.
+
+    The modules import their libraries when they are used.
+    """
+    found: list[Format] = declared(__name__.rpartition(".")[0], "FORMAT")
+    return {fmt.suffix: fmt for fmt in sorted(found, key=lambda fmt: fmt.suffix)}
 
 
 def format_of(path: Path) -> Format:
@@ -137,11 +135,9 @@ def format_of(path: Path) -> Format:
     Raises:
         ExportError: no format has that suffix; the message lists all.
     """
-    module = _MODULES.get(path.suffix.lower())
-    if module is None:
+    found = formats().get(path.suffix.lower())
+    if found is None:
         raise ExportError(
-            f"{path}: the suffix {shown(path.suffix)} is no known format; known are {', '.join(SUFFIXES)}"
+            f"{path}: the suffix {shown(path.suffix)} is no known format; known are {', '.join(formats())}"
         )
-    found: Any = importlib.import_module(f".{module}", __package__).FORMAT
-    fmt: Format = found
-    return fmt
+    return found

@@ -70,9 +70,9 @@ class ExecuTorchFormat:
 
     def open(self, path: Path, *, threads: int | None = None) -> Program:
         """Load a file in ExecuTorch; ``threads`` counts for all programs of the process."""
-        from ...runtimes.executorch import _runtime_library, _set_threads
+        from ...runtimes.executorch import RUNTIME, _set_threads
 
-        library = _runtime_library()
+        library = RUNTIME.library()
         if threads is not None:
             _set_threads(library, threads)
         module = _load(library, path)
@@ -95,9 +95,9 @@ def read_metadata(path: Path) -> dict[str, str]:
         ExportError: the file cannot be loaded.
         MissingExtraError: executorch is not installed.
     """
-    from ...runtimes.executorch import _runtime_library
+    from ...runtimes.executorch import RUNTIME
 
-    module = _load(_runtime_library(), path)
+    module = _load(RUNTIME.library(), path)
     names = [name for name in module.method_names() if name != "forward"]
     return {name: str(module.run_method(name, ())[0]) for name in names}
 

@@ -28,7 +28,7 @@ from ...runtimes.onnx_graph import (
     model_onnx,
     traced_onnx,
 )
-from ...runtimes.onnxruntime import RUNTIME, library
+from ...runtimes.onnxruntime import RUNTIME
 from ..bundle import Subject
 from .base import ExportOptions, Program, refuse
 
@@ -86,7 +86,7 @@ class OnnxFormat:
 
     def open(self, path: Path, *, threads: int | None = None) -> Program:
         """Load a file in ONNX Runtime, on the CPU."""
-        ort = library()
+        ort = RUNTIME.library()
         options = ort.SessionOptions()
         options.log_severity_level = 3  # errors only
         options.intra_op_num_threads = threads or 0

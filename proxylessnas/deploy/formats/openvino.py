@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ExportError
-from ...runtimes.openvino import RUNTIME, last_line, library
+from ...runtimes.openvino import RUNTIME, last_line
 from ..bundle import Subject
 from .base import ExportOptions, Program, refuse
 
@@ -40,7 +40,7 @@ class OpenVinoFormat:
         """Write the two files and return them, the one with the graph first."""
         from .onnx import net_proto
 
-        ov = library()
+        ov = RUNTIME.library()
         proto = net_proto(subject, options.batch_size)
         try:
             model = ov.Core().read_model(proto.SerializeToString())
@@ -53,7 +53,7 @@ class OpenVinoFormat:
 
     def open(self, path: Path, *, threads: int | None = None) -> Program:
         """Load a file in OpenVINO on the CPU, in float32."""
-        ov = library()
+        ov = RUNTIME.library()
         options: dict[str, Any] = {**EXACT, **({"INFERENCE_NUM_THREADS": threads} if threads else {})}
         try:
             compiled = ov.Core().compile_model(str(path), "CPU", options)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ...errors import ExportError, LatencyError, first_line
+from ...runtimes.files import METADATA_FILE, load_program
 from ...runtimes.torch_compile import missing_compiler
-from ...runtimes.torch_eager import METADATA_FILE, load_program
 from ..bundle import Subject
 from .base import ExportOptions, Program, refuse
 

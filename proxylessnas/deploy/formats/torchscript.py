@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ...errors import ExportError, first_line
-from ...runtimes.torch_eager import METADATA_FILE
+from ...runtimes.files import METADATA_FILE
 from ..bundle import Subject
 from .base import ExportOptions, Program, refuse
 from .torch_export import opened

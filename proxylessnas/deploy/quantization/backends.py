@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 from torch import Tensor
 
 from ...errors import ExportError
 from ..bundle import Subject
-from ..formats.base import ExportOptions, Format
+from ..formats.base import ExportOptions, Format, formats
 from .schemes import Scheme
-
-_MODULES = {
-    ".onnx": "onnx",
-    ".xml": "openvino",
-    ".pte": "executorch",
-    ".tflite": "litert",
-}
-SUFFIXES: tuple[str, ...] = tuple(_MODULES)
 
 
 class Backend(Protocol):
@@ -53,14 +46,21 @@ class Backend(Protocol):
         """
 
 
+def int8_suffixes() -> tuple[str, ...]:
+    """Return the suffixes of the formats that have 8-bit files."""
+    return tuple(suffix for suffix, fmt in formats().items() if importlib.util.find_spec(_module_of(fmt)))
+
+
 def backend_of(fmt: Format) -> Backend:
-    """Return what writes int8 files of a format.
+    """Return what writes int8 files of a format: the module of this package of the same name as the format's.
 
     Raises:
         ExportError: nothing does.
     """
-    module = _MODULES.get(fmt.suffix)
-    if module is None:
-        raise ExportError(f"{fmt.suffix} files are not written in int8; {', '.join(_MODULES)} are")
-    found: Any = importlib.import_module(f".{module}", __package__)
-    return cast(Backend, found)
+    if fmt.suffix not in int8_suffixes():
+        raise ExportError(f"{fmt.suffix} files are not written in int8; {', '.join(int8_suffixes())} are")
+    return cast(Backend, importlib.import_module(_module_of(fmt)))
+
+
+def _module_of(fmt: Format) -> str:
+    return f"{__package__}.{type(fmt).__module__.rpartition('.')[2]}"

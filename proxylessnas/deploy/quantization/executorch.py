@@ -8,7 +8,6 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ExportError, LatencyError, first_line
-from ...runtimes.executorch import lower_exported, missing_executorch
+from ...runtimes.executorch import RUNTIME, lower_exported
 from ..bundle import Subject
 from ..formats.base import ExportOptions
 from ..formats.executorch import _MUST_BE_DELEGATED, LARGEST_BATCH
@@ -85,14 +84,11 @@ def _quantizer(
     Raises:
         MissingExtraError: executorch, or the torchao it brings, is not installed.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            ours = import_module("executorch.backends.xnnpack.quantizer.xnnpack_quantizer")
-            pt2e = import_module("torchao.quantization.pt2e")
-            steps = import_module("torchao.quantization.pt2e.quantize_pt2e")
-    except Exception as e:  # a broken install raises anything
-        raise missing_executorch() from e
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ours = RUNTIME.library("executorch.backends.xnnpack.quantizer.xnnpack_quantizer")
+        pt2e = RUNTIME.library("torchao.quantization.pt2e")
+        steps = RUNTIME.library("torchao.quantization.pt2e.quantize_pt2e")
     static = ours.get_symmetric_quantization_config(is_per_channel=True)
     if scheme.rule == "minmax":
         spec = static.output_activation

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ...errors import ExportError, ProxylessError, first_line, missing_extra
 from ...models.base import Classifier
-from ...runtimes.openvino import library as openvino_library
+from ...runtimes.openvino import RUNTIME
 from ..bundle import Subject
 from ..formats.base import ExportOptions
 from ..formats.onnx import net_proto
@@ -41,7 +41,7 @@ def schemes(target_isa: str) -> list[str]:
 def paired_weights(path: Path) -> dict[str, Tensor]:
     """Return the weights that are not those of depthwise convolutions; see :class:`~.backends.Backend`."""
     found = {}
-    for node, weight, _ in _quantised(openvino_library().Core().read_model(str(path))):
+    for node, weight, _ in _quantised(RUNTIME.library().Core().read_model(str(path))):
         values = torch.from_numpy(weight.data.copy())
         if node.get_type_name() == "GroupConvolution":
             values = values.flatten(0, 1)
@@ -77,7 +77,7 @@ def write(
     fix for overflow) put each channel's largest weight between two steps, which no correction foresees:
     7-bit weights are rounded to their steps before it sees them, and what it made of them is put back.
     """
-    ov = openvino_library()
+    ov = RUNTIME.library()
     nncf = library()
     if scheme.rule not in _RULES:
         raise ExportError(f"NNCF has no rule {scheme.rule!r}; it has {', '.join(_RULES)}")

@@ -20,6 +20,7 @@ from ...data.folders import LabelledImages, counted
 from ...errors import ExportError, shown
 from ...latency.measurement import LIMIT, Measurement, uncertainty
 from ...models.base import Classifier
+from ...runtimes.base import Session
 from ...runtimes.timer import window
 from ..bundle import Subject
 from ..formats.base import ExportOptions, Format, Program
@@ -336,7 +337,7 @@ def by_turns(programs: Sequence[Program], x: Tensor, batch: int) -> list[float]:
     return [found.undisturbed_ms / len(x) for found in measured]
 
 
-class _Call:
+class _Call(Session):
     """A program and its input, as the timing loop wants it."""
 
     def __init__(self, program: Program, x: Tensor) -> None:
@@ -345,13 +346,6 @@ class _Call:
     def run(self) -> None:
         """Run it once."""
         self.program(self.x)
-
-    def times_ms(self, runs: int) -> list[float] | None:
-        """Return None: the caller's clock is right."""
-        return None
-
-    def close(self) -> None:
-        """Do nothing: the program is somebody else's."""
 
 
 def _parts(draft: Path) -> list[Path]:

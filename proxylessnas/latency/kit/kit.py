@@ -25,23 +25,17 @@ from ...errors import LatencyError, shown
 from ...runtimes.base import NetSpec
 from ...utils.files import sync_folder
 from ..random_nets import random_nets
-from .results import KIT_FORMAT, KIT_VERSION, KitResults, read_results
-
-Proto = Any  # an onnx.ModelProto
+from ..validate import check_count
+from .results import KIT_FORMAT, KIT_VERSION, KitResults, kit_runtimes, read_results
 
 __all__ = ["KitResults", "read_results", "write_kit"]
 
-PROGRAMS = {"onnx": "onnx", "executorch": "pte"}  # name: suffix of its files
 #: Python files of a kit, and which of this package they are.
 PARTS = {
-    "run.py": "latency/kit/runner.py", "machine_load.py": "latency/kit/machine_load.py",
+    "run.py": "latency/kit/runner.py", "machine_load.py": "runtimes/machine_load.py",
     "machine_name.py": "runtimes/device_name.py",
 }  # fmt: skip
 _FOLDERS = {"op": "blocks", "arch": "nets"}
-
-#: Random weights that all large weights of a file repeat; a prime number, so that no channel equals another.
-_PATTERN = 4099
-_LARGE = 256
 
 _README = """\
 Latency kit: {blocks} operations and {nets} whole nets of the search space "{space}", batch {batch}.
@@ -97,11 +91,11 @@ def write_kit(
             operation cannot be exported.
         MissingExtraError: onnx, or executorch for that format, is not installed.
     """
-    for name, value, low, high in (("nets", nets, 0, 10_000), ("batch_size", batch_size, 1, 65_536)):
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise LatencyError(f"{name} must be a whole number from {low} to {high}, not {shown(value)}")
-    if not formats or len({*formats}) != len(formats) or not set(formats) <= PROGRAMS.keys():
-        raise LatencyError(f"formats are {' and '.join(PROGRAMS)}, not {shown(formats)}")
+    check_count("nets", nets, 0, 10_000)
+    check_count("batch_size", batch_size, 1, 65_536)
+    known = kit_runtimes()
+    if not formats or len({*formats}) != len(formats) or not set(formats) <= known.keys():
+        raise LatencyError(f"formats are {' and '.join(known)}, not {shown(formats)}")
     target = Path(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise LatencyError(f"{target} is there already; name a new folder")
@@ -129,9 +123,6 @@ class _Item:
     spec: NetSpec
     number: int
 
-    def path(self, suffix: str) -> str:
-        return f"{_FOLDERS[self.spec.kind]}/{self.number:03d}.{suffix}"
-
 
 def _contents(space: SearchSpace, nets: int, seed: int) -> Iterator[_Item]:
     for i, key in enumerate(space_keys(space)):
@@ -156,8 +147,9 @@ def _fill(
     for done, item in enumerate(items):
         files = item.record["files"] = {}
         for name in formats:
-            content = _program(item.spec, batch_size, name)
-            path = item.path(PROGRAMS[name])
+            runtime = kit_runtimes()[name]
+            content = runtime.kit_file(item.spec, batch_size)
+            path = f"{_FOLDERS[item.spec.kind]}/{item.number:03d}{runtime.suffixes[0]}"
             (folder / path).write_bytes(content)
             files[name] = {"path": path, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         item.record["input"] = [batch_size, *item.spec.input_size]
@@ -182,67 +174,7 @@ def _fill(
         nets=sum(item.spec.kind == "arch" for item in items),
         space=space.name,
         batch=batch_size,
-        runtimes=" or ".join(
-            {"onnx": "onnxruntime", "executorch": "executorch (with torch)"}[f] for f in formats
-        ),
+        runtimes=" or ".join(kit_runtimes()[name].kit_needs for name in formats),
         example="" if "onnx" in formats else " --runtime executorch",
     )
     (folder / "README.txt").write_text(text, encoding="utf-8")
-
-
-def _program(spec: NetSpec, batch_size: int, name: str) -> bytes:
-    if name == "onnx":
-        from ...runtimes.onnx_graph import import_onnx, whole_net_onnx
-
-        proto = import_onnx().load_model_from_string(whole_net_onnx(spec, batch_size))
-        return with_repeated_weights(proto).SerializeToString()
-    from ...runtimes.executorch import lower
-    from ...runtimes.modules import build_net
-    from ...runtimes.settings import Settings
-
-    return lower(*build_net(spec, Settings(batch_size=batch_size, memory_format="contiguous"))).program
-
-
-def with_repeated_weights(model: Proto) -> Proto:
-    """Return a model of which every large weight is cut from one short random pattern, repeated.
-
-    The operators that repeat and cut have constant inputs, so ONNX Runtime computes them when it loads the
-    file, and what then runs is the same as with ordinary weights. The files become a hundred times smaller.
-    """
-    from ...runtimes.onnx_graph import import_onnx
-
-    onnx = import_onnx()
-    import numpy as np
-
-    helper, numpy_helper = onnx.helper, onnx.numpy_helper
-    large = [
-        t for t in model.graph.initializer
-        if len(t.dims) >= 2 and int(np.prod(t.dims)) >= _LARGE and t.data_type == onnx.TensorProto.FLOAT
-    ]  # fmt: skip
-    if not large:
-        return model
-    kept = [t for t in model.graph.initializer if t not in large]
-    longest = max(int(np.prod(t.dims)) for t in large)
-    repeats = -(-(longest + _PATTERN) // _PATTERN)  # one more, as cuts start anywhere in the first
-    # Of a size that lets values neither grow beyond all bounds nor fade, whatever the layer.
-    pattern = (0.1 * np.random.default_rng(0).standard_normal(_PATTERN)).astype(np.float32)
-    made = {"repeated/pattern": pattern, "repeated/times": np.array([repeats], np.int64)}
-    nodes = [helper.make_node("Tile", list(made), ["repeated"], "repeated")]
-    for i, tensor in enumerate(large):
-        name, start = tensor.name, 97 * i % _PATTERN
-        made[f"{name}/from"] = np.array([start], np.int64)
-        made[f"{name}/to"] = np.array([start + int(np.prod(tensor.dims))], np.int64)
-        made[f"{name}/shape"] = np.array(tensor.dims, np.int64)
-        nodes += [
-            helper.make_node(
-                "Slice", ["repeated", f"{name}/from", f"{name}/to"], [f"{name}/cut"], f"{name}/cut"
-            ),
-            helper.make_node("Reshape", [f"{name}/cut", f"{name}/shape"], [name], f"{name}/make"),
-        ]
-    small = onnx.ModelProto()
-    small.CopyFrom(model)
-    del small.graph.initializer[:], small.graph.node[:]
-    small.graph.node.extend([*nodes, *model.graph.node])
-    small.graph.initializer.extend([*kept, *(numpy_helper.from_array(v, k) for k, v in made.items())])
-    onnx.checker.check_model(small)
-    return small

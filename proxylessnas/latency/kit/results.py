@@ -1,4 +1,4 @@
-"""Read what a latency kit measured on another device."""
+"""Read what a latency kit measured on another device, and make a latency table of it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...arch.op_key import OpKey, arch_keys, space_keys
+from ...arch.op_key import OpKey, space_keys
 from ...arch.space import SearchSpace
-from ...errors import ArchError, LatencyError
+from ...errors import ArchError
+from ...runtimes.base import Runtime
+from ...runtimes.registry import runtimes
 from ...runtimes.settings import Conditions
 from ...utils.checks import (
     Fields,
@@ -26,14 +28,12 @@ from ...utils.checks import (
 )
 from ...utils.files import read_bytes
 from ..entries import ForeignConditions, is_date, is_ms, raise_problems
-from ..fit import fit_entries
+from ..fit import fitted_table
 from ..measurement import Samples, pool, quantile
-from ..metrics import judge
+from ..metrics import evaluate
 from ..table import Entry, LatencyTable
-from ..table_io import conditions_to_dict, read_json
-from ..validate import DISTURBED, FITTED_ON, OWN_NAME, compared
-
-# DOC proxylessnas.latency.kit_table: """Make a latency table of what a kit measured on another device."""
+from ..table_io import check_format, read_json
+from ..validate import DISTURBED, FITTED_ON, OWN_NAME, compared, of_conditions
 
 KIT_FORMAT, KIT_VERSION = "proxylessnas latency kit", 1
 RESULTS_FORMAT, RESULTS_VERSION = "proxylessnas latency results", 1
@@ -47,6 +47,12 @@ _RESULTS = frozenset(
     "rounds seconds min_runs date items".split()
 )
 _LATER = frozenset({"own_name"})  # what the first runners did not write
+
+
+def kit_runtimes() -> dict[str, Runtime]:
+    """Return the runtimes that a kit can have files for, by the name of these files, the usual one first."""
+    found = [runtime for runtime in runtimes().values() if runtime.kit_format]
+    return {r.kit_format: r for r in sorted(found, key=lambda r: r.kit_format != "onnx")}
 
 
 @dataclass(frozen=True)
@@ -110,7 +116,7 @@ def read_results(kit: str | os.PathLike[str], results: str | os.PathLike[str] | 
         manifest = manifest / "manifest.json"
     path = Path(results) if results is not None else manifest.with_name("results.json")
     space, items, batch_size = _read_manifest(manifest)
-    data = _read(path, RESULTS_FORMAT, RESULTS_VERSION, "results of a latency kit")
+    data = check_format(read_json(path), path, RESULTS_FORMAT, RESULTS_VERSION)
     problems: list[str] = []
     check_keys(problems, "the results", data, required=_RESULTS, optional=_LATER)
     fields = Fields(problems, "the results", data)
@@ -132,23 +138,9 @@ def read_results(kit: str | os.PathLike[str], results: str | os.PathLike[str] | 
     return KitResults(space, ops, nets, conditions, date, noise, own_name)
 
 
-def _read(path: Path, kind: str, version: int, what: str) -> dict[str, Any]:
-    data = read_json(path)
-    if not isinstance(data, dict) or data.get("format") != kind:
-        raise LatencyError(f'{path} holds no {what} (its "format" is not {kind!r})')
-    if not is_int(data.get("version"), 1, 10**6):
-        raise LatencyError(f"{path}: version is {show(data.get('version'))}; wanted a whole number")
-    if data["version"] > version:
-        raise LatencyError(
-            f"{path} is of schema version {data['version']}, this package reads up to {version}: "
-            "pip install --upgrade proxylessnas"
-        )
-    return data
-
-
 def _read_manifest(path: Path) -> tuple[SearchSpace, list[dict[str, Any]], int]:
     """Return the kit's space, its items and the batch size."""
-    data = _read(path, KIT_FORMAT, KIT_VERSION, "manifest of a latency kit")
+    data = check_format(read_json(path), path, KIT_FORMAT, KIT_VERSION)
     problems: list[str] = []
     check_keys(problems, "the kit", data, required=_MANIFEST, optional=frozenset())
     fields = Fields(problems, "the kit", data)
@@ -196,9 +188,8 @@ def _check_picks(problems: list[str], where: str, picks: Any, space: SearchSpace
 
 def _conditions(problems: list[str], fields: Fields) -> Any:
     """Return the Conditions; whatever if there are problems."""
-    runtime = fields.take(
-        "runtime", lambda v: v in ("onnxruntime", "executorch"), "onnxruntime or executorch"
-    )
+    names = [runtime.name for runtime in kit_runtimes().values()]
+    runtime = fields.take("runtime", lambda v: v in names, " or ".join(names))
     provider = fields.take(
         "provider", lambda v: v == "" or is_text(v, 100), "the name of a provider, or empty"
     )
@@ -344,14 +335,13 @@ def kit_table(results: KitResults) -> LatencyTable:
         others = _fitted(results, own, [net for i, net in enumerate(nets) if i % _PARTS != part])
         picks, ms = zip(*nets[part::_PARTS], strict=True)
         pairs[part::_PARTS] = compared(others, space, picks, ms)
-    found = judge(
+    found = evaluate(
         pairs,
         conditions=results.conditions.describe(),
         date=results.date,
         noisy_nets=results.noise.nets,
     )
-    where = conditions_to_dict(results.conditions)
-    return table.with_validation(dataclasses.replace(found, measured_with=where, space=space.digest))
+    return table.with_validation(of_conditions(found, results.conditions, space))
 
 
 def _method(results: KitResults) -> dict[str, Any]:
@@ -366,34 +356,11 @@ def _method(results: KitResults) -> dict[str, Any]:
 def _fitted(
     results: KitResults, own: dict[OpKey, Entry], nets: Sequence[tuple[Picks, float]]
 ) -> LatencyTable:
-    """Return a table that is fitted to some of the kit's nets."""
-    measured = [(arch_keys(results.space.arch(picks)), ms) for picks, ms in nets]
-    fit = fit_entries({key: entry.ms for key, entry in own.items()}, measured)
-    return LatencyTable(
-        results.conditions,
-        {key: _scaled(entry, fit.costs_ms[key]) for key, entry in own.items()},
-        space=results.space,
-        offset_ms=fit.offset_ms,
-        method={
-            "own_times": _OWN_TIMES,
-            "nets": len(nets),
-            "fit": {
-                "left_out_rmspe_percent": fit.loo_percent,
-                "strength": fit.strength,
-                "terms": list(fit.terms),
-                "scale": fit.scale,
-                "outliers": fit.outliers,
-            },
-            FITTED_ON: [list(picks) for picks, _ in nets],
-            **_method(results),
-        },
-        date=results.date,
-    )
-
-
-def _scaled(entry: Entry, ms: float) -> Entry:
-    """Return an entry of ``ms`` with the same relative spread."""
-    assert entry.p10_ms is not None
-    assert entry.p90_ms is not None
-    share = ms / entry.ms
-    return Entry(ms, share * entry.p10_ms, share * entry.p90_ms, entry.runs, "fitted")
+    """Return a table that is fitted to some of the kit's models."""
+    method = {
+        "own_times": _OWN_TIMES,
+        "nets": len(nets),
+        FITTED_ON: [list(picks) for picks, _ in nets],
+        **_method(results),
+    }
+    return fitted_table(results.conditions, results.space, own, nets, method, date=results.date)

@@ -1,1 +1,0 @@
-"""One file a runtime; imported only in the measuring process."""
