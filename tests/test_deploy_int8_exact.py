@@ -20,13 +20,13 @@ from proxylessnas.deploy.quantization.quantize import Prepared
 from proxylessnas.deploy.quantization.report import is_faster
 from proxylessnas.deploy.quantization.schemes import TARGETS, can_saturate, exact_on, scheme_of
 from proxylessnas.errors import ExportError
-from proxylessnas.models.base import Classifier
+from proxylessnas.models.base import ImageClassifier
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
 
 
-def small() -> Classifier:
+def small() -> ImageClassifier:
     """Return a net in evaluation mode."""
     return training_net().eval()
 

@@ -26,12 +26,12 @@ from proxylessnas.deploy.quantization.calibration import LEAST, read_calibration
 from proxylessnas.deploy.quantization.fake_quant import observe, simulated
 from proxylessnas.deploy.quantization.schemes import scheme_of
 from proxylessnas.errors import DataError, ExportError
-from proxylessnas.models.base import Classifier
+from proxylessnas.models.base import ImageClassifier
 
 pytest.importorskip("onnxruntime")
 
 
-def small(*args: Any, **options: Any) -> Classifier:
+def small(*args: Any, **options: Any) -> ImageClassifier:
     """Return a net in evaluation mode."""
     return training_net(*args, **options).eval()
 
@@ -47,7 +47,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _quantise(net: Classifier, path: Path, calibration: Any, **options: Any) -> Int8Report:
+def _quantise(net: ImageClassifier, path: Path, calibration: Any, **options: Any) -> Int8Report:
     fmt = format_of(path)
     return quantise(open_subject(net), path, fmt, calibration=calibration, threads=1, **options)
 
@@ -129,7 +129,7 @@ def test_a_fixed_batch_is_filled_up(digits: Path, tmp_path: Path) -> None:
     assert report.n == 8
 
 
-def _labelled(net: Classifier, digits: Path, wrong: bool = False) -> LabelledImages:
+def _labelled(net: ImageClassifier, digits: Path, wrong: bool = False) -> LabelledImages:
     """Return the pictures with the labels that the float32 net gives them, or with others."""
     subject = open_subject(net)
     inputs = torch.cat(read_calibration(subject, digits).everything)

@@ -23,7 +23,7 @@ from ._output import note
 if TYPE_CHECKING:
     import torch
 
-    from ..models.base import Classifier
+    from ..models.base import ImageClassifier
     from ..weights.registry import Weights
 
 # DOC proxylessnas.cli._names: """What the words on the command line mean: a net of the zoo, or a file."""
@@ -102,7 +102,7 @@ class Net:
         device: where it runs.
     """
 
-    model: Classifier
+    model: ImageClassifier
     name: str
     preprocessing: Preprocessing
     dataset: str | None
@@ -239,7 +239,7 @@ def running(net: Net, advice: str) -> Iterator[None]:
 
 
 def _known_preprocessing(
-    args: argparse.Namespace, model: Classifier, file: Path | None, zoo: Weights | None
+    args: argparse.Namespace, model: ImageClassifier, file: Path | None, zoo: Weights | None
 ) -> Preprocessing:
     """Return the weights' own preprocessing, else that of NAME, else the usual one; note the last two."""
     if model.weights is not None:

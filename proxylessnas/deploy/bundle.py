@@ -15,7 +15,7 @@ from ..arch.arch import Arch
 from ..arch.tree import TreeArch
 from ..data.transforms import Preprocessing
 from ..errors import ExportError, shown
-from ..models.base import Classifier, unwrapped
+from ..models.base import ImageClassifier, unwrapped
 from ..models.batchnorm import recalibrate
 from ..models.factory import create_model
 from ..models.resolve import is_weights_file
@@ -37,7 +37,7 @@ class Subject:
     """
 
     name: str
-    model: Classifier
+    model: ImageClassifier
     input_size: tuple[int, int, int]
     preprocessing: Preprocessing | None
     categories: tuple[str, ...] = ()
@@ -70,7 +70,7 @@ class Subject:
 
 
 def open_subject(
-    net: Classifier | Arch | TreeArch | str | os.PathLike[str],
+    net: ImageClassifier | Arch | TreeArch | str | os.PathLike[str],
     *,
     pretrained: bool = True,
     weights: str | os.PathLike[str] | None = None,
@@ -90,7 +90,7 @@ def open_subject(
         ProxylessError: the net or its weights cannot be had.
     """
     net = unwrapped(net)
-    if not isinstance(net, (Classifier, Arch, TreeArch, str, os.PathLike)):
+    if not isinstance(net, (ImageClassifier, Arch, TreeArch, str, os.PathLike)):
         raise ExportError(
             "what is exported must be a net of this package, a name, a file or an architecture, not "
             f"{shown(net)}"
@@ -104,7 +104,7 @@ def open_subject(
             f"{os.fspath(net)}: is an exported file already, and cannot be exported again: give the "
             ".safetensors file or the name that it was made from"
         )
-    if isinstance(net, Classifier):
+    if isinstance(net, ImageClassifier):
         model = copy.deepcopy(net)
     else:
         model = create_model(net, pretrained=pretrained and weights is None, weights=weights)
@@ -115,7 +115,7 @@ def open_subject(
         resize = max(side, round(side * known.resize / known.input_size))
         model.preprocessing = dataclasses.replace(known, input_size=side, resize=resize)
     holds_weights = isinstance(net, (str, os.PathLike)) and is_weights_file(net)
-    if not (isinstance(net, Classifier) or holds_weights or pretrained or weights is not None):
+    if not (isinstance(net, ImageClassifier) or holds_weights or pretrained or weights is not None):
         noise = torch.randn(8, model.in_chans, side, side, generator=torch.Generator().manual_seed(0))
         recalibrate(model, [noise], 1)
     record = model.weights

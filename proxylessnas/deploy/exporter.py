@@ -16,7 +16,7 @@ from ..arch.arch import Arch
 from ..arch.tree import TreeArch
 from ..data.folders import LabelledImages, labelled_images
 from ..errors import ExportError, LatencyError, shown
-from ..models.base import Classifier
+from ..models.base import ImageClassifier
 from ..runtimes.device_name import device_name
 from ..utils.files import check_place, check_space, put_in_place, workshop
 from . import verify as parity
@@ -34,7 +34,7 @@ Steps = Callable[[str], None]
 
 
 def export(
-    net: Classifier | Arch | TreeArch | str | os.PathLike[str],
+    net: ImageClassifier | Arch | TreeArch | str | os.PathLike[str],
     path: str | os.PathLike[str],
     *,
     precision: str = "float32",

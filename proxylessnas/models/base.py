@@ -29,7 +29,7 @@ _T = TypeVar("_T")
 POOLS = ("avg", "max", "avgmax", "")
 
 
-class Classifier(nn.Module):
+class ImageClassifier(nn.Module):
     """Base of the nets: a body that ends in a feature map, global pooling, dropout and a linear classifier.
 
     Attributes:
@@ -262,7 +262,7 @@ class Classifier(nn.Module):
                 if affine:
                     module.requires_grad_(not freeze)
 
-    def train(self, mode: bool = True) -> Classifier:
+    def train(self, mode: bool = True) -> ImageClassifier:
         """Set training mode; BatchNorms frozen by :meth:`freeze_bn` stay in evaluation mode."""
         super().train(mode)
         if self._frozen_bn:
@@ -272,12 +272,12 @@ class Classifier(nn.Module):
         return self
 
 
-def unwrapped(model: _T) -> _T | Classifier:
+def unwrapped(model: _T) -> _T | ImageClassifier:
     """Return the model in what torch.compile, DataParallel or AveragedModel made of it, or what is given."""
     inner: Any = model
-    while isinstance(inner, nn.Module) and not isinstance(inner, Classifier):
+    while isinstance(inner, nn.Module) and not isinstance(inner, ImageClassifier):
         inner = getattr(inner, "_orig_mod", None) or getattr(inner, "module", None)
-    return inner if isinstance(inner, Classifier) else model
+    return inner if isinstance(inner, ImageClassifier) else model
 
 
 def check_rate(name: str, rate: float) -> float:
@@ -313,9 +313,9 @@ class Prediction(NamedTuple):
 
 
 def predict(
-    model: Classifier, image: str | os.PathLike[str] | Image.Image | Tensor, top: int = 5
+    model: ImageClassifier, image: str | os.PathLike[str] | Image.Image | Tensor, top: int = 5
 ) -> list[Prediction]:
-    """Return the most probable classes of one picture (see :meth:`Classifier.predict`)."""
+    """Return the most probable classes of one picture (see :meth:`ImageClassifier.predict`)."""
     from ..data.images import load_image
 
     if model.preprocessing is None:

@@ -106,7 +106,7 @@ def recalibrate(
 
     A moving average lags behind the weights, and averaged weights never had statistics of their own. Nothing
     but BatchNorm is in training mode meanwhile, so that nothing is dropped. A net whose BatchNorm is frozen
-    (:meth:`Classifier.freeze_bn`) is left alone, and so is one for which there are no batches. Modes, momenta
+    (:meth:`ImageClassifier.freeze_bn`) is left alone, and so is one for which there are no batches. Modes, momenta
     and counters are as before afterwards; after an exception, the statistics too.
 
     Args:

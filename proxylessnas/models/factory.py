@@ -18,7 +18,7 @@ from ..errors import ArchError, WeightsNotFoundError
 from ..utils.files import read_text
 from ..weights.cache import verified_loader
 from ..weights.registry import Weights, find_by_digest, get_weights
-from .base import Classifier
+from .base import ImageClassifier
 from .loading import (
     Source,
     adopt,
@@ -78,7 +78,7 @@ def read_arch(path: str | os.PathLike[str]) -> Arch | TreeArch:
     return PUBLISHED[record.arch]
 
 
-def build(arch: Arch | TreeArch, **options: Any) -> Classifier:
+def build(arch: Arch | TreeArch, **options: Any) -> ImageClassifier:
     """Build a model with random weights; one of the published is told how their images are prepared.
 
     Args:
@@ -87,7 +87,7 @@ def build(arch: Arch | TreeArch, **options: Any) -> Classifier:
     """
     if options.get("global_pool") is None:
         options = {**options, "global_pool": "avg"}
-    model: Classifier = (
+    model: ImageClassifier = (
         ProxylessNAS(arch, **options) if isinstance(arch, Arch) else PyramidTreeNet(arch, **options)
     )
     if arch.name in PUBLISHED:
@@ -106,7 +106,7 @@ def create_model(
     global_pool: str | None = None,
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
-) -> Classifier:
+) -> ImageClassifier:
     """Build a net from a name, an architecture, or a file that holds one.
 
     >>> model = create_model("proxyless_mobile", num_classes=10)
@@ -187,7 +187,7 @@ def _published_as(arch: Arch | TreeArch) -> str:
 
 def _build_with_weights(
     arch: Arch | TreeArch, weights: str | os.PathLike[str] | Weights, progress: bool, options: dict[str, Any]
-) -> Classifier:
+) -> ImageClassifier:
     if isinstance(weights, Weights):
         # Reading and hashing 18 MB takes as long as creating 400 modules: do both at once.
         loader = verified_loader(weights, progress=progress)
@@ -237,7 +237,7 @@ def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
     return names
 
 
-Net = TypeVar("Net", bound=Classifier, covariant=True)
+Net = TypeVar("Net", bound=ImageClassifier, covariant=True)
 
 
 class Builder(Protocol[Net]):
@@ -382,7 +382,7 @@ def proxyless_custom(
     global_pool: str | None = None,
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
-) -> Classifier:
+) -> ImageClassifier:
     """Any other net: one that a search found, or that was trained or written down by somebody.
 
     Args:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UnknownModelError, WeightsMismatchError, WeightsNotFoundError, one_line, shown
-from .base import Classifier, unwrapped
+from .base import ImageClassifier, unwrapped
 from .model_file import Header
 from .resolve import looks_like_path, name_of_file
 
@@ -97,7 +97,7 @@ def head_classes(state: Mapping[str, Tensor], num_features: int) -> int | None:
 
 
 def fit_state_dict(
-    model: Classifier,
+    model: ImageClassifier,
     state: Mapping[str, Tensor],
     source: str = "the weights",
     *,
@@ -165,7 +165,7 @@ def fit_state_dict(
     return fitted, report
 
 
-def log_report(report: LoadReport, model: Classifier, source: str) -> None:
+def log_report(report: LoadReport, model: ImageClassifier, source: str) -> None:
     """Log what was adapted; a classifier that keeps random values is a warning, as is a prefix taken off."""
     if report.prefix:
         log.warning("%s: the prefix %r of all names was taken off", source, report.prefix)
@@ -176,7 +176,7 @@ def log_report(report: LoadReport, model: Classifier, source: str) -> None:
             log.info("%s: %s: %s", one_line(source), one_line(key), what)
 
 
-def adopt(model: Classifier, source: Source, report: LoadReport) -> None:
+def adopt(model: ImageClassifier, source: Source, report: LoadReport) -> None:
     """Tell a net what belongs to its weights: their name, record, preprocessing and class names."""
     record, header = source.record, source.header
     model.weights = record
@@ -194,7 +194,10 @@ def adopt(model: Classifier, source: Source, report: LoadReport) -> None:
 
 
 def load_weights(
-    model: Classifier, source: str | os.PathLike[str] | Weights | Mapping[str, Tensor], *, strict: bool = True
+    model: ImageClassifier,
+    source: str | os.PathLike[str] | Weights | Mapping[str, Tensor],
+    *,
+    strict: bool = True,
 ) -> LoadReport:
     """Copy weights into ``model``, all or nothing.
 
@@ -221,7 +224,7 @@ def load_weights(
         WeightsNotFoundError, WeightsFetchError, WeightsCorruptError: the weights cannot be had.
     """
     model = unwrapped(model)
-    if not isinstance(model, Classifier):
+    if not isinstance(model, ImageClassifier):
         raise TypeError(f"load_weights takes a net of this package, not a {type(model).__name__}")
     if any(p.is_meta for p in model.parameters()):
         raise TypeError(

@@ -19,7 +19,7 @@ from ..arch.tree import TreeArch
 from ..data.transforms import Preprocessing
 from ..errors import ProxylessError, WeightsCorruptError, WeightsMismatchError
 from ..utils.tensor_files import plain_names
-from .base import POOLS, Classifier, unwrapped
+from .base import POOLS, ImageClassifier, unwrapped
 
 log = logging.getLogger("proxylessnas")
 _RESERVED = ("format", "arch", "num_classes", "global_pool", "preprocessing", "categories", "wnids")
@@ -74,7 +74,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 
 
 def save_weights(
-    model: Classifier,
+    model: ImageClassifier,
     path: str | os.PathLike[str],
     metadata: Mapping[str, str] | None = None,
     *,
@@ -102,7 +102,7 @@ def save_weights(
     from ..weights.cache import write_safetensors
 
     path, model = Path(path), unwrapped(model)
-    if not isinstance(model, Classifier):
+    if not isinstance(model, ImageClassifier):
         raise TypeError(f"save_weights takes a net of this package, not a {type(model).__name__}")
     if path.suffix != ".safetensors":
         raise ValueError(f"{path}: the suffix must be .safetensors")
@@ -143,7 +143,9 @@ def save_weights(
     return path
 
 
-def _check_fits(model: Classifier, arch: Arch | TreeArch, state: Mapping[str, Tensor], path: Path) -> None:
+def _check_fits(
+    model: ImageClassifier, arch: Arch | TreeArch, state: Mapping[str, Tensor], path: Path
+) -> None:
     """Compare tensors with those of a model built from what the file's header will say.
 
     Raises:

@@ -8,11 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..arch.arch import Arch
-from .base import Classifier, check_in_chans, check_rate
+from .base import ImageClassifier, check_in_chans, check_rate
 from .layers import ConvLayer, ResidualBlock
 
 
-class ProxylessNAS(Classifier):
+class ProxylessNAS(ImageClassifier):
     """Stem, MBConv blocks, 1x1 convolution, global pooling, linear classifier.
 
     Modules and parameters have the names of the original checkpoints, so those load with ``strict=True``.

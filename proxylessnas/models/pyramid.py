@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..arch.tree import BOTTLENECK, BRANCHES, EDGES_PER_BRANCH, TreeArch
-from .base import Classifier, check_in_chans, check_rate
+from .base import ImageClassifier, check_in_chans, check_rate
 from .layers import batch_norm, conv2d, drop_path
 
 
@@ -186,7 +186,7 @@ class Norm(nn.Module):
         return F.relu(x) if self.act else x
 
 
-class PyramidTreeNet(Classifier):
+class PyramidTreeNet(ImageClassifier):
     """The tree-structured net; arguments as for :class:`~proxylessnas.models.proxylessnas.ProxylessNAS`.
 
     ``drop_path_rate`` p drops whole cells, block l of L with probability 2 * l * p / (L + 1), mean p; at

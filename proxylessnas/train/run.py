@@ -20,7 +20,7 @@ from ..arch.arch import Arch
 from ..data.class_folders import VALIDATION_FILE, validation_names
 from ..data.open import Data, class_counts, open_data
 from ..errors import CheckpointError, DataError, ProxylessError
-from ..models.base import Classifier
+from ..models.base import ImageClassifier
 from ..models.model_file import save_weights
 from ..utils.distributed import Processes, processes
 from ..utils.files import LockTimeout, locked, unlink_quietly, write_atomically
@@ -78,7 +78,7 @@ class Result:
 
 
 def train(
-    model: Classifier | str | os.PathLike[str] | Arch | TreeArch,
+    model: ImageClassifier | str | os.PathLike[str] | Arch | TreeArch,
     data: Data | str | os.PathLike[str] | Dataset[Any],
     recipe: Recipe | str | os.PathLike[str] = "scratch",
     *,
@@ -115,7 +115,7 @@ def train(
 
 
 def finetune(
-    model: Classifier | str | os.PathLike[str],
+    model: ImageClassifier | str | os.PathLike[str],
     data: Data | str | os.PathLike[str] | Dataset[Any],
     recipe: Recipe | str | os.PathLike[str] = "finetune",
     *,

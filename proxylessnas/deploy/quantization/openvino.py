@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ExportError, ProxylessError, first_line, missing_extra
-from ...models.base import Classifier
+from ...models.base import ImageClassifier
 from ...runtimes.openvino import library as openvino_library
 from ..bundle import Subject
 from ..formats.base import ExportOptions
@@ -123,7 +123,7 @@ def write(
 
 
 @torch.no_grad()
-def _on_steps(net: Classifier, scheme: Scheme) -> Classifier:
+def _on_steps(net: ImageClassifier, scheme: Scheme) -> ImageClassifier:
     """Return a copy of a net whose weights are what a scheme rounds them to."""
     net = copy.deepcopy(net)
     for name, layer in net.named_modules():

@@ -19,7 +19,7 @@ from torch import Tensor
 from ...data.folders import LabelledImages, counted
 from ...errors import ExportError, shown
 from ...latency.measurement import LIMIT, Measurement, uncertainty
-from ...models.base import Classifier
+from ...models.base import ImageClassifier
 from ...runtimes.timer import window
 from ..bundle import Subject
 from ..formats.base import ExportOptions, Format, Program
@@ -373,11 +373,11 @@ class Prepared:
         batches: calibration inputs [N, C, H, W].
     """
 
-    def __init__(self, model: Classifier, batches: Sequence[Tensor]) -> None:
+    def __init__(self, model: ImageClassifier, batches: Sequence[Tensor]) -> None:
         self.model, self.batches = model, batches
-        self._made: dict[tuple[Any, ...], Classifier] = {}
+        self._made: dict[tuple[Any, ...], ImageClassifier] = {}
 
-    def net(self, scheme: Scheme) -> Classifier:
+    def net(self, scheme: Scheme) -> ImageClassifier:
         """Return the net whose weights a scheme rounds."""
         net = self.model
         if scheme.equalise:
