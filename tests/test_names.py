@@ -8,7 +8,7 @@ import pytest
 from cli_tools import runner
 
 from proxylessnas import Preprocessing, create_model, load_weights, profile, save_weights
-from proxylessnas.deploy.bundle import open_subject as exported
+from proxylessnas.deploy.bundle import open_bundle as exported
 from proxylessnas.latency.benchmark_models import open_nets
 from proxylessnas.models.resolve import name_of_file
 from proxylessnas.report.resolve import open_subject as drawn

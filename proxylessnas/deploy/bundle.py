@@ -23,7 +23,7 @@ from ..runtimes.files import file_runtimes
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
+class ModelBundle:
     """A net to be exported.
 
     Attributes:
@@ -69,13 +69,13 @@ class Subject:
         return {key: value for key, value in known.items() if value}
 
 
-def open_subject(
+def open_bundle(
     net: ImageClassifier | Arch | TreeArch | str | os.PathLike[str],
     *,
     pretrained: bool = True,
     weights: str | os.PathLike[str] | None = None,
     input_size: int | None = None,
-) -> Subject:
+) -> ModelBundle:
     """Return a net ready to be exported; what is given is left as it is.
 
     Args:
@@ -119,7 +119,7 @@ def open_subject(
         noise = torch.randn(8, model.in_chans, side, side, generator=torch.Generator().manual_seed(0))
         recalibrate(model, [noise], 1)
     record = model.weights
-    return Subject(
+    return ModelBundle(
         model.name or "net",
         model,
         (model.in_chans, side, side),

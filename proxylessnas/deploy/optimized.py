@@ -42,7 +42,7 @@ from .backends import (
     Way,
     no_bfloat16,
 )
-from .bundle import open_subject
+from .bundle import open_bundle
 from .verify import proof_pictures
 
 _ROUNDS = 5
@@ -253,7 +253,7 @@ def _pictures(net: nn.Module, given: Tensor | None, input_size: int | None) -> t
     net = unwrapped(net)
     if not isinstance(net, ImageClassifier):
         return torch.randn(_RANDOM_INPUTS, 3, *[input_size or 224] * 2, generator=generator), source
-    subject = open_subject(net, input_size=input_size)
+    subject = open_bundle(net, input_size=input_size)
     noise = torch.randn(_RANDOM_INPUTS, *subject.input_size, generator=generator)
     if net.preprocessing is None or input_size not in (None, net.preprocessing.input_size):
         return noise, source

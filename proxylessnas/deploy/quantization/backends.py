@@ -10,7 +10,7 @@ from typing import Any, Protocol, cast
 from torch import Tensor
 
 from ...errors import ExportError
-from ..bundle import Subject
+from ..bundle import ModelBundle
 from ..formats.base import ExportOptions, Format
 from .schemes import Scheme
 
@@ -36,7 +36,12 @@ class Backend(Protocol):
         """
 
     def write(
-        self, subject: Subject, path: Path, batches: Sequence[Tensor], scheme: Scheme, options: ExportOptions
+        self,
+        subject: ModelBundle,
+        path: Path,
+        batches: Sequence[Tensor],
+        scheme: Scheme,
+        options: ExportOptions,
     ) -> None:
         """Write an int8 file.
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ...errors import ExportError, LatencyError, first_line
 from ...runtimes.executorch import lower_exported, missing_executorch
-from ..bundle import Subject
+from ..bundle import ModelBundle
 from ..formats.base import ExportOptions
 from ..formats.executorch import _MUST_BE_DELEGATED, LARGEST_BATCH
 from ..formats.split_depthwise import SplitDepthwise, split_depthwise
@@ -35,7 +35,7 @@ def paired_weights(path: Path) -> None:
 
 
 def write(
-    subject: Subject, path: Path, batches: Sequence[Tensor], scheme: Scheme, options: ExportOptions
+    subject: ModelBundle, path: Path, batches: Sequence[Tensor], scheme: Scheme, options: ExportOptions
 ) -> None:
     """Write an int8 file; see :class:`~.backends.Backend`.
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ...errors import ExportError, ProxylessError, first_line, missing_extra
 from ...models.base import ImageClassifier
 from ...runtimes.openvino import library as openvino_library
-from ..bundle import Subject
+from ..bundle import ModelBundle
 from ..formats.base import ExportOptions
 from ..formats.onnx import net_proto
 from ..formats.openvino import SECTION
@@ -69,7 +69,7 @@ def _quantised(model: Any) -> Iterator[tuple[Any, Any, Any]]:
 
 
 def write(
-    subject: Subject, path: Path, batches: Sequence[Tensor], scheme: Scheme, options: ExportOptions
+    subject: ModelBundle, path: Path, batches: Sequence[Tensor], scheme: Scheme, options: ExportOptions
 ) -> None:
     """Write an int8 file; see :class:`~.backends.Backend`.
 

@@ -21,7 +21,7 @@ from ...errors import ExportError, shown
 from ...latency.measurement import LIMIT, Measurement, uncertainty
 from ...models.base import ImageClassifier
 from ...runtimes.timer import window
-from ..bundle import Subject
+from ..bundle import ModelBundle
 from ..formats.base import ExportOptions, Format, Program
 from .backends import Backend, backend_of
 from .calibration import Calibration, labelled_inputs, read_calibration
@@ -36,7 +36,7 @@ _TURNS, _MOST_SECONDS = 20, 10.0  # of both files for the latency: at least, and
 
 
 def quantise(
-    subject: Subject,
+    subject: ModelBundle,
     path: Path,
     fmt: Format,
     *,
@@ -167,7 +167,7 @@ def check_int8(fmt: Format, qat_epochs: object, qat_data: object, target_isa: ob
 class _Work:
     """What the candidates have in common."""
 
-    subject: Subject
+    subject: ModelBundle
     fmt: Format
     backend: Backend
     options: ExportOptions
@@ -281,7 +281,7 @@ class _Verdict:
 
 
 def _judged(
-    subject: Subject,
+    subject: ModelBundle,
     program: Program,
     pictures: Calibration,
     judge: LabelledImages | None,
