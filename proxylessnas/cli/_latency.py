@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LatencyError
-from ..models.resolve import looks_like_path
+from ..models.resolve import resolve
 from ..runtimes.settings import DEVICES, DTYPES, MEMORY_FORMATS, RUNTIMES
 from ..utils.progress import Steps as Steps
 from ._command import UsageError
@@ -154,13 +154,7 @@ def read_net(word: str) -> Arch | TreeArch:
     Raises:
         UnknownModelError, ArchError: there is none.
     """
-    from ..arch.published import PUBLISHED, normalise_name
-
-    if looks_like_path(word):
-        from ..models.factory import read_arch
-
-        return read_arch(word)
-    return PUBLISHED[normalise_name(word)]
+    return resolve(word).arch
 
 
 def read_table(word: str) -> LatencyTable:

@@ -18,7 +18,7 @@ from ..errors import ExportError, shown
 from ..models.base import ImageClassifier, unwrapped
 from ..models.batchnorm import recalibrate
 from ..models.factory import create_model
-from ..models.resolve import is_weights_file
+from ..models.resolve import resolve
 from ..runtimes.files import file_runtimes
 
 
@@ -99,9 +99,10 @@ def open_bundle(
         isinstance(input_size, bool) or not isinstance(input_size, int) or not 1 <= input_size <= 4096
     ):
         raise ExportError(f"input_size must be a whole number from 1 to 4096, not {shown(input_size)}")
-    if isinstance(net, (str, os.PathLike)) and os.path.isfile(net) and file_runtimes(net):
+    found = resolve(net)
+    if found.path is not None and os.path.isfile(found.path) and file_runtimes(found.path):
         raise ExportError(
-            f"{os.fspath(net)}: is an exported file already, and cannot be exported again: give the "
+            f"{found.given}: is an exported file already, and cannot be exported again: give the "
             ".safetensors file or the name that it was made from"
         )
     if isinstance(net, ImageClassifier):
@@ -114,8 +115,7 @@ def open_bundle(
     if known is not None and side != known.input_size:
         resize = max(side, round(side * known.resize / known.input_size))
         model.preprocessing = dataclasses.replace(known, input_size=side, resize=resize)
-    holds_weights = isinstance(net, (str, os.PathLike)) and is_weights_file(net)
-    if not (isinstance(net, ImageClassifier) or holds_weights or pretrained or weights is not None):
+    if not (found.kind in ("module", "weights file") or pretrained or weights is not None):
         noise = torch.randn(8, model.in_chans, side, side, generator=torch.Generator().manual_seed(0))
         recalibrate(model, [noise], 1)
     record = model.weights

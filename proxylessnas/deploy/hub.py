@@ -31,7 +31,7 @@ from ..errors import (
 )
 from ..models.base import POOLS, ImageClassifier, unwrapped
 from ..models.factory import create_model
-from ..models.model_file import save_weights
+from ..models.loading import save_weights
 from ..train.evaluate import Evaluation
 from ..utils.files import decode, read_bytes
 from ..utils.paths import is_offline

@@ -19,16 +19,14 @@ import torch
 from torch import nn
 
 from ..arch.arch import Arch
-from ..arch.published import PUBLISHED, normalise_name
 from ..arch.tree import TreeArch
 from ..errors import LatencyError, MissingExtraError, ProxylessError, UnknownModelError, missing_extra
-from ..models.factory import create_model, read_arch
-from ..models.model_file import read_header
+from ..models.factory import create_model
+from ..models.loading import read_header
 from ..models.profile import profile
-from ..models.resolve import is_weights_file, looks_like_path, name_of_file
+from ..models.resolve import resolve
 from ..runtimes.base import NetSpec
 from ..runtimes.files import file_runtimes, input_size_of, report_of
-from ..weights.registry import find_by_digest, get_weights
 
 #: What most papers compare with; measured beside ImageNet nets unless that is unwanted, timm's if it is
 #: installed.
@@ -166,16 +164,9 @@ def _exported(file: str | os.PathLike[str], image_size: int | None) -> BenchNet:
 
 
 def _own(word: str | os.PathLike[str] | Arch | TreeArch, image_size: int | None) -> BenchNet:
-    record, stored = None, None
-    if isinstance(word, (Arch, TreeArch)):
-        arch, name = word, word.name
-    elif looks_like_path(word):
-        arch, stored = read_arch(word), read_header(word).preprocessing
-        record = find_by_digest(Path(word)) if is_weights_file(word) else None
-        name = record.name if record is not None else name_of_file(word)
-    else:
-        arch = PUBLISHED[normalise_name(str(word))]
-        name, record = arch.name, get_weights(arch.name)
+    found = resolve(word)
+    arch, name, record = found.arch, found.name, found.weights
+    stored = read_header(found.path).preprocessing if found.path is not None else None
     with torch.device("meta"):
         model = create_model(arch)
         model.preprocessing = record.preprocessing if record else stored or model.preprocessing

@@ -1,27 +1,29 @@
-"""The functions that build a net: one a published net, and :func:`create_model` for any architecture."""
+"""Builds models: one function a published model, and :func:`create_model` for any architecture.
+
+What ``torch.hub`` shows and most people call is the first kind; they all have one signature.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import fnmatch
 import os
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 
 from ..arch.arch import Arch
-from ..arch.published import MODEL_NAMES, PUBLISHED, normalise_name
-from ..arch.text import MAX_TEXT
+from ..arch.published import MODEL_NAMES, PUBLISHED
 from ..arch.tree import TreeArch
-from ..errors import ArchError, WeightsNotFoundError
-from ..utils.files import read_text
+from ..errors import WeightsNotFoundError, shown
 from ..weights.cache import verified_loader
-from ..weights.registry import Weights, find_by_digest, get_weights
+from ..weights.manifest import read_manifest
+from ..weights.registry import Weights, get_weights
 from .base import ImageClassifier
 from .loading import (
     Source,
     adopt,
+    build,
     fit_state_dict,
     head_classes,
     log_report,
@@ -30,69 +32,7 @@ from .loading import (
 )
 from .proxylessnas import ProxylessNAS
 from .pyramid import PyramidTreeNet
-from .resolve import is_weights_file, looks_like_path, name_of_file
-
-if TYPE_CHECKING:
-    from ..arch.tree import TreeArch
-    from ..weights.registry import Weights
-
-# DOC proxylessnas.zoo: """One function a published net, all of one signature: what ``torch.hub`` shows and most people call."""
-
-
-def _read_arch_file(path: Path) -> Arch | TreeArch:
-    if path.suffix.lower() in (".json", ".config"):
-        return Arch.from_official(path)
-    return _parsed(read_text(path, "an architecture", ArchError, 2 * MAX_TEXT), path)
-
-
-def _parsed(text: str, path: Path) -> Arch | TreeArch:
-    try:
-        return Arch.parse(text)
-    except ArchError as e:
-        raise ArchError(f"{path}: {e}") from e
-
-
-def read_arch(path: str | os.PathLike[str]) -> Arch | TreeArch:
-    """Read an architecture from a ``.json``/``.config`` file, a text, or a ``.safetensors`` header.
-
-    A published ``.pth`` file, known by its digest, has the architecture it was published with.
-
-    Raises:
-        ArchError: there is none, or it is malformed; the message names the file and the place.
-    """
-    path = Path(path)
-    if not is_weights_file(path):
-        return _read_arch_file(path)
-    if path.suffix.lower() == ".safetensors":
-        from ..weights.cache import read_metadata
-
-        metadata = read_metadata(path)
-        if "arch" in metadata:
-            return _parsed(metadata["arch"], path)
-    record = find_by_digest(path) if path.is_file() else None
-    if record is None:
-        raise ArchError(
-            f"{path}: holds weights but no architecture; name one: NAME_OR_ARCH --weights FILE "
-            "(create_model(NAME_OR_ARCH, weights=FILE) in Python)"
-        )
-    return PUBLISHED[record.arch]
-
-
-def build(arch: Arch | TreeArch, **options: Any) -> ImageClassifier:
-    """Build a model with random weights; one of the published is told how their images are prepared.
-
-    Args:
-        arch: the architecture.
-        options: those of :class:`~proxylessnas.models.proxylessnas.ProxylessNAS`; ``global_pool`` None means "avg".
-    """
-    if options.get("global_pool") is None:
-        options = {**options, "global_pool": "avg"}
-    model: ImageClassifier = (
-        ProxylessNAS(arch, **options) if isinstance(arch, Arch) else PyramidTreeNet(arch, **options)
-    )
-    if arch.name in PUBLISHED:
-        model.preprocessing = get_weights(arch.name).preprocessing
-    return model
+from .resolve import resolve
 
 
 def create_model(
@@ -140,16 +80,12 @@ def create_model(
     """
     if not isinstance(pretrained, bool):
         raise TypeError(f"pretrained must be True or False, not {pretrained!r}; a file goes into weights=")
-    from_file = False
-    if isinstance(name_or_arch, (Arch, TreeArch)):
-        arch = name_or_arch
-    elif looks_like_path(name_or_arch):
-        from_file = True
-        arch = read_arch(name_or_arch)
-        if is_weights_file(name_or_arch):
-            weights = weights or name_or_arch
-    else:
-        arch = PUBLISHED[normalise_name(cast(str, name_or_arch))]
+    found = resolve(name_or_arch)
+    if found.kind == "module":
+        raise TypeError(f"a model is built from a name, a file or an architecture, not {shown(name_or_arch)}")
+    arch = found.arch
+    if found.kind == "weights file":
+        weights = weights or found.path
     options: dict[str, Any] = {
         "num_classes": num_classes,
         "in_chans": in_chans,
@@ -160,12 +96,12 @@ def create_model(
     with torch.inference_mode(False):  # parameters made under inference mode could never be trained
         if weights is None and not pretrained:
             model = build(arch, **options)
-            model.name = name_of_file(cast(str, name_or_arch)) if from_file else model.name
+            model.name = found.name
             return model
         if weights is None:
             weights = get_weights(_published_as(arch))
-        elif isinstance(weights, str) and not looks_like_path(weights):
-            weights = get_weights(weights)
+        elif isinstance(weights, str) and (named := resolve(weights)).kind == "zoo":
+            weights = get_weights(named.name)
         return _build_with_weights(arch, weights, progress, options)
 
 
@@ -230,8 +166,6 @@ def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
     """
     names = sorted(fnmatch.filter(MODEL_NAMES, pattern))
     if pretrained:
-        from ..weights.manifest import read_manifest
-
         with_weights = read_manifest()
         names = [name for name in names if name in with_weights]
     return names

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..arch.arch import Arch
-from ..arch.published import PUBLISHED, normalise_name
 from ..arch.tree import TreeArch
-from ..errors import ArchError, DataError, UnknownModelError
-from ..models.resolve import is_weights_file, looks_like_path, name_of_file
+from ..errors import ArchError, DataError
+from ..models.resolve import read_arch, resolve
 from .runs import LOG_FILE, Story, read_story
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ TABLE_FILE = "table.json"  # a search's, as search.run writes it; importing that
 
 
 @dataclass(frozen=True)
-class Subject:
+class DrawnModel:
     """A net to look at.
 
     Attributes:
@@ -41,7 +40,7 @@ class Subject:
     notes: tuple[str, ...] = ()
 
 
-def open_subject(word: str | os.PathLike[str]) -> Subject:
+def open_subject(word: str | os.PathLike[str]) -> DrawnModel:
     """Return the net that a word names.
 
     Args:
@@ -51,27 +50,10 @@ def open_subject(word: str | os.PathLike[str]) -> Subject:
     Raises:
         UnknownModelError, ArchError, DataError: there is none; the message says what was looked for.
     """
-    from ..models.factory import read_arch
-
-    path = Path(word)
-    if path.is_dir():
-        return _of_folder(path)
-    if looks_like_path(word):
-        arch = read_arch(path)
-        return Subject(_name(path), arch)
-    try:
-        arch = PUBLISHED[normalise_name(str(word))]
-    except UnknownModelError as e:
-        raise UnknownModelError(f"{e} (and no file or folder is called so)") from e
-    return Subject(arch.name, arch)
-
-
-def _name(path: Path) -> str:
-    """Return the name of the net in a file; a published one is known by its digest."""
-    from ..weights.registry import find_by_digest
-
-    record = find_by_digest(path) if is_weights_file(path) else None
-    return record.name if record is not None else name_of_file(path)
+    if Path(word).is_dir():
+        return _of_folder(Path(word))
+    found = resolve(word)
+    return DrawnModel(found.name, found.arch)
 
 
 def is_search(folder: str | os.PathLike[str]) -> bool:
@@ -79,13 +61,11 @@ def is_search(folder: str | os.PathLike[str]) -> bool:
     return (Path(folder) / LOG_FILE).is_file()
 
 
-def _of_folder(folder: Path) -> Subject:
-    from ..models.factory import read_arch
-
+def _of_folder(folder: Path) -> DrawnModel:
     name = folder.resolve().name
     for file in _NETS:
         if (folder / file).is_file():
-            return Subject(name, read_arch(folder / file), folder)
+            return DrawnModel(name, read_arch(folder / file), folder)
     if not is_search(folder):
         raise DataError(
             f"{folder}: holds no run ({LOG_FILE}, or one of {', '.join(_NETS)}, is expected in it)"
@@ -95,7 +75,7 @@ def _of_folder(folder: Path) -> Subject:
     if net is None:
         raise DataError(f"{folder}: the search has no net yet: no epoch of it has ended after its warm-up")
     note = f"{folder}: the search has not ended; shown is the net that it would derive now"
-    return Subject(name, net, folder, (note,))
+    return DrawnModel(name, net, folder, (note,))
 
 
 def net_of(story: Story, name: str) -> Arch | None:

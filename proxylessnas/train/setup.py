@@ -20,8 +20,8 @@ from ..data.sources import Data
 from ..data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from ..errors import DataError
 from ..models.base import ImageClassifier, unwrapped
-from ..models.factory import create_model, read_arch
-from ..models.resolve import is_weights_file
+from ..models.factory import create_model
+from ..models.resolve import resolve
 from ..utils.config import problems_error
 from .checkpoint import weights_digest
 from .recipe import Recipe
@@ -142,11 +142,6 @@ class Start:
         return found
 
 
-def source_name(model: object) -> str | None:
-    """Return how a net that is to be built was called; None for one that is there, or an architecture."""
-    return os.fspath(model) if isinstance(model, (str, os.PathLike)) else None
-
-
 def kept_before(out: Path) -> bool | None:
     """Return whether the run in a folder began with the classifier of its weights; None without a run."""
     if not any((out / "checkpoints").glob("*.pt")):
@@ -204,8 +199,8 @@ def _net(model: Any, data: Data, recipe: Recipe, start: Start) -> tuple[ImageCla
             _check_classifier(model, data)
         model.drop_rate = model.drop_rate if recipe.dropout is None else recipe.dropout
         return model, replace(start, keep_classifier=bool(start.keep_classifier))
-    if not start.trained and isinstance(model, (str, os.PathLike)) and is_weights_file(Path(model)):
-        model = read_arch(model)  # from scratch: the architecture alone
+    if not start.trained and (found := resolve(model)).kind == "weights file":
+        model = found.arch  # from scratch: the architecture alone
     net = create_model(
         model,
         start.pretrained,

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ...arch.arch import Arch
 from ...errors import ExportError, LatencyError, MissingExtraError, first_line
-from ...models.model_file import save_weights
+from ...models.loading import save_weights
 from ...runtimes.litert import RUNTIME, interpreter, resize
 from ...utils.subprocesses import find_program
 from ..bundle import ModelBundle

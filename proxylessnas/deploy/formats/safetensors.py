@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..._version import __version__
 from ...errors import ExportError, ProxylessError, missing_extra
-from ...models.model_file import save_weights
+from ...models.loading import save_weights
 from ..bundle import ModelBundle
 from .base import ExportOptions, Program, refuse
 
