@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LatencyError
-from ..models.resolve import resolve
 from ..runtimes.settings import DEVICES, DTYPES, MEMORY_FORMATS, RUNTIMES
 from ..utils.progress import Steps as Steps
 from ._command import UsageError
@@ -25,7 +24,6 @@ from ._options import (
 )
 
 if TYPE_CHECKING:
-    from ..arch.arch import Arch, TreeArch
     from ..arch.space import SearchSpace
     from ..latency import LatencyTable
 
@@ -146,15 +144,6 @@ def the_space(args: argparse.Namespace) -> SearchSpace | None:
         return None
     space = read_space(args.space)
     return space.replace(**changes) if changes else space
-
-
-def read_net(word: str) -> Arch | TreeArch:
-    """Return the architecture of a zoo net or of a file.
-
-    Raises:
-        UnknownModelError, ArchError: there is none.
-    """
-    return resolve(word).arch
 
 
 def read_table(word: str) -> LatencyTable:

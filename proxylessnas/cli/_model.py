@@ -231,11 +231,11 @@ def _known_preprocessing(
     """Return the weights' own preprocessing, else that of NAME, else the usual one; note the last two."""
     if model.weights is not None:
         return model.weights.preprocessing
-    if model.preprocessing is not None and file is not None and file.suffix.lower() == ".safetensors":
-        from ..weights.cache import read_metadata
+    from ..models.loading import read_header
 
-        if "preprocessing" in read_metadata(file):
-            return model.preprocessing
+    stored = read_header(file).preprocessing if file is not None else None
+    if stored is not None:
+        return stored
     if zoo is not None:
         note(f"{file} is not a published file: the preprocessing of {zoo.name} is used")
         return zoo.preprocessing

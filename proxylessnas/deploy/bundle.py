@@ -1,13 +1,11 @@
-"""What is shipped: a net with everything that those who get the file need to know about it."""
+"""Opens a model for export, with everything that those who get the file need to know about it."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import os
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -18,19 +16,20 @@ from ..errors import ExportError, shown
 from ..models.base import ImageClassifier, unwrapped
 from ..models.batchnorm import recalibrate
 from ..models.factory import create_model
+from ..models.loading import header_texts
 from ..models.resolve import resolve
 from ..runtimes.files import file_runtimes
 
 
 @dataclass(frozen=True, eq=False)
 class ModelBundle:
-    """A net to be exported.
+    """A model to be exported, and what is known about it.
 
     Attributes:
         name: for people and file headers.
         model: in evaluation mode, float32, on the CPU, contiguous; a copy of the caller's.
-        input_size: (channels, height, width) of one picture.
-        preprocessing: what pictures need, or None if it is not known.
+        input_size: (channels, height, width) of one image.
+        preprocessing: what images need, or None if it is not known.
         categories, wnids: of the outputs, in order; empty if not known.
         license: SPDX identifier of the weights; "" if not known.
         origin: where the weights come from, for people.
@@ -46,23 +45,14 @@ class ModelBundle:
     origin: str = ""
 
     def metadata(self) -> dict[str, str]:
-        """Return what a file says of its net, as texts: the keys of our ``.safetensors`` header and more.
+        """Return what a file says of its model, as texts: the keys of our ``.safetensors`` header and more.
 
         ``arch``, ``num_classes``, ``global_pool``, ``preprocessing``, ``categories`` and ``wnids`` (the last
         three as JSON), ``name``, ``license``, ``origin``; what is not known is left out.
         """
-        arch: Any = self.model.arch
-        arch = dataclasses.replace(
-            arch, num_classes=self.model.num_classes or arch.num_classes, in_channels=self.model.in_chans
-        )
         known = {
             "name": self.name,
-            "arch": str(arch),
-            "num_classes": str(self.model.num_classes),
-            "global_pool": self.model.global_pool,
-            "preprocessing": json.dumps(self.preprocessing.to_dict()) if self.preprocessing else "",
-            "categories": json.dumps(self.categories, ensure_ascii=False) if self.categories else "",
-            "wnids": json.dumps(self.wnids) if self.wnids else "",
+            **header_texts(self.model, self.preprocessing, self.categories, self.wnids),
             "license": self.license,
             "origin": self.origin,
         }
@@ -76,10 +66,10 @@ def open_bundle(
     weights: str | os.PathLike[str] | None = None,
     input_size: int | None = None,
 ) -> ModelBundle:
-    """Return a net ready to be exported; what is given is left as it is.
+    """Return a model ready to be exported; what is given is left as it is.
 
     Args:
-        net: a net, a name of the zoo, a ``.safetensors`` file, or an architecture.
+        net: a model, a name of the zoo, a ``.safetensors`` file, or an architecture.
         pretrained: take published weights for a name; False leaves its weights random, and gives it BatchNorm
             statistics with which its outputs are of ordinary size.
         weights: see :func:`~proxylessnas.create_model`.

@@ -1,4 +1,4 @@
-"""What every net of the package has in common: pooling, classifier, feature maps, frozen BatchNorm."""
+"""The base of every model: pooling, classifier, feature maps, frozen BatchNorm, and classes of an image."""
 
 from __future__ import annotations
 
@@ -18,12 +18,9 @@ from .layers import LinearLayer
 
 if TYPE_CHECKING:
     from PIL import Image
-    from torch import Tensor
 
     from ..data.transforms import Preprocessing
     from ..weights.registry import Weights
-
-# DOC proxylessnas.predict: """From a picture to class names in one call."""
 
 _T = TypeVar("_T")
 POOLS = ("avg", "max", "avgmax", "")
@@ -207,7 +204,40 @@ class ImageClassifier(nn.Module):
                 three channels.
             ValueError: ``top`` is below 1.
         """
-        return predict(self, image, top)
+        from ..data.images import load_image
+
+        if self.preprocessing is None:
+            raise ProxylessError(
+                f"the preprocessing of {self.name!r} is not known; set model.preprocessing to a "
+                "proxylessnas.Preprocessing with the values it was trained with"
+            )
+        if not self.num_classes:
+            raise ProxylessError(
+                f"{self.name!r} has no classifier (num_classes=0): call the net for embeddings"
+            )
+        if top < 1:
+            raise ValueError(f"top must be at least 1, not {top}")
+        if self.in_chans != 3:
+            raise ProxylessError(
+                f"{self.name!r} takes images of {self.in_chans} channel(s) and photos have 3: "
+                "prepare its input yourself and call the net"
+            )
+        if isinstance(image, (str, os.PathLike)):
+            image = load_image(image)
+        if getattr(image, "ndim", 3) != 3:
+            raise ImageError(
+                "predict takes one picture; for a batch call the net on preprocessing.build()(pictures)"
+            )
+        like = next(self.parameters())
+        inputs = self.preprocessing.build()(image)[None].to(like.device, like.dtype)
+        with evaluation_mode(self):
+            found = top_classes(self, inputs, top)[0]
+        names, wnids = (
+            known if len(known) == self.num_classes else () for known in (self.categories, self.wnids)
+        )
+        return [
+            Prediction(names[i] if names else str(i), p, i, wnids[i] if wnids else None) for i, p in found
+        ]
 
     def forward_intermediates(self, x: Tensor, indices: int | Sequence[int] | None = None) -> list[Tensor]:
         """Return the feature maps that ``feature_info`` describes, finest first.
@@ -312,42 +342,6 @@ class Prediction(NamedTuple):
     wnid: str | None = None
 
 
-def predict(
-    model: ImageClassifier, image: str | os.PathLike[str] | Image.Image | Tensor, top: int = 5
-) -> list[Prediction]:
-    """Return the most probable classes of one picture (see :meth:`ImageClassifier.predict`)."""
-    from ..data.images import load_image
-
-    if model.preprocessing is None:
-        raise ProxylessError(
-            f"the preprocessing of {model.name!r} is not known; set model.preprocessing to a "
-            "proxylessnas.Preprocessing with the values it was trained with"
-        )
-    if not model.num_classes:
-        raise ProxylessError(f"{model.name!r} has no classifier (num_classes=0): call the net for embeddings")
-    if top < 1:
-        raise ValueError(f"top must be at least 1, not {top}")
-    if model.in_chans != 3:
-        raise ProxylessError(
-            f"{model.name!r} takes images of {model.in_chans} channel(s) and photos have 3: "
-            "prepare its input yourself and call the net"
-        )
-    if isinstance(image, (str, os.PathLike)):
-        image = load_image(image)
-    if getattr(image, "ndim", 3) != 3:
-        raise ImageError(
-            "predict takes one picture; for a batch call the net on preprocessing.build()(pictures)"
-        )
-    like = next(model.parameters())
-    inputs = model.preprocessing.build()(image)[None].to(like.device, like.dtype)
-    with evaluation_mode(model):
-        found = top_classes(model, inputs, top)[0]
-    names, wnids = (
-        known if len(known) == model.num_classes else () for known in (model.categories, model.wnids)
-    )
-    return [Prediction(names[i] if names else str(i), p, i, wnids[i] if wnids else None) for i, p in found]
-
-
 @contextlib.contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put a net into evaluation mode and give every part its own mode back afterwards."""
@@ -360,7 +354,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def top_classes(model: nn.Module, inputs: torch.Tensor, k: int = 5) -> list[list[tuple[int, float]]]:
+def top_classes(model: nn.Module, inputs: Tensor, k: int = 5) -> list[list[tuple[int, float]]]:
     """Return the ``k`` best classes of each picture, best first, as (class index, probability 0 to 1).
 
     The net is used as it is: put it in evaluation mode first.
@@ -373,8 +367,6 @@ def top_classes(model: nn.Module, inputs: torch.Tensor, k: int = 5) -> list[list
     Raises:
         WeightsCorruptError: the net's output is not finite.
     """
-    import torch
-
     with torch.inference_mode():
         logits = model(inputs)
     check_finite(logits.isfinite().all())
@@ -383,7 +375,7 @@ def top_classes(model: nn.Module, inputs: torch.Tensor, k: int = 5) -> list[list
     return [list(zip(i, v, strict=True)) for i, v in zip(indices.tolist(), values.tolist(), strict=True)]
 
 
-def check_finite(finite: torch.Tensor) -> None:
+def check_finite(finite: Tensor) -> None:
     """Raise if not all logits are finite; ``finite`` says whether, []."""
     if not bool(finite):
         raise WeightsCorruptError("the net's output is not finite (NaN or infinite): the weights are damaged")

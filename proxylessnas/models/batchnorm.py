@@ -1,4 +1,7 @@
-"""BatchNorm folded into the convolutions before it: the same function, a third fewer passes over memory."""
+"""Folds BatchNorm into convolutions, computes its statistics anew, and shares them between processes.
+
+Folded, a model is the same function with a third fewer passes over memory.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +26,11 @@ from .layers import ConvLayer, folded
 if TYPE_CHECKING:
     from ..utils.distributed import Processes
 
-# DOC proxylessnas.train.batchnorm: """BatchNorm statistics: computed anew over some batches, or shared by several processes during training."""
-
 
 def fold_batchnorm(model: nn.Module) -> nn.Module:
     """Return a copy of a net for inference, with every BatchNorm that can be folded replaced by an identity.
 
-    Found are those of :class:`~proxylessnas.models.layers.ConvLayer`, and those right behind a convolution in an
+    Found are those of :class:`~.layers.ConvLayer`, and those right behind a convolution in an
     ``nn.Sequential``. A convolution stays an ``nn.Conv2d``, with a bias; what is computed changes by
     rounding only. Left alone are modules that are used twice, hooked or parametrised.
 
@@ -105,9 +106,9 @@ def recalibrate(
     """Compute the statistics of every BatchNorm anew, as plain means over some batches.
 
     A moving average lags behind the weights, and averaged weights never had statistics of their own. Nothing
-    but BatchNorm is in training mode meanwhile, so that nothing is dropped. A net whose BatchNorm is frozen
-    (:meth:`ImageClassifier.freeze_bn`) is left alone, and so is one for which there are no batches. Modes, momenta
-    and counters are as before afterwards; after an exception, the statistics too.
+    but BatchNorm is in training mode meanwhile, so that nothing is dropped. A model whose BatchNorm is frozen
+    (:meth:`ImageClassifier.freeze_bn`) is left alone, and so is one for which there are no batches. Modes,
+    momenta and counters are as before afterwards; after an exception, the statistics too.
 
     Args:
         model: the net, on the device of the batches.

@@ -21,13 +21,12 @@ from ..weights.manifest import read_manifest
 from ..weights.registry import Weights, get_weights
 from .base import ImageClassifier
 from .loading import (
-    Source,
     adopt,
     build,
     fit_state_dict,
     head_classes,
-    log_report,
     open_source,
+    published_source,
     without_prefix,
 )
 from .proxylessnas import ProxylessNAS
@@ -105,11 +104,6 @@ def create_model(
         return _build_with_weights(arch, weights, progress, options)
 
 
-def _owned(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return tensors that share memory neither with each other, nor a larger buffer, nor the caller's."""
-    return {key: value.clone(memory_format=torch.contiguous_format) for key, value in tensors.items()}
-
-
 def _published_as(arch: Arch | TreeArch) -> str:
     """Return the zoo name of an architecture, whatever it calls itself."""
     for name, published in PUBLISHED.items():
@@ -128,11 +122,12 @@ def _build_with_weights(
         # Reading and hashing 18 MB takes as long as creating 400 modules: do both at once.
         loader = verified_loader(weights, progress=progress)
         model = build(arch, **options, device="meta")
-        source = Source(loader.result(), f"the weights of {weights.name}", record=weights, owned=True)
+        source = published_source(weights, loader.result(), owned=True)
     else:
         source = open_source(weights, progress)
-        said = {"num_classes": source.header.num_classes, "global_pool": source.header.global_pool}
-        said = {key: value for key, value in said.items() if options[key] is None}
+        said = {
+            key: getattr(source.header, key) for key in ("num_classes", "global_pool") if options[key] is None
+        }
         model = build(arch, **{**options, **said}, device="meta")
         if options["num_classes"] is None:
             classes = head_classes(without_prefix(source.state, model.state_dict())[0], model.num_features)
@@ -145,12 +140,12 @@ def _build_with_weights(
         key: value.to(device, dtype if value.is_floating_point() else None) for key, value in fitted.items()
     }
     if not source.owned:
-        placed = _owned(placed)
+        # They may share memory with each other, with a larger buffer, or with the caller.
+        placed = {key: value.clone(memory_format=torch.contiguous_format) for key, value in placed.items()}
     model.load_state_dict(placed, strict=False, assign=True)
     if any(p.is_meta for p in model.classifier.parameters()):
         model._set_head(model.num_classes, model.global_pool, device, dtype)
     adopt(model, source, report)
-    log_report(report, model, source.label)
     return model
 
 
@@ -166,8 +161,7 @@ def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
     """
     names = sorted(fnmatch.filter(MODEL_NAMES, pattern))
     if pretrained:
-        with_weights = read_manifest()
-        names = [name for name in names if name in with_weights]
+        names = [name for name in names if name in read_manifest()]
     return names
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..arch.arch import Arch
 from ..arch.published import PUBLISHED
@@ -47,13 +47,11 @@ def build(arch: Arch | TreeArch, **options: Any) -> ImageClassifier:
 
     Args:
         arch: the architecture.
-        options: those of :class:`~proxylessnas.models.proxylessnas.ProxylessNAS`; ``global_pool`` None means "avg".
+        options: those of :class:`~.proxylessnas.ProxylessNAS`; ``global_pool`` None means "avg".
     """
     if options.get("global_pool") is None:
-        options = {**options, "global_pool": "avg"}
-    model: ImageClassifier = (
-        ProxylessNAS(arch, **options) if isinstance(arch, Arch) else PyramidTreeNet(arch, **options)
-    )
+        options["global_pool"] = "avg"
+    model = ProxylessNAS(arch, **options) if isinstance(arch, Arch) else PyramidTreeNet(arch, **options)
     if arch.name in PUBLISHED:
         model.preprocessing = get_weights(arch.name).preprocessing
     return model
@@ -94,6 +92,34 @@ class Header:
         return cls(**found)
 
 
+def current_arch(model: ImageClassifier) -> Any:
+    """Return the architecture of a model, with the classes and channels that it has now."""
+    arch: Any = model.arch
+    classes = model.num_classes or arch.num_classes
+    return dataclasses.replace(arch, num_classes=classes, in_channels=model.in_chans)
+
+
+def header_texts(
+    model: ImageClassifier,
+    preprocessing: Preprocessing | None,
+    categories: Sequence[str],
+    wnids: Sequence[str],
+) -> dict[str, str]:
+    """Return what a file says of its model, as texts; what is not known is left out."""
+    texts = {
+        "arch": str(current_arch(model)),
+        "num_classes": str(model.num_classes),
+        "global_pool": model.global_pool,
+    }
+    if preprocessing is not None:
+        texts["preprocessing"] = json.dumps(preprocessing.to_dict())
+    if categories:
+        texts["categories"] = json.dumps(categories, ensure_ascii=False)
+    if wnids:
+        texts["wnids"] = json.dumps(wnids)
+    return texts
+
+
 def read_header(path: str | os.PathLike[str]) -> Header:
     """Return what a file says of its net, without reading its weights; empty for all but ``.safetensors``.
 
@@ -114,7 +140,7 @@ class Source:
         label: how messages name them.
         header: what a file of :func:`~proxylessnas.save_weights` says of itself; empty for others.
         record: the published weights, if it is they; a local file is known by its digest.
-        name: of the net in a local file; "" for others.
+        name: of the model that they belong to; "" if it is not known.
         owned: each tensor is known to have memory of its own.
     """
 
@@ -124,6 +150,11 @@ class Source:
     record: Weights | None = None
     name: str = ""
     owned: bool = False
+
+
+def published_source(record: Weights, state: Mapping[str, Tensor], owned: bool = False) -> Source:
+    """Return published weights as opened ones."""
+    return Source(state, f"the weights of {record.name}", Header(), record, record.name, owned)
 
 
 def open_source(
@@ -147,7 +178,7 @@ def open_source(
             raise WeightsNotFoundError(
                 f"{source!r} is neither a weights file nor a net with published weights ({e})"
             ) from e
-    return Source(source.state_dict(progress), f"the weights of {source.name}", record=source)
+    return published_source(source, source.state_dict(progress))
 
 
 @dataclass
@@ -169,28 +200,16 @@ class LoadReport:
 
 
 def adapt_stem(weight: Tensor, in_chans: int) -> Tensor:
-    """Return a stem convolution's weights for another number of input channels.
+    """Return a stem convolution's weights, [out, old, k, k], for n input channels, [out, n, k, k].
 
     One channel gets the sum over the old ones (a grey image then gives what it would give as RGB); n channels
     repeat the old ones and are scaled by old / n, so that activations keep their size.
-
-    Args:
-        weight: [out, old, k, k].
-        in_chans: n.
-
-    Returns:
-        [out, n, k, k].
     """
     old = weight.shape[1]
     if in_chans == 1:
         return weight.sum(1, keepdim=True)
     repeats = -(-in_chans // old)
     return weight.repeat(1, repeats, 1, 1)[:, :in_chans] * (old / in_chans)
-
-
-def stem_name(model: nn.Module) -> str:
-    """Return the name of the first convolution's weight."""
-    return next(name for name, p in model.named_parameters() if p.dim() == 4)
 
 
 def without_prefix(state: Mapping[str, Tensor], own: Collection[str]) -> tuple[dict[str, Tensor], str]:
@@ -236,17 +255,15 @@ def fit_state_dict(
     own = model.state_dict()
     state, prefix = without_prefix(state, own)
     report = LoadReport(prefix=prefix)
-    stem = stem_name(model)
-    own_head = {key for key in own if key.startswith(HEAD)}
+    stem = next(name for name, p in model.named_parameters() if p.dim() == 4)
     classes = 0 if embeddings else head_classes(state, model.num_features)
     fitted: dict[str, Tensor] = {}
     shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
     kinds: list[str] = []
     if classes is not None and classes != model.num_classes:
-        for key in sorted(own_head | {HEAD + "linear.weight", HEAD + "linear.bias"}):
-            report.adapted[key] = (
-                f"not loaded: the weights have {classes} classes, the net has {model.num_classes}"
-            )
+        head = {key for key in own if key.startswith(HEAD)} | {HEAD + "linear.weight", HEAD + "linear.bias"}
+        what = f"not loaded: the weights have {classes} classes, the net has {model.num_classes}"
+        report.adapted = dict.fromkeys(sorted(head), what)
     for key, value in state.items():
         if key in report.adapted:
             continue
@@ -257,15 +274,10 @@ def fit_state_dict(
         elif value.shape == own[key].shape:
             fitted[key] = value
         elif (
-            key == stem
-            and 0 not in value.shape
-            and value.dim() == 4
-            and value.shape[0] == own[key].shape[0]
-            and value.shape[2:] == own[key].shape[2:]
+            key == stem and value.dim() == 4 and value.numel() and value[:, :0].shape == own[key][:, :0].shape
         ):
-            channels = own[key].shape[1]
-            fitted[key] = adapt_stem(value, channels)
-            report.adapted[key] = f"{value.shape[1]} input channels made into {channels}"
+            fitted[key] = adapt_stem(value, own[key].shape[1])
+            report.adapted[key] = f"{value.shape[1]} input channels made into {own[key].shape[1]}"
         else:
             shapes[key] = (tuple(value.shape), tuple(own[key].shape))
     for key in own:
@@ -289,22 +301,14 @@ def fit_state_dict(
     return fitted, report
 
 
-def log_report(report: LoadReport, model: ImageClassifier, source: str) -> None:
-    """Log what was adapted; a classifier that keeps random values is a warning, as is a prefix taken off."""
-    if report.prefix:
-        log.warning("%s: the prefix %r of all names was taken off", source, report.prefix)
-    for key, what in report.adapted.items():
-        if key == HEAD + "linear.weight" and model.num_classes:
-            log.warning("%s: the classifier was %s; it keeps its own values", one_line(source), what)
-        elif not key.startswith(HEAD):
-            log.info("%s: %s: %s", one_line(source), one_line(key), what)
-
-
 def adopt(model: ImageClassifier, source: Source, report: LoadReport) -> None:
-    """Tell a net what belongs to its weights: their name, record, preprocessing and class names."""
+    """Give a model what belongs to its weights: name, record, preprocessing, classes; log what was adapted.
+
+    A classifier that keeps random values is a warning, as is a prefix taken off.
+    """
     record, header = source.record, source.header
     model.weights = record
-    model.name = record.name if record is not None else source.name or model.name
+    model.name = source.name or model.name
     if header.preprocessing is not None:
         model.preprocessing = header.preprocessing
     elif record is not None:
@@ -315,6 +319,13 @@ def adopt(model: ImageClassifier, source: Source, report: LoadReport) -> None:
         model.categories, model.wnids = header.categories, header.wnids
     elif record is not None and record.num_classes == model.num_classes:
         model.categories, model.wnids = record.categories, record.wnids
+    if report.prefix:
+        log.warning("%s: the prefix %r of all names was taken off", source.label, report.prefix)
+    for key, what in report.adapted.items():
+        if key == HEAD + "linear.weight" and model.num_classes:
+            log.warning("%s: the classifier was %s; it keeps its own values", one_line(source.label), what)
+        elif not key.startswith(HEAD):
+            log.info("%s: %s: %s", one_line(source.label), one_line(key), what)
 
 
 def load_weights(
@@ -359,7 +370,6 @@ def load_weights(
     fitted, report = fit_state_dict(model, opened.state, opened.label, strict=strict, embeddings=embeddings)
     model.load_state_dict(fitted, strict=False)
     adopt(model, opened, report)
-    log_report(report, model, opened.label)
     return report
 
 
@@ -405,44 +415,28 @@ def save_weights(
     names = tuple(model.categories if categories is None else categories)
     if names and len(names) != model.num_classes:
         raise ValueError(f"{len(names)} class names for {model.num_classes} classes")
-    arch: Any = dataclasses.replace(
-        model.arch, num_classes=model.num_classes or model.arch.num_classes, in_channels=model.in_chans
-    )
-    header = {
-        "format": "pt",
-        "arch": str(arch),
-        "num_classes": str(model.num_classes),
-        "global_pool": model.global_pool,
-    }
-    if model.preprocessing is not None:
-        header["preprocessing"] = json.dumps(model.preprocessing.to_dict())
-    if names:
-        header["categories"] = json.dumps(names, ensure_ascii=False)
-    if model.wnids and names == model.categories:
-        header["wnids"] = json.dumps(model.wnids)
+    wnids = model.wnids if names == model.categories else ()
+    header = header_texts(model, model.preprocessing, names, wnids)
     state = plain_names(model.state_dict())
-    _check_fits(model, arch, state, path)
+    _check_fits(model, state, path)
     if not names and model.has_old_names:
         log.warning(
             "%s: the last layer was replaced since the class names were set: they are left out (set "
             "model.categories, or give categories=...)", path,
         )  # fmt: skip
-    write_safetensors(state, path, {**header, **extra})
+    write_safetensors(state, path, {"format": "pt", **header, **extra})
     return path
 
 
-def _check_fits(
-    model: ImageClassifier, arch: Arch | TreeArch, state: Mapping[str, Tensor], path: Path
-) -> None:
+def _check_fits(model: ImageClassifier, state: Mapping[str, Tensor], path: Path) -> None:
     """Compare tensors with those of a model built from what the file's header will say.
 
     Raises:
         WeightsMismatchError: names or shapes differ.
     """
     with torch.random.fork_rng(devices=[]):  # registered operations draw weights
-        rebuilt = build(
-            arch, num_classes=model.num_classes, global_pool=model.global_pool, device="meta"
-        ).state_dict()
+        options: dict[str, Any] = {"global_pool": model.global_pool, "device": "meta"}
+        rebuilt = build(current_arch(model), num_classes=model.num_classes, **options).state_dict()
     shapes = {
         key: (tuple(value.shape), tuple(rebuilt[key].shape))
         for key, value in state.items()

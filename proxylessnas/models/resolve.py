@@ -1,4 +1,4 @@
-"""Tells what a caller named: a model of the zoo, a file, an architecture, or a module that is there already."""
+"""Tells what a caller named: a model of the zoo, a file, an architecture, or a module that exists."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a word on the command line means to a figure: a net of the zoo, a file, or the folder of a run."""
+"""Opens what is drawn: a model of the zoo, a file, or the folder of a run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TABLE_FILE = "table.json"  # a search's, as search.run writes it; importing that
 
 @dataclass(frozen=True)
 class DrawnModel:
-    """A net to look at.
+    """A model to look at.
 
     Attributes:
         name: of the net, or of the run's folder.

@@ -31,6 +31,7 @@ from ..models.base import ImageClassifier, unwrapped
 from ..models.batchnorm import fold_batchnorm
 from ..models.factory import create_model
 from ..models.fuse import fuse
+from ..models.resolve import resolve
 from ..utils.devices import sent
 from .checkpoint import weights_digest
 from .recipe import Recipe
@@ -194,7 +195,7 @@ def _nameable(source: str | os.PathLike[str]) -> str | os.PathLike[str]:
     """Return a name or file that says which net it is of."""
     if os.path.isdir(source):
         raise DataError(f"the teacher {source} is a folder: name the model.safetensors in it")
-    if str(source).lower().endswith((".pth", ".pt")):
+    if resolve(source).kind == "weights file" and Path(source).suffix.lower() != ".safetensors":
         raise DataError(
             f"the teacher {source} does not say which net it is of: in Python load it with "
             "create_model(NAME, weights=FILE), and save_weights writes a .safetensors file that can teach"
