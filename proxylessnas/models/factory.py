@@ -21,12 +21,12 @@ from ..weights.manifest import read_manifest
 from ..weights.registry import Weights, get_weights
 from .base import ImageClassifier
 from .loading import (
+    Source,
     adopt,
     build,
     fit_state_dict,
     head_classes,
     open_source,
-    published_source,
     without_prefix,
 )
 from .proxylessnas import ProxylessNAS
@@ -122,7 +122,8 @@ def _build_with_weights(
         # Reading and hashing 18 MB takes as long as creating 400 modules: do both at once.
         loader = verified_loader(weights, progress=progress)
         model = build(arch, **options, device="meta")
-        source = published_source(weights, loader.result(), owned=True)
+        label = f"the weights of {weights.name}"
+        source = Source(loader.result(), label, record=weights, name=weights.name, owned=True)
     else:
         source = open_source(weights, progress)
         said = {

@@ -106,11 +106,8 @@ def header_texts(
     wnids: Sequence[str],
 ) -> dict[str, str]:
     """Return what a file says of its model, as texts; what is not known is left out."""
-    texts = {
-        "arch": str(current_arch(model)),
-        "num_classes": str(model.num_classes),
-        "global_pool": model.global_pool,
-    }
+    texts = {"arch": str(current_arch(model)), "num_classes": str(model.num_classes)}
+    texts["global_pool"] = model.global_pool
     if preprocessing is not None:
         texts["preprocessing"] = json.dumps(preprocessing.to_dict())
     if categories:
@@ -152,11 +149,6 @@ class Source:
     owned: bool = False
 
 
-def published_source(record: Weights, state: Mapping[str, Tensor], owned: bool = False) -> Source:
-    """Return published weights as opened ones."""
-    return Source(state, f"the weights of {record.name}", Header(), record, record.name, owned)
-
-
 def open_source(
     source: str | os.PathLike[str] | Weights | Mapping[str, Tensor], progress: bool = True
 ) -> Source:
@@ -178,7 +170,9 @@ def open_source(
             raise WeightsNotFoundError(
                 f"{source!r} is neither a weights file nor a net with published weights ({e})"
             ) from e
-    return published_source(source, source.state_dict(progress))
+    return Source(
+        source.state_dict(progress), f"the weights of {source.name}", record=source, name=source.name
+    )
 
 
 @dataclass
@@ -432,33 +426,27 @@ def _check_fits(model: ImageClassifier, state: Mapping[str, Tensor], path: Path)
     """Compare tensors with those of a model built from what the file's header will say.
 
     Raises:
-        WeightsMismatchError: names or shapes differ.
+        WeightsMismatchError: they do not fit it.
     """
+    options: dict[str, Any] = {"global_pool": model.global_pool, "device": "meta"}
     with torch.random.fork_rng(devices=[]):  # registered operations draw weights
-        options: dict[str, Any] = {"global_pool": model.global_pool, "device": "meta"}
-        rebuilt = build(current_arch(model), num_classes=model.num_classes, **options).state_dict()
-    shapes = {
-        key: (tuple(value.shape), tuple(rebuilt[key].shape))
-        for key, value in state.items()
-        if key in rebuilt and value.shape != rebuilt[key].shape
-    }
-    unexpected = [key for key in state if key not in rebuilt]
-    missing = [key for key in rebuilt if key not in state and not key.endswith("num_batches_tracked")]
-    if not (shapes or unexpected or missing):
-        return
-    odd = [*unexpected, *missing, *shapes]
-    if any(key.endswith("_mask") for key in unexpected):
-        remedy = "make pruning final: torch.nn.utils.prune.remove(module, 'weight') for every pruned module"
-    elif any("parametrizations" in key.split(".") for key in unexpected):
-        remedy = "torch.nn.utils.parametrize.remove_parametrizations makes plain weights of them"
-    elif all(key.startswith("classifier.") for key in odd):
-        remedy = (
-            "a classifier is one linear layer: model.reset_classifier(N), or replace model.classifier.linear"
-        )
-    else:
+        rebuilt = build(current_arch(model), num_classes=model.num_classes, **options)
+    try:
+        fit_state_dict(rebuilt, state, embeddings=model.num_classes == 0)
+    except WeightsMismatchError as e:
+        odd = [*e.unexpected, *e.missing, *e.shapes]
         remedy = "write down its Arch and build the model from that, or keep it with torch.save"
-    raise WeightsMismatchError(
-        f"{path}: not written: the model is no longer what its architecture says, and create_model could "
-        f"not open the file; {remedy}",
-        missing=missing, unexpected=unexpected, shapes=shapes,
-    )  # fmt: skip
+        if any(key.endswith("_mask") for key in odd):
+            remedy = (
+                "make pruning final: torch.nn.utils.prune.remove(module, 'weight') for each pruned module"
+            )
+        elif any("parametrizations" in key.split(".") for key in odd):
+            remedy = "torch.nn.utils.parametrize.remove_parametrizations makes plain weights of them"
+        elif odd and all(key.startswith(HEAD) for key in odd):
+            own = "model.reset_classifier(N), or replace model.classifier.linear"
+            remedy = f"a classifier is one linear layer: {own}"
+        raise WeightsMismatchError(
+            f"{path}: not written: the model is no longer what its architecture says, and create_model could "
+            f"not open the file; {remedy}",
+            missing=e.missing, unexpected=e.unexpected, shapes=e.shapes,
+        ) from e  # fmt: skip
