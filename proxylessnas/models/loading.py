@@ -400,8 +400,7 @@ def save_weights(
         raise ValueError(f"{path}: the suffix must be .safetensors")
     if not path.parent.is_dir():
         raise ProxylessError(f"{path}: the folder {path.parent} does not exist")
-    extra = dict(metadata or {})
-    for key, value in extra.items():
+    for key, value in (metadata or {}).items():
         if key in _RESERVED:
             raise ValueError(f"metadata key {key!r} is reserved")
         if not isinstance(key, str) or not isinstance(value, str):
@@ -409,8 +408,7 @@ def save_weights(
     names = tuple(model.categories if categories is None else categories)
     if names and len(names) != model.num_classes:
         raise ValueError(f"{len(names)} class names for {model.num_classes} classes")
-    wnids = model.wnids if names == model.categories else ()
-    header = header_texts(model, model.preprocessing, names, wnids)
+    header = header_texts(model, model.preprocessing, names, model.wnids if names == model.categories else ())
     state = plain_names(model.state_dict())
     _check_fits(model, state, path)
     if not names and model.has_old_names:
@@ -418,7 +416,7 @@ def save_weights(
             "%s: the last layer was replaced since the class names were set: they are left out (set "
             "model.categories, or give categories=...)", path,
         )  # fmt: skip
-    write_safetensors(state, path, {"format": "pt", **header, **extra})
+    write_safetensors(state, path, {"format": "pt", **header, **(metadata or {})})
     return path
 
 
@@ -443,8 +441,8 @@ def _check_fits(model: ImageClassifier, state: Mapping[str, Tensor], path: Path)
         elif any("parametrizations" in key.split(".") for key in odd):
             remedy = "torch.nn.utils.parametrize.remove_parametrizations makes plain weights of them"
         elif odd and all(key.startswith(HEAD) for key in odd):
-            own = "model.reset_classifier(N), or replace model.classifier.linear"
-            remedy = f"a classifier is one linear layer: {own}"
+            how = "model.reset_classifier(N), or replace model.classifier.linear"
+            remedy = f"a classifier is one linear layer: {how}"
         raise WeightsMismatchError(
             f"{path}: not written: the model is no longer what its architecture says, and create_model could "
             f"not open the file; {remedy}",
