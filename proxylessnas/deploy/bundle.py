@@ -73,11 +73,11 @@ def open_bundle(
         pretrained: take published weights for a name; False leaves its weights random, and gives it BatchNorm
             statistics with which its outputs are of ordinary size.
         weights: see :func:`~proxylessnas.create_model`.
-        input_size: side of the input, px; None takes that of the preprocessing, else the net's own. Another
+        input_size: side of the input, px; None takes that of the preprocessing, else the model's own. Another
             one than the preprocessing's changes the resize before the crop in proportion.
 
     Raises:
-        ProxylessError: the net or its weights cannot be had.
+        ProxylessError: the model or its weights cannot be had.
     """
     net = unwrapped(net)
     if not isinstance(net, (ImageClassifier, Arch, TreeArch, str, os.PathLike)):

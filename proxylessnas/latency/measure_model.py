@@ -1,4 +1,4 @@
-"""How long one forward pass of a net takes here: :func:`measure`."""
+"""Measures how long one forward pass of a model takes here: :func:`measure`."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def measure(
 ) -> Timing:
     """Measure how long a forward pass takes on this machine.
 
-    The net runs in a process of its own: its number of threads is what was asked for, freed memory is kept
+    The model runs in a process of its own: its number of threads is what was asked for, freed memory is kept
     (:func:`proxylessnas.keep_freed_pages`), and nothing that this process did before disturbs it. A warm-up
     comes first and does not count. The model is not touched: a copy is measured, in evaluation mode. Short
     windows of runs follow until the undisturbed latency, a low quantile, is certain to 1 %
@@ -69,7 +69,7 @@ def measure(
     Args:
         model_or_arch: a module; an architecture, a zoo name or an architecture's file, with random weights;
             a file of weights that names its architecture; or an exported file (:mod:`.files`).
-        batch_size: pictures a forward pass.
+        batch_size: images a forward pass.
         device: "cpu" or "cuda"; None takes the module's own, "cpu" if it has several or none.
         threads: of the runtime, on a CPU; None means 1.
         runtime: "torch", "torch-compile", "onnxruntime", "openvino" or "executorch"; None takes an exported
@@ -77,9 +77,9 @@ def measure(
         dtype: that weights and input are converted to: "float32", "bfloat16" or "float16".
         memory_format: "channels_last" or "contiguous", for weights and input.
         cuda_graph: replay a captured CUDA graph (device "cuda", runtime "torch").
-        input_size: (channels, height, width) of one picture; one number is the height and width. None takes
-            the net's own (of an exported file, that of the report beside it); (3, 224, 224) for what does not
-            come from an architecture.
+        input_size: (channels, height, width) of one image; one number is the height and width. None takes
+            the model's own (of an exported file, that of the report beside it); (3, 224, 224) for what does
+            not come from an architecture.
         min_runs: timed runs.
         min_seconds: time they take together at least.
         max_seconds: no timed run is started later than this.
@@ -90,7 +90,7 @@ def measure(
 
     Raises:
         LatencyError: it cannot be measured so; the message says why.
-        ArchError, UnknownModelError: the architecture is malformed, or there is no such net.
+        ArchError, UnknownModelError: the architecture is malformed, or there is no such model.
         MissingExtraError: the runtime's library is not installed; the message gives the pip line.
 
     A module whose classes other processes cannot import (they are defined in ``__main__`` or inside a

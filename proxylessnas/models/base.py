@@ -27,16 +27,16 @@ POOLS = ("avg", "max", "avgmax", "")
 
 
 class ImageClassifier(nn.Module):
-    """Base of the nets: a body that ends in a feature map, global pooling, dropout and a linear classifier.
+    """Base of the models: a body that ends in a feature map, global pooling, dropout and a linear classifier.
 
     Attributes:
         name: how results call it: the published weights' name, or that of the file or run its weights are
             from; else the architecture's.
-        arch: the architecture the net was built from.
+        arch: the architecture the model was built from.
         num_classes: outputs of the last layer, also of one that replaced it; 0 means embeddings.
         in_chans: channels that the stem takes, also one that replaced it.
         num_features: channels that enter the classifier.
-        preprocessing: what images need before they enter the net, or None if it is not known.
+        preprocessing: what images need before they enter the model, or None if it is not known.
         weights: the record of the published weights that were loaded, or None.
         categories: names of the classes, in output order; empty if they are not known. Set your own after
             training; :func:`~proxylessnas.save_weights` keeps them. They belong to the last layer that the
@@ -122,7 +122,7 @@ class ImageClassifier(nn.Module):
         return names if layer is self._last_layer() else ()
 
     def _set_head(self, num_classes: int | None, global_pool: str, device: Any, dtype: Any = None) -> None:
-        """Set pooling and classifier; a net's constructor does so last, which keeps the original order."""
+        """Set pooling and classifier; a model's constructor does so last, which keeps the original order."""
         num_classes = self.arch.num_classes if num_classes is None else num_classes
         if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 0:
             raise ValueError(f"num_classes must be a whole number, 0 for embeddings, not {num_classes!r}")
@@ -143,7 +143,7 @@ class ImageClassifier(nn.Module):
         """Replace the classifier by a new, randomly initialised one of the same device and dtype.
 
         Args:
-            num_classes: outputs; 0 makes the net return embeddings.
+            num_classes: outputs; 0 makes the model return embeddings.
             global_pool: "avg", "max", "avgmax" (mean of the two) or "" (no pooling, with num_classes=0); None
                 keeps it.
 
@@ -187,20 +187,20 @@ class ImageClassifier(nn.Module):
         return self.forward_head(self.forward_features(x))
 
     def predict(self, image: str | os.PathLike[str] | Image.Image | Tensor, top: int = 5) -> list[Prediction]:
-        """Name the most probable classes of one picture, preprocessed as the weights want it.
+        """Name the most probable classes of one image, preprocessed as the weights want it.
 
         Args:
-            image: a file, a Pillow picture, or a uint8 tensor [3, H, W].
+            image: a file, a Pillow image, or a uint8 tensor [3, H, W].
             top: how many classes.
 
         Returns:
             The best classes, best first, each ``(name, probability, class_index, wnid)``; the name is the
-            class's number where ``categories`` is empty. The net runs in evaluation mode and is left as it
+            class's number where ``categories`` is empty. The model runs in evaluation mode and is left as it
             was.
 
         Raises:
-            ImageError: the file cannot be read as a picture.
-            ProxylessError: the net's preprocessing is not known, it has no classifier, or it does not take
+            ImageError: the file cannot be read as an image.
+            ProxylessError: the model's preprocessing is not known, it has no classifier, or it does not take
                 three channels.
             ValueError: ``top`` is below 1.
         """
@@ -278,7 +278,7 @@ class ImageClassifier(nn.Module):
         return [maps[self.feature_info[i]["module"]] for i in wanted]
 
     def freeze_bn(self, freeze: bool = True, *, affine: bool = False) -> None:
-        """Keep every BatchNorm in evaluation mode, also after ``.train()`` of the net (not of a part of it).
+        """Keep every BatchNorm in evaluation mode, also after ``.train()`` of the model (not of one part).
 
         Args:
             freeze: False undoes it, with the gradients that ``affine`` stopped.
@@ -327,7 +327,7 @@ def check_in_chans(in_chans: int | None, arch: Arch | TreeArch) -> int:
 
 
 class Prediction(NamedTuple):
-    """One class of a picture.
+    """One class of an image.
 
     Attributes:
         name: the class's name, or its number as text where no names are known.
@@ -344,7 +344,7 @@ class Prediction(NamedTuple):
 
 @contextlib.contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put a net into evaluation mode and give every part its own mode back afterwards."""
+    """Put a model into evaluation mode and give every part its own mode back afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -355,17 +355,17 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 def top_classes(model: nn.Module, inputs: Tensor, k: int = 5) -> list[list[tuple[int, float]]]:
-    """Return the ``k`` best classes of each picture, best first, as (class index, probability 0 to 1).
+    """Return the ``k`` best classes of each image, best first, as (class index, probability 0 to 1).
 
-    The net is used as it is: put it in evaluation mode first.
+    The model is used as it is: put it in evaluation mode first.
 
     Args:
         model: gives logits ``[B, classes]``.
-        inputs: ``[B, 3, H, W]``, preprocessed, on the net's device.
+        inputs: ``[B, 3, H, W]``, preprocessed, on the model's device.
         k: how many classes; all of them when there are fewer.
 
     Raises:
-        WeightsCorruptError: the net's output is not finite.
+        WeightsCorruptError: the model's output is not finite.
     """
     with torch.inference_mode():
         logits = model(inputs)

@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 
 def fold_batchnorm(model: nn.Module) -> nn.Module:
-    """Return a copy of a net for inference, with every BatchNorm that can be folded replaced by an identity.
+    """Return a copy of a model for inference, where each BatchNorm that can be folded is an identity.
 
     Found are those of :class:`~.layers.ConvLayer`, and those right behind a convolution in an
     ``nn.Sequential``. A convolution stays an ``nn.Conv2d``, with a bias; what is computed changes by
     rounding only. Left alone are modules that are used twice, hooked or parametrised.
 
     Args:
-        model: any net; it is not changed.
+        model: any model; it is not changed.
 
     Returns:
         A copy in evaluation mode, without gradients.
@@ -78,7 +78,7 @@ def single_values_as_data_error(inputs: Tensor, advice: str) -> Iterator[None]:
     """Turn what BatchNorm in training mode raises where a channel has a single value into advice.
 
     Args:
-        inputs: what the net is given in the block, [N, C, H, W].
+        inputs: what the model is given in the block, [N, C, H, W].
         advice: what to do about it, such as "use a larger batch_size".
 
     Raises:
@@ -111,7 +111,7 @@ def recalibrate(
     momenta and counters are as before afterwards; after an exception, the statistics too.
 
     Args:
-        model: the net, on the device of the batches.
+        model: the model, on the device of the batches.
         batches: inputs [N, C, H, W].
         limit: most batches to take.
         processes: take the mean over these, each with batches of its own; all have to call this.
@@ -246,11 +246,11 @@ def convert_sync_bn(model: nn.Module, process_group: Any = None) -> nn.Module:
     checkpoint fits before and after.
 
     Args:
-        model: the net, on its device: on CUDA it gets torch's own ``SyncBatchNorm``, elsewhere ours.
+        model: the model, on its device: on CUDA it gets torch's own ``SyncBatchNorm``, elsewhere ours.
         process_group: None is all processes.
 
     Returns:
-        The net.
+        The model.
     """
     for module in model.modules():
         if isinstance(module, _BatchNorm) and not isinstance(module, _SYNCED):
@@ -263,7 +263,7 @@ def convert_sync_bn(model: nn.Module, process_group: Any = None) -> nn.Module:
 
 
 def revert_sync_bn(model: nn.Module) -> nn.Module:
-    """Undo :func:`convert_sync_bn` and return the net."""
+    """Undo :func:`convert_sync_bn` and return the model."""
     for module in model.modules():
         if isinstance(module, _SYNCED):
             module.__class__ = module.__dict__.pop("_plain_class", nn.BatchNorm2d)

@@ -46,7 +46,7 @@ def create_model(
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
 ) -> ImageClassifier:
-    """Build a net from a name, an architecture, or a file that holds one.
+    """Build a model from a name, an architecture, or a file that holds one.
 
     >>> model = create_model("proxyless_mobile", num_classes=10)
 
@@ -61,14 +61,14 @@ def create_model(
         num_classes: outputs; 0 returns embeddings; None takes the weights' or the architecture's. If it
             differs from the weights', the classifier starts anew and everything else is loaded.
         in_chans: input channels; the stem's weights are adapted. None takes the architecture's, 3 for the
-            published nets.
+            published models.
         global_pool: "avg", "max", "avgmax", or "" to keep the feature map (with num_classes=0); None takes
             the file's, "avg" if it says nothing.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth.
 
     Returns:
-        The net, in training mode. ``model.preprocessing`` is what its images need, ``model.weights`` the
+        The model, in training mode. ``model.preprocessing`` is what its images need, ``model.weights`` the
         record of its published weights, each None if not known.
 
     Raises:
@@ -158,7 +158,7 @@ def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
 
     Args:
         pattern: as in ``"proxyless_w*"``.
-        pretrained: only nets with published weights.
+        pretrained: only models with published weights.
     """
     names = sorted(fnmatch.filter(MODEL_NAMES, pattern))
     if pretrained:
@@ -186,7 +186,7 @@ class Builder(Protocol[Net]):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
     ) -> Net:
-        """Build the net."""
+        """Build the model."""
 
 
 _ARGUMENTS = """
@@ -210,7 +210,7 @@ Raises:
 
 
 def _builder(name: str, kind: type[Net], summary: str, *, alias: str | None = None) -> Builder[Net]:
-    """Return an ordinary function, with name, signature and docstring, that builds one published net."""
+    """Return an ordinary function, with name, signature and docstring, that builds one published model."""
 
     def build(
         pretrained: bool = False,
@@ -312,7 +312,7 @@ def proxyless_custom(
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
 ) -> ImageClassifier:
-    """Any other net: one that a search found, or that was trained or written down by somebody.
+    """Any other model: one that a search found, or that was trained or written down by somebody.
 
     Args:
         arch: an architecture, its text ("Arch(...)"), or the path of a file that holds it (.txt, the original

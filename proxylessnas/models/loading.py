@@ -59,7 +59,7 @@ def build(arch: Arch | TreeArch, **options: Any) -> ImageClassifier:
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of its net; what it does not say is None or empty."""
+    """What a file says of its model; what it does not say is None or empty."""
 
     num_classes: int | None = None
     global_pool: str | None = None
@@ -118,7 +118,7 @@ def header_texts(
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:
-    """Return what a file says of its net, without reading its weights; empty for all but ``.safetensors``.
+    """Return what a file says of its model, without reading its weights; empty for all but ``.safetensors``.
 
     Raises:
         WeightsNotFoundError, WeightsCorruptError: it cannot be read.
@@ -180,10 +180,10 @@ class LoadReport:
     """What :func:`load_weights` did.
 
     Attributes:
-        missing: parameters of the net that the weights lack (with ``strict=False`` only).
-        unexpected: tensors of the weights that the net has no place for (with ``strict=False`` only).
+        missing: parameters of the model that the weights lack (with ``strict=False`` only).
+        unexpected: tensors of the weights that the model has no place for (with ``strict=False`` only).
         adapted: what was changed to fit, tensor name to a sentence: a stem for another number of input
-            channels, a classifier for another number of classes (which keeps the net's own values).
+            channels, a classifier for another number of classes (which keeps the model's own values).
         prefix: what all names of the weights began with, such as "model.", and was taken off.
     """
 
@@ -243,8 +243,8 @@ def fit_state_dict(
 ) -> tuple[dict[str, Tensor], LoadReport]:
     """Return the tensors of ``state`` that ``model`` takes, adapted where that is meaningful, and the report.
 
-    The net is not touched. See :func:`load_weights` for the rules and the errors. ``embeddings`` says that
-    the weights are known to be those of a net without a classifier; otherwise a missing one is an error.
+    The model is not touched. See :func:`load_weights` for the rules and the errors. ``embeddings`` says that
+    the weights are known to be those of a model without a classifier; otherwise a missing one is an error.
     """
     own = model.state_dict()
     state, prefix = without_prefix(state, own)
@@ -331,7 +331,7 @@ def load_weights(
     """Copy weights into ``model``, all or nothing.
 
     Two things are adapted, reported and logged, never an error: a stem for another number of input channels,
-    and a classifier for another number of classes, which keeps the net's own values. Everything else must
+    and a classifier for another number of classes, which keeps the model's own values. Everything else must
     fit.
 
     What belongs to the weights comes with them, where it is known (published weights, a file of
@@ -340,7 +340,7 @@ def load_weights(
 
     Args:
         model: any model of this package, also one that torch.compile or DataParallel wraps.
-        source: a local ``.safetensors`` or ``.pth`` file, the name of a net with published weights, a record
+        source: a local ``.safetensors`` or ``.pth`` file, the name of a published model, a record
             of :func:`~proxylessnas.get_weights`, or a state dict.
         strict: False allows missing and unexpected tensors and reports them. Shapes must fit in any case.
 
@@ -348,8 +348,8 @@ def load_weights(
         What was missing, unexpected and adapted.
 
     Raises:
-        WeightsMismatchError: tensors do not fit; the net is unchanged.
-        TypeError: not a net of this package, or one without memory (on the meta device).
+        WeightsMismatchError: tensors do not fit; the model is unchanged.
+        TypeError: not a model of this package, or one without memory (on the meta device).
         WeightsNotFoundError, WeightsFetchError, WeightsCorruptError: the weights cannot be had.
     """
     model = unwrapped(model)
@@ -374,7 +374,7 @@ def save_weights(
     *,
     categories: Sequence[str] | None = None,
 ) -> Path:
-    """Write a net to one ``.safetensors`` file that ``create_model(path)`` opens again.
+    """Write a model to one ``.safetensors`` file that ``create_model(path)`` opens again.
 
     Architecture, pooling, preprocessing and class names are in its header; settings of a training run (drop
     rates, frozen BatchNorm) are not. The file appears under its name only when it is complete.

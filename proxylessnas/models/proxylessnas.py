@@ -1,4 +1,4 @@
-"""The MBConv net that an :class:`~proxylessnas.arch.arch.Arch` describes (ProxylessNAS, section 4.2)."""
+"""The MBConv model that an :class:`~proxylessnas.arch.arch.Arch` describes (ProxylessNAS, section 4.2)."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class ProxylessNAS(ImageClassifier):
             yield f"blocks.{i}", x
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Return the last feature map, [N, last, H / 32, W / 32] for the published nets, before pooling."""
+        """Return the last feature map, [N, last, H / 32, W / 32] for the published models, before pooling."""
         x = self.first_conv(x)
         for block in self.blocks:
             x = block(x)

@@ -1,4 +1,4 @@
-"""The CIFAR-10 net: a PyramidNet of tree cells that a :class:`~proxylessnas.arch.tree.TreeArch` describes.
+"""The CIFAR-10 model: a PyramidNet of tree cells that a :class:`~proxylessnas.arch.tree.TreeArch` describes.
 
 Everything is pre-activation: BatchNorm, ReLU, then the convolution (ProxylessNAS, section 4.1;
 PathLevel-EAS). Module and parameter names are those of the original checkpoint.
@@ -187,7 +187,7 @@ class Norm(nn.Module):
 
 
 class PyramidTreeNet(ImageClassifier):
-    """The tree-structured net; arguments as for :class:`~proxylessnas.models.proxylessnas.ProxylessNAS`.
+    """The tree-structured model; arguments as for :class:`~proxylessnas.models.proxylessnas.ProxylessNAS`.
 
     ``drop_path_rate`` p drops whole cells, block l of L with probability 2 * l * p / (L + 1), mean p; at
     training time the others are rescaled (PathLevel-EAS), so nothing changes at evaluation. The published

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..latency.table import LatencyTable
     from ..models.profile import Profile
 
-#: Files of a run that hold its net, the best first.
+#: Files of a run that hold its model, the best first.
 _NETS = ("child.safetensors", "arch.txt", "model.safetensors")
 TABLE_FILE = "table.json"  # a search's, as search.run writes it; importing that would import the trainer
 
@@ -28,9 +28,9 @@ class DrawnModel:
     """A model to look at.
 
     Attributes:
-        name: of the net, or of the run's folder.
+        name: of the model, or of the run's folder.
         arch: what is drawn.
-        folder: of the run that it is from; None for a net of the zoo or a file.
+        folder: of the run that it is from; None for a model of the zoo or a file.
         notes: what should be said about it.
     """
 
@@ -41,11 +41,11 @@ class DrawnModel:
 
 
 def open_subject(word: str | os.PathLike[str]) -> DrawnModel:
-    """Return the net that a word names.
+    """Return the model that a word names.
 
     Args:
-        word: a net of the zoo; a file with an architecture or with weights and one; or the folder of a search
-            or a training. Of a search that has not ended it is the net that would be derived.
+        word: a model of the zoo; a file with an architecture or with weights and one; or the folder of a
+            search or a training. Of a search that has not ended it is the model that would be derived.
 
     Raises:
         UnknownModelError, ArchError, DataError: there is none; the message says what was looked for.
@@ -79,7 +79,7 @@ def _of_folder(folder: Path) -> DrawnModel:
 
 
 def net_of(story: Story, name: str) -> Arch | None:
-    """Return the net that a search found, or would derive now; None before there is one."""
+    """Return the model that a search found, or would derive now; None before there is one."""
     picks = None
     if story.done is not None and isinstance(story.done.get("arch"), str):
         try:
@@ -118,10 +118,10 @@ def table_of(folder: Path) -> LatencyTable | None:
 
 
 def profile_of(arch: Arch | TreeArch, preprocessing: Preprocessing | None = None) -> Profile:
-    """Return parameters and multiply-accumulates of a net at its own size, without its weights.
+    """Return parameters and multiply-accumulates of a model at its own size, without its weights.
 
     Args:
-        arch: the net's.
+        arch: the model's.
         preprocessing: of its images, whose size counts then; None takes the architecture's.
     """
     import torch
