@@ -25,7 +25,7 @@ from typing import Any
 import harness
 
 from proxylessnas import deploy
-from proxylessnas.deploy.bundle import Subject, open_subject
+from proxylessnas.deploy.bundle import ModelBundle, open_bundle
 from proxylessnas.deploy.formats.base import formats
 from proxylessnas.deploy.quantization.backends import int8_suffixes
 from proxylessnas.errors import ProxylessError, first_line
@@ -73,7 +73,7 @@ def main() -> None:
 def _rows_of(name: str, folder: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
     net, _, weights = name.partition("=")
     alone = not weights and not Path(net).suffix
-    subject = open_subject(net, pretrained=not alone, weights=weights or None)
+    subject = open_bundle(net, pretrained=not alone, weights=weights or None)
     files = _write(subject, folder, args)
     found = [
         (batch, threads, _measure(subject, files, folder, batch, threads, args))
@@ -90,7 +90,7 @@ def _rows_of(name: str, folder: Path, args: argparse.Namespace) -> list[dict[str
     return rows
 
 
-def _write(subject: Subject, folder: Path, args: argparse.Namespace) -> list[Written]:
+def _write(subject: ModelBundle, folder: Path, args: argparse.Namespace) -> list[Written]:
     """Export a net to every format."""
     jobs: list[tuple[str, str, dict[str, Any]]] = []
     for suffix in args.formats:
@@ -140,7 +140,12 @@ def _record(
 
 
 def _measure(
-    subject: Subject, files: list[Written], folder: Path, batch: int, threads: int, args: argparse.Namespace
+    subject: ModelBundle,
+    files: list[Written],
+    folder: Path,
+    batch: int,
+    threads: int,
+    args: argparse.Namespace,
 ) -> dict[str, Measurement]:
     """Return what was measured of the net, and of each file that can be measured."""
     pickled = folder / "net.pickle"

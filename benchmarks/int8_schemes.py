@@ -21,7 +21,7 @@ import harness
 import torch
 
 from proxylessnas.data.folders import labelled_images
-from proxylessnas.deploy.bundle import Subject, open_subject
+from proxylessnas.deploy.bundle import ModelBundle, open_bundle
 from proxylessnas.deploy.formats.base import ExportOptions, format_of
 from proxylessnas.deploy.quantization.backends import backend_of
 from proxylessnas.deploy.quantization.calibration import labelled_inputs
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--schemes", nargs="+", default=[*_MADE, *_MORE])
     args = parser.parse_args()
     harness.start(args)
-    subject = open_subject(args.net, weights=args.weights)
+    subject = open_bundle(args.net, weights=args.weights)
     found = labelled_images(args.folder, subject.model.num_classes, names=subject.categories)
     batches = list(labelled_inputs(subject, found.samples))
     x, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def _table(
-    subject: Subject, suffix: str, prepared: Prepared, x: torch.Tensor, labels: torch.Tensor, args: Any
+    subject: ModelBundle, suffix: str, prepared: Prepared, x: torch.Tensor, labels: torch.Tensor, args: Any
 ) -> list[dict[str, Any]]:
     fmt, options = format_of(Path(f"net.{suffix}")), ExportOptions()
     backend = backend_of(fmt)

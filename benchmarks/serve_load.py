@@ -27,7 +27,7 @@ from pathlib import Path
 from harness import make_parser, start, write_rows
 from PIL import Image
 
-from proxylessnas.deploy.bundle import open_subject
+from proxylessnas.deploy.bundle import open_bundle
 from proxylessnas.deploy.formats.base import ExportOptions, format_of
 from proxylessnas.latency.measurement import quantile
 
@@ -114,7 +114,7 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "net.onnx"
-        format_of(file).write(open_subject(args.net), file, ExportOptions())
+        format_of(file).write(open_bundle(args.net), file, ExportOptions())
         command = [sys.executable, str(ROOT / "examples" / "serve.py"), str(file), "--port", "0"]
         command += ["--threads", str(args.threads), "--at-once", str(args.at_once)]
         with subprocess.Popen(

@@ -46,14 +46,14 @@ if TYPE_CHECKING:
     from .models.factory import proxyless_mobile_14 as proxyless_mobile_14
     from .models.factory import proxyless_w025_r112 as proxyless_w025_r112
     from .models.factory import proxyless_w03_r176 as proxyless_w03_r176
-    from .models.factory import read_arch as read_arch
     from .models.loading import LoadReport as LoadReport
     from .models.loading import load_weights as load_weights
-    from .models.model_file import save_weights as save_weights
+    from .models.loading import save_weights as save_weights
     from .models.profile import Profile as Profile
     from .models.profile import profile as profile
     from .models.proxylessnas import ProxylessNAS as ProxylessNAS
     from .models.pyramid import PyramidTreeNet as PyramidTreeNet
+    from .models.resolve import read_arch as read_arch
     from .utils.malloc import keep_freed_pages as keep_freed_pages
     from .weights.record import Weights as Weights
     from .weights.registry import get_weights as get_weights
@@ -75,13 +75,13 @@ _NAMES = {
         "create_model list_models proxyless_cifar proxyless_cifar10_demo "
         "proxyless_cpu proxyless_custom proxyless_gpu proxyless_mobile "
         "proxyless_mobile14 proxyless_mobile_14 proxyless_w025_r112 "
-        "proxyless_w03_r176 read_arch"
+        "proxyless_w03_r176"
     ),
-    ".models.loading": "LoadReport load_weights",
-    ".models.model_file": "save_weights",
+    ".models.loading": "LoadReport load_weights save_weights",
     ".models.profile": "Profile profile",
     ".models.proxylessnas": "ProxylessNAS",
     ".models.pyramid": "PyramidTreeNet",
+    ".models.resolve": "read_arch",
     ".utils.malloc": "keep_freed_pages",
     ".weights.record": "Weights",
     ".weights.registry": "get_weights",

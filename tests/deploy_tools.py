@@ -13,7 +13,7 @@ from proxylessnas.arch.blocks import Stage
 from proxylessnas.arch.ops import register_op
 from proxylessnas.arch.tree import TreeArch
 from proxylessnas.data.transforms import Preprocessing
-from proxylessnas.models.base import Classifier
+from proxylessnas.models.base import ImageClassifier
 
 PLAIN = Arch(
     "plain", stem=8, first=8, last=32, resolution=32, num_classes=5,
@@ -76,7 +76,7 @@ def give_statistics(model: nn.Module) -> None:
             nn.init.normal_(module.bias, 0, 0.2)
 
 
-def small(arch: Arch | TreeArch = PLAIN, **options: object) -> Classifier:
+def small(arch: Arch | TreeArch = PLAIN, **options: object) -> ImageClassifier:
     """Return a net with statistics, preprocessing and class names."""
     torch.manual_seed(0)
     net = create_model(arch, **options)  # type: ignore[arg-type]

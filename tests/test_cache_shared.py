@@ -112,7 +112,7 @@ def test_read_only_cache_with_a_damaged_file(weights: Weights, read_only: Path) 
 EIGHT = """
 import hashlib, json, os, sys, time
 import torch
-from proxylessnas.weights.cache import cached_state_dict
+from proxylessnas.weights.cache import (cached_state_dict)
 from proxylessnas.weights.record import Weights
 weights = Weights(**json.loads(sys.argv[1]))
 start = time.time() + 0.3

@@ -18,17 +18,17 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from proxylessnas import WeightsCorruptError, WeightsMismatchError, create_model, load_weights
-from proxylessnas.models.base import Classifier
+from proxylessnas.models.base import ImageClassifier
 from proxylessnas.utils.tensor_files import safe_load
 
 
 @pytest.fixture
-def model() -> Classifier:
+def model() -> ImageClassifier:
     torch.manual_seed(5)
     return create_model(SMALL)
 
 
-def same(model: Classifier, state: Mapping[str, Tensor]) -> bool:
+def same(model: ImageClassifier, state: Mapping[str, Tensor]) -> bool:
     own = model.state_dict()
     return own.keys() == state.keys() and all(torch.equal(own[key], state[key]) for key in own)
 
@@ -50,7 +50,7 @@ def renamed(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     ],
 )
 def test_prefixes(
-    prefix: str, said: str, model: Classifier, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    prefix: str, said: str, model: ImageClassifier, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Those of known wrappers come off without a word; another one that all names have is said."""
     file = tmp_path / "net.pth"
@@ -66,7 +66,7 @@ def test_prefixes(
     assert same(create_model(SMALL, weights=file), model.state_dict())
 
 
-def test_a_compiled_part_of_a_model(model: Classifier) -> None:
+def test_a_compiled_part_of_a_model(model: ImageClassifier) -> None:
     state = {key.replace("blocks.", "blocks._orig_mod."): value for key, value in model.state_dict().items()}
     fresh = create_model(SMALL)
     load_weights(fresh, state)
@@ -81,7 +81,7 @@ def test_a_prefix_does_not_hide_the_number_of_classes(tmp_path: Path) -> None:
     assert torch.equal(body.state_dict()["first_conv.conv.weight"], state["first_conv.conv.weight"])
 
 
-def test_names_that_no_prefix_explains_are_shown(model: Classifier, tmp_path: Path) -> None:
+def test_names_that_no_prefix_explains_are_shown(model: ImageClassifier, tmp_path: Path) -> None:
     torch.save({f"features.{i}": torch.zeros(1) for i in range(3)}, tmp_path / "net.pth")
     with pytest.raises(
         WeightsMismatchError, match=r"they hold 'features\.0', it has 'first_conv\.conv\.weight'$"
@@ -92,7 +92,7 @@ def test_names_that_no_prefix_explains_are_shown(model: Classifier, tmp_path: Pa
         load_weights(model, {**state, "criterion.weight": torch.zeros(1)})
 
 
-def test_averaged_models(model: Classifier) -> None:
+def test_averaged_models(model: ImageClassifier) -> None:
     fresh = create_model(SMALL)
     load_weights(fresh, AveragedModel(model).state_dict())
     assert same(fresh, model.state_dict())
@@ -100,7 +100,7 @@ def test_averaged_models(model: Classifier) -> None:
 
 @pytest.mark.parametrize(("own", "average"), [("model", "model_ema"), ("state_dict", "state_dict_ema")])
 def test_averages_beside_the_weights_are_left_aside(
-    own: str, average: str, model: Classifier, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    own: str, average: str, model: ImageClassifier, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     file, ema = tmp_path / "net.pth", AveragedModel(create_model(SMALL)).state_dict()
     torch.save({average: ema, own: model.state_dict(), "epoch": 3}, file)
@@ -126,7 +126,7 @@ THINGS: dict[str, Any] = {
 @pytest.mark.parametrize("name", THINGS)
 @pytest.mark.parametrize("old", [False, True])
 def test_harmless_objects_beside_the_weights_are_ignored(
-    name: str, old: bool, model: Classifier, tmp_path: Path
+    name: str, old: bool, model: ImageClassifier, tmp_path: Path
 ) -> None:
     state = {"state_dict": model.state_dict(), name: THINGS[name]}
     torch.save(state, tmp_path / "net.pth", _use_new_zipfile_serialization=not old)
@@ -136,7 +136,7 @@ def test_harmless_objects_beside_the_weights_are_ignored(
 
 
 def test_ignored_objects_are_never_made(
-    model: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: ImageClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.save({"state_dict": model.state_dict(), "args": argparse.Namespace(lr=1)}, tmp_path / "net.pth")
 

@@ -19,7 +19,7 @@ from PIL import Image
 import proxylessnas
 from proxylessnas import create_model
 from proxylessnas.cli._latency import import_modules
-from proxylessnas.deploy.bundle import open_subject
+from proxylessnas.deploy.bundle import open_bundle
 from proxylessnas.deploy.formats import litert as litert_format
 from proxylessnas.deploy.formats.base import ExportOptions
 from proxylessnas.errors import LatencyError, MissingExtraError, ProxylessError
@@ -159,7 +159,7 @@ def mean_of(image: Image.Image) -> torch.Tensor:
 def test_the_converter_for_litert(trap: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(litert_format.VARIABLE, sys.executable)
     (trap / "litert_torch.py").write_text(TRAP)
-    subject = open_subject(create_model("proxyless_cifar10_demo"))
+    subject = open_bundle(create_model("proxyless_cifar10_demo"))
     with contextlib.suppress(MissingExtraError):  # it has none, as a rule
         litert_format.convert(subject, trap / "a.tflite", ExportOptions(batch_size=1))
 

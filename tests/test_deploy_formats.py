@@ -13,7 +13,7 @@ from deploy_tools import COUNTS, DECIDES, OWN_OP, PLAIN, TREE, small
 
 from proxylessnas import ExportError, create_model, deploy
 from proxylessnas.data.transforms import Preprocessing
-from proxylessnas.deploy.bundle import open_subject
+from proxylessnas.deploy.bundle import open_bundle
 from proxylessnas.deploy.formats.base import ExportOptions, format_of, formats, refuse
 
 
@@ -229,7 +229,7 @@ def test_the_suffix_is_no_format() -> None:
 
 
 def test_another_input_size_changes_the_preprocessing_in_proportion() -> None:
-    subject = open_subject(small(PLAIN), input_size=64)
+    subject = open_bundle(small(PLAIN), input_size=64)
     assert subject.input_size == (3, 64, 64)
     assert (subject.preprocessing.input_size, subject.preprocessing.resize) == (64, 72)
     assert subject.model.preprocessing == subject.preprocessing

@@ -28,7 +28,7 @@ from proxylessnas.errors import (
     WeightsMismatchError,
     WeightsNotFoundError,
 )
-from proxylessnas.models.base import Classifier
+from proxylessnas.models.base import ImageClassifier
 from proxylessnas.train.evaluate import Evaluation
 
 hub = pytest.importorskip("huggingface_hub")
@@ -44,7 +44,7 @@ def card(folder: Path) -> Any:
     return hub.ModelCard.load(folder / "README.md")
 
 
-def same(a: Classifier, b: Classifier) -> bool:
+def same(a: ImageClassifier, b: ImageClassifier) -> bool:
     x = torch.rand(2, a.in_chans, 32, 32)
     keys = ("categories", "wnids", "preprocessing", "num_classes", "global_pool", "in_chans")
     state, other = a.state_dict(), b.state_dict()

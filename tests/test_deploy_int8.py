@@ -20,10 +20,10 @@ from proxylessnas.deploy.quantization.qat import quantisation_aware
 from proxylessnas.deploy.quantization.quantize import divergence
 from proxylessnas.deploy.quantization.ranges import STEPS, Observed, scale_and_zero
 from proxylessnas.errors import ExportError
-from proxylessnas.models.base import Classifier
+from proxylessnas.models.base import ImageClassifier
 
 
-def small(*args: object, **options: object) -> Classifier:
+def small(*args: object, **options: object) -> ImageClassifier:
     """Return a net in evaluation mode."""
     return training_net(*args, **options).eval()  # type: ignore[arg-type]
 
@@ -165,7 +165,7 @@ def test_gradients_pass_the_rounding() -> None:
 # ---- equalisation
 
 
-def _spread(net: Classifier, x: Tensor) -> float:
+def _spread(net: ImageClassifier, x: Tensor) -> float:
     """Return how unlike the ranges of the channels before the depthwise convolutions are."""
     ratios = []
 
@@ -184,7 +184,7 @@ def _spread(net: Classifier, x: Tensor) -> float:
     return sum(ratios)
 
 
-def _uneven(net: Classifier) -> Classifier:
+def _uneven(net: ImageClassifier) -> ImageClassifier:
     """Make channels unlike each other, as training does."""
     torch.manual_seed(2)
     for name, module in net.named_modules():
@@ -286,7 +286,7 @@ def test_divergence_is_that_of_kullback_and_leibler() -> None:
     assert divergence(p.log(), torch.tensor([[float("nan"), 0.0]])) == float("inf")
 
 
-def _digits_net(inputs: Tensor, labels: Tensor) -> Classifier:
+def _digits_net(inputs: Tensor, labels: Tensor) -> ImageClassifier:
     """Return a net that was trained on digits for a moment."""
     net = small(PLAIN, num_classes=10).train()
     optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3)
@@ -310,7 +310,7 @@ def test_training_with_rounding_gains_what_rounding_lost(tmp_path: Path) -> None
     batches, scheme = [inputs[:64]], Scheme(weight_bits=7)
     ranges = {place: (low / 4, high / 4) for place, (low, high) in observe(net, batches, scheme).items()}
 
-    def loss(model: Classifier) -> float:
+    def loss(model: ImageClassifier) -> float:
         with simulated(model, ranges, scheme):
             return float(nn.functional.cross_entropy(_run(model, [inputs]), labels[:1024].long()))
 

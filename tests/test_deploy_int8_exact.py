@@ -12,7 +12,7 @@ from deploy_tools import exact_run
 from deploy_tools import small as training_net
 
 from proxylessnas.deploy import export
-from proxylessnas.deploy.bundle import open_subject
+from proxylessnas.deploy.bundle import open_bundle
 from proxylessnas.deploy.formats.base import ExportOptions, format_of
 from proxylessnas.deploy.quantization import Int8Report
 from proxylessnas.deploy.quantization.backends import backend_of
@@ -20,13 +20,13 @@ from proxylessnas.deploy.quantization.quantize import Prepared
 from proxylessnas.deploy.quantization.report import is_faster
 from proxylessnas.deploy.quantization.schemes import TARGETS, can_saturate, exact_on, scheme_of
 from proxylessnas.errors import ExportError
-from proxylessnas.models.base import Classifier
+from proxylessnas.models.base import ImageClassifier
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
 
 
-def small() -> Classifier:
+def small() -> ImageClassifier:
     """Return a net in evaluation mode."""
     return training_net().eval()
 
@@ -84,7 +84,7 @@ def test_no_sum_of_7_bits_is_cut_off(scheme: str, tmp_path: Path) -> None:
     for name in (scheme, f"{scheme}+7bit"):
         path, way = tmp_path / f"{name}.onnx", scheme_of(name)
         backend = backend_of(format_of(path))
-        prepared = dataclasses.replace(open_subject(net), model=Prepared(net, [x]).net(way))
+        prepared = dataclasses.replace(open_bundle(net), model=Prepared(net, [x]).net(way))
         backend.write(prepared, path, [x], way, ExportOptions())
         isas, saturating = exact_on(backend.paired_weights(path))
         layers.append((_pair_sums(path, x), isas, len(saturating)))
@@ -99,7 +99,7 @@ def test_depthwise_convolutions_keep_8_bits(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     path = tmp_path / "net.onnx"
     backend_of(format_of(path)).write(
-        open_subject(small()), path, [torch.randn(2, 3, 32, 32)], scheme_of("minmax+7bit"), ExportOptions()
+        open_bundle(small()), path, [torch.randn(2, 3, 32, 32)], scheme_of("minmax+7bit"), ExportOptions()
     )
     weights = [v for v in onnx.load(str(path)).graph.initializer if v.data_type == onnx.TensorProto.INT8]
     largest = {v.name: int(abs(onnx.numpy_helper.to_array(v).astype(int)).max()) for v in weights}

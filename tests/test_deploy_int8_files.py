@@ -16,7 +16,7 @@ from deploy_tools import small as training_net
 from proxylessnas.data.folders import LabelledImages, labelled_images
 from proxylessnas.data.named import load_digits
 from proxylessnas.deploy import export
-from proxylessnas.deploy.bundle import open_subject
+from proxylessnas.deploy.bundle import open_bundle
 from proxylessnas.deploy.formats.base import ExportOptions, format_of
 from proxylessnas.deploy.formats.litert import VARIABLE
 from proxylessnas.deploy.quantization import Int8Report, doubts, quantise
@@ -26,12 +26,12 @@ from proxylessnas.deploy.quantization.calibration import LEAST, read_calibration
 from proxylessnas.deploy.quantization.fake_quant import observe, simulated
 from proxylessnas.deploy.quantization.schemes import scheme_of
 from proxylessnas.errors import DataError, ExportError
-from proxylessnas.models.base import Classifier
+from proxylessnas.models.base import ImageClassifier
 
 pytest.importorskip("onnxruntime")
 
 
-def small(*args: Any, **options: Any) -> Classifier:
+def small(*args: Any, **options: Any) -> ImageClassifier:
     """Return a net in evaluation mode."""
     return training_net(*args, **options).eval()
 
@@ -47,9 +47,9 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _quantise(net: Classifier, path: Path, calibration: Any, **options: Any) -> Int8Report:
+def _quantise(net: ImageClassifier, path: Path, calibration: Any, **options: Any) -> Int8Report:
     fmt = format_of(path)
-    return quantise(open_subject(net), path, fmt, calibration=calibration, threads=1, **options)
+    return quantise(open_bundle(net), path, fmt, calibration=calibration, threads=1, **options)
 
 
 def test_the_best_scheme_is_kept_with_its_report(digits: Path, tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_the_best_scheme_is_kept_with_its_report(digits: Path, tmp_path: Path) -
     proto = onnx.load(str(path))
     metadata = {entry.key: entry.value for entry in proto.metadata_props}
     assert metadata["int8"] == schemes[1]
-    assert metadata["arch"] == open_subject(net).metadata()["arch"]
+    assert metadata["arch"] == open_bundle(net).metadata()["arch"]
     kinds = [node.op_type for node in proto.graph.node]
     assert "QuantizeLinear" in kinds
     assert "Clip" not in kinds
@@ -87,7 +87,7 @@ def test_the_file_computes_what_was_simulated(scheme: str, tmp_path: Path) -> No
     net, path, way = small(), tmp_path / "net.onnx", scheme_of(scheme)
     batches = [torch.randn(8, 3, 32, 32)]
     options = ExportOptions()
-    backend_of(format_of(path)).write(open_subject(net), path, batches, way, options)
+    backend_of(format_of(path)).write(open_bundle(net), path, batches, way, options)
     found = exact_run(path, batches[0])
     with torch.inference_mode():
         exact = net(batches[0])
@@ -129,9 +129,9 @@ def test_a_fixed_batch_is_filled_up(digits: Path, tmp_path: Path) -> None:
     assert report.n == 8
 
 
-def _labelled(net: Classifier, digits: Path, wrong: bool = False) -> LabelledImages:
+def _labelled(net: ImageClassifier, digits: Path, wrong: bool = False) -> LabelledImages:
     """Return the pictures with the labels that the float32 net gives them, or with others."""
-    subject = open_subject(net)
+    subject = open_bundle(net)
     inputs = torch.cat(read_calibration(subject, digits).everything)
     files = sorted(digits.iterdir())
     third = torch.arange(len(files)) % 3 == 2
@@ -232,7 +232,7 @@ def test_formats_and_options_that_are_not_there(digits: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("name", ["entropy", "mse+correct+7bit", "mse+floatlast"])
 def test_schemes_that_litert_has_not(name: str, tmp_path: Path) -> None:
     path = tmp_path / "net.tflite"
-    subject, inputs = open_subject(small()), [torch.zeros(1, 3, 32, 32)]
+    subject, inputs = open_bundle(small()), [torch.zeros(1, 3, 32, 32)]
     with pytest.raises(ExportError, match="LiteRT's quantiser has no scheme"):
         backend_of(format_of(path)).write(subject, path, inputs, scheme_of(name), ExportOptions())
     assert not list(tmp_path.iterdir())
@@ -291,7 +291,7 @@ def test_what_flatters_is_said(digits: Path, tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_third_is_held_out(digits: Path) -> None:
-    subject = open_subject(small())
+    subject = open_bundle(small())
     pictures = read_calibration(subject, digits)
     assert (pictures.n, sum(map(len, pictures.held_out)), sum(map(len, pictures.views))) == (24, 8, 32)
     assert LEAST <= 24
@@ -344,7 +344,7 @@ def test_a_real_net_keeps_its_accuracy(suffix: str, shared_data: Path, tmp_path:
     )
     weights = shared_data / "weights" / "proxyless-w0.3-r176_imagenet.pth"
     path = tmp_path / f"net.{suffix}"
-    subject = open_subject("proxyless_w03_r176", weights=weights)
+    subject = open_bundle("proxyless_w03_r176", weights=weights)
     calibration = [file for file, _ in photos.samples[::4]]
     report = quantise(subject, path, format_of(path), calibration=calibration, judge=judge, threads=1)
     assert (report.n, report.calibration_pictures) == (150, 50)

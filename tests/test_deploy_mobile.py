@@ -15,7 +15,7 @@ import pytest
 import torch
 from deploy_tools import DECIDES, OWN_OP, PLAIN, TREE, small
 
-from proxylessnas.deploy.bundle import Subject, open_subject
+from proxylessnas.deploy.bundle import ModelBundle, open_bundle
 from proxylessnas.deploy.formats import executorch as executorch_format
 from proxylessnas.deploy.formats import litert as litert_format
 from proxylessnas.deploy.formats.base import ExportOptions, Format, Program, format_of
@@ -29,11 +29,11 @@ FORMATS = (".pte", ".tflite")
 
 
 @pytest.fixture(scope="module")
-def plain() -> Subject:
-    return open_subject(small())
+def plain() -> ModelBundle:
+    return open_bundle(small())
 
 
-def off(subject: Subject, program: Program, batch: int) -> float:
+def off(subject: ModelBundle, program: Program, batch: int) -> float:
     """Return the largest difference between a file's outputs and the net's."""
     x = torch.randn(batch, *subject.input_size)
     with torch.inference_mode():
@@ -61,7 +61,7 @@ _CONVERTER = os.environ.get(litert_format.VARIABLE, "")  # read before the tests
 
 
 @pytest.mark.slow
-def test_an_executorch_program_computes_the_same(plain: Subject, tmp_path: Path) -> None:
+def test_an_executorch_program_computes_the_same(plain: ModelBundle, tmp_path: Path) -> None:
     fmt, path = needs_executorch(), tmp_path / "net.pte"
     fmt.check(plain, ExportOptions())
     assert fmt.write(plain, path, ExportOptions()) == [path]
@@ -79,7 +79,7 @@ def test_an_executorch_program_computes_the_same(plain: Subject, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_an_executorch_program_of_a_fixed_batch(plain: Subject, tmp_path: Path) -> None:
+def test_an_executorch_program_of_a_fixed_batch(plain: ModelBundle, tmp_path: Path) -> None:
     fmt, path = needs_executorch(), tmp_path / "net.pte"
     fmt.write(plain, path, ExportOptions(batch_size=3))
     program = fmt.open(path)
@@ -94,7 +94,7 @@ def test_all_of_a_net_runs_in_xnnpack(arch: Any, batch: int | None) -> None:
     needs_executorch()
     from proxylessnas.runtimes.executorch import RUNTIME, lower
 
-    subject = open_subject(small(arch))
+    subject = open_bundle(small(arch))
     largest = None if batch else LARGEST_BATCH
     x = torch.randn(batch or 2, *subject.input_size)
     lowered = lower(subject.model, x, largest_batch=largest)
@@ -113,7 +113,7 @@ def test_executorch_says_in_one_line_what_it_cannot_take(
     fmt = needs_executorch()
     capfd.readouterr()
     with pytest.raises(ExportError, match=r"^decides: ExecuTorch cannot take ProxylessNAS \(") as caught:
-        fmt.write(open_subject(small(DECIDES)), tmp_path / "net.pte", ExportOptions())
+        fmt.write(open_bundle(small(DECIDES)), tmp_path / "net.pte", ExportOptions())
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
     assert list(tmp_path.iterdir()) == []
@@ -131,7 +131,9 @@ def test_a_broken_program_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "option", [{"uint8_input": True}, {"opset": 18}, {"aot": True}, {"threads": 2}], ids=lambda o: str(*o)
 )
-def test_options_of_other_formats_are_refused(suffix: str, option: dict[str, Any], plain: Subject) -> None:
+def test_options_of_other_formats_are_refused(
+    suffix: str, option: dict[str, Any], plain: ModelBundle
+) -> None:
     name = next(iter(option)).replace("_", "-")
     with pytest.raises(ExportError, match=f"{suffix} files have no option --{name} "):
         format_of(Path(f"net{suffix}")).check(plain, ExportOptions(**option))
@@ -140,7 +142,7 @@ def test_options_of_other_formats_are_refused(suffix: str, option: dict[str, Any
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_tree_structured_nets_need_a_fixed_batch(suffix: str) -> None:
     with pytest.raises(ExportError, match=f"tree: {suffix} files of tree-structured nets take a fixed"):
-        format_of(Path(f"net{suffix}")).check(open_subject(small(TREE)), ExportOptions())
+        format_of(Path(f"net{suffix}")).check(open_bundle(small(TREE)), ExportOptions())
 
 
 @pytest.mark.parametrize(
@@ -149,7 +151,7 @@ def test_tree_structured_nets_need_a_fixed_batch(suffix: str) -> None:
      (".tflite", "ai_edge_litert.interpreter", "litert")],
 )  # fmt: skip
 def test_a_missing_runtime_gives_the_pip_line(
-    suffix: str, module: str, extra: str, plain: Subject, monkeypatch: pytest.MonkeyPatch
+    suffix: str, module: str, extra: str, plain: ModelBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingExtraError, match=rf"pip install 'proxylessnas\[{extra}\]'"):
@@ -162,7 +164,7 @@ def test_a_litert_file_computes_the_same(
     arch: Any, batch: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fmt, path = needs_converter(monkeypatch), tmp_path / "net.tflite"
-    subject, options = open_subject(small(arch)), ExportOptions(batch_size=batch)
+    subject, options = open_bundle(small(arch)), ExportOptions(batch_size=batch)
     fmt.check(subject, options)
     assert fmt.write(subject, path, options) == [path]
     assert list(tmp_path.iterdir()) == [path]
@@ -202,7 +204,7 @@ def converter(tmp_path: Path, body: str) -> str:
 )  # fmt: skip
 @pytest.mark.skipif(sys.platform == "win32", reason="starts a script")
 def test_what_the_converter_says(
-    body: str, error: type[Exception], message: str, plain: Subject, tmp_path: Path,
+    body: str, error: type[Exception], message: str, plain: ModelBundle, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setenv(litert_format.VARIABLE, converter(tmp_path, body))
@@ -225,11 +227,11 @@ def test_the_lines_that_make_a_converter(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_operations_of_ones_own_are_refused_before_the_other_python(
-    plain: Subject, monkeypatch: pytest.MonkeyPatch
+    plain: ModelBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("ai_edge_litert")
     with pytest.raises(ExportError, match="own_op: has operations of your own"):
-        litert_format.FORMAT.check(open_subject(small(OWN_OP)), ExportOptions())
+        litert_format.FORMAT.check(open_bundle(small(OWN_OP)), ExportOptions())
     with pytest.raises(MissingExtraError, match="litert-torch in a Python of its own"):
         litert_format.FORMAT.check(plain, ExportOptions())
 

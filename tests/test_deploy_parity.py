@@ -14,24 +14,24 @@ from torch import Tensor
 from proxylessnas import DataError, ExportError, ImageError
 from proxylessnas.deploy import verify as parity
 from proxylessnas.deploy import verify as proof_pictures
-from proxylessnas.deploy.bundle import Subject, open_subject
+from proxylessnas.deploy.bundle import ModelBundle, open_bundle
 from proxylessnas.deploy.formats.base import ExportOptions
 
 
 @pytest.fixture(scope="module")
-def subject() -> Subject:
-    return open_subject(small())
+def subject() -> ModelBundle:
+    return open_bundle(small())
 
 
 def compared(
-    subject: Subject, program: Callable[[Tensor], Tensor], **options: int
+    subject: ModelBundle, program: Callable[[Tensor], Tensor], **options: int
 ) -> tuple[parity.ParityRow, ...]:
     pictures = proof_pictures.proof_pictures(subject)
     with torch.inference_mode():
         return parity.compare(subject, program, ExportOptions(**options), pictures)
 
 
-def test_the_net_itself_passes(subject: Subject) -> None:
+def test_the_net_itself_passes(subject: ModelBundle) -> None:
     rows = compared(subject, subject.model)
     assert [(row.inputs, row.batch, row.n) for row in rows] == [
         ("pictures", 1, 4), ("random numbers", 1, 2), ("pictures", 2, 4), ("random numbers", 2, 2),
@@ -41,7 +41,7 @@ def test_the_net_itself_passes(subject: Subject) -> None:
     parity.check(rows, 1e-9, "net")
 
 
-def test_a_fixed_batch_is_compared_at_it_alone(subject: Subject) -> None:
+def test_a_fixed_batch_is_compared_at_it_alone(subject: ModelBundle) -> None:
     assert {row.batch for row in compared(subject, subject.model, batch_size=16)} == {16}
 
 
@@ -57,7 +57,7 @@ def test_a_fixed_batch_is_compared_at_it_alone(subject: Subject) -> None:
         ),
     ],
 )
-def test_any_difference_is_found(subject: Subject, wrong: Callable[[Tensor], Tensor], where: str) -> None:
+def test_any_difference_is_found(subject: ModelBundle, wrong: Callable[[Tensor], Tensor], where: str) -> None:
     rows = compared(subject, lambda x: wrong(subject.model(x)))
     with pytest.raises(ExportError, match=rf"file does not compute what the net does: on {where}") as caught:
         parity.check(rows, 1e-4, "file")
@@ -73,16 +73,16 @@ def test_the_limit_grows_with_the_outputs() -> None:
         parity.check([parity.ParityRow("pictures", 1, 4, 1.5e-3, 0.1, 1.0)], 1e-4, "file")
 
 
-def test_other_shapes_and_damaged_nets(subject: Subject) -> None:
+def test_other_shapes_and_damaged_nets(subject: ModelBundle) -> None:
     with pytest.raises(ExportError, match=r"outputs of \[1, 4\], the net of \[1, 5\]"):
         compared(subject, lambda x: subject.model(x)[:, :4])
-    broken = open_subject(subject.model)
+    broken = open_bundle(subject.model)
     broken.model.classifier.linear.bias.data[0] = torch.inf
     with pytest.raises(ExportError, match="own outputs are not finite"):
         compared(broken, subject.model)
 
 
-def test_agreement_is_counted(subject: Subject) -> None:
+def test_agreement_is_counted(subject: ModelBundle) -> None:
     rows = compared(subject, lambda x: subject.model(x).roll(1, dims=1))
     assert all(row.agreement == 0 for row in rows)
 
@@ -90,7 +90,7 @@ def test_agreement_is_counted(subject: Subject) -> None:
 # Pictures
 
 
-def test_pictures_of_a_folder_and_of_a_list(subject: Subject, repo: Path, tmp_path: Path) -> None:
+def test_pictures_of_a_folder_and_of_a_list(subject: ModelBundle, repo: Path, tmp_path: Path) -> None:
     photos = repo / "examples" / "photos"
     (tmp_path / "below").mkdir()
     shutil.copy(photos / "cat.jpg", tmp_path / "below")
@@ -105,7 +105,7 @@ def test_pictures_of_a_folder_and_of_a_list(subject: Subject, repo: Path, tmp_pa
 
 
 def test_without_photos_there_are_digits(
-    subject: Subject, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    subject: ModelBundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """As in an installed package."""
     monkeypatch.setattr(proof_pictures, "_EXAMPLES", tmp_path / "none")
@@ -114,7 +114,7 @@ def test_without_photos_there_are_digits(
     assert found.inputs(3).shape == (14, 3, 32, 32)
 
 
-def test_pictures_that_are_not_there(subject: Subject, tmp_path: Path) -> None:
+def test_pictures_that_are_not_there(subject: ModelBundle, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no pictures in it"):
         proof_pictures.proof_pictures(subject, tmp_path)
     with pytest.raises(DataError, match=r"list of pictures .* is empty"):

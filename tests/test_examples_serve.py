@@ -29,7 +29,7 @@ from browser import Browser, open_browser
 from PIL import Image
 
 import proxylessnas
-from proxylessnas.deploy.bundle import open_subject
+from proxylessnas.deploy.bundle import open_bundle
 from proxylessnas.deploy.formats.base import ExportOptions, format_of
 
 pytest.importorskip("onnx")
@@ -89,7 +89,7 @@ def start(tmp_path_factory: pytest.TempPathFactory, without_torch: dict[str, str
     def started(*arguments: str, uint8_input: bool = False) -> Iterator[Service]:
         file = folder / f"net{uint8_input}.onnx"
         if not file.exists():
-            format_of(file).write(open_subject(NET), file, ExportOptions(uint8_input=uint8_input))
+            format_of(file).write(open_bundle(NET), file, ExportOptions(uint8_input=uint8_input))
         command = [sys.executable, str(REPO / "examples" / "serve.py"), str(file), "--port", "0", *arguments]
         with (
             tempfile.TemporaryFile("w+", dir=folder) as log,

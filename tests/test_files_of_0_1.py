@@ -1,4 +1,4 @@
-"""Whatever version 0.1 wrote is still opened, understood and resumed; fixtures/v0_1/make.py made the files."""
+"""What version 0.1 wrote is still opened, understood and resumed; fixtures/v0_1/make.py made the files."""
 
 from __future__ import annotations
 

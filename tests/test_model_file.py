@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from proxylessnas import Preprocessing, WeightsMismatchError, create_model, load_weights, save_weights
-from proxylessnas.models.base import Classifier, unwrapped
+from proxylessnas.models.base import ImageClassifier, unwrapped
 from proxylessnas.models.proxylessnas import ProxylessNAS
 
 NAMES = tuple("abcde")
@@ -30,7 +30,7 @@ def model() -> ProxylessNAS:
     return made
 
 
-def new_layer(model: Classifier, classes: int) -> None:
+def new_layer(model: ImageClassifier, classes: int) -> None:
     model.classifier.linear = nn.Linear(model.num_features, classes)
 
 
@@ -137,7 +137,7 @@ def test_wrapped_models(name: str, model: ProxylessNAS, tmp_path: Path) -> None:
     state = create_model(SMALL).state_dict()
     load_weights(wrapped, state)  # type: ignore[arg-type]
     inner = unwrapped(wrapped)
-    assert isinstance(inner, Classifier)
+    assert isinstance(inner, ImageClassifier)
     assert all(torch.equal(value, state[key]) for key, value in inner.state_dict().items())
 
 

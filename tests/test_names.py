@@ -8,9 +8,10 @@ import pytest
 from cli_tools import runner
 
 from proxylessnas import Preprocessing, create_model, load_weights, profile, save_weights
-from proxylessnas.deploy.bundle import open_subject as exported
+from proxylessnas.deploy.bundle import open_bundle as exported
+from proxylessnas.errors import UnknownModelError
 from proxylessnas.latency.benchmark_models import open_nets
-from proxylessnas.models.resolve import name_of_file
+from proxylessnas.models.resolve import name_of_file, resolve
 from proxylessnas.report.resolve import open_subject as drawn
 
 ZOO = "proxyless_w03_r176"
@@ -72,3 +73,28 @@ def test_sizes(tuned: Path, tmp_path: Path) -> None:
     assert profile(net).macs == MACS_64
     (benched,), _ = open_nets([tuned], tmp_path)
     assert (benched.spec.input_size, benched.macs) == ((3, 64, 64), MACS_64)
+
+
+def test_what_a_caller_names(tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One function tells names, files, architectures and modules apart, and reads nothing unasked."""
+    net = create_model(ZOO)
+    (tmp_path / "mine.txt").write_text(str(net.arch))
+    nowhere = resolve("nowhere/net.pth")
+    assert (nowhere.kind, nowhere.path, nowhere.weights) == ("weights file", Path("nowhere/net.pth"), None)
+    found = [resolve(what) for what in ("Proxyless-W03-R176", tuned, tmp_path / "mine.txt", net.arch, net)]
+    assert [each.kind for each in found] == ["zoo", "weights file", "arch file", "arch", "module"]
+    assert [each.name for each in found] == [ZOO, "kitchen", "mine", ZOO, ZOO]
+    assert [each.given for each in found] == [
+        "Proxyless-W03-R176", str(tuned), str(tmp_path / "mine.txt"), None, None,
+    ]  # fmt: skip
+    assert {each.arch.last for each in found} == {net.arch.last}
+    assert found[0].weights is not None
+    assert [each.weights for each in found[1:]] == [None] * 4
+    assert found[4].module is net
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UnknownModelError, match="no file or folder is called so"):
+        resolve("kitchn")
+    with pytest.raises(UnknownModelError, match="no file is called so"):
+        resolve("kitchen")
+    with pytest.raises(TypeError, match="must be a module, an architecture, a zoo name or a file, not 3"):
+        resolve(3)

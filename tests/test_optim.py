@@ -13,7 +13,7 @@ from torch import nn
 
 from proxylessnas import Arch, create_model
 from proxylessnas.arch.blocks import Stage
-from proxylessnas.models.base import Classifier
+from proxylessnas.models.base import ImageClassifier
 from proxylessnas.train.optim import (
     Muon,
     head_parameters,
@@ -31,7 +31,7 @@ from proxylessnas.train.recipe import Recipe
 ARCH = Arch("small", stem=8, first=8, last=32, stages=(Stage(8, 2, "k3e3"), Stage(16, 2, "k5e3 - k3e3")))
 
 
-def net(**options: object) -> Classifier:
+def net(**options: object) -> ImageClassifier:
     return create_model(ARCH, num_classes=5, **options)  # type: ignore[arg-type]
 
 

@@ -515,7 +515,7 @@ def test_validation_works_in_inference_mode(photos: Data) -> None:
 # ---- preprocessing
 
 
-def net(preprocessing: Preprocessing | None = None) -> proxylessnas.Classifier:
+def net(preprocessing: Preprocessing | None = None) -> proxylessnas.ImageClassifier:
     model = proxylessnas.create_model("proxyless_mobile", num_classes=2)
     model.preprocessing = preprocessing
     return model

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LatencyError
-from ..models.resolve import looks_like_path
 from ..runtimes.registry import runtimes
 from ..runtimes.settings import DEVICES, DTYPES, MEMORY_FORMATS
 from ..utils.progress import Steps as Steps
@@ -26,9 +25,7 @@ from ._options import (
 )
 
 if TYPE_CHECKING:
-    from ..arch.arch import Arch
     from ..arch.space import SearchSpace
-    from ..arch.tree import TreeArch
     from ..latency import LatencyTable
 
 SPACE_HELP = "imagenet, small, tiny (imagenet@1.4: widths times 1.4), or a .toml file"
@@ -148,21 +145,6 @@ def the_space(args: argparse.Namespace) -> SearchSpace | None:
         return None
     space = read_space(args.space)
     return space.replace(**changes) if changes else space
-
-
-def read_net(word: str) -> Arch | TreeArch:
-    """Return the architecture of a zoo net or of a file.
-
-    Raises:
-        UnknownModelError, ArchError: there is none.
-    """
-    from ..arch.published import PUBLISHED, normalise_name
-
-    if looks_like_path(word):
-        from ..models.factory import read_arch
-
-        return read_arch(word)
-    return PUBLISHED[normalise_name(word)]
 
 
 def read_table(word: str) -> LatencyTable:

@@ -7,6 +7,7 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
+from ..models.resolve import resolve
 from ._command import Verb
 from ._latency import (
     NET_HELP,
@@ -16,7 +17,6 @@ from ._latency import (
     check_graph,
     import_modules,
     ms,
-    read_net,
 )
 from ._options import MOST_PIXELS, above, whole
 from ._output import bold, note, print_json, printable, table
@@ -105,7 +105,7 @@ def _measure(word: str, args: argparse.Namespace, settings: Any) -> Timing:
     if args.imports:  # the measuring process does not know these operations, but can unpickle them
         from ..models.factory import create_model
 
-        arch = read_net(word)
+        arch = resolve(word).arch
         net, side = create_model(arch), size or arch.resolution or 224
         size = (arch.in_channels, side, side)
     options: dict[str, Any] = dataclasses.asdict(settings)

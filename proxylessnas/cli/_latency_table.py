@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LatencyError, LatencyKeyError
+from ..models.resolve import resolve
 from ._command import UsageError, Verb
 from ._latency import (
     NET_HELP,
@@ -19,7 +20,6 @@ from ._latency import (
     check_output,
     import_modules,
     ms,
-    read_net,
     read_table,
     the_space,
 )
@@ -256,7 +256,7 @@ def _from_kit(kit: str, results: str) -> LatencyTable:
 def _chain(word: str) -> Arch:
     from ..arch.arch import Arch
 
-    arch = read_net(word)
+    arch = resolve(word).arch
     if not isinstance(arch, Arch):
         raise LatencyError(f"{word} is no chain of blocks: a table cannot predict it; measure it instead")
     return arch

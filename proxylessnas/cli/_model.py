@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from ..errors import DataError, ProxylessError, UnknownModelError, WeightsCorruptError, WeightsNotFoundError
-from ..models.resolve import ARCH_SUFFIXES, looks_like_path
+from ..errors import DataError, ProxylessError, WeightsCorruptError, WeightsNotFoundError
+from ..models.resolve import Resolved, read_arch, resolve
 from ..utils.files import open_file
+from ..weights.registry import find_by_digest
 from ._command import UsageError
 from ._latency import add_imports
 from ._output import note
@@ -23,10 +24,8 @@ from ._output import note
 if TYPE_CHECKING:
     import torch
 
-    from ..models.base import Classifier
+    from ..models.base import ImageClassifier
     from ..weights.record import Weights
-
-
 _USUAL_RATIO = 256 / 224  # resize / input size, where nothing is known about a net
 
 
@@ -101,7 +100,7 @@ class Net:
         device: where it runs.
     """
 
-    model: Classifier
+    model: ImageClassifier
     name: str
     preprocessing: Preprocessing
     dataset: str | None
@@ -140,12 +139,8 @@ def check_options(args: argparse.Namespace) -> None:
     for file in (args.arch, args.weights):
         if file is not None:
             existing_file(file)
-    if not looks_like_path(args.net):
-        published(args.net)
-    else:
-        existing_file(args.net)
-        if args.net.lower().endswith(ARCH_SUFFIXES) and args.weights is None:
-            raise UsageError(f"{args.net} is an architecture without weights: give --weights FILE")
+    if named(args.net).kind == "arch file" and args.weights is None:
+        raise UsageError(f"{args.net} is an architecture without weights: give --weights FILE")
 
 
 def open_net(args: argparse.Namespace) -> Net:
@@ -156,25 +151,17 @@ def open_net(args: argparse.Namespace) -> Net:
         ProxylessError: the net, its architecture or its weights cannot be had or do not fit.
     """
     check_options(args)
-    from ..models.factory import create_model, read_arch
+    from ..models.factory import create_model
     from ..weights.cache import weights_path
-    from ..weights.registry import find_by_digest
 
     device = _device(args.device)
-    zoo = None if looks_like_path(args.net) else published(args.net)
-    file: Path | None = None
-    if args.weights is not None or zoo is None:
-        file = existing_file(args.weights if args.weights is not None else args.net)
-    record = find_by_digest(file) if file is not None else zoo
-    arch: Any
-    if args.arch is not None:
-        arch = read_arch(existing_file(args.arch))
-    elif zoo is not None:
-        arch = zoo.arch
-    elif args.net.lower().endswith(ARCH_SUFFIXES) or record is None:
-        arch = read_arch(existing_file(args.net))
-    else:
-        arch = record.arch
+    found = named(args.net)
+    zoo = found.weights if found.kind == "zoo" else None
+    file, record = found.path, found.weights
+    if args.weights is not None:
+        file = existing_file(args.weights)
+        record = find_by_digest(file)
+    arch = read_arch(existing_file(args.arch)) if args.arch is not None else found.arch
     model = create_model(arch, weights=file if file is not None else zoo)
     if model.arch.in_channels != 3:
         raise ProxylessError(
@@ -238,16 +225,16 @@ def running(net: Net, advice: str) -> Iterator[None]:
 
 
 def _known_preprocessing(
-    args: argparse.Namespace, model: Classifier, file: Path | None, zoo: Weights | None
+    args: argparse.Namespace, model: ImageClassifier, file: Path | None, zoo: Weights | None
 ) -> Preprocessing:
     """Return the weights' own preprocessing, else that of NAME, else the usual one; note the last two."""
     if model.weights is not None:
         return model.weights.preprocessing
-    if model.preprocessing is not None and file is not None and file.suffix.lower() == ".safetensors":
-        from ..utils.tensor_files import read_metadata
+    from ..models.loading import read_header
 
-        if "preprocessing" in read_metadata(file):
-            return model.preprocessing
+    stored = read_header(file).preprocessing if file is not None else None
+    if stored is not None:
+        return stored
     if zoo is not None:
         note(f"{file} is not a published file: the preprocessing of {zoo.name} is used")
         return zoo.preprocessing
@@ -328,6 +315,19 @@ def _classes_of(dataset: str) -> int:
     return len(categories(dataset))
 
 
+def named(word: str) -> Resolved:
+    """Return what a word names: a published model, or a file that is there.
+
+    Raises:
+        UnknownModelError: nothing is called so; the message lists the nearest names.
+        WeightsNotFoundError: there is no such file.
+    """
+    found = resolve(word)
+    if found.path is not None:
+        existing_file(word)
+    return found
+
+
 def existing_file(word: str) -> Path:
     """Return the path of a file that is there.
 
@@ -366,17 +366,3 @@ def sha256_of(path: Path) -> str:
     except OSError as e:
         raise WeightsNotFoundError(f"{path}: cannot be read ({e.strerror or e})") from e
     return digest.hexdigest()
-
-
-def published(word: str) -> Weights:
-    """Return the published weights of a net, by name.
-
-    Raises:
-        UnknownModelError: no net or file is called so; the message lists the nearest.
-    """
-    from ..weights.registry import get_weights
-
-    try:
-        return get_weights(word)
-    except UnknownModelError as e:
-        raise UnknownModelError(f"{e} (and no file is called so)") from e

@@ -8,7 +8,6 @@ from typing import Any
 
 from ..errors import ProxylessError, one_line
 from ._command import UsageError, Verb
-from ._model import published
 from ._output import error, megabytes, plural, print_json
 
 
@@ -41,11 +40,11 @@ class Fetch(Verb):
 
     def run(self, args: argparse.Namespace) -> int:
         """Fetch them one after another; a net that cannot be had does not stop the others."""
-        from ..weights.registry import read_manifest
+        from ..weights.registry import get_weights, read_manifest
 
         if bool(args.nets) == args.all:
             raise UsageError("give the names of nets, or --all" + (" (not both)" if args.all else ""))
-        wanted = list(read_manifest().values()) if args.all else [published(name) for name in args.nets]
+        wanted = list(read_manifest().values()) if args.all else [get_weights(name) for name in args.nets]
         wanted = list({weights.name: weights for weights in wanted}.values())
         folder = Path(args.to) if args.to else None
         results: list[dict[str, Any]] = []

@@ -6,17 +6,15 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from ..errors import WeightsCorruptError, WeightsNotFoundError
-from ..models.resolve import ARCH_SUFFIXES, looks_like_path, name_of_file
 from ._command import Verb
 from ._latency import add_imports
-from ._model import existing_file, published, sha256_of
+from ._model import named, sha256_of
 from ._output import bold, megabytes, pairs, print_json, printable
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from ..arch.arch import Arch
     from ..arch.tree import TreeArch
+    from ..models.resolve import Resolved
     from ..weights.record import Weights
 
 
@@ -50,9 +48,7 @@ class Info(Verb):
 
     def run(self, args: argparse.Namespace) -> int:
         """Print it."""
-        facts = (
-            _of_file(existing_file(args.net)) if looks_like_path(args.net) else _of_zoo(published(args.net))
-        )
+        facts = _facts(named(args.net))
         if args.json:
             print_json(facts)
         else:
@@ -94,36 +90,32 @@ def _cache_state(weights: Weights) -> dict[str, str]:
         return {"state": "damaged", "path": str(weights_path(weights)), "problem": str(e)}
 
 
-def _of_file(path: Path) -> dict[str, Any]:
-    from ..models.factory import read_arch
-    from ..weights.registry import find_by_digest
-
-    is_arch = path.suffix.lower() in ARCH_SUFFIXES
-    record = None if is_arch else find_by_digest(path)
-    if record is not None:
-        return {**_of_zoo(record), "file": str(path)}
+def _facts(found: Resolved) -> dict[str, Any]:
+    path = found.path
+    if found.weights is not None:
+        return {**_of_zoo(found.weights), **({"file": str(path)} if path is not None else {})}
+    assert path is not None
 
     import torch
 
     from ..models.factory import create_model
-    from ..models.model_file import read_header
+    from ..models.loading import read_header
     from ..models.profile import profile
 
-    arch = read_arch(path)
     with torch.device("meta"):  # sizes only: an architecture file may ask for any amount of memory
-        model = create_model(arch)
+        model = create_model(found.arch)
     stored = read_header(path).preprocessing
     model.preprocessing = stored or model.preprocessing
     counted = profile(model)
     facts = {
-        "name": name_of_file(path),
-        **_of_arch(arch),
+        "name": found.name,
+        **_of_arch(found.arch),
         "params": counted.params,
         "macs": counted.macs,
         "input_size": model.input_size[1],
         "file": str(path),
     }
-    if not is_arch:
+    if found.kind == "weights file":
         facts["preprocessing"] = stored.to_dict() if stored else None
         facts["sha256"] = sha256_of(path)
     return facts

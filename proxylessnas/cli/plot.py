@@ -15,7 +15,7 @@ from ._output import note, printable
 if TYPE_CHECKING:
     from ..figures.draw_model import Layer
     from ..latency import LatencyTable
-    from ..report.resolve import Subject
+    from ..report.resolve import DrawnModel
 
 _PICTURES, _MOVIES = (".svg", ".png"), (".gif", ".mp4", ".html")
 
@@ -194,9 +194,9 @@ def _nets(args: argparse.Namespace) -> int:
     return _done(args)
 
 
-def _named(subjects: list[Subject]) -> dict[str, Subject]:
+def _named(subjects: list[DrawnModel]) -> dict[str, DrawnModel]:
     """Return the nets by names that are all different."""
-    found: dict[str, Subject] = {}
+    found: dict[str, DrawnModel] = {}
     for subject in subjects:
         name, number = subject.name, 2
         while name in found:
@@ -206,7 +206,7 @@ def _named(subjects: list[Subject]) -> dict[str, Subject]:
 
 
 def _layers(
-    subjects: list[Subject], by: str, args: argparse.Namespace
+    subjects: list[DrawnModel], by: str, args: argparse.Namespace
 ) -> tuple[dict[str, list[Layer]], dict[str, str]]:
     """Return the nets' layers, with latencies if these are wanted, and a line below each name."""
     from ..arch.arch import Arch
@@ -224,7 +224,7 @@ def _layers(
     return found, notes
 
 
-def _table(subject: Subject, args: argparse.Namespace) -> LatencyTable:
+def _table(subject: DrawnModel, args: argparse.Namespace) -> LatencyTable:
     from ..latency import LatencyTable
     from ..report.resolve import table_of
 

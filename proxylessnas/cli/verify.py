@@ -6,9 +6,8 @@ import argparse
 from typing import Any
 
 from ..errors import ProxylessError, WeightsCorruptError, WeightsNotFoundError, one_line
-from ..models.resolve import looks_like_path
 from ._command import UsageError, Verb
-from ._model import existing_file, published
+from ._model import named
 from ._output import error, plural, print_json
 
 
@@ -63,14 +62,11 @@ class Verify(Verb):
     def _check(word: str) -> dict[str, Any]:
         net: str | None = None
         try:
-            if not looks_like_path(word):
-                weights = published(word)
-                net = weights.name
-                return {"net": net, "state": "sound", "path": str(weights.verify())}
-            from ..weights.registry import find_by_digest
-
-            path = existing_file(word)
-            record = find_by_digest(path)
+            found = named(word)
+            record = found.weights
+            if found.path is None and record is not None:
+                net = record.name
+                return {"net": net, "state": "sound", "path": str(record.verify())}
             if record is None:
                 raise WeightsCorruptError(
                     f"{word}: not a published file, or damaged (its digest is not known)"

@@ -1,13 +1,11 @@
-"""What is shipped: a net with everything that those who get the file need to know about it."""
+"""Opens a model for export, with everything that those who get the file need to know about it."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import os
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -15,29 +13,30 @@ from ..arch.arch import Arch
 from ..arch.tree import TreeArch
 from ..data.transforms import Preprocessing
 from ..errors import ExportError, shown
-from ..models.base import Classifier, unwrapped
+from ..models.base import ImageClassifier, unwrapped
 from ..models.batchnorm import recalibrate
 from ..models.factory import create_model
-from ..models.resolve import is_weights_file
+from ..models.loading import header_texts
+from ..models.resolve import resolve
 from ..runtimes.files import file_runtimes
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
-    """A net to be exported.
+class ModelBundle:
+    """A model to be exported, and what is known about it.
 
     Attributes:
         name: for people and file headers.
         model: in evaluation mode, float32, on the CPU, contiguous; a copy of the caller's.
-        input_size: (channels, height, width) of one picture.
-        preprocessing: what pictures need, or None if it is not known.
+        input_size: (channels, height, width) of one image.
+        preprocessing: what images need, or None if it is not known.
         categories, wnids: of the outputs, in order; empty if not known.
         license: SPDX identifier of the weights; "" if not known.
         origin: where the weights come from, for people.
     """
 
     name: str
-    model: Classifier
+    model: ImageClassifier
     input_size: tuple[int, int, int]
     preprocessing: Preprocessing | None
     categories: tuple[str, ...] = ()
@@ -46,51 +45,42 @@ class Subject:
     origin: str = ""
 
     def metadata(self) -> dict[str, str]:
-        """Return what a file says of its net, as texts: the keys of our ``.safetensors`` header and more.
+        """Return what a file says of its model, as texts: the keys of our ``.safetensors`` header and more.
 
         ``arch``, ``num_classes``, ``global_pool``, ``preprocessing``, ``categories`` and ``wnids`` (the last
         three as JSON), ``name``, ``license``, ``origin``; what is not known is left out.
         """
-        arch: Any = self.model.arch
-        arch = dataclasses.replace(
-            arch, num_classes=self.model.num_classes or arch.num_classes, in_channels=self.model.in_chans
-        )
         known = {
             "name": self.name,
-            "arch": str(arch),
-            "num_classes": str(self.model.num_classes),
-            "global_pool": self.model.global_pool,
-            "preprocessing": json.dumps(self.preprocessing.to_dict()) if self.preprocessing else "",
-            "categories": json.dumps(self.categories, ensure_ascii=False) if self.categories else "",
-            "wnids": json.dumps(self.wnids) if self.wnids else "",
+            **header_texts(self.model, self.preprocessing, self.categories, self.wnids),
             "license": self.license,
             "origin": self.origin,
         }
         return {key: value for key, value in known.items() if value}
 
 
-def open_subject(
-    net: Classifier | Arch | TreeArch | str | os.PathLike[str],
+def open_bundle(
+    net: ImageClassifier | Arch | TreeArch | str | os.PathLike[str],
     *,
     pretrained: bool = True,
     weights: str | os.PathLike[str] | None = None,
     input_size: int | None = None,
-) -> Subject:
-    """Return a net ready to be exported; what is given is left as it is.
+) -> ModelBundle:
+    """Return a model ready to be exported; what is given is left as it is.
 
     Args:
-        net: a net, a name of the zoo, a ``.safetensors`` file, or an architecture.
+        net: a model, a name of the zoo, a ``.safetensors`` file, or an architecture.
         pretrained: take published weights for a name; False leaves its weights random, and gives it BatchNorm
             statistics with which its outputs are of ordinary size.
         weights: see :func:`~proxylessnas.create_model`.
-        input_size: side of the input, px; None takes that of the preprocessing, else the net's own. Another
+        input_size: side of the input, px; None takes that of the preprocessing, else the model's own. Another
             one than the preprocessing's changes the resize before the crop in proportion.
 
     Raises:
-        ProxylessError: the net or its weights cannot be had.
+        ProxylessError: the model or its weights cannot be had.
     """
     net = unwrapped(net)
-    if not isinstance(net, (Classifier, Arch, TreeArch, str, os.PathLike)):
+    if not isinstance(net, (ImageClassifier, Arch, TreeArch, str, os.PathLike)):
         raise ExportError(
             "what is exported must be a net of this package, a name, a file or an architecture, not "
             f"{shown(net)}"
@@ -99,12 +89,13 @@ def open_subject(
         isinstance(input_size, bool) or not isinstance(input_size, int) or not 1 <= input_size <= 4096
     ):
         raise ExportError(f"input_size must be a whole number from 1 to 4096, not {shown(input_size)}")
-    if isinstance(net, (str, os.PathLike)) and os.path.isfile(net) and file_runtimes(net):
+    found = resolve(net)
+    if found.path is not None and os.path.isfile(found.path) and file_runtimes(found.path):
         raise ExportError(
-            f"{os.fspath(net)}: is an exported file already, and cannot be exported again: give the "
+            f"{found.given}: is an exported file already, and cannot be exported again: give the "
             ".safetensors file or the name that it was made from"
         )
-    if isinstance(net, Classifier):
+    if isinstance(net, ImageClassifier):
         model = copy.deepcopy(net)
     else:
         model = create_model(net, pretrained=pretrained and weights is None, weights=weights)
@@ -114,12 +105,11 @@ def open_subject(
     if known is not None and side != known.input_size:
         resize = max(side, round(side * known.resize / known.input_size))
         model.preprocessing = dataclasses.replace(known, input_size=side, resize=resize)
-    holds_weights = isinstance(net, (str, os.PathLike)) and is_weights_file(net)
-    if not (isinstance(net, Classifier) or holds_weights or pretrained or weights is not None):
+    if not (found.kind in ("module", "weights file") or pretrained or weights is not None):
         noise = torch.randn(8, model.in_chans, side, side, generator=torch.Generator().manual_seed(0))
         recalibrate(model, [noise], 1)
     record = model.weights
-    return Subject(
+    return ModelBundle(
         model.name or "net",
         model,
         (model.in_chans, side, side),

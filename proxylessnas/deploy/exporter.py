@@ -16,11 +16,11 @@ from ..arch.arch import Arch
 from ..arch.tree import TreeArch
 from ..data.folders import LabelledImages, labelled_images
 from ..errors import ExportError, LatencyError, shown
-from ..models.base import Classifier
+from ..models.base import ImageClassifier
 from ..runtimes.device_name import device_name
 from ..utils.files import check_place, check_space, put_in_place, workshop
 from . import verify as parity
-from .bundle import Subject, open_subject
+from .bundle import ModelBundle, open_bundle
 from .formats.base import ExportOptions, format_of
 from .report import ExportReport, FileRecord
 from .verify import LatencyRow, not_measured, proof_pictures, time_file
@@ -32,7 +32,7 @@ Steps = Callable[[str], None]
 
 
 def export(
-    net: Classifier | Arch | TreeArch | str | os.PathLike[str],
+    net: ImageClassifier | Arch | TreeArch | str | os.PathLike[str],
     path: str | os.PathLike[str],
     *,
     precision: str = "float32",
@@ -80,7 +80,7 @@ def export(
             number.
         pretrained: take published weights for a name; False leaves its weights random.
         weights: see :func:`~proxylessnas.create_model`.
-        input_size: side of the input, px; see :func:`.subject.open_subject`.
+        input_size: side of the input, px; see :func:`.bundle.open_bundle`.
         images: a folder or files to prove it with; None takes pictures that are here already.
         tolerance: how far an output may be off, times the net's largest output (or 1, if that is less); None
             means 1e-4, with ``uint8_input`` 0.02.
@@ -124,7 +124,7 @@ def export(
     versions = {"torch": str(torch.__version__), **fmt.versions()}
     tell = progress or (lambda what: None)
     tell("opening the net")
-    subject = open_subject(net, pretrained=pretrained, weights=weights, input_size=input_size)
+    subject = open_bundle(net, pretrained=pretrained, weights=weights, input_size=input_size)
     fmt.check(subject, options)
     pictures = proof_pictures(subject, images)
     tensors = [*subject.model.parameters(), *subject.model.buffers()]
@@ -191,7 +191,7 @@ def _check_options(
             raise ExportError(f"{name} must be a number from 0 to 1, not {shown(share)}")
 
 
-def _judge(subject: Subject, data: str | os.PathLike[str] | None) -> LabelledImages | None:
+def _judge(subject: ModelBundle, data: str | os.PathLike[str] | None) -> LabelledImages | None:
     """Return the labelled pictures that judge int8."""
     if data is None:
         return None

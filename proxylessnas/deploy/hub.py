@@ -29,9 +29,9 @@ from ..errors import (
     WeightsCorruptError,
     WeightsNotFoundError,
 )
-from ..models.base import POOLS, Classifier, unwrapped
+from ..models.base import POOLS, ImageClassifier, unwrapped
 from ..models.factory import create_model
-from ..models.model_file import save_weights
+from ..models.loading import save_weights
 from ..train.evaluate import Evaluation
 from ..utils.files import decode, read_bytes
 from ..utils.paths import is_offline
@@ -50,7 +50,7 @@ _MOST_CONFIG_BYTES = 1 << 20
 
 
 def save_pretrained(
-    model: Classifier,
+    model: ImageClassifier,
     folder: str | os.PathLike[str],
     *,
     name: str | None = None,
@@ -79,7 +79,7 @@ def save_pretrained(
         MissingExtraError: huggingface_hub (for the model card) or safetensors is not installed.
     """
     model = unwrapped(model)
-    if not isinstance(model, Classifier):
+    if not isinstance(model, ImageClassifier):
         raise TypeError(f"save_pretrained takes a net of this package, not a {type(model).__name__}")
     folder = Path(folder)
     title = name or model.name or folder.resolve().name
@@ -96,7 +96,7 @@ def save_pretrained(
 
 
 def _write_files(
-    model: Classifier, folder: Path, title: str, license: str | None, measured: Evaluation | None
+    model: ImageClassifier, folder: Path, title: str, license: str | None, measured: Evaluation | None
 ) -> None:
     config = json.dumps(_config(model, title), indent=2, ensure_ascii=False) + "\n"
     (folder / CONFIG).write_text(config, encoding="utf-8")
@@ -105,7 +105,7 @@ def _write_files(
     save_weights(model, folder / WEIGHTS)
 
 
-def _config(model: Classifier, title: str) -> dict[str, Any]:
+def _config(model: ImageClassifier, title: str) -> dict[str, Any]:
     """Return what ``config.json`` says; the keys that other libraries have too are named as theirs."""
     config: dict[str, Any] = {
         "library_name": LIBRARY,
@@ -132,7 +132,7 @@ def from_pretrained(
     token: str | bool | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
-) -> Classifier:
+) -> ImageClassifier:
     """Open a net of a folder, or of a repository on the Hub.
 
     A folder never touches the network and needs no further library. A repository is looked up in the Hub's
@@ -243,7 +243,7 @@ def _text(value: Any) -> str:
 
 
 def push_to_hub(
-    model: Classifier,
+    model: ImageClassifier,
     repo: str,
     *,
     name: str | None = None,

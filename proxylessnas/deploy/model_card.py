@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from .._version import __version__
 from ..errors import ProxylessError
-from ..models.base import Classifier
+from ..models.base import ImageClassifier
 from ..models.profile import profile
 from ..train.evaluate import Evaluation
 from ..weights.record import Weights
@@ -27,7 +27,7 @@ ICLR 2019, [arXiv:1812.00332](https://arxiv.org/abs/1812.00332)
 """
 
 
-def unchanged_weights(model: Classifier) -> Weights | None:
+def unchanged_weights(model: ImageClassifier) -> Weights | None:
     """Return the record of the published weights that a net has bit for bit, or None.
 
     A net that was fine-tuned still knows where its weights came from, but neither the published accuracy nor
@@ -54,7 +54,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def model_card(
-    model: Classifier, name: str, *, license: str | None = None, measured: Evaluation | None = None
+    model: ImageClassifier, name: str, *, license: str | None = None, measured: Evaluation | None = None
 ) -> str:
     """Return the text of a model card.
 
@@ -121,7 +121,7 @@ def _of_some(record: Weights | None) -> str:
     )
 
 
-def _what(model: Classifier) -> str:
+def _what(model: ImageClassifier) -> str:
     side = model.preprocessing.input_size if model.preprocessing else getattr(model.arch, "resolution", None)
     lines = []
     if side:
@@ -141,7 +141,7 @@ def _what(model: Classifier) -> str:
     )
 
 
-def _origin(model: Classifier, record: Weights | None, license: str | None) -> str:
+def _origin(model: ImageClassifier, record: Weights | None, license: str | None) -> str:
     lines = ["## Weights"]
     if record is not None:
         digest = f"SHA-256 `{record.sha256}`" if record.sha256 else f"git blob `{record.git_blob}`"

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from ..errors import ExportError, first_line, shown
 from ..latency.measurement import LIMIT, Measurement, uncertainty
-from ..models.base import Classifier, unwrapped
+from ..models.base import ImageClassifier, unwrapped
 from ..models.batchnorm import fold_batchnorm
 from ..runtimes.device_name import device_name
 from ..runtimes.environment import allocator
@@ -42,7 +42,7 @@ from .backends import (
     Way,
     no_bfloat16,
 )
-from .bundle import open_subject
+from .bundle import open_bundle
 from .verify import proof_pictures
 
 _ROUNDS = 5
@@ -251,9 +251,9 @@ def _pictures(net: nn.Module, given: Tensor | None, input_size: int | None) -> t
         return given.detach().clone(), f"the {len(given)} inputs given"
     generator, source = torch.Generator().manual_seed(0), f"{_RANDOM_INPUTS} random inputs"
     net = unwrapped(net)
-    if not isinstance(net, Classifier):
+    if not isinstance(net, ImageClassifier):
         return torch.randn(_RANDOM_INPUTS, 3, *[input_size or 224] * 2, generator=generator), source
-    subject = open_subject(net, input_size=input_size)
+    subject = open_bundle(net, input_size=input_size)
     noise = torch.randn(_RANDOM_INPUTS, *subject.input_size, generator=generator)
     if net.preprocessing is None or input_size not in (None, net.preprocessing.input_size):
         return noise, source

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .bundle import Subject
+from .bundle import ModelBundle
 from .formats.base import ExportOptions
 from .verify import LatencyRow, ParityRow
 
@@ -62,7 +62,7 @@ class ExportReport:
     format: str
     precision: str
     files: tuple[FileRecord, ...]
-    subject: Subject
+    subject: ModelBundle
     options: ExportOptions
     pictures: str
     tolerance: float | None

@@ -25,7 +25,7 @@ from ..latency.session import Item, MeasurementSession
 from ..runtimes.base import NetSpec
 from ..runtimes.files import file_runtimes
 from ..runtimes.settings import Settings
-from .bundle import Subject
+from .bundle import ModelBundle
 from .formats.base import ExportOptions, Program
 
 #: Pictures a call where the file leaves that open.
@@ -64,7 +64,7 @@ class ParityRow:
 
 
 def compare(
-    subject: Subject, program: Program, options: ExportOptions, pictures: ProofPictures
+    subject: ModelBundle, program: Program, options: ExportOptions, pictures: ProofPictures
 ) -> tuple[ParityRow, ...]:
     """Run a file and its net on the same inputs.
 
@@ -103,7 +103,7 @@ def check(rows: Sequence[ParityRow], tolerance: float, what: str) -> None:
 
 
 def _calls(
-    subject: Subject, options: ExportOptions, pictures: ProofPictures, batch: int
+    subject: ModelBundle, options: ExportOptions, pictures: ProofPictures, batch: int
 ) -> Iterator[tuple[str, list[tuple[Tensor, Tensor]]]]:
     """Yield kinds of input, each with calls: (what the file takes, what the net takes)."""
     draw = torch.Generator().manual_seed(0)
@@ -128,7 +128,7 @@ def _shifted(picture: Tensor, batch: int) -> Tensor:
     return torch.stack([picture.roll(3 * i, dims=-1) for i in range(batch)])
 
 
-def _both(subject: Subject, program: Program, given: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+def _both(subject: ModelBundle, program: Program, given: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """Return the outputs of the net and of the file."""
     with torch.inference_mode():
         expected = subject.model(x).float()
@@ -177,7 +177,7 @@ class ProofPictures:
 
 
 def proof_pictures(
-    subject: Subject, images: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | None = None
+    subject: ModelBundle, images: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | None = None
 ) -> ProofPictures:
     """Return pictures to prove a file with.
 
@@ -267,7 +267,9 @@ class LatencyRow:
         return dataclasses.asdict(self)
 
 
-def time_file(subject: Subject, path: Path, options: ExportOptions, threads: int) -> tuple[LatencyRow, ...]:
+def time_file(
+    subject: ModelBundle, path: Path, options: ExportOptions, threads: int
+) -> tuple[LatencyRow, ...]:
     """Measure a net and its file by turns, each in a process of its own.
 
     Args:

@@ -1,4 +1,4 @@
-"""The nets of a bench: this package's, torchvision's and timm's, with what is known about their accuracy."""
+"""The models of a benchmark: ours, torchvision's and timm's, with what is known about their accuracy."""
 
 from __future__ import annotations
 
@@ -19,18 +19,16 @@ import torch
 from torch import nn
 
 from ..arch.arch import Arch
-from ..arch.published import PUBLISHED, normalise_name
 from ..arch.tree import TreeArch
 from ..errors import LatencyError, MissingExtraError, ProxylessError, UnknownModelError, missing_extra
-from ..models.factory import create_model, read_arch
-from ..models.model_file import read_header
+from ..models.factory import create_model
+from ..models.loading import read_header
 from ..models.profile import profile
-from ..models.resolve import is_weights_file, looks_like_path, name_of_file
+from ..models.resolve import resolve
 from ..runtimes.base import NetSpec
 from ..runtimes.files import file_runtimes, input_size_of, report_of
-from ..weights.registry import find_by_digest, get_weights
 
-#: What most papers compare with; measured beside ImageNet nets unless that is unwanted, timm's if it is
+#: What most papers compare with; measured beside ImageNet models unless that is unwanted, timm's if it is
 #: installed.
 PEERS = (
     "torchvision/mobilenet_v2", "torchvision/mobilenet_v3_large", "torchvision/efficientnet_b0",
@@ -45,7 +43,7 @@ _TIMM_TOP1 = {
     ("mnasnet_100", "rmsp_in1k"): 74.650,
 }
 _TIMM_SIDE = 224
-#: The authors' four ImageNet nets.
+#: The authors' four ImageNet models.
 SPECIALISED = ("proxyless_gpu", "proxyless_cpu", "proxyless_mobile", "proxyless_mobile_14")
 
 _IMAGENET_CLASSES = 1000
@@ -53,19 +51,19 @@ _IMAGENET_CLASSES = 1000
 
 @dataclass(frozen=True)
 class BenchNet:
-    """A net that is measured.
+    """A model that is measured.
 
     Attributes:
-        name: of the net; torchvision's and timm's as in "timm/mnasnet_100".
+        name: of the model; torchvision's and timm's as in "timm/mnasnet_100".
         spec: what the measuring process loads.
         params: number of parameters; 0 where a file does not tell.
-        macs: multiply-accumulates for one picture of the size in ``spec``; 0 likewise.
+        macs: multiply-accumulates for one image of the size in ``spec``; 0 likewise.
         num_classes: outputs.
         top1: accuracy in percent at that size, if it is known.
         top1_status: "published" (by others, not re-measured), "measured here" (by this project), or None.
         top1_source: who says so.
-        dataset: whose pictures ``top1`` is about, "imagenet" or "cifar10"; None without ``top1``.
-        peer: another library's net.
+        dataset: whose images ``top1`` is about, "imagenet" or "cifar10"; None without ``top1``.
+        peer: another library's model.
     """
 
     name: str
@@ -87,21 +85,21 @@ def open_nets(
     image_size: int | None = None,
     peers: Sequence[str] | None = None,
 ) -> tuple[list[BenchNet], list[str]]:
-    """Return the nets to be measured, and what a user should know about them.
+    """Return the models to be measured, and what a user should know about them.
 
     Args:
-        words: nets of the zoo, files with an architecture, architectures, "torchvision/NAME", "timm/NAME",
-            exported files (:mod:`~proxylessnas.runtimes.files`).
+        words: models of the zoo, files with an architecture, architectures, "torchvision/NAME", "timm/NAME",
+            exported files (:mod:`.files`).
         folder: for files that the measuring processes read.
-        image_size: side of the input in pixels; None takes each net's own.
-        peers: other libraries' nets that are added if there is an ImageNet net. One that cannot be had is
+        image_size: side of the input in pixels; None takes each model's own.
+        peers: other libraries' models that are added if there is an ImageNet model. One that cannot be had is
             left out, with a note unless it is timm's and timm is not there at all; one among ``words`` would
             be an error.
 
     Raises:
-        UnknownModelError, ArchError: there is no such net.
-        MissingExtraError: a net's library is not installed.
-        LatencyError: a net does not take pictures of this size.
+        UnknownModelError, ArchError: there is no such model.
+        MissingExtraError: a model's library is not installed.
+        LatencyError: a model does not take images of this size.
     """
     if image_size is not None and image_size < 1:
         raise LatencyError(f"the image size must be at least 1 px, not {image_size}")
@@ -111,7 +109,7 @@ def open_nets(
     for word in dict.fromkeys(words):
         net = _open(word, folder, image_size)
         seen[net.name] += 1
-        if seen[net.name] > 1:  # two files may hold nets of the same name
+        if seen[net.name] > 1:  # two files may hold models of the same name
             net = dataclasses.replace(net, name=f"{net.name} ({seen[net.name]})")
         nets.append(net)
     if peers and any(net.num_classes == _IMAGENET_CLASSES for net in nets):
@@ -120,7 +118,7 @@ def open_nets(
                 continue
             try:
                 nets.append(_open(word, folder, image_size))
-            except (MissingExtraError, UnknownModelError) as e:  # another version may lack a net
+            except (MissingExtraError, UnknownModelError) as e:  # another version may lack a model
                 notes.append(f"{word} is left out: {e}")
     elif peers:
         notes.append("other libraries' nets are left out: none of these is an ImageNet net")
@@ -166,16 +164,9 @@ def _exported(file: str | os.PathLike[str], image_size: int | None) -> BenchNet:
 
 
 def _own(word: str | os.PathLike[str] | Arch | TreeArch, image_size: int | None) -> BenchNet:
-    record, stored = None, None
-    if isinstance(word, (Arch, TreeArch)):
-        arch, name = word, word.name
-    elif looks_like_path(word):
-        arch, stored = read_arch(word), read_header(word).preprocessing
-        record = find_by_digest(Path(word)) if is_weights_file(word) else None
-        name = record.name if record is not None else name_of_file(word)
-    else:
-        arch = PUBLISHED[normalise_name(str(word))]
-        name, record = arch.name, get_weights(arch.name)
+    found = resolve(word)
+    arch, name, record = found.arch, found.name, found.weights
+    stored = read_header(found.path).preprocessing if found.path is not None else None
     with torch.device("meta"):
         model = create_model(arch)
         model.preprocessing = record.preprocessing if record else stored or model.preprocessing
@@ -242,7 +233,7 @@ def _from_timm(name: str, folder: Path, image_size: int | None) -> BenchNet:
 
 
 def _saved(net: BenchNet, model: nn.Module, size: tuple[int, int, int], folder: Path) -> BenchNet:
-    """Return the net with its module in a file."""
+    """Return the model with its module in a file."""
     model.eval().requires_grad_(False)
     params, macs = _counted(model, size, net.name)
     file = folder / (net.name.replace("/", "-") + ".pickle")

@@ -1,4 +1,4 @@
-"""How long one forward pass of a net takes here: :func:`measure`."""
+"""Measures how long one forward pass of a model takes here: :func:`measure`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pickle
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,11 +18,10 @@ from torch import nn
 
 from ..arch.arch import Arch
 from ..arch.op_key import DEFAULT_RESOLUTION
-from ..arch.published import PUBLISHED, normalise_name
 from ..arch.tree import TreeArch
 from ..errors import LatencyError, ProxylessError, shown
-from ..models.factory import create_model, read_arch
-from ..models.resolve import is_weights_file, looks_like_path
+from ..models.factory import create_model
+from ..models.resolve import resolve
 from ..runtimes.base import NetSpec
 from ..runtimes.files import check_runtime, file_runtimes, input_size_of
 from ..runtimes.modules import CannotTravel, example_input, place, seeded
@@ -59,18 +57,18 @@ def measure(
 ) -> Timing:
     """Measure how long a forward pass takes on this machine.
 
-    The net runs in a process of its own: its number of threads is what was asked for, freed memory is kept
+    The model runs in a process of its own: its number of threads is what was asked for, freed memory is kept
     (:func:`proxylessnas.keep_freed_pages`), and nothing that this process did before disturbs it. A warm-up
     comes first and does not count. The model is not touched: a copy is measured, in evaluation mode. Short
     windows of runs follow until the undisturbed latency, a low quantile, is certain to 1 %
-    (:mod:`.measurement`), or the time is over. :func:`~proxylessnas.latency.bench` compares models more fairly.
+    (:mod:`.measurement`), or the time is over. :func:`.bench` compares models more fairly.
 
     >>> measure("proxyless_mobile", threads=2).undisturbed_ms  # doctest: +SKIP
     9.1
 
     Args:
         model_or_arch: a module; an architecture, a zoo name or an architecture's file, with random weights;
-            a file of weights that names its architecture; or an exported file that a runtime reads.
+            a file of weights that names its architecture; or an exported file (:mod:`.files`).
         batch_size: images a forward pass.
         device: "cpu" or "cuda"; None takes the module's own, "cpu" if it has several or none.
         threads: of the runtime, on a CPU; None means 1.
@@ -79,9 +77,9 @@ def measure(
         dtype: that weights and input are converted to: "float32", "bfloat16" or "float16".
         memory_format: "channels_last" or "contiguous", for weights and input.
         cuda_graph: replay a captured CUDA graph (device "cuda", runtime "torch").
-        input_size: (channels, height, width) of one picture; one number is the height and width. None takes
-            the net's own (of an exported file, that of the report beside it); (3, 224, 224) for what does not
-            come from an architecture.
+        input_size: (channels, height, width) of one image; one number is the height and width. None takes
+            the model's own (of an exported file, that of the report beside it); (3, 224, 224) for what does
+            not come from an architecture.
         min_runs: timed runs.
         min_seconds: time they take together at least.
         max_seconds: no timed run is started later than this.
@@ -92,7 +90,7 @@ def measure(
 
     Raises:
         LatencyError: it cannot be measured so; the message says why.
-        ArchError, UnknownModelError: the architecture is malformed, or there is no such net.
+        ArchError, UnknownModelError: the architecture is malformed, or there is no such model.
         MissingExtraError: the runtime's library is not installed; the message gives the pip line.
 
     A module whose classes other processes cannot import (they are defined in ``__main__`` or inside a
@@ -101,29 +99,29 @@ def measure(
     needs runtime "torch". Its hooks run there as in any forward pass.
     """
     limits = _limits(min_runs, min_seconds, max_seconds)
-    subject = _resolve(model_or_arch)
-    readers = () if subject.file is None else file_runtimes(subject.file)
+    measured = _measured(model_or_arch)
+    readers = () if measured.file is None else file_runtimes(measured.file)
     settings = Settings(
         runtime=runtime or (readers[0] if readers else "torch"),
-        device=_device(device, subject.module),
+        device=_device(device, measured.module),
         threads=1 if threads is None else threads,
         batch_size=batch_size,
         dtype=dtype,
         memory_format=memory_format,
         cuda_graph=cuda_graph,
     )
-    size = _input_size(input_size, subject)
-    if subject.module is None:
-        spec = NetSpec("arch", str(subject.arch), size)
-        if subject.file is not None:
-            check_runtime(subject.file, settings.runtime)
-            spec = NetSpec("file", os.path.abspath(subject.file), size)
+    size = _input_size(input_size, measured)
+    if measured.module is None:
+        spec = NetSpec("arch", str(measured.arch), size)
+        if measured.file is not None:
+            check_runtime(measured.file, settings.runtime)
+            spec = NetSpec("file", os.path.abspath(measured.file), size)
         with Worker(settings) as worker:
             worker.load(_NAME, spec)
             found, conditions = _until_certain(_windows_of(worker), limits), worker.conditions
         doubts: tuple[str, ...] = ()
     else:
-        found, conditions, doubts = _measure_module(subject.module, settings, size, limits)
+        found, conditions, doubts = _measure_module(measured.module, settings, size, limits)
     return Timing.of(found, conditions, size, datetime.date.today().isoformat(), doubts)
 
 
@@ -160,47 +158,40 @@ def _until_certain(take: Callable[[float], Window], limits: _Limits) -> Measurem
             return found
 
 
-@dataclass(frozen=True)
-class _Subject:
+class _Measured(NamedTuple):
     """What is to be measured: a module, an exported file, or else an architecture alone."""
 
-    module: nn.Module | None
-    arch: Arch | TreeArch | None
-    channels: int
+    module: nn.Module | None = None
+    arch: Arch | TreeArch | None = None
+    channels: int = 3
     file: str | None = None
 
 
-def _resolve(what: object) -> _Subject:
+def _measured(what: object) -> _Measured:
     """Find out what the caller named."""
-    if isinstance(what, nn.Module):
-        if any(tensor.is_meta for tensor in [*what.parameters(), *what.buffers()]):
-            raise LatencyError("the module is on the device 'meta': it has no weights to run with")
-        arch = getattr(what, "arch", None)
-        arch = arch if isinstance(arch, (Arch, TreeArch)) else None
-        channels = getattr(what, "in_chans", None)
-        return _Subject(what, arch, channels if arch is not None and isinstance(channels, int) else 3)
-    if isinstance(what, (Arch, TreeArch)):
-        return _from_arch(what)
-    if not isinstance(what, (str, os.PathLike)):
-        raise LatencyError(
-            "what is to be measured must be a module, an architecture, a zoo name or a file, not "
-            f"{shown(what)}"
-        )
-    if file_runtimes(what):
-        return _Subject(None, None, 3, os.fspath(what))
-    if not looks_like_path(what):
-        return _from_arch(PUBLISHED[normalise_name(str(what))])
-    if is_weights_file(what):
-        return _resolve(create_model(what))
-    return _from_arch(read_arch(what))
-
-
-def _from_arch(arch: Arch | TreeArch) -> _Subject:
-    if isinstance(arch, Arch) and any(block.kind == "custom" for block in arch.iter_blocks()):
-        # Another process knows nothing of operations that were registered here.
-        with seeded(str(arch)):
-            return _Subject(create_model(arch), arch, arch.in_channels)
-    return _Subject(None, arch, arch.in_channels)
+    if isinstance(what, (str, os.PathLike)) and file_runtimes(what):
+        return _Measured(file=os.fspath(what))
+    try:
+        found = resolve(what)
+    except TypeError as e:
+        raise LatencyError(f"what is to be measured {e}") from e
+    module = found.module
+    if found.path is not None and found.kind == "weights file":
+        module = create_model(found.path)
+    if module is None:
+        arch = found.arch
+        if isinstance(arch, Arch) and any(block.kind == "custom" for block in arch.iter_blocks()):
+            # Another process knows nothing of operations that were registered here.
+            with seeded(str(arch)):
+                module = create_model(arch)
+        return _Measured(module, arch, arch.in_channels)
+    if any(tensor.is_meta for tensor in [*module.parameters(), *module.buffers()]):
+        raise LatencyError("the module is on the device 'meta': it has no weights to run with")
+    own: object = getattr(module, "arch", None)
+    channels = getattr(module, "in_chans", None)
+    if isinstance(own, (Arch, TreeArch)):
+        return _Measured(module, own, channels if isinstance(channels, int) else 3)
+    return _Measured(module)
 
 
 def _limits(min_runs: object, min_seconds: object, max_seconds: object) -> _Limits:
@@ -230,13 +221,13 @@ def _device(device: object, module: nn.Module | None) -> str:
     return kinds.pop() if len(kinds) == 1 else "cpu"
 
 
-def _input_size(given: object, subject: _Subject) -> tuple[int, int, int]:
-    resolution = getattr(subject.arch, "resolution", None) or DEFAULT_RESOLUTION
-    size: object = (subject.channels, resolution, resolution)
-    if subject.file is not None:
-        size = input_size_of(subject.file) or size
+def _input_size(given: object, measured: _Measured) -> tuple[int, int, int]:
+    resolution = getattr(measured.arch, "resolution", None) or DEFAULT_RESOLUTION
+    size: object = (measured.channels, resolution, resolution)
+    if measured.file is not None:
+        size = input_size_of(measured.file) or size
     if isinstance(given, int):
-        size = (subject.channels, given, given)
+        size = (measured.channels, given, given)
     elif given is not None:
         size = given
     if (

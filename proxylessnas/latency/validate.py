@@ -20,7 +20,7 @@ from ..arch.space import SearchSpace
 from ..errors import ArchError, LatencyError, ProxylessError, shown
 from ..runtimes.base import NetSpec
 from ..runtimes.settings import Conditions, Settings
-from ..utils.config import is_int, is_number
+from ..utils.checks import is_int, is_number
 from .entries import LEAST_JUDGED, LONGEST_MS, NO_ORDER, Correction
 from .metrics import (
     LEAST,

@@ -1,4 +1,4 @@
-"""What every net of the package has in common: pooling, classifier, feature maps, frozen BatchNorm."""
+"""The base of every model: pooling, classifier, feature maps, frozen BatchNorm, and classes of an image."""
 
 from __future__ import annotations
 
@@ -18,28 +18,25 @@ from .layers import LinearLayer
 
 if TYPE_CHECKING:
     from PIL import Image
-    from torch import Tensor
 
     from ..data.transforms import Preprocessing
     from ..weights.record import Weights
-
-# DOC proxylessnas.predict: """From a picture to class names in one call."""
 
 _T = TypeVar("_T")
 POOLS = ("avg", "max", "avgmax", "")
 
 
-class Classifier(nn.Module):
-    """Base of the nets: a body that ends in a feature map, global pooling, dropout and a linear classifier.
+class ImageClassifier(nn.Module):
+    """Base of the models: a body that ends in a feature map, global pooling, dropout and a linear classifier.
 
     Attributes:
         name: how results call it: the published weights' name, or that of the file or run its weights are
             from; else the architecture's.
-        arch: the architecture the net was built from.
+        arch: the architecture the model was built from.
         num_classes: outputs of the last layer, also of one that replaced it; 0 means embeddings.
         in_chans: channels that the stem takes, also one that replaced it.
         num_features: channels that enter the classifier.
-        preprocessing: what images need before they enter the net, or None if it is not known.
+        preprocessing: what images need before they enter the model, or None if it is not known.
         weights: the record of the published weights that were loaded, or None.
         categories: names of the classes, in output order; empty if they are not known. Set your own after
             training; :func:`~proxylessnas.save_weights` keeps them. They belong to the last layer that the
@@ -125,7 +122,7 @@ class Classifier(nn.Module):
         return names if layer is self._last_layer() else ()
 
     def _set_head(self, num_classes: int | None, global_pool: str, device: Any, dtype: Any = None) -> None:
-        """Set pooling and classifier; a net's constructor does so last, which keeps the original order."""
+        """Set pooling and classifier; a model's constructor does so last, which keeps the original order."""
         num_classes = self.arch.num_classes if num_classes is None else num_classes
         if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 0:
             raise ValueError(f"num_classes must be a whole number, 0 for embeddings, not {num_classes!r}")
@@ -146,7 +143,7 @@ class Classifier(nn.Module):
         """Replace the classifier by a new, randomly initialised one of the same device and dtype.
 
         Args:
-            num_classes: outputs; 0 makes the net return embeddings.
+            num_classes: outputs; 0 makes the model return embeddings.
             global_pool: "avg", "max", "avgmax" (mean of the two) or "" (no pooling, with num_classes=0); None
                 keeps it.
 
@@ -190,24 +187,57 @@ class Classifier(nn.Module):
         return self.forward_head(self.forward_features(x))
 
     def predict(self, image: str | os.PathLike[str] | Image.Image | Tensor, top: int = 5) -> list[Prediction]:
-        """Name the most probable classes of one picture, preprocessed as the weights want it.
+        """Name the most probable classes of one image, preprocessed as the weights want it.
 
         Args:
-            image: a file, a Pillow picture, or a uint8 tensor [3, H, W].
+            image: a file, a Pillow image, or a uint8 tensor [3, H, W].
             top: how many classes.
 
         Returns:
             The best classes, best first, each ``(name, probability, class_index, wnid)``; the name is the
-            class's number where ``categories`` is empty. The net runs in evaluation mode and is left as it
+            class's number where ``categories`` is empty. The model runs in evaluation mode and is left as it
             was.
 
         Raises:
-            ImageError: the file cannot be read as a picture.
-            ProxylessError: the net's preprocessing is not known, it has no classifier, or it does not take
+            ImageError: the file cannot be read as an image.
+            ProxylessError: the model's preprocessing is not known, it has no classifier, or it does not take
                 three channels.
             ValueError: ``top`` is below 1.
         """
-        return predict(self, image, top)
+        from ..data.images import load_image
+
+        if self.preprocessing is None:
+            raise ProxylessError(
+                f"the preprocessing of {self.name!r} is not known; set model.preprocessing to a "
+                "proxylessnas.Preprocessing with the values it was trained with"
+            )
+        if not self.num_classes:
+            raise ProxylessError(
+                f"{self.name!r} has no classifier (num_classes=0): call the net for embeddings"
+            )
+        if top < 1:
+            raise ValueError(f"top must be at least 1, not {top}")
+        if self.in_chans != 3:
+            raise ProxylessError(
+                f"{self.name!r} takes images of {self.in_chans} channel(s) and photos have 3: "
+                "prepare its input yourself and call the net"
+            )
+        if isinstance(image, (str, os.PathLike)):
+            image = load_image(image)
+        if getattr(image, "ndim", 3) != 3:
+            raise ImageError(
+                "predict takes one picture; for a batch call the net on preprocessing.build()(pictures)"
+            )
+        like = next(self.parameters())
+        inputs = self.preprocessing.build()(image)[None].to(like.device, like.dtype)
+        with evaluation_mode(self):
+            found = top_classes(self, inputs, top)[0]
+        names, wnids = (
+            known if len(known) == self.num_classes else () for known in (self.categories, self.wnids)
+        )
+        return [
+            Prediction(names[i] if names else str(i), p, i, wnids[i] if wnids else None) for i, p in found
+        ]
 
     def forward_intermediates(self, x: Tensor, indices: int | Sequence[int] | None = None) -> list[Tensor]:
         """Return the feature maps that ``feature_info`` describes, finest first.
@@ -248,7 +278,7 @@ class Classifier(nn.Module):
         return [maps[self.feature_info[i]["module"]] for i in wanted]
 
     def freeze_bn(self, freeze: bool = True, *, affine: bool = False) -> None:
-        """Keep every BatchNorm in evaluation mode, also after ``.train()`` of the net (not of a part of it).
+        """Keep every BatchNorm in evaluation mode, also after ``.train()`` of the model (not of one part).
 
         Args:
             freeze: False undoes it, with the gradients that ``affine`` stopped.
@@ -262,7 +292,7 @@ class Classifier(nn.Module):
                 if affine:
                     module.requires_grad_(not freeze)
 
-    def train(self, mode: bool = True) -> Classifier:
+    def train(self, mode: bool = True) -> ImageClassifier:
         """Set training mode; BatchNorms frozen by :meth:`freeze_bn` stay in evaluation mode."""
         super().train(mode)
         if self._frozen_bn:
@@ -272,12 +302,12 @@ class Classifier(nn.Module):
         return self
 
 
-def unwrapped(model: _T) -> _T | Classifier:
+def unwrapped(model: _T) -> _T | ImageClassifier:
     """Return the model in what torch.compile, DataParallel or AveragedModel made of it, or what is given."""
     inner: Any = model
-    while isinstance(inner, nn.Module) and not isinstance(inner, Classifier):
+    while isinstance(inner, nn.Module) and not isinstance(inner, ImageClassifier):
         inner = getattr(inner, "_orig_mod", None) or getattr(inner, "module", None)
-    return inner if isinstance(inner, Classifier) else model
+    return inner if isinstance(inner, ImageClassifier) else model
 
 
 def check_rate(name: str, rate: float) -> float:
@@ -297,7 +327,7 @@ def check_in_chans(in_chans: int | None, arch: Arch | TreeArch) -> int:
 
 
 class Prediction(NamedTuple):
-    """One class of a picture.
+    """One class of an image.
 
     Attributes:
         name: the class's name, or its number as text where no names are known.
@@ -312,45 +342,9 @@ class Prediction(NamedTuple):
     wnid: str | None = None
 
 
-def predict(
-    model: Classifier, image: str | os.PathLike[str] | Image.Image | Tensor, top: int = 5
-) -> list[Prediction]:
-    """Return the most probable classes of one picture (see :meth:`Classifier.predict`)."""
-    from ..data.images import load_image
-
-    if model.preprocessing is None:
-        raise ProxylessError(
-            f"the preprocessing of {model.name!r} is not known; set model.preprocessing to a "
-            "proxylessnas.Preprocessing with the values it was trained with"
-        )
-    if not model.num_classes:
-        raise ProxylessError(f"{model.name!r} has no classifier (num_classes=0): call the net for embeddings")
-    if top < 1:
-        raise ValueError(f"top must be at least 1, not {top}")
-    if model.in_chans != 3:
-        raise ProxylessError(
-            f"{model.name!r} takes images of {model.in_chans} channel(s) and photos have 3: "
-            "prepare its input yourself and call the net"
-        )
-    if isinstance(image, (str, os.PathLike)):
-        image = load_image(image)
-    if getattr(image, "ndim", 3) != 3:
-        raise ImageError(
-            "predict takes one picture; for a batch call the net on preprocessing.build()(pictures)"
-        )
-    like = next(model.parameters())
-    inputs = model.preprocessing.build()(image)[None].to(like.device, like.dtype)
-    with evaluation_mode(model):
-        found = top_classes(model, inputs, top)[0]
-    names, wnids = (
-        known if len(known) == model.num_classes else () for known in (model.categories, model.wnids)
-    )
-    return [Prediction(names[i] if names else str(i), p, i, wnids[i] if wnids else None) for i, p in found]
-
-
 @contextlib.contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put a net into evaluation mode and give every part its own mode back afterwards."""
+    """Put a model into evaluation mode and give every part its own mode back afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -360,21 +354,19 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def top_classes(model: nn.Module, inputs: torch.Tensor, k: int = 5) -> list[list[tuple[int, float]]]:
-    """Return the ``k`` best classes of each picture, best first, as (class index, probability 0 to 1).
+def top_classes(model: nn.Module, inputs: Tensor, k: int = 5) -> list[list[tuple[int, float]]]:
+    """Return the ``k`` best classes of each image, best first, as (class index, probability 0 to 1).
 
-    The net is used as it is: put it in evaluation mode first.
+    The model is used as it is: put it in evaluation mode first.
 
     Args:
         model: gives logits ``[B, classes]``.
-        inputs: ``[B, 3, H, W]``, preprocessed, on the net's device.
+        inputs: ``[B, 3, H, W]``, preprocessed, on the model's device.
         k: how many classes; all of them when there are fewer.
 
     Raises:
-        WeightsCorruptError: the net's output is not finite.
+        WeightsCorruptError: the model's output is not finite.
     """
-    import torch
-
     with torch.inference_mode():
         logits = model(inputs)
     check_finite(logits.isfinite().all())
@@ -383,7 +375,7 @@ def top_classes(model: nn.Module, inputs: torch.Tensor, k: int = 5) -> list[list
     return [list(zip(i, v, strict=True)) for i, v in zip(indices.tolist(), values.tolist(), strict=True)]
 
 
-def check_finite(finite: torch.Tensor) -> None:
+def check_finite(finite: Tensor) -> None:
     """Raise if not all logits are finite; ``finite`` says whether, []."""
     if not bool(finite):
         raise WeightsCorruptError("the net's output is not finite (NaN or infinite): the weights are damaged")

@@ -1,4 +1,7 @@
-"""BatchNorm folded into the convolutions before it: the same function, a third fewer passes over memory."""
+"""Folds BatchNorm into convolutions, computes its statistics anew, and shares them between processes.
+
+Folded, a model is the same function with a third fewer passes over memory.
+"""
 
 from __future__ import annotations
 
@@ -23,18 +26,16 @@ from .layers import ConvLayer, folded
 if TYPE_CHECKING:
     from ..utils.distributed import Processes
 
-# DOC proxylessnas.train.batchnorm: """BatchNorm statistics: computed anew over some batches, or shared by several processes during training."""
-
 
 def fold_batchnorm(model: nn.Module) -> nn.Module:
-    """Return a copy of a net for inference, with every BatchNorm that can be folded replaced by an identity.
+    """Return a copy of a model for inference, where each BatchNorm that can be folded is an identity.
 
-    Found are those of :class:`~proxylessnas.models.layers.ConvLayer`, and those right behind a convolution in an
+    Found are those of :class:`~.layers.ConvLayer`, and those right behind a convolution in an
     ``nn.Sequential``. A convolution stays an ``nn.Conv2d``, with a bias; what is computed changes by
     rounding only. Left alone are modules that are used twice, hooked or parametrised.
 
     Args:
-        model: any net; it is not changed.
+        model: any model; it is not changed.
 
     Returns:
         A copy in evaluation mode, without gradients.
@@ -77,7 +78,7 @@ def single_values_as_data_error(inputs: Tensor, advice: str) -> Iterator[None]:
     """Turn what BatchNorm in training mode raises where a channel has a single value into advice.
 
     Args:
-        inputs: what the net is given in the block, [N, C, H, W].
+        inputs: what the model is given in the block, [N, C, H, W].
         advice: what to do about it, such as "use a larger batch_size".
 
     Raises:
@@ -105,12 +106,12 @@ def recalibrate(
     """Compute the statistics of every BatchNorm anew, as plain means over some batches.
 
     A moving average lags behind the weights, and averaged weights never had statistics of their own. Nothing
-    but BatchNorm is in training mode meanwhile, so that nothing is dropped. A net whose BatchNorm is frozen
-    (:meth:`Classifier.freeze_bn`) is left alone, and so is one for which there are no batches. Modes, momenta
-    and counters are as before afterwards; after an exception, the statistics too.
+    but BatchNorm is in training mode meanwhile, so that nothing is dropped. A model whose BatchNorm is frozen
+    (:meth:`ImageClassifier.freeze_bn`) is left alone, and so is one for which there are no batches. Modes,
+    momenta and counters are as before afterwards; after an exception, the statistics too.
 
     Args:
-        model: the net, on the device of the batches.
+        model: the model, on the device of the batches.
         batches: inputs [N, C, H, W].
         limit: most batches to take.
         processes: take the mean over these, each with batches of its own; all have to call this.
@@ -245,11 +246,11 @@ def convert_sync_bn(model: nn.Module, process_group: Any = None) -> nn.Module:
     checkpoint fits before and after.
 
     Args:
-        model: the net, on its device: on CUDA it gets torch's own ``SyncBatchNorm``, elsewhere ours.
+        model: the model, on its device: on CUDA it gets torch's own ``SyncBatchNorm``, elsewhere ours.
         process_group: None is all processes.
 
     Returns:
-        The net.
+        The model.
     """
     for module in model.modules():
         if isinstance(module, _BatchNorm) and not isinstance(module, _SYNCED):
@@ -262,7 +263,7 @@ def convert_sync_bn(model: nn.Module, process_group: Any = None) -> nn.Module:
 
 
 def revert_sync_bn(model: nn.Module) -> nn.Module:
-    """Undo :func:`convert_sync_bn` and return the net."""
+    """Undo :func:`convert_sync_bn` and return the model."""
     for module in model.modules():
         if isinstance(module, _SYNCED):
             module.__class__ = module.__dict__.pop("_plain_class", nn.BatchNorm2d)

@@ -1,99 +1,37 @@
-"""The functions that build a net: one a published net, and :func:`create_model` for any architecture."""
+"""Builds models: one function a published model, and :func:`create_model` for any architecture.
+
+What ``torch.hub`` shows and most people call is the first kind; they all have one signature.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import fnmatch
 import os
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 
 from ..arch.arch import Arch
-from ..arch.published import MODEL_NAMES, PUBLISHED, normalise_name
-from ..arch.text import MAX_TEXT
+from ..arch.published import MODEL_NAMES, PUBLISHED
 from ..arch.tree import TreeArch
-from ..errors import ArchError, WeightsNotFoundError
-from ..utils.files import read_text
+from ..errors import WeightsNotFoundError, shown
 from ..weights.cache import VerifiedLoader
 from ..weights.record import Weights
-from ..weights.registry import find_by_digest, get_weights
-from .base import Classifier
+from ..weights.registry import get_weights, read_manifest
+from .base import ImageClassifier
 from .loading import (
     Source,
     adopt,
+    build,
     fit_state_dict,
     head_classes,
-    log_report,
     open_source,
     without_prefix,
 )
 from .proxylessnas import ProxylessNAS
 from .pyramid import PyramidTreeNet
-from .resolve import is_weights_file, looks_like_path, name_of_file
-
-if TYPE_CHECKING:
-    from ..arch.tree import TreeArch
-    from ..weights.record import Weights
-
-# DOC proxylessnas.zoo: """One function a published net, all of one signature: what ``torch.hub`` shows and most people call."""
-
-
-def _read_arch_file(path: Path) -> Arch | TreeArch:
-    if path.suffix.lower() in (".json", ".config"):
-        return Arch.from_official(path)
-    return _parsed(read_text(path, "an architecture", ArchError, 2 * MAX_TEXT), path)
-
-
-def _parsed(text: str, path: Path) -> Arch | TreeArch:
-    try:
-        return Arch.parse(text)
-    except ArchError as e:
-        raise ArchError(f"{path}: {e}") from e
-
-
-def read_arch(path: str | os.PathLike[str]) -> Arch | TreeArch:
-    """Read an architecture from a ``.json``/``.config`` file, a text, or a ``.safetensors`` header.
-
-    A published ``.pth`` file, known by its digest, has the architecture it was published with.
-
-    Raises:
-        ArchError: there is none, or it is malformed; the message names the file and the place.
-    """
-    path = Path(path)
-    if not is_weights_file(path):
-        return _read_arch_file(path)
-    if path.suffix.lower() == ".safetensors":
-        from ..utils.tensor_files import read_metadata
-
-        metadata = read_metadata(path)
-        if "arch" in metadata:
-            return _parsed(metadata["arch"], path)
-    record = find_by_digest(path) if path.is_file() else None
-    if record is None:
-        raise ArchError(
-            f"{path}: holds weights but no architecture; name one: NAME_OR_ARCH --weights FILE "
-            "(create_model(NAME_OR_ARCH, weights=FILE) in Python)"
-        )
-    return PUBLISHED[record.arch]
-
-
-def build(arch: Arch | TreeArch, **options: Any) -> Classifier:
-    """Build a model with random weights; one of the published is told how their images are prepared.
-
-    Args:
-        arch: the architecture.
-        options: those of :class:`~proxylessnas.models.proxylessnas.ProxylessNAS`; ``global_pool`` None means "avg".
-    """
-    if options.get("global_pool") is None:
-        options = {**options, "global_pool": "avg"}
-    model: Classifier = (
-        ProxylessNAS(arch, **options) if isinstance(arch, Arch) else PyramidTreeNet(arch, **options)
-    )
-    if arch.name in PUBLISHED:
-        model.preprocessing = get_weights(arch.name).preprocessing
-    return model
+from .resolve import resolve
 
 
 def create_model(
@@ -107,8 +45,8 @@ def create_model(
     global_pool: str | None = None,
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
-) -> Classifier:
-    """Build a net from a name, an architecture, or a file that holds one.
+) -> ImageClassifier:
+    """Build a model from a name, an architecture, or a file that holds one.
 
     >>> model = create_model("proxyless_mobile", num_classes=10)
 
@@ -123,14 +61,14 @@ def create_model(
         num_classes: outputs; 0 returns embeddings; None takes the weights' or the architecture's. If it
             differs from the weights', the classifier starts anew and everything else is loaded.
         in_chans: input channels; the stem's weights are adapted. None takes the architecture's, 3 for the
-            published nets.
+            published models.
         global_pool: "avg", "max", "avgmax", or "" to keep the feature map (with num_classes=0); None takes
             the file's, "avg" if it says nothing.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth.
 
     Returns:
-        The net, in training mode. ``model.preprocessing`` is what its images need, ``model.weights`` the
+        The model, in training mode. ``model.preprocessing`` is what its images need, ``model.weights`` the
         record of its published weights, each None if not known.
 
     Raises:
@@ -141,16 +79,12 @@ def create_model(
     """
     if not isinstance(pretrained, bool):
         raise TypeError(f"pretrained must be True or False, not {pretrained!r}; a file goes into weights=")
-    from_file = False
-    if isinstance(name_or_arch, (Arch, TreeArch)):
-        arch = name_or_arch
-    elif looks_like_path(name_or_arch):
-        from_file = True
-        arch = read_arch(name_or_arch)
-        if is_weights_file(name_or_arch):
-            weights = weights or name_or_arch
-    else:
-        arch = PUBLISHED[normalise_name(cast(str, name_or_arch))]
+    found = resolve(name_or_arch)
+    if found.kind == "module":
+        raise TypeError(f"a model is built from a name, a file or an architecture, not {shown(name_or_arch)}")
+    arch = found.arch
+    if found.kind == "weights file":
+        weights = weights or found.path
     options: dict[str, Any] = {
         "num_classes": num_classes,
         "in_chans": in_chans,
@@ -161,18 +95,13 @@ def create_model(
     with torch.inference_mode(False):  # parameters made under inference mode could never be trained
         if weights is None and not pretrained:
             model = build(arch, **options)
-            model.name = name_of_file(cast(str, name_or_arch)) if from_file else model.name
+            model.name = found.name
             return model
         if weights is None:
             weights = get_weights(_published_as(arch))
-        elif isinstance(weights, str) and not looks_like_path(weights):
-            weights = get_weights(weights)
+        elif isinstance(weights, str) and (named := resolve(weights)).kind == "zoo":
+            weights = get_weights(named.name)
         return _build_with_weights(arch, weights, progress, options)
-
-
-def _owned(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return tensors that share memory neither with each other, nor a larger buffer, nor the caller's."""
-    return {key: value.clone(memory_format=torch.contiguous_format) for key, value in tensors.items()}
 
 
 def _published_as(arch: Arch | TreeArch) -> str:
@@ -188,16 +117,18 @@ def _published_as(arch: Arch | TreeArch) -> str:
 
 def _build_with_weights(
     arch: Arch | TreeArch, weights: str | os.PathLike[str] | Weights, progress: bool, options: dict[str, Any]
-) -> Classifier:
+) -> ImageClassifier:
     if isinstance(weights, Weights):
         # Reading and hashing 18 MB takes as long as creating 400 modules: do both at once.
         loader = VerifiedLoader(weights, progress=progress)
         model = build(arch, **options, device="meta")
-        source = Source(loader.result(), f"the weights of {weights.name}", record=weights, owned=True)
+        label = f"the weights of {weights.name}"
+        source = Source(loader.result(), label, record=weights, name=weights.name, owned=True)
     else:
         source = open_source(weights, progress)
-        said = {"num_classes": source.header.num_classes, "global_pool": source.header.global_pool}
-        said = {key: value for key, value in said.items() if options[key] is None}
+        said = {
+            key: getattr(source.header, key) for key in ("num_classes", "global_pool") if options[key] is None
+        }
         model = build(arch, **{**options, **said}, device="meta")
         if options["num_classes"] is None:
             classes = head_classes(without_prefix(source.state, model.state_dict())[0], model.num_features)
@@ -210,12 +141,12 @@ def _build_with_weights(
         key: value.to(device, dtype if value.is_floating_point() else None) for key, value in fitted.items()
     }
     if not source.owned:
-        placed = _owned(placed)
+        # They may share memory with each other, with a larger buffer, or with the caller.
+        placed = {key: value.clone(memory_format=torch.contiguous_format) for key, value in placed.items()}
     model.load_state_dict(placed, strict=False, assign=True)
     if any(p.is_meta for p in model.classifier.parameters()):
         model._set_head(model.num_classes, model.global_pool, device, dtype)
     adopt(model, source, report)
-    log_report(report, model, source.label)
     return model
 
 
@@ -227,18 +158,15 @@ def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
 
     Args:
         pattern: as in ``"proxyless_w*"``.
-        pretrained: only nets with published weights.
+        pretrained: only models with published weights.
     """
     names = sorted(fnmatch.filter(MODEL_NAMES, pattern))
     if pretrained:
-        from ..weights.registry import read_manifest
-
-        with_weights = read_manifest()
-        names = [name for name in names if name in with_weights]
+        names = [name for name in names if name in read_manifest()]
     return names
 
 
-Net = TypeVar("Net", bound=Classifier, covariant=True)
+Net = TypeVar("Net", bound=ImageClassifier, covariant=True)
 
 
 class Builder(Protocol[Net]):
@@ -258,7 +186,7 @@ class Builder(Protocol[Net]):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
     ) -> Net:
-        """Build the net."""
+        """Build the model."""
 
 
 _ARGUMENTS = """
@@ -282,7 +210,7 @@ Raises:
 
 
 def _builder(name: str, kind: type[Net], summary: str, *, alias: str | None = None) -> Builder[Net]:
-    """Return an ordinary function, with name, signature and docstring, that builds one published net."""
+    """Return an ordinary function, with name, signature and docstring, that builds one published model."""
 
     def build(
         pretrained: bool = False,
@@ -383,8 +311,8 @@ def proxyless_custom(
     global_pool: str | None = None,
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
-) -> Classifier:
-    """Any other net: one that a search found, or that was trained or written down by somebody.
+) -> ImageClassifier:
+    """Any other model: one that a search found, or that was trained or written down by somebody.
 
     Args:
         arch: an architecture, its text ("Arch(...)"), or the path of a file that holds it (.txt, the original

@@ -1,9 +1,10 @@
 """Convolutions with what follows them in one kernel, without a compiler: PyTorch's oneDNN operators.
 
-Inductor turns a frozen net on a CPU into calls of these operators: weights in the order that the kernel wants
-them in, bounds of ReLU6 and the sum of a shortcut applied while a result is still in a register. Nothing
-but a compiler's minute is needed to call them from Python instead. They are not part of PyTorch's public
-interface: whoever calls :func:`fuse` measures and compares the result, and does without where it fails.
+Inductor turns a frozen model on a CPU into calls of these operators: weights in the order that the kernel
+wants them in, bounds of ReLU6 and the sum of a shortcut applied while a result is still in a register.
+Nothing but a compiler's minute is needed to call them from Python instead. They are not part of PyTorch's
+public interface: whoever calls :func:`fuse` measures and compares the result, and does without where it
+fails.
 """
 
 from __future__ import annotations
@@ -63,14 +64,14 @@ class FusedBlock(nn.Module):
 
 
 def fuse(folded: nn.Module, example: Tensor) -> nn.Module:
-    """Return a copy of a net of ours that runs on oneDNN's fused operators.
+    """Return a copy of a model of ours that runs on oneDNN's fused operators.
 
     Args:
         folded: of :func:`~proxylessnas.models.batchnorm.fold_batchnorm`; on the CPU.
-        example: an input, [N, C, H, W], of the dtype of the net.
+        example: an input, [N, C, H, W], of the dtype of the model.
 
     Raises:
-        RuntimeError, AttributeError: this build of PyTorch cannot do it, or the net has no part to be fused.
+        RuntimeError, AttributeError: this build of PyTorch cannot do it, or there is nothing to be fused.
     """
     twin = copy.deepcopy(folded)
     shapes = _input_shapes(twin, example)

@@ -74,7 +74,7 @@ def batch_norm(channels: int, eps: float = 1e-5, momentum: float = 0.1, device: 
 def folded(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Return weight and bias of the convolution that does what ``conv`` does with ``bn`` behind it.
 
-    In double precision, so that whoever rounds them to the net's own dtype rounds once.
+    In double precision, so that whoever rounds them to the model's own dtype rounds once.
     """
     assert bn.running_mean is not None  # it is never without statistics
     assert bn.running_var is not None
@@ -198,7 +198,7 @@ def drop_path(x: Tensor, rate: float) -> Tensor:
 
 
 class ResidualBlock(nn.Module):
-    """One block of a net: ``op(x)``, or ``x + op(x)`` where it has a shortcut; a Zero block returns ``x``.
+    """One block of a model: ``op(x)``, or ``x + op(x)`` where it has a shortcut; a Zero block returns ``x``.
 
     The operation is named ``mobile_inverted_conv`` whatever it is, as in the original checkpoints; a Zero
     block holds nothing.

@@ -1,4 +1,4 @@
-"""Parameters and multiply-accumulates of a net, and what was not counted."""
+"""Counts the parameters and multiply-accumulates of a model, and says what was not counted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 @dataclass(frozen=True)
 class Profile:
-    """Size and work of a net.
+    """Size and work of a model.
 
     Attributes:
         params: number of parameters (BatchNorm statistics are buffers and do not count).
@@ -59,7 +59,7 @@ class _Counter(TorchDispatchMode):
 def profile(model: nn.Module, input_size: tuple[int, int, int] | int | None = None) -> Profile:
     """Count parameters and multiply-accumulates without computing anything.
 
-    The net is copied to the meta device in evaluation mode; it is neither run nor changed.
+    The model is copied to the meta device in evaluation mode; it is neither run nor changed.
 
     >>> from proxylessnas import proxyless_cpu
     >>> profile(proxyless_cpu()).macs
@@ -68,7 +68,7 @@ def profile(model: nn.Module, input_size: tuple[int, int, int] | int | None = No
     Args:
         model: any module.
         input_size: (channels, height, width) of one image; one number means a square image of that size, in
-            pixels. None takes the net's own: what its preprocessing or its architecture says; (3, 224, 224)
+            pixels. None takes the model's own: what its preprocessing or its architecture says; (3, 224, 224)
             for modules that are not of this package.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The MBConv net that an :class:`~proxylessnas.arch.arch.Arch` describes (ProxylessNAS, section 4.2)."""
+"""The MBConv model that an :class:`~proxylessnas.arch.arch.Arch` describes (ProxylessNAS, section 4.2)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..arch.arch import Arch
-from .base import Classifier, check_in_chans, check_rate
+from .base import ImageClassifier, check_in_chans, check_rate
 from .layers import ConvLayer, ResidualBlock
 
 
-class ProxylessNAS(Classifier):
+class ProxylessNAS(ImageClassifier):
     """Stem, MBConv blocks, 1x1 convolution, global pooling, linear classifier.
 
     Modules and parameters have the names of the original checkpoints, so those load with ``strict=True``.
@@ -72,7 +72,7 @@ class ProxylessNAS(Classifier):
             yield f"blocks.{i}", x
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Return the last feature map, [N, last, H / 32, W / 32] for the published nets, before pooling."""
+        """Return the last feature map, [N, last, H / 32, W / 32] for the published models, before pooling."""
         x = self.first_conv(x)
         for block in self.blocks:
             x = block(x)

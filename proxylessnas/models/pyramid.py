@@ -1,4 +1,4 @@
-"""The CIFAR-10 net: a PyramidNet of tree cells that a :class:`~proxylessnas.arch.tree.TreeArch` describes.
+"""The CIFAR-10 model: a PyramidNet of tree cells that a :class:`~proxylessnas.arch.tree.TreeArch` describes.
 
 Everything is pre-activation: BatchNorm, ReLU, then the convolution (ProxylessNAS, section 4.1;
 PathLevel-EAS). Module and parameter names are those of the original checkpoint.
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ..arch.blocks import BOTTLENECK, BRANCHES, EDGES_PER_BRANCH
 from ..arch.tree import TreeArch
-from .base import Classifier, check_in_chans, check_rate
+from .base import ImageClassifier, check_in_chans, check_rate
 from .layers import batch_norm, conv2d, drop_path
 
 
@@ -187,8 +187,8 @@ class Norm(nn.Module):
         return F.relu(x) if self.act else x
 
 
-class PyramidTreeNet(Classifier):
-    """The tree-structured net; arguments as for :class:`~proxylessnas.models.proxylessnas.ProxylessNAS`.
+class PyramidTreeNet(ImageClassifier):
+    """The tree-structured model; arguments as for :class:`~proxylessnas.models.proxylessnas.ProxylessNAS`.
 
     ``drop_path_rate`` p drops whole cells, block l of L with probability 2 * l * p / (L + 1), mean p; at
     training time the others are rescaled (PathLevel-EAS), so nothing changes at evaluation. The published

@@ -1,4 +1,4 @@
-"""What a word on the command line means to a figure: a net of the zoo, a file, or the folder of a run."""
+"""Opens what is drawn: a model of the zoo, a file, or the folder of a run."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..arch.arch import Arch
-from ..arch.published import PUBLISHED, normalise_name
 from ..arch.tree import TreeArch
-from ..errors import ArchError, DataError, UnknownModelError, short_name
-from ..models.resolve import is_weights_file, looks_like_path, name_of_file
+from ..errors import ArchError, DataError, short_name
+from ..models.resolve import read_arch, resolve
 from .runs import LOG_FILE, Story, read_story
 
 if TYPE_CHECKING:
@@ -19,19 +18,19 @@ if TYPE_CHECKING:
     from ..latency.table import LatencyTable
     from ..models.profile import Profile
 
-#: Files of a run that hold its net, the best first.
+#: Files of a run that hold its model, the best first.
 _NETS = ("child.safetensors", "arch.txt", "model.safetensors")
 TABLE_FILE = "table.json"  # a search's, as search.run writes it; importing that would import the trainer
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A net to look at.
+class DrawnModel:
+    """A model to look at.
 
     Attributes:
-        name: of the net, or of the run's folder.
+        name: of the model, or of the run's folder.
         arch: what is drawn.
-        folder: of the run that it is from; None for a net of the zoo or a file.
+        folder: of the run that it is from; None for a model of the zoo or a file.
         notes: what should be said about it.
     """
 
@@ -41,37 +40,20 @@ class Subject:
     notes: tuple[str, ...] = ()
 
 
-def open_subject(word: str | os.PathLike[str]) -> Subject:
-    """Return the net that a word names.
+def open_subject(word: str | os.PathLike[str]) -> DrawnModel:
+    """Return the model that a word names.
 
     Args:
-        word: a net of the zoo; a file with an architecture or with weights and one; or the folder of a search
-            or a training. Of a search that has not ended it is the net that would be derived.
+        word: a model of the zoo; a file with an architecture or with weights and one; or the folder of a
+            search or a training. Of a search that has not ended it is the model that would be derived.
 
     Raises:
         UnknownModelError, ArchError, DataError: there is none; the message says what was looked for.
     """
-    from ..models.factory import read_arch
-
-    path = Path(word)
-    if path.is_dir():
-        return _of_folder(path)
-    if looks_like_path(word):
-        arch = read_arch(path)
-        return Subject(_name(path), arch)
-    try:
-        arch = PUBLISHED[normalise_name(str(word))]
-    except UnknownModelError as e:
-        raise UnknownModelError(f"{e} (and no file or folder is called so)") from e
-    return Subject(arch.name, arch)
-
-
-def _name(path: Path) -> str:
-    """Return the name of the net in a file; a published one is known by its digest."""
-    from ..weights.registry import find_by_digest
-
-    record = find_by_digest(path) if is_weights_file(path) else None
-    return record.name if record is not None else name_of_file(path)
+    if Path(word).is_dir():
+        return _of_folder(Path(word))
+    found = resolve(word)
+    return DrawnModel(found.name, found.arch)
 
 
 def is_search(folder: str | os.PathLike[str]) -> bool:
@@ -79,13 +61,11 @@ def is_search(folder: str | os.PathLike[str]) -> bool:
     return (Path(folder) / LOG_FILE).is_file()
 
 
-def _of_folder(folder: Path) -> Subject:
-    from ..models.factory import read_arch
-
+def _of_folder(folder: Path) -> DrawnModel:
     name = short_name(folder.resolve().name, "run")
     for file in _NETS:
         if (folder / file).is_file():
-            return Subject(name, read_arch(folder / file), folder)
+            return DrawnModel(name, read_arch(folder / file), folder)
     if not is_search(folder):
         raise DataError(
             f"{folder}: holds no run ({LOG_FILE}, or one of {', '.join(_NETS)}, is expected in it)"
@@ -95,11 +75,11 @@ def _of_folder(folder: Path) -> Subject:
     if net is None:
         raise DataError(f"{folder}: the search has no net yet: no epoch of it has ended after its warm-up")
     note = f"{folder}: the search has not ended; shown is the net that it would derive now"
-    return Subject(name, net, folder, (note,))
+    return DrawnModel(name, net, folder, (note,))
 
 
 def net_of(story: Story, name: str) -> Arch | None:
-    """Return the net that a search found, or would derive now; None before there is one."""
+    """Return the model that a search found, or would derive now; None before there is one."""
     picks = None
     if story.done is not None and isinstance(story.done.get("arch"), str):
         try:
@@ -138,10 +118,10 @@ def table_of(folder: Path) -> LatencyTable | None:
 
 
 def profile_of(arch: Arch | TreeArch, preprocessing: Preprocessing | None = None) -> Profile:
-    """Return parameters and multiply-accumulates of a net at its own size, without its weights.
+    """Return parameters and multiply-accumulates of a model at its own size, without its weights.
 
     Args:
-        arch: the net's.
+        arch: the model's.
         preprocessing: of its images, whose size counts then; None takes the architecture's.
     """
     import torch

@@ -11,7 +11,7 @@ from typing import Any
 from ..arch.published import PUBLISHED
 from ..data.transforms import Preprocessing
 from ..errors import ProxylessError
-from ..models.model_file import Header
+from ..models.loading import Header
 from ..utils.progress import clock
 from .curves import Line, finite, line_chart
 from .net_page import net_part

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import LatencyError, shown
-from ..utils.config import is_int
+from ..utils.checks import is_int
 from .registry import get_runtime
 
 DEVICES = ("cpu", "cuda")

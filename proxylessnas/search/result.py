@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ..arch.arch import Arch
 from ..errors import ProxylessError, short_name
-from ..models.model_file import save_weights
+from ..models.loading import save_weights
 from ..utils.files import write_atomically
 from .constraints import Budget
 from .evaluate import choose

@@ -27,10 +27,11 @@ from ..data.class_folders import not_held_out_before
 from ..data.sources import Data
 from ..data.transforms import Preprocessing
 from ..errors import DataError, first_line
-from ..models.base import Classifier, unwrapped
+from ..models.base import ImageClassifier, unwrapped
 from ..models.batchnorm import fold_batchnorm
 from ..models.factory import create_model
 from ..models.fuse import fuse
+from ..models.resolve import resolve
 from ..utils.devices import sent
 from .checkpoint import weights_digest
 from .recipe import Recipe
@@ -153,13 +154,13 @@ def open_teacher(source: TeacherSource, data: Data, pupil: Preprocessing, device
     if isinstance(source, nn.Module):
         source = unwrapped(source)
         net, name = copy.deepcopy(source), type(source).__name__  # the caller's own stays as it is
-        name = source.name if isinstance(source, Classifier) else name
+        name = source.name if isinstance(source, ImageClassifier) else name
     elif str(source).lower().endswith(PROGRAM_SUFFIX):
         net, own = _program(Path(source))
         name = str(source)
     else:
         net, name = create_model(_nameable(source), pretrained=True), str(source)
-    own = net.preprocessing if isinstance(net, Classifier) else own
+    own = net.preprocessing if isinstance(net, ImageClassifier) else own
     digest = weights_digest(net)  # before it is on the device
     teacher = Teacher(_ready(net, device), name, digest, own)
     _check_classes(teacher, data, pupil, device)
@@ -194,7 +195,7 @@ def _nameable(source: str | os.PathLike[str]) -> str | os.PathLike[str]:
     """Return a name or file that says which net it is of."""
     if os.path.isdir(source):
         raise DataError(f"the teacher {source} is a folder: name the model.safetensors in it")
-    if str(source).lower().endswith((".pth", ".pt")):
+    if resolve(source).kind == "weights file" and Path(source).suffix.lower() != ".safetensors":
         raise DataError(
             f"the teacher {source} does not say which net it is of: in Python load it with "
             "create_model(NAME, weights=FILE), and save_weights writes a .safetensors file that can teach"
@@ -229,10 +230,10 @@ def _ready(net: nn.Module, device: torch.device) -> nn.Module:
     with contextlib.suppress(NotImplementedError):  # a program of torch.export is in its mode for good
         net.eval()
     net = net.to(device).to(memory_format=torch.channels_last)
-    return _quick(net, device) if isinstance(net, Classifier) else net
+    return _quick(net, device) if isinstance(net, ImageClassifier) else net
 
 
-def _quick(net: Classifier, device: torch.device) -> nn.Module:
+def _quick(net: ImageClassifier, device: torch.device) -> nn.Module:
     """Return a net with BatchNorm folded and, where that works, its convolutions fused with what follows."""
     quick = fold_batchnorm(net)
     if device.type != "cpu" or net.preprocessing is None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..data.folders import ImageDataset
 from ..errors import DataError, ProxylessError
-from ..models.base import Classifier, check_finite, evaluation_mode
+from ..models.base import ImageClassifier, check_finite, evaluation_mode
 from ..utils.distributed import Processes
 from ..utils.subprocesses import safe_path
 from .metrics import Metrics
@@ -298,7 +298,7 @@ def ignore_interrupt(worker: int) -> None:
 
 
 def accuracy_on(
-    net: Classifier,
+    net: ImageClassifier,
     batches: Iterable[tuple[Tensor, Tensor]],
     processes: Processes,
     autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,

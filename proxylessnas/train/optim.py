@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..models.base import Classifier
+from ..models.base import ImageClassifier
 from .recipe import Recipe
 
 _WARMUP_START = 0.01  # share of the rate at the first step of a warm-up
@@ -45,7 +45,7 @@ def sections(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return [*found, ("classifier", head if isinstance(head, nn.Module) else nn.Identity())]
 
 
-def parameter_groups(model: Classifier, recipe: Recipe) -> list[dict[str, Any]]:
+def parameter_groups(model: ImageClassifier, recipe: Recipe) -> list[dict[str, Any]]:
     """Return the trainable parameters in groups of one learning rate and one weight decay each.
 
     Parameters without ``requires_grad`` are left out. The order depends on the net and the recipe alone, so
@@ -140,12 +140,12 @@ def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
         group["lr"] = group["base"] * factor
 
 
-def head_parameters(model: Classifier) -> list[nn.Parameter]:
+def head_parameters(model: ImageClassifier) -> list[nn.Parameter]:
     """Return the parameters of the classifier."""
     return list(model.classifier.parameters())
 
 
-def set_train_mode(model: Classifier, frozen_body: bool = False) -> None:
+def set_train_mode(model: ImageClassifier, frozen_body: bool = False) -> None:
     """Put a net in training mode; a frozen body stays in evaluation mode.
 
     So its BatchNorm statistics do not move and no path is dropped, while dropout before the classifier is on.

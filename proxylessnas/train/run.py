@@ -20,8 +20,9 @@ from ..arch.arch import Arch
 from ..data.class_folders import VALIDATION_FILE, validation_names
 from ..data.open import Data, class_counts, open_data
 from ..errors import CheckpointError, DataError, ProxylessError
-from ..models.base import Classifier
-from ..models.model_file import save_weights
+from ..models.base import ImageClassifier
+from ..models.loading import save_weights
+from ..models.resolve import resolve
 from ..utils.distributed import Processes, processes
 from ..utils.files import LockTimeout, locked, unlink_quietly, write_atomically
 from ..utils.signals import StopRequest
@@ -39,7 +40,6 @@ from .setup import (
     begin_fields,
     figure,
     kept_before,
-    source_name,
     started,
 )
 from .trainer import Trainer
@@ -78,7 +78,7 @@ class Result:
 
 
 def train(
-    model: Classifier | str | os.PathLike[str] | Arch | TreeArch,
+    model: ImageClassifier | str | os.PathLike[str] | Arch | TreeArch,
     data: Data | str | os.PathLike[str] | Dataset[Any],
     recipe: Recipe | str | os.PathLike[str] = "scratch",
     *,
@@ -111,11 +111,11 @@ def train(
         ProxylessError: the loss became infinite or NaN.
     """
     recipe = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
-    return run_from(model, data, recipe, out, val, teacher, Start(source_name(model)))
+    return run_from(model, data, recipe, out, val, teacher, Start(resolve(model).given))
 
 
 def finetune(
-    model: Classifier | str | os.PathLike[str],
+    model: ImageClassifier | str | os.PathLike[str],
     data: Data | str | os.PathLike[str] | Dataset[Any],
     recipe: Recipe | str | os.PathLike[str] = "finetune",
     *,
@@ -148,7 +148,7 @@ def finetune(
         DataError: as :func:`train`; or the classifier to keep knows other classes.
     """
     given, recipe = recipe, recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
-    start = Start(source_name(model), weights is None, weights, keep_classifier)
+    start = Start(resolve(model).given, weights is None, weights, keep_classifier)
     return run_from(model, data, recipe, out, val, teacher, start, thaw=given == "finetune")
 
 

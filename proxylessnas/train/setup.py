@@ -19,9 +19,9 @@ from ..data.class_folders import not_held_out_before
 from ..data.sources import Data
 from ..data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from ..errors import DataError
-from ..models.base import Classifier, unwrapped
-from ..models.factory import create_model, read_arch
-from ..models.resolve import is_weights_file
+from ..models.base import ImageClassifier, unwrapped
+from ..models.factory import create_model
+from ..models.resolve import resolve
 from ..utils.config import problems_error
 from ..utils.files import open_file
 from .checkpoint import weights_digest
@@ -29,7 +29,7 @@ from .recipe import Recipe
 
 if TYPE_CHECKING:
     from ..data.open import Data
-    from ..models.base import Classifier
+    from ..models.base import ImageClassifier
     from .trainer import Trainer
 
 
@@ -38,7 +38,7 @@ _USUAL_RESIZE = 256  # px
 _NO_MARGIN_BELOW = 64  # px: small pictures are shown whole
 
 
-def preprocessing_of(recipe: Recipe, model: Classifier, data: Data) -> Preprocessing:
+def preprocessing_of(recipe: Recipe, model: ImageClassifier, data: Data) -> Preprocessing:
     """Return the preprocessing of a net that is trained by a recipe on some data.
 
     Sizes: the recipe's, else those of the net's weights, else the architecture's input size (224 px if it has
@@ -93,7 +93,7 @@ class Start:
         """Whether the weights are trained ones."""
         return self.pretrained or self.weights is not None
 
-    def digest(self, net: Classifier) -> str:
+    def digest(self, net: ImageClassifier) -> str:
         """Return the digest of the trained weights in a net that has not been trained on yet, else ""."""
         if not self.trained:
             return ""
@@ -108,7 +108,7 @@ class Start:
             "kept_classifier": named and bool(self.keep_classifier),
         }
 
-    def begun_with(self, net: Classifier, data: Data) -> list[str]:
+    def begun_with(self, net: ImageClassifier, data: Data) -> list[str]:
         """Return in one line which classifier a net starts with; nothing of one that starts from scratch."""
         if not self.trained or self.source is None:
             return []
@@ -119,7 +119,7 @@ class Start:
             ]
         return [f"the classifier is new, for the {len(data.categories):,} classes of {data.name}"]
 
-    def notes(self, net: Classifier, data: Data) -> list[str]:
+    def notes(self, net: ImageClassifier, data: Data) -> list[str]:
         """Return what a user who goes on with a classifier should know, one line each."""
         if not self.keep_classifier:
             return []
@@ -139,11 +139,6 @@ class Start:
         return found
 
 
-def source_name(model: object) -> str | None:
-    """Return how a net that is to be built was called; None for one that is there, or an architecture."""
-    return os.fspath(model) if isinstance(model, (str, os.PathLike)) else None
-
-
 def kept_before(out: Path) -> bool | None:
     """Return whether the run in a folder began with the classifier of its weights; None without a run."""
     if not any((out / "checkpoints").glob("*.pt")):
@@ -156,12 +151,12 @@ def kept_before(out: Path) -> bool | None:
         return False  # what runs did before there was a choice
 
 
-def start_net(model: Any, data: Data, recipe: Recipe, start: Start) -> Classifier:
+def start_net(model: Any, data: Data, recipe: Recipe, start: Start) -> ImageClassifier:
     """Return the net with as many outputs as there are classes; see :func:`started`."""
     return started(model, data, recipe, start)[0]
 
 
-def started(model: Any, data: Data, recipe: Recipe, start: Start) -> tuple[Classifier, Start]:
+def started(model: Any, data: Data, recipe: Recipe, start: Start) -> tuple[ImageClassifier, Start]:
     """Return the net with as many outputs as there are classes, and how it started, the classifier decided.
 
     Args:
@@ -182,11 +177,11 @@ def started(model: Any, data: Data, recipe: Recipe, start: Start) -> tuple[Class
     return net, start
 
 
-def _net(model: Any, data: Data, recipe: Recipe, start: Start) -> tuple[Classifier, Start]:
+def _net(model: Any, data: Data, recipe: Recipe, start: Start) -> tuple[ImageClassifier, Start]:
     classes = len(data.categories)
     model = unwrapped(model)
     if isinstance(model, nn.Module):
-        if not isinstance(model, Classifier):
+        if not isinstance(model, ImageClassifier):
             raise TypeError(f"a net of this package is trained, not a {type(model).__name__}")
         if model.num_classes != classes:
             raise DataError(f"the net has {model.num_classes} outputs, but {data.name} has {classes} classes")
@@ -201,8 +196,8 @@ def _net(model: Any, data: Data, recipe: Recipe, start: Start) -> tuple[Classifi
             _check_classifier(model, data)
         model.drop_rate = model.drop_rate if recipe.dropout is None else recipe.dropout
         return model, replace(start, keep_classifier=bool(start.keep_classifier))
-    if not start.trained and isinstance(model, (str, os.PathLike)) and is_weights_file(Path(model)):
-        model = read_arch(model)  # from scratch: the architecture alone
+    if not start.trained and (found := resolve(model)).kind == "weights file":
+        model = found.arch  # from scratch: the architecture alone
     net = create_model(
         model,
         start.pretrained,
@@ -224,7 +219,7 @@ def _net(model: Any, data: Data, recipe: Recipe, start: Start) -> tuple[Classifi
     return net, start
 
 
-def _check_classifier(net: Classifier, data: Data) -> None:
+def _check_classifier(net: ImageClassifier, data: Data) -> None:
     """Refuse to go on with a classifier of other classes."""
     known, wanted = net.categories, data.categories
     if net.num_classes != len(wanted):

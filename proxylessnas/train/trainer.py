@@ -20,7 +20,7 @@ from ..data.open import Data
 from ..data.transforms import Preprocessing
 from ..data.unreadable import UnreadableNotes
 from ..errors import ProxylessError
-from ..models.base import Classifier
+from ..models.base import ImageClassifier
 from ..models.batchnorm import convert_sync_bn, recalibrate, revert_sync_bn
 from ..utils.distributed import Processes
 from ..utils.signals import Stopped, StopRequest
@@ -57,7 +57,7 @@ class Trainer:
 
     def __init__(
         self,
-        net: Classifier,
+        net: ImageClassifier,
         data: Data,
         recipe: Recipe,
         settings: Settings,

@@ -79,7 +79,7 @@ def _scan_archive(data: bytes) -> None:
 
 
 def _has_one_directory(data: bytes) -> bool:
-    """Tell whether the archive's list of files lies directly before its end record, which is all that follows."""
+    """Tell whether the archive's list of files lies directly before its end record, with nothing behind."""
     end = len(data) - 22
     if end < 0 or data[end : end + 4] != b"PK\5\6" or data[-2:] != b"\0\0":  # its comment is empty
         return False

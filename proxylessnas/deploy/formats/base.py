@@ -14,7 +14,7 @@ from torch import Tensor
 from ...arch.tree import TreeArch
 from ...errors import ExportError, shown
 from ...utils.lazy_names import declared
-from ..bundle import Subject
+from ..bundle import ModelBundle
 
 #: Runs a file in its own runtime: pictures as the file takes them, [N, C, H, W], to logits [N, classes] on
 #: the CPU in float32. Any N that the file allows.
@@ -65,7 +65,7 @@ class Format(Protocol):
             MissingExtraError: one is not installed; the message gives the pip line.
         """
 
-    def check(self, subject: Subject, options: ExportOptions) -> None:
+    def check(self, subject: ModelBundle, options: ExportOptions) -> None:
         """Refuse at once what cannot work.
 
         Raises:
@@ -73,7 +73,7 @@ class Format(Protocol):
             MissingExtraError: a library is not installed.
         """
 
-    def write(self, subject: Subject, path: Path, options: ExportOptions) -> list[Path]:
+    def write(self, subject: ModelBundle, path: Path, options: ExportOptions) -> list[Path]:
         """Write the file, and return it with the files that belong to it (as an OpenVINO ``.bin``).
 
         ``path`` lies in a folder of the export's own; whoever calls moves what is proven to its place.
@@ -106,7 +106,7 @@ def refuse(fmt: Format, options: ExportOptions, *known: str) -> None:
         raise ExportError(f"{fmt.suffix} files have no option {' and no option '.join(words)}")
 
 
-def refuse_open_trees(fmt: Format, subject: Subject, options: ExportOptions) -> None:
+def refuse_open_trees(fmt: Format, subject: ModelBundle, options: ExportOptions) -> None:
     """Refuse a tree-structured net of an open batch: its channel shuffles are bound to the example's batch.
 
     Raises:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ExportError, LatencyError
-from ..bundle import Subject
+from ..bundle import ModelBundle
 from .base import ExportOptions, Program, refuse, refuse_open_trees
 from .split_depthwise import split_depthwise
 
@@ -23,7 +23,7 @@ _MUST_BE_DELEGATED = ("aten.convolution", "aten.linear", "aten.addmm", "aten.mm"
 class ExecuTorchFormat:
     """See :class:`~proxylessnas.deploy.formats.base.Format`.
 
-    The texts of :meth:`~proxylessnas.deploy.bundle.Subject.metadata` are methods of the program, one a key:
+    The texts of :meth:`.ModelBundle.metadata` are methods of the program, one a key:
     ``module.run_method("categories", ())[0]`` in Python, ``module.execute("categories")[0].toStr()`` on
     Android.
     """
@@ -37,13 +37,13 @@ class ExecuTorchFormat:
 
         return {**RUNTIME.versions(), "torch": torch.__version__}
 
-    def check(self, subject: Subject, options: ExportOptions) -> None:
+    def check(self, subject: ModelBundle, options: ExportOptions) -> None:
         """Refuse at once what cannot work."""
         refuse(self, options, "batch_size")
         refuse_open_trees(self, subject, options)
         self.versions()
 
-    def write(self, subject: Subject, path: Path, options: ExportOptions) -> list[Path]:
+    def write(self, subject: ModelBundle, path: Path, options: ExportOptions) -> list[Path]:
         """Write the file and return it.
 
         Raises:

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from ...arch.arch import Arch
 from ...errors import ExportError, LatencyError, MissingExtraError, first_line
-from ...models.model_file import save_weights
+from ...models.loading import save_weights
 from ...runtimes.litert import RUNTIME, interpreter, resize
 from ...utils.subprocesses import find_program
-from ..bundle import Subject
+from ..bundle import ModelBundle
 from .base import ExportOptions, Program, refuse, refuse_open_trees
 
 #: Names the Python that has litert-torch.
@@ -42,7 +42,7 @@ class LiteRTFormat:
 
     The file's input is [N, H, W, C], as phones' libraries have pictures; a program of :meth:`open` takes
     [N, C, H, W] like all others. Behind the model the file is a zip archive with the texts of
-    :meth:`~proxylessnas.deploy.bundle.Subject.metadata` as ``metadata.json`` and, if the classes have
+    :meth:`~proxylessnas.deploy.bundle.ModelBundle.metadata` as ``metadata.json`` and, if the classes have
     names, ``labels.txt``, where TensorFlow Lite's tools look for it.
     """
 
@@ -53,7 +53,7 @@ class LiteRTFormat:
         """Return the versions of the libraries it is run with; the converter has its own."""
         return RUNTIME.versions()
 
-    def check(self, subject: Subject, options: ExportOptions) -> None:
+    def check(self, subject: ModelBundle, options: ExportOptions) -> None:
         """Refuse at once what cannot work."""
         refuse(self, options, "batch_size")
         refuse_open_trees(self, subject, options)
@@ -66,7 +66,7 @@ class LiteRTFormat:
             )
         converter_python()
 
-    def write(self, subject: Subject, path: Path, options: ExportOptions) -> list[Path]:
+    def write(self, subject: ModelBundle, path: Path, options: ExportOptions) -> list[Path]:
         """Write the file and return it; takes a minute."""
         convert(subject, path, options)
         append_metadata(path, subject.metadata(), subject.categories)
@@ -91,7 +91,7 @@ class LiteRTFormat:
         return run
 
 
-def convert(subject: Subject, path: Path, options: ExportOptions, int8: Sequence[object] = ()) -> None:
+def convert(subject: ModelBundle, path: Path, options: ExportOptions, int8: Sequence[object] = ()) -> None:
     """Write a net as a ``.tflite`` file without metadata.
 
     Args:

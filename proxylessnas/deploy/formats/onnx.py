@@ -29,7 +29,7 @@ from ...runtimes.onnx_graph import (
     traced_onnx,
 )
 from ...runtimes.onnxruntime import RUNTIME
-from ..bundle import Subject
+from ..bundle import ModelBundle
 from .base import ExportOptions, Program, refuse
 
 #: Names of the file's input and output.
@@ -46,7 +46,7 @@ class OnnxFormat:
         """Return the versions of the libraries it is written and run with."""
         return {"onnx": str(import_onnx().__version__), **RUNTIME.versions()}
 
-    def check(self, subject: Subject, options: ExportOptions) -> None:
+    def check(self, subject: ModelBundle, options: ExportOptions) -> None:
         """Refuse at once what cannot work."""
         refuse(self, options, "batch_size", "uint8_input", "opset")
         self.versions()
@@ -68,7 +68,7 @@ class OnnxFormat:
                     f"takes {subject.input_size[0]} channels"
                 )
 
-    def write(self, subject: Subject, path: Path, options: ExportOptions) -> list[Path]:
+    def write(self, subject: ModelBundle, path: Path, options: ExportOptions) -> list[Path]:
         """Write the file and return it."""
         onnx = import_onnx()
         proto = net_proto(subject, options.batch_size, options.opset or OPSET)
@@ -106,7 +106,7 @@ class OnnxFormat:
         return run
 
 
-def net_proto(subject: Subject, batch_size: int | None, opset: int = OPSET) -> Proto:
+def net_proto(subject: ModelBundle, batch_size: int | None, opset: int = OPSET) -> Proto:
     """Return a net as an ONNX model with input "images" and output "logits".
 
     Args:
@@ -131,7 +131,7 @@ def net_proto(subject: Subject, batch_size: int | None, opset: int = OPSET) -> P
     return _renamed(proto, {INPUT: IMAGES, OUTPUT: LOGITS})
 
 
-def take_bytes(path: Path, subject: Subject) -> None:
+def take_bytes(path: Path, subject: ModelBundle) -> None:
     """Put a net's preprocessing into a file that was written without it, as ``uint8_input`` does.
 
     Args:

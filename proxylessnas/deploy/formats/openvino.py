@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...errors import ExportError
 from ...runtimes.openvino import RUNTIME, last_line
-from ..bundle import Subject
+from ..bundle import ModelBundle
 from .base import ExportOptions, Program, refuse
 
 #: Where the metadata is: ``model.get_rt_info(["proxylessnas", "categories"])``.
@@ -31,12 +31,12 @@ class OpenVinoFormat:
 
         return {**RUNTIME.versions(), "onnx": str(import_onnx().__version__)}
 
-    def check(self, subject: Subject, options: ExportOptions) -> None:
+    def check(self, subject: ModelBundle, options: ExportOptions) -> None:
         """Refuse at once what cannot work."""
         refuse(self, options, "batch_size")
         self.versions()
 
-    def write(self, subject: Subject, path: Path, options: ExportOptions) -> list[Path]:
+    def write(self, subject: ModelBundle, path: Path, options: ExportOptions) -> list[Path]:
         """Write the two files and return them, the one with the graph first."""
         from .onnx import net_proto
 

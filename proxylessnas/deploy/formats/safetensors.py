@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..._version import __version__
 from ...errors import ExportError, ProxylessError, missing_extra
-from ...models.model_file import save_weights
-from ..bundle import Subject
+from ...models.loading import save_weights
+from ..bundle import ModelBundle
 from .base import ExportOptions, Program, refuse
 
 #: What :func:`~proxylessnas.save_weights` does not write itself.
@@ -33,12 +33,12 @@ class SafetensorsFormat:
         found = str(getattr(safetensors, "__version__", None) or version("safetensors"))
         return {"proxylessnas": __version__, "torch": str(torch.__version__), "safetensors": found}
 
-    def check(self, subject: Subject, options: ExportOptions) -> None:
+    def check(self, subject: ModelBundle, options: ExportOptions) -> None:
         """Refuse at once what cannot work."""
         refuse(self, options)
         self.versions()
 
-    def write(self, subject: Subject, path: Path, options: ExportOptions) -> list[Path]:
+    def write(self, subject: ModelBundle, path: Path, options: ExportOptions) -> list[Path]:
         """Write the file and return it."""
         known = subject.metadata()
         return [save_weights(subject.model, path, {key: known[key] for key in _MORE if key in known})]

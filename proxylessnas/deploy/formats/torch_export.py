@@ -15,7 +15,7 @@ from torch import Tensor
 from ...errors import ExportError, LatencyError, first_line
 from ...runtimes.files import METADATA_FILE, load_program
 from ...runtimes.torch_compile import missing_compiler
-from ..bundle import Subject
+from ..bundle import ModelBundle
 from .base import ExportOptions, Program, refuse
 
 
@@ -29,14 +29,14 @@ class TorchExportFormat:
         """Return the version of torch."""
         return {"torch": str(torch.__version__)}
 
-    def check(self, subject: Subject, options: ExportOptions) -> None:
+    def check(self, subject: ModelBundle, options: ExportOptions) -> None:
         """Refuse at once what cannot work."""
         refuse(self, options, "batch_size", "aot", "threads")
         todo = missing_compiler() if options.aot else None
         if todo:
             raise ExportError(f"machine code needs a C++ compiler: {todo}; without --aot none is needed")
 
-    def write(self, subject: Subject, path: Path, options: ExportOptions) -> list[Path]:
+    def write(self, subject: ModelBundle, path: Path, options: ExportOptions) -> list[Path]:
         """Write the file and return it."""
         program = exported_program(subject, options.batch_size)
         if options.aot:
@@ -52,7 +52,7 @@ class TorchExportFormat:
         return opened(path)
 
 
-def exported_program(subject: Subject, batch_size: int | None) -> Any:
+def exported_program(subject: ModelBundle, batch_size: int | None) -> Any:
     """Return the net as a ``torch.export.ExportedProgram``.
 
     Args:

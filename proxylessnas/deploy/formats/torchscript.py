@@ -12,7 +12,7 @@ import torch
 
 from ...errors import ExportError, first_line
 from ...runtimes.files import METADATA_FILE
-from ..bundle import Subject
+from ..bundle import ModelBundle
 from .base import ExportOptions, Program, refuse
 from .torch_export import opened
 
@@ -27,11 +27,11 @@ class TorchScriptFormat:
         """Return the version of torch."""
         return {"torch": str(torch.__version__)}
 
-    def check(self, subject: Subject, options: ExportOptions) -> None:
+    def check(self, subject: ModelBundle, options: ExportOptions) -> None:
         """Refuse at once what cannot work."""
         refuse(self, options)
 
-    def write(self, subject: Subject, path: Path, options: ExportOptions) -> list[Path]:
+    def write(self, subject: ModelBundle, path: Path, options: ExportOptions) -> list[Path]:
         """Write the file and return it."""
         example = torch.zeros(1, *subject.input_size)
         try:

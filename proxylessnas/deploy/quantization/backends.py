@@ -11,7 +11,7 @@ from typing import Protocol, cast
 from torch import Tensor
 
 from ...errors import ExportError
-from ..bundle import Subject
+from ..bundle import ModelBundle
 from ..formats.base import ExportOptions, Format, formats
 from .schemes import Scheme
 
@@ -29,7 +29,12 @@ class Backend(Protocol):
         """
 
     def write(
-        self, subject: Subject, path: Path, batches: Sequence[Tensor], scheme: Scheme, options: ExportOptions
+        self,
+        subject: ModelBundle,
+        path: Path,
+        batches: Sequence[Tensor],
+        scheme: Scheme,
+        options: ExportOptions,
     ) -> None:
         """Write an int8 file.
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ...data.folders import LabelledImages, counted, entries, is_picture, pictures_below
 from ...errors import ExportError
 from ...train.evaluate import read_batches
-from ..bundle import Subject
+from ..bundle import ModelBundle
 
 #: Fewer show too little of what a net can meet, and none could be held out to choose by.
 LEAST = 8
@@ -51,7 +51,8 @@ class Calibration:
 
 
 def read_calibration(
-    subject: Subject, given: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | LabelledImages | None
+    subject: ModelBundle,
+    given: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | LabelledImages | None,
 ) -> Calibration:
     """Read the pictures to calibrate with; of more than :data:`MOST`, some spread evenly over all.
 
@@ -96,7 +97,9 @@ def _views(x: Tensor) -> Tensor:
     return torch.cat([both, both.flip(3)])
 
 
-def labelled_inputs(subject: Subject, samples: Sequence[tuple[str, int]]) -> Iterator[tuple[Tensor, Tensor]]:
+def labelled_inputs(
+    subject: ModelBundle, samples: Sequence[tuple[str, int]]
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield batches of inputs [N, C, H, W] with their class indices [N].
 
     Raises:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ...errors import ExportError, LatencyError, first_line
 from ...runtimes.executorch import RUNTIME, lower_exported
-from ..bundle import Subject
+from ..bundle import ModelBundle
 from ..formats.base import ExportOptions
 from ..formats.executorch import _MUST_BE_DELEGATED, LARGEST_BATCH
 from ..formats.split_depthwise import SplitDepthwise, split_depthwise
@@ -34,7 +34,7 @@ def paired_weights(path: Path) -> None:
 
 
 def write(
-    subject: Subject, path: Path, batches: Sequence[Tensor], scheme: Scheme, options: ExportOptions
+    subject: ModelBundle, path: Path, batches: Sequence[Tensor], scheme: Scheme, options: ExportOptions
 ) -> None:
     """Write an int8 file; see :class:`~.backends.Backend`.
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...models.base import Classifier
+from ...models.base import ImageClassifier
 from ...models.layers import ConvLayer, ResidualBlock
 from ...models.proxylessnas import ProxylessNAS
 from ..formats.split_depthwise import is_wide
@@ -63,7 +63,7 @@ def rounded_input(x: Tensor, ranges: Ranges) -> Tensor:
     return _rounded(x, ranges[_INPUT]) if _INPUT in ranges else x
 
 
-def observe(net: Classifier, batches: Iterable[Tensor], scheme: Scheme) -> Ranges:
+def observe(net: ImageClassifier, batches: Iterable[Tensor], scheme: Scheme) -> Ranges:
     """Return the range of every place whose values the file holds in 8 bits.
 
     Args:
@@ -100,7 +100,7 @@ def in_float_part(name: str, scheme: Scheme) -> bool:
 
 
 @contextlib.contextmanager
-def simulated(net: Classifier, ranges: Ranges, scheme: Scheme) -> Iterator[None]:
+def simulated(net: ImageClassifier, ranges: Ranges, scheme: Scheme) -> Iterator[None]:
     """Let a net round weights and activations while the block runs; gradients pass through the rounding.
 
     Args:
@@ -131,7 +131,7 @@ def simulated(net: Classifier, ranges: Ranges, scheme: Scheme) -> Iterator[None]
 
 @contextlib.contextmanager
 def _visited(
-    net: Classifier, visit: Callable[[str, Tensor], Tensor | None], scheme: Scheme
+    net: ImageClassifier, visit: Callable[[str, Tensor], Tensor | None], scheme: Scheme
 ) -> Iterator[None]:
     """Call ``visit`` with each place and its values while the block runs; what it returns replaces them."""
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ExportError
-from ..bundle import Subject
+from ..bundle import ModelBundle
 from ..formats.base import ExportOptions
 from ..formats.litert import append_metadata, convert
 from ..formats.split_depthwise import split_depthwise
@@ -31,7 +31,7 @@ def paired_weights(path: Path) -> None:
 
 
 def write(
-    subject: Subject, path: Path, batches: Sequence[Tensor], scheme: Scheme, options: ExportOptions
+    subject: ModelBundle, path: Path, batches: Sequence[Tensor], scheme: Scheme, options: ExportOptions
 ) -> None:
     """Write an int8 file; see :class:`~.backends.Backend`."""
     if scheme.rule not in _RULES or scheme.weight_bits != 8 or scheme.float_last:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...errors import ExportError, first_line, missing_extra
 from ...runtimes.onnx_graph import Proto, import_onnx
-from ..bundle import Subject
+from ..bundle import ModelBundle
 from ..formats.base import ExportOptions
 from ..formats.onnx import FORMAT
 from ..formats.split_depthwise import MOST_WEIGHTS
@@ -62,7 +62,7 @@ def paired_weights(path: Path) -> dict[str, Tensor]:
 
 
 def write(
-    subject: Subject, path: Path, batches: Sequence[Tensor], scheme: Scheme, options: ExportOptions
+    subject: ModelBundle, path: Path, batches: Sequence[Tensor], scheme: Scheme, options: ExportOptions
 ) -> None:
     """Write an int8 file; see :class:`~.backends.Backend`."""
     onnx = import_onnx()

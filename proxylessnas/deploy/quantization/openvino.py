@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ExportError, ProxylessError, first_line, missing_extra
-from ...models.base import Classifier
+from ...models.base import ImageClassifier
 from ...runtimes.openvino import RUNTIME
-from ..bundle import Subject
+from ..bundle import ModelBundle
 from ..formats.base import ExportOptions
 from ..formats.onnx import net_proto
 from ..formats.openvino import SECTION
@@ -69,7 +69,7 @@ def _quantised(model: Any) -> Iterator[tuple[Any, Any, Any]]:
 
 
 def write(
-    subject: Subject, path: Path, batches: Sequence[Tensor], scheme: Scheme, options: ExportOptions
+    subject: ModelBundle, path: Path, batches: Sequence[Tensor], scheme: Scheme, options: ExportOptions
 ) -> None:
     """Write an int8 file; see :class:`~.backends.Backend`.
 
@@ -123,7 +123,7 @@ def write(
 
 
 @torch.no_grad()
-def _on_steps(net: Classifier, scheme: Scheme) -> Classifier:
+def _on_steps(net: ImageClassifier, scheme: Scheme) -> ImageClassifier:
     """Return a copy of a net whose weights are what a scheme rounds them to."""
     net = copy.deepcopy(net)
     for name, layer in net.named_modules():

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...models.base import Classifier
+from ...models.base import ImageClassifier
 from ...models.layers import ConvLayer, LinearLayer, MBConv, ResidualBlock
 from ...models.proxylessnas import ProxylessNAS
 from .fake_quant import observe, rounded_input, simulated, stays_float
@@ -111,10 +111,10 @@ def compensated(weight: Tensor, moments: Tensor, steps: int = 127) -> Tensor:
 
 @torch.no_grad()
 def corrected(
-    net: Classifier,
+    net: ImageClassifier,
     batches: Sequence[Tensor],
     scheme: Scheme,
-) -> Classifier:
+) -> ImageClassifier:
     """Return a copy of a net whose weights and biases make good what 8 bits do to it, as the scheme wants.
 
     A net that is no :class:`ProxylessNAS` comes back as it is.
@@ -212,7 +212,7 @@ class _Link:
         return any(writer.act for writer in self.writers)
 
 
-def equalised(net: Classifier, batches: Iterable[Tensor], strength: float = 1.0) -> Classifier:
+def equalised(net: ImageClassifier, batches: Iterable[Tensor], strength: float = 1.0) -> ImageClassifier:
     """Return a copy of a net with like ranges of the channels of each tensor.
 
     On the calibration pictures it computes the same, but for float32's rounding. A net that is no
@@ -287,7 +287,7 @@ def _links(net: ProxylessNAS) -> Iterator[_Link]:
         yield _Link([net.feature_mix_layer], [net.classifier.linear], [net.feature_mix_layer])
 
 
-def _peaks(net: Classifier, links: list[_Link], batches: Iterable[Tensor]) -> list[Tensor]:
+def _peaks(net: ImageClassifier, links: list[_Link], batches: Iterable[Tensor]) -> list[Tensor]:
     """Return the largest absolute value of each channel of each tensor."""
     found: list[Tensor | None] = [None] * len(links)
 

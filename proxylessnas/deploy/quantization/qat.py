@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ...errors import ExportError, shown
-from ...models.base import Classifier
+from ...models.base import ImageClassifier
 from .fake_quant import Ranges, observe, simulated
 from .schemes import Scheme
 
@@ -30,7 +30,7 @@ _BATCH = 32
 
 
 def quantisation_aware(
-    net: Classifier,
+    net: ImageClassifier,
     data: Data | str | os.PathLike[str],
     batches: Sequence[Tensor],
     scheme: Scheme,
@@ -39,7 +39,7 @@ def quantisation_aware(
     recipe: Recipe | None = None,
     ranges: Ranges | None = None,
     out: str | os.PathLike[str] | None = None,
-) -> Classifier:
+) -> ImageClassifier:
     """Return a copy of a net, trained to lose nothing in 8 bits; evaluation mode.
 
     Args:

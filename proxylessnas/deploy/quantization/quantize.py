@@ -19,10 +19,10 @@ from torch import Tensor
 from ...data.folders import LabelledImages, counted
 from ...errors import ExportError, shown
 from ...latency.measurement import LIMIT, Measurement, uncertainty
-from ...models.base import Classifier
+from ...models.base import ImageClassifier
 from ...runtimes.base import Session
 from ...runtimes.timer import window
-from ..bundle import Subject
+from ..bundle import ModelBundle
 from ..formats.base import ExportOptions, Format, Program
 from .backends import Backend, backend_of
 from .calibration import Calibration, labelled_inputs, read_calibration
@@ -35,7 +35,7 @@ _TURNS, _MOST_SECONDS = 20, 10.0  # of both files for the latency: at least, and
 
 
 def quantise(
-    subject: Subject,
+    subject: ModelBundle,
     path: Path,
     fmt: Format,
     *,
@@ -166,7 +166,7 @@ def check_int8(fmt: Format, qat_epochs: object, qat_data: object, target_isa: ob
 class _Work:
     """What the candidates have in common."""
 
-    subject: Subject
+    subject: ModelBundle
     fmt: Format
     backend: Backend
     options: ExportOptions
@@ -280,7 +280,7 @@ class _Verdict:
 
 
 def _judged(
-    subject: Subject,
+    subject: ModelBundle,
     program: Program,
     pictures: Calibration,
     judge: LabelledImages | None,
@@ -365,11 +365,11 @@ class Prepared:
         batches: calibration inputs [N, C, H, W].
     """
 
-    def __init__(self, model: Classifier, batches: Sequence[Tensor]) -> None:
+    def __init__(self, model: ImageClassifier, batches: Sequence[Tensor]) -> None:
         self.model, self.batches = model, batches
-        self._made: dict[tuple[Any, ...], Classifier] = {}
+        self._made: dict[tuple[Any, ...], ImageClassifier] = {}
 
-    def net(self, scheme: Scheme) -> Classifier:
+    def net(self, scheme: Scheme) -> ImageClassifier:
         """Return the net whose weights a scheme rounds."""
         net = self.model
         if scheme.equalise:
