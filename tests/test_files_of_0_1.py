@@ -77,7 +77,7 @@ def test_spaces_and_tables(folder: Path) -> None:
 
 
 def test_a_finished_training_run(folder: Path) -> None:
-    assert create_model(folder / "train-done").categories == tuple("0123456789")
+    assert create_model(folder / "train-done" / "model.safetensors").categories == tuple("0123456789")
     command("report", "train-done", "-o", "train.html", cwd=folder)
     assert "train-done" in (folder / "train.html").read_text(encoding="utf-8")
 

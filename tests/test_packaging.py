@@ -21,8 +21,8 @@ PIP = ["pip", "--disable-pip-version-check"]
 USE_IT = """
 import json, sys
 import proxylessnas
-from proxylessnas import categories, digits
-assert len(digits.load_digits()[0]) == 1797
+from proxylessnas.data import categories, named
+assert len(named.load_digits()[0]) == 1797
 names = proxylessnas.list_models()
 for name in names:
     net = proxylessnas.create_model(name)

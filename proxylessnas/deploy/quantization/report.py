@@ -117,8 +117,8 @@ class Int8Report:
         if self.faster:
             return ""
         return (
-            f"INT8 is not faster than float32 here: {self.ms_int8:.3g} ms a picture against "
-            f"{self.ms_float:.3g} ({self.speedup:.2f} times as fast, {counted(self.threads, 'thread')})"
+            f"INT8 is not faster than float32 here: {_ms(self.ms_int8)} ms a picture against "
+            f"{_ms(self.ms_float)} ({self.speedup:.2f} times as fast, {counted(self.threads, 'thread')})"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -149,7 +149,7 @@ class Int8Report:
             f"float32 -> int8 on {self.n} pictures ({self.judged_on}): same class for "
             f"{100 * self.agreement:.1f} %{top1}, logits off by {self.difference:.2g} at most",
             f"{self.bytes_float / 1e6:.1f} -> {self.bytes_int8 / 1e6:.1f} MB; both files in their "
-            f"runtime, in this process: {self.ms_float:.3g} -> {self.ms_int8:.3g} ms a picture "
+            f"runtime, in this process: {_ms(self.ms_float)} -> {_ms(self.ms_int8)} ms a picture "
             f"({self.speedup:.2f} times as fast, {counted(self.threads, 'thread')})",
             self._exact(),
         ]
@@ -179,3 +179,7 @@ def doubts(report: Int8Report, unjudged: bool) -> list[str]:
             "those of this machine, not of the target"
         )
     return found
+
+
+def _ms(value: float) -> str:
+    return f"{value:#.3g}".rstrip(".")
