@@ -7,7 +7,6 @@ documentation of what a package lists in `__all__`.
 from __future__ import annotations
 
 import argparse
-import html
 import importlib
 import os
 import re
