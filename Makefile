@@ -19,7 +19,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-avx2 lint format proofs wheel clean
+.PHONY: help demo test test-avx2 lint format docs proofs wheel clean
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -44,6 +44,9 @@ lint: $(VENV)/ready  ## check style, format and which room imports which
 format: $(VENV)/ready  ## put the code in shape
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
+
+docs: $(VENV)/with-docs  ## build the documentation into build/site; open build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 proofs: $(VENV)/ready  ## what is too slow for the tests: kills, throughput, targets; see benchmarks/results
 	$(BIN)/python benchmarks/kill_and_resume.py --kills 20
@@ -72,4 +75,8 @@ $(VENV)/torch:
 
 $(VENV)/ready: $(VENV)/torch setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+$(VENV)/with-docs: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	@touch $@

@@ -430,11 +430,12 @@ def test_measured_figures_are_checked(value: Any, problem: str) -> None:
     assert manifest_from_dict(sound)[TINY].metrics["measured"] == [_MEASURED]
 
 
-def test_the_readmes_table_agrees(repo: Path) -> None:
-    text = (repo / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("file", ["README.md", "docs/index.md"])
+def test_the_tables_of_models_agree(repo: Path, file: str) -> None:
+    text = (repo / file).read_text(encoding="utf-8")
     rows = {
         cells[1].strip("` "): [cell.strip() for cell in cells]
-        for line in text.partition("## The nets")[2].partition("\n## ")[0].splitlines()
+        for line in text.partition("## The models")[2].partition("\n## ")[0].splitlines()
         if line.startswith("| `") and (cells := line.split("|"))
     }
     assert set(rows) == set(list_weights())

@@ -8,7 +8,8 @@ How a block is run, so that the documents need no hidden set-up:
   the extras must exist; `git`, `cd` and `pre-commit` are for people. Any other program fails the test.
 * That folder holds `photo.jpg`, `cat.jpg`, `coffee.jpg`, `photos/` (one folder of images a class) and
   `imagenet/val/` (the same, named by wnid).
-* Every net finds weights in the cache: random ones, since the real ones are not part of the repository.
+* Every model finds weights in the cache: random ones, since the real ones are not part of the repository.
+* A training that another document ran already, by the same command, is copied in place of running again.
 * `torch.hub.load("OWNER/REPOSITORY:TAG", ..., trust_repo=True)` is sent to this checkout.
 * A comment line before a block says that this is not enough:
   `<!-- needs: weights -->` runs it with the real weights of the tiny nets, served on this machine, where they
@@ -62,6 +63,8 @@ def blocks_of(file: Path) -> Iterator[Block]:
         line = whole.count("\n", 0, match.start("text")) + 1
         yield Block(file, line, match["language"], match["needs"], text)
 
+
+_TRAINED: dict[str, Path] = {}  # command -> the folder of its run
 
 BLOCKS = [block for file in FILES if file.is_file() for block in blocks_of(file)]
 
@@ -125,11 +128,17 @@ def run_command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     if program == "proxylessnas":
         from proxylessnas import cli
 
+        out = Path(rest[rest.index("--out") + 1]).absolute() if "--out" in rest else None
+        if out and not out.exists() and shlex.join(rest) in _TRAINED:
+            shutil.copytree(_TRAINED[shlex.join(rest)], out)
+            return
         try:
             code = cli.main(rest)
         except SystemExit as stop:  # --help, --version and wrong usage
             code = stop.code
         assert not code, f"exit {code}: {shlex.join(words)}"
+        if out and rest[0] in ("train", "finetune"):
+            _TRAINED.setdefault(shlex.join(rest), out)
     elif program in ("python", "python3") and rest and rest[0].startswith("examples/"):
         monkeypatch.setattr(sys, "argv", rest)
         with pytest.raises(SystemExit) as stopped:
@@ -156,10 +165,23 @@ def _run(block: Block, namespace: dict[str, Any], monkeypatch: pytest.MonkeyPatc
             run_command(words, monkeypatch)
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a cache with random weights for every model."""
+    cache = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PROXYLESSNAS_CACHE", str(cache))
+        stand_in_weights()
+    return cache
+
+
+RUN = sorted({block.file for block in BLOCKS if not block.needs and block.language in ("python", *SHELL)})
+
+
+@pytest.mark.parametrize("file", RUN, ids=lambda file: file.name)
 @pytest.mark.usefixtures("_hub_is_here", "folder")
-def test_blocks_run(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stand_in_weights()
+def test_blocks_run(file: Path, monkeypatch: pytest.MonkeyPatch, stand_ins: Path) -> None:
+    monkeypatch.setenv("PROXYLESSNAS_CACHE", str(stand_ins))
     namespace: dict[str, Any] = {"__name__": file.name}
     blocks = [block for block in BLOCKS if block.file == file and not block.needs]
     for block in blocks:
@@ -214,6 +236,26 @@ def test_the_readme_starts_with_the_one_liner_and_names_the_two_commands() -> No
     targets = {words[1] for block in readme if block.language in SHELL for words in commands_of(block)
                if words[0] == "make" and len(words) > 1}  # fmt: skip
     assert {"demo", "test"} <= targets
+
+
+def test_the_readme_is_short_and_starts_with_a_figure() -> None:
+    lines = (REPO / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 200
+    assert next(line for line in lines[1:] if line).startswith("![")
+
+
+def test_names_are_in_the_files_that_the_documents_say() -> None:
+    """What is written as "`name` in [file](path)" is defined there."""
+    missing, found = [], 0
+    for file in FILES:
+        text = file.read_text(encoding="utf-8")
+        for name, target in re.findall(r"`(\w+)`\s+in\s+\[[^\]]+\]\((\.\./[^)#]+\.py)\)", text):
+            found += 1
+            code = (file.parent / target).read_text(encoding="utf-8")
+            if not re.search(rf"^ *(def|class) {name}\b", code, re.MULTILINE):
+                missing.append(f"{file.name}: {name} in {target}")
+    assert missing == []
+    assert found
 
 
 def test_links_to_files_of_the_repository() -> None:
