@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -204,3 +205,16 @@ def test_a_file_for_one_epoch_shortens_what_its_base_freezes() -> None:
     with pytest.raises(DataError, match="freeze_epochs 1 must be below epochs"):
         Recipe.from_toml('base = "finetune"\nepochs = 1\nfreeze_epochs = 1\n')
     assert Recipe.from_toml('base = "scratch"\nepochs = 4\n').warmup_epochs == 3  # as it always was
+
+
+@pytest.mark.parametrize("text", ["{}=1", "x={{{}=1}}", "[{}]", '{}."b"=1'])
+def test_a_key_of_many_parts_takes_no_time(text: str) -> None:
+    begin = time.process_time()
+    with pytest.raises(DataError, match="a key of more than 20 parts"):
+        Recipe.from_toml(text.format(".".join("a" * 100_000)) + "\n")
+    assert time.process_time() - begin < 2
+
+
+def test_dots_elsewhere_are_no_keys() -> None:
+    dots = "." * 50
+    assert Recipe.from_toml(f"# {dots}\nepochs = 3 # {dots}\n").epochs == 3

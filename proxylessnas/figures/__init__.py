@@ -1,1 +1,1 @@
-"""TODO."""
+"""Figures of models: block by block, tree cells, probabilities of a search, images for TensorBoard."""

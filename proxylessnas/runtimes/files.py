@@ -36,7 +36,7 @@ def check_runtime(path: str, runtime: str) -> None:
         LatencyError: it does not; the message names those that do.
     """
     if not os.path.isfile(path):
-        raise LatencyError(f"{path}: no such file")
+        raise LatencyError(f"{path}: {'no regular file' if os.path.exists(path) else 'no such file'}")
     reading = file_runtimes(path)
     if runtime not in reading:
         others = " or ".join(map(repr, reading))
@@ -56,7 +56,7 @@ def zip_names(path: str | os.PathLike[str]) -> list[str]:
     import zipfile
 
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_file(path) as file, zipfile.ZipFile(file) as archive:
             return archive.namelist()
     except (OSError, zipfile.BadZipFile):
         return []

@@ -32,6 +32,8 @@ T = TypeVar("T")
 C = TypeVar("C", bound="Config")
 
 MAX_BYTES = 1_000_000
+_MOST_DOTS = 20  # of a key: what the parser keeps of one grows with the square of its parts
+_STRING = re.compile(r'"(?:[^"\\\n]|\\.)*"|\'[^\'\n]*\'')
 
 
 def read_toml(
@@ -60,6 +62,9 @@ def _parsed(text: str, where: str, what: str, error: type[ProxylessError]) -> di
         library = importlib.import_module(name)
     except ModuleNotFoundError as e:
         raise missing_extra(name, f"reading a {what} on Python 3.10") from e
+    for line in _STRING.sub("", text).splitlines():
+        if any(key.count(".") > _MOST_DOTS for key in re.split(r"[=,{}\[\]]", line.partition("#")[0])):
+            raise error(f"{where}: not valid TOML (a key of more than {_MOST_DOTS} parts)")
     try:
         table: dict[str, Any] = library.loads(text)
     except (ValueError, RecursionError) as e:  # TOMLDecodeError, or a number of over 4,300 digits
