@@ -10,10 +10,9 @@ TORCH_ARGS ?=
 PYTEST_ARGS ?= -n auto --dist loadfile
 PYTEST = $(BIN)/python -m pytest --max-worker-restart=0 $(PYTEST_ARGS)
 
-# What computes: nets, steps of training and search, export and INT8.
-CORE := $(filter-out %_hub.py, $(wildcard tests/test_deploy_*.py)) $(addprefix tests/test_, $(addsuffix .py, augment batchnorm bundled \
-  ema evaluate loading metrics models optim other_devices predict processors search_alphas search_arch_step \
-  search_budgets search_gates search_objective search_quick search_start search_supernet search_toy train))
+# What computes: models, steps of training and search, export and INT8.
+CORE := tests/deploy tests/models $(addprefix tests/train/test_, augment.py ema.py evaluate.py metrics.py optim.py run.py) \
+  $(addprefix tests/search/test_, arch_params.py arch_optimizers.py constraints.py gates.py init.py objective.py quick.py supernet.py toy.py)
 
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

@@ -144,7 +144,7 @@ def test_the_state_of_the_allocator_is_found_out() -> None:
     """It is what the process has, not what anybody asked for."""
     code = "from proxylessnas.runtimes.environment import allocator; print(allocator())"
     keep = "import proxylessnas; proxylessnas.keep_freed_pages(); "
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     states = [
         subprocess.run(
             [sys.executable, "-c", start + code], capture_output=True, text=True, check=True, cwd=root

@@ -66,7 +66,7 @@ def test_train_then_finetune_then_predict(
     assert out["finished"] is True
     assert out["model"] == "runs/tiny-digits-digits/model.safetensors"
     assert Recipe.from_toml(Path("runs/tiny-digits-digits/recipe.toml")).freeze_epochs == 1
-    photo = Path(__file__).resolve().parent.parent / "examples" / "photos" / "cat.jpg"
+    photo = Path(__file__).resolve().parents[2] / "examples" / "photos" / "cat.jpg"
     assert cli.main(["predict", out["model"], str(photo), "--top", "1"]) == 0
 
 

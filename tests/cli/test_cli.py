@@ -30,7 +30,7 @@ from proxylessnas.data.images import load_image
 from proxylessnas.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from proxylessnas.models.base import top_classes
 
-REPO = Path(__file__).resolve().parent.parent
+REPO = Path(__file__).resolve().parents[2]
 ARCH = """Arch("mine", stem=8, first=8, last=32, resolution=48, stages=(
     Stage(8, 2, "k3e3 -"), Stage(16, 2, "k5e3")))"""
 SMALL = Preprocessing(48, 56, (0.4, 0.5, 0.6), (0.5, 0.5, 0.5))

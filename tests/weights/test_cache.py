@@ -76,7 +76,7 @@ def test_first_load_leaves_the_file_a_copy_and_its_digest(
 ) -> None:
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
-    package = Path(__file__).resolve().parent.parent / "proxylessnas"
+    package = Path(__file__).resolve().parents[2] / "proxylessnas"
     before = sorted(package.rglob("*.pth*")) + sorted(package.rglob("*.safetensors*"))
     assert same(cached_state_dict(weights))
     stem = f"proxyless_w025_r112-{str(weights.sha256)[:8]}"

@@ -9,7 +9,6 @@ import socket
 
 import pytest
 import torch
-from test_models import SMALL, SMALL_TREE
 
 import proxylessnas
 from proxylessnas import (
@@ -27,6 +26,7 @@ from proxylessnas import (
 )
 from proxylessnas.arch.published import MODEL_NAMES
 from proxylessnas.data.transforms import Preprocessing
+from tests.models.test_models import SMALL, SMALL_TREE
 
 
 @pytest.fixture

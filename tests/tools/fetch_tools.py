@@ -80,7 +80,7 @@ def as_json(weights: Weights) -> str:
 
 
 def child(weights: Weights, dest: Path, prepare: str = "") -> subprocess.Popen[str]:
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     return subprocess.Popen(
         [sys.executable, "-c", CHILD.replace("{prepare}", prepare), as_json(weights), str(dest)],
         cwd=root, stderr=subprocess.PIPE, text=True,

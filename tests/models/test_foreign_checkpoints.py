@@ -13,13 +13,13 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from test_models import SMALL
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from proxylessnas import WeightsCorruptError, WeightsMismatchError, create_model, load_weights
 from proxylessnas.models.base import ImageClassifier
 from proxylessnas.utils.tensor_files import safe_load
+from tests.models.test_models import SMALL
 
 
 @pytest.fixture

@@ -134,7 +134,7 @@ sys.exit(any(os.waitpid(pid, 0)[1] for pid in children))
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_eight_processes_one_request(weights: Weights, cache: Path, server: FaultyServer) -> None:
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     done = subprocess.run(
         [sys.executable, "-c", EIGHT, as_json(weights)],
         cwd=root, capture_output=True, text=True, timeout=300, check=False,

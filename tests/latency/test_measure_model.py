@@ -291,7 +291,7 @@ def test_freed_memory_that_is_not_kept_is_a_reason_to_distrust(keeps: bool) -> N
     plain = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     done = subprocess.run(
         [sys.executable, "-c", IN_MAIN.format(first=first)], env=plain, capture_output=True, text=True,
-        check=True, cwd=Path(__file__).resolve().parent.parent,
+        check=True, cwd=Path(__file__).resolve().parents[2],
     )  # fmt: skip
     assert done.stdout.strip() == ("pages kept False" if keeps else "default True")
 

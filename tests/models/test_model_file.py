@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from test_models import SMALL, SMALL_TREE
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from proxylessnas import Preprocessing, WeightsMismatchError, create_model, load_weights, save_weights
 from proxylessnas.models.base import ImageClassifier, unwrapped
 from proxylessnas.models.proxylessnas import ProxylessNAS
+from tests.models.test_models import SMALL, SMALL_TREE
 
 NAMES = tuple("abcde")
 

@@ -27,7 +27,7 @@ from proxylessnas.latency.random_nets import random_nets
 from proxylessnas.latency.validate import fitted_on
 from proxylessnas.runtimes.settings import Settings
 
-TESTS = Path(__file__).resolve().parent
+TESTS = Path(__file__).resolve().parents[1]
 MINI = SearchSpace(
     "mini",
     8,
@@ -255,7 +255,7 @@ sys.path[:0] = {paths!r}
 from proxylessnas.latency import build, build_table, session
 from proxylessnas.latency.journal import Journal
 from simulated_machine import SteadyWorker
-from test_latency_building import MINI
+from tests.latency.test_build import MINI
 session.Worker = SteadyWorker
 build.LEAST_NETS = 12  # quick is all that counts here
 Journal.remove = lambda self: None  # the test counts its lines
@@ -267,7 +267,7 @@ if __name__ == "__main__":
 def _kill_and_resume(tmp_path: Path, kills: int) -> None:
     path = tmp_path / "table.json"
     script = tmp_path / "build.py"
-    script.write_text(_SCRIPT.format(paths=[str(TESTS), str(TESTS.parent)], path=str(path)))
+    script.write_text(_SCRIPT.format(paths=[str(TESTS / "tools"), str(TESTS.parent)], path=str(path)))
     part, rng = Path(f"{path}.part"), random.Random(2)
     command = [sys.executable, str(script)]
     for _ in range(kills):

@@ -213,7 +213,7 @@ def test_onnxruntime_has_as_many_threads_as_asked_and_one_pool() -> None:
     get("onnxruntime")
     done = subprocess.run(
         [sys.executable, "-c", _THREADS.replace("TEXT", repr(NET.text))],
-        capture_output=True, text=True, timeout=300, cwd=Path(__file__).parent.parent,
+        capture_output=True, text=True, timeout=300, cwd=Path(__file__).resolve().parents[2],
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     added, refused = done.stdout.splitlines()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from PIL import Image
-from test_models import SMALL
 
 from proxylessnas import ImageError, Preprocessing, ProxylessError, create_model, get_weights
 from proxylessnas.data.transforms import IMAGENET_MEAN
+from tests.models.test_models import SMALL
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from proxylessnas.errors import ArchError, LatencyError
 from proxylessnas.latency import Conditions, LatencyTable, OpKey, doubts
 from proxylessnas.latency.table import Correction, Entry, ForeignConditions
 
-FIXTURE = Path(__file__).parent / "fixtures" / "latency_table_v1.json"
+FIXTURE = Path(__file__).resolve().parents[1] / "fixtures" / "latency_table_v1.json"
 
 
 def test_a_table_survives_its_file(tmp_path: Path) -> None:

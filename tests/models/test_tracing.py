@@ -8,10 +8,10 @@ import warnings
 
 import pytest
 import torch
-from test_models import SMALL_TREE, randomise
 
 from proxylessnas import create_model
 from proxylessnas.arch.published import MODEL_NAMES
+from tests.models.test_models import SMALL_TREE, randomise
 
 # The published tree net has 911 convolutions: the same code with 4 of its 54 cells is traced in the quick
 # tests.

@@ -72,7 +72,7 @@ def run_uninstalled(
     folders then come back through PYTHONPATH, where .pth files are not read. `-c` puts the working directory
     on the path, as it is for a user's script beside her own modules.
     """
-    guard = Path(__file__).resolve().parent / "offline"
+    guard = Path(__file__).resolve().parents[1] / "offline"
     path = [*map(str, first_on_path), str(guard), *site_packages()]
     return run(
         [sys.executable, "-S", "-B", "-W", "error", "-c", "import sitecustomize\n" + code],

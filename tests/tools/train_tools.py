@@ -129,7 +129,7 @@ sys.exit(code)
 
 
 def environment(more: dict[str, str] | None = None) -> dict[str, str]:
-    root = str(Path(__file__).resolve().parent.parent)
+    root = str(Path(__file__).resolve().parents[2])
     return {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", **(more or {})}
 
 

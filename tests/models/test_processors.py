@@ -48,7 +48,7 @@ def test_a_narrow_strided_operation_computes_what_it_did(
 
 TRAIN = """
 import torch
-import test_processors
+import tests.models.test_processors
 from proxylessnas import Arch, Stage, create_model
 
 torch.set_num_threads(1)
@@ -64,11 +64,11 @@ CHECKED = {"LD_PRELOAD": "libc_malloc_debug.so.0", "GLIBC_TUNABLES": "glibc.mall
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the check of the memory is glibc's")
 def test_a_narrow_strided_operation_keeps_to_its_memory_with_avx2() -> None:
     """Without care oneDNN writes past the end of the gradient there; the allocator checks, and aborts."""
-    tests = os.path.dirname(__file__)
+    here = os.path.dirname(__file__)
     env = {**environment(), "ONEDNN_MAX_CPU_ISA": "AVX2", **CHECKED}
-    env["PYTHONPATH"] += os.pathsep + tests
+    env["PYTHONPATH"] += os.pathsep + os.path.join(os.path.dirname(here), "tools")
     done = subprocess.run(
-        [sys.executable, "-c", TRAIN], env=env, cwd=tests, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", TRAIN], env=env, cwd=here, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
 

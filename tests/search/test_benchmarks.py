@@ -18,7 +18,7 @@ from latency_table_tools import SPACE, little
 
 from proxylessnas.arch.spaces import read_space
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 NAMES = ("harness", "search_runs", "search_targets", "search_specialised", "search_random", "kill_and_resume")
 
 
