@@ -3,8 +3,7 @@
     python examples/serve.py model.onnx  # of `proxylessnas export`; then open http://127.0.0.1:8000
     curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg' http://127.0.0.1:8000/classify
 
-Needs `pip install 'proxylessnas[serve]'`, not torch. /health says that it is up. Refused with {"error": ...}:
-400 damaged, 404, 405, 408 too slow, 413 too large, 415 no image, 503 too many. No TLS, no login.
+Needs `pip install 'proxylessnas[serve]'`, not torch. /health says that it is up. No TLS, no login.
 """
 
 from __future__ import annotations
@@ -13,19 +12,19 @@ import argparse
 import signal
 import socket
 import sys
-from contextlib import AsyncExitStack
+from contextlib import ExitStack
 from pathlib import Path
 
 try:
     import serve_uploads as uploads
     import uvicorn
     from onnx_model import Model
-    from serve_limits import MAX_BYTES_AT_ONCE, MAX_PIXELS_AT_ONCE, SETTINGS, Budget
+    from serve_limits import MAX_BYTES_AT_ONCE, MAX_PIXELS_AT_ONCE, SETTINGS, Budget, Memory
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
     from starlette.exceptions import HTTPException
     from starlette.requests import Request
-    from starlette.responses import FileResponse, JSONResponse
+    from starlette.responses import JSONResponse
     from starlette.routing import Route
 except ModuleNotFoundError as e:
     sys.exit(f"error: {e.name} is missing: pip install 'proxylessnas[serve]'")
@@ -33,20 +32,21 @@ except ModuleNotFoundError as e:
 
 def make_app(model: Model, at_once: int) -> Starlette:
     """Return the service: its event loop receives and sends, threads look at the images."""
-    memory, requests, pixels = map(Budget, (MAX_BYTES_AT_ONCE, at_once, MAX_PIXELS_AT_ONCE))
+    memory, requests, pixels = Memory(MAX_BYTES_AT_ONCE), Budget(at_once), Budget(MAX_PIXELS_AT_ONCE)
 
     async def health(_: Request) -> JSONResponse:
         return JSONResponse({"status": "ok", "net": model.name, **uploads.LIMITS})
 
     async def classify(request: Request) -> JSONResponse:
-        async with AsyncExitStack() as held:
-            image = await uploads.received(request, lambda n: held.enter_async_context(memory.take(n)))
-            async with requests.take(1), pixels.take(image.width * image.height):
-                found = await run_in_threadpool(lambda: model.classify(uploads.unpacked(image)))
+        with ExitStack() as held:  # of the memory: also while it waits for its turn
+            body = await uploads.received(request, lambda n: held.enter_context(memory.take(n)))
+            async with requests.take(1):
+                image = await run_in_threadpool(uploads.opened, body)
+                async with pixels.take(image.width * image.height):
+                    found = await run_in_threadpool(lambda: model.classify(uploads.unpacked(image)))
         return JSONResponse({**found, "width": image.width, "height": image.height})
 
-    page = Path(__file__).with_name("serve_page.html")
-    routes = [Route("/", lambda _: FileResponse(page)), Route("/health", health)]
+    routes = [Route("/", uploads.page), Route("/health", health)]
     routes += [Route("/classify", classify, methods=["POST"])]
     refused = {HTTPException: lambda _, e: JSONResponse({"error": e.detail}, e.status_code, e.headers)}
     return Starlette(routes=routes, exception_handlers=refused)

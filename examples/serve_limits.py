@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import anyio
@@ -33,6 +33,27 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
 
+BUSY = HTTPException(503, "too many images at once; try again", {"Retry-After": "1"})
+
+
+class Memory:
+    """Bytes that all uploads share; who wants more than are left is turned away, which frees others."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    @contextlib.contextmanager
+    def take(self, amount: int) -> Iterator[None]:
+        """Take some for a while."""
+        if self.left < amount:
+            raise BUSY
+        self.left -= amount
+        try:
+            yield
+        finally:
+            self.left += amount
+
+
 class Budget:
     """An amount that all requests share."""
 
@@ -48,7 +69,7 @@ class Budget:
                     await self.changed.wait_for(lambda: self.left >= amount)
                     self.left -= amount
         except TimeoutError as e:
-            raise HTTPException(503, "too many images at once; try again", {"Retry-After": "1"}) from e
+            raise BUSY from e
         try:
             yield
         finally:

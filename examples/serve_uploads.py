@@ -1,18 +1,24 @@
-"""What serve.py takes: one image as the body of a request, in steps, each of which refuses what is wrong."""
+"""What serve.py takes: one image as the body of a request, in steps, each of which refuses what is wrong.
+
+Refusals are {"error": ...}: 400 damaged, 404, 405, 408 too slow, 413 too large, 415 no image, 503 too many.
+"""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from pathlib import Path
 
 import anyio
 from PIL import Image
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
+from starlette.responses import FileResponse
 
 KINDS = ("jpeg", "png", "webp", "gif", "bmp")  # Pillow's names, and those of media types
 TYPES = [f"image/{kind}" for kind in KINDS]
-MAX_BYTES, MAX_PIXELS = 12 << 20, 50_000_000
+MAX_BYTES, MAX_PIXELS, STEP = 12 << 20, 50_000_000, 1 << 16
+PAGE = Path(__file__).with_name("serve_page.html")
 MAX_SECONDS = 20
 LIMITS = {"types": TYPES, "max_bytes": MAX_BYTES}  # that clients are told
 DAMAGED = "this is no image, or a damaged one"
@@ -25,22 +31,29 @@ def check_type(request: Request) -> None:
         raise HTTPException(415, f"send an image ({', '.join(KINDS)}) as the body, with its Content-Type")
 
 
-async def received(request: Request, keep: Callable[[int], Awaitable[None]]) -> Image.Image:
-    """Return the image in the body of a request; ``keep`` is told of more bytes and may refuse."""
+def page(_: Request) -> FileResponse:
+    """Return the page to drop images on."""
+    return FileResponse(PAGE)
+
+
+async def received(request: Request, keep: Callable[[int], None]) -> bytes:
+    """Return the body of a request; ``keep`` is asked for each further step of memory, and may refuse it."""
     check_type(request)
-    body = bytearray()
+    body, kept = bytearray(), 0
     try:
         with anyio.fail_after(MAX_SECONDS):
             async for part in request.stream():
                 if len(body) + len(part) > MAX_BYTES:
                     raise HTTPException(413, f"the file is larger than {MAX_BYTES >> 20} MB")
-                await keep(len(part))
+                while kept < len(body) + len(part):
+                    keep(STEP)
+                    kept += STEP
                 body += part
     except TimeoutError as e:
         raise HTTPException(408, f"the upload took longer than {MAX_SECONDS} s") from e
     except ClientDisconnect as e:
         raise HTTPException(400, "the upload broke off") from e
-    return opened(bytes(body))  # reads the header only
+    return bytes(body)
 
 
 def opened(body: bytes) -> Image.Image:

@@ -127,9 +127,9 @@ def linear_layer(in_features: int, out_features: int, dropout: float, ops_order:
 
 def check_linear(spec: Any, ops_order: str) -> Mapping[str, Any]:
     """Check the JSON of a classifier, of any dropout, and return it."""
-    dropout = expect_object(spec, "classifier").get("dropout_rate", 0)
-    wanted = linear_layer(0, 0, dropout, ops_order)
-    return check_layer(spec, "classifier", wanted, ("in_features", "out_features"))
+    dropout = ("dropout_rate",) * ("dropout_rate" in expect_object(spec, "classifier"))
+    wanted = linear_layer(0, 0, 0, ops_order)
+    return check_layer(spec, "classifier", wanted, ("in_features", "out_features", *dropout))
 
 
 def _block(block: Block, later: Mapping[str, Any]) -> dict[str, Any]:

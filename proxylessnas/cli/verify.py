@@ -60,10 +60,12 @@ class Verify(Verb):
 
     @staticmethod
     def _check(word: str) -> dict[str, Any]:
+        from ..weights.registry import find_by_digest
+
         net: str | None = None
         try:
             found = named(word)
-            record = found.weights
+            record = found.weights if found.path is None else find_by_digest(found.path)
             if found.path is None and record is not None:
                 net = record.name
                 return {"net": net, "state": "sound", "path": str(record.verify())}

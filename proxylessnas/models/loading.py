@@ -32,11 +32,11 @@ from ..errors import (
 )
 from ..utils.tensor_files import plain_names, read_metadata, safe_load, state_dict_of, write_safetensors
 from ..weights.record import Weights
-from ..weights.registry import get_weights
+from ..weights.registry import find_by_digest, get_weights
 from .base import POOLS, ImageClassifier, unwrapped
 from .proxylessnas import ProxylessNAS
 from .pyramid import PyramidTreeNet
-from .resolve import resolve
+from .resolve import name_of_file, resolve
 
 log = logging.getLogger("proxylessnas")
 HEAD = "classifier."
@@ -163,9 +163,13 @@ def open_source(
     if not isinstance(source, Weights):
         try:
             found = resolve(source)
+            if found.kind in ("module", "arch"):
+                raise TypeError(f"weights are a file, a name, a record or a state dict, not {shown(source)}")
             if (path := found.path) is not None:
                 state, metadata = safe_load(path)
-                return Source(state, str(path), Header.parse(metadata, str(path)), found.weights, found.name)
+                record = find_by_digest(path)
+                name = record.name if record is not None else name_of_file(path)
+                return Source(state, str(path), Header.parse(metadata, str(path)), record, name)
             source = get_weights(found.name)
         except UnknownModelError as e:
             raise WeightsNotFoundError(
@@ -431,7 +435,11 @@ def _check_fits(model: ImageClassifier, state: Mapping[str, Tensor], path: Path)
     with torch.random.fork_rng(devices=[]):  # registered operations draw weights
         rebuilt = build(current_arch(model), num_classes=model.num_classes, **options)
     try:
-        fit_state_dict(rebuilt, state, embeddings=model.num_classes == 0)
+        _, report = fit_state_dict(rebuilt, state, embeddings=model.num_classes == 0)
+        if report.adapted:  # it would be opened as another model
+            own = rebuilt.state_dict()
+            shapes = {k: (tuple(state[k].shape), tuple(own[k].shape)) for k in report.adapted}
+            raise WeightsMismatchError("other shapes", shapes=shapes)
     except WeightsMismatchError as e:
         odd = [*e.unexpected, *e.missing, *e.shapes]
         remedy = "write down its Arch and build the model from that, or keep it with torch.save"

@@ -35,7 +35,7 @@ def get_runtime(name: str) -> Runtime:
     Raises:
         LatencyError: there is none of that name.
     """
-    if name not in runtimes():
+    if not isinstance(name, str) or name not in runtimes():
         raise LatencyError(f"runtime is {shown(name)}; known are {', '.join(runtimes())}")
     return runtimes()[name]
 

@@ -99,12 +99,15 @@ def _carry_out(job: Job, searcher: Searcher) -> SearchResult:
         if searcher.processes.main and not (settings.out / LOG_FILE).stat().st_size:
             log.begin(job.origin())
         if searcher.fit(stop, log):
-            stop.at_once = searcher.processes.world == 1  # the others would wait for this one
+            stop.at_once = searcher.processes.world == 1  # else the others would wait for this one
             try:
-                return finish(job, searcher, log)
+                if not (stop.at_once and stop.signal is not None):
+                    return finish(job, searcher, log)
             except KeyboardInterrupt:
                 if stop.signal is None:
                     raise
+            finally:
+                stop.at_once = False
         p = searcher.position
         log.run.note(f"stopped and saved at step {p.global_step:,}; the same command goes on from there")
         return SearchResult(False, settings.out, seconds=p.total_seconds, signal=stop.signal)

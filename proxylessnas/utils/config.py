@@ -194,7 +194,7 @@ class Config:
     def unknown(cls, name: object) -> str:
         """Return the problem line for a name that no option has, with the nearest ones."""
         key = str(name).lower().replace("-", "_")
-        known = {n: o for n, o in settable(cls).items() if "." not in n and n != key}
+        known = {n: o for n, o in settable(cls).items() if "." not in n and n != name}
         near = [n for n, o in known.items() if key in o.also][:1] or _nearest(key, known)
         return f"there is no {shown(name)}{_hint(near)}"
 

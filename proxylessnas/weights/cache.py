@@ -260,9 +260,10 @@ def _from_original(spec: FileSpec, progress: bool) -> dict[str, Tensor]:
         state, _ = from_safetensors(_read_verified(spec), str(path))
         with torch.inference_mode(False):  # float32 holds half precision exactly
             return {name: t.float() if t.dtype == torch.half else t for name, t in state.items()}
-    try:
+    data = b""
+    with contextlib.suppress(WeightsNotFoundError, WeightsCorruptError):
         data = _read_verified(spec)
-    except (WeightsNotFoundError, WeightsCorruptError):
+    if not data:  # outside of that error's handling: what a download says is about the download
         fetch(spec, progress)
         data = _read_verified(spec)
     state, _ = tensors_from_bytes(data, str(path))

@@ -12,7 +12,6 @@ and its file, and all of it comes from ``weights_manifest.json``.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -77,13 +76,13 @@ class Weights(FileSpec):
         if self.training is not None:
             object.__setattr__(self, "training", MappingProxyType(dict(self.training)))
 
-    def __reduce__(self) -> tuple[Callable[[], Weights], tuple[()]]:
+    def __reduce__(self) -> tuple[Callable[..., Weights], tuple[Any, ...]]:
         # A mapping proxy cannot be pickled or deep-copied; records travel to worker processes, so rebuild
         # from values.
         plain: dict[str, Any] = {
             k: dict(v) if isinstance(v, MappingProxyType) else v for k, v in vars(self).items()
         }
-        return functools.partial(type(self), **plain), ()
+        return _rebuilt, (type(self), plain)
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -181,3 +180,7 @@ class Weights(FileSpec):
             WeightsFetchError, OfflineError, WeightsCorruptError: as :meth:`fetch`.
         """
         return cache.cached_state_dict(self, progress)
+
+
+def _rebuilt(kind: type[Weights], values: dict[str, Any]) -> Weights:
+    return kind(**values)

@@ -112,7 +112,10 @@ def _failures() -> Iterator[None]:
     try:
         yield
     except Exception as e:
-        raise _explain(e) from e
+        found = _explain(e)
+        if found is e:
+            raise
+        raise found from e
 
 
 def _explain(error: Exception) -> Exception:
@@ -138,7 +141,7 @@ def _explain(error: Exception) -> Exception:
     ):
         if any(isinstance(e, kinds) for e in chain):
             return FetchFailure(reason, retry=True, unreachable=unreachable)
-    if any(isinstance(e, ValueError) for e in chain):
+    if isinstance(error, ValueError) or any(isinstance(e, urllib3.LocationValueError) for e in chain):
         return FetchFailure(f"not a usable address or setting ({type(root).__name__})")
     if isinstance(error, (OSError, http.client.HTTPException, urllib3.HTTPError)):
         return FetchFailure(f"{type(root).__name__}: {text}", retry=True)

@@ -412,3 +412,14 @@ def test_nets_made_under_inference_mode_can_be_trained(net, tmp_path):
         ]
     for model in models:
         model(torch.randn(2, model.in_chans, 32, 32)).sum().backward()
+
+
+@pytest.mark.parametrize("what", [lambda m: m, lambda m: m.arch, lambda m: torch.nn.Linear(2, 3)])
+def test_a_model_is_no_source_of_weights(what):
+    """Whose architecture has published weights: those must not be taken in place of the model's own."""
+    a, b = create_model("proxyless_cifar10_demo"), create_model("proxyless_cifar10_demo")
+    before = {name: value.clone() for name, value in b.state_dict().items()}
+    with pytest.raises(TypeError, match="weights are a file, a name, a record or a state dict"):
+        load_weights(b, what(a))
+    for name, value in b.state_dict().items():
+        assert torch.equal(value, before[name])

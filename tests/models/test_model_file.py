@@ -152,3 +152,17 @@ def test_saving_draws_no_random_numbers(tmp_path: Path) -> None:
         before = torch.get_rng_state()
         save_weights(model, tmp_path / "net.safetensors")
         assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("part", ["stem", "classifier"])
+def test_a_file_that_would_open_as_another_model_is_not_written(part: str, tmp_path: Path) -> None:
+    model = create_model(SMALL)
+    if part == "stem":
+        conv = model.first_conv.conv
+        model.first_conv.conv = nn.Conv2d(6, conv.out_channels, 3, conv.stride, 1, groups=2, bias=False)
+    else:
+        linear = model.classifier.linear
+        linear.weight, linear.bias = nn.Parameter(linear.weight[:3]), nn.Parameter(linear.bias[:3])
+    with pytest.raises(WeightsMismatchError, match="not written"):
+        save_weights(model, tmp_path / "m.safetensors")
+    assert not (tmp_path / "m.safetensors").exists()

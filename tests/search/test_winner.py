@@ -319,6 +319,16 @@ def test_a_signal_while_the_winner_is_measured_stops_the_search(
         return measured(*words)
 
     out = tmp_path / "run"
+    fit = Searcher.fit
+
+    def stopped_before(searcher: Searcher, *words: Any) -> bool:
+        done = fit(searcher, *words)
+        signal.raise_signal(number)
+        return done
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Searcher, "fit", stopped_before)
+        assert not finished(data, out, predicting(lambda key: 0.8)).finished
     with monkeypatch.context() as patch:
         patch.setattr(winner, "measure_like", stopped)
         result = finished(data, out, predicting(lambda key: 0.8))

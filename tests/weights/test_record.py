@@ -110,3 +110,12 @@ def test_cache_file_names_are_all_different() -> None:
     names = {f"{weights.name}-{short_digest(weights)}" for weights in read_manifest().values()}
     assert len(names) == len(read_manifest())
     assert all(len(short_digest(weights)) == 8 for weights in read_manifest().values())
+
+
+def test_a_deep_copy_is_nobody_elses() -> None:
+    record = get_weights("proxyless_cifar10_demo")
+    before = copy.deepcopy(dict(record.training))
+    other = copy.deepcopy(record)
+    assert other == record
+    other.training["teachers"].append("X")
+    assert dict(record.training) == before
