@@ -241,7 +241,7 @@ deploy.export(small(), {path!r}, threads=1, measure=False, force=True, progress=
 )
 def test_signals_leave_nothing(at: str, number: int, code: int, repo: Path, tmp_path: Path) -> None:
     (tmp_path / "net.pt").write_bytes(OLD)
-    program = INTERRUPTED.format(tests=str(repo / "tests"), at=at, path=str(tmp_path / "net.pt"))
+    program = INTERRUPTED.format(tests=str(repo / "tests" / "tools"), at=at, path=str(tmp_path / "net.pt"))
     env = {**os.environ, "PYTHONPATH": f"{repo}{os.pathsep}{os.environ['PYTHONPATH']}"}
     with subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env, text=True

@@ -127,7 +127,7 @@ for step in range(1, 10**7):
 
 def test_killed_for_good(tmp_path: Path, repo: Path) -> None:
     """A process that gets SIGKILL at any moment leaves whole files, and its successor tidies up."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(repo), str(repo / "tests")])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(repo), str(repo / "tests" / "tools")])}
     with subprocess.Popen(
         [sys.executable, "-c", LOG_FOR_EVER, str(tmp_path)], env=environment, stdout=subprocess.PIPE
     ) as process:
