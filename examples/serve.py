@@ -19,7 +19,8 @@ try:
     import serve_uploads as uploads
     import uvicorn
     from onnx_model import Model
-    from serve_limits import MAX_BYTES_AT_ONCE, MAX_PIXELS_AT_ONCE, SETTINGS, Budget, Memory
+    from serve_budgets import MAX_BYTES_AT_ONCE, MAX_PIXELS_AT_ONCE, Budget, Memory
+    from serve_limits import SETTINGS
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
     from starlette.exceptions import HTTPException
@@ -46,10 +47,9 @@ def make_app(model: Model, at_once: int) -> Starlette:
                     found = await run_in_threadpool(lambda: model.classify(uploads.unpacked(image)))
         return JSONResponse({**found, "width": image.width, "height": image.height})
 
-    routes = [Route("/", uploads.page), Route("/health", health)]
-    routes += [Route("/classify", classify, methods=["POST"])]
+    page, post = Route("/", uploads.page), Route("/classify", classify, methods=["POST"])
     refused = {HTTPException: lambda _, e: JSONResponse({"error": e.detail}, e.status_code, e.headers)}
-    return Starlette(routes=routes, exception_handlers=refused)
+    return Starlette(routes=[page, post, Route("/health", health)], exception_handlers=refused)
 
 
 def main() -> None:

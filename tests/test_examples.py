@@ -27,6 +27,7 @@ TESTED = [
     "onnx_model.py",  # with the serve*.py in test_examples_serve.py
     "search_net.py",
     "serve.py",
+    "serve_budgets.py",
     "serve_limits.py",
     "serve_uploads.py",
     "transfer_head.py",
