@@ -15,14 +15,7 @@ from ..runtimes.registry import runtimes
 from ..runtimes.settings import DEVICES, DTYPES, MEMORY_FORMATS
 from ..utils.progress import Steps as Steps
 from ._command import UsageError
-from ._options import (
-    MOST_CLASSES,
-    MOST_PICTURES,
-    MOST_PIXELS,
-    MOST_THREADS,
-    one_of,
-    whole,
-)
+from ._options import MOST_CLASSES, MOST_PICTURES, MOST_PIXELS, MOST_THREADS, one_of, whole
 
 if TYPE_CHECKING:
     from ..arch.space import SearchSpace

@@ -9,15 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..models.resolve import resolve
 from ._command import Verb
-from ._latency import (
-    NET_HELP,
-    Steps,
-    add_quiet,
-    add_settings,
-    check_graph,
-    import_modules,
-    ms,
-)
+from ._latency import NET_HELP, Steps, add_quiet, add_settings, check_graph, import_modules, ms
 from ._options import MOST_PIXELS, above, whole
 from ._output import bold, note, print_json, printable, table
 

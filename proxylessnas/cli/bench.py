@@ -8,34 +8,9 @@ from typing import TYPE_CHECKING, Any
 from ..errors import MissingExtraError
 from ..runtimes.registry import runtimes
 from ._command import UsageError, Verb
-from ._latency import (
-    NET_HELP,
-    Steps,
-    add_quiet,
-    add_where,
-    check_graph,
-    check_output,
-    import_modules,
-    ms,
-)
-from ._options import (
-    MOST_PICTURES,
-    MOST_PIXELS,
-    MOST_THREADS,
-    above,
-    several,
-    whole,
-    wholes,
-)
-from ._output import (
-    bold,
-    error,
-    millions,
-    note,
-    print_json,
-    printable,
-    table,
-)
+from ._latency import NET_HELP, Steps, add_quiet, add_where, check_graph, check_output, import_modules, ms
+from ._options import MOST_PICTURES, MOST_PIXELS, MOST_THREADS, above, several, whole, wholes
+from ._output import bold, error, millions, note, print_json, printable, table
 
 if TYPE_CHECKING:
     from ..latency.benchmark import Bench, BenchRow

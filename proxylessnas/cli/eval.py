@@ -12,16 +12,7 @@ from ..errors import DataError
 from ._command import UsageError, Verb
 from ._eval_data import EvalData, check_source, open_source
 from ._model import add_net_options, check_options, open_net, running
-from ._output import (
-    Progress,
-    error,
-    note,
-    pairs,
-    plural,
-    print_json,
-    printable,
-    table,
-)
+from ._output import Progress, error, note, pairs, plural, print_json, printable, table
 
 if TYPE_CHECKING:
     from ..train.evaluate import Evaluation

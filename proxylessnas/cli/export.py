@@ -12,17 +12,7 @@ from ..errors import one_line
 from ._command import UsageError, Verb
 from ._latency import add_imports, ms
 from ._options import MOST_PICTURES, MOST_PIXELS, MOST_THREADS, above, whole
-from ._output import (
-    bold,
-    error,
-    megabytes,
-    note,
-    pairs,
-    plural,
-    print_json,
-    printable,
-    table,
-)
+from ._output import bold, error, megabytes, note, pairs, plural, print_json, printable, table
 
 if TYPE_CHECKING:
     from ..deploy.report import ExportReport

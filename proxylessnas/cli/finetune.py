@@ -58,15 +58,7 @@ class Finetune(Verb):
 
     def run(self, args: argparse.Namespace) -> int:
         """Train and report."""
-        from ._train import (
-            fitted,
-            keep_pages,
-            opened_data,
-            report,
-            resolved_recipe,
-            settings,
-            told,
-        )
+        from ._train import fitted, keep_pages, opened_data, report, resolved_recipe, settings, told
 
         freeze = args.freeze_epochs
         preset = args.recipe == args.parser.get_default("recipe")

@@ -9,14 +9,7 @@ from typing import Any
 
 from ..errors import ImageError, one_line
 from ._command import UsageError, Verb
-from ._model import (
-    Net,
-    add_net_options,
-    check_options,
-    class_labels,
-    open_net,
-    running,
-)
+from ._model import Net, add_net_options, check_options, class_labels, open_net, running
 from ._output import bar, bold, error, plural, print_json
 
 _BATCH = 16  # pictures a forward pass

@@ -32,15 +32,7 @@ class Train(Verb):
 
     def run(self, args: argparse.Namespace) -> int:
         """Train and report."""
-        from ._train import (
-            fitted,
-            keep_pages,
-            opened_data,
-            report,
-            resolved_recipe,
-            settings,
-            told,
-        )
+        from ._train import fitted, keep_pages, opened_data, report, resolved_recipe, settings, told
 
         if told(args):
             return 0

@@ -10,7 +10,7 @@ import torch
 
 from ..errors import DataError
 from ..utils.files import read_bytes
-from .folders import (
+from .folders import (  # fmt: skip
     below,
     counted,
     endings,
@@ -21,7 +21,7 @@ from .folders import (
     no_pictures,
     refuse_parts,
     some_of,
-)  # fmt: skip
+)
 from .sources import Classes, Data, FilePictures
 
 _TRAIN = ("train", "training")

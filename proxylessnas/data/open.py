@@ -23,15 +23,7 @@ from .class_folders import folder_pictures, has_classes, parts_of
 from .dataset_source import is_dataset, open_dataset
 from .folders import counted, some_of
 from .named import NAMES, open_named, parse_name
-from .sources import (
-    Classes,
-    Data,
-    FilePictures,
-    Parts,
-    Pictures,
-    Source,
-    seeded_read,
-)
+from .sources import Classes, Data, FilePictures, Parts, Pictures, Source, seeded_read
 from .split import few_of_each, hold_out
 
 if TYPE_CHECKING:

@@ -35,15 +35,7 @@ from ..models.loading import save_weights
 from ..train.evaluate import Evaluation
 from ..utils.files import decode, read_bytes
 from ..utils.paths import is_offline
-from .hub_files import (
-    CARD,
-    CONFIG,
-    LIBRARY,
-    WEIGHTS,
-    download,
-    hub_errors,
-    hub_library,
-)
+from .hub_files import CARD, CONFIG, LIBRARY, WEIGHTS, download, hub_errors, hub_library
 from .model_card import model_card
 
 _MOST_CONFIG_BYTES = 1 << 20

@@ -34,14 +34,7 @@ from ..runtimes.environment import allocator
 from ..runtimes.timer import MIN_SECONDS, window
 from ..runtimes.torch_compile import missing_compiler
 from ..runtimes.torch_sessions import CudaSession, EagerSession, cuda_name, torch_versions
-from .backends import (
-    WAYS,
-    Candidate,
-    OptimizeReport,
-    Run,
-    Way,
-    no_bfloat16,
-)
+from .backends import WAYS, Candidate, OptimizeReport, Run, Way, no_bfloat16
 from .bundle import open_bundle
 from .verify import proof_pictures
 

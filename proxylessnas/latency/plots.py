@@ -10,15 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..errors import DataError
-from ..utils.plotting import (
-    BLUE,
-    GREY,
-    GRID,
-    ORANGE,
-    open_figure,
-    require_matplotlib,
-    write_above,
-)
+from ..utils.plotting import BLUE, GREY, GRID, ORANGE, open_figure, require_matplotlib, write_above
 
 _LOG_FROM = 8.0  # ratio of the largest to the smallest latency from which a linear axis would crowd the small
 PANELS_UP_TO = 12

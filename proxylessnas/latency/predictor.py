@@ -30,13 +30,7 @@ from torch import Tensor
 
 from ..arch.op_key import CLASSIFIER, OpKey, nearest_key
 from ..errors import LatencyError, LatencyKeyError
-from ..utils.checks import (
-    Fields,
-    check_keys,
-    is_number,
-    is_text,
-    show,
-)
+from ..utils.checks import Fields, check_keys, is_number, is_text, show
 from ..utils.files import write_atomically
 from .entries import Entry, is_ms, raise_problems
 from .table import LatencyTable

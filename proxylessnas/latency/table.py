@@ -30,14 +30,7 @@ from ..errors import LatencyError, LatencyKeyError, shown
 from ..runtimes.settings import Conditions
 from ..utils.files import write_atomically
 from ..utils.paths import ASSETS
-from .entries import (
-    Breakdown,
-    Correction,
-    Entry,
-    ForeignConditions,
-    problems_of,
-    raise_problems,
-)
+from .entries import Breakdown, Correction, Entry, ForeignConditions, problems_of, raise_problems
 from .table_io import parse_table, read_json, table_to_dict, table_to_text
 
 if TYPE_CHECKING:

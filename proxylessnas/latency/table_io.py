@@ -21,14 +21,7 @@ from ..arch.op_key import OpKey
 from ..arch.space import SearchSpace
 from ..errors import ArchError, LatencyError
 from ..runtimes.settings import Conditions
-from ..utils.checks import (
-    Fields,
-    check_keys,
-    is_int,
-    is_number,
-    is_text,
-    show,
-)
+from ..utils.checks import Fields, check_keys, is_int, is_number, is_text, show
 from ..utils.files import decode, read_bytes
 from .entries import (
     HOW,

@@ -20,15 +20,7 @@ from ..weights.cache import VerifiedLoader
 from ..weights.record import Weights
 from ..weights.registry import get_weights, read_manifest
 from .base import ImageClassifier
-from .loading import (
-    Source,
-    adopt,
-    build,
-    fit_state_dict,
-    head_classes,
-    open_source,
-    without_prefix,
-)
+from .loading import Source, adopt, build, fit_state_dict, head_classes, open_source, without_prefix
 from .proxylessnas import ProxylessNAS
 from .pyramid import PyramidTreeNet
 from .resolve import resolve

@@ -10,18 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import LatencyError, LatencyKeyError, ProxylessError
 from ..utils.plotting import BLUE, GREY, GRID, ORANGE, open_figure
 from .curves import finite
-from .page import (
-    WORDS,
-    Raw,
-    amount,
-    details,
-    figure,
-    inline,
-    percent,
-    section,
-    table,
-    tag,
-)
+from .page import WORDS, Raw, amount, details, figure, inline, percent, section, table, tag
 from .runs import Story
 from .search_page import figures_of
 

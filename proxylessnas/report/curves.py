@@ -7,14 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ..utils.plotting import (
-    BLUE,
-    GREEN,
-    GREY,
-    GRID,
-    ORANGE,
-    open_figure,
-)
+from ..utils.plotting import BLUE, GREEN, GREY, GRID, ORANGE, open_figure
 from .page import inline
 
 _SIZE_IN = (5.0, 2.5)

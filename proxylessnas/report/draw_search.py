@@ -14,14 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import DataError, ProxylessError
 from ..figures.probability_map import ProbabilityMap
 from ..utils.files import write_atomically
-from ..utils.plotting import (
-    BLUE,
-    GREEN,
-    GREY,
-    GRID,
-    ORANGE,
-    require_matplotlib,
-)
+from ..utils.plotting import BLUE, GREEN, GREY, GRID, ORANGE, require_matplotlib
 from ..utils.subprocesses import find_program
 from .runs import Moment, Story
 

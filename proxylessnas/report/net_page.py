@@ -12,24 +12,9 @@ from ..arch.blocks import Stage
 from ..arch.op_key import CLASSIFIER
 from ..arch.tree import TreeArch
 from ..errors import LatencyError, LatencyKeyError, one_line
-from ..figures.draw_model import (
-    SKIPPED,
-    Layer,
-    counts,
-    layers_of,
-    net_figure,
-    summary,
-    timed_layers,
-)
+from ..figures.draw_model import SKIPPED, Layer, counts, layers_of, net_figure, summary, timed_layers
 from ..figures.draw_tree import tree_figure
-from .page import (
-    Raw,
-    code,
-    details,
-    figure,
-    inline,
-    tag,
-)
+from .page import Raw, code, details, figure, inline, tag
 
 if TYPE_CHECKING:
     from ..latency.table import LatencyTable

@@ -12,24 +12,9 @@ from .._version import __version__
 from ..errors import DataError
 from ..utils.plotting import require_matplotlib
 from .compare import compare_section
-from .page import (
-    Raw,
-    facts,
-    notes,
-    page,
-    section,
-    write_page,
-)
+from .page import Raw, facts, notes, page, section, write_page
 from .resolve import is_search
-from .runs import (
-    LOG,
-    LOG_FILE,
-    TABLE,
-    Story,
-    TrainStory,
-    read_story,
-    read_train_story,
-)
+from .runs import LOG, LOG_FILE, TABLE, Story, TrainStory, read_story, read_train_story
 from .search_page import again, search_parts, search_title, versions
 from .slider import slider
 from .train_page import train_again, train_comparison, train_parts, train_title, train_versions

@@ -7,14 +7,7 @@ from typing import Any
 
 from .curves import Line, Mark, finite, line_chart
 from .draw_search import net_lines, spread
-from .page import (
-    WORDS,
-    Raw,
-    amount,
-    data,
-    figure,
-    tag,
-)
+from .page import WORDS, Raw, amount, data, figure, tag
 from .runs import Moment, Story
 
 _LONG = 10  # blocks

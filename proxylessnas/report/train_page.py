@@ -15,18 +15,7 @@ from ..models.loading import Header
 from ..utils.progress import clock
 from .curves import Line, finite, line_chart
 from .net_page import net_part
-from .page import (
-    Raw,
-    cards,
-    code,
-    details,
-    facts,
-    figure,
-    percent,
-    section,
-    table,
-    tag,
-)
+from .page import Raw, cards, code, details, facts, figure, percent, section, table, tag
 from .resolve import profile_of
 from .runs import TrainStory
 

@@ -35,13 +35,7 @@ from .metrics import Metrics
 from .recipe import Recipe, read_recipe
 from .resume import resume_training
 from .settings import Settings
-from .setup import (
-    Start,
-    begin_fields,
-    figure,
-    kept_before,
-    started,
-)
+from .setup import Start, begin_fields, figure, kept_before, started
 from .trainer import Trainer
 
 if TYPE_CHECKING:

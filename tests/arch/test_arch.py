@@ -12,23 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxylessnas import (
-    Arch,
-    ArchError,
-    Stage,
-    TreeArch,
-    UnknownModelError,
-    register_op,
-)
+from proxylessnas import Arch, ArchError, Stage, TreeArch, UnknownModelError, register_op
 from proxylessnas.arch.blocks import Block
-from proxylessnas.arch.published import (
-    CIFAR,
-    MOBILE,
-    MODEL_NAMES,
-    PUBLISHED,
-    W025_R112,
-    normalise_name,
-)
+from proxylessnas.arch.published import CIFAR, MOBILE, MODEL_NAMES, PUBLISHED, W025_R112, normalise_name
 
 OFFICIAL = {
     "proxyless_gpu": "official_configs/proxyless_gpu.config",

@@ -13,30 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from proxylessnas import (
-    Arch,
-    LatencyError,
-    Stage,
-    create_model,
-    profile,
-    register_op,
-)
-from proxylessnas.arch.op_key import (
-    OpKey,
-    arch_keys,
-    key_bytes,
-    key_macs,
-    nearest_key,
-    space_keys,
-)
-from proxylessnas.arch.published import (
-    CIFAR,
-    CIFAR10_DEMO,
-    CPU,
-    MOBILE,
-    PUBLISHED,
-    W025_R112,
-)
+from proxylessnas import Arch, LatencyError, Stage, create_model, profile, register_op
+from proxylessnas.arch.op_key import OpKey, arch_keys, key_bytes, key_macs, nearest_key, space_keys
+from proxylessnas.arch.published import CIFAR, CIFAR10_DEMO, CPU, MOBILE, PUBLISHED, W025_R112
 from proxylessnas.arch.space import SearchSpace, SpaceStage
 from proxylessnas.arch.spaces import SPACES
 

@@ -20,14 +20,7 @@ from hypothesis import strategies as st
 from packaging_tools import run_uninstalled
 from torch import nn
 
-from proxylessnas import (
-    Arch,
-    ArchError,
-    Stage,
-    create_model,
-    profile,
-    register_op,
-)
+from proxylessnas import Arch, ArchError, Stage, create_model, profile, register_op
 from proxylessnas.arch.ops import ZERO, op_name
 from proxylessnas.arch.published import CIFAR, CIFAR10_DEMO, CPU, GPU, MOBILE
 from proxylessnas.arch.space import SearchSpace, SpaceStage, make_divisible

@@ -10,15 +10,7 @@ from types import ModuleType
 import pytest
 from cli_tools import Run, runner
 
-from proxylessnas import (
-    Arch,
-    ArchError,
-    Stage,
-    WeightsMismatchError,
-    create_model,
-    load_weights,
-    register_op,
-)
+from proxylessnas import Arch, ArchError, Stage, WeightsMismatchError, create_model, load_weights, register_op
 from proxylessnas.arch import ops as registration
 from proxylessnas.arch.spaces import read_space
 from proxylessnas.latency.worker import Worker

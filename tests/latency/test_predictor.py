@@ -17,14 +17,7 @@ from proxylessnas.arch.op_key import key_bytes, key_macs
 from proxylessnas.arch.ops import register_op
 from proxylessnas.arch.spaces import read_space
 from proxylessnas.errors import LatencyError, LatencyKeyError
-from proxylessnas.latency import (
-    Conditions,
-    LatencyTable,
-    OpKey,
-    Predictor,
-    arch_keys,
-    space_keys,
-)
+from proxylessnas.latency import Conditions, LatencyTable, OpKey, Predictor, arch_keys, space_keys
 from proxylessnas.latency.predictor import non_negative
 from proxylessnas.latency.table import Entry
 

@@ -11,15 +11,7 @@ from reference_net import run
 from torch import nn
 
 import proxylessnas
-from proxylessnas import (
-    Arch,
-    PyramidTreeNet,
-    Stage,
-    TreeArch,
-    create_model,
-    profile,
-    register_op,
-)
+from proxylessnas import Arch, PyramidTreeNet, Stage, TreeArch, create_model, profile, register_op
 from proxylessnas.arch.published import MODEL_NAMES, PUBLISHED
 
 # name: parameters, tensors in the state dict, multiply-accumulates at that input size (the authors' own

@@ -14,14 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from proxylessnas.latency.measurement import Samples
-from proxylessnas.runtimes.machine_load import (
-    NOISY_LOAD,
-    OtherLoad,
-    Ticks,
-    _parse,
-    read_ticks,
-    share_between,
-)
+from proxylessnas.runtimes.machine_load import NOISY_LOAD, OtherLoad, Ticks, _parse, read_ticks, share_between
 from proxylessnas.runtimes.settings import Settings, one_thread
 from proxylessnas.runtimes.timer import Window, window
 

@@ -16,14 +16,7 @@ from search_tools import SPACE, batch, same, small_net, state_of
 from train_tools import differences_of, environment, noise_folder, run_command, tensors, watched
 
 import proxylessnas
-from proxylessnas import (
-    DataError,
-    LatencyError,
-    ProxylessNAS,
-    create_model,
-    profile,
-    search,
-)
+from proxylessnas import DataError, LatencyError, ProxylessNAS, create_model, profile, search
 from proxylessnas.search import run as after
 from proxylessnas.search.constraints import size_costs
 from proxylessnas.search.supernet import seeded

@@ -13,17 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runlog_tools import (
-    SIZES,
-    STEPS,
-    full_disk,
-    has_tensorboard,
-    lines,
-    rows,
-    scalars,
-    story,
-    train,
-)
+from runlog_tools import SIZES, STEPS, full_disk, has_tensorboard, lines, rows, scalars, story, train
 
 from proxylessnas.errors import MissingExtraError
 from proxylessnas.train.log_files import COLUMNS, EpochTable, LineLog

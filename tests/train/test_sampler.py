@@ -4,14 +4,7 @@ import pytest
 import torch
 
 from proxylessnas.errors import DataError
-from proxylessnas.train.sampler import (
-    ORDER,
-    PICTURE,
-    Steps,
-    generator,
-    mix64,
-    order,
-)
+from proxylessnas.train.sampler import ORDER, PICTURE, Steps, generator, mix64, order
 
 
 def test_mix64_is_fixed_for_good() -> None:

@@ -11,15 +11,7 @@ from runlog_tools import lines_left, terminal
 
 from proxylessnas.errors import printable
 from proxylessnas.utils import progress
-from proxylessnas.utils.progress import (
-    Bar,
-    StepBar,
-    Steps,
-    clock,
-    columns,
-    fitted,
-    is_terminal,
-)
+from proxylessnas.utils.progress import Bar, StepBar, Steps, clock, columns, fitted, is_terminal
 
 
 class Terminal(io.StringIO):

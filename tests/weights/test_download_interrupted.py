@@ -13,16 +13,7 @@ from pathlib import Path
 import faulty_server as faults
 import pytest
 from faulty_server import FaultyServer
-from fetch_tools import (
-    CONTENT,
-    HALF,
-    NAME,
-    QUICK,
-    child,
-    note,
-    nothing_left,
-    record,
-)
+from fetch_tools import CONTENT, HALF, NAME, QUICK, child, note, nothing_left, record
 
 from proxylessnas.errors import WeightsFetchError
 from proxylessnas.utils.files import LockTimeout, locked

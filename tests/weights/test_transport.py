@@ -11,15 +11,7 @@ import faulty_server as faults
 import pytest
 import requests
 from faulty_server import FaultyServer
-from fetch_tools import (
-    CONTENT,
-    NAME,
-    QUICK,
-    note,
-    nothing_left,
-    reason,
-    record,
-)
+from fetch_tools import CONTENT, NAME, QUICK, note, nothing_left, reason, record
 
 from proxylessnas.errors import OfflineError, WeightsFetchError
 from proxylessnas.utils.paths import is_offline

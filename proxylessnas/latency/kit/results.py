@@ -17,15 +17,7 @@ from ...errors import ArchError
 from ...runtimes.base import Runtime
 from ...runtimes.registry import runtimes
 from ...runtimes.settings import Conditions
-from ...utils.checks import (
-    Fields,
-    check_keys,
-    is_hex,
-    is_int,
-    is_number,
-    is_text,
-    show,
-)
+from ...utils.checks import Fields, check_keys, is_hex, is_int, is_number, is_text, show
 from ...utils.files import read_bytes
 from ..entries import ForeignConditions, is_date, is_ms, raise_problems
 from ..fit import fitted_table
