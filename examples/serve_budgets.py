@@ -12,7 +12,11 @@ from starlette.exceptions import HTTPException
 MAX_WAIT_SECONDS = 5  # for other requests
 MAX_BYTES_AT_ONCE = 256 << 20  # of all uploads, as far as they have come: a slow one holds next to nothing
 MAX_PIXELS_AT_ONCE = 64_000_000  # of all images in work: beside the largest there is room for a photo
-BUSY = HTTPException(503, "too many images at once; try again", {"Retry-After": "1"})
+
+
+def busy() -> HTTPException:
+    """Return a new refusal: one that is raised again and again would keep every request's frames."""
+    return HTTPException(503, "too many images at once; try again", {"Retry-After": "1"})
 
 
 class Memory:
@@ -25,7 +29,7 @@ class Memory:
     def take(self, amount: int) -> Iterator[None]:
         """Take some for a while."""
         if self.left < amount:
-            raise BUSY
+            raise busy()
         self.left -= amount
         try:
             yield
@@ -48,7 +52,7 @@ class Budget:
                     await self.changed.wait_for(lambda: self.left >= amount)
                     self.left -= amount
         except TimeoutError as e:
-            raise BUSY from e
+            raise busy() from e
         try:
             yield
         finally:
