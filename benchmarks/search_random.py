@@ -141,8 +141,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     hours = sum(row["hours"] for row in rows)
     print(
         f"searched - random: {statistics.mean(ours) - statistics.mean(others):+.2f} points; {below} of "
-        f"{len(others)} random models are below the searched model's mean. Search {result['seconds'] / 3600:.2f} "
-        f"hours, trainings {hours:.2f} hours"
+        f"{len(others)} random models are below the searched model's mean. Search "
+        f"{result['seconds'] / 3600:.2f} hours, trainings {hours:.2f} hours"
     )
     return 0
 

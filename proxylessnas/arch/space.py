@@ -173,7 +173,8 @@ class SearchSpace:
         for search_block, choice in zip(self.search_blocks, choices, strict=True):
             if not 0 <= operator.index(choice) < len(self.candidate_ops):
                 raise ArchError(
-                    f"{_place(search_block)}: {choice} is no column; they are 0 to {len(self.candidate_ops) - 1}"
+                    f"{_place(search_block)}: {choice} is no column; they are 0 to "
+                    f"{len(self.candidate_ops) - 1}"
                 )
             if self.candidate_ops[choice] not in search_block.candidate_ops:
                 raise ArchError(f"{_place(search_block)}: it cannot be skipped, its input and output differ")

@@ -146,9 +146,9 @@ class Validate(Verb):
         "compare them with its predictions. The result is stored in the table. The exit code is 1 if the "
         "table is not to be trusted: Kendall tau below 0.8 (or below 80 % of what two runs of the same "
         "models reach here, if that is less), or a mean error above 15 %. A line through the "
-        "predictions is fitted on half of the models and judged on the other; --adopt-correction makes it part "
-        "of the table if it helps (if not, the exit code is 1), and the result that is stored is then that "
-        "of the other half alone, with the corrected predictions."
+        "predictions is fitted on half of the models and judged on the other; --adopt-correction makes it "
+        "part of the table if it helps (if not, the exit code is 1), and the result that is stored is then "
+        "that of the other half alone, with the corrected predictions."
     )
     example = """\
   $ proxylessnas latency validate table.json --nets 50 --png table.png

@@ -70,7 +70,7 @@ class Measure(Verb):
         if args.json:
             print_json({"nets": [_facts(word, timing) for word, timing in timings.items()]})
             return 0
-        rows = [("net", "undisturbed", "median", "p10", "p90", "disturbance", "runs", "images/s")]
+        rows = [("model", "undisturbed", "median", "p10", "p90", "disturbance", "runs", "images/s")]
         for word, t in timings.items():
             speed = f"{t.images_per_second:.{0 if t.images_per_second >= 100 else 1}f}"
             now = (ms(t.median_ms), ms(t.p10_ms), ms(t.p90_ms), f"{t.disturbance:.2f}")

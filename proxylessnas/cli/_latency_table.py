@@ -41,9 +41,9 @@ class Show(Verb):
     name = "show"
     summary = "show what a table says: conditions, operations, how far to trust it, a model's parts"
     description = (
-        "Show a latency table: what it was measured with, how well it predicted whole models, its operations, "
-        "and the fastest and the slowest model of its space. With MODEL, what that model's predicted latency is "
-        "made of."
+        "Show a latency table: what it was measured with, how well it predicted whole models, its "
+        "operations, and the fastest and the slowest model of its space. With MODEL, what that model's "
+        "predicted latency is made of."
     )
     example = """\
   $ proxylessnas latency show pixel1
@@ -109,8 +109,8 @@ class Predict(Verb):
     name = "predict"
     summary = "predict models from a table"
     description = (
-        "Predict the latency of models from a table: the sum of their operations. A model with an operation that "
-        "the table lacks is an error that names it, unless --predict-missing allows a guess."
+        "Predict the latency of models from a table: the sum of their operations. A model with an operation "
+        "that the table lacks is an error that names it, unless --predict-missing allows a guess."
     )
     example = """\
   $ proxylessnas latency predict pixel1 proxyless_mobile --predict-missing
@@ -149,7 +149,7 @@ class Predict(Verb):
             document = {"table": args.table, "nets": [_model_facts(word, parts) for word, parts in rows]}
             print_json({**document, "trust": doubts(found)})
             return 0
-        cells = [("net", "predicted", "guessed operations")]
+        cells = [("model", "predicted", "guessed operations")]
         for word, parts in rows:
             guessed = f"{parts.predicted} of {len(parts.parts)}" if parts.predicted else "-"
             cells.append((word, ms(parts.total_ms), guessed))

@@ -37,7 +37,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="a model of the zoo, a .safetensors file with its architecture inside, a published .pth file, "
         "or an architecture file (then --weights is needed)",
     )
-    group = parser.add_argument_group("net")
+    group = parser.add_argument_group("model")
     group.add_argument("--arch", metavar="FILE", help="architecture: .txt, or the original .json/.config")
     group.add_argument("--weights", metavar="FILE", help="weights: .safetensors or .pth")
     add_imports(group)

@@ -101,7 +101,7 @@ class Progress:
         noun: what a step is, for "images/s".
     """
 
-    def __init__(self, total: int, noun: str = "pictures") -> None:
+    def __init__(self, total: int, noun: str = "images") -> None:
         self._total, self._noun = total, noun
         self._start = self._shown = time.monotonic()
         self._on = is_terminal(sys.stderr)

@@ -136,9 +136,9 @@ class Derive(Verb):
     name = "derive"
     summary = "derive another model from a search"
     description = (
-        "Write the most probable model of the search in DIR that meets other targets, with the weights that it "
-        "inherits. The search need not have come to its end. What was learnt for one target is a compromise "
-        "for another: far from it, search anew."
+        "Write the most probable model of the search in DIR that meets other targets, with the weights that "
+        "it inherits. The search need not have come to its end. What was learnt for one target is a "
+        "compromise for another: far from it, search anew."
     )
     example = """\
   $ proxylessnas search derive runs/a --target-ms 3 --out models/fast
@@ -335,7 +335,7 @@ def report_dry_run(args: argparse.Namespace, found: DryRun) -> int:
     if found.memory_mib is not None:
         rows.append(("memory", f"{found.memory_mib:,.0f} MiB at most so far"))
     weights, arch = found.images
-    rows.append(("pictures", f"{weights:,} to train weights on, {arch:,} held out for the architecture"))
+    rows.append(("images", f"{weights:,} to train weights on, {arch:,} held out for the architecture"))
     if found.coverage is not None:
         have, need = found.coverage
         rows.append(("table", f"holds {have:,} of the {need:,} operations of the space"))

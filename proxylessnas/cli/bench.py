@@ -181,7 +181,7 @@ def _show(result: Bench) -> None:
     groups: dict[str, list[BenchRow]] = {}
     for row in result.rows:
         groups.setdefault(row.setting, []).append(row)
-    head = ("net", "ms", "median", "p90", "images/s", "params", "MACs", "top-1", "")
+    head = ("model", "ms", "median", "p90", "images/s", "params", "MACs", "top-1", "")
     lines = {setting: [_cells(row) for row in rows] for setting, rows in groups.items()}
     # All groups in one table, so that their columns are below each other.
     text = iter(

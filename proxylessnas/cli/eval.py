@@ -228,7 +228,7 @@ def _confusion(result: Evaluation, names: tuple[str, ...]) -> dict[str, dict[str
 
 def _table(classes: list[dict[str, Any]]) -> str:
     """Return the classes as a table, the worst first; of equals, those with more images."""
-    rows = [("class", "pictures", "top-1", "most often taken for")]
+    rows = [("class", "images", "top-1", "most often taken for")]
     for c in sorted(classes, key=lambda c: (c["top1"], -c["n"])):
         taken = f"{c['taken_for']['name']} ({c['taken_for']['n']:,})" if c["taken_for"] else "-"
         rows.append((c["name"], f"{c['n']:,}", f"{c['top1']:.2f} %", taken))
@@ -240,11 +240,11 @@ def _show(d: dict[str, Any]) -> None:
 
     n, speed = d["n"], d["images_per_second"]
     rows = [
-        ("net", d["net"]),
+        ("model", d["net"]),
         ("weights", d["weights"]["file"]),
         ("sha256", d["weights"]["sha256"] or "not known"),
         ("transform", str(Preprocessing.from_dict(d["preprocessing"]))),
-        ("pictures", f"{n:,} of {d['classes']:,} classes (labels: {d['labels_from']})"),
+        ("images", f"{n:,} of {d['classes']:,} classes (labels: {d['labels_from']})"),
         ("top-1", f"{d['top1']:.2f} %  ({d['top1_correct']:,} of {n:,})"),
         ("top-5", f"{d['top5']:.2f} %  ({d['top5_correct']:,} of {n:,})"),
         ("loss", f"{d['loss']:.4f}  (cross-entropy, nats)"),

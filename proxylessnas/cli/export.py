@@ -28,10 +28,11 @@ class Export(Verb):
     order = 80
     summary = "write a model for another runtime, and prove the file"
     description = (
-        "Write MODEL as OUT, whose suffix names the format: .onnx (ONNX), .xml (OpenVINO), .pte (ExecuTorch), "
-        ".tflite (LiteRT), .pt2 (torch.export), .pt (TorchScript) or .safetensors. The file is loaded by its "
-        "own runtime and compared with the model on real images and random numbers before it gets its name; "
-        "OUT.json keeps the report. Architecture, preprocessing, class names and licence are in the file."
+        "Write MODEL as OUT, whose suffix names the format: .onnx (ONNX), .xml (OpenVINO), .pte "
+        "(ExecuTorch), .tflite (LiteRT), .pt2 (torch.export), .pt (TorchScript) or .safetensors. The file is "
+        "loaded by its own runtime and compared with the model on real images and random numbers before it "
+        "gets its name; OUT.json keeps the report. Architecture, preprocessing, class names and licence are "
+        "in the file."
     )
     example = """\
   $ proxylessnas export proxyless_cifar10_demo demo.onnx
@@ -58,7 +59,7 @@ class Export(Verb):
         """Declare the verb's arguments."""
         parser.add_argument("net", metavar="MODEL", help="a model of the zoo, or a file with an architecture")
         parser.add_argument("out", metavar="OUT", help="the file to write; its suffix names the format")
-        group = parser.add_argument_group("net")
+        group = parser.add_argument_group("model")
         group.add_argument("--weights", metavar="FILE", help="weights: .safetensors or .pth")
         group.add_argument("--untrained", action="store_true", help="random weights, to measure a model")
         group.add_argument(
@@ -227,15 +228,13 @@ def _show(report: ExportReport) -> None:
     rows = [("file", f"{report.format}, {megabytes(main.bytes)}, sha256 {main.sha256[:_DIGITS]}...")]
     rows += [("with it", f"{file.name}, {megabytes(file.bytes)}") for file in others]
     rows += [
-        ("net", f"{bundle.name}, {takes}, {f'batch {batch}' if batch else 'any batch'}"),
+        ("model", f"{bundle.name}, {takes}, {f'batch {batch}' if batch else 'any batch'}"),
         ("inside", _inside(report)),
         ("report", f"{report.path}.json"),
     ]
     print(printable(pairs(rows)))
     print(f"\ncompared with PyTorch on {one_line(report.images)}")
-    print(
-        table([("inputs", "batch", "pictures", "off by", "limit", "same class"), *_parity(report)], "<>>>>>")
-    )
+    print(table([("inputs", "batch", "images", "off by", "limit", "same class"), *_parity(report)], "<>>>>>"))
     if report.int8 is not None:
         print("\n" + printable("\n".join(report.int8.lines())))
     if report.latency:

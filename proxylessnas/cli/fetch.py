@@ -18,8 +18,8 @@ class Fetch(Verb):
     order = 30
     summary = "download published weights into the cache, or into a folder"
     description = (
-        "Download the weights of models and check their digests; what is there already, in the cache or in the "
-        "package, is only checked. With --to, the folder can be carried to a machine without network and "
+        "Download the weights of models and check their digests; what is there already, in the cache or in "
+        "the package, is only checked. With --to, the folder can be carried to a machine without network and "
         "used there as PROXYLESSNAS_CACHE (weights that come with the package are copied too)."
     )
     example = """\
@@ -65,7 +65,7 @@ class Fetch(Verb):
         elif folder is not None and failed < len(results):
             print(one_line(f"there: export PROXYLESSNAS_CACHE={folder.absolute()} PROXYLESSNAS_OFFLINE=1"))
         if failed and len(results) > 1:
-            error(f"{failed} of {plural(len(results), 'net')} could not be fetched")
+            error(f"{failed} of {plural(len(results), 'model')} could not be fetched")
         return 1 if failed else 0
 
 

@@ -15,10 +15,10 @@ class Finetune(Verb):
     order = 65
     summary = "train a published model on your own classes"
     description = (
-        "Train MODEL, with its published weights, on DATA. Its classifier is kept where its classes are those "
-        "of DATA, in the same order, and else starts anew. Killed at any moment, the same command goes on "
-        "from the last checkpoint. Under torchrun it trains on several GPUs, CPUs or machines. DIR gets the "
-        "recipe, checkpoints, log.jsonl, epochs.csv, curves.png and the trained model.safetensors, which "
+        "Train MODEL, with its published weights, on DATA. Its classifier is kept where its classes are "
+        "those of DATA, in the same order, and else starts anew. Killed at any moment, the same command goes "
+        "on from the last checkpoint. Under torchrun it trains on several GPUs, CPUs or machines. DIR gets "
+        "the recipe, checkpoints, log.jsonl, epochs.csv, curves.png and the trained model.safetensors, which "
         "every other verb takes as MODEL."
     )
     example = """\
@@ -39,8 +39,8 @@ class Finetune(Verb):
             "--keep-classifier",
             action="store_true",
             default=None,
-            help="start from its classifier too, and freeze nothing: train further on the classes MODEL knows "
-            "(the default where they are the same; a run that is continued goes on as it began)",
+            help="start from its classifier too, and freeze nothing: train further on the classes MODEL "
+            "knows (the default where they are the same; a run that is continued goes on as it began)",
         )
         group.add_argument(
             "--new-classifier",

@@ -20,8 +20,8 @@ class Latency(VerbOfActions):
     summary = "measure models on this device, and make tables that predict them"
     description = (
         "Measure how long models take on this device, or make a table of what each operation of a search "
-        "space costs here, from which any model of the space is predicted. A search needs such a table for the "
-        "device that its model is meant for."
+        "space costs here, from which any model of the space is predicted. A search needs such a table for "
+        "the device that its model is meant for."
     )
     example = """\
   $ proxylessnas latency measure proxyless_cpu proxyless_mobile

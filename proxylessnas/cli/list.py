@@ -21,9 +21,9 @@ class List(Verb):
     order = 10
     summary = "list the models with their size, input and published accuracy"
     description = (
-        "List the models. Multiply-adds (MACs) are counted at the model's own input size, which is in pixels. "
-        "Top-1 is the accuracy in percent: the published one, not measured again here, unless it is marked "
-        "as measured. Below the table is said which images it is of."
+        "List the models. Multiply-adds (MACs) are counted at the model's own input size, which is in "
+        "pixels. Top-1 is the accuracy in percent: the published one, not measured again here, unless it is "
+        "marked as measured. Below the table is said which images it is of."
     )
     example = """\
   $ proxylessnas list '*mobile*'
@@ -75,7 +75,7 @@ class List(Verb):
         if args.json:
             print_json({"nets": models})
             return 0
-        rows = [("net", "params", "MACs", "input", "top-1", "weights")]
+        rows = [("model", "params", "MACs", "input", "top-1", "weights")]
         for model in models:
             measured = "*" if model["metrics_status"] == "measured" else ""
             rows.append(

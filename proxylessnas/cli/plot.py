@@ -27,11 +27,11 @@ class Plot(Verb):
     order = 82
     summary = "draw models, a search, or accuracy against latency"
     description = (
-        "Draw models block by block: on the terminal, or with -o as a figure (.svg, .png). MODEL is a model of the "
-        "zoo, a file with an architecture, or the folder of a search or a training. One search and a .gif, "
-        ".mp4 (needs ffmpeg) or .html file make a movie of it: the probabilities of all paths, the model that "
-        "they amount to, expected latency against the target, accuracy. --bench draws accuracy against "
-        "latency with the Pareto front."
+        "Draw models block by block: on the terminal, or with -o as a figure (.svg, .png). MODEL is a model "
+        "of the zoo, a file with an architecture, or the folder of a search or a training. One search and a "
+        ".gif, .mp4 (needs ffmpeg) or .html file make a movie of it: the probabilities of all paths, the "
+        "model that they amount to, expected latency against the target, accuracy. --bench draws accuracy "
+        "against latency with the Pareto front."
     )
     example = """\
   $ proxylessnas plot proxyless_gpu proxyless_cpu proxyless_mobile -o nets.svg
@@ -56,7 +56,7 @@ class Plot(Verb):
             "--text", action="store_true", help="print the models; without -o that is the default"
         )
         parser.add_argument("--ascii", action="store_true", help="print them in ASCII")
-        group = parser.add_argument_group("nets")
+        group = parser.add_argument_group("models")
         group.add_argument(
             "--by",
             choices=("channels", "latency"),

@@ -16,7 +16,8 @@ class Search(VerbOfActions):
     description = (
         "Search a space of models for one that is accurate on your images and meets a target: latency on "
         "your device (with a table of `proxylessnas latency build`), multiply-accumulates, parameters, or "
-        "several. The model that comes out is a plain one with weights, which every other verb takes as MODEL."
+        "several. The model that comes out is a plain one with weights, which every other verb takes as "
+        "MODEL."
     )
     example = """\
   $ proxylessnas search run --space small --data photos/ --table laptop.json --target-ms 5 --out runs/a

@@ -14,8 +14,8 @@ class Train(Verb):
     order = 70
     summary = "train an architecture from scratch on a folder of images"
     description = (
-        "Train MODEL from random weights on DATA. Killed at any moment, the same command goes on from the last "
-        "checkpoint. Under torchrun it trains on several GPUs, CPUs or machines. DIR gets the recipe, "
+        "Train MODEL from random weights on DATA. Killed at any moment, the same command goes on from the "
+        "last checkpoint. Under torchrun it trains on several GPUs, CPUs or machines. DIR gets the recipe, "
         "checkpoints, log.jsonl, epochs.csv, curves.png and the trained model.safetensors, which every other "
         "verb takes as MODEL."
     )

@@ -404,6 +404,6 @@ def _no_labels(root: str, folders: list[str], num_classes: int, by_wnid: bool, b
     splits = [name for name in folders if is_part(name)]
     hint = f" (give one of the splits, such as {os.path.join(root, splits[-1])}?)" if splits else ""
     return (
-        f"{root}: its {counted(len(folders), 'folder')} ({some_of(folders)}) cannot be matched to the model's "
-        f"{num_classes} classes; expected are {', '.join(kinds[:-1])} or {kinds[-1]}{hint}"
+        f"{root}: its {counted(len(folders), 'folder')} ({some_of(folders)}) cannot be matched to the "
+        f"model's {num_classes} classes; expected are {', '.join(kinds[:-1])} or {kinds[-1]}{hint}"
     )

@@ -97,9 +97,9 @@ def check(rows: Sequence[ParityRow], tolerance: float, what: str) -> None:
         limit = tolerance * max(1.0, row.largest)
         if not row.difference <= limit:  # a NaN, too
             raise ExportError(
-                f"{what} does not compute what the model does: on {row.inputs} at batch {row.batch} an output "
-                f"is off by {row.difference:.3g}, more than {limit:.3g} ({tolerance:g} times the largest "
-                "output); nothing was kept. tolerance (--tolerance) sets the limit"
+                f"{what} does not compute what the model does: on {row.inputs} at batch {row.batch} an "
+                f"output is off by {row.difference:.3g}, more than {limit:.3g} ({tolerance:g} times the "
+                "largest output); nothing was kept. tolerance (--tolerance) sets the limit"
             )
 
 

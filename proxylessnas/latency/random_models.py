@@ -72,8 +72,8 @@ def random_models(space: SearchSpace, count: int, *, seed: int, avoid: Collectio
 def too_few(space: SearchSpace) -> LatencyError:
     """Return the error for a space that has too few models for a table."""
     return LatencyError(
-        f"the space {space.name!r} has too few models ({space.count}) to measure a table on some and to judge "
-        "it on others"
+        f"the space {space.name!r} has too few models ({space.count}) to measure a table on some and to "
+        "judge it on others"
     )
 
 

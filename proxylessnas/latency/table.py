@@ -351,8 +351,8 @@ def check_probs(probs: Tensor, space: SearchSpace) -> None:
     if len(outside):
         row, column = outside[0].tolist()
         raise LatencyError(
-            f"probs: row {row} gives {float(values[row, column]):.3g} to {space.candidate_ops[column]!r}, which "
-            "that block does not have: it must be 0 (mask the logits with -inf before the softmax)"
+            f"probs: row {row} gives {float(values[row, column]):.3g} to {space.candidate_ops[column]!r}, "
+            "which that block does not have: it must be 0 (mask the logits with -inf before the softmax)"
         )
 
 

@@ -380,8 +380,8 @@ def _disagreements(table: LatencyTable) -> list[str]:
     problems = []
     if not is_int(nets, LEAST_JUDGED, 10**9):
         problems.append(
-            f"it was compared with {_rounded(nets)} models only, wanted {LEAST_JUDGED} (`proxylessnas latency "
-            "validate`)"
+            f"it was compared with {_rounded(nets)} models only, wanted {LEAST_JUDGED} (`proxylessnas "
+            "latency validate`)"
         )
     ceiling = validation.get("ceiling_tau")
     ceiling = ceiling if is_number(ceiling, -1.001, 1.001) else None

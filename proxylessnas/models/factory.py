@@ -193,8 +193,8 @@ Args:
     drop_path_rate: stochastic depth.
 
 Returns:
-    The model, in training mode. model.preprocessing is what its images need, model.predict(photo) names what is
-    on one.
+    The model, in training mode. model.preprocessing is what its images need, model.predict(photo) names what
+    is on one.
 
 Raises:
     WeightsFetchError, WeightsCorruptError, WeightsMismatchError: see create_model.

@@ -24,7 +24,7 @@ def compare_section(runs: Mapping[str, SearchRun], folder: Path) -> Raw:
     """Return the comparison of a search with others, with chance, and with the published models.
 
     Args:
-        stories: name to search; the first is the one that the page is about.
+        runs: name to search; the first is the one that the page is about.
         folder: of that one.
     """
     name, run = next(iter(runs.items()))
@@ -138,9 +138,7 @@ def _unlike(name: str, run: SearchRun, other: SearchRun) -> list[str]:
 
 
 def _chart(runs: Mapping[str, SearchRun], kind: str, words: str, unit: str) -> str:
-    """Return accuracy against cost of all models that the runs have judged; "" if there are fewer than
-    two.
-    """
+    """Return accuracy against cost of all models that the runs evaluated; "" for fewer than two."""
     marks = "osD^vPX"
     count = 0
     file = io.BytesIO()
@@ -233,7 +231,7 @@ def _published(run: SearchRun, folder: Path) -> Raw:
         known = f"models for {run.space.resolution} px and {run.space.num_classes} classes"
         text = f"The latency table knows none of the published models: it is of {known}."
         return details("The published models", tag("p", text))
-    head = ("net", "latency, predicted", "top-1", "of")
+    head = ("model", "latency, predicted", "top-1", "of")
     caption = "Published models by this run's latency table; accuracies published, not re-measured"
     return table(head, rows, caption, (1, 2))
 

@@ -49,7 +49,7 @@ def model_part(arch: Arch | TreeArch, table: LatencyTable | None, notes: list[st
         except (LatencyKeyError, LatencyError) as e:
             notes.append(f"the figure by latency is left out: {str(e).splitlines()[0]}")
         else:
-            said = f"The same model; the width shows what each block costs by the latency table ({total} in all)."
+            said = f"The same model; the width shows each block's cost by the latency table ({total} in all)."
             parts.append(_figure(arch.name, timed, "latency", said))
             text = model_text(timed, arch.name, note=total)
     return Raw(tag("div", *parts, class_="grid models") + details("The model as text", code(text)))

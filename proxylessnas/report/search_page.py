@@ -168,7 +168,7 @@ def _asked(run: SearchRun) -> Raw:
         rows.append((f"target: {WORDS.get(name, name)}", text))
     if not begin.get("targets"):
         rows.append(("target", "none: accuracy alone decides"))
-    rows.append(("pictures", _images(begin)))
+    rows.append(("images", _images(begin)))
     rows.append(("latency table", begin.get("table_conditions")))
     rows.append(("seed", begin.get("seed")))
     return facts(rows)
@@ -196,9 +196,9 @@ def _space(run: SearchRun) -> Raw:
     models = f"{count:,}" if count < 10**9 else f"{count:.1e}"
     shown = ", ".join("skip" if c == "-" else c for c in space.candidate_ops)
     about = tag(
-        "p", f"{len(space.search_blocks)} searched blocks, each one of {shown}: {models} models, for images of "
-        f"{space.resolution} px and {space.num_classes} classes. k5e4 is a mobile inverted bottleneck with "
-        "a 5×5 depthwise convolution and expansion ratio 4.",
+        "p", f"{len(space.search_blocks)} searched blocks, each one of {shown}: {models} models, for images "
+        f"of {space.resolution} px and {space.num_classes} classes. k5e4 is a mobile inverted bottleneck "
+        "with a 5×5 depthwise convolution and expansion ratio 4.",
     )  # fmt: skip
     stages = table(
         ("stage", "blocks", "channels", "stride", "map"), rows, "The space, stage by stage", (1, 2, 3)
@@ -275,7 +275,9 @@ def _judged(run: SearchRun) -> Raw:
     points = finite([(row.get("number"), row.get("top1")) for row in run.evaluated])
     best = finite([(row.get("number"), row.get("best")) for row in run.evaluated])
     title = "Models that were judged"
-    chart = line_chart(title, "top-1 (%)", [Line("net", points), Line("best so far", best)], x_label="nets")
+    chart = line_chart(
+        title, "top-1 (%)", [Line("model", points), Line("best so far", best)], x_label="models"
+    )
     return tag("div", tag("h3", title), figure(chart))
 
 

@@ -92,11 +92,11 @@ def _asked(run: TrainRun) -> Raw:
     counts = ", ".join(f"{count:,} for {part}" for part, count in images.items() if isinstance(count, int))
     data = _data(run)
     rows: list[tuple[str, object]] = [
-        ("pictures", f"{data} ({counts})" if counts else run.metadata.get("data") or data)
+        ("images", f"{data} ({counts})" if counts else run.metadata.get("data") or data)
     ]
     if run.begin.get("net"):
         start = "weights that were given" if run.begin.get("given_weights") else "random weights"
-        rows.append(("net", f"{run.begin['net']}, from {start}"))
+        rows.append(("model", f"{run.begin['net']}, from {start}"))
     if _teachers(run):
         share, temperature = values.get("teacher_share"), values.get("teacher_temperature")
         both = ", with mirror images" if values.get("teacher_mirrored") == "true" else ""
@@ -185,7 +185,7 @@ def train_comparison(runs: Mapping[str, TrainRun]) -> Raw:
         verdict = percent(run.top1), _against(first, run)
         rows.append((name, model, _data(run) or "-", len(run.epochs), *verdict, *counts))
     head = (
-        "run", "architecture", "pictures", "epochs", "top-1", "against this run", "parameters",
+        "run", "architecture", "images", "epochs", "top-1", "against this run", "parameters",
         "multiply-adds",
     )  # fmt: skip
     parts: list[object] = [table(head, rows, "Runs, each on its own validation images", (3, 4, 6, 7))]

@@ -143,11 +143,11 @@ def check_reachable(constraints: Sequence[Constraint]) -> None:
         reach = f"they go from {show(low)} to {show(high)}"
         if constraint.limit < low:
             raise DataError(
-                f"no model of this space keeps to {name} {show(constraint.limit)}: {reach}; choose a target in "
-                "between, or a narrower space"
+                f"no model of this space keeps to {name} {show(constraint.limit)}: {reach}; choose a target "
+                "in between, or a narrower space"
             )
         if constraint.limit > high:
             raise DataError(
-                f"every model of this space keeps to {name} {show(constraint.limit)}: {reach}; choose a target in "
-                "between, leave it out, or choose a wider space"
+                f"every model of this space keeps to {name} {show(constraint.limit)}: {reach}; choose a "
+                "target in between, leave it out, or choose a wider space"
             )

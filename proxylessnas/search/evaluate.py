@@ -98,8 +98,8 @@ class SubnetEvaluator:
                 return list(best_of(meeting).choices)
             if self.evaluated:
                 raise DataError(
-                    f"none of the {len(self.evaluated)} models that were judged keeps to the new targets; search "
-                    "again"
+                    f"none of the {len(self.evaluated)} models that were judged keeps to the new targets; "
+                    "search again"
                 )
         log_probs = self.model.alphas.log_probs().detach()
         return within(log_probs, constraints, self.recipe.least_share, **self.rules)

@@ -175,7 +175,8 @@ class Health:
         if self.stuck_epochs and self.zeros >= _NO_GRADIENT:
             raise ProxylessError(
                 f"the architecture parameters had no gradient in the last {self.zeros} arch steps: nothing "
-                "is being searched. Are all blocks left with one candidate, or all sampled models equally good?"
+                "is being searched. Are all blocks left with one candidate, or all sampled models equally "
+                "good?"
             )
 
     def end_of_epoch(self, alphas: ArchParameters, *, last: bool = False) -> list[str]:
@@ -209,8 +210,8 @@ class Health:
         since = f", for {self.collapsed} epochs now" if self.collapsed > 1 else ""
         return [
             f"{found['skip_share_now']:.0%} of the skippable blocks are skipped{since}: the search "
-            "collapses to a shallow model. A longer warm-up, a weaker pull of the cost (strength, or a higher "
-            "target) or min_depth help"
+            "collapses to a shallow model. A longer warm-up, a weaker pull of the cost (strength, or a "
+            "higher target) or min_depth help"
         ]
 
     def state_dict(self) -> dict[str, Any]:

@@ -214,8 +214,7 @@ def settle(
     searched: str = "",
     seconds: float = 0.0,
 ) -> tuple[SearchResult, Metrics]:
-    """Derive a model, judge it, measure it, and write it down; every process takes part, the first one
-    writes.
+    """Derive a model, evaluate, measure and save it; every process takes part, the first one writes.
 
     Args:
         setup: what was asked for.
@@ -263,7 +262,8 @@ def describe_result(result: SearchResult, constraints: Sequence[Constraint], acc
         cost = result.costs[constraint.costs.name]
         show = constraint.costs.show
         found.append(
-            f"{constraint.costs.name}: {show(cost)} of at most {show(constraint.limit)} ({cost / constraint.limit:.0%})"
+            f"{constraint.costs.name}: {show(cost)} of at most {show(constraint.limit)} "
+            f"({cost / constraint.limit:.0%})"
         )
     found += describe_latency(result.to_dict())
     return found

@@ -312,8 +312,7 @@ class Searcher:
         return self.evaluator.derived(constraints)
 
     def inherited(self, choices: Sequence[int], name: str) -> tuple[ProxylessNAS, Metrics]:
-        """Return one model and its accuracy, as it is saved; see
-        :meth:`~.evaluator.SubnetEvaluator.inherited`."""
+        """Return one model and its accuracy, as it is saved (:meth:`SubnetEvaluator.inherited`)."""
         return self.evaluator.inherited(choices, name)
 
     # ---- what is kept

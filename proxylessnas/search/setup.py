@@ -104,8 +104,8 @@ class SearchSetup:
             low, high = constraint.costs.range()
             show = constraint.costs.show
             found.append(
-                f"target: {constraint.costs.name} of at most {show(constraint.limit)}; models of this space go from "
-                f"{show(low)} to {show(high)}"
+                f"target: {constraint.costs.name} of at most {show(constraint.limit)}; models of this space "
+                f"go from {show(low)} to {show(high)}"
             )
         return found
 

@@ -200,8 +200,8 @@ def _candidate(search_block: SearchBlock, token: str, options: dict[str, Any]) -
         op = registered_op(token, search_block.in_channels, search_block.out_channels, search_block.stride)
         return op.to(options["device"]) if options["device"] is not None else op
     block = Block(
-        kind, token, search_block.stage, search_block.in_channels, search_block.out_channels, search_block.stride,
-        search_block.shortcut, kernel, expand,
+        kind, token, search_block.stage, search_block.in_channels, search_block.out_channels,
+        search_block.stride, search_block.shortcut, kernel, expand,
     )  # fmt: skip
     return MBConv(block, **options)
 

@@ -234,9 +234,7 @@ def _ready(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def _quick(model: ImageClassifier, device: torch.device) -> nn.Module:
-    """Return a model with BatchNorm folded and, where that works, its convolutions fused with what
-    follows.
-    """
+    """Return a model with BatchNorm folded and, where possible, convolutions fused with what follows."""
     quick = fold_batchnorm(model)
     if device.type != "cpu" or model.preprocessing is None:
         return quick

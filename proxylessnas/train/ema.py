@@ -1,6 +1,4 @@
-"""An exponential moving average of a model's weights; it often predicts better than the weights
-themselves.
-"""
+"""An exponential moving average of a model's weights; it often predicts better than they do."""
 
 from __future__ import annotations
 

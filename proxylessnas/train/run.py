@@ -120,8 +120,7 @@ def finetune(
     teacher: Teachers | None = None,
     keep_classifier: bool | None = None,
 ) -> Result:
-    """Train a published or earlier model further: its classifier is kept where it knows the classes, else
-    new.
+    """Train a published or earlier model further; its classifier is kept where it knows the classes.
 
     Everything else is as in :func:`train`.
 

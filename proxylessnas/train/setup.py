@@ -109,9 +109,7 @@ class Start:
         }
 
     def begun_with(self, model: ImageClassifier, data: Data) -> list[str]:
-        """Return in one line which classifier a model starts with; nothing of one that starts from
-        scratch.
-        """
+        """Return in one line which classifier a model starts with; nothing if from scratch."""
         if not self.trained or self.source is None:
             return []
         if self.keep_classifier:

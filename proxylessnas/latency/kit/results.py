@@ -309,8 +309,7 @@ Picks = tuple[int, ...]
 
 
 def kit_table(results: KitResults) -> LatencyTable:
-    """Fit a table to a kit's operations and whole models, and judge it on the same models, an eighth at a
-    time.
+    """Fit a table to a kit's operations and whole models, and validate it on them, an eighth at a time.
 
     The models are split into eight parts; those of each part are predicted by a table that was fitted to the
     other seven, so the validation is of models that the fit did not see. The table itself is fitted to all.
