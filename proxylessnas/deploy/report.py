@@ -88,7 +88,7 @@ class ExportReport:
     @property
     def agreement(self) -> float | None:
         """Share of the proof's real images that get the same class; None for embeddings."""
-        rows = [row for row in self.parity if row.inputs == "pictures"]
+        rows = [row for row in self.parity if row.inputs == "images"]
         if any(row.agreement is None for row in rows):
             return None
         return sum((row.agreement or 0.0) * row.n for row in rows) / sum(row.n for row in rows)

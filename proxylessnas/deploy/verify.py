@@ -114,13 +114,13 @@ def _calls(
         photos = [_shifted(images.pixels[i % len(images.pixels)], batch) for i in range(2 * _CALLS)]
         side = images.preprocessing.resize
         noise = [torch.randint(0, 256, (batch, 3, side + 31, side + 7), generator=draw, dtype=torch.uint8)]
-        for name, all_pixels in (("pictures", photos), ("random numbers", noise)):
+        for name, all_pixels in (("images", photos), ("random numbers", noise)):
             yield name, [(pixels, transform(pixels)) for pixels in all_pixels]
         return
     real = images.inputs(bundle.input_size[0])
     real = real[torch.arange(count) % len(real)]
     random = torch.randn(max(_RANDOM, batch), *bundle.input_size, generator=draw)[: max(batch, 2)]
-    for name, x in (("pictures", real), ("random numbers", random)):
+    for name, x in (("images", real), ("random numbers", random)):
         yield name, [(part, part) for part in x.split(batch) if len(part) == batch]
 
 

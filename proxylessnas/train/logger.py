@@ -222,15 +222,15 @@ class RunLog:
             last: draw in any case, as there is no later one.
         """
         start, (at, cost_s) = time.monotonic(), self._images.get(tag, (-math.inf, 0.0))
-        if self._board is None or "pictures" in self._noted or (not last and start - at < 20 * cost_s):
+        if self._board is None or "figures" in self._noted or (not last and start - at < 20 * cost_s):
             return
         try:
             self._board.image(step, tag, draw())
         except MissingExtraError as error:
-            self._note_once(f"no images in TensorBoard: {error}", kind="pictures")
+            self._note_once(f"no figures in TensorBoard: {error}", kind="figures")
         except Exception as error:  # noqa: BLE001 - an image is no reason to lose a run
             _LOG.debug("an image for TensorBoard could not be drawn", exc_info=True)
-            self._note_once(f"an image for TensorBoard could not be drawn: {error}", kind="pictures")
+            self._note_once(f"a figure for TensorBoard could not be drawn: {error}", kind="figures")
         now = time.monotonic()
         self._images[tag] = now, 2 * (now - start)  # there are two kinds of them
 
