@@ -24,9 +24,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help:  ## show this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 20
 
-demo: $(VENV)/ready  ## photos through a real net, the net learns digits, a net is searched; no network
+demo: $(VENV)/ready  ## photos through a real model, the model learns digits, a model is searched; no network
 	@$(BIN)/python examples/demo.py
-	@$(BIN)/python examples/search_net.py
+	@$(BIN)/python examples/search_model.py
 
 test: lint  ## lint, check types, run the tests
 	$(BIN)/python -m mypy proxylessnas

@@ -1,4 +1,4 @@
-"""Entry points of ``torch.hub.load``; every public name here is one net, or builds any."""
+"""Entry points of ``torch.hub.load``; every public name here is one model, or builds any."""
 
 dependencies = ["torch"]
 

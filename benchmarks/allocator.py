@@ -1,8 +1,8 @@
-"""What keeping freed memory in the process is worth for a net in eager PyTorch: fresh processes, by turns.
+"""What keeping freed memory in the process is worth for a model in eager PyTorch: fresh processes, by turns.
 
-    python benchmarks/allocator.py [NET] [--batches 1 8] [--threads 1] [--rounds 5]
+    python benchmarks/allocator.py [MODEL] [--batches 1 8] [--threads 1] [--rounds 5]
 
-Each process runs the net for some seconds, with `keep_freed_pages()` or with the C library's defaults; a
+Each process runs the model for some seconds, with `keep_freed_pages()` or with the C library's defaults; a
 ratio is the median of those of the rounds.
 """
 
@@ -22,15 +22,15 @@ name, batch, threads, keep, seconds = sys.argv[1], *map(int, sys.argv[2:])
 if keep:
     proxylessnas.keep_freed_pages()
 torch.set_num_threads(threads)
-net = proxylessnas.create_model(name).eval()
-x, took = torch.randn(batch, 3, net.arch.resolution or 224, net.arch.resolution or 224), []
+model = proxylessnas.create_model(name).eval()
+x, took = torch.randn(batch, 3, model.arch.resolution or 224, model.arch.resolution or 224), []
 with torch.inference_mode():
     for _ in range(3):
-        net(x)
+        model(x)
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
         begin = time.perf_counter()
-        net(x)
+        model(x)
         took.append(time.perf_counter() - begin)
 print(1e3 * statistics.median(took))
 """

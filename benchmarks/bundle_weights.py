@@ -1,11 +1,11 @@
-"""Put a trained net into the package: half precision, measured, with its record in the manifest.
+"""Put a trained model into the package: half precision, measured, with its record in the manifest.
 
     python benchmarks/bundle_weights.py runs/demo --test cifar10/test --command "proxylessnas train ..."
         --data "CIFAR-10, ..." --data-file cifar10.tar.xz --machine "2 cores of ..." --commit ID
 
 `runs/demo` is the folder of the run. Its weights go to `proxylessnas/data/`, its recipe and its table of
 epochs to `benchmarks/training/`, and everything that can be measured to `weights_manifest.json`: the accuracy
-on the test pictures is that of the very file that is shipped. With `--goes-on` the run fine-tuned the weights
+on the test images is that of the very file that is shipped. With `--goes-on` the run fine-tuned the weights
 that are in the package now, or these before they were rounded to half precision; their record is kept.
 """
 
@@ -64,10 +64,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Put a trained net into the package.")
+    parser = argparse.ArgumentParser(description="Put a trained model into the package.")
     parser.add_argument("run", type=Path, help="the folder of the training run")
     parser.add_argument("--name", default="proxyless_cifar10_demo", help="entry of the manifest")
-    parser.add_argument("--test", type=Path, required=True, help="folder of test pictures, a folder a class")
+    parser.add_argument("--test", type=Path, required=True, help="folder of test images, a folder a class")
     parser.add_argument("--command", required=True, help="the exact command of the run")
     parser.add_argument("--data", required=True, help="what it was trained on, in words")
     parser.add_argument(
@@ -81,7 +81,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument(
         "--teacher", type=Path, metavar="JSON", action="append", default=[],
-        help="record of a net that it learnt from, as plain_teacher.py writes it; may be repeated",
+        help="record of a model that it learnt from, as plain_teacher.py writes it; may be repeated",
     )  # fmt: skip
     parser.add_argument("--versions", default=versions(), help="default: those of this environment")
     return parser.parse_args(arguments)
@@ -95,16 +95,16 @@ def versions() -> str:
 
 
 def write_half(source: Path, path: Path, name: str, entry: dict[str, Any]) -> dict[str, Any]:
-    """Write the net in half precision; return what the manifest says of its size and input."""
+    """Write the model in half precision; return what the manifest says of its size and input."""
     model = create_model(source).eval()
     known = PUBLISHED[name]
     if dataclasses.replace(model.arch, name=name) != known:
-        raise SystemExit(f"error: the net of {source} is not that of published.py:\n{model.arch}\n{known}")
+        raise SystemExit(f"error: the model of {source} is not that of published.py:\n{model.arch}\n{known}")
     names = categories(entry["dataset"])
     if model.categories not in ((), names):
         raise SystemExit(f"error: the classes of {source} are {model.categories}, wanted {names}")
     if model.preprocessing is None:
-        raise SystemExit(f"error: {source} does not say how its pictures are prepared")
+        raise SystemExit(f"error: {source} does not say how its images are prepared")
     model.half()
     if not all(bool(t.isfinite().all()) for t in model.state_dict().values()):
         raise SystemExit("error: a value is too large for half precision")
@@ -125,17 +125,17 @@ def write_half(source: Path, path: Path, name: str, entry: dict[str, Any]) -> di
 
 
 def measure(path: Path, test: Path, data: str) -> dict[str, Any]:
-    """Return the accuracy of a file on a folder of pictures, as the manifest says it."""
+    """Return the accuracy of a file on a folder of images, as the manifest says it."""
     model = create_model(path)
-    pictures = labelled_images(test, model.num_classes, names=model.categories)
-    found = evaluate(model, pictures.samples, model.preprocessing.build(), batch_size=100)
+    images = labelled_images(test, model.num_classes, names=model.categories)
+    found = evaluate(model, images.samples, model.preprocessing.build(), batch_size=100)
     if found.unreadable:
-        raise SystemExit("error: unreadable test pictures: " + "; ".join(found.unreadable[:5]))
+        raise SystemExit("error: unreadable test images: " + "; ".join(found.unreadable[:5]))
     return {
         "top1": round(found.top1, 2),
         "top5": round(found.top5, 2),
         "status": "measured",
-        "source": f"measured with the file in the package on {found.n:,} test pictures of {data}",
+        "source": f"measured with the file in the package on {found.n:,} test images of {data}",
     }
 
 

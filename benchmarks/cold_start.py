@@ -2,7 +2,7 @@
 
     python benchmarks/cold_start.py [--processes 9] [--rounds 40]
 
-Cold: fresh processes, in random order, wall time from the start of the interpreter to a net that is ready.
+Cold: fresh processes, in random order, wall time from the start of the interpreter to a model that is ready.
 Building: one process, the variants in random order in every round. Cached weights are those of
 ``proxyless_cpu`` in the cache; if there are none, random ones under the same names are stored in a temporary
 cache (the same bytes to read, hash and place).

@@ -1,13 +1,13 @@
-"""Nets in every format that is exported: parity, file size, and latency against eager PyTorch.
+"""Models in every format that is exported: parity, file size, and latency against eager PyTorch.
 
-    python benchmarks/deploy_formats.py NET [NET ...] [--batches 1 8] [--threads-list 1 2] [--int8 FOLDER]
+    python benchmarks/deploy_formats.py MODEL [MODEL ...] [--batches 1 8] [--threads-list 1 2] [--int8 FOLDER]
 
-A net is a name of the zoo, a file with weights, or the two as ``NAME=FILE``; a name alone has random weights.
-Every file is written and proven by ``deploy.export``; one that cannot be written has a row that says why. For
-each batch and number of threads the net and all its files are then measured in rounds, each runtime in a
-process of its own, in a new order every round: what is compared is the undisturbed latency, a low quantile
-over all rounds, and beside it stands the median. ``--int8`` names labelled
-pictures to calibrate with and adds the INT8 files, whatever they agree: for a net with random weights only
+A model is a name of the zoo, a file with weights, or the two as ``NAME=FILE``; a name alone has random
+weights. Every file is written and proven by ``deploy.export``; one that cannot be written has a row that says
+why. For each batch and number of threads the model and all its files are then measured in rounds, each
+runtime in a process of its own, in a new order every round: what is compared is the undisturbed latency, a
+low quantile over all rounds, and beside it stands the median. ``--int8`` names labelled
+images to calibrate with and adds the INT8 files, whatever they agree: for a model with random weights only
 their latency means something.
 
 Machine code (``.pt2 --aot``) has its number of threads in it, and is compiled for the first one.
@@ -32,7 +32,7 @@ from proxylessnas.errors import ProxylessError, first_line
 from proxylessnas.latency.measure_model import pickle_module
 from proxylessnas.latency.measurement import Measurement
 from proxylessnas.latency.session import Item, MeasurementSession
-from proxylessnas.runtimes.base import NetSpec
+from proxylessnas.runtimes.base import ModelSpec
 from proxylessnas.runtimes.files import file_runtimes
 from proxylessnas.runtimes.settings import Settings
 
@@ -51,15 +51,15 @@ class Written:
 
 def main() -> None:
     parser = harness.make_parser(__doc__, "deploy_formats")
-    parser.add_argument("nets", nargs="+", metavar="NET")
+    parser.add_argument("nets", nargs="+", metavar="MODEL")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--threads-list", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--formats", nargs="+", default=[*formats(), _AOT], choices=[*formats(), _AOT])
     parser.add_argument("--int8", type=Path, metavar="FOLDER")
     parser.add_argument(
-        "--tolerance", type=float, help="of the proof; for very deep nets with random weights"
+        "--tolerance", type=float, help="of the proof; for very deep models with random weights"
     )
-    parser.add_argument("--batch-size", type=int, help="write files for so many pictures a call")
+    parser.add_argument("--batch-size", type=int, help="write files for so many images a call")
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--seconds", type=float, default=0.05, help="of timing, each round")
     args = parser.parse_args()
@@ -71,9 +71,9 @@ def main() -> None:
 
 
 def _rows_of(name: str, folder: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
-    net, _, weights = name.partition("=")
-    alone = not weights and not Path(net).suffix
-    subject = open_bundle(net, pretrained=not alone, weights=weights or None)
+    model, _, weights = name.partition("=")
+    alone = not weights and not Path(model).suffix
+    subject = open_bundle(model, pretrained=not alone, weights=weights or None)
     files = _write(subject, folder, args)
     found = [
         (batch, threads, _measure(subject, files, folder, batch, threads, args))
@@ -91,7 +91,7 @@ def _rows_of(name: str, folder: Path, args: argparse.Namespace) -> list[dict[str
 
 
 def _write(subject: ModelBundle, folder: Path, args: argparse.Namespace) -> list[Written]:
-    """Export a net to every format."""
+    """Export a model to every format."""
     jobs: list[tuple[str, str, dict[str, Any]]] = []
     for suffix in args.formats:
         aot = suffix == _AOT
@@ -147,14 +147,14 @@ def _measure(
     threads: int,
     args: argparse.Namespace,
 ) -> dict[str, Measurement]:
-    """Return what was measured of the net, and of each file that can be measured."""
+    """Return what was measured of the model, and of each file that can be measured."""
     pickled = folder / "net.pickle"
     pickle_module(subject.model, pickled)
-    specs = {EAGER: ("torch", NetSpec("module", str(pickled), subject.input_size))}
+    specs = {EAGER: ("torch", ModelSpec("module", str(pickled), subject.input_size))}
     for file in files:
         readers = file_runtimes(file.path) if file.path.exists() else ()
         if readers and (_AOT not in file.label or threads == args.threads):
-            specs[file.label] = (readers[0], NetSpec("file", str(file.path), subject.input_size))
+            specs[file.label] = (readers[0], ModelSpec("file", str(file.path), subject.input_size))
     items = [
         Item(label, spec, Settings(runtime, threads=threads, batch_size=batch), seconds=args.seconds)
         for label, (runtime, spec) in specs.items()

@@ -2,7 +2,7 @@
 
     python benchmarks/eager_latency.py [--threads 1] [--rounds 60] [--processes 7]
 
-Several fresh processes, because where a process happens to put its memory moves a net by a few percent. In
+Several fresh processes, because where a process happens to put its memory moves a model by a few percent. In
 each, all variants are timed in random order in every round; a process's ratio is of its medians, and the
 median of these counts.
 """
@@ -28,12 +28,12 @@ from proxylessnas import ProxylessNAS, proxyless_cpu
 
 
 class Inlined(nn.Module):
-    """The layers of a net as one would write them out by hand: no blocks, one line a layer."""
+    """The layers of a model as one would write them out by hand: no blocks, one line a layer."""
 
-    def __init__(self, net: ProxylessNAS) -> None:
+    def __init__(self, model: ProxylessNAS) -> None:
         super().__init__()
         lines = ["def forward(self, x):"]
-        for b, block in enumerate([net.first_conv, *net.blocks, net.feature_mix_layer]):
+        for b, block in enumerate([model.first_conv, *model.blocks, model.feature_mix_layer]):
             op = getattr(block, "mobile_inverted_conv", block)
             if op is None:
                 continue
@@ -48,7 +48,7 @@ class Inlined(nn.Module):
                     lines.append("x = F.relu6(x, inplace=True)")
             if shortcut:
                 lines.append("x = kept + x")
-        self.linear = net.classifier.linear
+        self.linear = model.classifier.linear
         lines.append("return self.linear(x.mean((2, 3)))")
         scope: dict[str, Any] = {"F": F}
         exec("\n    ".join(lines), scope)
@@ -59,19 +59,19 @@ class Inlined(nn.Module):
 
 
 def measure(args: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Return the median latency of every net in both layouts, in ms, in this process."""
+    """Return the median latency of every model in both layouts, in ms, in this process."""
     import torchvision
 
-    net = proxyless_cpu().eval()
-    nets = {
-        "ours": net,
-        "inlined": Inlined(copy.deepcopy(net)).eval(),
+    model = proxyless_cpu().eval()
+    candidates = {
+        "ours": model,
+        "inlined": Inlined(copy.deepcopy(model)).eval(),
         "mobilenet_v2": torchvision.models.mobilenet_v2().eval(),
     }
     medians: dict[str, dict[str, float]] = {}
     for layout in (torch.contiguous_format, torch.channels_last):
         x = torch.randn(1, 3, 224, 224).to(memory_format=layout)
-        models = {name: m.to(memory_format=layout) for name, m in nets.items()}
+        models = {name: m.to(memory_format=layout) for name, m in candidates.items()}
         times: dict[str, list[float]] = {name: [] for name in models}
         with torch.inference_mode():
             difference = (models["ours"](x) - models["inlined"](x)).abs().max().item()

@@ -1,9 +1,9 @@
-"""Fine-tune a published net on few pictures, and train the same net on them from scratch.
+"""Fine-tune a published model on few images, and train the same model on them from scratch.
 
     python benchmarks/finetune_transfer.py cifar10_jpg --seeds 3
 
-100 pictures a class of CIFAR-10 are trained on, enlarged to the net's 112 px; 1,000 pictures of the test part
-are classified at the end. Both runs have the same number of epochs and pictures; each has its own recipe.
+100 images a class of CIFAR-10 are trained on, enlarged to the model's 112 px; 1,000 images of the test part
+are classified at the end. Both runs have the same number of epochs and images; each has its own recipe.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def main() -> int:
     parser.add_argument("--weights", help=f"file of {NAME}'s weights (default: fetched)")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--a-class", type=int, default=100, help="training pictures a class")
-    parser.add_argument("--test", type=int, default=1000, help="test pictures")
+    parser.add_argument("--a-class", type=int, default=100, help="training images a class")
+    parser.add_argument("--test", type=int, default=1000, help="test images")
     args = parser.parse_args()
     harness.start(args)
     import dataclasses

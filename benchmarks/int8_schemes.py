@@ -1,12 +1,12 @@
 """INT8 by every scheme, in every runtime: agreement with float32, accuracy, and what the file costs.
 
-Calibrates on every fourth picture of a folder of labelled ones and judges on the others, which `quantise`
+Calibrates on every fourth image of a folder of labelled ones and judges on the others, which `quantise`
 itself never does before the end: this is the table its lists of schemes were made from, and shows what its
 choice is worth.
 
     python benchmarks/int8_schemes.py FOLDER [--net NAME] [--weights FILE] [--formats onnx xml pte]
 
-Latency is measured by turns in this process, one picture a call; read ratios.
+Latency is measured by turns in this process, one image a call; read ratios.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _table(
             path = Path(folder) / f"{name}.{suffix}"
             begin = time.perf_counter()
             try:
-                changed = dataclasses.replace(subject, model=prepared.net(scheme))
+                changed = dataclasses.replace(subject, model=prepared.model(scheme))
                 backend.write(changed, path, prepared.batches, scheme, options)
             except ExportError as e:
                 print(f"{suffix} {name}: {e}", flush=True)

@@ -134,7 +134,7 @@ def trial(what: str, args: argparse.Namespace, root: Path) -> tuple[list[dict[st
     rows: list[dict[str, Any]] = []
     runs = 1
     while True:
-        broken = root / f"broken{runs}" / "run"  # of the same name: it becomes that of the net
+        broken = root / f"broken{runs}" / "run"  # of the same name: it becomes that of the model
         child = subprocess.Popen(command(what, broken, args.epochs), **quiet)
         try:
             if len(rows) < args.kills:

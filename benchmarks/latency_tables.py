@@ -1,11 +1,11 @@
-"""How well latency tables of this machine predict whole nets: random ones, and the four published ones.
+"""How well latency tables of this machine predict whole models: random ones, and the four published ones.
 
     python benchmarks/latency_tables.py [--settings torch:1 torch:2 onnxruntime:1 onnxruntime:2] [--nets 50]
 
-For each setting (runtime:threads) a table of a search space is built, judged on random nets that it was not
-made from, and drawn (results/latency_tables_RUNTIME_DEVICE_THREADS.png). The published nets have other widths
-than the space, so their operations are measured too; how long they take as whole models is predicted, and
-then measured in fresh processes. All latencies are undisturbed ones; the columns ceiling_tau and
+For each setting (runtime:threads) a table of a search space is built, judged on random models that it was not
+made from, and drawn (results/latency_tables_RUNTIME_DEVICE_THREADS.png). The published models have other
+widths than the space, so their operations are measured too; how long they take as whole models is predicted,
+and then measured in fresh processes. All latencies are undisturbed ones; the columns ceiling_tau and
 ceiling_percent say how far two runs of the same models agree, and disturbance how busy the machine was.
 """
 
@@ -26,8 +26,8 @@ from proxylessnas.latency.session import Item, MeasurementSession
 from proxylessnas.latency.validate import model_spec
 from proxylessnas.runtimes.settings import DEVICES
 
-SECONDS_EACH = 20.0  # at most, to measure a published net in
-NETS = ("proxyless_cpu", "proxyless_gpu", "proxyless_mobile", "proxyless_mobile_14")
+SECONDS_EACH = 20.0  # at most, to measure a published model in
+MODELS = ("proxyless_cpu", "proxyless_gpu", "proxyless_mobile", "proxyless_mobile_14")
 
 
 def say(done: int, total: int, what: str) -> None:
@@ -36,12 +36,12 @@ def say(done: int, total: int, what: str) -> None:
 
 
 def published() -> list[Arch]:
-    found = [PUBLISHED[name] for name in NETS]
+    found = [PUBLISHED[name] for name in MODELS]
     return [arch for arch in found if isinstance(arch, Arch)]
 
 
 def measured(conditions: Conditions) -> list[float]:
-    """Return the undisturbed latencies of the published nets, in ms."""
+    """Return the undisturbed latencies of the published models, in ms."""
     items = [Item(arch.name, model_spec(arch), conditions.settings) for arch in published()]
     session = MeasurementSession(items, progress=say)
     session.run(SECONDS_EACH * len(items))
@@ -51,7 +51,7 @@ def measured(conditions: Conditions) -> list[float]:
 def one_setting(
     args: argparse.Namespace, runtime: str, threads: int
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Build, judge and draw one table; return its row and those of the published nets."""
+    """Build, judge and draw one table; return its row and those of the published models."""
     begin = time.perf_counter()
     path = args.tables / f"{args.space.replace('@', '_')}_{runtime}_{args.device}_{threads}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,10 +91,10 @@ def one_setting(
         "disturbance": round(found.disturbance or 0, 3),
     }
     print(f"{runtime}, threads {threads}: {found.verdict}", flush=True)
-    nets = []
+    models = []
     for arch, ms in zip(published(), measured(table.conditions), strict=True):
         predicted = table.predict(arch)
-        nets.append(
+        models.append(
             {
                 **setting,
                 "net": arch.name,
@@ -103,15 +103,15 @@ def one_setting(
                 "error_percent": round(100 * (predicted / ms - 1), 2),
             }
         )
-    draw(args, table, found, nets, runtime, threads)
-    return row, nets
+    draw(args, table, found, models, runtime, threads)
+    return row, models
 
 
 def draw(
     args: argparse.Namespace,
     table: LatencyTable,
     found: Validation,
-    nets: list[dict[str, Any]],
+    models: list[dict[str, Any]],
     runtime: str,
     threads: int,
 ) -> None:
@@ -120,9 +120,9 @@ def draw(
     prediction_png(
         [pair[1:] for pair in found.pairs],
         args.csv.parent / f"{args.csv.stem}_{runtime}_{args.device}_{threads}.png",
-        title=f"Random nets of the {args.space} space: {runtime}, {threads} thread{'s' * (threads > 1)}",
+        title=f"Random models of the {args.space} space: {runtime}, {threads} thread{'s' * (threads > 1)}",
         summary=f"{found.verdict}\n{table.conditions.describe()}",
-        named=[Named(net["net"], net["predicted_ms"], net["measured_ms"]) for net in nets],
+        named=[Named(model["net"], model["predicted_ms"], model["measured_ms"]) for model in models],
     )
 
 
@@ -136,21 +136,21 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=DEVICES)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--cuda-graph", action="store_true")
-    parser.add_argument("--nets", type=int, default=50, help="random nets to judge each table on")
+    parser.add_argument("--nets", type=int, default=50, help="random models to judge each table on")
     parser.add_argument("--minutes", type=float, default=None, help="for each table")
     parser.add_argument(
         "--tables", type=Path, default=HERE / "results" / "tables", help="folder for the tables"
     )
     args = parser.parse_args()
-    rows, nets = [], []
+    rows, models = [], []
     for setting in args.settings:
         runtime, _, threads = setting.partition(":")
         row, named = one_setting(args, runtime, int(threads or 1))
         rows.append(row)
-        nets += named
+        models += named
     write_rows(args, rows)
     args.csv = args.csv.with_name(f"{args.csv.stem}_published.csv")
-    write_rows(args, nets)
+    write_rows(args, models)
 
 
 if __name__ == "__main__":

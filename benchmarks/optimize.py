@@ -19,7 +19,7 @@ import proxylessnas
 from proxylessnas.deploy import optimize
 from proxylessnas.latency.measurement import Measurement
 from proxylessnas.latency.worker import Worker
-from proxylessnas.runtimes.base import NetSpec
+from proxylessnas.runtimes.base import ModelSpec
 from proxylessnas.runtimes.settings import Settings, one_thread
 from proxylessnas.runtimes.timer import window
 from proxylessnas.runtimes.torch_sessions import EagerSession
@@ -34,19 +34,19 @@ def main() -> None:
     parser.add_argument("--compile", default="auto", choices=("auto", "always", "never"))
     args = parser.parse_args()
     start(args)
-    net = proxylessnas.create_model(args.net).eval()
+    model = proxylessnas.create_model(args.net).eval()
     rows = []
     for batch in args.batches:
-        fast = optimize(net, batch_size=batch, allow_bf16=False, compile=args.compile)
+        fast = optimize(model, batch_size=batch, allow_bf16=False, compile=args.compile)
         print(fast.report, flush=True)
         size = fast.report.input_size
         x = torch.randn(batch, *size)
         settings = Settings(runtime="onnxruntime", threads=args.threads, batch_size=batch)
         alone = one_thread(settings)
-        runs = {"eager": EagerSession(net, x, []), "optimize": EagerSession(fast, x, [])}
+        runs = {"eager": EagerSession(model, x, []), "optimize": EagerSession(fast, x, [])}
         found = {name: Measurement() for name in (*runs, "onnxruntime")}
         with Worker(settings) as worker:
-            worker.load("net", NetSpec("arch", str(net.arch), (size[0], size[1], size[2])))
+            worker.load("net", ModelSpec("arch", str(model.arch), (size[0], size[1], size[2])))
             for _ in range(args.rounds):
                 for name in random.sample(list(found), len(found)):
                     if name in runs:

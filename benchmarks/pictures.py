@@ -1,4 +1,4 @@
-"""How long pictures and reports of a finished search take, as commands from start to end, and their sizes.
+"""How long images and reports of a finished search take, as commands from start to end, and their sizes.
 
     python benchmarks/pictures.py RUN_DIR [--compare RUN_DIR] [--training RUN_DIR] [--rounds 3]
 
@@ -18,7 +18,7 @@ from harness import make_parser, start, write_rows
 
 from proxylessnas.utils.subprocesses import COMMAND_LINE, find_program, python_command
 
-NETS = ("proxyless_gpu", "proxyless_cpu", "proxyless_mobile", "proxyless_mobile_14")
+MODELS = ("proxyless_gpu", "proxyless_cpu", "proxyless_mobile", "proxyless_mobile_14")
 
 
 def main() -> None:
@@ -31,9 +31,9 @@ def main() -> None:
     start(args)
     compare = ["--compare", args.compare] if args.compare else []
     jobs = [
-        ("four nets", ["plot", *NETS, "-o"], ".svg"),
-        ("four nets", ["plot", *NETS, "-o"], ".png"),
-        ("a cell of the CIFAR net", ["plot", "proxyless_cifar", "--cell", "1", "-o"], ".svg"),
+        ("four models", ["plot", *MODELS, "-o"], ".svg"),
+        ("four models", ["plot", *MODELS, "-o"], ".png"),
+        ("a cell of the CIFAR model", ["plot", "proxyless_cifar", "--cell", "1", "-o"], ".svg"),
         ("movie", ["plot", args.run, "-o"], ".gif"),
         *([("movie", ["plot", args.run, "-o"], ".mp4")] if find_program("ffmpeg") else []),
         ("movie with a slider", ["plot", args.run, "-o"], ".html"),

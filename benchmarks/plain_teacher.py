@@ -1,17 +1,18 @@
-"""Train a plain 3x3-convolution net on small pictures, as a teacher for `proxylessnas train --teacher`.
+"""Train a plain 3x3-convolution model on small images, as a teacher for `proxylessnas train --teacher`.
 
     python benchmarks/plain_teacher.py cifar10_jpg/train --test cifar10_jpg/test --out runs/teacher
 
 On a CPU with bf16 instructions, dense 3x3 convolutions are several times as fast a multiply-add as MBConvs,
-so such a net is soon trained (in bf16; a CPU without them, where bf16 takes three times as long, computes
-in float32). It errs in other pictures than MBConv nets do: alone it names 88.7 % of the
-CIFAR-10 test pictures (recompressed), but with it the mean logits of two MBConv nets name 91.3 instead of
-90.9 %. The net is a small VGG-like one with a ladder of widths as in Jordan (2024, "94 % on CIFAR-10 in 3.29
-seconds on a single GPU"); loader, augmentation, optimiser, average and weight step are those of
+so such a model is soon trained (in bf16; a CPU without them, where bf16 takes three times as long, computes
+in float32). It errs in other images than MBConv models do: alone it names 88.7 % of the
+CIFAR-10 test images (recompressed), but with it the mean logits of two MBConv models name 91.3 instead of
+90.9 %. The model is a small VGG-like one with a ladder of widths as in Jordan (2024, "94 % on CIFAR-10 in
+3.29 seconds on a single GPU"); loader, augmentation, optimiser, average and weight step are those of
 `proxylessnas.train`.
 
-Writes `teacher.pt2` (an exported program: float32 [B, 3, 32, 32], normalised as the trained net wants it, to
-logits [B, classes]) and `teacher.json` (how it was made, and its accuracy on the held-out and test pictures).
+Writes `teacher.pt2` (an exported program: float32 [B, 3, 32, 32], normalised as the trained model wants it,
+to logits [B, classes]) and `teacher.json` (how it was made, and its accuracy on the held-out and test
+images).
 """
 
 from __future__ import annotations
@@ -66,8 +67,8 @@ class _Stage(nn.Module):
         return x + self.body(x)
 
 
-class PlainNet(nn.Module):
-    """Maps pictures [B, 3, H, W] to logits [B, classes]."""
+class PlainModel(nn.Module):
+    """Maps images [B, 3, H, W] to logits [B, classes]."""
 
     def __init__(self, widths: list[int], classes: int) -> None:
         super().__init__()
@@ -81,31 +82,31 @@ class PlainNet(nn.Module):
 
 
 class _In(nn.Module):
-    """Computes a net in another dtype, from float32 to float32."""
+    """Computes a model in another dtype, from float32 to float32."""
 
-    def __init__(self, net: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
-        self.net, self.dtype = net.to(dtype), dtype
+        self.model, self.dtype = model.to(dtype), dtype
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(x.to(self.dtype)).float()
+        return self.model(x.to(self.dtype)).float()
 
 
-def _folded(net: nn.Module) -> nn.Module:
-    """Return a net, in evaluation mode, with each BatchNorm that follows a convolution folded into it."""
-    net = copy.deepcopy(net)
-    for part in net.modules():
+def _folded(model: nn.Module) -> nn.Module:
+    """Return a model, in evaluation mode, with each BatchNorm that follows a convolution folded into it."""
+    model = copy.deepcopy(model)
+    for part in model.modules():
         if isinstance(part, nn.Sequential) and len(part) > 1 and isinstance(part[1], nn.BatchNorm2d):
             part[0], part[1] = fuse_conv_bn_eval(part[0], part[1]), nn.Identity()
-    return net
+    return model
 
 
 @torch.no_grad()
-def accuracy(net: nn.Module, loader: EvalLoader) -> float:
-    """Return the share of pictures that get their class, percent."""
+def accuracy(model: nn.Module, loader: EvalLoader) -> float:
+    """Return the share of images that get their class, percent."""
     right = n = 0
     for inputs, targets in loader:
-        found = net(inputs.contiguous(memory_format=torch.channels_last)).argmax(1)
+        found = model(inputs.contiguous(memory_format=torch.channels_last)).argmax(1)
         right, n = right + int((found == targets).sum()), n + len(found)
     return 100 * right / n
 
@@ -127,20 +128,20 @@ def write_teacher(
     trained: nn.Module, answering: nn.Module, kind: str, args: argparse.Namespace, seed: int, began: float,
     val: EvalLoader,
 ) -> None:  # fmt: skip
-    """Write a net, and the record of how it was made.
+    """Write a model, and the record of how it was made.
 
     Args:
-        trained: the net; its parameters are counted.
+        trained: the model; its parameters are counted.
         answering: the form of it that answers, in evaluation mode and channels-last.
-        kind: what kind of net it is.
-        args: where the test pictures are, where to write, and for how many epochs it was trained.
+        kind: what kind of model it is.
+        args: where the test images are, where to write, and for how many epochs it was trained.
         seed: of the training.
         began: when the training began, as ``time.perf_counter()`` tells it; it has just ended.
-        val: held-out pictures.
+        val: held-out images.
     """
     minutes = round((time.perf_counter() - began) / 60, 1)
-    pictures = open_data(args.test, val_fraction=0).train
-    test = EvalLoader(pictures, Preprocessing(32, 32, IMAGENET_MEAN, IMAGENET_STD), batch_size=256)
+    images = open_data(args.test, val_fraction=0).train
+    test = EvalLoader(images, Preprocessing(32, 32, IMAGENET_MEAN, IMAGENET_STD), batch_size=256)
     result = {
         "net": kind,
         "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
@@ -162,7 +163,7 @@ def write_teacher(
 def main() -> None:
     parser = arguments(__doc__, epochs=14)
     parser.add_argument("--widths", type=int, nargs="+", default=[32, 64, 192, 256])
-    parser.add_argument("--rate", type=float, default=0.2, help="learning rate; smaller for narrow nets")
+    parser.add_argument("--rate", type=float, default=0.2, help="learning rate; smaller for narrow models")
     args = parser.parse_args()
 
     keep_freed_pages()
@@ -180,35 +181,35 @@ def main() -> None:
     preprocessing = Preprocessing(32, 32, IMAGENET_MEAN, IMAGENET_STD)
     classes = len(data.categories)
     torch.manual_seed(recipe.seed)
-    net: Any = PlainNet(args.widths, classes).to(memory_format=torch.channels_last)
+    model: Any = PlainModel(args.widths, classes).to(memory_format=torch.channels_last)
     loader = TrainLoader(data.train, recipe, preprocessing, num_classes=classes)
     val = EvalLoader(data.val, preprocessing, batch_size=256)
-    average = WeightAverage(net, recipe.ema_decay)
+    average = WeightAverage(model, recipe.ema_decay)
     step = WeightStep(
-        net, make_optimizer(parameter_groups(net, recipe), recipe), recipe, torch.device("cpu"), average
+        model, make_optimizer(parameter_groups(model, recipe), recipe), recipe, torch.device("cpu"), average
     )
     began = time.perf_counter()
     number = 0
     for epoch in range(recipe.epochs):
-        net.train()
+        model.train()
         total, side = 0.0, recipe.side_at(epoch, 32)
         for batch in loader.epoch(epoch):
             factor = rate_factor(number, recipe, loader.steps_per_epoch)
             total += float(step(shrunk(batch.inputs, side), batch.targets, number, factor))
             number += 1
-        net.eval()
-        with average.applied(net), step.autocast():
-            top1 = accuracy(net, val)
+        model.eval()
+        with average.applied(model), step.autocast():
+            top1 = accuracy(model, val)
         print(
             f"epoch {epoch + 1}/{recipe.epochs}  {side} px  train loss {total / loader.steps_per_epoch:.3f}  "
             f"val top-1 {top1:.2f} %  {(time.perf_counter() - began) / 60:.1f} min", flush=True,
         )  # fmt: skip
-    average.copy_to(net)
-    net.eval()
-    program = _In(_folded(net), dtype).to(memory_format=torch.channels_last).eval()
+    average.copy_to(model)
+    model.eval()
+    program = _In(_folded(model), dtype).to(memory_format=torch.channels_last).eval()
     widths = " ".join(map(str, args.widths))
     kind = f"plain 3x3 convolutions, {widths} channels, {'float32' if amp == 'off' else amp}"
-    write_teacher(net, program, kind, args, recipe.seed, began, val)
+    write_teacher(model, program, kind, args, recipe.seed, began, val)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Live memory of the steps of a search against a plain training step of the same sampled net.
+"""Live memory of the steps of a search against a plain training step of the same sampled model.
 
     python benchmarks/search_memory.py                                  # 224 px, batch 8: needs 10 GB
     python benchmarks/search_memory.py --candidates 2,6 --variants weight,full_v2
@@ -6,7 +6,7 @@
 Counted are the bytes of all tensors that a step makes, at the moment when they are the most: activations and
 gradients, without weights, BatchNorm statistics and the state of optimisers, and without the scratch memory
 inside an operation or what an allocator keeps. On a GPU it is what PyTorch's allocator hands out. Variants
-are those of search_step.py; the ratio is the geometric mean over the paths, which are the same nets for any
+are those of search_step.py; the ratio is the geometric mean over the paths, which are the same models for any
 number of candidates. How the ratio grows with that number is drawn beside the CSV file.
 """
 
@@ -66,9 +66,9 @@ def live_peak(torch: Any, step: Callable[[], object], known: list[Any]) -> int:
 
 def tensors_of(torch: Any, bench: search_step.Bench) -> list[Any]:
     """Return the weights, statistics, inputs and optimisers' state."""
-    found = [bench.inputs, bench.targets, bench.net.alphas.logits]
-    for net in (bench.net, bench.child):
-        found += [*net.parameters(), *net.buffers()]
+    found = [bench.inputs, bench.targets, bench.model.alphas.logits]
+    for model in (bench.model, bench.child):
+        found += [*model.parameters(), *model.buffers()]
     for optimizer in (bench.optimizer, bench.child_optimizer):
         for state in optimizer.state.values():
             found += [value for value in state.values() if isinstance(value, torch.Tensor)]
@@ -79,8 +79,8 @@ def peak_of(torch: Any, bench: search_step.Bench, variant: str) -> int:
     """Return the peak of one step, after one that makes the optimiser's state."""
     step = bench.step(variant)
     step()
-    for net in (bench.net, bench.child):
-        net.zero_grad(set_to_none=True)
+    for model in (bench.model, bench.child):
+        model.zero_grad(set_to_none=True)
     if bench.device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -90,8 +90,8 @@ def peak_of(torch: Any, bench: search_step.Bench, variant: str) -> int:
         peak = torch.cuda.max_memory_allocated() - before
     else:
         peak = live_peak(torch, step, tensors_of(torch, bench))
-    for net in (bench.net, bench.child):
-        net.zero_grad(set_to_none=True)
+    for model in (bench.model, bench.child):
+        model.zero_grad(set_to_none=True)
     return peak
 
 
@@ -102,12 +102,12 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     bench = search_step.Bench(args)
     variants = search_step.variants_of(args)
     peaks: dict[str, list[int]] = {variant: [] for variant in variants}
-    for picks in search_step.draw(bench, args.paths, args.seed, same=True):
-        bench.use(picks)
+    for choices in search_step.draw(bench, args.paths, args.seed, same=True):
+        bench.use(choices)
         for variant in variants:
             peaks[variant].append(peak_of(torch, bench, variant))
         print({v: round(found[-1] / peaks["plain"][-1], 4) for v, found in peaks.items()}, flush=True)
-    weights = sum(p.numel() * p.element_size() for p in bench.net.parameters())
+    weights = sum(p.numel() * p.element_size() for p in bench.model.parameters())
     rows = []
     for variant, found in peaks.items():
         ratios = [peak / plain for peak, plain in zip(found, peaks["plain"], strict=True)]

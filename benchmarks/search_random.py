@@ -1,12 +1,14 @@
-"""Is a searched net better than random ones of the same latency, trained in the same way?
+"""Is a searched model better than random ones of the same latency, trained in the same way?
 
     python benchmarks/search_random.py --data cifar10_jpg --place 0.4 --train-epochs 30
 
-A net is searched for a latency by a table of this machine. Random nets are drawn evenly from all choices of
-the space whose latency by the table is within 3 % of the searched net's. Then all of them are trained from
-random weights with one recipe. The test or validation part of the data, which no search looks into, says how
+A model is searched for a latency by a table of this machine. Random models are drawn evenly from all choices
+of the space whose latency by the table is within 3 % of the searched model's. Then all of them are trained
+from random weights with one recipe. The test or validation part of the data, which no search looks into, says
+how
 good they are, and chooses nothing: the last weights count (data without such a part will not do for more than
-a try). The searched net is trained with the seeds 0, 1, ...; the n-th random net with one of these in turn.
+a try). The searched model is trained with the seeds 0, 1, ...; the n-th random model with one of these in
+turn.
 """
 
 from __future__ import annotations
@@ -23,13 +25,13 @@ import search_runs
 _DRAWS, _TRIES = 100_000, 200
 
 
-def alike(space: Any, table: Any, picks: Sequence[int], share: float, count: int, seed: int) -> list[Any]:
-    """Return random nets of nearly the latency of one, all different.
+def alike(space: Any, table: Any, choices: Sequence[int], share: float, count: int, seed: int) -> list[Any]:
+    """Return random models of nearly the latency of one, all different.
 
     Args:
-        space: the nets.
+        space: the models.
         table: of their latencies.
-        picks: the net they are to be like.
+        choices: the model they are to be like.
         share: by which their latencies may differ.
         count: how many.
         seed: of the draws.
@@ -38,11 +40,13 @@ def alike(space: Any, table: Any, picks: Sequence[int], share: float, count: int
 
     costs, fixed = table.costs(space)
     rows = torch.arange(len(costs))
-    wanted = fixed + float(costs[rows, torch.tensor(picks)].sum())
+    wanted = fixed + float(costs[rows, torch.tensor(choices)].sum())
     generator = torch.Generator().manual_seed(seed)
-    numbers = torch.tensor([len(p.choices) for p in space.positions])  # the first columns: "-" is the last
+    numbers = torch.tensor(
+        [len(p.candidate_ops) for p in space.search_blocks]
+    )  # the first columns: "-" is the last
     found: dict[str, Any] = {}
-    known = function_of(space.arch(picks))
+    known = function_of(space.arch(choices))
     for _ in range(_TRIES):
         drawn = (torch.rand(_DRAWS, len(rows), generator=generator, dtype=torch.float64) * numbers).long()
         ms = fixed + costs[rows, drawn].sum(1)
@@ -52,11 +56,13 @@ def alike(space: Any, table: Any, picks: Sequence[int], share: float, count: int
                 found.setdefault(function_of(arch), arch)
         if len(found) == count:
             return list(found.values())
-    raise SystemExit(f"only {len(found)} nets within {share:.0%} of {wanted:.3f} ms were met: ask for fewer")
+    raise SystemExit(
+        f"only {len(found)} models within {share:.0%} of {wanted:.3f} ms were met: ask for fewer"
+    )
 
 
 def function_of(arch: Any) -> str:
-    """Return what a net does: the same for nets that skip other blocks of a stage."""
+    """Return what a model does: the same for models that skip other blocks of a stage."""
     return " | ".join(" ".join(token for token in stage.tokens if token != "-") for stage in arch.stages)
 
 
@@ -88,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--algorithm", default="gradient")
     parser.add_argument("--share", type=float, default=0.03, help="by which latencies may differ")
     parser.add_argument("--nets", type=int, default=5, help="random ones")
-    parser.add_argument("--seeds", type=int, default=3, help="of trainings of the searched net")
+    parser.add_argument("--seeds", type=int, default=3, help="of trainings of the searched model")
     parser.add_argument("--train-recipe", default="small-images")
     parser.add_argument("--train-epochs", type=int)
     args = search_runs.parsed(parser, argv, nets=2, seeds=1, train_epochs=1)
@@ -102,14 +108,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     result = search_runs.searched(args, f"search_{args.algorithm}_{args.place:g}", space, recipe, table)
     data = open_data(args.data, limit=args.limit, seed=recipe.seed)
     best = dataclasses.replace(Arch.parse(result["arch"]), name="searched")
-    nets = [("searched", best, seed) for seed in range(args.seeds)]
+    models = [("searched", best, seed) for seed in range(args.seeds)]
     drawn = alike(space, table, result["picks"], args.share, args.nets, seed=recipe.seed)
-    nets += [(arch.name, arch, n % args.seeds) for n, arch in enumerate(drawn)]
+    models += [(arch.name, arch, n % args.seeds) for n, arch in enumerate(drawn)]
     runs = []
-    for n, (name, arch, seed) in enumerate(nets, 1):
-        print(f"training {n} of {len(nets)}: {name}, seed {seed}", flush=True)
+    for n, (name, arch, seed) in enumerate(models, 1):
+        print(f"training {n} of {len(models)}: {name}, seed {seed}", flush=True)
         runs.append(trained(args, name, arch, seed, data))
-    files = {name: run["file"] for (name, _, _), run in zip(nets, runs, strict=True)}
+    files = {name: run["file"] for (name, _, _), run in zip(models, runs, strict=True)}
     times = search_runs.measured(args, [(file, table) for file in files.values()])
     ms = dict(zip(files, (found for found, _ in times), strict=True))
     rows = [
@@ -120,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "epochs": args.train_epochs or "", "hours": round(run["seconds"] / 3600, 3),
             "blocks": function_of(arch),
         }
-        for (name, arch, seed), run in zip(nets, runs, strict=True)
+        for (name, arch, seed), run in zip(models, runs, strict=True)
     ]  # fmt: skip
     harness.write_rows(args, rows)
     ours = [row["top1"] for row in rows if row["net"] == "searched"]
@@ -135,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     hours = sum(row["hours"] for row in rows)
     print(
         f"searched - random: {statistics.mean(ours) - statistics.mean(others):+.2f} points; {below} of "
-        f"{len(others)} random nets are below the searched net's mean. Search {result['seconds'] / 3600:.2f} "
+        f"{len(others)} random models are below the searched model's mean. Search {result['seconds'] / 3600:.2f} "
         f"hours, trainings {hours:.2f} hours"
     )
     return 0

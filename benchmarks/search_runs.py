@@ -29,10 +29,10 @@ def make_parser(description: str | None, name: str, *, space: str, data: str) ->
     parser.add_argument("--warmup-epochs", type=int)
     parser.add_argument("--epochs", type=int, help="of the search")
     parser.add_argument("--image-size", type=int, help="px")
-    parser.add_argument("--limit", type=int, help="pictures a class")
+    parser.add_argument("--limit", type=int, help="images a class")
     parser.add_argument("--device", default="cpu", help="that searches and trains; latencies are of the CPU")
     parser.add_argument("--minutes", type=float, help="for each table")
-    parser.add_argument("--rounds", type=int, default=3, help="to measure each net in")
+    parser.add_argument("--rounds", type=int, default=3, help="to measure each model in")
     parser.add_argument("--runs", type=Path, default=harness.HERE.parent / "runs" / name)
     parser.add_argument("--tables", type=Path, help="folder of the tables (default: tables below --runs)")
     parser.add_argument("--quick", action="store_true", help="as small as can be, to see that it works")
@@ -60,7 +60,7 @@ def recipe_of(args: argparse.Namespace, **changes: Any) -> Any:
 
 
 def space_of(args: argparse.Namespace) -> Any:
-    """Return the space as the searches will use it: with the outputs and the size that the pictures need."""
+    """Return the space as the searches will use it: with the outputs and the size that the images need."""
     from proxylessnas.arch.spaces import read_space
     from proxylessnas.search.data import open_search_data
     from proxylessnas.search.setup import adapted
@@ -84,7 +84,7 @@ def table_of(args: argparse.Namespace, space: Any, runtime: str = "torch") -> An
     for doubt in doubts(table):
         print(f"WARNING: {path}: {doubt}", file=sys.stderr)
     low, high = table.range_ms(space)
-    print(f"{runtime}: nets of {space.name} take {low:.3f} to {high:.3f} ms", flush=True)
+    print(f"{runtime}: models of {space.name} take {low:.3f} to {high:.3f} ms", flush=True)
     return table
 
 
@@ -118,7 +118,7 @@ def searched(args: argparse.Namespace, name: str, space: Any, recipe: Any, table
     return {**found, "file": folder / "child.safetensors"}
 
 
-def measured(args: argparse.Namespace, nets: Sequence[tuple[Path, Any]]) -> list[tuple[float | None, int]]:
+def measured(args: argparse.Namespace, models: Sequence[tuple[Path, Any]]) -> list[tuple[float | None, int]]:
     """Return for each (weights' file, table) the latency under the table's conditions, in ms.
 
     Each is measured beside its table's reference, as at the end of a search; the median over the rounds of
@@ -128,9 +128,9 @@ def measured(args: argparse.Namespace, nets: Sequence[tuple[Path, Any]]) -> list
     from proxylessnas import create_model
     from proxylessnas.search.evaluate import measure_like
 
-    times: list[list[Any]] = [[] for _ in nets]
+    times: list[list[Any]] = [[] for _ in models]
     for _ in range(args.rounds):
-        for found, (file, table) in zip(times, nets, strict=True):
+        for found, (file, table) in zip(times, models, strict=True):
             one = measure_like(create_model(file).arch, (), table)
             if one.timing is None:
                 print(f"{file}: {one.note}", file=sys.stderr)

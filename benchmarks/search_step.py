@@ -1,12 +1,12 @@
-"""Steps of a search against a plain training step of the same sampled net.
+"""Steps of a search against a plain training step of the same sampled model.
 
     python benchmarks/search_step.py                      # 224 px, batch 8, six candidates a block
     python benchmarks/search_step.py --pixels 32 --batch 64 --candidates 12 --paths 3
 
-"plain" is the sampled net on its own, with an optimiser of its own, in a loop with nothing else in it. Of the
-search, everything that a step of it does is timed: drawing the path, choosing its parameters, the step. In a
-round all variants use the same path (the drawing still runs) and take turns in alternating order. Of each
-path the fastest repetition counts; the ratios to plain are geometric means over the paths.
+"plain" is the sampled model on its own, with an optimiser of its own, in a loop with nothing else in it. Of
+the search, everything that a step of it does is timed: drawing the path, choosing its parameters, the step.
+In a round all variants use the same path (the drawing still runs) and take turns in alternating order. Of
+each path the fastest repetition counts; the ratios to plain are geometric means over the paths.
 
 Variants: weight (a weight step of the search), two, full, full_v2 (arch steps, see search.arch_step), and
 all_paths (every candidate of every block mixed by its probability, with gradients for everything: what the
@@ -36,15 +36,15 @@ ARCH = ("two", "full", "full_v2")
 RATES = {"lr": 0.01, "momentum": 0.9, "weight_decay": 4e-5, "nesterov": True, "fused": True}
 
 
-def optimizer_of(net: Any) -> Any:
+def optimizer_of(model: Any) -> Any:
     """Return SGD as in the published searches, in the form that the training engine uses."""
     import torch
 
-    return torch.optim.SGD([{"params": list(net.parameters()), "base": RATES["lr"]}], **RATES)
+    return torch.optim.SGD([{"params": list(model.parameters()), "base": RATES["lr"]}], **RATES)
 
 
 class Bench:
-    """A supernet with its steps, and the plain nets of its paths.
+    """A supernet with its steps, and the plain models of its paths.
 
     Args:
         args: pixels, batch, candidates, device, amp, layout.
@@ -61,16 +61,16 @@ class Bench:
 
         self.torch, self.args = torch, args
         self.device = torch.device(args.device)
-        # The net itself takes pictures of any size; the space is the published one at all of them.
+        # The model itself takes images of any size; the space is the published one at all of them.
         self.space = read_space("imagenet").replace(
             candidates=CANDIDATES[args.candidates], num_classes=1000 if args.pixels >= 224 else 10
         )
         self.layout = torch.channels_last if args.layout == "channels-last" else torch.contiguous_format
-        self.net = seeded(self.space, 0, self.device).train().to(memory_format=self.layout)
-        self.optimizer = optimizer_of(self.net)
-        self.paths = PathParameters(self.net, self.optimizer)
+        self.model = seeded(self.space, 0, self.device).train().to(memory_format=self.layout)
+        self.optimizer = optimizer_of(self.model)
+        self.paths = PathParameters(self.model, self.optimizer)
         self.weight_step = WeightStep(
-            self.net, self.optimizer, Recipe(label_smoothing=0.1, amp=args.amp), self.device
+            self.model, self.optimizer, Recipe(label_smoothing=0.1, amp=args.amp), self.device
         )
         self.generator = torch.Generator().manual_seed(0)
         size = (args.batch, 3, args.pixels, args.pixels)
@@ -82,16 +82,16 @@ class Bench:
 
     def _fix_sampling(self) -> None:
         """Draw paths as always, but give back the one that is being measured."""
-        alphas = self.net.alphas
+        alphas = self.model.alphas
         sample, sample_pairs = alphas.sample, alphas.sample_pairs
 
         def fixed(generator: Any) -> list[int]:
             sample(generator)
-            return self.picks
+            return self.choices
 
         def fixed_pairs(generator: Any) -> Any:
             drawn = sample_pairs(generator)
-            active = self.torch.tensor(self.picks)
+            active = self.torch.tensor(self.choices)
             first, second = drawn.indices.unbind(1)
             return drawn._replace(
                 indices=self.torch.stack([active, self.torch.where(second == active, first, second)], 1)
@@ -103,26 +103,26 @@ class Bench:
         from proxylessnas.search.arch_optimizers import ArchStep
         from proxylessnas.search.objective import Objective
 
-        torch, alphas = self.torch, self.net.alphas
+        torch, alphas = self.torch, self.model.alphas
         optimizer = torch.optim.Adam(
             [alphas.logits], 1e-6, betas=(0.0, 0.999)
         )  # the paths are to stay likely
         costs = torch.rand(alphas.mask.shape, dtype=torch.float64).masked_fill(~alphas.mask, 0.0)
         objective = Objective("mul_log", 80.0)
         step = ArchStep(
-            self.net, optimizer, self.paths, costs, 20.0, mode=mode, generator=self.generator,
+            self.model, optimizer, self.paths, costs, 20.0, mode=mode, generator=self.generator,
             autocast=self.weight_step.autocast,
         )  # fmt: skip
         return lambda: step(self.inputs, self.targets, objective)
 
-    def use(self, picks: list[int]) -> None:
+    def use(self, choices: list[int]) -> None:
         """Measure this path from now on."""
-        self.picks = picks
-        self.child = self.net.child(picks).train().to(memory_format=self.layout)
+        self.choices = choices
+        self.child = self.model.child(choices).train().to(memory_format=self.layout)
         self.child_optimizer = optimizer_of(self.child)
 
     def plain(self) -> None:
-        """Train the sampled net on its own."""
+        """Train the sampled model on its own."""
         self.child_optimizer.zero_grad(set_to_none=True)
         with self.weight_step.autocast():
             logits = self.child(self.inputs)
@@ -132,23 +132,23 @@ class Bench:
 
     def weight(self) -> None:
         """Do a weight step of the search."""
-        self.net.set_path(self.net.alphas.sample(self.generator))
+        self.model.set_path(self.model.alphas.sample(self.generator))
         with self.paths.selected():
             self.weight_step(self.inputs, self.targets, 0, 1.0)
 
     def all_paths(self) -> None:
         """Mix every candidate of every block: what a search without gates costs (DARTS, first order)."""
-        probs = self.net.alphas.probs().to(self.inputs)
+        probs = self.model.alphas.probs().to(self.inputs)
         self.optimizer.zero_grad(set_to_none=True)
         with self.weight_step.autocast():
-            x = self.net.first_conv(self.inputs)
-            for block in self.net.blocks[: len(self.net.blocks) - len(self.net.choices)]:
+            x = self.model.first_conv(self.inputs)
+            for block in self.model.blocks[: len(self.model.blocks) - len(self.model.mixed_ops)]:
                 x = block(x)
-            for row, choice in zip(probs, self.net.choices, strict=True):
-                found = [(p, choice.op(k)) for k, p in enumerate(row) if choice.allowed[k]]
+            for row, mixed_op in zip(probs, self.model.mixed_ops, strict=True):
+                found = [(p, mixed_op.op(k)) for k, p in enumerate(row) if mixed_op.allowed[k]]
                 y = sum(p * op(x) for p, op in found if op is not None)
-                x = x + y if choice.shortcut else y
-            logits = self.net.classifier(self.net.feature_mix_layer(x).mean((2, 3)))
+                x = x + y if mixed_op.shortcut else y
+            logits = self.model.classifier(self.model.feature_mix_layer(x).mean((2, 3)))
         loss = self.torch.nn.functional.cross_entropy(logits.float(), self.targets)
         loss.backward()
         self.optimizer.step()
@@ -178,20 +178,20 @@ def draw(bench: Bench, count: int, seed: int, *, same: bool = False) -> list[lis
         bench: whose.
         count: how many.
         seed: of the draw.
-        same: draw small nets that are the same for any number of candidates; for 2 and 12 always so.
+        same: draw small models that are the same for any number of candidates; for 2 and 12 always so.
     """
     rng = random.Random(seed)
     if bench.args.candidates == 6 and not same:
-        return [list(bench.space.random_picks(rng)) for _ in range(count)]
-    small = [float(token in ("k3e3", "k3e6", "-")) for token in bench.space.columns]
-    return [list(bench.space.random_picks(rng, small)) for _ in range(count)]
+        return [list(bench.space.random_choices(rng)) for _ in range(count)]
+    small = [float(token in ("k3e3", "k3e6", "-")) for token in bench.space.candidate_ops]
+    return [list(bench.space.random_choices(rng, small)) for _ in range(count)]
 
 
 def times(bench: Bench, variants: list[str], paths: list[list[int]], repeats: int) -> list[dict[str, float]]:
     """Return the fastest time of each variant in seconds, for each path."""
     found = []
-    for picks in paths:
-        bench.use(picks)
+    for choices in paths:
+        bench.use(choices)
         best = dict.fromkeys(variants, math.inf)
         for r in range(repeats + 1):
             for variant in variants if r % 2 else reversed(variants):
@@ -238,8 +238,8 @@ def make_parser(description: str | None, name: str) -> argparse.ArgumentParser:
     parser = harness.make_parser(description, name)
     parser.add_argument("--pixels", type=int, default=224)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--paths", type=int, default=5, help="sampled nets")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampled nets")
+    parser.add_argument("--paths", type=int, default=5, help="sampled models")
+    parser.add_argument("--seed", type=int, default=0, help="of the sampled models")
     parser.add_argument("--variants", default=",".join(VARIANTS), help="may also hold all_paths")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--amp", default="off", choices=("off", "bf16"))

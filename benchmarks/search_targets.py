@@ -3,9 +3,9 @@
     python benchmarks/search_targets.py
     python benchmarks/search_targets.py --places 0.5 --algorithms gradient --quick
 
-The targets lie at a quarter, a half and three quarters of the range that nets of the space can have. Wanted:
-the derived net takes at most its target by the table, and at least 85 % of it; measured as a whole it takes
-what the table says, within 5 %.
+The targets lie at a quarter, a half and three quarters of the range that models of the space can have.
+Wanted: the derived model takes at most its target by the table, and at least 85 % of it; measured as a whole
+it takes what the table says, within 5 %.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def uploads() -> dict[str, tuple[bytes, str, int]]:
         "cut off": (dog[:-3000], "image/jpeg", 400),
         "bomb": (bomb.getvalue(), "image/png", 413),
         "too large": (bytes(13 << 20), "image/jpeg", 413),
-        "no picture": (b"%PDF", "application/pdf", 415),
+        "no image": (b"%PDF", "application/pdf", 415),
     }
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/train_throughput.py --threads 2
 
-The bare loop is written out here: the same net, optimiser and batch, on pictures that lie ready in memory as
+The bare loop is written out here: the same model, optimiser and batch, on images that lie ready in memory as
 floats, without augmentation, logging, checks or averaging. Ours is the engine as a run uses it. Variants take
 turns; the figures are medians over rounds of so many steps. `--malloc` measures the effect of the memory
 settings instead, in processes of their own.
@@ -24,7 +24,7 @@ import harness
 from proxylessnas.utils.subprocesses import python_command
 
 STEPS = 4
-NETS = {
+MODELS = {
     "proxyless_cifar10_demo": (32, 128),
     "proxyless_w025_r112": (112, 32),
     "proxyless_mobile": (224, 8),
@@ -47,7 +47,7 @@ def train_loader(name: str, size: int, batch: int) -> Any:
 def bare(name: str, size: int, batch: int, *, loader: bool = False) -> Callable[[], float]:
     """Return a function that trains for STEPS steps and gives the seconds they took.
 
-    ``loader`` takes augmented pictures from our loader in place of ready ones.
+    ``loader`` takes augmented images from our loader in place of ready ones.
     """
     import torch
     from torch.nn import functional as F
@@ -55,8 +55,8 @@ def bare(name: str, size: int, batch: int, *, loader: bool = False) -> Callable[
     import proxylessnas
 
     layout = torch.channels_last
-    net = proxylessnas.create_model(name, num_classes=10).train().to(memory_format=layout)
-    optimizer = torch.optim.SGD(net.parameters(), 0.01, 0.9, weight_decay=4e-5, nesterov=True, fused=True)
+    model = proxylessnas.create_model(name, num_classes=10).train().to(memory_format=layout)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01, 0.9, weight_decay=4e-5, nesterov=True, fused=True)
     batches = [
         (torch.randn(batch, 3, size, size).contiguous(memory_format=layout), torch.randint(0, 10, (batch,)))
         for _ in range(2)
@@ -69,7 +69,7 @@ def bare(name: str, size: int, batch: int, *, loader: bool = False) -> Callable[
         source = itertools.islice(loaded.epoch(0), STEPS) if loader else itertools.cycle(batches)
         for inputs, targets in itertools.islice(source, STEPS):
             optimizer.zero_grad()
-            loss = F.cross_entropy(net(inputs), targets, label_smoothing=0.1)
+            loss = F.cross_entropy(model(inputs), targets, label_smoothing=0.1)
             loss.backward()
             optimizer.step()
         return time.perf_counter() - start
@@ -78,7 +78,7 @@ def bare(name: str, size: int, batch: int, *, loader: bool = False) -> Callable[
 
 
 def ours(name: str, size: int, batch: int, folder: Path, **changes: Any) -> Callable[[], float]:
-    """Return the same of our engine: real pictures, augmentation, log, everything."""
+    """Return the same of our engine: real images, augmentation, log, everything."""
     import dataclasses
 
     import torch
@@ -117,7 +117,7 @@ def ours(name: str, size: int, batch: int, folder: Path, **changes: Any) -> Call
 
 
 def alone(name: str, size: int, batch: int, threads: int) -> dict[str, Any]:
-    """Return what the loader of these pictures gives when nobody trains."""
+    """Return what the loader of these images gives when nobody trains."""
     from proxylessnas.train.loader import measure_loader
 
     speed = round(measure_loader(train_loader(name, size, batch), 2.0), 1)
@@ -130,7 +130,7 @@ def alone(name: str, size: int, batch: int, threads: int) -> dict[str, Any]:
 def compare(args: Any) -> list[dict[str, Any]]:
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
-        for name, (size, batch) in NETS.items():
+        for name, (size, batch) in MODELS.items():
             folder = Path(temporary, name)
             folder.mkdir()
             variants = {
@@ -173,7 +173,7 @@ import proxylessnas
 torch.set_num_threads({threads})
 if {tuned}:
     assert proxylessnas.keep_freed_pages()
-run = t.bare({net!r}, {size}, {batch})
+run = t.bare({model!r}, {size}, {batch})
 run()
 print(statistics.median(run() for _ in range({rounds})))
 """
@@ -183,12 +183,12 @@ def malloc(args: Any) -> list[dict[str, Any]]:
     """Train in fresh processes with and without the memory settings, in turns."""
     rows = []
     here = str(Path(__file__).resolve().parent)
-    for name, (size, batch) in NETS.items():
+    for name, (size, batch) in MODELS.items():
         times: dict[bool, list[float]] = {True: [], False: []}
         for _ in range(args.rounds):
             for tuned in (False, True):
                 code = ONE_PROCESS.format(
-                    here=here, threads=args.threads, tuned=tuned, net=name, size=size, batch=batch, rounds=2
+                    here=here, threads=args.threads, tuned=tuned, model=name, size=size, batch=batch, rounds=2
                 )
                 done = subprocess.run(python_command(code), capture_output=True, text=True, check=True)
                 times[tuned].append(float(done.stdout))

@@ -1,11 +1,11 @@
-"""Give a trained net larger expansion ratios without changing what it computes.
+"""Give a trained model larger expansion ratios without changing what it computes.
 
     python benchmarks/widen_net.py runs/demo/model.safetensors proxyless_cifar10_demo --out wide.safetensors
 
-The second argument, a net of the zoo or an architecture's text file, is the architecture of the trained net
-with larger expansion ratios in some blocks. The channels that come into a block have random filters, but its
-projection takes nothing of them yet, so that a wider net starts where the trained one ended (as in Net2Net,
-Chen et al. 2016) and `proxylessnas finetune` goes on from there.
+The second argument, a model of the zoo or an architecture's text file, is the architecture of the trained
+model with larger expansion ratios in some blocks. The channels that come into a block have random filters,
+but its projection takes nothing of them yet, so that a wider model starts where the trained one ended (as in
+Net2Net, Chen et al. 2016) and `proxylessnas finetune` goes on from there.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from proxylessnas import create_model, save_weights
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Widen a trained net without changing what it computes.")
+    parser = argparse.ArgumentParser(description="Widen a trained model without changing what it computes.")
     parser.add_argument("trained", type=Path, help="its .safetensors file")
-    parser.add_argument("arch", help="the wider architecture: a net of the zoo, or a text file")
-    parser.add_argument("--out", type=Path, required=True, help="the wider net's .safetensors file")
+    parser.add_argument("arch", help="the wider architecture: a model of the zoo, or a text file")
+    parser.add_argument("--out", type=Path, required=True, help="the wider model's .safetensors file")
     parser.add_argument("--seed", type=int, default=0, help="of the new filters")
     args = parser.parse_args()
 
@@ -44,11 +44,13 @@ def main() -> None:
             raise SystemExit(f"error: {name} is wider in {args.arch}; only expansion ratios may grow")
         value[inner] = narrow[name]
     new.preprocessing, new.categories = old.preprocessing, old.categories
-    pictures = torch.randn(8, 3, 32, 32)
+    images = torch.randn(8, 3, 32, 32)
     with torch.inference_mode():
-        difference = float((old(pictures) - new(pictures)).abs().max())
+        difference = float((old(images) - new(images)).abs().max())
     if difference > 1e-4:
-        raise SystemExit(f"error: the wider net computes something else: outputs differ by {difference:.2g}")
+        raise SystemExit(
+            f"error: the wider model computes something else: outputs differ by {difference:.2g}"
+        )
     save_weights(new, args.out)
     print(f"{args.out}: largest difference of the outputs {difference:.2g}")
 

@@ -1,4 +1,4 @@
-"""Use a net as a backbone: feature maps at several resolutions, for detection or segmentation.
+"""Use a model as a backbone: feature maps at several resolutions, for detection or segmentation.
 
     python examples/backbone_features.py --model proxyless_gpu --size 320
 
@@ -31,7 +31,7 @@ class Neck(nn.Module):
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Show the feature maps of a net.")
+    parser = argparse.ArgumentParser(description="Show the feature maps of a model.")
     parser.add_argument("--model", default="proxyless_mobile", help="see `proxylessnas list`")
     parser.add_argument("--size", type=int, default=224, help="height and width of the images, px")
     parser.add_argument("--pretrained", action="store_true")

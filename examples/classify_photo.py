@@ -1,4 +1,4 @@
-"""Classify photos with a published net.
+"""Classify photos with a published model.
 
     python examples/classify_photo.py examples/photos/cat.jpg --model proxyless_cpu
 
@@ -17,7 +17,7 @@ from proxylessnas.data.images import load_image
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Classify photos with a published net.")
+    parser = argparse.ArgumentParser(description="Classify photos with a published model.")
     parser.add_argument("photos", nargs="+", type=Path)
     parser.add_argument("--model", default="proxyless_mobile", help="see `proxylessnas list`")
     args = parser.parse_args(argv)

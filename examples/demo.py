@@ -24,12 +24,12 @@ RECIPE = Recipe(
 
 def classify() -> None:
     """Name what is on the photos that come with the repository."""
-    net = proxylessnas.create_model(NAME, pretrained=True).eval()
-    print(f"\n{NAME} guesses twice what is on a photo, at {net.preprocessing.input_size} pixels a side:")
-    net.predict(PHOTOS[0])  # the first call takes longer than the others
+    model = proxylessnas.create_model(NAME, pretrained=True).eval()
+    print(f"\n{NAME} guesses twice what is on a photo, at {model.preprocessing.input_size} pixels a side:")
+    model.predict(PHOTOS[0])  # the first call takes longer than the others
     for photo in PHOTOS:
         start = time.perf_counter()
-        found = net.predict(photo, top=2)
+        found = model.predict(photo, top=2)
         ms = 1e3 * (time.perf_counter() - start)
         words = ", ".join(f"{guess.name} {guess.probability:.0%}" for guess in found)
         verdict = "right" if found[0].name == photo.stem.split("_")[0] else "WRONG"
@@ -45,11 +45,11 @@ def learn(folder: Path, epochs: int, limit: int | None) -> None:
     if result.model is None:  # Ctrl-C
         raise SystemExit(130)
 
-    net = proxylessnas.create_model(result.model).eval()
+    model = proxylessnas.create_model(result.model).eval()
     images = [data.val.read(i) for i in range(len(data.val))]
     labels = torch.tensor(data.val.labels)
     with torch.inference_mode():
-        logits = net(torch.stack([net.preprocessing.build()(image) for image in images]))
+        logits = model(torch.stack([model.preprocessing.build()(image) for image in images]))
     metrics = Metrics(len(data.categories))
     metrics.add(logits, labels)
     print(f"\nIt reads {metrics.top1:.1f} % of {metrics.n} other digits right, which it was not trained on.")
@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--epochs", type=int, default=4, help="default 4")
     parser.add_argument("--limit", type=int, help="digits a class; default: all")
     args = parser.parse_args(arguments)
-    torch.set_num_threads(1)  # quick enough for this small net, and steady where other programs run
+    torch.set_num_threads(1)  # quick enough for this small model, and steady where other programs run
     proxylessnas.keep_freed_pages()  # much faster steps on many virtual machines
     print(f"proxylessnas {proxylessnas.__version__}, torch {torch.__version__}\n")
     cli.main(["list"])

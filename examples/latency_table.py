@@ -1,4 +1,4 @@
-"""Measure a latency table of this machine for a small search space, check it, and predict nets from it.
+"""Measure a latency table of this machine for a small search space, check it, and predict models from it.
 
     python examples/latency_table.py --out table.json
 
@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--runtime", default="torch", help="torch, onnxruntime, openvino, ...")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=0.5, help="about how long to measure")
-    parser.add_argument("--nets", type=int, default=30, help="whole nets to check the table on")
+    parser.add_argument("--nets", type=int, default=30, help="whole models to check the table on")
     parser.add_argument("--out", type=Path, default=Path("table.json"))
     args = parser.parse_args(argv)
 
@@ -42,21 +42,21 @@ def main(argv: list[str] | None = None) -> int:
     have, need, _ = table.coverage()
     print(f"{args.out}: {have} of {need} operations of {space.name}; {table.conditions.describe()}")
 
-    # How wrong is it? Whole nets were measured that it was not made from.
+    # How wrong is it? Whole models were measured that it was not made from.
     assert table.validation is not None
     print(latency.Validation.from_dict(table.validation).verdict)
 
     # What can a search ask for?
     fastest, slowest = table.range_ms()
-    print(f"nets of this space take {fastest:.2f} to {slowest:.2f} ms")
+    print(f"models of this space take {fastest:.2f} to {slowest:.2f} ms")
 
-    # Any net of the space, without measuring it.
-    net = space.arch(space.random_picks(random.Random(0)), name="random")
-    found = table.explain(net)
+    # Any model of the space, without measuring it.
+    model = space.arch(space.random_choices(random.Random(0)), name="random")
+    found = table.explain(model)
     key, ms, _ = max(found.parts, key=lambda part: part[1])
     print(f"one of them: {found.total_ms:.2f} ms, of which {ms:.2f} ms are {key}")
 
-    # What a search minimises: the mean latency of a distribution over nets, which has a gradient.
+    # What a search minimises: the mean latency of a distribution over models, which has a gradient.
     mask = torch.tensor(space.mask)
     logits = torch.zeros(mask.shape, requires_grad=True)
     expected = table.expected(logits.masked_fill(~mask, float("-inf")).softmax(1))

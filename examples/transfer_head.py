@@ -1,4 +1,4 @@
-"""Teach a published net your own classes: a new classifier is trained on the embeddings of a frozen body.
+"""Teach a published model your own classes: a new classifier is trained on the embeddings of a frozen body.
 
     python examples/transfer_head.py photos/ --model proxyless_cpu --out mine.safetensors
 
@@ -30,7 +30,7 @@ def embed(body: torch.nn.Module, data: ImageFolder) -> tuple[torch.Tensor, torch
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Train a new classifier on a published net.")
+    parser = argparse.ArgumentParser(description="Train a new classifier on a published model.")
     parser.add_argument("photos", type=Path, help="a folder with one folder of images a class")
     parser.add_argument("--model", default="proxyless_mobile", help="see `proxylessnas list`")
     parser.add_argument("--steps", type=int, default=200)
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     data = ImageFolder(args.photos, transform, loader=load_image)
     classes = len(data.classes)
     model = proxylessnas.create_model(args.model, pretrained=True, num_classes=classes).eval()
-    head, model.classifier = model.classifier, torch.nn.Identity()  # without it the net returns embeddings
+    head, model.classifier = model.classifier, torch.nn.Identity()  # without it the model returns embeddings
     x, y = embed(model, data)
     held_out = torch.arange(len(y)) % 5 == 4
 

@@ -1,4 +1,4 @@
-"""ProxylessNAS: specialised image nets to load, fine-tune and ship.
+"""ProxylessNAS: specialised image models to load, fine-tune and ship.
 
 Importing this package reads no data file and opens no socket. The names below are imported from their modules
 when they are first used, so that ``proxylessnas --help`` need not wait for torch.

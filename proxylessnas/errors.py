@@ -51,7 +51,7 @@ class ProxylessError(Exception):
 
 
 class UnknownModelError(ProxylessError, ValueError):
-    """No net has this name; the message lists the nearest ones."""
+    """No model has this name; the message lists the nearest ones."""
 
 
 class ArchError(ProxylessError, ValueError):
@@ -87,7 +87,7 @@ class ManifestError(ProxylessError, ValueError):
 
 
 class WeightsNotFoundError(ProxylessError, FileNotFoundError):
-    """A weights file is not where it was said to be, or a net has no published weights."""
+    """A weights file is not where it was said to be, or a model has no published weights."""
 
 
 class WeightsFetchError(ProxylessError, OSError):
@@ -103,12 +103,12 @@ class WeightsCorruptError(ProxylessError, ValueError):
 
 
 class WeightsMismatchError(ProxylessError, ValueError):
-    """Weights do not fit the net; the message is one line and names the first few tensors.
+    """Weights do not fit the model; the message is one line and names the first few tensors.
 
     Attributes:
-        missing: parameters of the net that the weights lack.
-        unexpected: tensors of the weights that the net has no place for.
-        shapes: tensors of another shape, name to (shape in the weights, shape in the net).
+        missing: parameters of the model that the weights lack.
+        unexpected: tensors of the weights that the model has no place for.
+        shapes: tensors of another shape, name to (shape in the weights, shape in the model).
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class LatencyKeyError(ProxylessError, KeyError):
 
 
 class ExportError(ProxylessError, ValueError):
-    """A net cannot be exported so, or the file does not compute what the net does; nothing was kept."""
+    """A model cannot be exported so, or the file does not compute what the model does; nothing was kept."""
 
 
 class CheckpointError(ProxylessError, ValueError):

@@ -25,7 +25,7 @@ TESTED = [
     "demo.py",
     "latency_table.py",
     "onnx_model.py",  # with the serve*.py in test_examples_serve.py
-    "search_net.py",
+    "search_model.py",
     "serve.py",
     "serve_budgets.py",
     "serve_limits.py",
@@ -87,7 +87,7 @@ def test_backbone_features(name: str, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_transfer_head(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Two textures are told apart, even by the embeddings of a random net; the saved net loads again."""
+    """Two textures are told apart, even by the embeddings of a random model; the saved model loads again."""
     from PIL import Image
 
     import proxylessnas
@@ -112,7 +112,7 @@ def test_transfer_head(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 def _demo(folder: Path, *options: str) -> None:
     """Run the demo, with nothing but what the repository holds."""
-    pytest.importorskip("matplotlib", reason="the demo draws pictures")
+    pytest.importorskip("matplotlib", reason="the demo draws images")
     assert load("demo.py").main(["--out", str(folder), *options]) == 0
     for name in ("confusion.png", "curves.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
@@ -159,11 +159,11 @@ def test_latency_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 
 def _search(folder: Path, *options: str) -> None:
-    assert load("search_net.py").main(["--out", str(folder), *options]) == 0
+    assert load("search_model.py").main(["--out", str(folder), *options]) == 0
 
 
-def test_search_net(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """With a table that is there, on own pictures: a net within the target, that names its classes."""
+def test_search_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a table that is there, on own images: a model within the target, that names its classes."""
     import proxylessnas
 
     noise_folder(tmp_path / "photos", classes=3, a_class=60)
@@ -173,19 +173,19 @@ def test_search_net(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table.save(out / "table.json")
     _search(out, "--data", str(tmp_path / "photos"), "--epochs", "1")
     printed = capsys.readouterr()
-    assert "of its 8,000 nets suits 144 pictures best" in printed.out
-    assert "% of 36 pictures that the search never saw are right" in printed.out
+    assert "of its 8,000 models suits 144 images best" in printed.out
+    assert "% of 36 images that the search never saw are right" in printed.out
     assert "the latency table is not to be trusted" in printed.err
     assert "not measured: device_name was a test" in printed.err
     result = json.loads((out / "net" / "result.json").read_text())
     middle = sum(table.range_ms()) / 2
     assert 0.85 * middle <= result["predicted_ms"] <= result["limits"]["latency"]
     assert result["limits"]["latency"] == pytest.approx(middle)
-    net = proxylessnas.create_model(out / "net" / "child.safetensors")
-    assert net.categories == ("class0", "class1", "class2")
+    model = proxylessnas.create_model(out / "net" / "child.safetensors")
+    assert model.categories == ("class0", "class1", "class2")
 
 
-def test_search_net_where_latency_cannot_be_measured(
+def test_search_model_where_latency_cannot_be_measured(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As on a machine that is too busy: it aims at multiply-accumulates then."""
@@ -193,7 +193,7 @@ def test_search_net_where_latency_cannot_be_measured(
     _search(tmp_path, "--epochs", "1")
     printed = capsys.readouterr()
     assert "So the search has another aim" in printed.out
-    assert "suits 1,438 pictures best" in printed.out
+    assert "suits 1,438 images best" in printed.out
     assert json.loads((tmp_path / "net" / "result.json").read_text())["limits"] == {"macs": 1.7}
 
 
@@ -202,6 +202,6 @@ def test_a_whole_search_is_quick_and_learns(tmp_path: Path, capsys: pytest.Captu
     start = time.monotonic()
     _search(tmp_path)
     assert time.monotonic() - start < 150
-    found = re.search(r"([\d.]+) % of 359 pictures", capsys.readouterr().out)
+    found = re.search(r"([\d.]+) % of 359 images", capsys.readouterr().out)
     assert found is not None
     assert float(found[1]) > 80

@@ -40,7 +40,7 @@ pytest.importorskip("starlette")
 REPO = Path(__file__).resolve().parent.parent
 PHOTOS = REPO / "examples" / "photos"
 DOG = PHOTOS / "cifar10" / "dog.jpg"
-NET = "proxyless_cifar10_demo"
+MODEL = "proxyless_cifar10_demo"
 
 
 class Service:
@@ -89,7 +89,7 @@ def start(tmp_path_factory: pytest.TempPathFactory, without_torch: dict[str, str
     def started(*arguments: str, uint8_input: bool = False) -> Iterator[Service]:
         file = folder / f"net{uint8_input}.onnx"
         if not file.exists():
-            format_of(file).write(open_bundle(NET), file, ExportOptions(uint8_input=uint8_input))
+            format_of(file).write(open_bundle(MODEL), file, ExportOptions(uint8_input=uint8_input))
         command = [sys.executable, str(REPO / "examples" / "serve.py"), str(file), "--port", "0", *arguments]
         with (
             tempfile.TemporaryFile("w+", dir=folder) as log,
@@ -114,13 +114,13 @@ def service(start: Callable[..., Any]) -> Iterator[Service]:
         yield running
 
 
-def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
     file = io.BytesIO()
-    picture.save(file, kind, **options)
+    image.save(file, kind, **options)
     return file.getvalue()
 
 
-def pictures() -> dict[str, tuple[str, bytes]]:
+def images() -> dict[str, tuple[str, bytes]]:
     """Return uploads of many kinds, with their media types."""
     dog, cat = (Image.open(path) for path in (DOG, PHOTOS / "cat.jpg"))
     turned = Image.Exif()
@@ -149,24 +149,26 @@ def same(found: dict[str, Any], expected: list[Any], within: float) -> None:
 
 
 @pytest.mark.parametrize("uint8_input", [False, True])
-def test_it_answers_what_the_net_does(start: Callable[..., Any], service: Service, uint8_input: bool) -> None:
-    """Without torch, with Pillow's resize: the same classes, for pictures of many kinds."""
-    net = proxylessnas.create_model(NET, pretrained=True).eval()
+def test_it_answers_what_the_model_does(
+    start: Callable[..., Any], service: Service, uint8_input: bool
+) -> None:
+    """Without torch, with Pillow's resize: the same classes, for images of many kinds."""
+    model = proxylessnas.create_model(MODEL, pretrained=True).eval()
     with start(uint8_input=True) if uint8_input else contextlib.nullcontext(service) as running:
-        for name, (kind, data) in pictures().items():
+        for name, (kind, data) in images().items():
             status, found, _ = running.post(data, f"image/{kind}")
             assert status == 200, (name, found)
             assert len(found["classes"]) == 5
-            same(found, net.predict(Image.open(io.BytesIO(data)), top=10), 0.02)
+            same(found, model.predict(Image.open(io.BytesIO(data)), top=10), 0.02)
             assert (found["width"], found["height"]) == Image.open(io.BytesIO(data)).size
 
 
 def test_health_and_page(service: Service) -> None:
     status, found, _ = service.ask("GET", "/health")
-    assert (status, found["status"], found["net"]) == (200, "ok", NET)
+    assert (status, found["status"], found["net"]) == (200, "ok", MODEL)
     status, page, headers = service.ask("GET", "/")
     assert status == 200
-    assert b"What is in the picture?" in page
+    assert b"What is in the image?" in page
     assert "default-src 'none'" in headers["Content-Security-Policy"]
     assert b"http://www.w3.org/2000/svg" in page
     assert page.count(b"http") == 1  # nothing is fetched from elsewhere
@@ -175,7 +177,7 @@ def test_health_and_page(service: Service) -> None:
 
 
 def bomb() -> bytes:
-    """Return a picture of 144 million pixels in a small file."""
+    """Return an image of 144 million pixels in a small file."""
     return encoded(Image.new("1", (12_000, 12_000)), "PNG")
 
 
@@ -344,10 +346,10 @@ def test_connections_that_drip_headers(start: Callable[..., Any]) -> None:
 
 
 def test_many_at_once(service: Service) -> None:
-    """All get the net's answer to their own photo, or are told to come again."""
-    net = proxylessnas.proxyless_cifar10_demo(pretrained=True)
+    """All get the model's answer to their own photo, or are told to come again."""
+    model = proxylessnas.proxyless_cifar10_demo(pretrained=True)
     photos = sorted((PHOTOS / "cifar10").glob("*.jpg"))
-    uploads = [(net.predict(path, top=1)[0].name, path.read_bytes()) for path in photos]
+    uploads = [(model.predict(path, top=1)[0].name, path.read_bytes()) for path in photos]
     assert len({name for name, _ in uploads}) >= 4
     broken = ("", b"\xff\xd8broken")
     with ThreadPoolExecutor(16) as pool:
@@ -391,7 +393,7 @@ def refused_start(file: Path, env: dict[str, str], *options: str) -> subprocess.
 
 
 def test_files_that_cannot_be_served(tmp_path: Path, without_torch: dict[str, str]) -> None:
-    (tmp_path / "text.onnx").write_text("no net")
+    (tmp_path / "text.onnx").write_text("no model")
     for name in ("text.onnx", "missing.onnx"):
         done = refused_start(tmp_path / name, without_torch)
         assert done.returncode == 2
@@ -426,9 +428,9 @@ def names(browser: Browser) -> list[str]:
 
 
 def test_page_with_a_chosen_file(service: Service, browser: Browser) -> None:
-    """The picture, five bars of the right length, and nothing fetched from anywhere else."""
+    """The image, five bars of the right length, and nothing fetched from anywhere else."""
     browser.open(service.url)
-    browser.wait("document.getElementById('net').textContent == arguments[0]", NET)
+    browser.wait("document.getElementById('net').textContent == arguments[0]", MODEL)
     browser.choose_file("#file", DOG)
     assert names(browser)[0] == "dog"
     browser.wait("document.getElementById('picture').naturalWidth == 256")
@@ -466,7 +468,7 @@ def drop(browser: Browser, data: bytes, name: str, kind: str, zeros: int = 0) ->
 
 def test_page_with_dropped_files(service: Service, browser: Browser) -> None:
     browser.open(service.url)
-    browser.wait("document.getElementById('net').textContent == arguments[0]", NET)
+    browser.wait("document.getElementById('net').textContent == arguments[0]", MODEL)
     drop(browser, (PHOTOS / "cifar10" / "horse.jpg").read_bytes(), "horse.jpg", "image/jpeg")
     assert names(browser)[0] == "horse"
     drop(browser, b"hello", "notes.txt", "text/plain")

@@ -72,7 +72,7 @@ def test_spaces_and_tables(folder: Path) -> None:
     table = LatencyTable.load(folder / "table.json")
     assert table.space == space
     assert table.statistic == "undisturbed"
-    assert table.predict(space.arch([0] * len(space.positions))) > 0
+    assert table.predict(space.arch([0] * len(space.search_blocks))) > 0
     assert "8 of 8 operations" in command("latency", "show", "table.json", cwd=folder)
 
 

@@ -160,11 +160,11 @@ import models, utils  # the user's own utils; `models` stays the other hub repos
 before, path = set(sys.modules), list(sys.path)
 params = {{}}
 for name in {names!r}:
-    net = torch.hub.load({repo!r}, name, source="local", pretrained=False)
-    params[name] = sum(p.numel() for p in net.parameters())
+    model = torch.hub.load({repo!r}, name, source="local", pretrained=False)
+    params[name] = sum(p.numel() for p in model.parameters())
 with torch.inference_mode():
-    net = torch.hub.load({repo!r}, "proxyless_w025_r112", source="local", pretrained=False, num_classes=3)
-    out = net.eval()(torch.zeros(1, 3, 112, 112))
+    model = torch.hub.load({repo!r}, "proxyless_w025_r112", source="local", pretrained=False, num_classes=3)
+    out = model.eval()(torch.zeros(1, 3, 112, 112))
 from_repo = sorted(
     name for name in set(sys.modules) - before
     if (getattr(sys.modules[name], "__file__", None) or "").startswith({repo!r}))
@@ -188,8 +188,8 @@ def test_hub_entries_load_beside_other_code(tree: Path, tmp_path: Path) -> None:
     for name in ("data", "models", "search"):
         _package(user, name)
     (user / "utils.py").write_text("raise_if_hub_takes_this_one = True\n", encoding="utf-8")
-    _package(other, "models", "class Net:\n    kind = 'other'\n")
-    entry = "dependencies = ['torch']\ndef net():\n    from models import Net\n    return Net()\n"
+    _package(other, "models", "class Model:\n    kind = 'other'\n")
+    entry = "dependencies = ['torch']\ndef model():\n    from models import Model\n    return Model()\n"
     (other / "hubconf.py").write_text(entry, encoding="utf-8")
     code = HUB_BESIDE_OTHER_CODE.format(other=str(other), repo=str(tree), names=sorted(HUB_NAMES))
     done = json.loads(run_uninstalled(code, cwd=user).stdout)
@@ -237,16 +237,16 @@ def test_hub_shows_exactly_the_documented_names(repo: Path) -> None:
         assert list(inspect.signature(entry).parameters)[:2] == first
 
 
-def test_hub_loads_any_other_net(repo: Path, tmp_path: Path) -> None:
+def test_hub_loads_any_other_model(repo: Path, tmp_path: Path) -> None:
     arch = Arch("mine", stem=8, first=8, last=16, stages=(Stage(8, 2, "k3e2 -"),), num_classes=3)
-    net = create_model(arch).eval()
-    weights, text = save_weights(net, tmp_path / "mine.safetensors"), tmp_path / "mine.txt"
+    model = create_model(arch).eval()
+    weights, text = save_weights(model, tmp_path / "mine.safetensors"), tmp_path / "mine.txt"
     text.write_text(str(arch), encoding="utf-8")
     x = torch.rand(2, 3, 32, 32)
     for given in ({"weights": weights}, {"arch": str(text), "weights": str(weights)}, {"arch": weights},
                   {"arch": str(arch), "weights": weights}, {"arch": arch, "weights": weights}):  # fmt: skip
         found = torch.hub.load(str(repo), "proxyless_custom", source="local", **given).eval()
-        assert torch.equal(found(x), net(x))
+        assert torch.equal(found(x), model(x))
     assert (
         torch.hub.load(str(repo), "proxyless_custom", source="local", arch=arch, num_classes=7)(x).shape[1]
         == 7
@@ -264,22 +264,22 @@ except RuntimeError as error:
     assert "nms" in str(error)
 else:
     raise AssertionError("the stub was not imported")
-net = proxylessnas.create_model("proxyless-w025-r112").eval()
-state = {{name: value.clone() for name, value in net.state_dict().items()}}
+model = proxylessnas.create_model("proxyless-w025-r112").eval()
+state = {{name: value.clone() for name, value in model.state_dict().items()}}
 torch.save({{"state_dict": state}}, {file!r})
 torch.manual_seed(1)
 again = proxylessnas.create_model("proxyless_w025_r112", weights={file!r}).eval()
 x = torch.rand(2, 3, 112, 112)
 with torch.inference_mode():
-    assert torch.equal(net(x), again(x))
-    assert net(x).shape == (2, 1000)
-picture = torch.zeros(3, 128, 128, dtype=torch.uint8)
-assert net.preprocessing.build()(picture).shape == (3, 112, 112)
+    assert torch.equal(model(x), again(x))
+    assert model(x).shape == (2, 1000)
+image = torch.zeros(3, 128, 128, dtype=torch.uint8)
+assert model.preprocessing.build()(image).shape == (3, 112, 112)
 print("fine")
 """
 
 
-def test_a_broken_torchvision_does_not_break_the_nets(tree: Path, tmp_path: Path) -> None:
+def test_a_broken_torchvision_does_not_break_the_models(tree: Path, tmp_path: Path) -> None:
     """A torch and torchvision that do not fit raise this at import; nothing here needs torchvision."""
     stub = tmp_path / "stub"
     _package(stub, "torchvision", "raise RuntimeError('operator torchvision::nms does not exist')\n")
@@ -298,14 +298,14 @@ import warnings
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # torch itself says that numpy is missing
     import torch
-net = torch.hub.load({repo!r}, "proxyless_cpu", source="local", weights={file!r})
-assert net.state_dict()["classifier.linear.bias"][0] == 7
+model = torch.hub.load({repo!r}, "proxyless_cpu", source="local", weights={file!r})
+assert model.state_dict()["classifier.linear.bias"][0] == 7
 print("fine")
 """
 
 
 def test_hub_needs_torch_alone(tree: Path, tmp_path: Path) -> None:
-    """A machine with nothing but torch builds a net and loads a local checkpoint."""
+    """A machine with nothing but torch builds a model and loads a local checkpoint."""
     import torch
 
     import proxylessnas

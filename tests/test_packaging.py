@@ -25,7 +25,7 @@ from proxylessnas.data import categories, named
 assert len(named.load_digits()[0]) == 1797
 names = proxylessnas.list_models()
 for name in names:
-    net = proxylessnas.create_model(name)
+    model = proxylessnas.create_model(name)
 weights = {name: proxylessnas.get_weights(name) for name in proxylessnas.list_models(pretrained=True)}
 print(json.dumps({
     "file": proxylessnas.__file__, "version": proxylessnas.__version__, "names": names,
@@ -184,10 +184,10 @@ def test_the_zip_that_torch_hub_downloads(tree: Path, tmp_path: Path) -> None:
     folder = tmp_path / "hub" / tree.name
     code = f"""
 import torch
-net = torch.hub.load({str(folder)!r}, "proxyless_mobile14", source="local")
+model = torch.hub.load({str(folder)!r}, "proxyless_mobile14", source="local")
 import proxylessnas
 assert proxylessnas.__file__.startswith({str(folder)!r})
-print(proxylessnas.get_weights("proxyless_mobile14").input_size, sum(p.numel() for p in net.parameters()))
+print(proxylessnas.get_weights("proxyless_mobile14").input_size, sum(p.numel() for p in model.parameters()))
 """
     assert run_uninstalled(code, cwd=tmp_path).stdout.split() == ["224", "6857568"]
 

@@ -12,8 +12,8 @@ How a block is run, so that the documents need no hidden set-up:
 * A training that another document ran already, by the same command, is copied in place of running again.
 * `torch.hub.load("OWNER/REPOSITORY:TAG", ..., trust_repo=True)` is sent to this checkout.
 * A comment line before a block says that this is not enough:
-  `<!-- needs: weights -->` runs it with the real weights of the tiny nets, served on this machine, where they
-  are there; `<!-- needs: network -->` runs it only with `pytest -m network`; of one with
+  `<!-- needs: weights -->` runs it with the real weights of the tiny models, served on this machine, where
+  they are there; `<!-- needs: network -->` runs it only with `pytest -m network`; of one with
   `<!-- needs: minutes -->` the commands are parsed, not run (their own tests run them on smaller things).
 """
 
@@ -229,7 +229,7 @@ def test_needs_are_known() -> None:
 
 
 def test_the_readme_starts_with_the_one_liner_and_names_the_two_commands() -> None:
-    """The first block of Python loads a net; `make demo` and `make test` are named."""
+    """The first block of Python loads a model; `make demo` and `make test` are named."""
     readme = [block for block in BLOCKS if block.file.name == "README.md"]
     first = next(block for block in readme if block.language == "python")
     assert re.search(r"torch\.hub\.load|create_model|proxyless_\w+\(", first.text)

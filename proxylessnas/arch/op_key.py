@@ -210,13 +210,13 @@ def space_keys(space: SearchSpace) -> list[OpKey]:
 
     A table that holds these covers the space.
     """
-    deepest = arch_keys(space.arch([0] * len(space.positions)))
-    fixed = len(deepest) - 2 - len(space.positions)  # the stem, and the first block if there is one
+    deepest = arch_keys(space.arch([0] * len(space.search_blocks)))
+    fixed = len(deepest) - 2 - len(space.search_blocks)  # the stem, and the first block if there is one
     keys = deepest[:fixed]
-    for p in space.positions:
+    for p in space.search_blocks:
         keys += [
             OpKey(_block_op(token), p.in_channels, p.out_channels, p.in_size, p.stride, p.shortcut)
-            for token in p.choices
+            for token in p.candidate_ops
             if token != ZERO
         ]
     return list(dict.fromkeys([*keys, *deepest[-2:]]))

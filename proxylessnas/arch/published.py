@@ -88,4 +88,4 @@ def normalise_name(name: str) -> str:
         if near
         else f"known are {', '.join(MODEL_NAMES)}"
     )
-    raise UnknownModelError(f"unknown net {name[:80]!r}: {hint}")
+    raise UnknownModelError(f"unknown model {name[:80]!r}: {hint}")

@@ -40,7 +40,7 @@ def make_divisible(value: float, divisor: int = 8) -> int:
 
 
 @dataclass(frozen=True)
-class Position:
+class SearchBlock:
     """One block that is searched.
 
     Attributes:
@@ -62,7 +62,7 @@ class Position:
     in_size: int
     stride: int
     shortcut: bool
-    choices: tuple[str, ...]
+    candidate_ops: tuple[str, ...]
 
     @property
     def out_size(self) -> int:
@@ -119,35 +119,37 @@ class SearchSpace:
             raise problems_error(f"search space {shown(self.name)}", found, ArchError)
 
     @cached_property
-    def positions(self) -> tuple[Position, ...]:
+    def search_blocks(self) -> tuple[SearchBlock, ...]:
         """The searched blocks in order."""
-        found: list[Position] = []
+        found: list[SearchBlock] = []
         width, size = self.first or self.stem, -(-self.resolution // self.stem_stride)
         for s, stage in enumerate(self.stages):
             for b in range(stage.blocks):
                 stride = stage.stride if b == 0 else 1
                 shortcut = stride == 1 and width == stage.width
-                choices = self.candidates + ((ZERO,) if self.zero and shortcut else ())
-                found.append(Position(len(found), s, b, width, stage.width, size, stride, shortcut, choices))
+                candidate_ops = self.candidates + ((ZERO,) if self.zero and shortcut else ())
+                found.append(
+                    SearchBlock(len(found), s, b, width, stage.width, size, stride, shortcut, candidate_ops)
+                )
                 width, size = stage.width, found[-1].out_size
         return tuple(found)
 
     @property
-    def columns(self) -> tuple[str, ...]:
+    def candidate_ops(self) -> tuple[str, ...]:
         """The candidates' tokens, and last "-" if blocks may be skipped."""
         return self.candidates + ((ZERO,) if self.zero else ())
 
     @property
     def mask(self) -> tuple[tuple[bool, ...], ...]:
         """Whether a block can be a candidate, [blocks, columns]."""
-        return tuple(tuple(c in p.choices for c in self.columns) for p in self.positions)
+        return tuple(tuple(c in p.candidate_ops for c in self.candidate_ops) for p in self.search_blocks)
 
     @property
     def count(self) -> int:
         """How many models there are, those alike but for the place of a skipped block counted apart."""
-        return math.prod(len(p.choices) for p in self.positions)
+        return math.prod(len(p.candidate_ops) for p in self.search_blocks)
 
-    def arch(self, picks: Sequence[int], name: str = "net") -> Arch:
+    def arch(self, choices: Sequence[int], name: str = "net") -> Arch:
         """Return the model with column ``picks[i]`` as block ``i``.
 
         Skipped blocks keep their place.
@@ -155,30 +157,30 @@ class SearchSpace:
         Raises:
             ArchError: there is a wrong number of picks, or one that its block does not have.
         """
-        tokens = self._tokens(picks)
+        tokens = self._tokens(choices)
         stages, start = [], 0
         for stage in self.stages:
             stages.append(Stage(stage.width, stage.stride, " ".join(tokens[start : start + stage.blocks])))
             start += stage.blocks
         return Arch(
-            name, self.stem, self.first, self.last, tuple(stages), **{f: getattr(self, f) for f in _NET}
+            name, self.stem, self.first, self.last, tuple(stages), **{f: getattr(self, f) for f in _MODEL}
         )
 
-    def _tokens(self, picks: Sequence[int]) -> list[str]:
-        if len(picks) != len(self.positions):
-            raise ArchError(f"the space has {len(self.positions)} blocks, but {len(picks)} are picked")
+    def _tokens(self, choices: Sequence[int]) -> list[str]:
+        if len(choices) != len(self.search_blocks):
+            raise ArchError(f"the space has {len(self.search_blocks)} blocks, but {len(choices)} are picked")
         tokens = []
-        for position, pick in zip(self.positions, picks, strict=True):
-            if not 0 <= operator.index(pick) < len(self.columns):
+        for search_block, choice in zip(self.search_blocks, choices, strict=True):
+            if not 0 <= operator.index(choice) < len(self.candidate_ops):
                 raise ArchError(
-                    f"{_place(position)}: {pick} is no column; they are 0 to {len(self.columns) - 1}"
+                    f"{_place(search_block)}: {choice} is no column; they are 0 to {len(self.candidate_ops) - 1}"
                 )
-            if self.columns[pick] not in position.choices:
-                raise ArchError(f"{_place(position)}: it cannot be skipped, its input and output differ")
-            tokens.append(self.columns[pick])
+            if self.candidate_ops[choice] not in search_block.candidate_ops:
+                raise ArchError(f"{_place(search_block)}: it cannot be skipped, its input and output differ")
+            tokens.append(self.candidate_ops[choice])
         return tokens
 
-    def picks(self, arch: Arch) -> tuple[int, ...]:
+    def choices(self, arch: Arch) -> tuple[int, ...]:
         """Return the column of each block of a model; undoes :meth:`arch`.
 
         A stage with fewer blocks than the space's counts as one whose last blocks are skipped. BatchNorm
@@ -197,22 +199,22 @@ class SearchSpace:
                 there = f"{len(stage.tokens)} blocks, in the space at most {wide.blocks}"
                 raise self._not_here(arch, f"stage {s + 1} has {there}")
         found = []
-        for position in self.positions:
-            tokens = arch.stages[position.stage].tokens
-            token = tokens[position.block] if position.block < len(tokens) else ZERO
+        for search_block in self.search_blocks:
+            tokens = arch.stages[search_block.stage].tokens
+            token = tokens[search_block.block] if search_block.block < len(tokens) else ZERO
             name = op_name(token)
-            if name not in position.choices:
-                there = f"{shown(token)} is none of {' '.join(position.choices)}"
-                raise self._not_here(arch, f"{_place(position)}: {there}")
-            if token.endswith("!") and name != ZERO and position.shortcut:
-                raise self._not_here(arch, f"{_place(position)}: {token} lacks the shortcut of the space")
-            found.append(self.columns.index(name))
+            if name not in search_block.candidate_ops:
+                there = f"{shown(token)} is none of {' '.join(search_block.candidate_ops)}"
+                raise self._not_here(arch, f"{_place(search_block)}: {there}")
+            if token.endswith("!") and name != ZERO and search_block.shortcut:
+                raise self._not_here(arch, f"{_place(search_block)}: {token} lacks the shortcut of the space")
+            found.append(self.candidate_ops.index(name))
         return tuple(found)
 
     def _not_here(self, arch: Arch, why: str) -> ArchError:
         return ArchError(f"{shown(arch.name)} is not in the search space {shown(self.name)}: {why}")
 
-    def random_picks(self, rng: random.Random, weights: Sequence[float] | None = None) -> tuple[int, ...]:
+    def random_choices(self, rng: random.Random, weights: Sequence[float] | None = None) -> tuple[int, ...]:
         """Return a random model's picks: each block one of its choices, independently.
 
         Args:
@@ -223,16 +225,18 @@ class SearchSpace:
             ArchError: the weights do not fit the columns, or leave a block without a choice.
         """
         if weights is None:
-            return tuple(rng.randrange(len(p.choices)) for p in self.positions)
-        if len(weights) != len(self.columns) or not all(0 <= w < math.inf for w in weights):
-            raise ArchError(f"wanted {len(self.columns)} weights of at least 0, not {shown(list(weights))}")
-        picks = []
-        for position in self.positions:
-            own = weights[: len(position.choices)]  # "-", which may be missing, is the last column
+            return tuple(rng.randrange(len(p.candidate_ops)) for p in self.search_blocks)
+        if len(weights) != len(self.candidate_ops) or not all(0 <= w < math.inf for w in weights):
+            raise ArchError(
+                f"wanted {len(self.candidate_ops)} weights of at least 0, not {shown(list(weights))}"
+            )
+        choices = []
+        for search_block in self.search_blocks:
+            own = weights[: len(search_block.candidate_ops)]  # "-", which may be missing, is the last column
             if not sum(own):
-                raise ArchError(f"{_place(position)}: the weights of all its choices are 0")
-            picks.append(rng.choices(range(len(own)), own)[0])
-        return tuple(picks)
+                raise ArchError(f"{_place(search_block)}: the weights of all its choices are 0")
+            choices.append(rng.choices(range(len(own)), own)[0])
+        return tuple(choices)
 
     def scaled(self, width_mult: float) -> SearchSpace:
         """Return the space with every width multiplied, rounded to multiples of 8 as published.
@@ -313,21 +317,21 @@ class SearchSpace:
 
 
 #: The fields that a model of the space has as well.
-_NET = ("num_classes", "in_channels", "stem_stride", "bn_eps", "bn_momentum", "resolution")
+_MODEL = ("num_classes", "in_channels", "stem_stride", "bn_eps", "bn_momentum", "resolution")
 
 
-def _outline(net: Arch | SearchSpace) -> Iterator[tuple[str, Any]]:
+def _outline(model: Arch | SearchSpace) -> Iterator[tuple[str, Any]]:
     """Yield what a model and its space have in common, with names."""
     for what in ("stem", "first", "last", "stem_stride", "in_channels", "num_classes", "resolution"):
-        yield what, getattr(net, what)
-    yield "the number of stages", len(net.stages)
-    for s, stage in enumerate(net.stages):
+        yield what, getattr(model, what)
+    yield "the number of stages", len(model.stages)
+    for s, stage in enumerate(model.stages):
         for what in ("width", "stride"):
             yield f"the {what} of stage {s + 1}", getattr(stage, what)
 
 
-def _place(position: Position) -> str:
-    return f"stage {position.stage + 1}, block {position.block + 1}"
+def _place(search_block: SearchBlock) -> str:
+    return f"stage {search_block.stage + 1}, block {search_block.block + 1}"
 
 
 def _misfits(space: SearchSpace) -> Iterator[str]:

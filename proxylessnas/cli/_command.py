@@ -26,7 +26,8 @@ class Verb:
         summary: one line for ``proxylessnas --help``.
         description: a paragraph for ``proxylessnas VERB --help``.
         example: a worked example with what it prints, for the same place.
-        rest: name of the list argument that takes words behind options: ``predict NET a.jpg --top 1 b.jpg``.
+        rest: name of the list argument that takes words behind options: ``predict MODEL a.jpg --top 1
+            b.jpg``.
     """
 
     name: ClassVar[str]

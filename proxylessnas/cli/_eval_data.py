@@ -1,4 +1,4 @@
-"""The pictures that ``proxylessnas eval`` is given: a folder, or a data set known by name."""
+"""The images that ``proxylessnas eval`` is given: a folder, or a data set known by name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
 from ._command import UsageError
-from ._model import Net, class_labels
+from ._model import Model, class_labels
 
 if TYPE_CHECKING:
     from ..data.folders import LabelledImages
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvalData:
-    """Labelled pictures for a net.
+    """Labelled images for a model.
 
     Attributes:
         n: how many.
-        classes: how many classes have pictures.
+        classes: how many classes have images.
         labels_from: how the labels were found, see :class:`~.data.folders.LabelledImages`; "data set"
             for one known by name.
-        names: of the net's classes in output order, each only once.
+        names: of the model's classes in output order, each only once.
         notes: what a user should know, one line each.
-        batches: called with the pictures a batch and the number of worker processes.
+        batches: called with the images a batch and the number of worker processes.
     """
 
     n: int
@@ -53,7 +53,7 @@ def check_source(source: str, labels: str | None) -> None:
     if os.path.isdir(source):
         return
     if os.path.exists(source):
-        raise DataError(f"{source}: is a file; a folder of pictures is expected")
+        raise DataError(f"{source}: is a file; a folder of images is expected")
     from ..data.named import NAMES, parse_name
 
     if parse_name(source) is None:
@@ -62,100 +62,100 @@ def check_source(source: str, labels: str | None) -> None:
         raise UsageError(f"--labels is about the names of folders, but {source} is a data set")
 
 
-def open_source(source: str, net: Net, *, labels: str | None, limit: int | None) -> EvalData:
-    """Return the pictures of a folder, or the test part of a data set known by name.
+def open_source(source: str, model: Model, *, labels: str | None, limit: int | None) -> EvalData:
+    """Return the images of a folder, or the test part of a data set known by name.
 
     Args:
         source: see :func:`check_source`.
-        net: whose classes the pictures get.
+        model: whose classes the images get.
         labels: "number" or "position" settles how folder names are read.
-        limit: at most so many pictures, spread evenly.
+        limit: at most so many images, spread evenly.
 
     Raises:
-        DataError: there are no pictures, or their classes are not the net's.
+        DataError: there are no images, or their classes are not the model's.
     """
     if os.path.isdir(source):
-        return _folder(source, net, labels, limit)
-    return _named(source, net, limit)
+        return _folder(source, model, labels, limit)
+    return _named(source, model, limit)
 
 
-def _folder(folder: str, net: Net, labels: str | None, limit: int | None) -> EvalData:
+def _folder(folder: str, model: Model, labels: str | None, limit: int | None) -> EvalData:
     from ..data.folders import labelled_images
     from ..train.evaluate import read_batches
 
-    pictures = labelled_images(
-        folder, net.model.num_classes, net.dataset, names=net.model.categories, labels=labels
+    images = labelled_images(
+        folder, model.model.num_classes, model.dataset, names=model.model.categories, labels=labels
     )
-    names = _names_by_folder(folder, net, pictures)
+    names = _names_by_folder(folder, model, images)
     if limit is not None:
-        pictures = pictures.limit(limit)
-    transform = net.preprocessing.build()
+        images = images.limit(limit)
+    transform = model.preprocessing.build()
     return EvalData(
-        len(pictures),
-        pictures.classes,
-        pictures.labels_from,
+        len(images),
+        images.classes,
+        images.labels_from,
         names,
-        pictures.notes,
-        lambda batch_size, workers: read_batches(pictures.samples, transform, batch_size, workers),
+        images.notes,
+        lambda batch_size, workers: read_batches(images.samples, transform, batch_size, workers),
     )
 
 
-def _names_by_folder(folder: str, net: Net, pictures: LabelledImages) -> tuple[str, ...]:
-    """Return what to call the net's classes; where it has no names, what the folders made of them."""
+def _names_by_folder(folder: str, model: Model, images: LabelledImages) -> tuple[str, ...]:
+    """Return what to call the model's classes; where it has no names, what the folders made of them."""
     from ..data.categories import DATASETS, categories, unique, wnids
 
-    _, names, _ = class_labels(net)
-    if net.model.categories or net.dataset is not None:
+    _, names, _ = class_labels(model)
+    if model.model.categories or model.dataset is not None:
         return names
-    if pictures.labels_from == "position":
-        own = {label: os.path.relpath(path, folder).split(os.sep)[0] for path, label in pictures.samples}
+    if images.labels_from == "position":
+        own = {label: os.path.relpath(path, folder).split(os.sep)[0] for path, label in images.samples}
         return unique([own.get(i, name) for i, name in enumerate(names)])
-    if pictures.labels_from != "number":  # by wnids or names of the data set with so many classes
+    if images.labels_from != "number":  # by wnids or names of the data set with so many classes
         known = [dataset for dataset in DATASETS if len(categories(dataset)) == len(names)]
         return unique(categories(known[0]), wnids(known[0])) if known else names
     return names
 
 
-def _named(source: str, net: Net, limit: int | None) -> EvalData:
+def _named(source: str, model: Model, limit: int | None) -> EvalData:
     from ..data.categories import class_places
     from ..data.open import open_data
     from ..train.loader import EvalLoader
 
     data = open_data(source)
-    pictures: Any = data.val
-    if pictures is None:
-        raise DataError(f"{source}: there are no pictures to evaluate on")
-    names, unique_names, _ = class_labels(net)
+    images: Any = data.val
+    if images is None:
+        raise DataError(f"{source}: there are no images to evaluate on")
+    names, unique_names, _ = class_labels(model)
     notes = list(data.notes)
     if data.name == "digits":  # it has no test part
-        notes.append("a net trained with another seed or share held out has seen some of these pictures")
-    if not net.model.categories and net.dataset is None:
-        if len(data.categories) != net.model.num_classes:
+        notes.append("a model trained with another seed or share held out has seen some of these images")
+    if not model.model.categories and model.dataset is None:
+        if len(data.categories) != model.model.num_classes:
             raise DataError(
-                f"{source} has {len(data.categories)} classes, but the net has {net.model.num_classes}"
+                f"{source} has {len(data.categories)} classes, but the model has {model.model.num_classes}"
             )
         unique_names = data.categories
-        notes.append(f"the net's classes have no names: taken as those of {data.name}, in its order")
+        notes.append(f"the model's classes have no names: taken as those of {data.name}, in its order")
     else:
         place = {name: i for name, i in class_places(data.categories, names).items() if i >= 0}
         missing = [name for name in data.categories if name not in place]
         if missing:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             raise DataError(
-                f"{source}: its classes are not those of the net, whose {len(names)} classes "
+                f"{source}: its classes are not those of the model, whose {len(names)} classes "
                 f"({', '.join(names[:3])}, ...) have no {', '.join(missing[:3])}{more}"
             )
-        pictures = copy.copy(pictures)
-        pictures.labels = [place[data.categories[label]] for label in pictures.labels]
-    if limit is not None and limit < len(pictures):
-        pictures = pictures.take([i * len(pictures) // limit for i in range(limit)])
+        images = copy.copy(images)
+        images.labels = [place[data.categories[label]] for label in images.labels]
+    if limit is not None and limit < len(images):
+        images = images.take([i * len(images) // limit for i in range(limit)])
 
     def batches(batch_size: int, workers: int) -> Iterator[Batch]:
-        loader = EvalLoader(pictures, net.preprocessing, batch_size=batch_size, workers=workers)
+        loader = EvalLoader(images, model.preprocessing, batch_size=batch_size, workers=workers)
         told: set[str] = set()
         for inputs, targets in loader:
             new = [reason for name, reason in loader.unreadable.items() if name not in told]
             told.update(loader.unreadable)
             yield inputs, targets, new
 
-    return EvalData(len(pictures), len(set(pictures.labels)), "data set", unique_names, tuple(notes), batches)
+    return EvalData(len(images), len(set(images.labels)), "data set", unique_names, tuple(notes), batches)

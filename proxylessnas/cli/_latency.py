@@ -15,19 +15,19 @@ from ..runtimes.registry import runtimes
 from ..runtimes.settings import DEVICES, DTYPES, MEMORY_FORMATS
 from ..utils.progress import Steps as Steps
 from ._command import UsageError
-from ._options import MOST_CLASSES, MOST_PICTURES, MOST_PIXELS, MOST_THREADS, one_of, whole
+from ._options import MOST_CLASSES, MOST_IMAGES, MOST_PIXELS, MOST_THREADS, one_of, whole
 
 if TYPE_CHECKING:
     from ..arch.space import SearchSpace
     from ..latency import LatencyTable
 
 SPACE_HELP = "imagenet, small, tiny (imagenet@1.4: widths times 1.4), or a .toml file"
-NET_HELP = "a net of the zoo, or a file with an architecture (.txt, .json, .safetensors)"
+MODEL_HELP = "a model of the zoo, or a file with an architecture (.txt, .json, .safetensors)"
 TABLE_HELP = "a latency table (.json), or pixel1, which comes with the package"
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Declare where and how a net is run, one value each."""
+    """Declare where and how a model is run, one value each."""
     group = parser.add_argument_group("settings", "What the latencies hold for; a table keeps them.")
     group.add_argument(
         "--runtime", type=one_of(tuple(runtimes())), default="torch", metavar="R",
@@ -37,8 +37,8 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         "--threads", type=whole(1, MOST_THREADS), default=1, metavar="N", help="threads on a CPU (default: 1)"
     )
     group.add_argument(
-        "--batch", type=whole(1, MOST_PICTURES), default=1, metavar="N", dest="batch_size",
-        help="pictures a call (default: 1)",
+        "--batch", type=whole(1, MOST_IMAGES), default=1, metavar="N", dest="batch_size",
+        help="images a call (default: 1)",
     )  # fmt: skip
     add_where(group)
     group.add_argument("--cuda-graph", action="store_true", help="replay a CUDA graph (with --device cuda)")
@@ -102,7 +102,7 @@ def check_graph(args: argparse.Namespace, runtimes: Sequence[str]) -> None:
 
 
 def import_modules(args: argparse.Namespace) -> None:
-    """Import what ``--import`` names, here too: a net with its operations cannot be read otherwise.
+    """Import what ``--import`` names, here too: a model with its operations cannot be read otherwise.
 
     Raises:
         UsageError: there is no such module, or it fails.
@@ -157,7 +157,7 @@ def check_output(file: str | os.PathLike[str], option: str, *endings: str) -> No
     Raises:
         UsageError: it has another ending.
         LatencyError: it cannot be written there.
-        MissingExtraError: it is a picture, and what draws it is not installed.
+        MissingExtraError: it is an image, and what draws it is not installed.
     """
     path = Path(file)
     if endings and path.suffix.lower() not in endings:

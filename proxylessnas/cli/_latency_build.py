@@ -24,7 +24,7 @@ from ._latency import (
 )
 from ._latency_facts import facts, show
 from ._latency_table import check_table_output, report_table
-from ._options import MOST_NETS, MOST_PICTURES, above, whole
+from ._options import MOST_IMAGES, MOST_MODELS, above, whole
 from ._output import error, note, plural, print_json, printable
 
 if TYPE_CHECKING:
@@ -65,14 +65,22 @@ class Build(Verb):
             help="about as long as this at most (default: 8)",
         )
         group.add_argument(
-            "--nets", type=whole(1, MOST_NETS), metavar="N", help="whole nets to fit it on", dest="anchors"
+            "--nets",
+            type=whole(1, MOST_MODELS),
+            metavar="N",
+            help="whole models to fit it on",
+            dest="anchors",
         )
         group.add_argument(
             "--validation-nets", type=_none_or_some, default=30, metavar="N",
             help="others to check it on (default: 30)",
         )  # fmt: skip
         group.add_argument(
-            "--seed", type=whole(0, MOST_SEED), default=0, metavar="N", help="of the random nets (default: 0)"
+            "--seed",
+            type=whole(0, MOST_SEED),
+            default=0,
+            metavar="N",
+            help="of the random models (default: 0)",
         )
         add_settings(parser)
         add_quiet(parser)
@@ -129,16 +137,16 @@ def _what_to_do(args: argparse.Namespace, found: LatencyTable) -> str:
 
 
 class Validate(Verb):
-    """Compares a table with measured nets."""
+    """Compares a table with measured models."""
 
     name = "validate"
-    summary = "compare a table with whole nets measured on this device"
+    summary = "compare a table with whole models measured on this device"
     description = (
-        "Measure random whole nets of a table's space on this device, with the table's own settings, and "
+        "Measure random whole models of a table's space on this device, with the table's own settings, and "
         "compare them with its predictions. The result is stored in the table. The exit code is 1 if the "
         "table is not to be trusted: Kendall tau below 0.8 (or below 80 % of what two runs of the same "
         "models reach here, if that is less), or a mean error above 15 %. A line through the "
-        "predictions is fitted on half of the nets and judged on the other; --adopt-correction makes it part "
+        "predictions is fitted on half of the models and judged on the other; --adopt-correction makes it part "
         "of the table if it helps (if not, the exit code is 1), and the result that is stored is then that "
         "of the other half alone, with the corrected predictions."
     )
@@ -154,12 +162,12 @@ class Validate(Verb):
             "-o", "--output", metavar="FILE", help="write the table here (default: TABLE, in place)"
         )
         parser.add_argument(
-            "--nets", type=whole(2, MOST_NETS), metavar="N", dest="count",
+            "--nets", type=whole(2, MOST_MODELS), metavar="N", dest="count",
             help=f"how many (default: {LEAST_JUDGED}, twice as many with --adopt-correction)",
         )  # fmt: skip
         parser.add_argument(
             "--seed", type=whole(0, MOST_SEED), default=1, metavar="N",
-            help="of the random nets (default: 1)",
+            help="of the random models (default: 1)",
         )  # fmt: skip
         parser.add_argument(
             "--force", action="store_true", help="also where the device or versions are not the table's"
@@ -227,7 +235,7 @@ class Kit(Verb):
     summary = "write a folder with which a device without PyTorch measures a search space"
     description = (
         "Write a folder for a device that has no PyTorch: every operation of a search space and some whole "
-        "nets as ONNX (or ExecuTorch) files, and a script that measures them with Python and ONNX Runtime. "
+        "models as ONNX (or ExecuTorch) files, and a script that measures them with Python and ONNX Runtime. "
         "`proxylessnas latency import results.json --kit DIR` makes a table of what it finds."
     )
     example = """\
@@ -246,16 +254,16 @@ class Kit(Verb):
             "--formats", default="onnx", metavar="F,F", help="onnx, executorch, or both (default: onnx)"
         )
         parser.add_argument(
-            "--nets", type=whole(0, 10_000), default=48, metavar="N", help="whole nets (default: 48)",
+            "--nets", type=whole(0, 10_000), default=48, metavar="N", help="whole models (default: 48)",
             dest="count",
         )  # fmt: skip
         parser.add_argument(
-            "--batch", type=whole(1, MOST_PICTURES), default=1, metavar="N",
-            help="pictures a call (default: 1)",
+            "--batch", type=whole(1, MOST_IMAGES), default=1, metavar="N",
+            help="images a call (default: 1)",
         )  # fmt: skip
         parser.add_argument(
             "--seed", type=whole(0, MOST_SEED), default=0, metavar="N",
-            help="of the random nets (default: 0)",
+            help="of the random models (default: 0)",
         )  # fmt: skip
         add_imports(parser)
         add_quiet(parser)
@@ -290,19 +298,19 @@ class Kit(Verb):
 
 
 def _none_or_some(text: str) -> int:
-    """Read a number of nets to check a table on: one alone tells nothing."""
-    value = whole(0, MOST_NETS)(text)
+    """Read a number of models to check a table on: one alone tells nothing."""
+    value = whole(0, MOST_MODELS)(text)
     if value == 1:
-        raise argparse.ArgumentTypeError(f"wanted 0 or a whole number from 2 to {MOST_NETS}, not {text!r}")
+        raise argparse.ArgumentTypeError(f"wanted 0 or a whole number from 2 to {MOST_MODELS}, not {text!r}")
     return value
 
 
 def _draw(file: str, found: LatencyTable, space: SearchSpace, result: Validation) -> bool:
-    """Draw the nets; the table is written already, so that a full disk loses nothing."""
+    """Draw the models; the table is written already, so that a full disk loses nothing."""
     from ..latency.benchmark import describe
     from ..latency.plots import prediction_png
 
-    title = f"Nets of the space {space.name!r}: {describe(found.conditions)}"
+    title = f"Models of the space {space.name!r}: {describe(found.conditions)}"
     try:
         prediction_png([pair[1:] for pair in result.pairs], file, title=title, summary=result.verdict)
     except OSError as e:

@@ -74,7 +74,7 @@ def _disturbed(found: LatencyTable) -> str | None:
         return text + most + unknown
     if isinstance(nets, int):  # a table made here by an earlier version
         every = found.method.get("nets", "all")
-        return f"of disturbed visits the 10 % quantile of the runs; {nets} of {every} nets had no others"
+        return f"of disturbed visits the 10 % quantile of the runs; {nets} of {every} models had no others"
     if isinstance(found.method.get("uncertainty_percent"), (int, float)):
         return (
             f"then {found.method.get('disturbance')} times as slow as undisturbed (median run over the 2 % "
@@ -93,10 +93,10 @@ def _correction(found: LatencyTable) -> dict[str, Any]:
         "another_would_help": None,
     }
     with contextlib.suppress(LatencyError):  # an older validation, or another program's
-        judged = Validation.from_dict(found.validation or {})
-        known["another_would_help"] = judged.correction_helps
-        known["judged_before_percent"] = judged.judged_before_percent
-        known["judged_after_percent"] = judged.judged_after_percent
+        evaluated = Validation.from_dict(found.validation or {})
+        known["another_would_help"] = evaluated.correction_helps
+        known["judged_before_percent"] = evaluated.judged_before_percent
+        known["judged_after_percent"] = evaluated.judged_after_percent
     return known
 
 
@@ -119,16 +119,16 @@ def _space_facts(found: LatencyTable, space: SearchSpace) -> dict[str, Any]:
 
 
 def _extremes(found: LatencyTable, space: SearchSpace) -> tuple[Arch, Arch]:
-    """Return the fastest and the slowest net of a space, as predicted."""
+    """Return the fastest and the slowest model of a space, as predicted."""
     costs = found.costs(space)[0].tolist()
-    picks = [
+    choices = [
         [
             best((i for i, allowed in enumerate(mask) if allowed), key=row.__getitem__)
             for row, mask in zip(costs, space.mask, strict=True)
         ]
         for best in (min, max)
     ]
-    return space.arch(picks[0], name="fastest"), space.arch(picks[1], name="slowest")
+    return space.arch(choices[0], name="fastest"), space.arch(choices[1], name="slowest")
 
 
 def show(name: str, known: Mapping[str, Any], conditions: str) -> None:
@@ -147,7 +147,7 @@ def show(name: str, known: Mapping[str, Any], conditions: str) -> None:
     if known["disturbed"]:
         rows.append(("disturbed", textwrap.fill(known["disturbed"], _WIDTH)))
     if abs(known["offset_ms"]) >= 0.0005:
-        rows.append(("offset", f"{known['offset_ms']:.3f} ms a net, which belong to no operation"))
+        rows.append(("offset", f"{known['offset_ms']:.3f} ms a model, which belong to no operation"))
     if known["space"]:
         rows += _space_rows(known["space"])
     rows.append(("validated", _validation(known["validation"])))
@@ -167,14 +167,14 @@ def _line(known: Mapping[str, Any]) -> list[str]:
         text = f"{known['scale']:.4g} x prediction {known['offset_ms']:+.3f} ms"
     if isinstance(adopted, dict) and not is_none:
         text += (
-            f", fitted on {adopted.get('fitted_on_nets')} nets; validated is the corrected table on "
+            f", fitted on {adopted.get('fitted_on_nets')} models; validated is the corrected table on "
             f"{adopted.get('judged_on_nets')} others"
         )
     if helps is not None:
         errors = f"{known['judged_before_percent']:.1f} to {known['judged_after_percent']:.1f} %"
         other = "one" if is_none else "another"
         text += (
-            f"; {other} would help: mean error from {errors} on nets it was not fitted on (`proxylessnas "
+            f"; {other} would help: mean error from {errors} on models it was not fitted on (`proxylessnas "
             "latency validate --adopt-correction`)"
             if helps
             else f"; {other} would not help (mean error from {errors})"
@@ -186,7 +186,7 @@ def _space_rows(space: Mapping[str, Any]) -> list[tuple[str, str]]:
     have, need = space["coverage"]["have"], space["coverage"]["need"]
     count = f"{space['nets']:,}" if space["nets"] < 1e6 else f"{space['nets']:.1e}".replace("e+", "e")
     classes = f"{space['num_classes']} class{'es' * (space['num_classes'] != 1)}"
-    rows = [("space", f"{space['name']}: {space['resolution']} px, {classes}, {count} nets")]
+    rows = [("space", f"{space['name']}: {space['resolution']} px, {classes}, {count} models")]
     rows.append(("coverage", f"{have} of {need} operations ({math.floor(100 * have / need)} %)"))
     missing = space["coverage"]["missing"]
     if missing:
@@ -194,19 +194,19 @@ def _space_rows(space: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("missing", "\n".join([*missing[:3], *more])))
     for name in ("fastest", "slowest"):
         if name in space:
-            rows.append((f"{name} net", f"{ms(space[name]['ms'])} ms\n{_stages(space[name]['blocks'])}"))
+            rows.append((f"{name} model", f"{ms(space[name]['ms'])} ms\n{_stages(space[name]['blocks'])}"))
     return rows
 
 
 def _stages(blocks: str) -> str:
-    """Return the blocks of a net in lines of whole stages."""
+    """Return the blocks of a model in lines of whole stages."""
     together = blocks.replace(" ", "\xa0").replace("\xa0|\xa0", "\xa0| ")
     return textwrap.fill(together, _WIDTH).replace("\xa0", " ")
 
 
 def _validation(found: Mapping[str, Any] | None) -> str:
     if found is None:
-        return "no: it was never compared with measured nets"
+        return "no: it was never compared with measured models"
     nets, date = found.get("nets", "some"), found.get("date", "date unknown")
     figures = [
         text.format(found[name]) for name, text in _FIELDS if isinstance(found.get(name), (int, float))
@@ -214,13 +214,13 @@ def _validation(found: Mapping[str, Any] | None) -> str:
     noisy = found.get("noisy_nets")
     if noisy:
         figures.append(f"{noisy} were disturbed while they were measured")
-    head = f"on {nets} random nets that it was not made from, {date}:"
+    head = f"on {nets} random models that it was not made from, {date}:"
     together = ", ".join(figure.replace(" ", "\xa0") for figure in figures)
     return textwrap.fill(f"{head} {together}", _WIDTH).replace("\xa0", " ")
 
 
 def show_entries(found: LatencyTable) -> None:
-    """Print what each operation costs: a row a place in a net, a column a kind of block."""
+    """Print what each operation costs: a row a place in a model, a column a kind of block."""
     keys = sorted(found.entries, key=_place)
     places: dict[tuple[Any, ...], dict[str, OpKey]] = {}
     for key in keys:
@@ -245,7 +245,7 @@ def show_entries(found: LatencyTable) -> None:
 
 
 def show_breakdown(name: str, found: Breakdown) -> None:
-    """Print the operations of a net in order, with their share of its latency."""
+    """Print the operations of a model in order, with their share of its latency."""
     most = max(part for _, part, _ in found.parts)
     rows = [("", "input", "output", "ms", "share", "")]
     for key, part, how in found.parts:
@@ -262,7 +262,7 @@ def show_breakdown(name: str, found: Breakdown) -> None:
 
 
 def _place(key: OpKey) -> tuple[int, ...]:
-    """Return where in a net an operation is, for sorting."""
+    """Return where in a model an operation is, for sorting."""
     part = {"stem": 0, "last": 2, "classifier": 3}.get(key.op, 1)
     return part, -key.size, key.in_channels, -key.shortcut, key.stride
 

@@ -1,4 +1,4 @@
-"""``proxylessnas latency measure``: how long do these nets take here?"""
+"""``proxylessnas latency measure``: how long do these models take here?"""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..models.resolve import resolve
 from ._command import Verb
-from ._latency import NET_HELP, Steps, add_quiet, add_settings, check_graph, import_modules, ms
+from ._latency import MODEL_HELP, Steps, add_quiet, add_settings, check_graph, import_modules, ms
 from ._options import MOST_PIXELS, above, whole
 from ._output import bold, note, print_json, printable, table
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class Measure(Verb):
-    """Measures whole nets, one after another."""
+    """Measures whole models, one after another."""
 
     name = "measure"
-    summary = "measure nets on this device"
+    summary = "measure models on this device"
     description = (
         "Measure the latency of models on this device, each in a process of its own: undisturbed, which is "
         "the 2 % quantile over the calls of many short windows, and as it is now (median, p10, p90). Their "
@@ -30,17 +30,17 @@ class Measure(Verb):
     )
     example = """\
   $ proxylessnas latency measure proxyless_cpu proxyless_mobile --threads 2
-  net               undisturbed  median   p10   p90  disturbance  runs  images/s
+  model               undisturbed  median   p10   p90  disturbance  runs  images/s
   proxyless_cpu            9.26    9.41  9.30  9.77         1.02    84       108
   proxyless_mobile         8.41    8.52  8.44  8.90         1.01    93       119
 
-  milliseconds a call of 1 picture; undisturbed: to compare by; median, p10, p90: as it is now
+  milliseconds a call of 1 image; undisturbed: to compare by; median, p10, p90: as it is now
 """
     rest = "nets"
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the action's arguments."""
-        parser.add_argument("nets", metavar="NET", nargs="+", help=f"{NET_HELP}, or an exported file")
+        parser.add_argument("nets", metavar="MODEL", nargs="+", help=f"{MODEL_HELP}, or an exported file")
         parser.add_argument(
             "--image-size", type=whole(1, MOST_PIXELS), metavar="N", help="side of the input, px"
         )
@@ -79,7 +79,7 @@ class Measure(Verb):
         print(bold(head))
         print(printable(body))
         conditions = next(iter(timings.values())).conditions
-        of = "1 picture" if args.batch_size == 1 else f"{args.batch_size} pictures"
+        of = "1 image" if args.batch_size == 1 else f"{args.batch_size} images"
         print(f"\nmilliseconds a call of {of}; undisturbed: to compare by; median, p10, p90: as it is now")
         print(printable(f"{conditions.describe()}; memory allocator: {conditions.allocator}"))
         for word, t in timings.items():
@@ -92,19 +92,19 @@ def _measure(word: str, args: argparse.Namespace, settings: Any) -> Timing:
     from ..latency import measure
     from ..runtimes.files import file_runtimes
 
-    net: Any = word
+    model: Any = word
     size: Any = args.image_size
     if args.imports:  # the measuring process does not know these operations, but can unpickle them
         from ..models.factory import create_model
 
         arch = resolve(word).arch
-        net, side = create_model(arch), size or arch.resolution or 224
+        model, side = create_model(arch), size or arch.resolution or 224
         size = (arch.in_channels, side, side)
     options: dict[str, Any] = dataclasses.asdict(settings)
     if options["runtime"] == "torch" and file_runtimes(word):
         options["runtime"] = None  # the default option: the file's own
     limit = max(20.0, 4 * args.seconds)
-    return measure(net, input_size=size, min_seconds=args.seconds, max_seconds=limit, **options)
+    return measure(model, input_size=size, min_seconds=args.seconds, max_seconds=limit, **options)
 
 
 def _facts(word: str, t: Timing) -> dict[str, Any]:

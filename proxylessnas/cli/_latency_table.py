@@ -11,7 +11,7 @@ from ..errors import LatencyError, LatencyKeyError
 from ..models.resolve import resolve
 from ._command import UsageError, Verb
 from ._latency import (
-    NET_HELP,
+    MODEL_HELP,
     SPACE_HELP,
     TABLE_HELP,
     add_imports,
@@ -24,7 +24,7 @@ from ._latency import (
     the_space,
 )
 from ._latency_facts import facts, show, show_breakdown, show_entries
-from ._options import MOST_PICTURES, MOST_THREADS, whole
+from ._options import MOST_IMAGES, MOST_THREADS, whole
 from ._output import bold, note, print_json, printable, table
 
 if TYPE_CHECKING:
@@ -36,13 +36,13 @@ _FILL_HELP = "operations that the table lacks are predicted from those it has, a
 
 
 class Show(Verb):
-    """Prints a table, or what a net is made of."""
+    """Prints a table, or what a model is made of."""
 
     name = "show"
-    summary = "show what a table says: conditions, operations, how far to trust it, a net's parts"
+    summary = "show what a table says: conditions, operations, how far to trust it, a model's parts"
     description = (
-        "Show a latency table: what it was measured with, how well it predicted whole nets, its operations, "
-        "and the fastest and the slowest net of its space. With NET, what that net's predicted latency is "
+        "Show a latency table: what it was measured with, how well it predicted whole models, its operations, "
+        "and the fastest and the slowest model of its space. With MODEL, what that model's predicted latency is "
         "made of."
     )
     example = """\
@@ -51,7 +51,7 @@ class Show(Verb):
     conditions   TensorFlow Lite on Google Pixel 1, batch 1
     ...
     coverage     70 of 70 operations (100 %)
-    fastest net  29.61 ms
+    fastest model  29.61 ms
                  k3e3 - - - | k3e3 - - - | k3e3 - - - | k3e3 - - - | k3e3 - - - | k3e3
     ...
   $ proxylessnas latency show table.json mine.txt
@@ -61,7 +61,7 @@ class Show(Verb):
         """Declare the action's arguments."""
         parser.add_argument("table", metavar="TABLE", help=TABLE_HELP)
         add_imports(parser)
-        parser.add_argument("net", metavar="NET", nargs="?", help=NET_HELP)
+        parser.add_argument("net", metavar="MODEL", nargs="?", help=MODEL_HELP)
         add_space(parser, required=False)
         parser.add_argument("--predict-missing", action="store_true", help=_FILL_HELP)
         parser.add_argument("--json", action="store_true", help="print one JSON document")
@@ -70,14 +70,14 @@ class Show(Verb):
         """Print it."""
         import_modules(args)
         if args.net is not None and args.space is not None:
-            raise UsageError("--space is for a table's summary; a net needs none")
+            raise UsageError("--space is for a table's summary; a model needs none")
         found = read_table(args.table)
         if args.net is not None:
             arch = _chain(args.net)
             filled, predictor = _filled(found, [(args.net, arch)], args)
             parts = filled.explain(arch, resolution=args.image_size, num_classes=args.classes)
             if args.json:
-                print_json({"table": args.table, **_net_facts(args.net, parts), "parts": _parts(parts)})
+                print_json({"table": args.table, **_model_facts(args.net, parts), "parts": _parts(parts)})
             else:
                 show_breakdown(args.net, parts)
                 _tell_error(predictor)
@@ -104,17 +104,17 @@ class Show(Verb):
 
 
 class Predict(Verb):
-    """Predicts nets from a table."""
+    """Predicts models from a table."""
 
     name = "predict"
-    summary = "predict nets from a table"
+    summary = "predict models from a table"
     description = (
-        "Predict the latency of nets from a table: the sum of their operations. A net with an operation that "
+        "Predict the latency of models from a table: the sum of their operations. A model with an operation that "
         "the table lacks is an error that names it, unless --predict-missing allows a guess."
     )
     example = """\
   $ proxylessnas latency predict pixel1 proxyless_mobile --predict-missing
-  net               predicted  guessed operations
+  model               predicted  guessed operations
   proxyless_mobile      88.04  3 of 23
 
   milliseconds a call; TensorFlow Lite on Google Pixel 1, batch 1
@@ -125,7 +125,7 @@ class Predict(Verb):
         """Declare the action's arguments."""
         parser.add_argument("table", metavar="TABLE", help=TABLE_HELP)
         add_imports(parser)
-        parser.add_argument("nets", metavar="NET", nargs="+", help=NET_HELP)
+        parser.add_argument("nets", metavar="MODEL", nargs="+", help=MODEL_HELP)
         add_sizes(parser)
         parser.add_argument("--predict-missing", action="store_true", help=_FILL_HELP)
         parser.add_argument("--json", action="store_true", help="print one JSON document")
@@ -146,7 +146,7 @@ class Predict(Verb):
                 raise type(e)(f"{word}: {e}") from e
             rows.append((word, parts))
         if args.json:
-            document = {"table": args.table, "nets": [_net_facts(word, parts) for word, parts in rows]}
+            document = {"table": args.table, "nets": [_model_facts(word, parts) for word, parts in rows]}
             print_json({**document, "trust": doubts(found)})
             return 0
         cells = [("net", "predicted", "guessed operations")]
@@ -195,7 +195,7 @@ class Import(Verb):
         group.add_argument("--runtime", metavar="NAME", help="the program that ran the operations")
         group.add_argument("--threads", type=whole(1, MOST_THREADS), metavar="N", help="on a CPU")
         group.add_argument(
-            "--batch", type=whole(1, MOST_PICTURES), metavar="N", dest="batch_size", help="pictures a call"
+            "--batch", type=whole(1, MOST_IMAGES), metavar="N", dest="batch_size", help="images a call"
         )
         group.add_argument("--statistic", choices=("median", "mean"), help="over the runs")
         group.add_argument("--source", metavar="TEXT", help="where the figures were published")
@@ -269,7 +269,7 @@ def _missing(found: LatencyTable, space: Any) -> list[Any]:
 def _filled(
     found: LatencyTable, nets: list[tuple[str, Arch]], args: argparse.Namespace
 ) -> tuple[LatencyTable, Predictor | None]:
-    """Return the table with predictions for what these nets need, if that was asked for."""
+    """Return the table with predictions for what these models need, if that was asked for."""
     if not args.predict_missing:
         return found, None
     from ..latency import arch_keys
@@ -302,7 +302,7 @@ def _tell_error(predictor: Predictor | None) -> None:
         )
 
 
-def _net_facts(word: str, parts: Breakdown) -> dict[str, Any]:
+def _model_facts(word: str, parts: Breakdown) -> dict[str, Any]:
     return {
         "net": word,
         "predicted_ms": parts.total_ms,

@@ -47,7 +47,7 @@ def build_parser(known: dict[str, Verb]) -> argparse.ArgumentParser:
     """Return the parser of the whole command."""
     parser = _Parser(
         prog="proxylessnas",
-        description="Specialised image nets: look at them, get their weights, classify pictures.",
+        description="Specialised image models: look at them, get their weights, classify images.",
         epilog="example:\n  proxylessnas predict proxyless_w025_r112 photo.jpg\n\n"
         "exit codes: 0 done, 1 something failed, 2 wrong usage, 128 + n stopped by signal n",
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 
     from ..models.base import ImageClassifier
     from ..weights.record import Weights
-_USUAL_RATIO = 256 / 224  # resize / input size, where nothing is known about a net
+_USUAL_RATIO = 256 / 224  # resize / input size, where nothing is known about a model
 
 
-def add_net_options(parser: argparse.ArgumentParser) -> None:
-    """Declare the net and the options that change its architecture, weights, preprocessing and device."""
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the model and the options that change its architecture, weights, preprocessing and device."""
     parser.add_argument(
         "net",
         metavar="NAME",
-        help="a net of the zoo, a .safetensors file with its architecture inside, a published .pth file, "
+        help="a model of the zoo, a .safetensors file with its architecture inside, a published .pth file, "
         "or an architecture file (then --weights is needed)",
     )
     group = parser.add_argument_group("net")
@@ -65,7 +65,7 @@ def add_net_options(parser: argparse.ArgumentParser) -> None:
 def join_numbers(argv: list[str]) -> list[str]:
     """Return the command line with ``--mean 0.5 0.5 0.5`` as ``--mean=0.5,0.5,0.5``.
 
-    argparse would take every word behind the option, the pictures' names too, or only one.
+    argparse would take every word behind the option, the images' names too, or only one.
 
     Raises:
         UsageError: what follows the option is no number.
@@ -86,13 +86,13 @@ def join_numbers(argv: list[str]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Net:
-    """A net ready to run.
+class Model:
+    """A model ready to run.
 
     Attributes:
         model: in evaluation mode, on its device.
         name: how to call it.
-        preprocessing: what its pictures need.
+        preprocessing: what its images need.
         dataset: whose classes its outputs are, if known.
         file: the weights' file.
         sha256: of that file; None where only a copy of it is left.
@@ -110,7 +110,7 @@ class Net:
     device: torch.device
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what a result should be published with: net, weights and preprocessing."""
+        """Return what a result should be published with: model, weights and preprocessing."""
         return {
             "net": self.name,
             "weights": {
@@ -127,7 +127,7 @@ def check_options(args: argparse.Namespace) -> None:
 
     Raises:
         UsageError: a preprocessing option is out of range, or no weights were given.
-        ProxylessError: no such net or file.
+        ProxylessError: no such model or file.
     """
     size = args.input_size if args.input_size is not None else 1
     resize = args.resize if args.resize is not None else min(max(size, 1), 4096)
@@ -143,12 +143,12 @@ def check_options(args: argparse.Namespace) -> None:
         raise UsageError(f"{args.net} is an architecture without weights: give --weights FILE")
 
 
-def open_net(args: argparse.Namespace) -> Net:
-    """Build the net that the options describe, on its device, and print notes on what was assumed.
+def open_model(args: argparse.Namespace) -> Model:
+    """Build the model that the options describe, on its device, and print notes on what was assumed.
 
     Raises:
         UsageError: options that do not go together.
-        ProxylessError: the net, its architecture or its weights cannot be had or do not fit.
+        ProxylessError: the model, its architecture or its weights cannot be had or do not fit.
     """
     check_options(args)
     from ..models.factory import create_model
@@ -165,16 +165,16 @@ def open_net(args: argparse.Namespace) -> Net:
     model = create_model(arch, weights=file if file is not None else zoo)
     if model.arch.in_channels != 3:
         raise ProxylessError(
-            f"{args.net}: the net takes {model.arch.in_channels} channels, but pictures have three"
+            f"{args.net}: the model takes {model.arch.in_channels} channels, but images have three"
         )
     if model.num_classes == 0:
-        raise ProxylessError(f"{args.net}: the net gives embeddings and has no classes")
+        raise ProxylessError(f"{args.net}: the model gives embeddings and has no classes")
 
     known = _known_preprocessing(args, model, file, zoo)
     dataset = record.dataset if record is not None else zoo.dataset if zoo is not None else None
     if file is None:
         file = weights_path(record) if record is not None else Path()
-    return Net(
+    return Model(
         model=model.eval().to(device),
         name=model.name,
         preprocessing=_with_options(known, args),
@@ -196,25 +196,25 @@ def _digest(record: Weights, file: Path) -> str | None:
     return sha256_of(file) if sound else None
 
 
-def class_labels(net: Net) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+def class_labels(model: Model) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
     """Return the classes' names, unique labels and wnids (or none of these), in output order."""
     from ..data.categories import categories, unique, wnids
 
-    names, ids = net.model.categories, net.model.wnids
-    if not names and net.dataset is not None:
-        names, ids = categories(net.dataset), wnids(net.dataset)
+    names, ids = model.model.categories, model.model.wnids
+    if not names and model.dataset is not None:
+        names, ids = categories(model.dataset), wnids(model.dataset)
     if not names:
-        names = tuple(f"class {i}" for i in range(net.model.num_classes))
+        names = tuple(f"class {i}" for i in range(model.model.num_classes))
     return names, unique(names, ids), ids
 
 
 @contextlib.contextmanager
-def running(net: Net, advice: str) -> Iterator[None]:
-    """Name the weights in errors of a running net, and give advice with "out of memory"."""
+def running(model: Model, advice: str) -> Iterator[None]:
+    """Name the weights in errors of a running model, and give advice with "out of memory"."""
     try:
         yield
     except WeightsCorruptError as e:
-        raise WeightsCorruptError(f"{net.file}: {e}") from e
+        raise WeightsCorruptError(f"{model.file}: {e}") from e
     except (RuntimeError, MemoryError) as e:
         text = str(e).lower()
         if isinstance(e, ProxylessError) or not (
@@ -246,7 +246,7 @@ def _known_preprocessing(
     size = model.arch.resolution or 224
     assumed = Preprocessing(size, round(size * _USUAL_RATIO), IMAGENET_MEAN, IMAGENET_STD)
     if None in (args.input_size, args.mean, args.std):
-        note(f"the net's preprocessing is not known; assumed where no option says otherwise: {assumed}")
+        note(f"the model's preprocessing is not known; assumed where no option says otherwise: {assumed}")
     return assumed
 
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 
 from ..errors import LatencyError
 
-MOST_THREADS, MOST_PICTURES, MOST_PIXELS, MOST_CLASSES = 1024, 65_536, 65_536, 10_000_000
-MOST_NETS = 100_000
+MOST_THREADS, MOST_IMAGES, MOST_PIXELS, MOST_CLASSES = 1024, 65_536, 65_536, 10_000_000
+MOST_MODELS = 100_000
 _OPTIONS = {
     "validation_nets": "--validation-nets",
     "batch_size": "--batch",

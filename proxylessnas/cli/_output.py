@@ -89,7 +89,7 @@ def megabytes(n: int) -> str:
 
 
 def plural(n: int, noun: str) -> str:
-    """Return "1 picture" or "2 pictures"."""
+    """Return "1 image" or "2 images"."""
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
@@ -98,7 +98,7 @@ class Progress:
 
     Args:
         total: how many steps there are.
-        noun: what a step is, for "pictures/s".
+        noun: what a step is, for "images/s".
     """
 
     def __init__(self, total: int, noun: str = "pictures") -> None:

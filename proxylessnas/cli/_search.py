@@ -30,10 +30,10 @@ class Run(Verb):
     """Searches."""
 
     name = "run"
-    summary = "search for a net"
+    summary = "search for a model"
     description = (
-        "Search the space S for a net that is accurate on the pictures in DATA and meets the targets. A part "
-        "of the training pictures is held out to judge nets by; folders called val or test are not looked "
+        "Search the space S for a model that is accurate on the images in DATA and meets the targets. A part "
+        "of the training images is held out to judge models by; folders called val or test are not looked "
         "into. Killed at any moment, the same command (or `search resume DIR`) goes on. Under torchrun it "
         "searches on several GPUs, CPUs or machines. DIR gets arch.txt, net.config, child.safetensors, the "
         "recipe and the logs."
@@ -50,8 +50,8 @@ class Run(Verb):
             "--out", metavar="DIR", type=Path,
             help="folder of the run (default: runs/search-SPACE-DATA); a run that is there is continued",
         )  # fmt: skip
-        parser.add_argument("--limit", type=int, metavar="N", help="only so many pictures a class, for a try")
-        _add_targets(parser, "the net that is searched")
+        parser.add_argument("--limit", type=int, metavar="N", help="only so many images a class, for a try")
+        _add_targets(parser, "the model that is searched")
         group = parser.add_argument_group(
             "recipe", "What decides the result; it is written to DIR/search.toml."
         )
@@ -68,8 +68,8 @@ class Run(Verb):
         )  # fmt: skip
         group.add_argument("--warmup-epochs", type=int, metavar="N", help="epochs before the search proper")
         group.add_argument("--epochs", type=int, metavar="N", help="epochs of the search")
-        group.add_argument("--batch-size", type=int, metavar="N", help="pictures a step, over all processes")
-        group.add_argument("--image-size", type=int, metavar="N", help="side of the nets' input, px")
+        group.add_argument("--batch-size", type=int, metavar="N", help="images a step, over all processes")
+        group.add_argument("--image-size", type=int, metavar="N", help="side of the models' input, px")
         group.add_argument("--seed", type=int, metavar="N", help="of everything random (default: 0)")
         group = _add_how(parser)
         group.add_argument("--dry-run", action="store_true", help="time a few steps, and train nothing")
@@ -108,7 +108,7 @@ class Resume(Verb):
     name = "resume"
     summary = "go on with a search that was stopped"
     description = (
-        "Go on with the search in DIR from its last checkpoint, with the recipe, the space, the pictures and "
+        "Go on with the search in DIR from its last checkpoint, with the recipe, the space, the images and "
         "the table that it began with. On a CPU the result is that of a search in one piece, to the bit."
     )
     example = """\
@@ -118,9 +118,9 @@ class Resume(Verb):
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the action's arguments."""
         parser.add_argument("out", metavar="DIR", type=Path, help="folder of the search")
-        parser.add_argument("--data", metavar="DATA", help="the pictures, where they are somewhere else now")
+        parser.add_argument("--data", metavar="DATA", help="the images, where they are somewhere else now")
         _add_how(parser)
-        parser.set_defaults(restart=False, net="")
+        parser.set_defaults(restart=False, model="")
 
     def run(self, args: argparse.Namespace) -> int:
         """Search and report."""
@@ -131,17 +131,17 @@ class Resume(Verb):
 
 
 class Derive(Verb):
-    """Derives another net."""
+    """Derives another model."""
 
     name = "derive"
-    summary = "derive another net from a search"
+    summary = "derive another model from a search"
     description = (
-        "Write the most probable net of the search in DIR that meets other targets, with the weights that it "
+        "Write the most probable model of the search in DIR that meets other targets, with the weights that it "
         "inherits. The search need not have come to its end. What was learnt for one target is a compromise "
         "for another: far from it, search anew."
     )
     example = """\
-  $ proxylessnas search derive runs/a --target-ms 3 --out nets/fast
+  $ proxylessnas search derive runs/a --target-ms 3 --out models/fast
 """
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -149,10 +149,10 @@ class Derive(Verb):
         parser.add_argument("folder", metavar="DIR", type=Path, help="folder of the search")
         parser.add_argument(
             "--out", "-o", "--output", required=True, metavar="FOLDER", type=Path, dest="output",
-            help="folder for the net; a new one",
+            help="folder for the model; a new one",
         )  # fmt: skip
-        _add_targets(parser, "the net; with none of them, those of the search hold", table=False)
-        parser.add_argument("--data", metavar="DATA", help="the pictures, where they are somewhere else now")
+        _add_targets(parser, "the model; with none of them, those of the search hold", table=False)
+        parser.add_argument("--data", metavar="DATA", help="the images, where they are somewhere else now")
         parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, mps")
         parser.add_argument("--threads", type=int, metavar="N", help="threads of torch on a CPU")
         add_imports(parser)
@@ -175,7 +175,7 @@ class Derive(Verb):
 
 
 def _add_targets(parser: argparse.ArgumentParser, what: str, *, table: bool = True) -> None:
-    """Declare the limits on a net, which may be several."""
+    """Declare the limits on a model, which may be several."""
     group = parser.add_argument_group("targets", f"At most so much, of {what}; several may be given.")
     group.add_argument("--target-ms", type=float, metavar="MS", help="latency by the table, milliseconds")
     group.add_argument(
@@ -195,7 +195,7 @@ def _add_how(parser: argparse.ArgumentParser) -> Any:
         "--device", default="auto", help="auto (default: a GPU if there is one), cpu, cuda, mps"
     )
     group.add_argument(
-        "--workers", type=int, metavar="N", help="processes that read pictures (default: chosen)"
+        "--workers", type=int, metavar="N", help="processes that read images (default: chosen)"
     )
     group.add_argument("--threads", type=int, metavar="N", help="threads of torch on a CPU")
     group.add_argument(
@@ -247,21 +247,21 @@ def _is_set(args: argparse.Namespace, name: str) -> bool:
 
 
 def _fitted(recipe: SearchRecipe, args: argparse.Namespace) -> SearchRecipe:
-    """Return the recipe with smaller batches where the pictures would make a few steps an epoch only."""
+    """Return the recipe with smaller batches where the images would make a few steps an epoch only."""
     asked = args.batch_size is not None or _is_set(args, "batch_size")
     if asked or (args.recipe or "").lower().endswith(".toml"):
         return recipe
     from ..search.data import open_search_data
 
     data = open_search_data(args.data, arch_fraction=recipe.arch_fraction, seed=recipe.seed, limit=args.limit)
-    pictures, size = len(data.weights.train), recipe.weights.batch_size
-    size = fitting_batch(pictures, size)
+    images, size = len(data.weights.train), recipe.weights.batch_size
+    size = fitting_batch(images, size)
     if size == recipe.weights.batch_size or size % recipe.weights.accumulate:
         return recipe
     smaller = recipe.with_batch_size(size)
     if main_process():
         note(
-            f"{pictures:,} pictures to train weights on: batches of {size} in place of "
+            f"{images:,} images to train weights on: batches of {size} in place of "
             f"{recipe.weights.batch_size}, with a learning rate of {smaller.weights.learning_rate:.3g} "
             "(--batch-size says otherwise)"
         )
@@ -301,7 +301,7 @@ def report(args: argparse.Namespace, result: SearchResult) -> int:
 
 
 def cost_notes(result: SearchResult) -> list[str]:
-    """Return in words what a net costs, and at most may."""
+    """Return in words what a model costs, and at most may."""
     found = []
     for name, cost in result.costs.items():
         unit = UNITS.get(name, "")
@@ -330,11 +330,11 @@ def report_dry_run(args: argparse.Namespace, found: DryRun) -> int:
     if found.arch_step_s is not None:
         rows.append(("arch steps", f"{found.arch_steps:,} of {1e3 * found.arch_step_s:.0f} ms"))
     if found.judging_s is not None:
-        nets = f"{found.judgings:,} nets" if found.judgings else "a net at the end of each epoch"
-        rows.append(("judging", f"{nets}, {found.judging_s:.1f} s each"))
+        models = f"{found.judgings:,} models" if found.judgings else "a model at the end of each epoch"
+        rows.append(("judging", f"{models}, {found.judging_s:.1f} s each"))
     if found.memory_mib is not None:
         rows.append(("memory", f"{found.memory_mib:,.0f} MiB at most so far"))
-    weights, arch = found.pictures
+    weights, arch = found.images
     rows.append(("pictures", f"{weights:,} to train weights on, {arch:,} held out for the architecture"))
     if found.coverage is not None:
         have, need = found.coverage

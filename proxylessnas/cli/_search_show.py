@@ -22,7 +22,7 @@ class Show(Verb):
     name = "show"
     summary = "show how far a search is, and what it found"
     description = (
-        "Show a search, running or finished: its targets, how far it is, the net that it found or would "
+        "Show a search, running or finished: its targets, how far it is, the model that it found or would "
         "derive now, and how sure it is of each block."
     )
     example = """\
@@ -57,7 +57,7 @@ def _rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return the search in words."""
     epoch = found.get("last_epoch") or {}
     arch = found.get("last_arch") or {}
-    judged = found.get("last_judged") or {}
+    evaluated = found.get("last_judged") or {}
     result = found.get("result") or {}
     rows = [("search", f"{found['algorithm']} in the space {found['space']}"), ("state", _state(found))]
     if not found.get("targets"):
@@ -71,9 +71,9 @@ def _rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("probabilities", f"entropy {figures['entropy']:.3f} nats{skipped}"))
     if figures.get("expected") is not None and found.get("targets"):
         kind = next(iter(found["targets"])).rpartition("_")[0]
-        rows.append(("expected", f"{number(figures['expected'])} {UNITS.get(kind, '')} of a net drawn now"))
-    if judged:
-        rows.append(("judged", f"{judged['number']:,} nets, the best with {judged['best']:.2f} %"))
+        rows.append(("expected", f"{number(figures['expected'])} {UNITS.get(kind, '')} of a model drawn now"))
+    if evaluated:
+        rows.append(("judged", f"{evaluated['number']:,} models, the best with {evaluated['best']:.2f} %"))
     costs = result.get("costs") or epoch.get("costs") or {}
     for name, value in costs.items():
         rows.append((_WORDS.get(name, name), f"{number(value)} {UNITS.get(name, '')}"))
@@ -81,7 +81,7 @@ def _rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows += _measured(result)
     top1 = result.get("top1_held_out", epoch.get("top1"))
     if top1 is not None:
-        rows.append(("top-1", f"{top1:.2f} % on the pictures that chose it, with inherited weights"))
+        rows.append(("top-1", f"{top1:.2f} % on the images that chose it, with inherited weights"))
     if result.get("seconds"):
         rows.append(("time", clock(result["seconds"])))
     return rows
@@ -110,29 +110,29 @@ def _measured(result: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _blocks(folder: Path, found: Mapping[str, Any]) -> str:
-    """Return a table of the blocks: what the net has there, and how probable that is."""
+    """Return a table of the blocks: what the model has there, and how probable that is."""
     from ..arch.spaces import read_space
     from ..search.run import SPACE_FILE
 
     epoch = found.get("last_epoch") or {}
-    picks: Sequence[int] = (found.get("result") or {}).get("picks") or epoch.get("picks") or ()
+    choices: Sequence[int] = (found.get("result") or {}).get("picks") or epoch.get("picks") or ()
     probs = epoch.get("probs")
-    if not picks:
+    if not choices:
         return ""
     space = read_space(folder / SPACE_FILE)
     rows = [["stage", "block", "pick", "p", "most probable"]]
-    for i, (position, pick) in enumerate(zip(space.positions, picks, strict=True)):
+    for i, (search_block, choice) in enumerate(zip(space.search_blocks, choices, strict=True)):
         row = probs[i] if probs else None
-        best = "" if row is None else space.columns[max(range(len(row)), key=row.__getitem__)]
-        shown = "-" if row is None else f"{row[pick]:.2f} {bar(row[pick], 10)}".rstrip()
-        pick_name = space.columns[pick]
+        best = "" if row is None else space.candidate_ops[max(range(len(row)), key=row.__getitem__)]
+        shown = "-" if row is None else f"{row[choice]:.2f} {bar(row[choice], 10)}".rstrip()
+        choice_name = space.candidate_ops[choice]
         rows.append(
             [
-                str(position.stage + 1),
-                str(position.block + 1),
-                pick_name,
+                str(search_block.stage + 1),
+                str(search_block.block + 1),
+                choice_name,
                 shown,
-                "" if best == pick_name else best,
+                "" if best == choice_name else best,
             ]
         )
     return table(rows, ">><<<")

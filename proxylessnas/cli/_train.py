@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..train import Data, Recipe, Settings
 
 DATA_HELP = (
-    "one folder of pictures a class, also with train/ and val/ in it; or a named data set: cifar10, "
+    "one folder of images a class, also with train/ and val/ in it; or a named data set: cifar10, "
     "cifar100, fashion-mnist (NAME:FOLDER says where it is), digits (comes with the package)"
 )
 
@@ -48,18 +48,18 @@ def add_arguments(parser: argparse.ArgumentParser, recipe: str) -> None:
     parser.add_argument(
         "--val",
         metavar="DIR",
-        help="validation pictures, where DATA does not hold them; or a share to hold out",
+        help="validation images, where DATA does not hold them; or a share to hold out",
     )
     parser.add_argument(
         "--out", metavar="DIR", type=Path,
-        help="folder of the run (default: runs/NET-DATA); a run that is there is continued",
+        help="folder of the run (default: runs/MODEL-DATA); a run that is there is continued",
     )  # fmt: skip
     parser.add_argument(
-        "--limit", type=int, metavar="N", help="only so many training pictures a class, for a try"
+        "--limit", type=int, metavar="N", help="only so many training images a class, for a try"
     )
     parser.add_argument(
-        "--teacher", metavar="NET", action="append",
-        help="learn from the answers of a trained net of the same classes too: a net of the zoo, a "
+        "--teacher", metavar="MODEL", action="append",
+        help="learn from the answers of a trained model of the same classes too: a model of the zoo, a "
         ".safetensors file, or a program of torch.export (.pt2); may be repeated",
     )  # fmt: skip
     group = parser.add_argument_group("recipe", "What decides the result; it is written to DIR/recipe.toml.")
@@ -74,10 +74,10 @@ def add_arguments(parser: argparse.ArgumentParser, recipe: str) -> None:
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="changes",
         help="change any value of the recipe, such as mixup_alpha=0.2; may be repeated",
     )  # fmt: skip
-    group.add_argument("--epochs", type=int, metavar="N", help="passes over the pictures")
-    group.add_argument("--batch-size", type=int, metavar="N", help="pictures a step, over all processes")
+    group.add_argument("--epochs", type=int, metavar="N", help="passes over the images")
+    group.add_argument("--batch-size", type=int, metavar="N", help="images a step, over all processes")
     group.add_argument("--lr", type=float, metavar="RATE", dest="learning_rate", help="highest learning rate")
-    group.add_argument("--image-size", type=int, metavar="N", help="side of the net's input, px")
+    group.add_argument("--image-size", type=int, metavar="N", help="side of the model's input, px")
     group.add_argument("--seed", type=int, metavar="N", help="of everything random (default: 0)")
     group = parser.add_argument_group("run", "Where and how; none of it changes the result.")
     group.add_argument("--restart", action="store_true", help="begin anew; an earlier run in DIR is renamed")
@@ -85,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser, recipe: str) -> None:
         "--device", default="auto", help="auto (default: a GPU if there is one), cpu, cuda, mps"
     )
     group.add_argument(
-        "--workers", type=int, metavar="N", help="processes that read pictures (default: chosen)"
+        "--workers", type=int, metavar="N", help="processes that read images (default: chosen)"
     )
     group.add_argument("--threads", type=int, metavar="N", help="threads of torch on a CPU")
     group.add_argument(
@@ -96,7 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser, recipe: str) -> None:
     )
     group.add_argument(
         "--max-unreadable", type=float, default=0.01, metavar="SHARE",
-        help="share of damaged pictures that stops the run (default: 0.01)",
+        help="share of damaged images that stops the run (default: 0.01)",
     )  # fmt: skip
     group.add_argument("--tensorboard", action="store_true", help="write TensorBoard files too")
     add_imports(group)
@@ -130,40 +130,40 @@ def resolved_recipe(args: argparse.Namespace, **more: Any) -> Recipe:
     return recipe.changed(args.changes, given)
 
 
-def fitting_batch(pictures: int, size: int) -> int:
+def fitting_batch(images: int, size: int) -> int:
     """Return a batch size, halved until an epoch has some steps."""
-    while size > 4 and pictures // size < _FEW_STEPS:
+    while size > 4 and images // size < _FEW_STEPS:
         size //= 2
     return size
 
 
 def fitted(recipe: Recipe, data: Data, args: argparse.Namespace) -> Recipe:
-    """Return the recipe with smaller batches where the pictures would make a few steps an epoch only."""
-    pictures, size = len(data.train), recipe.batch_size
+    """Return the recipe with smaller batches where the images would make a few steps an epoch only."""
+    images, size = len(data.train), recipe.batch_size
     asked = args.batch_size is not None or any(text.startswith("batch_size") for text in args.changes)
-    if asked or (args.recipe.lower().endswith(".toml") and (pictures >= size or _says_batch(args.recipe))):
+    if asked or (args.recipe.lower().endswith(".toml") and (images >= size or _says_batch(args.recipe))):
         return recipe
-    size = fitting_batch(pictures, size)
+    size = fitting_batch(images, size)
     if size == recipe.batch_size or size % recipe.accumulate:
         return recipe
     smaller = recipe.with_batch_size(size)
     if _main_process():
         note(
-            f"{pictures:,} training pictures: batches of {size} in place of {recipe.batch_size}, with a "
+            f"{images:,} training images: batches of {size} in place of {recipe.batch_size}, with a "
             f"learning rate of {smaller.learning_rate:.3g} (--batch-size and --lr say otherwise)"
         )
     return smaller
 
 
 def _says_batch(recipe: str) -> bool:
-    """Return whether a recipe file sets the batch size itself; else it may be made to fit few pictures."""
+    """Return whether a recipe file sets the batch size itself; else it may be made to fit few images."""
     from ..utils.config import read_toml
 
     return "batch_size" in read_toml(Path(recipe), "recipe")[1]
 
 
 def opened_data(args: argparse.Namespace, recipe: Recipe) -> Data:
-    """Return the pictures that the arguments name; their classes are the first thing that a run shows."""
+    """Return the images that the arguments name; their classes are the first thing that a run shows."""
     from ..data.open import class_counts
     from ..train import open_data
 

@@ -1,4 +1,4 @@
-"""``proxylessnas bench``: nets side by side on this machine."""
+"""``proxylessnas bench``: models side by side on this machine."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from ..errors import MissingExtraError
 from ..runtimes.registry import runtimes
 from ._command import UsageError, Verb
-from ._latency import NET_HELP, Steps, add_quiet, add_where, check_graph, check_output, import_modules, ms
-from ._options import MOST_PICTURES, MOST_PIXELS, MOST_THREADS, above, several, whole, wholes
+from ._latency import MODEL_HELP, Steps, add_quiet, add_where, check_graph, check_output, import_modules, ms
+from ._options import MOST_IMAGES, MOST_PIXELS, MOST_THREADS, above, several, whole, wholes
 from ._output import bold, error, millions, note, print_json, printable, table
 
 if TYPE_CHECKING:
@@ -20,22 +20,22 @@ _NOTES = 3  # lines whose noise is told one by one
 
 
 class BenchVerb(Verb):
-    """Measures nets under several settings in one interleaved run."""
+    """Measures models under several settings in one interleaved run."""
 
     name = "bench"
     order = 76
-    summary = "compare nets on this device: latency, size and accuracy"
+    summary = "compare models on this device: latency, size and accuracy"
     description = (
         "Measure models under every combination of runtimes, threads and batches, in one interleaved run: "
         "each round gives everything one short window, in random order, and the figure to compare is "
-        "undisturbed: the 2 % quantile of the calls. Next to ImageNet nets, torchvision's mobilenet_v2, "
+        "undisturbed: the 2 % quantile of the calls. Next to ImageNet models, torchvision's mobilenet_v2, "
         "mobilenet_v3_large and efficientnet_b0 are measured, and where timm is installed its "
-        "mobilenetv3_large_100, efficientnet_lite0 and mnasnet_100. Without NET, the authors' four nets."
+        "mobilenetv3_large_100, efficientnet_lite0 and mnasnet_100. Without MODEL, the authors' four models."
     )
     example = """\
   $ proxylessnas bench proxyless_cpu timm/mnasnet_100 --threads 1,2 --png bench.png
   torch, 1 thread, batch 1
-  net                             ms  median    p90  images/s  params   MACs  top-1
+  model                             ms  median    p90  images/s  params   MACs  top-1
   proxyless_cpu                15.22   15.42  15.91        66  4.36 M  439 M   75.3
   timm/mnasnet_100             12.66   12.80  13.22        79  4.38 M  314 M   74.7
   torchvision/mobilenet_v2     12.60   12.77  13.04        79  3.50 M  301 M   72.2
@@ -47,16 +47,16 @@ class BenchVerb(Verb):
         """Declare the verb's arguments."""
         parser.add_argument(
             "nets",
-            metavar="NET",
+            metavar="MODEL",
             nargs="*",
-            help=f"{NET_HELP}; torchvision/NAME or timm/NAME, if installed; an exported file",
+            help=f"{MODEL_HELP}; torchvision/NAME or timm/NAME, if installed; an exported file",
         )
         parser.add_argument(
-            "--no-peers", action="store_true", help="none of torchvision's and timm's nets but those named"
+            "--no-peers", action="store_true", help="none of torchvision's and timm's models but those named"
         )
         parser.add_argument(
             "--image-size", type=whole(1, MOST_PIXELS), metavar="N",
-            help="side of the input, px (default: each net's own)",
+            help="side of the input, px (default: each model's own)",
         )  # fmt: skip
         group = parser.add_argument_group("settings", "R, T and B may be lists: --threads 1,2")
         group.add_argument(
@@ -68,8 +68,8 @@ class BenchVerb(Verb):
             help="on a CPU (default: 1)",
         )  # fmt: skip
         group.add_argument(
-            "--batch", type=wholes(1, MOST_PICTURES), default=(1,), metavar="B", dest="batches",
-            help="pictures a call (default: 1)",
+            "--batch", type=wholes(1, MOST_IMAGES), default=(1,), metavar="B", dest="batches",
+            help="images a call (default: 1)",
         )  # fmt: skip
         group.add_argument("--cuda-graph", action="store_true", help="replay a CUDA graph (--device cuda)")
         add_where(group)
@@ -108,7 +108,7 @@ class BenchVerb(Verb):
 
         with Steps(args.quiet, "bench") as steps:
             result = bench(
-                args.nets or SPECIALISED,
+                args.models or SPECIALISED,
                 runtimes=args.runtimes,
                 threads=args.threads,
                 batches=args.batches,
@@ -152,11 +152,11 @@ def _check_panels(args: argparse.Namespace) -> None:
 
 
 def _left_out(result: Bench) -> list[str]:
-    """Return which nets are not in the figure, and why."""
+    """Return which models are not in the figure, and why."""
     from ..latency.plots_bench import accuracy_panels
 
     panels = accuracy_panels(row.to_dict() for row in result.rows)
-    return [f"{net} is not in the figure: {why}" for net, why in panels.left_out.items()]
+    return [f"{model} is not in the figure: {why}" for model, why in panels.left_out.items()]
 
 
 def _written(args: argparse.Namespace, result: Bench) -> bool:
@@ -197,14 +197,14 @@ def _show(result: Bench) -> None:
 
 
 def _cells(row: BenchRow) -> tuple[str, ...]:
-    net, t = row.net, row.timing
+    model, t = row.model, row.timing
     speed = t.images_per_second
-    measured = "*" if net.top1_status == "measured here" else ""
+    measured = "*" if model.top1_status == "measured here" else ""
     return (
-        net.name, ms(t.undisturbed_ms), ms(t.median_ms), ms(t.p90_ms),
+        model.name, ms(t.undisturbed_ms), ms(t.median_ms), ms(t.p90_ms),
         f"{speed:,.{0 if speed >= 100 else 1}f}",
-        *(millions(count) if count else "-" for count in (net.params, net.macs)),
-        "-" if net.top1 is None else f"{net.top1:.1f}{measured}", "uncertain" if t.noisy else "",
+        *(millions(count) if count else "-" for count in (model.params, model.macs)),
+        "-" if model.top1 is None else f"{model.top1:.1f}{measured}", "uncertain" if t.noisy else "",
     )  # fmt: skip
 
 
@@ -214,14 +214,14 @@ def _explain(result: Bench) -> None:
 
     first = rows[0].timing
     sizes = sorted({row.timing.input_size[1] for row in rows})
-    pixels = f"{sizes[0]} px" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} px, each net's own"
+    pixels = f"{sizes[0]} px" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} px, each model's own"
     print(
         f"\nms: a call of a whole batch, undisturbed, of {result.rounds} interleaved rounds; median, p90: as "
         f"it is now\ninput: {pixels}"
     )
-    if any(row.net.top1 is not None for row in rows):
+    if any(row.model.top1 is not None for row in rows):
         print("top-1: accuracy in percent as published, not re-measured" + _star(rows))
-    for name, dataset in {row.net.name: row.net.dataset for row in rows}.items():
+    for name, dataset in {row.model.name: row.model.dataset for row in rows}.items():
         if dataset not in (None, "imagenet"):
             print(printable(f"top-1 of {name}: on {DATASETS.get(str(dataset), dataset)}, not on ImageNet"))
     versions: dict[str, Any] = {}
@@ -232,13 +232,13 @@ def _explain(result: Bench) -> None:
     print(printable(", ".join(f"{name} {version}" for name, version in versions.items())))
     noisy = [row for row in rows if row.timing.noisy]
     for row in noisy[:_NOTES]:
-        note(f"{row.net.name} ({row.setting}): {'; '.join(row.timing.noise)}")
+        note(f"{row.model.name} ({row.setting}): {'; '.join(row.timing.noise)}")
     if len(noisy) > _NOTES:
         note(f"{len(noisy)} of {len(rows)} lines are uncertain; --csv and --json write all reasons")
 
 
 def _star(rows: tuple[BenchRow, ...]) -> str:
-    measured = any(row.net.top1_status == "measured here" for row in rows)
+    measured = any(row.model.top1_status == "measured here" for row in rows)
     return "; *: measured by this project" if measured else ""
 
 

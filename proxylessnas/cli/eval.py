@@ -1,4 +1,4 @@
-"""``proxylessnas eval``: how often is a net right?"""
+"""``proxylessnas eval``: how often is a model right?"""
 
 from __future__ import annotations
 
@@ -11,40 +11,40 @@ from typing import TYPE_CHECKING, Any
 from ..errors import DataError
 from ._command import UsageError, Verb
 from ._eval_data import EvalData, check_source, open_source
-from ._model import add_net_options, check_options, open_net, running
+from ._model import add_model_options, check_options, open_model, running
 from ._output import Progress, error, note, pairs, plural, print_json, printable, table
 
 if TYPE_CHECKING:
     from ..train.evaluate import Evaluation
 
-_MANY = 500  # pictures from which on worker processes pay for their start
+_MANY = 500  # images from which on worker processes pay for their start
 
 
 class Eval(Verb):
-    """Measures accuracy and calibration on a folder of pictures or a known data set."""
+    """Measures accuracy and calibration on a folder of images or a known data set."""
 
     name = "eval"
     order = 60
-    summary = "measure top-1 and top-5 accuracy on a folder of pictures"
+    summary = "measure top-1 and top-5 accuracy on a folder of images"
     description = (
-        "Measure accuracy on DATA: a folder with one folder of pictures a class, or the test part of a data "
-        "set known by name (cifar10, cifar100, fashion-mnist, digits). Folders are matched to the net's "
+        "Measure accuracy on DATA: a folder with one folder of images a class, or the test part of a data "
+        "set known by name (cifar10, cifar100, fashion-mnist, digits). Folders are matched to the model's "
         "classes by wnid (n01440764, also if only some of the 1000 are there), by class name, or by number; "
         "if none of these fits, by sorted position, with a note. A folder without sub-folders will do if the "
-        "file names hold wnids. Pictures that cannot be read are named and left out, and the exit code is 1."
+        "file names hold wnids. Images that cannot be read are named and left out, and the exit code is 1."
     )
     example = """\
   $ proxylessnas eval proxyless_w025_r112 photos
-  net        proxyless_w025_r112
+  model        proxyless_w025_r112
   weights    /home/me/.cache/torch/hub/proxylessnas/proxyless_w025_r112-d4bfc7a6.pth
   sha256     d4bfc7a6fd8c2ee846cbad32a42153f454b02f73da605c6506bb233dc236ebbb
   transform  resize 128 (bilinear), crop 112, mean 0.5 0.5 0.5, std 0.5 0.5 0.5
-  pictures   200 of 200 classes (labels: wnid)
+  images   200 of 200 classes (labels: wnid)
   top-1      57.50 %  (115 of 200)
   top-5      76.50 %  (153 of 200)
   loss       1.8898  (cross-entropy, nats)
   ece        13.46 %  (calibration error: confidence against accuracy)
-  speed      260 pictures/s on cpu
+  speed      260 images/s on cpu
 
   which classes are bad, and what they are taken for:
   $ proxylessnas eval runs/a/model.safetensors data/test --per-class --confusion c.png
@@ -52,11 +52,11 @@ class Eval(Verb):
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the verb's arguments."""
-        add_net_options(parser)
+        add_model_options(parser)
         parser.add_argument(
             "data",
             metavar="DATA",
-            help="a folder of pictures, one folder a class; or cifar10, cifar100, fashion-mnist, digits",
+            help="a folder of images, one folder a class; or cifar10, cifar100, fashion-mnist, digits",
         )
         parser.add_argument(
             "--per-class", action="store_true", help="list the classes, those with the lowest accuracy first"
@@ -64,16 +64,16 @@ class Eval(Verb):
         parser.add_argument(
             "--confusion",
             metavar="FILE",
-            help="write which class was taken for which: a table (.csv) or a picture (.png)",
+            help="write which class was taken for which: a table (.csv) or an image (.png)",
         )
         parser.add_argument(
-            "--batch-size", type=int, default=32, metavar="N", help="pictures at a time (default: 32)"
+            "--batch-size", type=int, default=32, metavar="N", help="images at a time (default: 32)"
         )
         parser.add_argument(
             "--workers",
             type=int,
             metavar="N",
-            help=f"processes that read pictures (default: none below {_MANY} pictures, else up to 4)",
+            help=f"processes that read images (default: none below {_MANY} images, else up to 4)",
         )
         parser.add_argument(
             "--limit", type=int, metavar="N", help="only so many, spread evenly; always the same"
@@ -104,8 +104,8 @@ class Eval(Verb):
         from ..utils.malloc import keep_freed_pages
 
         keep_freed_pages()
-        net = open_net(args)
-        data = open_source(args.data, net, labels=args.labels, limit=args.limit)
+        model = open_model(args)
+        data = open_source(args.data, model, labels=args.labels, limit=args.limit)
         for text in data.notes:
             note(text)
         workers = args.workers
@@ -115,11 +115,11 @@ class Eval(Verb):
             note(NO_WORKERS)
         progress = Progress(0 if args.quiet else data.n)
         try:
-            with running(net, "use a smaller --batch-size or --input-size"):
+            with running(model, "use a smaller --batch-size or --input-size"):
                 result = evaluate_batches(
-                    net.model,
+                    model.model,
                     data.batches(args.batch_size, workers),
-                    device=net.device,
+                    device=model.device,
                     progress=lambda r: progress.update(r.n + len(r.unreadable), f"top-1 {r.top1:.1f} %"),
                 )
         finally:
@@ -127,7 +127,7 @@ class Eval(Verb):
         for reason in result.unreadable:
             error(reason)
         document: dict[str, Any] = {
-            **net.to_dict(),
+            **model.to_dict(),
             "data": args.data,
             "labels_from": data.labels_from,
             "classes": data.classes,
@@ -140,7 +140,7 @@ class Eval(Verb):
             "ece": _finite(result.ece),
             "images_per_second": round(result.images_per_second, 2),
             "unreadable": list(result.unreadable),
-            "device": str(net.device),
+            "device": str(model.device),
             "batch_size": args.batch_size,
             "workers": workers,
         }
@@ -155,7 +155,7 @@ class Eval(Verb):
         if args.confusion is not None and result.metrics is not None:
             failed |= not _write(args.confusion, result, data)
         if result.unreadable:
-            error(f"{len(result.unreadable)} of {plural(data.n, 'picture')} could not be read")
+            error(f"{len(result.unreadable)} of {plural(data.n, 'image')} could not be read")
         return int(failed)
 
 
@@ -163,7 +163,7 @@ def _check_output(file: str) -> None:
     """Check where the confusion matrix is to be written.
 
     Raises:
-        UsageError: neither a table nor a picture by its ending.
+        UsageError: neither a table nor an image by its ending.
         DataError: it cannot be written there.
         MissingExtraError: what draws it is not installed.
     """
@@ -202,7 +202,7 @@ def _finite(value: float) -> float | None:
 
 
 def _classes(result: Evaluation, names: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Return what happened to the pictures of each class that has any, in output order."""
+    """Return what happened to the images of each class that has any, in output order."""
     found = []
     for i, row in enumerate(result.confusion):
         n, correct = sum(row), row[i]
@@ -227,7 +227,7 @@ def _confusion(result: Evaluation, names: tuple[str, ...]) -> dict[str, dict[str
 
 
 def _table(classes: list[dict[str, Any]]) -> str:
-    """Return the classes as a table, the worst first; of equals, those with more pictures."""
+    """Return the classes as a table, the worst first; of equals, those with more images."""
     rows = [("class", "pictures", "top-1", "most often taken for")]
     for c in sorted(classes, key=lambda c: (c["top1"], -c["n"])):
         taken = f"{c['taken_for']['name']} ({c['taken_for']['n']:,})" if c["taken_for"] else "-"
@@ -249,7 +249,7 @@ def _show(d: dict[str, Any]) -> None:
         ("top-5", f"{d['top5']:.2f} %  ({d['top5_correct']:,} of {n:,})"),
         ("loss", f"{d['loss']:.4f}  (cross-entropy, nats)"),
         ("ece", f"{d['ece']:.2f} %  (calibration error: confidence against accuracy)"),
-        ("speed", f"{speed:.{0 if speed >= 10 else 1}f} pictures/s on {d['device']}"),
+        ("speed", f"{speed:.{0 if speed >= 10 else 1}f} images/s on {d['device']}"),
     ]
     print(printable(pairs(rows)))
 

@@ -1,4 +1,4 @@
-"""``proxylessnas export``: a net as a file for another runtime, with proof."""
+"""``proxylessnas export``: a model as a file for another runtime, with proof."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ..errors import one_line
 from ._command import UsageError, Verb
 from ._latency import add_imports, ms
-from ._options import MOST_PICTURES, MOST_PIXELS, MOST_THREADS, above, whole
+from ._options import MOST_IMAGES, MOST_PIXELS, MOST_THREADS, above, whole
 from ._output import bold, error, megabytes, note, pairs, plural, print_json, printable, table
 
 if TYPE_CHECKING:
@@ -22,32 +22,32 @@ _PATIENCE_S = 5.0
 
 
 class Export(Verb):
-    """Writes a net in another runtime's format, proves the file and measures it."""
+    """Writes a model in another runtime's format, proves the file and measures it."""
 
     name = "export"
     order = 80
-    summary = "write a net for another runtime, and prove the file"
+    summary = "write a model for another runtime, and prove the file"
     description = (
-        "Write NET as OUT, whose suffix names the format: .onnx (ONNX), .xml (OpenVINO), .pte (ExecuTorch), "
+        "Write MODEL as OUT, whose suffix names the format: .onnx (ONNX), .xml (OpenVINO), .pte (ExecuTorch), "
         ".tflite (LiteRT), .pt2 (torch.export), .pt (TorchScript) or .safetensors. The file is loaded by its "
-        "own runtime and compared with the net on real pictures and random numbers before it gets its name; "
+        "own runtime and compared with the model on real images and random numbers before it gets its name; "
         "OUT.json keeps the report. Architecture, preprocessing, class names and licence are in the file."
     )
     example = """\
   $ proxylessnas export proxyless_cifar10_demo demo.onnx
   demo.onnx
   file    ONNX, 2.4 MB, sha256 fbab26653dbc...
-  net     proxyless_cifar10_demo, input 3 x 32 x 32, any batch
+  model     proxyless_cifar10_demo, input 3 x 32 x 32, any batch
   inside  architecture, preprocessing, 10 class names, licence MIT
   report  demo.onnx.json
 
   compared with PyTorch on photos of examples/photos
-  inputs          batch  pictures   off by    limit  same class
-  pictures            1         4  1.9e-06  6.3e-04       100 %
+  inputs          batch  images   off by    limit  same class
+  images            1         4  1.9e-06  6.3e-04       100 %
   random numbers      1         2  4.8e-07  4.3e-04       100 %
   ...
 
-  in INT8, judged by pictures that are not used for the calibration:
+  in INT8, judged by images that are not used for the calibration:
   $ proxylessnas export tuned.safetensors tuned.onnx --int8 --calibrate data/train --data data/test
 
   It computes the same on x86 processors with and without VNNI; --target-isa vnni is nearer to float32, and
@@ -56,23 +56,23 @@ class Export(Verb):
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the verb's arguments."""
-        parser.add_argument("net", metavar="NET", help="a net of the zoo, or a file with an architecture")
+        parser.add_argument("net", metavar="MODEL", help="a model of the zoo, or a file with an architecture")
         parser.add_argument("out", metavar="OUT", help="the file to write; its suffix names the format")
         group = parser.add_argument_group("net")
         group.add_argument("--weights", metavar="FILE", help="weights: .safetensors or .pth")
-        group.add_argument("--untrained", action="store_true", help="random weights, to measure a net")
+        group.add_argument("--untrained", action="store_true", help="random weights, to measure a model")
         group.add_argument(
             "--input-size", type=whole(1, MOST_PIXELS), metavar="N", help="side of the input, px"
         )
         add_imports(group)
         group = parser.add_argument_group("file")
         group.add_argument(
-            "--batch-size", type=whole(1, MOST_PICTURES), metavar="N",
-            help="pictures a call (default: open, where the format can)",
+            "--batch-size", type=whole(1, MOST_IMAGES), metavar="N",
+            help="images a call (default: open, where the format can)",
         )  # fmt: skip
         group.add_argument(
             "--uint8-input", action="store_true",
-            help=".onnx: takes uint8 pictures of any size; resizes and normalises them itself",
+            help=".onnx: takes uint8 images of any size; resizes and normalises them itself",
         )  # fmt: skip
         group.add_argument(
             "--opset", type=whole(1, 1000), metavar="N", help=".onnx: version of the operators"
@@ -92,9 +92,9 @@ class Export(Verb):
         group.add_argument(
             "--calibrate",
             metavar="DIR",
-            help="pictures like those the net will see: 8 at least, 50 or more will do",
+            help="images like those the model will see: 8 at least, 50 or more will do",
         )
-        group.add_argument("--data", metavar="DIR", help="labelled pictures to judge it with, as for eval")
+        group.add_argument("--data", metavar="DIR", help="labelled images to judge it with, as for eval")
         group.add_argument(
             "--target-isa", choices=("any", "avx2", "vnni"),
             help="x86 processors it must compute the same on: without VNNI, with it, or both (default: any)",
@@ -106,7 +106,7 @@ class Export(Verb):
         )
         group.add_argument(
             "--min-agreement", type=above(0, 1), metavar="P",
-            help="share of the pictures that must keep their class, up to 1 (default: 0.9)",
+            help="share of the images that must keep their class, up to 1 (default: 0.9)",
         )  # fmt: skip
         group.add_argument(
             "--max-drop", type=above(0, 1), metavar="P",
@@ -114,13 +114,11 @@ class Export(Verb):
         )  # fmt: skip
         group.add_argument(
             "--qat-epochs", type=whole(1, 10_000), default=0, metavar="N",
-            help="first fine-tune the net with the rounding in it",
+            help="first fine-tune the model with the rounding in it",
         )  # fmt: skip
-        group.add_argument(
-            "--qat-data", metavar="DIR", help="labelled pictures for that; not those of --data"
-        )
+        group.add_argument("--qat-data", metavar="DIR", help="labelled images for that; not those of --data")
         group = parser.add_argument_group("proof")
-        group.add_argument("--images", metavar="DIR", help="pictures to compare on (default: some are here)")
+        group.add_argument("--images", metavar="DIR", help="images to compare on (default: some are here)")
         group.add_argument(
             "--tolerance", type=above(0, 1), metavar="X",
             help="times the largest output (default: 1e-4; with --uint8-input 0.02)",
@@ -204,7 +202,7 @@ def _check_int8(args: argparse.Namespace) -> None:
     if not args.int8 and given:
         raise UsageError(f"{' and '.join(given)} {'is' if len(given) == 1 else 'are'} for --int8")
     if args.int8 and args.calibrate is None:
-        raise UsageError("--int8 needs --calibrate DIR, a folder of pictures like those the net will see")
+        raise UsageError("--int8 needs --calibrate DIR, a folder of images like those the model will see")
     if (args.qat_epochs > 0) != (args.qat_data is not None):
         raise UsageError("--qat-epochs N and --qat-data DIR go together")
 
@@ -222,19 +220,19 @@ class _Stages:
 
 def _show(report: ExportReport) -> None:
     main, *others = report.files
-    subject, batch = report.subject, report.options.batch_size
-    size = f"uint8 pictures [{batch or 'N'}, 3, H, W]" if report.options.uint8_input else "input {}"
-    takes = size.format(" x ".join(map(str, subject.input_size)))
+    bundle, batch = report.bundle, report.options.batch_size
+    size = f"uint8 images [{batch or 'N'}, 3, H, W]" if report.options.uint8_input else "input {}"
+    takes = size.format(" x ".join(map(str, bundle.input_size)))
     print(bold(str(report.path)))
     rows = [("file", f"{report.format}, {megabytes(main.bytes)}, sha256 {main.sha256[:_DIGITS]}...")]
     rows += [("with it", f"{file.name}, {megabytes(file.bytes)}") for file in others]
     rows += [
-        ("net", f"{subject.name}, {takes}, {f'batch {batch}' if batch else 'any batch'}"),
+        ("net", f"{bundle.name}, {takes}, {f'batch {batch}' if batch else 'any batch'}"),
         ("inside", _inside(report)),
         ("report", f"{report.path}.json"),
     ]
     print(printable(pairs(rows)))
-    print(f"\ncompared with PyTorch on {one_line(report.pictures)}")
+    print(f"\ncompared with PyTorch on {one_line(report.images)}")
     print(
         table([("inputs", "batch", "pictures", "off by", "limit", "same class"), *_parity(report)], "<>>>>>")
     )
@@ -252,10 +250,10 @@ def _show(report: ExportReport) -> None:
 
 
 def _inside(report: ExportReport) -> str:
-    subject = report.subject
-    found = ["preprocessing"] if subject.preprocessing else []
-    found += [f"{len(subject.categories)} class names"] if subject.categories else []
-    found += [f"licence {subject.license}"] if subject.license else []
+    bundle = report.bundle
+    found = ["preprocessing"] if bundle.preprocessing else []
+    found += [f"{len(bundle.categories)} class names"] if bundle.categories else []
+    found += [f"licence {bundle.license}"] if bundle.license else []
     return ", ".join(["architecture", *found])
 
 

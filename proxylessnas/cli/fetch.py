@@ -18,7 +18,7 @@ class Fetch(Verb):
     order = 30
     summary = "download published weights into the cache, or into a folder"
     description = (
-        "Download the weights of nets and check their digests; what is there already, in the cache or in the "
+        "Download the weights of models and check their digests; what is there already, in the cache or in the "
         "package, is only checked. With --to, the folder can be carried to a machine without network and "
         "used there as PROXYLESSNAS_CACHE (weights that come with the package are copied too)."
     )
@@ -32,18 +32,18 @@ class Fetch(Verb):
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the verb's arguments."""
-        parser.add_argument("nets", metavar="NAME", nargs="*", help="net whose weights are wanted")
-        parser.add_argument("--all", action="store_true", help="the weights of all nets")
+        parser.add_argument("nets", metavar="NAME", nargs="*", help="model whose weights are wanted")
+        parser.add_argument("--all", action="store_true", help="the weights of all models")
         parser.add_argument("--to", metavar="DIR", help="put them into this folder instead of the cache")
         parser.add_argument("--quiet", action="store_true", help="no progress bar")
         parser.add_argument("--json", action="store_true", help="print one JSON document")
 
     def run(self, args: argparse.Namespace) -> int:
-        """Fetch them one after another; a net that cannot be had does not stop the others."""
+        """Fetch them one after another; a model that cannot be had does not stop the others."""
         from ..weights.registry import get_weights, read_manifest
 
         if bool(args.nets) == args.all:
-            raise UsageError("give the names of nets, or --all" + (" (not both)" if args.all else ""))
+            raise UsageError("give the names of models, or --all" + (" (not both)" if args.all else ""))
         wanted = list(read_manifest().values()) if args.all else [get_weights(name) for name in args.nets]
         wanted = list({weights.name: weights for weights in wanted}.values())
         folder = Path(args.to) if args.to else None

@@ -9,17 +9,17 @@ from ._output import note
 
 
 class Finetune(Verb):
-    """Trains a published net on new classes."""
+    """Trains a published model on new classes."""
 
     name = "finetune"
     order = 65
-    summary = "train a published net on your own classes"
+    summary = "train a published model on your own classes"
     description = (
-        "Train NET, with its published weights, on DATA. Its classifier is kept where its classes are those "
+        "Train MODEL, with its published weights, on DATA. Its classifier is kept where its classes are those "
         "of DATA, in the same order, and else starts anew. Killed at any moment, the same command goes on "
         "from the last checkpoint. Under torchrun it trains on several GPUs, CPUs or machines. DIR gets the "
         "recipe, checkpoints, log.jsonl, epochs.csv, curves.png and the trained model.safetensors, which "
-        "every other verb takes as NET."
+        "every other verb takes as MODEL."
     )
     example = """\
   $ proxylessnas finetune proxyless_cifar10_demo digits --epochs 3 --out runs/digits
@@ -30,16 +30,16 @@ class Finetune(Verb):
         from ._train import add_arguments
 
         parser.add_argument(
-            "net", metavar="NET", help="a net of the zoo, or a .safetensors file of save_weights"
+            "net", metavar="MODEL", help="a model of the zoo, or a .safetensors file of save_weights"
         )
         add_arguments(parser, "finetune")
-        parser.add_argument("--weights", metavar="FILE", help="weights of NET: .safetensors or .pth")
+        parser.add_argument("--weights", metavar="FILE", help="weights of MODEL: .safetensors or .pth")
         group = parser.add_mutually_exclusive_group()
         group.add_argument(
             "--keep-classifier",
             action="store_true",
             default=None,
-            help="start from its classifier too, and freeze nothing: train further on the classes NET knows "
+            help="start from its classifier too, and freeze nothing: train further on the classes MODEL knows "
             "(the default where they are the same; a run that is continued goes on as it began)",
         )
         group.add_argument(
@@ -67,7 +67,7 @@ class Finetune(Verb):
             freeze = 0  # the preset's is there for a classifier that knows nothing yet
         if told(args, freeze_epochs=freeze):
             if args.keep_classifier is None and preset and not asked:
-                note("freeze_epochs is 0 where the classifier is kept, as DATA has the classes of NET")
+                note("freeze_epochs is 0 where the classifier is kept, as DATA has the classes of MODEL")
             return 0
         keep_pages(args)
         recipe = resolved_recipe(args, freeze_epochs=freeze)

@@ -1,4 +1,4 @@
-"""``proxylessnas info``: everything known about a net."""
+"""``proxylessnas info``: everything known about a model."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 class Info(Verb):
-    """Prints a net's architecture, size, preprocessing, and where its weights are."""
+    """Prints a model's architecture, size, preprocessing, and where its weights are."""
 
     name = "info"
     order = 20
-    summary = "show a net's architecture, size, preprocessing and weights"
+    summary = "show a model's architecture, size, preprocessing and weights"
     description = (
-        "Show everything known about a net of the zoo, or about a file: weights (.safetensors with their "
+        "Show everything known about a model of the zoo, or about a file: weights (.safetensors with their "
         "architecture, or a published .pth) or an architecture (.json, .config: the original net.config; "
         ".txt: the text that this command prints)."
     )
@@ -41,7 +41,7 @@ class Info(Verb):
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the verb's arguments."""
         parser.add_argument(
-            "net", metavar="NAME|FILE", help="a net's name, or a file of weights or architecture"
+            "net", metavar="NAME|FILE", help="a model's name, or a file of weights or architecture"
         )
         add_imports(parser)
         parser.add_argument("--json", action="store_true", help="print one JSON document")

@@ -1,4 +1,4 @@
-"""``proxylessnas latency``: measure nets and devices, and predict nets of a search space."""
+"""``proxylessnas latency``: measure models and devices, and predict models of a search space."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Latency(VerbOfActions):
 
     name = "latency"
     order = 75
-    summary = "measure nets on this device, and make tables that predict them"
+    summary = "measure models on this device, and make tables that predict them"
     description = (
-        "Measure how long nets take on this device, or make a table of what each operation of a search "
-        "space costs here, from which any net of the space is predicted. A search needs such a table for the "
-        "device that its net is meant for."
+        "Measure how long models take on this device, or make a table of what each operation of a search "
+        "space costs here, from which any model of the space is predicted. A search needs such a table for the "
+        "device that its model is meant for."
     )
     example = """\
   $ proxylessnas latency measure proxyless_cpu proxyless_mobile
@@ -34,8 +34,8 @@ class Latency(VerbOfActions):
 
     def run(self, args: argparse.Namespace) -> int:
         """Run the action."""
-        takes_nets = {action.name for action in self.actions if action.rest is not None}
-        if args.action is not None and args.nets and args.action not in takes_nets:
+        takes_models = {action.name for action in self.actions if action.rest is not None}
+        if args.action is not None and args.nets and args.action not in takes_models:
             raise UsageError(f"unrecognised arguments: {' '.join(args.nets)}")
         try:
             return super().run(args)

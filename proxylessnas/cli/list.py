@@ -1,4 +1,4 @@
-"""``proxylessnas list``: the nets there are."""
+"""``proxylessnas list``: the models there are."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from ._output import bold, megabytes, millions, print_json, table
 
 
 class List(Verb):
-    """Prints a table of the published nets; needs no torch."""
+    """Prints a table of the published models; needs no torch."""
 
     name = "list"
     order = 10
-    summary = "list the nets with their size, input and published accuracy"
+    summary = "list the models with their size, input and published accuracy"
     description = (
-        "List the nets. Multiply-adds (MACs) are counted at the net's own input size, which is in pixels. "
+        "List the models. Multiply-adds (MACs) are counted at the model's own input size, which is in pixels. "
         "Top-1 is the accuracy in percent: the published one, not measured again here, unless it is marked "
         "as measured. Below the table is said which images it is of."
     )
     example = """\
   $ proxylessnas list '*mobile*'
-  net                  params   MACs  input  top-1  weights
+  model                  params   MACs  input  top-1  weights
   proxyless_mobile     4.08 M  320 M    224   74.6  not here
   proxyless_mobile_14  6.86 M  581 M    224   76.7  in the cache
 """
@@ -46,13 +46,13 @@ class List(Verb):
         pattern = args.pattern.lower().replace("-", "_")
         names = [name for name in everything if fnmatch.fnmatchcase(name, pattern)]
         if not names:
-            raise UnknownModelError(f"no net matches {args.pattern!r}; there are: {', '.join(everything)}")
-        nets: list[dict[str, Any]] = []
+            raise UnknownModelError(f"no model matches {args.pattern!r}; there are: {', '.join(everything)}")
+        models: list[dict[str, Any]] = []
         for name in names:
             w = everything[name]
             path = weights_path(w)
             here = _is_whole(path, w.size) or (not w.bundled and copy_path(w).is_file())
-            nets.append(
+            models.append(
                 {
                     "name": name,
                     "dataset": w.dataset,
@@ -73,55 +73,55 @@ class List(Verb):
                 }
             )
         if args.json:
-            print_json({"nets": nets})
+            print_json({"nets": models})
             return 0
         rows = [("net", "params", "MACs", "input", "top-1", "weights")]
-        for net in nets:
-            measured = "*" if net["metrics_status"] == "measured" else ""
+        for model in models:
+            measured = "*" if model["metrics_status"] == "measured" else ""
             rows.append(
                 (
-                    net["name"],
-                    millions(net["params"]),
-                    millions(net["macs"]),
-                    str(net["input_size"]),
-                    "-" if net["top1"] is None else f"{net['top1']:.1f}{measured}",
-                    _place(net),
+                    model["name"],
+                    millions(model["params"]),
+                    millions(model["macs"]),
+                    str(model["input_size"]),
+                    "-" if model["top1"] is None else f"{model['top1']:.1f}{measured}",
+                    _place(model),
                 )
             )
         head, _, body = table(rows, "<>>>><").partition("\n")
         print(bold(head))
         print(body)
         print()
-        for line in _legend(nets):
+        for line in _legend(models):
             print(textwrap.fill(line, 79, break_on_hyphens=False))
         print("`proxylessnas fetch NAME` brings the weights here.")
         return 0
 
 
-def _legend(nets: list[dict[str, Any]]) -> list[str]:
+def _legend(models: list[dict[str, Any]]) -> list[str]:
     """Return what the columns mean, and which images each accuracy is of."""
-    known = Counter(net["metrics_images"] for net in nets if net["metrics_images"])
+    known = Counter(model["metrics_images"] for model in models if model["metrics_images"])
     most = known.most_common(1)[0][0] if known else "images"
     lines = [f"top-1: percent of {most}, as published, not re-measured; input: pixels."]
     for images in [images for images in known if images != most]:
-        names = ", ".join(net["name"] for net in nets if net["metrics_images"] == images)
+        names = ", ".join(model["name"] for model in models if model["metrics_images"] == images)
         lines.append(f"top-1 of {names}: of {images}.")
-    if any(net["metrics_status"] == "measured" for net in nets):
+    if any(model["metrics_status"] == "measured" for model in models):
         lines.append("*: trained and measured by this project; `proxylessnas info NAME` says how.")
     measured: dict[str, list[str]] = {}
-    for net in nets:
-        for m in net["measured"]:
+    for model in models:
+        for m in model["measured"]:
             images = f"{m['n']:,} {m['images']}"
-            measured.setdefault(images, []).append(f"{net['name']} {m['top1']:.1f} %")
+            measured.setdefault(images, []).append(f"{model['name']} {m['top1']:.1f} %")
     lines += [f"measured here on {images}: {', '.join(found)}." for images, found in measured.items()]
     return lines
 
 
-def _place(net: dict[str, Any]) -> str:
-    if net["bundled"]:
-        return "in the package" if net["here"] else "missing"
-    size = f" ({megabytes(net['size'])})" if net["size"] else ""
-    return "in the cache" if net["here"] else f"not here{size}"
+def _place(model: dict[str, Any]) -> str:
+    if model["bundled"]:
+        return "in the package" if model["here"] else "missing"
+    size = f" ({megabytes(model['size'])})" if model["size"] else ""
+    return "in the cache" if model["here"] else f"not here{size}"
 
 
 def _is_whole(path: Path, size: int | None) -> bool:

@@ -1,4 +1,4 @@
-"""``proxylessnas plot``: nets, searches and benches as pictures."""
+"""``proxylessnas plot``: models, searches and benches as images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import DataError, one_line
 from ._command import UsageError, Verb
-from ._latency import NET_HELP, TABLE_HELP, add_imports, check_output
+from ._latency import MODEL_HELP, TABLE_HELP, add_imports, check_output
 from ._output import note, printable
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..latency import LatencyTable
     from ..report.resolve import DrawnModel
 
-_PICTURES, _MOVIES = (".svg", ".png"), (".gif", ".mp4", ".html")
+_IMAGES, _MOVIES = (".svg", ".png"), (".gif", ".mp4", ".html")
 
 
 class Plot(Verb):
@@ -25,11 +25,11 @@ class Plot(Verb):
 
     name = "plot"
     order = 82
-    summary = "draw nets, a search, or accuracy against latency"
+    summary = "draw models, a search, or accuracy against latency"
     description = (
-        "Draw nets block by block: on the terminal, or with -o as a figure (.svg, .png). NET is a net of the "
+        "Draw models block by block: on the terminal, or with -o as a figure (.svg, .png). MODEL is a model of the "
         "zoo, a file with an architecture, or the folder of a search or a training. One search and a .gif, "
-        ".mp4 (needs ffmpeg) or .html file make a movie of it: the probabilities of all paths, the net that "
+        ".mp4 (needs ffmpeg) or .html file make a movie of it: the probabilities of all paths, the model that "
         "they amount to, expected latency against the target, accuracy. --bench draws accuracy against "
         "latency with the Pareto front."
     )
@@ -46,14 +46,14 @@ class Plot(Verb):
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the verb's arguments."""
         parser.add_argument(
-            "nets", metavar="NET", nargs="*",
-            help=f"{NET_HELP}; or the folder of a run",
+            "nets", metavar="MODEL", nargs="*",
+            help=f"{MODEL_HELP}; or the folder of a run",
         )  # fmt: skip
         parser.add_argument(
             "-o", "--output", metavar="FILE", help=".svg or .png; .gif, .mp4 or .html for a movie of a search"
         )
         parser.add_argument(
-            "--text", action="store_true", help="print the nets; without -o that is the default"
+            "--text", action="store_true", help="print the models; without -o that is the default"
         )
         parser.add_argument("--ascii", action="store_true", help="print them in ASCII")
         group = parser.add_argument_group("nets")
@@ -71,7 +71,7 @@ class Plot(Verb):
             type=int,
             nargs="+",
             metavar="N",
-            help="of a net of tree cells: draw these, in detail up to four",
+            help="of a model of tree cells: draw these, in detail up to four",
         )
         add_imports(group)
         group = parser.add_argument_group("movie")
@@ -104,16 +104,16 @@ class Plot(Verb):
             return _done(args)
         if args.output is not None and Path(args.output).suffix.lower() in _MOVIES:
             return _movie(args)
-        return _nets(args)
+        return _models(args)
 
 
 def _check(args: argparse.Namespace) -> None:
     if args.eval and not args.bench:
         raise UsageError("--eval needs --bench: an evaluation alone knows no latency")
     if args.bench and args.nets:
-        raise UsageError("--bench draws what was measured: leave the nets out")
+        raise UsageError("--bench draws what was measured: leave the models out")
     if not args.bench and not args.nets:
-        raise UsageError("name a net, a file or a run's folder (or --bench FILE)")
+        raise UsageError("name a model, a file or a run's folder (or --bench FILE)")
     if args.bench and args.output is None:
         raise UsageError("--bench needs -o FILE.svg or FILE.png")
     if args.by == "channels" and args.table is not None:
@@ -121,7 +121,7 @@ def _check(args: argparse.Namespace) -> None:
     if not 2 <= args.frames <= 1000 or not 0.1 <= args.seconds <= 600:
         raise UsageError("--frames is 2 to 1000, --seconds 0.1 to 600")
     if args.output is not None:
-        check_output(args.output, "-o", *(_PICTURES if args.bench else _PICTURES + _MOVIES))
+        check_output(args.output, "-o", *(_IMAGES if args.bench else _IMAGES + _MOVIES))
 
 
 def _done(args: argparse.Namespace) -> int:
@@ -131,32 +131,32 @@ def _done(args: argparse.Namespace) -> int:
 
 def _movie(args: argparse.Namespace) -> int:
     from ..report.resolve import is_search
-    from ..report.runs import read_story
+    from ..report.runs import read_run
 
     if len(args.nets) != 1 or not is_search(args.nets[0]):
         found = "several" if len(args.nets) > 1 else f"{args.nets[0]}, which is none"
         raise UsageError(
             f"a movie ({Path(args.output).suffix}) is of the folder of one search, not of {found}"
         )
-    story = read_story(args.nets[0])
-    for text in story.notes:
+    run = read_run(args.nets[0])
+    for text in run.notes:
         note(text)
     if args.output.lower().endswith(".html"):
         from ..report.report import write_movie_page
 
-        write_movie_page(story, args.output, name=Path(args.nets[0]).resolve().name)
+        write_movie_page(run, args.output, name=Path(args.nets[0]).resolve().name)
     else:
         from ..report.draw_search import write_movie
 
-        write_movie(story, args.output, frames=args.frames, seconds=args.seconds)
+        write_movie(run, args.output, frames=args.frames, seconds=args.seconds)
     return _done(args)
 
 
-def _nets(args: argparse.Namespace) -> int:
+def _models(args: argparse.Namespace) -> int:
     from ..arch.tree import TreeArch
-    from ..figures.draw_model import net_figure
+    from ..figures.draw_model import model_figure
     from ..figures.draw_tree import tree_figure
-    from ..report.net_page import net_text, tree_text
+    from ..report.model_page import model_text, tree_text
     from ..report.resolve import open_subject
 
     subjects = [open_subject(word) for word in args.nets]
@@ -165,15 +165,15 @@ def _nets(args: argparse.Namespace) -> int:
     tree = next((s for s in subjects if isinstance(s.arch, TreeArch)), None)
     by = args.by or ("latency" if args.table is not None else "channels")
     if args.cell is not None and (tree is None or args.output is None):
-        raise UsageError("--cell is for the figure (-o) of a net of tree cells, such as proxyless_cifar")
+        raise UsageError("--cell is for the figure (-o) of a model of tree cells, such as proxyless_cifar")
     if tree is not None and by == "latency":
         raise DataError(
-            f"{tree.name}: a net of tree cells has no latency by operations: leave --by latency out"
+            f"{tree.name}: a model of tree cells has no latency by operations: leave --by latency out"
         )
     if tree is not None and args.output is not None:
         if len(subjects) > 1:
             raise UsageError(
-                f"{tree.name} is a net of tree cells, which is drawn alone: leave the others out"
+                f"{tree.name} is a model of tree cells, which is drawn alone: leave the others out"
             )
         assert isinstance(tree.arch, TreeArch)
         tree_figure(tree.arch, args.output, cells=args.cell)
@@ -183,19 +183,19 @@ def _nets(args: argparse.Namespace) -> int:
         texts = [
             tree_text(s.arch)
             if isinstance(s.arch, TreeArch)
-            else net_text(layers[name], name, note=notes.get(name, ""), ascii_only=ascii_only)
+            else model_text(layers[name], name, note=notes.get(name, ""), ascii_only=ascii_only)
             for name, s in _named(subjects).items()
         ]
         print(printable("\n\n".join(texts)))
     if args.output is None:
         return 0
     if tree is None:
-        net_figure(layers, args.output, by=by, notes=notes)
+        model_figure(layers, args.output, by=by, notes=notes)
     return _done(args)
 
 
 def _named(subjects: list[DrawnModel]) -> dict[str, DrawnModel]:
-    """Return the nets by names that are all different."""
+    """Return the models by names that are all different."""
     found: dict[str, DrawnModel] = {}
     for subject in subjects:
         name, number = subject.name, 2
@@ -208,7 +208,7 @@ def _named(subjects: list[DrawnModel]) -> dict[str, DrawnModel]:
 def _layers(
     subjects: list[DrawnModel], by: str, args: argparse.Namespace
 ) -> tuple[dict[str, list[Layer]], dict[str, str]]:
-    """Return the nets' layers, with latencies if these are wanted, and a line below each name."""
+    """Return the models' layers, with latencies if these are wanted, and a line below each name."""
     from ..arch.arch import Arch
     from ..figures.draw_model import layers_of, timed_layers
 

@@ -1,4 +1,4 @@
-"""``proxylessnas predict``: what is on these pictures?"""
+"""``proxylessnas predict``: what is on these images?"""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Any
 
 from ..errors import ImageError, one_line
 from ._command import UsageError, Verb
-from ._model import Net, add_net_options, check_options, class_labels, open_net, running
+from ._model import Model, add_model_options, check_options, class_labels, open_model, running
 from ._output import bar, bold, error, plural, print_json
 
-_BATCH = 16  # pictures a forward pass
+_BATCH = 16  # images a forward pass
 
 
 class Predict(Verb):
-    """Classifies pictures; one that cannot be read does not stop the others."""
+    """Classifies images; one that cannot be read does not stop the others."""
 
     name = "predict"
     order = 50
-    summary = "classify pictures"
+    summary = "classify images"
     description = (
-        "Name the most probable classes of each picture. Any usual kind of file will do (JPEG, PNG, WebP, "
-        "GIF, TIFF, ...; grey, transparent, CMYK, 16-bit, rotated by EXIF). A picture that cannot be read is "
+        "Name the most probable classes of each image. Any usual kind of file will do (JPEG, PNG, WebP, "
+        "GIF, TIFF, ...; grey, transparent, CMYK, 16-bit, rotated by EXIF). An image that cannot be read is "
         "reported, the others are classified, and the exit code is 1."
     )
     example = """\
@@ -42,8 +42,8 @@ class Predict(Verb):
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the verb's arguments."""
-        add_net_options(parser)
-        parser.add_argument("images", metavar="IMAGE", nargs="+", help="a picture")
+        add_model_options(parser)
+        parser.add_argument("images", metavar="IMAGE", nargs="+", help="an image")
         parser.add_argument(
             "--top", type=int, default=5, metavar="K", help="how many classes to name (default: 5)"
         )
@@ -57,10 +57,10 @@ class Predict(Verb):
         from ..utils.malloc import keep_freed_pages
 
         keep_freed_pages()
-        net = open_net(args)
-        names, labels, wnids = class_labels(net)
+        model = open_model(args)
+        names, labels, wnids = class_labels(model)
         results: list[dict[str, Any]] = []
-        for path, found in _classified(net, args.images, args.top):
+        for path, found in _classified(model, args.images, args.top):
             if isinstance(found, str):
                 error(found)
                 results.append({"image": path, "error": found})
@@ -80,32 +80,36 @@ class Predict(Verb):
                     print(f"  {100 * p:5.1f} %  {bar(p)}  {one_line(labels[i])}")
         failed = sum("error" in result for result in results)
         if args.json:
-            print_json({**net.to_dict(), "images": results, "failed": failed})
+            print_json({**model.to_dict(), "images": results, "failed": failed})
         if failed and len(results) > 1:
-            error(f"{failed} of {plural(len(results), 'picture')} could not be classified")
+            error(f"{failed} of {plural(len(results), 'image')} could not be classified")
         return 1 if failed else 0
 
 
-def _classified(net: Net, paths: list[str], top: int) -> Iterator[tuple[str, list[tuple[int, float]] | str]]:
+def _classified(
+    model: Model, paths: list[str], top: int
+) -> Iterator[tuple[str, list[tuple[int, float]] | str]]:
     """Yield each path, in order, with its classes and probabilities, or with what is wrong with it."""
     import torch
 
     from ..models.base import top_classes
     from ..train.evaluate import one_thread
 
-    transform = net.preprocessing.build()
+    transform = model.preprocessing.build()
     for start in range(0, len(paths), _BATCH):
         batch = paths[start : start + _BATCH]
         inputs: list[torch.Tensor] = []
         problems: dict[int, str] = {}
-        with running(net, "use a smaller --input-size"):
+        with running(model, "use a smaller --input-size"):
             with one_thread():
                 for i, path in enumerate(batch):
                     try:
                         inputs.append(_read(path, transform))
                     except ImageError as e:
                         problems[i] = str(e)
-            found = iter(top_classes(net.model, torch.stack(inputs).to(net.device), top) if inputs else ())
+            found = iter(
+                top_classes(model.model, torch.stack(inputs).to(model.device), top) if inputs else ()
+            )
         for i, path in enumerate(batch):
             yield path, problems[i] if i in problems else next(found)
 

@@ -19,7 +19,7 @@ class Report(Verb):
     summary = "write a search or a training as one HTML file"
     description = (
         "Write the report of the run in DIR, a search or a training, finished or not, as one HTML file that "
-        "needs no network: what was asked, what was found, the net as a figure, curves, a slider over the "
+        "needs no network: what was asked, what was found, the model as a figure, curves, a slider over the "
         "search, latency predicted and measured, a comparison with other runs, and commands to do it again. "
         "A damaged log gives a report of what there is."
     )

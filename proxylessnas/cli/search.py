@@ -1,4 +1,4 @@
-"""``proxylessnas search``: from pictures, a device and a budget to a net of its own."""
+"""``proxylessnas search``: from images, a device and a budget to a model of its own."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ class Search(VerbOfActions):
 
     name = "search"
     order = 78
-    summary = "search a net for your pictures, your device and a latency"
+    summary = "search a model for your images, your device and a latency"
     description = (
-        "Search a space of nets for one that is accurate on your pictures and meets a target: latency on "
+        "Search a space of models for one that is accurate on your images and meets a target: latency on "
         "your device (with a table of `proxylessnas latency build`), multiply-accumulates, parameters, or "
-        "several. The net that comes out is a plain one with weights, which every other verb takes as NET."
+        "several. The model that comes out is a plain one with weights, which every other verb takes as MODEL."
     )
     example = """\
   $ proxylessnas search run --space small --data photos/ --table laptop.json --target-ms 5 --out runs/a

@@ -1,4 +1,4 @@
-"""``proxylessnas train``: a net from random weights."""
+"""``proxylessnas train``: a model from random weights."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ class Train(Verb):
 
     name = "train"
     order = 70
-    summary = "train an architecture from scratch on a folder of pictures"
+    summary = "train an architecture from scratch on a folder of images"
     description = (
-        "Train NET from random weights on DATA. Killed at any moment, the same command goes on from the last "
+        "Train MODEL from random weights on DATA. Killed at any moment, the same command goes on from the last "
         "checkpoint. Under torchrun it trains on several GPUs, CPUs or machines. DIR gets the recipe, "
         "checkpoints, log.jsonl, epochs.csv, curves.png and the trained model.safetensors, which every other "
-        "verb takes as NET."
+        "verb takes as MODEL."
     )
     example = """\
   $ proxylessnas train proxyless_cifar10_demo digits --recipe small-images --epochs 10 --out runs/digits
@@ -27,7 +27,7 @@ class Train(Verb):
         """Declare the verb's arguments."""
         from ._train import add_arguments
 
-        parser.add_argument("net", metavar="NET", help="a net of the zoo or an architecture file")
+        parser.add_argument("net", metavar="MODEL", help="a model of the zoo or an architecture file")
         add_arguments(parser, "scratch")
 
     def run(self, args: argparse.Namespace) -> int:

@@ -18,8 +18,8 @@ class Verify(Verb):
     order = 40
     summary = "check the digests of weights that are here, or of a file"
     description = (
-        "Check weights against the published digests: of nets in the cache or the package, or of any file, "
-        "which is recognised by its digest. Nothing is downloaded. With --all, nets that are not in the "
+        "Check weights against the published digests: of models in the cache or the package, or of any file, "
+        "which is recognised by its digest. Nothing is downloaded. With --all, models that are not in the "
         "cache are listed but no failure."
     )
     example = """\
@@ -31,9 +31,9 @@ class Verify(Verb):
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the verb's arguments."""
         parser.add_argument(
-            "nets", metavar="NAME|FILE", nargs="*", help="a net in the cache, or a file of weights"
+            "nets", metavar="NAME|FILE", nargs="*", help="a model in the cache, or a file of weights"
         )
-        parser.add_argument("--all", action="store_true", help="all nets in the cache and the package")
+        parser.add_argument("--all", action="store_true", help="all models in the cache and the package")
         parser.add_argument("--json", action="store_true", help="print one JSON document")
 
     def run(self, args: argparse.Namespace) -> int:
@@ -41,7 +41,7 @@ class Verify(Verb):
         from ..weights.registry import read_manifest
 
         if bool(args.nets) == args.all:
-            raise UsageError("give nets or files, or --all" + (" (not both)" if args.all else ""))
+            raise UsageError("give models or files, or --all" + (" (not both)" if args.all else ""))
         results = [self._check(word) for word in (list(read_manifest()) if args.all else args.nets)]
         if args.json:
             print_json({"weights": results})
@@ -62,22 +62,22 @@ class Verify(Verb):
     def _check(word: str) -> dict[str, Any]:
         from ..weights.registry import find_by_digest
 
-        net: str | None = None
+        model: str | None = None
         try:
             found = named(word)
             record = found.weights if found.path is None else find_by_digest(found.path)
             if found.path is None and record is not None:
-                net = record.name
-                return {"net": net, "state": "sound", "path": str(record.verify())}
+                model = record.name
+                return {"net": model, "state": "sound", "path": str(record.verify())}
             if record is None:
                 raise WeightsCorruptError(
                     f"{word}: not a published file, or damaged (its digest is not known)"
                 )
             return {"net": record.name, "state": "sound", "path": word}
         except WeightsNotFoundError as e:
-            return {"net": net, "state": "absent", "problem": str(e)}
+            return {"net": model, "state": "absent", "problem": str(e)}
         except ProxylessError as e:
-            return {"net": net, "state": "bad", "problem": str(e)}
+            return {"net": model, "state": "bad", "problem": str(e)}
 
 
 VERB = Verify()

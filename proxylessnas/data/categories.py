@@ -1,4 +1,4 @@
-"""Names of the classes that the zoo's nets tell apart, shipped with the package.
+"""Names of the classes that the zoo's models tell apart, shipped with the package.
 
 ImageNet classes also have a WordNet id ("wnid", such as ``n01440764``), the only unique name: two classes are
 called "crane" and two "maillot".
@@ -21,7 +21,7 @@ _IMAGENET_FILE = ASSETS / "imagenet_classes.tsv"
 
 
 def categories(dataset: str = "imagenet") -> tuple[str, ...]:
-    """Return the class names of a data set, in the order of a net's outputs.
+    """Return the class names of a data set, in the order of a model's outputs.
 
     Args:
         dataset: ``"imagenet"`` (1000 names) or ``"cifar10"`` (10).

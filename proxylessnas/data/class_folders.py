@@ -15,14 +15,14 @@ from .folders import (  # fmt: skip
     counted,
     endings,
     entries,
+    is_image,
     is_part,
-    is_picture,
     kind_notes,
-    no_pictures,
+    no_images,
     refuse_parts,
     some_of,
 )
-from .sources import Classes, Data, FilePictures
+from .sources import Classes, Data, FileImages
 
 _TRAIN = ("train", "training")
 _VAL = ("val", "valid", "validation", "test")  # the first of them is taken
@@ -31,7 +31,7 @@ _VAL = ("val", "valid", "validation", "test")  # the first of them is taken
 def parts_of(root: str) -> tuple[str, str | None]:
     """Return the folder of the training part, and that of the validation part if there is one.
 
-    A folder called "train" is a part if its neighbours are parts too, or if it holds folders and no pictures;
+    A folder called "train" is a part if its neighbours are parts too, or if it holds folders and no images;
     otherwise it may be a class (of vehicles, say).
 
     Raises:
@@ -49,7 +49,7 @@ def parts_of(root: str) -> tuple[str, str | None]:
             )
         return root, None
     inside, files = entries(os.path.join(root, train))
-    if not only_parts and (not inside or any(map(is_picture, files))):
+    if not only_parts and (not inside or any(map(is_image, files))):
         return root, None
     val = next((by_name[name] for name in _VAL if name in by_name), None)
     return os.path.join(root, train), None if val is None else os.path.join(root, val)
@@ -61,29 +61,29 @@ def has_classes(root: str, classes: Classes) -> bool:
     return bool(classes.places(folders))
 
 
-def folder_pictures(root: str, classes: Classes | None) -> tuple[FilePictures, Classes, list[str]]:
-    """Return the pictures of a folder of class folders, their classes, and what a user should know.
+def folder_images(root: str, classes: Classes | None) -> tuple[FileImages, Classes, list[str]]:
+    """Return the images of a folder of class folders, their classes, and what a user should know.
 
     Args:
         root: the folder.
-        classes: what the folders have to be called; None takes the folders with pictures, sorted.
+        classes: what the folders have to be called; None takes the folders with images, sorted.
 
     Raises:
-        DataError: no class folders, no pictures in them, or a folder that is none of the classes.
+        DataError: no class folders, no images in them, or a folder that is none of the classes.
     """
     folders, files = entries(root)
-    strays = [name for name in files if is_picture(name)]
+    strays = [name for name in files if is_image(name)]
     if not folders:
         if strays:
-            what = f"{counted(len(strays), 'picture')} but no class folders"
+            what = f"{counted(len(strays), 'image')} but no class folders"
         else:
-            what = f"no pictures (looked for {endings()})" if files else "the folder is empty"
-        raise DataError(f"{root}: {what}; one folder of pictures for each class is expected")
+            what = f"no images (looked for {endings()})" if files else "the folder is empty"
+        raise DataError(f"{root}: {what}; one folder of images for each class is expected")
     others: Counter[str] = Counter()
     found = dict(below(root, folders, others))
     full = [name for name in folders if found[name]]
     if not full:
-        raise DataError(no_pictures(root, folders, others))
+        raise DataError(no_images(root, folders, others))
 
     notes = []
     if classes is None:
@@ -103,16 +103,16 @@ def folder_pictures(root: str, classes: Classes | None) -> tuple[FilePictures, C
             )
     empty = [name for name in folders if not found[name]]
     if empty:
-        what = f"{counted(len(empty), 'folder')} without pictures"
+        what = f"{counted(len(empty), 'folder')} without images"
         notes.append(f"{root}: {what} passed over: {some_of(empty)}")
     if strays:
-        what = f"{counted(len(strays), 'picture')} outside the class folders"
+        what = f"{counted(len(strays), 'image')} outside the class folders"
         notes.append(f"{root}: {what} passed over: {some_of(strays)}")
     names = [os.path.join(folder, name) for folder in full for name in found[folder]]
     notes += [f"{root}: {note}" for note in kind_notes(names, others)]
     labels = [label_of[folder] for folder in full for _ in found[folder]]
     sizes = torch.tensor([_size(os.path.join(root, name)) for name in names])
-    return FilePictures(root, names, labels, sizes), classes, notes
+    return FileImages(root, names, labels, sizes), classes, notes
 
 
 def _size(path: str) -> int:
@@ -122,18 +122,18 @@ def _size(path: str) -> int:
         return -1
 
 
-VALIDATION_FILE = "validation.txt"  # of a run: the names of the pictures it validated on
+VALIDATION_FILE = "validation.txt"  # of a run: the names of the images it validated on
 
 
 def validation_names(data: Data) -> list[str]:
-    """Return the names of the validation pictures, [] without any."""
+    """Return the names of the validation images, [] without any."""
     return [] if data.val is None else [data.val.name(i) for i in range(len(data.val))]
 
 
 def not_held_out_before(source: str | os.PathLike[str], data: Data) -> int | None:
-    """Return how many of the pictures held out here the run of a trained file did not hold out.
+    """Return how many of the images held out here the run of a trained file did not hold out.
 
-    It may have trained on these, if it had them. More pictures, or another seed, hold out others.
+    It may have trained on these, if it had them. More images, or another seed, hold out others.
 
     Args:
         source: the file, in the folder of its run.
@@ -143,7 +143,7 @@ def not_held_out_before(source: str | os.PathLike[str], data: Data) -> int | Non
         None where no record lies beside the file.
     """
     path = Path(source)
-    if not path.is_file():  # the name of a net
+    if not path.is_file():  # the name of a model
         return None
     try:
         earlier = read_bytes(path.with_name(VALIDATION_FILE)).decode().splitlines()
@@ -153,5 +153,5 @@ def not_held_out_before(source: str | os.PathLike[str], data: Data) -> int | Non
 
 
 def _short(name: str) -> tuple[str, ...]:
-    """Return a picture's class folder and file: the same folder of pictures can be written in many ways."""
+    """Return an image's class folder and file: the same folder of images can be written in many ways."""
     return PurePath(name).parts[-2:]

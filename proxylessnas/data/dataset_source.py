@@ -11,7 +11,7 @@ from torch.utils.data import IterableDataset, Subset
 
 from ..errors import DataError, ImageError, shown
 from .folders import counted, some_of
-from .sources import UNREADABLE, Classes, DatasetPictures, Parts, pixels
+from .sources import UNREADABLE, Classes, DatasetImages, Parts, pixels
 
 
 def is_dataset(source: Any) -> bool:
@@ -22,14 +22,14 @@ def is_dataset(source: Any) -> bool:
 
 
 def open_dataset(dataset: Any, part: str, classes: Classes | None) -> Parts:
-    """Return the pictures of a data set whose items are (Pillow picture or uint8 tensor, class index).
+    """Return the images of a data set whose items are (Pillow image or uint8 tensor, class index).
 
     Labels are taken from the data set's ``targets`` or ``labels`` if these agree with its items, else by
     reading all of it once.
 
     Args:
         dataset: map-style.
-        part: what its pictures are called in messages.
+        part: what its images are called in messages.
         classes: None takes the data set's own ``classes``, else numbers.
 
     Raises:
@@ -38,7 +38,7 @@ def open_dataset(dataset: Any, part: str, classes: Classes | None) -> Parts:
     name = type(dataset).__name__
     if isinstance(dataset, IterableDataset):
         raise DataError(
-            f"{name} is an IterableDataset; pictures are drawn in random order, which needs a Dataset"
+            f"{name} is an IterableDataset; images are drawn in random order, which needs a Dataset"
         )
     total = len(dataset)
     if total == 0:
@@ -62,7 +62,7 @@ def open_dataset(dataset: Any, part: str, classes: Classes | None) -> Parts:
             f"{name}: class index {max(labels)}, but there are {known} ({some_of(classes.names)}), counted "
             "from 0"
         )
-    return Parts(name, DatasetPictures(dataset, labels, part), None, classes, notes=notes)
+    return Parts(name, DatasetImages(dataset, labels, part), None, classes, notes=notes)
 
 
 def _item(name: str, dataset: Any, index: int) -> Any:
@@ -74,7 +74,7 @@ def _item(name: str, dataset: Any, index: int) -> Any:
 
 def _check_item(name: str, item: Any) -> None:
     if not isinstance(item, (tuple, list)) or len(item) < 2:
-        raise DataError(f"{name}: items are {shown(item)}; (picture, class index) is expected")
+        raise DataError(f"{name}: items are {shown(item)}; (image, class index) is expected")
     try:
         pixels(item[0])
     except ImageError as e:

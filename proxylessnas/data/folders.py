@@ -1,6 +1,6 @@
 """Find images in folders, labelled or not, and say how each label was found and what was passed over.
 
-Class folders are mapped to a net's outputs by what they are called, not by their position: a validation set
+Class folders are mapped to a model's outputs by what they are called, not by their position: a validation set
 that holds only 50 of ImageNet's 1000 classes, or one whose folders are numbers, would otherwise score near
 zero with nothing to tell why.
 """
@@ -26,7 +26,7 @@ _SYSTEM = {
 # What a part of a data set is called, also "test1", "val2017", "train_images" or "Test Set".
 _PART = re.compile(
     r"(?:(train|training)|val|valid|validation|dev|test|testing|eval|evaluation)"
-    r"([-_ ]?(set|data|split|images?|pictures?|photos?))?[-_ ]?\d*",
+    r"([-_ ]?(set|data|split|images?|images?|photos?))?[-_ ]?\d*",
     re.IGNORECASE,
 )
 _SHOWN = 5  # at most so many odd names in a message
@@ -44,7 +44,7 @@ def entries(root: str) -> tuple[list[str], list[str]]:
     except FileNotFoundError as e:
         raise DataError(f"{root}: no such folder") from e
     except NotADirectoryError as e:
-        raise DataError(f"{root}: is a file; a folder of pictures is expected") from e
+        raise DataError(f"{root}: is a file; a folder of images is expected") from e
     except PermissionError as e:
         raise DataError(f"{root}: permission denied") from e
     except (OSError, ValueError) as e:
@@ -52,8 +52,8 @@ def entries(root: str) -> tuple[list[str], list[str]]:
     return sorted(n for n, d in kinds if d), sorted(n for n, d in kinds if not d)
 
 
-def is_picture(name: str) -> bool:
-    """Return whether a file is a picture by its ending, be it of a kind that is read or not."""
+def is_image(name: str) -> bool:
+    """Return whether a file is an image by its ending, be it of a kind that is read or not."""
     ending = _ending(name)
     return ending in EXTENSIONS or ending in UNREAD_EXTENSIONS
 
@@ -80,19 +80,19 @@ def refuse_parts(root: str, classes: Sequence[str]) -> None:
     if classes and all(map(is_part, classes)):
         raise DataError(
             f"{root}: its folders ({some_of(classes)}) are called like parts of a data set, and have no "
-            f"class folders in them; one folder of pictures for each class is expected, as in "
+            f"class folders in them; one folder of images for each class is expected, as in "
             f"{os.path.join(root, classes[-1], 'cat')}"
         )
 
 
 def below(root: str, folders: Sequence[str], others: Counter[str]) -> Iterator[tuple[str, list[str]]]:
-    """Yield each class folder with the pictures below it; files that are none are counted in ``others``.
+    """Yield each class folder with the images below it; files that are none are counted in ``others``.
 
     Raises:
-        DataError: a class folder holds a training and another part, and not pictures of one kind.
+        DataError: a class folder holds a training and another part, and not images of one kind.
     """
     for folder in folders:
-        found = list(pictures_below(os.path.join(root, folder), others))
+        found = list(images_below(os.path.join(root, folder), others))
         inside = {name.split(os.sep)[0] for name in found if os.sep in name}
         parts = sorted(filter(is_part, inside))
         training = [part for part in parts if _PART.fullmatch(part)[1]]  # type: ignore[index]
@@ -106,22 +106,22 @@ def below(root: str, folders: Sequence[str], others: Counter[str]) -> Iterator[t
         yield folder, found
 
 
-def no_pictures(root: str, folders: Sequence[str], others: Mapping[str, int]) -> str:
+def no_images(root: str, folders: Sequence[str], others: Mapping[str, int]) -> str:
     """Return that there are none, for an error."""
-    what = f"{root}: no pictures in its {counted(len(folders), 'folder')} (looked for {endings()})"
+    what = f"{root}: no images in its {counted(len(folders), 'folder')} (looked for {endings()})"
     return f"{what}; there are only {_by_ending(others)}" if others else what
 
 
-def kind_notes(pictures: Iterable[str], others: Mapping[str, int]) -> list[str]:
-    """Return notes of what cannot be read: pictures of kinds that are not, and files that are no pictures."""
-    unread = Counter(ending for ending in map(_ending, pictures) if ending in UNREAD_EXTENSIONS)
-    notes = [f"files that are no pictures passed over: {_by_ending(others)}"] if others else []
+def kind_notes(images: Iterable[str], others: Mapping[str, int]) -> list[str]:
+    """Return notes of what cannot be read: images of kinds that are not, and files that are no images."""
+    unread = Counter(ending for ending in map(_ending, images) if ending in UNREAD_EXTENSIONS)
+    notes = [f"files that are no images passed over: {_by_ending(others)}"] if others else []
     if heif_is_read():
         unread = Counter({ending: n for ending, n in unread.items() if ending not in HEIF_EXTENSIONS})
     if unread:
         remedy = ", or install pillow-heif" if HEIF_EXTENSIONS & set(unread) else ""
         notes.append(
-            f"pictures of a kind that is not read, and so counted as unreadable: {_by_ending(unread)} "
+            f"images of a kind that is not read, and so counted as unreadable: {_by_ending(unread)} "
             f"(convert them to JPEG or PNG{remedy})"
         )
     return notes
@@ -133,12 +133,12 @@ def _by_ending(counts: Mapping[str, int]) -> str:
     return some_of([f"{n:,} {ending or 'without ending'}" for ending, n in ordered])
 
 
-def pictures_below(top: str, others: Counter[str] | None = None) -> Iterator[str]:
-    """Yield the pictures below a folder, sorted, as paths relative to it; links are followed, once.
+def images_below(top: str, others: Counter[str] | None = None) -> Iterator[str]:
+    """Yield the images below a folder, sorted, as paths relative to it; links are followed, once.
 
     Args:
         top: the folder.
-        others: counts, by ending, the files that are no pictures.
+        others: counts, by ending, the files that are no images.
     """
     seen: set[str] = set()
 
@@ -156,14 +156,14 @@ def pictures_below(top: str, others: Counter[str] | None = None) -> Iterator[str
         for name in sorted(files):
             if _is_hidden(name):
                 continue
-            if is_picture(name):
+            if is_image(name):
                 yield os.path.join(inside, name)
             elif others is not None:
                 others[_ending(name)] += 1
 
 
 def endings() -> str:
-    """Return what pictures are looked for, for a message."""
+    """Return what images are looked for, for a message."""
     return "*.jpg, *.png, *.webp, *.gif, *.tif, ..."
 
 
@@ -184,12 +184,12 @@ _WNID = re.compile(r"(?<![0-9A-Za-z])n\d{8}(?!\d)")
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Pictures with their class index.
+    """Images with their class index.
 
     Attributes:
         samples: (path, class index), sorted by folder and file name.
         labels_from: how labels were found: "wnid", "name", "number", "position" or "wnid in file name".
-        classes: how many different classes have pictures.
+        classes: how many different classes have images.
         notes: what a user should know, one line each (empty folders, labels by position, files passed over).
     """
 
@@ -202,7 +202,7 @@ class LabelledImages:
         return len(self.samples)
 
     def limit(self, n: int) -> LabelledImages:
-        """Return ``n`` pictures spread evenly over all (or all, if there are fewer); always the same ones."""
+        """Return ``n`` images spread evenly over all (or all, if there are fewer); always the same ones."""
         if n < 1:
             raise ValueError(f"limit must be at least 1, not {n}")
         total = len(self.samples)
@@ -217,7 +217,7 @@ class ImageDataset:
 
     Args:
         samples: (path, class index).
-        transform: called with the RGB picture.
+        transform: called with the RGB image.
     """
 
     def __init__(self, samples: Sequence[tuple[str, int]], transform: Callable[[Any], Any]) -> None:
@@ -244,83 +244,81 @@ def labelled_images(
     names: Sequence[str] = (),
     labels: str | None = None,
 ) -> LabelledImages:
-    """Find the pictures of a folder and their labels.
+    """Find the images of a folder and their labels.
 
     Sub-folders are classes. They are matched by wnid (``n01440764``, also with more behind it), else by class
     name (case, underscores and hyphens do not matter), else by number (``10`` is class 10), else, when there
     are as many folders as classes, by sorted position (with a note). Without sub-folders each file name must
-    hold a wnid. Hidden files are passed over; files that are not pictures by their ending are counted in a
-    note. Pictures of a kind that is not read (HEIC, raw, ...) are there, to fail when they are read.
+    hold a wnid. Hidden files are passed over; files that are not images by their ending are counted in a
+    note. Images of a kind that is not read (HEIC, raw, ...) are there, to fail when they are read.
 
     Args:
         folder: where to look.
-        num_classes: number of the net's outputs.
+        num_classes: number of the model's outputs.
         dataset: "imagenet" or "cifar10", whose classes the outputs are; None if not known.
         names: the classes' own names, in output order, where there is no such data set.
         labels: "number" or "position" settles how the folders are read; None finds out.
 
     Raises:
-        DataError: no such folder, no pictures in it, or a label cannot be found; names what is odd.
+        DataError: no such folder, no images in it, or a label cannot be found; names what is odd.
     """
     root = os.fspath(folder)
     folders, files = entries(root)
-    pictures = [f for f in files if is_picture(f)]
+    images = [f for f in files if is_image(f)]
     if not folders:
-        return _flat(root, pictures, num_classes, dataset, len(files))
+        return _flat(root, images, num_classes, dataset, len(files))
 
     others: Counter[str] = Counter()
     found = {
         name: [os.path.join(root, name, f) for f in files] for name, files in below(root, folders, others)
     }
     if not any(found.values()):
-        raise DataError(no_pictures(root, folders, others))
+        raise DataError(no_images(root, folders, others))
     try:
         how, label_of = _folder_labels(root, folders, num_classes, dataset, names, labels)
     except DataError:
         full = [name for name in folders if found[name]]
         if len(full) == len(folders):
             raise
-        # "lost+found", "logs" and the like hold no pictures and are no classes.
+        # "lost+found", "logs" and the like hold no images and are no classes.
         how, label_of = _folder_labels(root, full, num_classes, dataset, names, labels)
     samples = tuple((path, label_of[name]) for name in folders for path in found[name] if name in label_of)
     notes = []
     if how == "position" and labels is None:
         refuse_parts(root, [name for name in folders if found[name]])
         notes.append(
-            f"the names of the {len(folders)} folders of {root} are not known to the net: "
+            f"the names of the {len(folders)} folders of {root} are not known to the model: "
             f"taken as classes 0 to {num_classes - 1} in sorted order ({folders[0]} = 0)"
         )
     empty = [name for name in folders if not found[name]]
     if empty:
-        notes.append(f"{counted(len(empty), 'class folder')} without pictures: {some_of(empty)}")
-    if pictures:
+        notes.append(f"{counted(len(empty), 'class folder')} without images: {some_of(empty)}")
+    if images:
         notes.append(
-            f"{counted(len(pictures), 'picture')} outside the class folders passed over: {some_of(pictures)}"
+            f"{counted(len(images), 'image')} outside the class folders passed over: {some_of(images)}"
         )
     notes += kind_notes((path for path, _ in samples), others)
     return LabelledImages(samples, how, len({label for _, label in samples}), tuple(notes))
 
 
-def _flat(
-    root: str, pictures: list[str], num_classes: int, dataset: str | None, files: int
-) -> LabelledImages:
-    if not pictures:
-        what = f"none of its {counted(files, 'file')} is a picture" if files else "the folder is empty"
+def _flat(root: str, images: list[str], num_classes: int, dataset: str | None, files: int) -> LabelledImages:
+    if not images:
+        what = f"none of its {counted(files, 'file')} is an image" if files else "the folder is empty"
         raise DataError(f"{root}: {what} (looked for {endings()})")
     where = "no class folders, so each file name must hold a wnid such as n01440764"
     if num_classes != 1000 or dataset not in (None, "imagenet"):
         raise DataError(
             f"{root}: no class folders in it; one folder for each of the {num_classes} classes is expected"
         )
-    odd = [name for name in pictures if not _WNID.search(name)]
+    odd = [name for name in images if not _WNID.search(name)]
     if odd:
         raise DataError(f"{root}: {where}; {counted(len(odd), 'name')} without one: {some_of(odd)}")
     index = {wnid: i for i, wnid in enumerate(wnids("imagenet"))}
-    wnid_of = {name: _WNID.findall(name)[-1] for name in pictures}
-    odd = [name for name in pictures if wnid_of[name] not in index]
+    wnid_of = {name: _WNID.findall(name)[-1] for name in images}
+    odd = [name for name in images if wnid_of[name] not in index]
     if odd:
         raise DataError(f"{root}: {where}; not one of the 1000 ImageNet classes: {some_of(odd)}")
-    samples = tuple((os.path.join(root, name), index[wnid_of[name]]) for name in pictures)
+    samples = tuple((os.path.join(root, name), index[wnid_of[name]]) for name in images)
     return LabelledImages(samples, "wnid in file name", len({label for _, label in samples}))
 
 
@@ -337,7 +335,7 @@ def _folder_labels(
     if asked == "position":
         if len(folders) != num_classes:
             raise DataError(
-                f"{root}: {counted(len(folders), 'folder')}, but the net has {num_classes} classes"
+                f"{root}: {counted(len(folders), 'folder')}, but the model has {num_classes} classes"
             )
         return "position", by_position
     by_wnid, known_names = _known_classes(num_classes, dataset, names)
@@ -376,7 +374,7 @@ def _folder_labels(
         why = "two classes have this name, use their wnids as folder names"
         why = why if by_wnid else "two classes, or two folders, have this name"
     else:
-        why = "wnids that are not among the net's classes"
+        why = "wnids that are not among the model's classes"
     raise DataError(f"{root}: {why}: {some_of(wrong)}")
 
 
@@ -406,6 +404,6 @@ def _no_labels(root: str, folders: list[str], num_classes: int, by_wnid: bool, b
     splits = [name for name in folders if is_part(name)]
     hint = f" (give one of the splits, such as {os.path.join(root, splits[-1])}?)" if splits else ""
     return (
-        f"{root}: its {counted(len(folders), 'folder')} ({some_of(folders)}) cannot be matched to the net's "
+        f"{root}: its {counted(len(folders), 'folder')} ({some_of(folders)}) cannot be matched to the model's "
         f"{num_classes} classes; expected are {', '.join(kinds[:-1])} or {kinds[-1]}{hint}"
     )

@@ -1,8 +1,8 @@
-"""Read any photo people really have into an upright 8-bit RGB picture.
+"""Read any photo people really have into an upright 8-bit RGB image.
 
-Cameras, scanners and web sites write grey, palette, transparent, CMYK, 16-bit and rotated files; a net wants
-plain RGB. Everything that can go wrong with a file ends as an :class:`~proxylessnas.errors.ImageError` that
-names it. Pillow is imported when a picture is read, not before.
+Cameras, scanners and web sites write grey, palette, transparent, CMYK, 16-bit and rotated files; a model
+wants plain RGB. Everything that can go wrong with a file ends as an :class:`~proxylessnas.errors.ImageError`
+that names it. Pillow is imported when an image is read, not before.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ EXTENSIONS = frozenset(
 )
 
 HEIF_EXTENSIONS = frozenset({".heic", ".heif", ".hif"})  # read where pillow-heif is installed
-#: File name endings of pictures that are not read (lower case): these are never passed over, but fail.
+#: File name endings of images that are not read (lower case): these are never passed over, but fail.
 UNREAD_EXTENSIONS = HEIF_EXTENSIONS | {
     f".{ending}"
     for ending in "cr2 cr3 crw nef nrw arw sr2 srf dng orf rw2 raf pef srw x3f 3fr iiq erf mrw kdc raw "
@@ -44,14 +44,14 @@ _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "WEBP", "AVIF", "TIFF", "PPM", "
 _WARNINGS_LOCK = threading.Lock()
 
 _DRAFT_SIDE = 2048  # px: a huge JPEG is decoded at the least scale that leaves its shorter side this long
-_ORIENTATION = 0x0112  # EXIF tag: how the stored picture has to be turned to stand upright
+_ORIENTATION = 0x0112  # EXIF tag: how the stored image has to be turned to stand upright
 _BITS_PER_SAMPLE = 258  # TIFF tag
 _STRIP_PIXELS = 1 << 22  # converted at once
 _REDUCE_PIXELS, _REDUCE_SHORT = 16_000_000, 1024  # larger is reduced, but not to a shorter side than this
 
 
 def load_image(source: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
-    """Return the picture in a file, upright, as 8-bit RGB.
+    """Return the image in a file, upright, as 8-bit RGB.
 
     EXIF rotation is applied, transparency is laid on white, CMYK becomes RGB, 16-bit and floating-point grey
     is scaled to 8 bits, and of an animation the first frame is taken. A JPEG of more pixels than
@@ -78,7 +78,7 @@ def load_image(source: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Return a Pillow picture of any mode as upright 8-bit RGB (the second half of :func:`load_image`).
+    """Return a Pillow image of any mode as upright 8-bit RGB (the second half of :func:`load_image`).
 
     Raises:
         ImageError: the colour mode cannot be shown as RGB.
@@ -186,7 +186,7 @@ def heif_is_read() -> bool:
 def _reduced(image: Image.Image) -> bool:
     """Have a very large JPEG 2000 file decoded at a lower one of its resolutions; each takes a quarter.
 
-    It is by far the slowest format: the largest picture that is let in takes a minute.
+    It is by far the slowest format: the largest image that is let in takes a minute.
     """
     levels, short = 0, min(image.size)
     while image.width * image.height >> 2 * levels > _REDUCE_PIXELS and short >> levels + 1 >= _REDUCE_SHORT:
@@ -212,12 +212,12 @@ def _what_it_is(head: bytes) -> str:
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """Return what makes the picture upright; metadata that cannot be read counts as "upright"."""
+    """Return what makes the image upright; metadata that cannot be read counts as "upright"."""
     try:
         with _WARNINGS_LOCK, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             orientation = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # noqa: BLE001 - damaged EXIF must not stop a picture that is fine
+    except Exception:  # noqa: BLE001 - damaged EXIF must not stop an image that is fine
         return None
     transpose = _pillow().Transpose
     turns = {
@@ -234,7 +234,7 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 
 
 def strips(image: Image.Image) -> Iterator[tuple[int, int, Image.Image]]:
-    """Yield (first row, row after the last, part) of a picture, so that copies are only ever of a part."""
+    """Yield (first row, row after the last, part) of an image, so that copies are only ever of a part."""
     rows = max(1, _STRIP_PIXELS // max(1, image.width))
     for top in range(0, image.height, rows):
         bottom = min(image.height, top + rows)
@@ -251,7 +251,7 @@ def _rgb(image: Image.Image) -> Image.Image:
         try:
             return image.convert("RGB")
         except ValueError as e:
-            raise ImageError(f"pictures in colour mode {mode} are not supported") from e
+            raise ImageError(f"images in colour mode {mode} are not supported") from e
     rgb: Image.Image = _pillow().new("RGB", image.size)
     for top, _, part in strips(image):
         rgb.paste(convert(part), (0, top))

@@ -24,7 +24,7 @@ from ..utils.files import LockTimeout, locked, read_bytes
 from ..utils.paths import ASSETS, cache_dir, is_offline
 from ..utils.text import shown_reason
 from .folders import some_of
-from .sources import Classes, Parts, TensorPictures
+from .sources import Classes, Parts, TensorImages
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,7 +38,7 @@ _SHA256 = "8a16248bde4964d591e73c82164f452fedbd69da6429b78a3c2b3f8a63d49a81"
 
 
 def load_digits() -> tuple[Tensor, Tensor]:
-    """Return the pictures and what is on them.
+    """Return the images and what is on them.
 
     >>> images, labels = load_digits()
     >>> images.shape, labels[:5].tolist()
@@ -47,7 +47,7 @@ def load_digits() -> tuple[Tensor, Tensor]:
     The original grey values are sixteenths: ``(images.long() * 16 + 127) // 255`` gives them back exactly.
 
     Returns:
-        Pictures, uint8 [1797, 8, 8], 0 is paper and 255 ink; labels, uint8 [1797], 0 to 9. They are the
+        Images, uint8 [1797, 8, 8], 0 is paper and 255 ink; labels, uint8 [1797], 0 to 9. They are the
         caller's own.
 
     Raises:
@@ -79,7 +79,7 @@ _TORCHVISION = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "fashion-mnist": "
 _LOCK_WAIT_S = 3600.0
 _MOST_IDX_BYTES = 1 << 30  # MNIST's largest file has 47 million
 
-# Of the training pictures, per channel.
+# Of the training images, per channel.
 _STATISTICS = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
@@ -105,14 +105,14 @@ def parse_name(source: str) -> tuple[str, str | None] | None:
 def open_named(
     name: str, root: str | None, categories: Sequence[str] | None = None, *, test: bool = True
 ) -> Parts:
-    """Return the pictures of a data set known by name.
+    """Return the images of a data set known by name.
 
     Args:
         name: one of :data:`NAMES`.
         root: where its files are or will be put; None takes ``$PROXYLESSNAS_DATA``, else ``datasets`` in the
             cache folder.
         categories: the classes in another order than the data set's own.
-        test: read the test part too, as the validation part; else its pictures are not looked at.
+        test: read the test part too, as the validation part; else its images are not looked at.
 
     Raises:
         DataError: it is not there and cannot be downloaded, or is damaged.
@@ -132,7 +132,7 @@ def open_named(
         parts, names = _fashion(folder, test) if name == "fashion-mnist" else _cifar(name, folder, test)
     place, classes = _order(name, names, categories)
     train, *val = (
-        TensorPictures(images, [place[label] for label in labels], part)
+        TensorImages(images, [place[label] for label in labels], part)
         for part, (images, labels) in parts.items()
     )
     return Parts(name, train, val[0] if val else None, classes, *_STATISTICS[name])
@@ -189,7 +189,7 @@ def _fashion(folder: str, test: bool) -> tuple[dict[str, tuple[Tensor, list[int]
         fits = images.ndim == 3 and labels.shape == images.shape[:1]
         if not fits or not len(labels) or int(labels.max()) >= len(_FASHION):
             raise DataError(
-                f"{found}: the {part} part has pictures {list(images.shape)} and labels "
+                f"{found}: the {part} part has images {list(images.shape)} and labels "
                 f"{list(labels.shape)}; expected are [N, 28, 28] and [N], the labels 0 to 9"
             )
         parts[part] = (images[:, None], labels.tolist())

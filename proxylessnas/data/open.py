@@ -1,11 +1,11 @@
-"""Open whatever pictures a user points at: a folder, a data set by name, or a data set object.
+"""Open whatever images a user points at: a folder, a data set by name, or a data set object.
 
     >>> from proxylessnas.data.open import open_data
     >>> data = open_data("photos")                                    # doctest: +SKIP
     >>> data.categories, len(data.train), len(data.val), data.notes   # doctest: +SKIP
     (('cat', 'dog'), 180, 20, ('no validation part in photos: 10 % of each class held out, ...',))
 
-Pictures are not decoded here, apart from a few to see whether they are all of one size.
+Images are not decoded here, apart from a few to see whether they are all of one size.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError, ImageError, shown
 from ..utils.random import keep_random_state
-from .class_folders import folder_pictures, has_classes, parts_of
+from .class_folders import folder_images, has_classes, parts_of
 from .dataset_source import is_dataset, open_dataset
 from .folders import counted, some_of
 from .named import NAMES, open_named, parse_name
-from .sources import Classes, Data, FilePictures, Parts, Pictures, Source, seeded_read
+from .sources import Classes, Data, FileImages, ImageSource, Parts, Source, seeded_read
 from .split import few_of_each, hold_out
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
-__all__ = ["Data", "Pictures", "class_counts", "open_data"]
+__all__ = ["Data", "ImageSource", "class_counts", "open_data"]
 
 _SHOWN_CLASSES = 10  # at most so many are named with their counts
 
-_SIZE_SAMPLE = 16  # so many pictures of each part are read to see whether they are of one size
+_SIZE_SAMPLE = 16  # so many images of each part are read to see whether they are of one size
 
 
 def open_data(
@@ -45,17 +45,17 @@ def open_data(
     limit: int | None = None,
     categories: Sequence[str] | None = None,
 ) -> Data:
-    """Return the training and validation pictures of a source.
+    """Return the training and validation images of a source.
 
     A source is
 
     - a folder with a folder ``train`` and one called ``val``, ``valid``, ``validation`` or ``test``, each
-      with one folder of pictures for each class;
-    - a folder with one folder of pictures for each class, of which a part is held out for validation;
+      with one folder of images for each class;
+    - a folder with one folder of images for each class, of which a part is held out for validation;
     - ``"cifar10"``, ``"cifar100"``, ``"fashion-mnist"``, found in or downloaded to ``$PROXYLESSNAS_DATA``
       (else ``datasets`` in the cache folder), or to a folder of one's own: ``"cifar10:/data"``;
     - ``"digits"``, small and bundled with the package;
-    - a ``torch.utils.data.Dataset`` whose items are (Pillow picture or uint8 tensor [C, H, W], class index).
+    - a ``torch.utils.data.Dataset`` whose items are (Pillow image or uint8 tensor [C, H, W], class index).
 
     Classes are the sorted names of the folders. Where these are ImageNet's wnids, ``categories`` holds their
     names.
@@ -67,7 +67,7 @@ def open_data(
         val_fraction: share of each class that is held out where there is nothing to validate on, up to 0.9; 0
             holds out nothing, and does without validation.
         seed: of the choice of what is held out, or kept under a limit.
-        limit: train on at most so many pictures a class, and validate on no more if these were held out (a
+        limit: train on at most so many images a class, and validate on no more if these were held out (a
             validation part of its own is kept whole).
         categories: the class names in the order wanted, for a folder each of which has to be called like one
             of them, or for a data set without names.
@@ -79,7 +79,7 @@ def open_data(
     if isinstance(val, (int, float)):
         held_out = _fraction(val, "val")
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-        raise DataError(f"limit is {shown(limit)}; the number of pictures a class to train on is 1 or more")
+        raise DataError(f"limit is {shown(limit)}; the number of images a class to train on is 1 or more")
     parts = _open(source, None if categories is None else Classes.listed(categories), own_val=val is None)
     if val is not None and not isinstance(val, (int, float)):
         _add_validation(parts, val)
@@ -87,25 +87,25 @@ def open_data(
     return _finished(parts, f"{why} {parts.name}", held_out, seed, limit)
 
 
-def class_counts(data: Data, other: Pictures | None = None, part: str = "validation") -> str:
+def class_counts(data: Data, other: ImageSource | None = None, part: str = "validation") -> str:
     """Return the classes with their counts, for the first line of a run: "2 classes, ...: cat 90 + 10, ...".
 
     Args:
-        data: the classes, and the pictures to train on.
+        data: the classes, and the images to train on.
         other: those of another part; None takes the validation part.
         part: what these are for.
     """
     other = data.val if other is None else other
     train, held = Counter(data.train.labels), Counter(() if other is None else other.labels)
     counts = [(train[i], held[i]) for i in range(len(data.categories))]
-    what = "training pictures" if other is None else f"training + {part} pictures"
+    what = "training images" if other is None else f"training + {part} images"
     shown = [
         f"{name} {a:,}" if other is None else f"{name} {a:,} + {b:,}"
         for name, (a, b) in zip(data.categories, counts[:_SHOWN_CLASSES], strict=False)
     ]
     if len(counts) > _SHOWN_CLASSES:
         a = sorted(n for n, _ in counts)
-        shown.append(f"... ({a[0]:,} to {a[-1]:,} training pictures a class)")
+        shown.append(f"... ({a[0]:,} to {a[-1]:,} training images a class)")
     return f"{len(counts):,} classes, {what}: {', '.join(shown)}"
 
 
@@ -124,18 +124,18 @@ def _open(source: Any, classes: Classes | None, own_val: bool) -> Parts:
         if root is None and os.path.isdir(source):
             parts.notes.append(f"{source} is the data set of this name; the folder is ./{source}")
         if parts.val is not None:
-            parts.notes.append(f"validated on the {len(parts.val):,} test pictures of {name}")
+            parts.notes.append(f"validated on the {len(parts.val):,} test images of {name}")
         return parts
     root = os.fsdecode(source)
     if not os.path.lexists(root):
         raise DataError(f"{root}: no such folder; data sets known by name are {', '.join(NAMES)}")
     train_root, val_root = parts_of(root)
-    train, classes, notes = folder_pictures(train_root, classes)
+    train, classes, notes = folder_images(train_root, classes)
     parts = Parts(root, train, None, classes, notes=notes)
     if val_root is not None and own_val and not has_classes(val_root, classes):
         notes.append(
-            f"{val_root}: passed over, as no folder in it is called like a class (--val: other pictures to "
-            "validate on, or the share of the training pictures to hold out)"
+            f"{val_root}: passed over, as no folder in it is called like a class (--val: other images to "
+            "validate on, or the share of the training images to hold out)"
         )
     elif val_root is not None and own_val:
         if os.path.basename(val_root).lower() == "test":
@@ -153,10 +153,10 @@ def _add_validation(parts: Parts, source: Any) -> None:
         parts.val, notes = other.train, other.notes
     else:
         root = os.fsdecode(source)
-        parts.val, _, notes = folder_pictures(root, parts.classes)
+        parts.val, _, notes = folder_images(root, parts.classes)
         train = parts.train
-        if isinstance(train, FilePictures) and os.path.realpath(root) == os.path.realpath(train.root):
-            notes.append(f"{root}: validated on the pictures that are trained on")
+        if isinstance(train, FileImages) and os.path.realpath(root) == os.path.realpath(train.root):
+            notes.append(f"{root}: validated on the images that are trained on")
     parts.notes += notes
 
 
@@ -177,14 +177,14 @@ def _finished(parts: Parts, why: str, held_out: float, seed: int, limit: int | N
         train = train.take(few_of_each(train.labels, limit, seed))
         if len(train) < total:
             notes.append(
-                f"limited to {counted(limit, 'picture')} a class: {len(train):,} of "
-                f"{counted(total, 'picture')} to train on"
+                f"limited to {counted(limit, 'image')} a class: {len(train):,} of "
+                f"{counted(total, 'image')} to train on"
             )
     if val is not None:
         missing = _classes_with(train.labels, names, exclude=val.labels)
         if parts.val is not None and missing:
             notes.append(
-                f"no validation pictures for {len(missing)} of {len(names)} classes: {some_of(missing)}"
+                f"no validation images for {len(missing)} of {len(names)} classes: {some_of(missing)}"
             )
     with keep_random_state():
         size = _common_size([train] if val is None else [train, val])
@@ -209,17 +209,17 @@ def _split(parts: Parts, why: str, fraction: float, seed: int) -> tuple[Source, 
     whole, names = parts.train, parts.classes.names
     train_places, val_places = hold_out(whole.labels, fraction, seed)
     if not val_places:
-        parts.notes.append(f"{why}: none can be held out, as no class has two pictures")
+        parts.notes.append(f"{why}: none can be held out, as no class has two images")
         return whole, None
     train, val = whole.take(train_places), whole.take(val_places)
     parts.notes.append(
-        f"{why}: {100 * fraction:g} % of each class held out, {len(val):,} of {len(whole):,} pictures, "
+        f"{why}: {100 * fraction:g} % of each class held out, {len(val):,} of {len(whole):,} images, "
         f"seed {seed}"
     )
     single = _classes_with(train.labels, names, exclude=val.labels)
     if single:
         parts.notes.append(
-            f"{counted(len(single), 'class', 'classes')} with a single picture, which is trained on: "
+            f"{counted(len(single), 'class', 'classes')} with a single image, which is trained on: "
             f"{some_of(single)}"
         )
     return train, val
@@ -237,13 +237,13 @@ def _check_classes(parts: Parts) -> None:
     used = set(parts.train.labels)
     if len(used) < 2:
         raise DataError(
-            f"{parts.name}: only one class has pictures ({names[min(used)]}); there is nothing to learn with "
+            f"{parts.name}: only one class has images ({names[min(used)]}); there is nothing to learn with "
             "fewer than two"
         )
     without = [name for label, name in enumerate(names) if label not in used]
     if without:
         parts.notes.append(
-            f"no training pictures for {len(without)} of {len(names)} classes: {some_of(without)}"
+            f"no training images for {len(without)} of {len(names)} classes: {some_of(without)}"
         )
 
 
@@ -252,14 +252,14 @@ def _classes_with(labels: Sequence[int], names: Sequence[str], exclude: Sequence
     return [names[label] for label in sorted(set(labels) - set(exclude))]
 
 
-def _common_size(parts: Sequence[Pictures]) -> tuple[int, int] | None:
-    """Return (height, width) of the pictures if some of them, spread evenly, agree on it."""
+def _common_size(parts: Sequence[ImageSource]) -> tuple[int, int] | None:
+    """Return (height, width) of the images if some of them, spread evenly, agree on it."""
     size = None
-    for pictures in parts:
-        total = len(pictures)
+    for images in parts:
+        total = len(images)
         for i in range(min(total, _SIZE_SAMPLE)):
             try:
-                height, width = seeded_read(pictures, i * total // min(total, _SIZE_SAMPLE), i).shape[1:]
+                height, width = seeded_read(images, i * total // min(total, _SIZE_SAMPLE), i).shape[1:]
             except ImageError:
                 continue
             if size not in (None, (height, width)):

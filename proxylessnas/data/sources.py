@@ -1,7 +1,7 @@
 """Labelled images to train on: in files, in one tensor, or behind somebody's data set; their classes.
 
 All of them are read one at a time as 8-bit RGB, can be sent to the worker processes of a ``DataLoader`` and
-hold no more per picture than they must: a list of a million paths would be copied into each worker.
+hold no more per image than they must: a list of a million paths would be copied into each worker.
 """
 
 from __future__ import annotations
@@ -24,38 +24,38 @@ from .images import load_image, to_rgb
 #: What Pillow and torchvision's decoders raise for a damaged file.
 UNREADABLE = (OSError, ValueError, SyntaxError, RuntimeError)
 
-_HASHED_PICTURES = 64  # so many pictures that are not files are read for a fingerprint
+_HASHED_IMAGES = 64  # so many images that are not files are read for a fingerprint
 
 
 @runtime_checkable
-class Pictures(Protocol):
-    """Labelled pictures, read one by one."""
+class ImageSource(Protocol):
+    """Labelled images, read one by one."""
 
     @property
     def labels(self) -> Sequence[int]:
-        """The class index of each picture."""
+        """The class index of each image."""
 
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> Tensor:
-        """Return a picture as RGB, uint8 [3, H, W].
+        """Return an image as RGB, uint8 [3, H, W].
 
         Raises:
             ImageError: it cannot be read; names it.
         """
 
     def name(self, index: int) -> str:
-        """Return what to call a picture in a message: its path, or such as ``train/00012``."""
+        """Return what to call an image in a message: its path, or such as ``train/00012``."""
 
 
-class Source(Pictures, Protocol):
-    """Pictures that parts can be taken of."""
+class Source(ImageSource, Protocol):
+    """Images that parts can be taken of."""
 
     def take(self: S, indices: Sequence[int]) -> S:
-        """Return some of the pictures, in this order."""
+        """Return some of the images, in this order."""
 
     def digest(self) -> str:
-        """Return a hash that changes with the pictures' names, labels and (cheaply) their content."""
+        """Return a hash that changes with the images' names, labels and (cheaply) their content."""
 
 
 S = TypeVar("S", bound="Source")
@@ -63,25 +63,25 @@ S = TypeVar("S", bound="Source")
 
 @dataclass(frozen=True)
 class Data:
-    """What a net is trained and validated on.
+    """What a model is trained and validated on.
 
     Attributes:
         name: of the data set or its folder, for logs.
-        train: pictures to train on.
-        val: pictures to validate on; None if no class has a picture to spare.
+        train: images to train on.
+        val: images to validate on; None if no class has an image to spare.
         categories: class names, in the order of the labels.
         wnids: WordNet ids of the classes, or ().
         mean, std: per channel on a scale of 0 to 1, where they are known for a data set.
-        size: (height, width) in px if the pictures are all alike. For files this is what a sample of them
+        size: (height, width) in px if the images are all alike. For files this is what a sample of them
             shows: a hint, to be checked by whoever relies on it.
         notes: what a user should know, one line each: how the split was made, empty folders.
         fingerprint: SHA-256 (hex) of names, labels, file sizes and classes of both parts.
-        held_out: whether ``val`` was split off the pictures to train on.
+        held_out: whether ``val`` was split off the images to train on.
     """
 
     name: str
-    train: Pictures
-    val: Pictures | None
+    train: ImageSource
+    val: ImageSource | None
     categories: tuple[str, ...]
     wnids: tuple[str, ...] = ()
     mean: tuple[float, float, float] | None = None
@@ -92,8 +92,8 @@ class Data:
     held_out: bool = False
 
 
-class FilePictures:
-    """Pictures in files below one folder.
+class FileImages:
+    """Images in files below one folder.
 
     Args:
         root: the folder.
@@ -119,23 +119,23 @@ class FilePictures:
         return os.fsdecode(self._names[start:end])
 
     def name(self, index: int) -> str:
-        """Return the path of a picture."""
+        """Return the path of an image."""
         return os.path.join(self.root, self.relative(index))
 
     def read(self, index: int) -> Tensor:
-        """Return a picture, uint8 [3, H, W].
+        """Return an image, uint8 [3, H, W].
 
         Raises:
             ImageError: the file cannot be read.
         """
         return pixels(load_image(self.name(index)))
 
-    def take(self, indices: Sequence[int]) -> FilePictures:
-        """Return some of the pictures, in this order."""
+    def take(self, indices: Sequence[int]) -> FileImages:
+        """Return some of the images, in this order."""
         chosen = list(indices)
         ends = self._ends.tolist()
         names = [self._names[ends[i] : ends[i + 1]] for i in chosen]
-        return FilePictures(self.root, names, [self.labels[i] for i in chosen], self.sizes[chosen])
+        return FileImages(self.root, names, [self.labels[i] for i in chosen], self.sizes[chosen])
 
     def digest(self) -> str:
         """Return a hash of relative names, labels and file sizes; the same wherever the folder lies."""
@@ -144,8 +144,8 @@ class FilePictures:
         return _sha256(names, self._ends, self.sizes, torch.tensor(self.labels))
 
 
-class _NumberedPictures:
-    """Pictures without file names: they are known by the part they belong to and a number."""
+class _NumberedImages:
+    """Images without file names: they are known by the part they belong to and a number."""
 
     def __init__(self, labels: list[int], part: str, numbers: Tensor | None) -> None:
         self.labels = labels
@@ -160,22 +160,22 @@ class _NumberedPictures:
         return f"{self.part}/{int(self.numbers[index]):05d}"
 
     def read(self, index: int) -> Tensor:
-        """Return a picture, uint8 [3, H, W]."""
+        """Return an image, uint8 [3, H, W]."""
         raise NotImplementedError  # pragma: no cover
 
     def digest(self) -> str:
-        """Return a hash of numbers, labels and, unless they change, some of the pictures."""
-        return _sha256(self.part.encode(), self.numbers, torch.tensor(self.labels), *_some_pictures(self))
+        """Return a hash of numbers, labels and, unless they change, some of the images."""
+        return _sha256(self.part.encode(), self.numbers, torch.tensor(self.labels), *_some_images(self))
 
 
-class TensorPictures(_NumberedPictures):
-    """Pictures of one size in memory.
+class TensorImages(_NumberedImages):
+    """Images of one size in memory.
 
     Args:
         images: uint8 [N, 1 or 3, H, W]; grey ones are read as RGB.
         labels: their class indices.
         part: what they are called in messages: "train" gives ``train/00012``.
-        numbers: the pictures' numbers in messages; None counts them.
+        numbers: the images' numbers in messages; None counts them.
     """
 
     def __init__(self, images: Tensor, labels: list[int], part: str, numbers: Tensor | None = None) -> None:
@@ -183,26 +183,26 @@ class TensorPictures(_NumberedPictures):
         self.images = images
 
     def read(self, index: int) -> Tensor:
-        """Return a picture, uint8 [3, H, W]."""
+        """Return an image, uint8 [3, H, W]."""
         image = self.images[_checked(index, len(self))]
         return image.expand(3, -1, -1).contiguous() if image.shape[0] == 1 else image
 
-    def take(self, indices: Sequence[int]) -> TensorPictures:
-        """Return some of the pictures, in this order."""
+    def take(self, indices: Sequence[int]) -> TensorImages:
+        """Return some of the images, in this order."""
         chosen = list(indices)
         labels = [self.labels[i] for i in chosen]
-        return TensorPictures(self.images[chosen], labels, self.part, self.numbers[chosen])
+        return TensorImages(self.images[chosen], labels, self.part, self.numbers[chosen])
 
 
-class DatasetPictures(_NumberedPictures):
-    """Pictures of a ``torch.utils.data.Dataset`` whose items are (picture, class index).
+class DatasetImages(_NumberedImages):
+    """Images of a ``torch.utils.data.Dataset`` whose items are (image, class index).
 
     Args:
-        dataset: gives Pillow pictures or uint8 tensors [C, H, W]; has to be picklable if it is read by worker
+        dataset: gives Pillow images or uint8 tensors [C, H, W]; has to be picklable if it is read by worker
             processes.
-        labels: the class indices of the pictures taken.
+        labels: the class indices of the images taken.
         part: what they are called in messages.
-        numbers: the places of the pictures in the data set; None takes all.
+        numbers: the places of the images in the data set; None takes all.
     """
 
     def __init__(self, dataset: Any, labels: list[int], part: str, numbers: Tensor | None = None) -> None:
@@ -210,10 +210,10 @@ class DatasetPictures(_NumberedPictures):
         self.dataset = dataset
 
     def read(self, index: int) -> Tensor:
-        """Return a picture, uint8 [3, H, W].
+        """Return an image, uint8 [3, H, W].
 
         Raises:
-            ImageError: it cannot be read, or is neither a Pillow picture nor a uint8 tensor.
+            ImageError: it cannot be read, or is neither a Pillow image nor a uint8 tensor.
         """
         number = int(self.numbers[_checked(index, len(self))])
         try:
@@ -221,16 +221,14 @@ class DatasetPictures(_NumberedPictures):
         except UNREADABLE as e:
             raise ImageError(f"{self.name(index)}: {e}") from e
 
-    def take(self, indices: Sequence[int]) -> DatasetPictures:
-        """Return some of the pictures, in this order."""
+    def take(self, indices: Sequence[int]) -> DatasetImages:
+        """Return some of the images, in this order."""
         chosen = list(indices)
-        return DatasetPictures(
-            self.dataset, [self.labels[i] for i in chosen], self.part, self.numbers[chosen]
-        )
+        return DatasetImages(self.dataset, [self.labels[i] for i in chosen], self.part, self.numbers[chosen])
 
 
 def pixels(image: Any) -> Tensor:
-    """Return a Pillow picture of any mode, or a uint8 tensor [1 or 3, H, W], as uint8 RGB [3, H, W].
+    """Return a Pillow image of any mode, or a uint8 tensor [1 or 3, H, W], as uint8 RGB [3, H, W].
 
     Raises:
         ImageError: it is something else.
@@ -238,17 +236,17 @@ def pixels(image: Any) -> Tensor:
     if isinstance(image, Tensor):
         if image.dtype != torch.uint8 or image.ndim not in (2, 3):
             raise ImageError(
-                f"a tensor {list(image.shape)} of {image.dtype} is not a picture; uint8 [3, H, W] is "
+                f"a tensor {list(image.shape)} of {image.dtype} is not an image; uint8 [3, H, W] is "
                 "expected (leave out transforms that scale or normalise: training does that itself)"
             )
         planes = image[None] if image.ndim == 2 else image
         if planes.shape[0] not in (1, 3) or not planes.numel():
             raise ImageError(
-                f"a tensor {list(image.shape)} is not a picture; 1 or 3 channels come first: [3, H, W]"
+                f"a tensor {list(image.shape)} is not an image; 1 or 3 channels come first: [3, H, W]"
             )
         return planes.expand(3, -1, -1).contiguous()
     if not hasattr(image, "tobytes") or not hasattr(image, "mode"):
-        raise ImageError(f"{shown(image)} is neither a Pillow picture nor a uint8 tensor")
+        raise ImageError(f"{shown(image)} is neither a Pillow image nor a uint8 tensor")
     rgb = image if image.mode == "RGB" else to_rgb(image)
     width, height = rgb.size
     flat = torch.frombuffer(bytearray(rgb.tobytes()), dtype=torch.uint8)
@@ -257,12 +255,12 @@ def pixels(image: Any) -> Tensor:
 
 def _checked(index: int, length: int) -> int:
     if not 0 <= index < length:
-        raise IndexError(f"picture {index} of {length}")
+        raise IndexError(f"image {index} of {length}")
     return index
 
 
-def seeded_read(pictures: Pictures, index: int, seed: int) -> Tensor:
-    """Read a picture after seeding the global random generators, for data sets that augment by themselves.
+def seeded_read(images: ImageSource, index: int, seed: int) -> Tensor:
+    """Read an image after seeding the global random generators, for data sets that augment by themselves.
 
     It leaves them seeded: call it within :func:`~.seeding.keep_random_state`.
 
@@ -270,22 +268,22 @@ def seeded_read(pictures: Pictures, index: int, seed: int) -> Tensor:
         ImageError: it cannot be read.
     """
     seed_everything(seed)
-    return pictures.read(index)
+    return images.read(index)
 
 
-def _some_pictures(pictures: Pictures) -> list[Tensor]:
-    """Return some pictures, spread evenly; one that cannot be read is empty.
+def _some_images(images: ImageSource) -> list[Tensor]:
+    """Return some images, spread evenly; one that cannot be read is empty.
 
-    There are none if the same picture is another one the next time: a data set with augmentation of its own
+    There are none if the same image is another one the next time: a data set with augmentation of its own
     would get another hash in each process, and no run on it could be continued.
     """
     found = []
-    total = len(pictures)
+    total = len(images)
     with keep_random_state():
-        for i in range(min(total, _HASHED_PICTURES)):
-            index = i * total // min(total, _HASHED_PICTURES)
+        for i in range(min(total, _HASHED_IMAGES)):
+            index = i * total // min(total, _HASHED_IMAGES)
             try:
-                image, again = (seeded_read(pictures, index, seed) for seed in (1, 2))
+                image, again = (seeded_read(images, index, seed) for seed in (1, 2))
             except ImageError:
                 image = again = torch.empty(0, dtype=torch.uint8)
             if not torch.equal(image, again):
@@ -356,8 +354,8 @@ class Parts:
 
     Attributes:
         name: what to call it.
-        train: pictures to train on.
-        val: pictures to validate on, if it has such a part.
+        train: images to train on.
+        val: images to validate on, if it has such a part.
         classes: of both.
         mean, std: per channel on a scale of 0 to 1, where they are known.
         notes: what a user should know, one line each.

@@ -1,4 +1,4 @@
-"""Choose pictures class by class: a validation part, or a few of each for a quick try.
+"""Choose images class by class: a validation part, or a few of each for a quick try.
 
 The choice depends on the labels in their order and on the seed, so that sorted file names give the same one
 on every machine.
@@ -13,10 +13,10 @@ from torch import Tensor
 
 
 def hold_out(labels: Sequence[int], fraction: float, seed: int) -> tuple[list[int], list[int]]:
-    """Return the places of the pictures to train on and of those to validate on, both in ascending order.
+    """Return the places of the images to train on and of those to validate on, both in ascending order.
 
     Of each class the nearest whole number to ``fraction`` is held out, but at least one, and never the last
-    one: a class with a single picture is only trained on.
+    one: a class with a single image is only trained on.
     """
     train, val = [], []
     for places in _shuffled_classes(labels, seed):
@@ -27,9 +27,9 @@ def hold_out(labels: Sequence[int], fraction: float, seed: int) -> tuple[list[in
 
 
 def few_of_each(labels: Sequence[int], limit: int, seed: int) -> list[int]:
-    """Return the places of at most ``limit`` pictures of each class, in ascending order.
+    """Return the places of at most ``limit`` images of each class, in ascending order.
 
-    A smaller limit gives some of the pictures that a larger one gives.
+    A smaller limit gives some of the images that a larger one gives.
     """
     return _ascending([places[:limit] for places in _shuffled_classes(labels, seed)])
 
@@ -39,7 +39,7 @@ def _shuffled_classes(labels: Sequence[int], seed: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     all_labels = torch.as_tensor(labels, dtype=torch.long)
     found = []
-    # A stable sort keeps each class's pictures in their own order.
+    # A stable sort keeps each class's images in their own order.
     counts = torch.bincount(all_labels).tolist()
     for places in all_labels.argsort(stable=True).split(counts):
         if len(places):

@@ -1,10 +1,10 @@
-"""Preprocessing that belongs to a set of weights: which pixels a net was trained to see, as data.
+"""Preprocessing that belongs to a set of weights: which pixels a model was trained to see, as data.
 
-A net fed with other pixels than it was trained on loses points silently (one of the tiny ImageNet nets drops
-from 57 % to 40 % of 200 photos when they are normalised with the usual ImageNet mean and std), so the numbers
-live next to the weights and not in user code. The transform gives what torchvision's ``v2`` evaluation
-pipeline gives, but is written with torch's own resize: importing torchvision takes as long again as importing
-torch.
+A model fed with other pixels than it was trained on loses points silently (one of the tiny ImageNet models
+drops from 57 % to 40 % of 200 photos when they are normalised with the usual ImageNet mean and std), so the
+numbers live next to the weights and not in user code. The transform gives what torchvision's ``v2``
+evaluation pipeline gives, but is written with torch's own resize: importing torchvision takes as long again
+as importing torch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _INTERPOLATIONS = ("bilinear", "bicubic")
-_LARGEST = 4096  # px; guards against a typing error that would ask for a picture of many gigabytes
+_LARGEST = 4096  # px; guards against a typing error that would ask for an image of many gigabytes
 _MAX_ASPECT = (
     16  # long side / short side beyond which the ends, never seen by the crop, are cut before resizing
 )
@@ -33,15 +33,15 @@ _MAX_ASPECT = (
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a picture becomes a net's input: resize, centre crop, scale to 0..1, normalise.
+    """How an image becomes a model's input: resize, centre crop, scale to 0..1, normalise.
 
     Attributes:
-        input_size: side of the centre crop, px: what the net sees.
-        resize: length of the picture's short side before the crop, px; not less than ``input_size``.
+        input_size: side of the centre crop, px: what the model sees.
+        resize: length of the image's short side before the crop, px; not less than ``input_size``.
         mean: mean of each colour channel (R, G, B), on a scale of 0 to 1.
         std: standard deviation of each colour channel, on the same scale; positive.
         interpolation: ``"bilinear"`` or ``"bicubic"``.
-        antialias: smooth before sampling when making a picture smaller. Leave it on: nets are trained so.
+        antialias: smooth before sampling when making an image smaller. Leave it on: models are trained so.
 
     Raises:
         DataError: a value is out of range or of the wrong type; the message lists every such value.
@@ -63,7 +63,7 @@ class Preprocessing:
         if not problems and self.input_size > self.resize:
             problems.append(
                 f"input_size {self.input_size} is larger than resize {self.resize}: "
-                "a crop cannot be larger than the picture it is cut from"
+                "a crop cannot be larger than the image it is cut from"
             )
         for name in ("mean", "std"):
             problem = _channel_problem(name, getattr(self, name))
@@ -81,7 +81,7 @@ class Preprocessing:
             raise DataError("; ".join(problems))
 
     def build(self) -> ClassificationTransform:
-        """Return the callable that turns pictures into input for the net."""
+        """Return the callable that turns images into input for the model."""
         return ClassificationTransform(self)
 
     def to_dict(self) -> dict[str, Any]:
@@ -131,11 +131,11 @@ class Preprocessing:
 
 
 class ClassificationTransform:
-    """A picture in, normalised net input out. Made by :meth:`Preprocessing.build`; can be pickled.
+    """An image in, normalised model input out. Made by :meth:`Preprocessing.build`; can be pickled.
 
-    A Pillow picture is turned into a tensor first and resized as one, so that both kinds of input give the
+    A Pillow image is turned into a tensor first and resized as one, so that both kinds of input give the
     same bits. Pillow's own resize differs from the tensor one by 1/255 in one value of 10,000; on 200 photos
-    that moves a tiny net's logits (standard deviation 3.4) by at most 0.04 and changes no answer.
+    that moves a tiny model's logits (standard deviation 3.4) by at most 0.04 and changes no answer.
 
     Attributes:
         preprocessing: the numbers in use.
@@ -145,17 +145,17 @@ class ClassificationTransform:
         self.preprocessing = preprocessing
 
     def __call__(self, image: Image.Image | torch.Tensor) -> torch.Tensor:
-        """Return the net's input for one picture, or for a batch of equally large ones.
+        """Return the model's input for one image, or for a batch of equally large ones.
 
         Args:
-            image: a Pillow picture of any mode and EXIF orientation, or a uint8 tensor ``[C, H, W]`` or
+            image: a Pillow image of any mode and EXIF orientation, or a uint8 tensor ``[C, H, W]`` or
                 ``[B, C, H, W]`` with C = 3 (RGB) or 1 (grey, repeated to three channels), on any device.
 
         Returns:
             float32 ``[3, input_size, input_size]``, or ``[B, 3, input_size, input_size]`` for a batch.
 
         Raises:
-            TypeError: neither a Pillow picture nor a tensor, or a tensor that is not uint8. (Floating-point
+            TypeError: neither a Pillow image nor a tensor, or a tensor that is not uint8. (Floating-point
                 tensors are refused because nothing tells whether they run from 0 to 1, to 255, or are
                 normalised already.)
             ImageError: a tensor of another shape, or without pixels.
@@ -166,11 +166,11 @@ class ClassificationTransform:
             image = self._from_pil(image)
         if image.dtype != torch.uint8:
             raise TypeError(
-                f"pictures as tensors must be uint8 (0 to 255), not {str(image.dtype).removeprefix('torch.')}"
+                f"images as tensors must be uint8 (0 to 255), not {str(image.dtype).removeprefix('torch.')}"
             )
         if image.ndim not in (3, 4) or image.shape[-3] not in (1, 3) or image.numel() == 0:
             raise ImageError(
-                f"a picture tensor is [C, H, W] or [B, C, H, W] with C = 3 or 1, not {list(image.shape)}"
+                f"an image tensor is [C, H, W] or [B, C, H, W] with C = 3 or 1, not {list(image.shape)}"
             )
         if image.shape[-3] == 1:
             image = image.repeat_interleave(3, dim=-3)
@@ -215,9 +215,9 @@ class ClassificationTransform:
         except ImportError as e:
             raise missing_extra("pillow", "reading images") from e
         if not isinstance(image, Image.Image):
-            raise TypeError(f"expected a Pillow picture or a uint8 tensor, not {type(image).__name__}")
+            raise TypeError(f"expected a Pillow image or a uint8 tensor, not {type(image).__name__}")
         if 0 in image.size:
-            raise ImageError(f"the picture has no pixels (size {image.size[0]} x {image.size[1]})")
+            raise ImageError(f"the image has no pixels (size {image.size[0]} x {image.size[1]})")
         import torch
 
         image = to_rgb(image)

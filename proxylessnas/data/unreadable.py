@@ -1,4 +1,4 @@
-"""Pictures that cannot be read: let pass up to a share of all, and told of by name."""
+"""Images that cannot be read: let pass up to a share of all, and told of by name."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ _IN_ERROR, _IN_NOTE = 3, 10  # at most so many are named
 
 
 class Unreadable:
-    """The pictures of a loader that could not be read so far.
+    """The images of a loader that could not be read so far.
 
     Args:
-        n: how many pictures there are.
+        n: how many images there are.
         share: of them that may be unreadable.
-        what: they are, in messages: "training pictures".
+        what: they are, in messages: "training images".
 
     Attributes:
-        reasons: name of a picture to why it cannot be read.
+        reasons: name of an image to why it cannot be read.
     """
 
     def __init__(self, n: int, share: float, what: str) -> None:
@@ -45,7 +45,7 @@ class Unreadable:
 
 
 class UnreadableNotes:
-    """Tells the user of unreadable pictures, each of them once."""
+    """Tells the user of unreadable images, each of them once."""
 
     def __init__(self) -> None:
         self._told: set[str] = set()
@@ -55,7 +55,7 @@ class UnreadableNotes:
 
         Args:
             note: shows a text.
-            part: which pictures, such as "training".
+            part: which images, such as "training".
             reasons: name to reason of all that were found so far.
             instead: what is done about them, such as "they are left out".
         """
@@ -64,4 +64,4 @@ class UnreadableNotes:
         if fresh:
             more = f"\n  and {len(fresh) - _IN_NOTE} more" if len(fresh) > _IN_NOTE else ""
             shown = "\n  ".join(fresh[:_IN_NOTE])
-            note(f"{len(fresh)} {part} picture(s) cannot be read, {instead}:\n  {shown}{more}")
+            note(f"{len(fresh)} {part} image(s) cannot be read, {instead}:\n  {shown}{more}")

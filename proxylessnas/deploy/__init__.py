@@ -1,4 +1,4 @@
-"""Ship a net: files for the runtimes people deploy on, with proof that they compute the same.
+"""Ship a model: files for the runtimes people deploy on, with proof that they compute the same.
 
     >>> from proxylessnas import deploy
     >>> report = deploy.export("proxyless_mobile", "mobile.onnx")  # doctest: +SKIP

@@ -24,13 +24,13 @@ Run = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way to run a net.
+class Backend:
+    """One way to run a model.
 
     Attributes:
         name: for people.
-        make: takes the net as given, the folded net and an example batch. Whatever it raises means that this
-            way cannot be gone here.
+        make: takes the model as given, the folded model and an example batch. Whatever it raises means that
+            this way cannot be gone here.
         bf16: whether it computes in bfloat16.
         compiled: whether it needs a compiler and its time.
         devices: that it is tried on.
@@ -44,28 +44,28 @@ class Way:
 
 
 class Placed(nn.Module):
-    """A net with its input in another memory format or dtype; the output is float32 again."""
+    """A model with its input in another memory format or dtype; the output is float32 again."""
 
-    def __init__(self, net: nn.Module, memory_format: torch.memory_format, dtype: torch.dtype) -> None:
+    def __init__(self, model: nn.Module, memory_format: torch.memory_format, dtype: torch.dtype) -> None:
         super().__init__()
-        self.net = copy.deepcopy(net).to(dtype=dtype).to(memory_format=memory_format)
+        self.model = copy.deepcopy(model).to(dtype=dtype).to(memory_format=memory_format)
         self.memory_format, self.dtype = memory_format, dtype
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run the net."""
+        """Run the model."""
         x = x.to(dtype=self.dtype, memory_format=self.memory_format)
-        return self.net(x).float()
+        return self.model(x).float()
 
 
-def channels_last(net: nn.Module, dtype: torch.dtype = torch.float32) -> Placed:
+def channels_last(model: nn.Module, dtype: torch.dtype = torch.float32) -> Placed:
     """Return a copy that keeps the channels of a pixel together, which is how fast kernels want them."""
-    return Placed(net, torch.channels_last, dtype)
+    return Placed(model, torch.channels_last, dtype)
 
 
 def _fused(dtype: torch.dtype) -> Callable[[nn.Module, nn.Module, Tensor], Run]:
     def make(_: nn.Module, folded: nn.Module, example: Tensor) -> Run:
         placed = channels_last(folded, dtype)
-        placed.net = fuse(placed.net, example.to(dtype=dtype, memory_format=torch.channels_last))
+        placed.model = fuse(placed.model, example.to(dtype=dtype, memory_format=torch.channels_last))
         return placed
 
     return make
@@ -94,7 +94,7 @@ def _aot_inductor(dtype: torch.dtype) -> Callable[[nn.Module, nn.Module, Tensor]
             warnings.simplefilter("ignore")
             program = torch.export.export(channels_last(folded, dtype), (example,), strict=False)
             path = Path(folder) / "net.pt2"
-            compile_program(program, path, "the net", None)
+            compile_program(program, path, "the model", None)
             loaded = load_program(path)
         return lambda x: loaded(x.contiguous())
 
@@ -104,17 +104,17 @@ def _aot_inductor(dtype: torch.dtype) -> Callable[[nn.Module, nn.Module, Tensor]
 _F32, _BF16 = torch.float32, torch.bfloat16
 #: The simplest first: of two that are equally fast, the one that comes first is taken.
 WAYS = (
-    Way("as given", lambda net, _, __: net),
-    Way("channels last", lambda net, _, __: channels_last(net)),
-    Way("folded", lambda _, folded, __: folded),
-    Way("folded, channels last", lambda _, folded, __: channels_last(folded)),
-    Way("oneDNN fused", _fused(_F32), devices=("cpu",)),
-    Way("AOTInductor", _aot_inductor(_F32), compiled=True),
-    Way("inductor", _inductor(_F32), compiled=True),
-    Way("folded, channels last, bfloat16", lambda _, folded, __: channels_last(folded, _BF16), bf16=True),
-    Way("oneDNN fused, bfloat16", _fused(_BF16), bf16=True, devices=("cpu",)),
-    Way("AOTInductor, bfloat16", _aot_inductor(_BF16), bf16=True, compiled=True),
-    Way("inductor, bfloat16", _inductor(_BF16), bf16=True, compiled=True),
+    Backend("as given", lambda model, _, __: model),
+    Backend("channels last", lambda model, _, __: channels_last(model)),
+    Backend("folded", lambda _, folded, __: folded),
+    Backend("folded, channels last", lambda _, folded, __: channels_last(folded)),
+    Backend("oneDNN fused", _fused(_F32), devices=("cpu",)),
+    Backend("AOTInductor", _aot_inductor(_F32), compiled=True),
+    Backend("inductor", _inductor(_F32), compiled=True),
+    Backend("folded, channels last, bfloat16", lambda _, folded, __: channels_last(folded, _BF16), bf16=True),
+    Backend("oneDNN fused, bfloat16", _fused(_BF16), bf16=True, devices=("cpu",)),
+    Backend("AOTInductor, bfloat16", _aot_inductor(_BF16), bf16=True, compiled=True),
+    Backend("inductor, bfloat16", _inductor(_BF16), bf16=True, compiled=True),
 )
 
 
@@ -130,14 +130,15 @@ def no_bfloat16(device: torch.device) -> str:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to run the net.
+    """One way to run the model.
 
     Attributes:
         name: as in :attr:`OptimizeReport.chosen`.
         ms: a forward pass of the whole batch, undisturbed, milliseconds; None if it was not timed.
         spread: how much longer the median pass took, as a share of ``ms``; None if it was not timed.
-        difference: largest absolute difference of an output to the net as it was given; None if it never ran.
-        agreement: share of the pictures with the same largest output, 0 to 1; None if it never ran.
+        difference: largest absolute difference of an output to the model as it was given; None if it never
+            ran.
+        agreement: share of the images with the same largest output, 0 to 1; None if it never ran.
         prepare_seconds: what making it took.
         out: why it could not be chosen; "" if it could.
     """
@@ -159,8 +160,8 @@ class OptimizeReport:
         chosen: name of the candidate that runs.
         why: the reason, in a sentence.
         candidates: all of them, the one given first.
-        pictures: what the outputs were compared on, in words.
-        batch_size, input_size: what was timed; other inputs are run by the folded net.
+        images: what the outputs were compared on, in words.
+        batch_size, input_size: what was timed; other inputs are run by the folded model.
         threads: that were timed, and are built into compiled code.
         device, device_name, allocator, versions: what was measured on.
         advice: what would make it faster, in words; empty if nothing is known.
@@ -170,7 +171,7 @@ class OptimizeReport:
     chosen: str
     why: str
     candidates: tuple[Candidate, ...]
-    pictures: str
+    images: str
     batch_size: int
     input_size: tuple[int, ...]
     threads: int
@@ -183,7 +184,7 @@ class OptimizeReport:
 
     @property
     def speedup(self) -> float:
-        """How many times as fast as the net given the chosen one is."""
+        """How many times as fast as the model given the chosen one is."""
         return _ms(self.candidates[0]) / _ms(self._chosen)
 
     @property
@@ -213,7 +214,7 @@ class OptimizeReport:
         where = (
             f"{self.device_name}, {threads}batch {self.batch_size}, input {list(self.input_size)}; {versions}"
         )
-        lines += [self.why, f"{where}; compared on {self.pictures}"]
+        lines += [self.why, f"{where}; compared on {self.images}"]
         return "\n".join([*lines, *self.advice, *(f"not to be trusted: {reason}" for reason in self.noise)])
 
 

@@ -60,7 +60,7 @@ class ModelBundle:
 
 
 def open_bundle(
-    net: ImageClassifier | Arch | TreeArch | str | os.PathLike[str],
+    given: ImageClassifier | Arch | TreeArch | str | os.PathLike[str],
     *,
     pretrained: bool = True,
     weights: str | os.PathLike[str] | None = None,
@@ -69,7 +69,7 @@ def open_bundle(
     """Return a model ready to be exported; what is given is left as it is.
 
     Args:
-        net: a model, a name of the zoo, a ``.safetensors`` file, or an architecture.
+        given: a model, a name of the zoo, a ``.safetensors`` file, or an architecture.
         pretrained: take published weights for a name; False leaves its weights random, and gives it BatchNorm
             statistics with which its outputs are of ordinary size.
         weights: see :func:`~proxylessnas.create_model`.
@@ -79,26 +79,26 @@ def open_bundle(
     Raises:
         ProxylessError: the model or its weights cannot be had.
     """
-    net = unwrapped(net)
-    if not isinstance(net, (ImageClassifier, Arch, TreeArch, str, os.PathLike)):
+    given = unwrapped(given)
+    if not isinstance(given, (ImageClassifier, Arch, TreeArch, str, os.PathLike)):
         raise ExportError(
-            "what is exported must be a net of this package, a name, a file or an architecture, not "
-            f"{shown(net)}"
+            "what is exported must be a model of this package, a name, a file or an architecture, not "
+            f"{shown(given)}"
         )
     if input_size is not None and (
         isinstance(input_size, bool) or not isinstance(input_size, int) or not 1 <= input_size <= 4096
     ):
         raise ExportError(f"input_size must be a whole number from 1 to 4096, not {shown(input_size)}")
-    found = resolve(net)
+    found = resolve(given)
     if found.path is not None and os.path.isfile(found.path) and file_runtimes(found.path):
         raise ExportError(
             f"{found.given}: is an exported file already, and cannot be exported again: give the "
             ".safetensors file or the name that it was made from"
         )
-    if isinstance(net, ImageClassifier):
-        model = copy.deepcopy(net)
+    if isinstance(given, ImageClassifier):
+        model = copy.deepcopy(given)
     else:
-        model = create_model(net, pretrained=pretrained and weights is None, weights=weights)
+        model = create_model(given, pretrained=pretrained and weights is None, weights=weights)
     model = model.float().cpu().eval()
     known = model.preprocessing
     side = input_size or model.input_size[1]

@@ -1,4 +1,4 @@
-"""A net becomes a file of another runtime, which is proven before it appears: :func:`export`."""
+"""A model becomes a file of another runtime, which is proven before it appears: :func:`export`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from . import verify as parity
 from .bundle import ModelBundle, open_bundle
 from .formats.base import ExportOptions, format_of
 from .report import ExportReport, FileRecord
-from .verify import LatencyRow, not_measured, proof_pictures, time_file
+from .verify import LatencyRow, not_measured, proof_images, time_file
 
 PRECISIONS = ("float32", "int8")
 
@@ -32,7 +32,7 @@ Steps = Callable[[str], None]
 
 
 def export(
-    net: ImageClassifier | Arch | TreeArch | str | os.PathLike[str],
+    model: ImageClassifier | Arch | TreeArch | str | os.PathLike[str],
     path: str | os.PathLike[str],
     *,
     precision: str = "float32",
@@ -57,22 +57,22 @@ def export(
     qat_data: str | os.PathLike[str] | None = None,
     progress: Steps | None = None,
 ) -> ExportReport:
-    """Write a net as a file of the format that the suffix names, and prove that it computes the same.
+    """Write a model as a file of the format that the suffix names, and prove that it computes the same.
 
-    The file is written beside its final place, loaded by its own runtime, and run on real pictures and on
-    random numbers at batch 1, 2 and 7, as is the net. Only a file within the tolerance gets its name; then
+    The file is written beside its final place, loaded by its own runtime, and run on real images and on
+    random numbers at batch 1, 2 and 7, as is the model. Only a file within the tolerance gets its name; then
     ``<path>.json`` beside it holds the report.
 
     >>> export("proxyless_mobile", "mobile.onnx").speedup  # doctest: +SKIP
     3.4
 
     Args:
-        net: a net, a name of the zoo, a ``.safetensors`` file, or an architecture.
+        model: a model, a name of the zoo, a ``.safetensors`` file, or an architecture.
         path: where to; see :func:`.formats.base.formats`.
         precision: "float32" or "int8" (``.onnx``, ``.xml``, ``.pte``, ``.tflite``; needs
             ``calibration``).
-        batch_size: pictures a call; None leaves it open where the format can.
-        uint8_input: ``.onnx`` only: the file takes uint8 pictures [N, 3, H, W] of any size, and resizes,
+        batch_size: images a call; None leaves it open where the format can.
+        uint8_input: ``.onnx`` only: the file takes uint8 images [N, 3, H, W] of any size, and resizes,
             crops and normalises them itself.
         opset: ``.onnx`` only: version of the operators.
         aot: ``.pt2`` only: machine code for this kind of machine.
@@ -81,29 +81,29 @@ def export(
         pretrained: take published weights for a name; False leaves its weights random.
         weights: see :func:`~proxylessnas.create_model`.
         input_size: side of the input, px; see :func:`.bundle.open_bundle`.
-        images: a folder or files to prove it with; None takes pictures that are here already.
-        tolerance: how far an output may be off, times the net's largest output (or 1, if that is less); None
-            means 1e-4, with ``uint8_input`` 0.02.
-        measure: measure the latency of the net and of the file, by turns, for some seconds.
+        images: a folder or files to prove it with; None takes images that are here already.
+        tolerance: how far an output may be off, times the model's largest output (or 1, if that is less);
+            None means 1e-4, with ``uint8_input`` 0.02.
+        measure: measure the latency of the model and of the file, by turns, for some seconds.
         force: replace a file that is there.
         calibration: a folder or files to calibrate int8 with.
-        data: a folder of labelled pictures to judge int8 with; None takes those for the calibration.
+        data: a folder of labelled images to judge int8 with; None takes those for the calibration.
         target_isa: processors that int8 has to compute the same on: "avx2" (x86 without VNNI), "vnni", or
             "any" of them; see :mod:`.int8.saturation`.
-        min_agreement: share of the pictures, 0 to 1, to which int8 has to give the net's own class.
+        min_agreement: share of the images, 0 to 1, to which int8 has to give the model's own class.
         max_drop: share of ``data``, 0 to 1, that int8 may get wrong more than float32 does.
-        qat_epochs: first fine-tune the net so many epochs with the rounding of int8 in it.
-        qat_data: labelled pictures to fine-tune on; not those of ``data``.
+        qat_epochs: first fine-tune the model so many epochs with the rounding of int8 in it.
+        qat_data: labelled images to fine-tune on; not those of ``data``.
         progress: told what comes next.
 
     Returns:
         What was written, and what the proof found.
 
     Raises:
-        ExportError: the format cannot take the net or an option, the file computes something else, or it
+        ExportError: the format cannot take the model or an option, the file computes something else, or it
             cannot be written; nothing new is at ``path`` then, and an older file is as it was.
         MissingExtraError: a library is not installed; the message gives the pip line.
-        ProxylessError: the net, its weights or a picture cannot be had.
+        ProxylessError: the model, its weights or an image cannot be had.
     """
     begin = time.perf_counter()
     path = Path(path)
@@ -123,11 +123,11 @@ def export(
     check_place(path, force=force)
     versions = {"torch": str(torch.__version__), **fmt.versions()}
     tell = progress or (lambda what: None)
-    tell("opening the net")
-    subject = open_bundle(net, pretrained=pretrained, weights=weights, input_size=input_size)
-    fmt.check(subject, options)
-    pictures = proof_pictures(subject, images)
-    tensors = [*subject.model.parameters(), *subject.model.buffers()]
+    tell("opening the model")
+    bundle = open_bundle(model, pretrained=pretrained, weights=weights, input_size=input_size)
+    fmt.check(bundle, options)
+    proof = proof_images(bundle, images)
+    tensors = [*bundle.model.parameters(), *bundle.model.buffers()]
     check_space(path, sum(t.numel() * t.element_size() for t in tensors))
     threads = threads or torch.get_num_threads()
     with workshop(path) as folder:
@@ -137,22 +137,22 @@ def export(
         if precision == "int8":
             from .quantization import doubts, quantise
 
-            # What is calibrated and judged takes the net's own inputs.
+            # What is calibrated and judged takes the model's own inputs.
             inner = dataclasses.replace(options, uint8_input=False)
             int8 = quantise(
-                subject, draft, fmt, calibration=calibration, judge=_judge(subject, data),
+                bundle, draft, fmt, calibration=calibration, judge=_judge(bundle, data),
                 target_isa=target_isa, min_agreement=min_agreement, max_drop=max_drop, qat_epochs=qat_epochs,
                 qat_data=qat_data, options=inner, threads=threads, progress=tell,
             )  # fmt: skip
             if uint8_input:
                 from .formats.onnx import take_bytes
 
-                take_bytes(draft, subject)
+                take_bytes(draft, bundle)
             files = [draft, *sorted(p for p in folder.iterdir() if p.stem == path.stem and p != draft)]
         else:
-            files = fmt.write(subject, draft, options)
-        tell(f"comparing with the net on {pictures.source}")
-        rows = parity.compare(subject, fmt.open(draft, threads=threads), options, pictures)
+            files = fmt.write(bundle, draft, options)
+        tell(f"comparing with the model on {proof.source}")
+        rows = parity.compare(bundle, fmt.open(draft, threads=threads), options, proof)
         if int8 is None:
             tolerance = tolerance or (parity.PIXEL_TOLERANCE if uint8_input else parity.TOLERANCE)
             parity.check(rows, tolerance, path.name)
@@ -161,11 +161,11 @@ def export(
         if measure:
             tell("measuring the latency")
             try:
-                latency = time_file(subject, draft, options, threads)
+                latency = time_file(bundle, draft, options, threads)
             except LatencyError as e:
                 notes.append(not_measured(e))
         report = ExportReport(
-            path, fmt.name, precision, tuple(map(FileRecord.of, files)), subject, options, pictures.source,
+            path, fmt.name, precision, tuple(map(FileRecord.of, files)), bundle, options, proof.source,
             None if int8 is not None else tolerance, rows, latency, int8, versions, device_name(),
             datetime.date.today().isoformat(), time.perf_counter() - begin, tuple(notes),
         )  # fmt: skip
@@ -191,10 +191,10 @@ def _check_options(
             raise ExportError(f"{name} must be a number from 0 to 1, not {shown(share)}")
 
 
-def _judge(subject: ModelBundle, data: str | os.PathLike[str] | None) -> LabelledImages | None:
-    """Return the labelled pictures that judge int8."""
+def _judge(bundle: ModelBundle, data: str | os.PathLike[str] | None) -> LabelledImages | None:
+    """Return the labelled images that judge int8."""
     if data is None:
         return None
-    record, classes = subject.model.weights, subject.model.num_classes
+    record, classes = bundle.model.weights, bundle.model.num_classes
     dataset = record.dataset if record is not None and record.num_classes == classes else None
-    return labelled_images(data, classes, dataset, names=subject.categories)
+    return labelled_images(data, classes, dataset, names=bundle.categories)

@@ -1,11 +1,11 @@
-"""Nets in folders and repositories as the Hugging Face Hub has them.
+"""Models in folders and repositories as the Hugging Face Hub has them.
 
 A folder holds ``model.safetensors`` (which ``create_model`` opens on its own), ``config.json`` (what people
 and the Hub read, and may edit) and ``README.md``, the model card.
 
     >>> from proxylessnas import create_model
-    >>> folder = save_pretrained(create_model("proxyless_cifar10_demo", pretrained=True), "my_net")
-    >>> model = from_pretrained("my_net")
+    >>> folder = save_pretrained(create_model("proxyless_cifar10_demo", pretrained=True), "my_model")
+    >>> model = from_pretrained("my_model")
 """
 
 from __future__ import annotations
@@ -49,30 +49,30 @@ def save_pretrained(
     license: str | None = None,
     measured: Evaluation | None = None,
 ) -> Path:
-    """Write a net to a folder that :func:`from_pretrained` opens again, bit for bit.
+    """Write a model to a folder that :func:`from_pretrained` opens again, bit for bit.
 
     The folder appears, or its files change, when everything is written. A ``README.md`` that is there is
     kept, and so are all other files.
 
     Args:
-        model: any net of this package.
+        model: any model of this package.
         folder: where to; it is made if need be, its parent must be there.
-        name: title of the model card; None takes the net's.
+        name: title of the model card; None takes the model's.
         license: SPDX identifier of the weights for the model card; None takes that of the published weights,
-            if the net has just these.
+            if the model has just these.
         measured: accuracy for the model card, see :func:`~proxylessnas.deploy.model_card.model_card`.
 
     Returns:
         The folder.
 
     Raises:
-        TypeError: not a net of this package.
+        TypeError: not a model of this package.
         ExportError: the folder cannot be written.
         MissingExtraError: huggingface_hub (for the model card) or safetensors is not installed.
     """
     model = unwrapped(model)
     if not isinstance(model, ImageClassifier):
-        raise TypeError(f"save_pretrained takes a net of this package, not a {type(model).__name__}")
+        raise TypeError(f"save_pretrained takes a model of this package, not a {type(model).__name__}")
     folder = Path(folder)
     title = name or model.name or folder.resolve().name
     try:
@@ -125,7 +125,7 @@ def from_pretrained(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
 ) -> ImageClassifier:
-    """Open a net of a folder, or of a repository on the Hub.
+    """Open a model of a folder, or of a repository on the Hub.
 
     A folder never touches the network and needs no further library. A repository is looked up in the Hub's
     cache and fetched if need be; ``HF_HUB_OFFLINE`` and ``PROXYLESSNAS_OFFLINE`` forbid that. Where
@@ -140,7 +140,7 @@ def from_pretrained(
         local_files_only: take what the cache has, without asking the network.
 
     Returns:
-        The net, in evaluation mode.
+        The model, in evaluation mode.
 
     Raises:
         WeightsNotFoundError: no such folder or repository, or a file is missing in it.
@@ -177,7 +177,7 @@ def from_pretrained(
     with _malformed(folder / CONFIG):
         for key, names in (("id2label", categories), ("wnids", wnids)):
             if names and len(names) != model.num_classes:
-                raise ValueError(f"{key} has {len(names)} entries, the net {model.num_classes} classes")
+                raise ValueError(f"{key} has {len(names)} entries, the model {model.num_classes} classes")
     title = config.get("architecture")
     model.name = title if isinstance(title, str) else model.name
     model.preprocessing = preprocessing or model.preprocessing
@@ -247,12 +247,12 @@ def push_to_hub(
     message: str | None = None,
     create_pr: bool = False,
 ) -> str:
-    """Write a net to a repository on the Hub, which is made if need be, in one commit.
+    """Write a model to a repository on the Hub, which is made if need be, in one commit.
 
     A model card that is there is kept.
 
     Args:
-        model: any net of this package.
+        model: any model of this package.
         repo: ``"owner/name"``.
         name: title of the model card; None takes the repository's.
         license: as for :func:`save_pretrained`.
@@ -284,7 +284,7 @@ def push_to_hub(
             commit = api.upload_folder(
                 repo_id=repo,
                 folder_path=folder,
-                commit_message=message or f"Net of proxylessnas {__version__}",
+                commit_message=message or f"Model of proxylessnas {__version__}",
                 revision=revision,
                 create_pr=create_pr,
                 ignore_patterns=kept,

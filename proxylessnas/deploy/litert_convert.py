@@ -2,7 +2,7 @@
 
     python -I litert_convert.py PACKAGE WEIGHTS OUT HEIGHT WIDTH BATCH [RULE INPUTS CONVS ADDS WIDE]
 
-PACKAGE is the folder of this package, WEIGHTS a file of ``save_weights``, BATCH the pictures a call, 0 for
+PACKAGE is the folder of this package, WEIGHTS a file of ``save_weights``, BATCH the images a call, 0 for
 any number. With the other five the file is in 8 bits: see :func:`.int8.litert_quantise.quantise_file`. What
 fails is told in one line on the standard error, after "PROBLEM: ".
 """
@@ -31,7 +31,7 @@ def import_package(folder: Path) -> None:
 
 
 def convert(weights: Path, out: Path, height: int, width: int, batch: int) -> None:
-    """Write a net as a ``.tflite`` file; its input is [N, H, W, C] float32, as phones have pictures."""
+    """Write a model as a ``.tflite`` file; its input is [N, H, W, C] float32, as phones have images."""
     import litert_torch  # type: ignore[import-not-found,unused-ignore]
     import torch
     from torch import Tensor, nn
@@ -40,24 +40,24 @@ def convert(weights: Path, out: Path, height: int, width: int, batch: int) -> No
     from proxylessnas.deploy.formats.split_depthwise import split_depthwise
 
     class ChannelsLast(nn.Module):
-        def __init__(self, net: Any) -> None:
+        def __init__(self, model: Any) -> None:
             super().__init__()
-            self.net = net
+            self.model = model
 
         def forward(self, images: Tensor) -> Any:
             x = images.permute(0, 3, 1, 2)
-            if self.net.global_pool != "avg":
-                return self.net(x)
+            if self.model.global_pool != "avg":
+                return self.model(x)
             # The same, but as LiteRT has its maps: otherwise it would turn the last one round first.
-            return self.net.classifier(self.net.forward_features(x).permute(0, 2, 3, 1).mean((1, 2)))
+            return self.model.classifier(self.model.forward_features(x).permute(0, 2, 3, 1).mean((1, 2)))
 
-    net: Any = split_depthwise(create_model(weights)).requires_grad_(False)
-    example = torch.zeros(batch or 2, height, width, net.in_chans)
+    model: Any = split_depthwise(create_model(weights)).requires_grad_(False)
+    example = torch.zeros(batch or 2, height, width, model.in_chans)
     shapes = None if batch else ({0: torch.export.Dim("batch", min=1, max=LARGEST_BATCH)},)
     # Torch asks whether a batch is below 16 to choose between these two, which would limit the file to that.
     with torch.backends.mkldnn.flags(enabled=False), torch.backends.nnpack.flags(enabled=False):
-        model = litert_torch.convert(ChannelsLast(net).eval(), (example,), dynamic_shapes=shapes)
-    model.export(str(out))
+        edge_model = litert_torch.convert(ChannelsLast(model).eval(), (example,), dynamic_shapes=shapes)
+    edge_model.export(str(out))
 
 
 def main(arguments: list[str]) -> int:

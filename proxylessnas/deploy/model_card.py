@@ -1,4 +1,4 @@
-"""The ``README.md`` of a net on the Hugging Face Hub: YAML for machines, then Markdown for people."""
+"""The ``README.md`` of a model on the Hugging Face Hub: YAML for machines, then Markdown for people."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ ICLR 2019, [arXiv:1812.00332](https://arxiv.org/abs/1812.00332)
 
 
 def unchanged_weights(model: ImageClassifier) -> Weights | None:
-    """Return the record of the published weights that a net has bit for bit, or None.
+    """Return the record of the published weights that a model has bit for bit, or None.
 
-    A net that was fine-tuned still knows where its weights came from, but neither the published accuracy nor
-    the licence of that file is its own. Nothing is fetched: without the published file in the cache (or in
-    the package) the answer is None.
+    A model that was fine-tuned still knows where its weights came from, but neither the published accuracy
+    nor the licence of that file is its own. Nothing is fetched: without the published file in the cache (or
+    in the package) the answer is None.
     """
     from ..models.loading import fit_state_dict
     from ..weights.cache import cached_state_dict, verify
@@ -59,11 +59,11 @@ def model_card(
     """Return the text of a model card.
 
     Args:
-        model: the net.
+        model: the model.
         name: its title.
-        license: SPDX identifier; None takes that of the published weights, if the net has just these.
-        measured: accuracy of this net as :func:`~.train.evaluate.evaluate` found it; None shows the
-            published figures, if the net has just these weights, and says that they are.
+        license: SPDX identifier; None takes that of the published weights, if the model has just these.
+        measured: accuracy of this model as :func:`~.train.evaluate.evaluate` found it; None shows the
+            published figures, if the model has just these weights, and says that they are.
 
     Raises:
         MissingExtraError: huggingface_hub is not installed.
@@ -77,7 +77,7 @@ def model_card(
         hub.EvalResult(
             task_type=TASK,
             dataset_type=dataset[0] if dataset else "other",
-            dataset_name=dataset[1] if dataset else "the author's own pictures",
+            dataset_name=dataset[1] if dataset else "the author's own images",
             metric_type="accuracy",
             metric_name=f"{label} accuracy, percent ({status})",
             metric_value=round(value, 3),
@@ -102,7 +102,7 @@ def model_card(
 def _figures(record: Weights | None, measured: Evaluation | None) -> list[tuple[str, float, str]]:
     """Return (label, percent, status) of each known accuracy."""
     if measured is not None:
-        status = f"measured on {measured.n} pictures"
+        status = f"measured on {measured.n} images"
         return [("top-1", measured.top1, status), ("top-5", measured.top5, status)]
     if record is None:
         return []
@@ -128,14 +128,14 @@ def _what(model: ImageClassifier) -> str:
         counted = profile(model)
         lines.append(
             f"- {counted.params / 1e6:.2f} million parameters, {counted.macs / 1e6:.1f} million "
-            f"multiply-adds for a picture of {side} x {side} px"
+            f"multiply-adds for an image of {side} x {side} px"
         )
     outputs = f"{model.num_classes} classes" if model.num_classes else "embeddings"
     lines.append(f"- {outputs}, {model.in_chans} input channels")
     if model.preprocessing:
-        lines.append(f"- pictures are prepared so: {model.preprocessing}")
+        lines.append(f"- images are prepared so: {model.preprocessing}")
     return (
-        "A convolutional net for pictures, made of MBConv blocks or tree cells that were found by search.\n\n"
+        "A convolutional model for images, made of MBConv blocks or tree cells that were found by search.\n\n"
         + "\n".join(lines)
         + f"\n\nArchitecture:\n\n```\n{model.arch}\n```"
     )
@@ -152,7 +152,7 @@ def _origin(model: ImageClassifier, record: Weights | None, license: str | None)
             training = training.get("before")
     elif model.weights is not None:
         lines.append(
-            f"The net was made from the published weights `{model.weights.name}` "
+            f"The model was made from the published weights `{model.weights.name}` "
             f"({model.weights.license}); it is not known to have just these."
         )
     else:

@@ -1,14 +1,15 @@
-"""The fastest way to run a net in this process, found by trying.
+"""The fastest way to run a model in this process, found by trying.
 
 >>> import proxylessnas
 >>> from proxylessnas.deploy import optimize
->>> net = proxylessnas.create_model("proxyless_cpu")
->>> fast = optimize(net, batch_size=8)  # doctest: +SKIP
+>>> model = proxylessnas.create_model("proxyless_cpu")
+>>> fast = optimize(model, batch_size=8)  # doctest: +SKIP
 >>> print(fast.report)  # doctest: +SKIP
 
 Which way is fastest depends on processor, number of threads, batch and versions, and a compiler is not
-everywhere. So each candidate is made, compared with the net as it was given, timed in turns with the others,
-and one of them is taken. Memory that is handed back to the system after every layer can cost more than all of
+everywhere. So each candidate is made, compared with the model as it was given, timed in turns with the
+others, and one of them is taken. Memory that is handed back to the system after every layer can cost more
+than all of
 this gains: call :func:`proxylessnas.keep_freed_pages` at the start of the program. It changes the whole
 process, so it is not done here; the report says if it is missing.
 """
@@ -34,9 +35,9 @@ from ..runtimes.environment import allocator
 from ..runtimes.timer import MIN_SECONDS, window
 from ..runtimes.torch_compile import missing_compiler
 from ..runtimes.torch_sessions import CudaSession, EagerSession, cuda_name, torch_versions
-from .backends import WAYS, Candidate, OptimizeReport, Run, Way, no_bfloat16
+from .backends import WAYS, Backend, Candidate, OptimizeReport, Run, no_bfloat16
 from .bundle import open_bundle
-from .verify import proof_pictures
+from .verify import proof_images
 
 _ROUNDS = 5
 _RANDOM_INPUTS = 32
@@ -44,36 +45,36 @@ _RANDOM_INPUTS = 32
 _TIE = 0.03
 _BF16_TOLERANCE = 0.05
 _KEEP_PAGES = (
-    "freed memory is handed back to the system, which slows nets down: call "
+    "freed memory is handed back to the system, which slows models down: call "
     "proxylessnas.keep_freed_pages() at the start of the program"
 )
 _JUDGE = "bfloat16 was judged by few inputs: give real ones as `example`, or forbid it with allow_bf16=False"
 
 
 class Optimized(nn.Module):
-    """A net that runs the fastest way there was; made by :func:`optimize`.
+    """A model that runs the fastest way there was; made by :func:`optimize`.
 
     It is for inference: always in evaluation mode, in inference mode, and not under autocast. What was
-    chosen was made for one shape of input; other shapes are run by ``net``, the folded one.
+    chosen was made for one shape of input; other shapes are run by ``model``, the folded one.
 
     Attributes:
         report: what was tried, and why this was chosen.
-        net: the net with BatchNorm folded.
+        model: the model with BatchNorm folded.
     """
 
-    def __init__(self, net: nn.Module, run: Run, example: Tensor, report: OptimizeReport) -> None:
+    def __init__(self, model: nn.Module, run: Run, example: Tensor, report: OptimizeReport) -> None:
         super().__init__()
-        self.net, self.report = net.eval(), report
+        self.model, self.report = model.eval(), report
         self._run = [run]  # in a list, for a module in an attribute would count as a part, with its weights
         self._shape, self._dtype, self._device = example.shape, example.dtype, example.device
 
     @torch.inference_mode()
     def forward(self, x: Tensor) -> Tensor:
-        """Map pictures [N, C, H, W] to what the net given returns."""
+        """Map images [N, C, H, W] to what the model given returns."""
         with torch.autocast(x.device.type, enabled=False):
             if x.shape == self._shape and x.dtype == self._dtype and x.device == self._device:
                 return self._run[0](x)
-            found: Tensor = self.net(x)
+            found: Tensor = self.model(x)
             return found
 
     def train(self, mode: bool = True) -> Optimized:
@@ -83,14 +84,14 @@ class Optimized(nn.Module):
             ExportError: training is asked for.
         """
         if mode:
-            raise ExportError("an optimised net is for inference only; train the net it was made from")
+            raise ExportError("an optimised model is for inference only; train the model it was made from")
         super().train(False)
         return self
 
     def __reduce__(self) -> Any:
         raise ExportError(
-            "an optimised net belongs to this process: save the net it was made from, or export it "
-            "(`proxylessnas export NET FILE.pt2 --aot`)"
+            "an optimised model belongs to this process: save the model it was made from, or export it "
+            "(`proxylessnas export MODEL FILE.pt2 --aot`)"
         )
 
 
@@ -109,22 +110,22 @@ def optimize(
 ) -> Optimized:
     """Return the fastest module that computes what ``model`` computes, on this machine, for one shape.
 
-    Tried are: the net as it is; with channels last; with BatchNorm folded; with oneDNN's fused operators
+    Tried are: the model as it is; with channels last; with BatchNorm folded; with oneDNN's fused operators
     (CPU); compiled by inductor and by AOTInductor with frozen weights, where there is a C++ compiler; and the
     promising ones in bfloat16. Compiling takes 20 to 60 seconds each.
 
     Args:
         model: takes one tensor and returns one. It is not changed. What is tried runs on its device.
         example: real inputs [N, C, H, W] in float32, as many as there are at hand: a candidate must name the
-            same class for them. Without them, random numbers are used, and a few pictures of ours if the
-            net's preprocessing is known: too few to judge bfloat16 by, so the report advises against that.
-        batch_size: pictures a call; None takes the example's number, else 1.
-        input_size: side of a picture, px; None takes the example's, else that of the net.
+            same class for them. Without them, random numbers are used, and a few images of ours if the
+            model's preprocessing is known: too few to judge bfloat16 by, so the report advises against that.
+        batch_size: images a call; None takes the example's number, else 1.
+        input_size: side of an image, px; None takes the example's, else that of the model.
         threads: that the process will use; None takes torch's present number. It becomes part of compiled
             code: if you give one, call ``torch.set_num_threads`` with it yourself.
         allow_bf16: try bfloat16, which is taken only if ``min_agreement`` is met and it is faster.
         tolerance: largest difference of an output in float32, as a share of the largest output (at least 1).
-        min_agreement: least share of the pictures whose largest output must be the same.
+        min_agreement: least share of the images whose largest output must be the same.
         compile: "auto" tries what this machine can compile, "always" raises where it cannot, "never" does
             without.
         seconds: time spent on timing each candidate.
@@ -133,7 +134,7 @@ def optimize(
         A module with ``report``; print it to see what was chosen and why.
 
     Raises:
-        ExportError: an argument is wrong, or the net cannot be run.
+        ExportError: an argument is wrong, or the model cannot be run.
     """
     problem = _problem(compile, batch_size, input_size, threads, tolerance, min_agreement, seconds)
     if problem:
@@ -142,9 +143,9 @@ def optimize(
     torch.set_num_threads(threads or before)
     try:
         with torch.inference_mode(False), torch.no_grad():
-            net, limits = copy.deepcopy(model).eval(), _Limits(tolerance, min_agreement)
-            ways = _ways(compile, allow_bf16)
-            return _optimized(net, example, batch_size, input_size, limits, ways, seconds)
+            twin, limits = copy.deepcopy(model).eval(), _Limits(tolerance, min_agreement)
+            backends = _ways(compile, allow_bf16)
+            return _optimized(twin, example, batch_size, input_size, limits, backends, seconds)
     finally:
         torch.set_num_threads(before)
 
@@ -170,7 +171,7 @@ def _problem(
     return None
 
 
-def _ways(compile: str, allow_bf16: bool) -> Sequence[Way]:
+def _ways(compile: str, allow_bf16: bool) -> Sequence[Backend]:
     """Return what is to be tried.
 
     Raises:
@@ -180,44 +181,48 @@ def _ways(compile: str, allow_bf16: bool) -> Sequence[Way]:
     if compile == "always" and todo:
         raise ExportError(f"compile='always' needs a C++ compiler: {todo}")
     compiling = compile != "never" and not todo
-    return [way for way in WAYS if (allow_bf16 or not way.bf16) and (compiling or not way.compiled)]
+    return [
+        backend
+        for backend in WAYS
+        if (allow_bf16 or not backend.bf16) and (compiling or not backend.compiled)
+    ]
 
 
 def _optimized(
-    net: nn.Module,
+    model: nn.Module,
     given: Tensor | None,
     batch_size: int | None,
     input_size: int | None,
     limits: _Limits,
-    ways: Sequence[Way],
+    backends: Sequence[Backend],
     seconds: float,
 ) -> Optimized:
-    device = next((tensor.device for tensor in net.parameters()), torch.device("cpu"))
-    pictures, source = _pictures(net, given, input_size)
-    pictures = pictures.to(device)
-    batch_size = batch_size or (1 if given is None else len(pictures))
-    example = _batches(pictures, batch_size)[0]
-    folded = fold_batchnorm(net)
+    device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+    images, source = _images(model, given, input_size)
+    images = images.to(device)
+    batch_size = batch_size or (1 if given is None else len(images))
+    example = _batches(images, batch_size)[0]
+    folded = fold_batchnorm(model)
     try:
-        reference = _outputs(net, pictures, batch_size)
+        reference = _outputs(model, images, batch_size)
     except Exception as e:  # a user's module may fail in any way
-        raise ExportError(f"the net does not take {list(example.shape)} ({first_line(e)})") from e
+        raise ExportError(f"the model does not take {list(example.shape)} ({first_line(e)})") from e
     found: dict[str, Candidate] = {}
     runs: dict[str, Run] = {}
-    for way in ways:
-        if device.type not in way.devices:
+    for backend in backends:
+        if device.type not in backend.devices:
             continue
         begin = time.perf_counter()
-        candidate, run = Candidate(way.name, out=_not_worth(way, device, found)), None
+        candidate, run = Candidate(backend.name, out=_not_worth(backend, device, found)), None
         if not candidate.out:
             try:
-                run = way.make(net, folded, example)
-                candidate = _compared(way, _outputs(run, pictures, batch_size), reference, limits)
+                run = backend.make(model, folded, example)
+                candidate = _compared(backend, _outputs(run, images, batch_size), reference, limits)
             except Exception as e:  # noqa: BLE001 - compilers raise anything; this way is out, no more
                 candidate = replace(candidate, out=f"failed: {first_line(e, 120)}")
-        found[way.name] = replace(candidate, prepare_seconds=round(time.perf_counter() - begin, 3))
+        found[backend.name] = replace(candidate, prepare_seconds=round(time.perf_counter() - begin, 3))
         if run is not None and not candidate.out:
-            runs[way.name] = run
+            runs[backend.name] = run
     noise = _time(found, runs, example, seconds)
     chosen, why = _choose(list(found.values()))
     cuda, state = device.type == "cuda", allocator()
@@ -233,7 +238,7 @@ def _optimized(
     return Optimized(folded, runs[chosen], example, report)
 
 
-def _pictures(net: nn.Module, given: Tensor | None, input_size: int | None) -> tuple[Tensor, str]:
+def _images(model: nn.Module, given: Tensor | None, input_size: int | None) -> tuple[Tensor, str]:
     """Return what the candidates are compared on, [N, C, H, W] in float32, and what it is in words."""
     if given is not None:
         if not isinstance(given, Tensor) or given.ndim != 4 or given.dtype != torch.float32 or not len(given):
@@ -243,59 +248,63 @@ def _pictures(net: nn.Module, given: Tensor | None, input_size: int | None) -> t
             raise ExportError(f"input_size {input_size} is not that of the example, {list(given.shape)}")
         return given.detach().clone(), f"the {len(given)} inputs given"
     generator, source = torch.Generator().manual_seed(0), f"{_RANDOM_INPUTS} random inputs"
-    net = unwrapped(net)
-    if not isinstance(net, ImageClassifier):
+    model = unwrapped(model)
+    if not isinstance(model, ImageClassifier):
         return torch.randn(_RANDOM_INPUTS, 3, *[input_size or 224] * 2, generator=generator), source
-    subject = open_bundle(net, input_size=input_size)
-    noise = torch.randn(_RANDOM_INPUTS, *subject.input_size, generator=generator)
-    if net.preprocessing is None or input_size not in (None, net.preprocessing.input_size):
+    bundle = open_bundle(model, input_size=input_size)
+    noise = torch.randn(_RANDOM_INPUTS, *bundle.input_size, generator=generator)
+    if model.preprocessing is None or input_size not in (None, model.preprocessing.input_size):
         return noise, source
-    # All noise looks alike to a trained net: pictures ask more of it.
-    proof = proof_pictures(subject)
-    return torch.cat([proof.inputs(net.in_chans), noise]), f"{source} and {len(proof.pixels)} {proof.source}"
+    # All noise looks alike to a trained model: images ask more of it.
+    proof = proof_images(bundle)
+    return torch.cat(
+        [proof.inputs(model.in_chans), noise]
+    ), f"{source} and {len(proof.pixels)} {proof.source}"
 
 
-def _batches(pictures: Tensor, batch_size: int) -> list[Tensor]:
-    """Return the pictures in batches of one size; the last is filled up from the first picture on."""
-    missing = -len(pictures) % batch_size
-    filled = pictures[torch.arange(len(pictures) + missing, device=pictures.device) % len(pictures)]
+def _batches(images: Tensor, batch_size: int) -> list[Tensor]:
+    """Return the images in batches of one size; the last is filled up from the first image on."""
+    missing = -len(images) % batch_size
+    filled = images[torch.arange(len(images) + missing, device=images.device) % len(images)]
     return [part.clone() for part in filled.split(batch_size)]
 
 
 @torch.inference_mode()
-def _outputs(run: Run, pictures: Tensor, batch_size: int) -> Tensor:
-    """Return what a candidate makes of all pictures."""
-    outputs = [run(batch) for batch in _batches(pictures, batch_size)]
+def _outputs(run: Run, images: Tensor, batch_size: int) -> Tensor:
+    """Return what a candidate makes of all images."""
+    outputs = [run(batch) for batch in _batches(images, batch_size)]
     if not all(isinstance(output, Tensor) for output in outputs):
         raise TypeError(f"it returns {shown(outputs[0])}, not a tensor")
-    return torch.cat([output.clone() for output in outputs])[: len(pictures)].float()
+    return torch.cat([output.clone() for output in outputs])[: len(images)].float()
 
 
-def _not_worth(way: Way, device: torch.device, found: dict[str, Candidate]) -> str:
+def _not_worth(backend: Backend, device: torch.device, found: dict[str, Candidate]) -> str:
     """Return why a way need not be tried; "" if it is to be."""
-    if not way.bf16:
+    if not backend.bf16:
         return ""
-    if way.compiled and any(other.bf16 and found[other.name].out for other in WAYS if other.name in found):
+    if backend.compiled and any(
+        other.bf16 and found[other.name].out for other in WAYS if other.name in found
+    ):
         return "bfloat16 is out already"
     return no_bfloat16(device)
 
 
-def _compared(way: Way, outputs: Tensor, reference: Tensor, limits: _Limits) -> Candidate:
+def _compared(backend: Backend, outputs: Tensor, reference: Tensor, limits: _Limits) -> Candidate:
     """Return a candidate with how far its outputs are from the reference, out if that is too far."""
     difference = float((outputs - reference).abs().max())
     same = (outputs.flatten(1).argmax(1) == reference.flatten(1).argmax(1)).float().mean().item()
-    share = max(limits.tolerance, _BF16_TOLERANCE) if way.bf16 else limits.tolerance
+    share = max(limits.tolerance, _BF16_TOLERANCE) if backend.bf16 else limits.tolerance
     allowed = share * max(1.0, float(reference.abs().max()))
     out = ""
-    if way is WAYS[0]:
+    if backend is WAYS[0]:
         pass  # it is the reference
     elif not bool(torch.isfinite(outputs).all()):
         out = "its outputs are not finite"
     elif difference > allowed:
         out = f"differs by {difference:.2g}, more than {allowed:.2g}"
     elif same < limits.min_agreement:
-        out = f"names another class for {1 - same:.1%} of the pictures"
-    return Candidate(way.name, difference=difference, agreement=same, out=out)
+        out = f"names another class for {1 - same:.1%} of the images"
+    return Candidate(backend.name, difference=difference, agreement=same, out=out)
 
 
 def _time(
@@ -333,7 +342,7 @@ def _choose(candidates: Sequence[Candidate]) -> tuple[str, str]:
     timed = [(candidate.ms, candidate.name) for candidate in candidates if candidate.ms is not None]
     fastest_ms, fastest = min(timed)
     chosen_ms, chosen = next((ms, name) for ms, name in timed if ms <= fastest_ms * (1 + _TIE))
-    why = f"{chosen}: {chosen_ms:.2f} ms, {timed[0][0] / chosen_ms:.2f} times as fast as the net as given"
+    why = f"{chosen}: {chosen_ms:.2f} ms, {timed[0][0] / chosen_ms:.2f} times as fast as the model as given"
     if chosen != fastest:
         return chosen, f"{why}; {fastest} takes {fastest_ms:.2f} ms, which is no more than noise better"
     others = sorted(pair for pair in timed if pair[1] != chosen)

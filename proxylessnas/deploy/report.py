@@ -43,13 +43,13 @@ class ExportReport:
         format: its format, for people.
         precision: "float32" or "int8".
         files: the file first, then those that belong to it.
-        subject: the net.
+        bundle: the model.
         options: what the file was written with.
-        pictures: where the real pictures of the proof are from.
+        images: where the real images of the proof are from.
         tolerance: how far an output may be off, times the largest output; None where int8 has a judge of its
             own.
         parity: the proof.
-        latency: net and file; empty if it was not measured.
+        latency: model and file; empty if it was not measured.
         int8: what the quantisation found; None for a float file.
         versions: of the libraries that wrote and ran the file.
         machine: processor.
@@ -62,9 +62,9 @@ class ExportReport:
     format: str
     precision: str
     files: tuple[FileRecord, ...]
-    subject: ModelBundle
+    bundle: ModelBundle
     options: ExportOptions
-    pictures: str
+    images: str
     tolerance: float | None
     parity: tuple[ParityRow, ...]
     latency: tuple[LatencyRow, ...]
@@ -87,7 +87,7 @@ class ExportReport:
 
     @property
     def agreement(self) -> float | None:
-        """Share of the proof's real pictures that get the same class; None for embeddings."""
+        """Share of the proof's real images that get the same class; None for embeddings."""
         rows = [row for row in self.parity if row.inputs == "pictures"]
         if any(row.agreement is None for row in rows):
             return None
@@ -95,13 +95,13 @@ class ExportReport:
 
     @property
     def speedup(self) -> float | None:
-        """Latency of the net in eager PyTorch over that of the file; None if it was not measured."""
+        """Latency of the model in eager PyTorch over that of the file; None if it was not measured."""
         return self.latency[1].speedup if len(self.latency) > 1 else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON values."""
-        known = self.subject.metadata()
-        preprocessing = self.subject.preprocessing
+        known = self.bundle.metadata()
+        preprocessing = self.bundle.preprocessing
         return {
             "file": self.path.name,
             "format": self.format,
@@ -109,13 +109,13 @@ class ExportReport:
             "files": [dataclasses.asdict(file) for file in self.files],
             "net": {
                 **{key: known.get(key, "") for key in ("name", "arch", "license", "origin")},
-                "num_classes": self.subject.model.num_classes,
-                "named_classes": len(self.subject.categories),
+                "num_classes": self.bundle.model.num_classes,
+                "named_classes": len(self.bundle.categories),
                 "preprocessing": preprocessing.to_dict() if preprocessing else None,
             },
-            "input_size": list(self.subject.input_size),
+            "input_size": list(self.bundle.input_size),
             "options": dataclasses.asdict(self.options),
-            "pictures": self.pictures,
+            "pictures": self.images,
             "tolerance": self.tolerance,
             "parity": [row.to_dict() for row in self.parity],
             "latency": [row.to_dict() for row in self.latency],
@@ -128,7 +128,7 @@ class ExportReport:
         }
 
     def to_json(self) -> bytes:
-        """Return it as the file that is written beside the net."""
+        """Return it as the file that is written beside the model."""
         return (json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n").encode()
 
     def __str__(self) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.folders import pictures_below
+from ..data.folders import images_below
 from ..data.images import load_image
 from ..data.named import load_digits
 from ..data.transforms import Preprocessing
@@ -22,17 +22,17 @@ from ..errors import DataError, ExportError, LatencyError, first_line
 from ..latency.measure_model import pickle_module
 from ..latency.measurement import Timing
 from ..latency.session import Item, MeasurementSession
-from ..runtimes.base import NetSpec
+from ..runtimes.base import ModelSpec
 from ..runtimes.files import file_runtimes
 from ..runtimes.settings import Settings
 from .bundle import ModelBundle
 from .formats.base import ExportOptions, Program
 
-#: Pictures a call where the file leaves that open.
+#: Images a call where the file leaves that open.
 BATCHES = (1, 2, 7)
-#: How far a float file's outputs may be off, times the largest output of the net (or 1, if that is less).
+#: How far a float file's outputs may be off, times the largest output of the model (or 1, if that is less).
 TOLERANCE = 1e-4
-#: The same for a file that resizes pictures itself: runtimes round a pixel in thousands differently.
+#: The same for a file that resizes images itself: runtimes round a pixel in thousands differently.
 PIXEL_TOLERANCE = 0.02
 _CALLS = 2  # a batch size and kind of input
 _RANDOM = 7  # random inputs
@@ -40,15 +40,15 @@ _RANDOM = 7  # random inputs
 
 @dataclass(frozen=True)
 class ParityRow:
-    """A file against its net, on one kind of input at one batch size.
+    """A file against its model, on one kind of input at one batch size.
 
     Attributes:
         inputs: "pictures" or "random numbers".
-        batch: pictures a call.
-        n: pictures in all.
+        batch: images a call.
+        n: images in all.
         difference: largest absolute difference of an output.
-        largest: largest absolute output of the net.
-        agreement: share of the pictures that both give the same class, 0 to 1; None for embeddings.
+        largest: largest absolute output of the model.
+        agreement: share of the images that both give the same class, 0 to 1; None for embeddings.
     """
 
     inputs: str
@@ -64,79 +64,82 @@ class ParityRow:
 
 
 def compare(
-    subject: ModelBundle, program: Program, options: ExportOptions, pictures: ProofPictures
+    bundle: ModelBundle, program: Program, options: ExportOptions, images: ProofImages
 ) -> tuple[ParityRow, ...]:
-    """Run a file and its net on the same inputs.
+    """Run a file and its model on the same inputs.
 
     Args:
-        subject: the net.
+        bundle: the model.
         program: the file in its own runtime.
         options: what the file was written with.
-        pictures: the real ones.
+        images: the real ones.
 
     Raises:
-        ExportError: the file cannot be run, gives outputs of another shape, or the net's own are not finite.
+        ExportError: the file cannot be run, gives outputs of another shape, or the model's own are not
+            finite.
     """
     rows = []
     for batch in (options.batch_size,) if options.batch_size else BATCHES:
-        for inputs, calls in _calls(subject, options, pictures, batch):
-            results = [_both(subject, program, x, y) for x, y in calls]
-            rows.append(_row(inputs, batch, results, subject.model.num_classes > 0))
+        for inputs, calls in _calls(bundle, options, images, batch):
+            results = [_both(bundle, program, x, y) for x, y in calls]
+            rows.append(_row(inputs, batch, results, bundle.model.num_classes > 0))
     return tuple(rows)
 
 
 def check(rows: Sequence[ParityRow], tolerance: float, what: str) -> None:
-    """Refuse a file that computes something else than its net.
+    """Refuse a file that computes something else than its model.
 
     Raises:
-        ExportError: an output is off by more than ``tolerance`` times the largest output of the net (or 1, if
-            that is less); the message says where and by how much.
+        ExportError: an output is off by more than ``tolerance`` times the largest output of the model (or 1,
+            if that is less); the message says where and by how much.
     """
     for row in rows:
         limit = tolerance * max(1.0, row.largest)
         if not row.difference <= limit:  # a NaN, too
             raise ExportError(
-                f"{what} does not compute what the net does: on {row.inputs} at batch {row.batch} an output "
+                f"{what} does not compute what the model does: on {row.inputs} at batch {row.batch} an output "
                 f"is off by {row.difference:.3g}, more than {limit:.3g} ({tolerance:g} times the largest "
                 "output); nothing was kept. tolerance (--tolerance) sets the limit"
             )
 
 
 def _calls(
-    subject: ModelBundle, options: ExportOptions, pictures: ProofPictures, batch: int
+    bundle: ModelBundle, options: ExportOptions, images: ProofImages, batch: int
 ) -> Iterator[tuple[str, list[tuple[Tensor, Tensor]]]]:
-    """Yield kinds of input, each with calls: (what the file takes, what the net takes)."""
+    """Yield kinds of input, each with calls: (what the file takes, what the model takes)."""
     draw = torch.Generator().manual_seed(0)
     count = batch * (_CALLS if batch > 1 else 2 * _CALLS)
     if options.uint8_input:
-        transform = pictures.preprocessing.build()
-        photos = [_shifted(pictures.pixels[i % len(pictures.pixels)], batch) for i in range(2 * _CALLS)]
-        side = pictures.preprocessing.resize
+        transform = images.preprocessing.build()
+        photos = [_shifted(images.pixels[i % len(images.pixels)], batch) for i in range(2 * _CALLS)]
+        side = images.preprocessing.resize
         noise = [torch.randint(0, 256, (batch, 3, side + 31, side + 7), generator=draw, dtype=torch.uint8)]
         for name, all_pixels in (("pictures", photos), ("random numbers", noise)):
             yield name, [(pixels, transform(pixels)) for pixels in all_pixels]
         return
-    real = pictures.inputs(subject.input_size[0])
+    real = images.inputs(bundle.input_size[0])
     real = real[torch.arange(count) % len(real)]
-    random = torch.randn(max(_RANDOM, batch), *subject.input_size, generator=draw)[: max(batch, 2)]
+    random = torch.randn(max(_RANDOM, batch), *bundle.input_size, generator=draw)[: max(batch, 2)]
     for name, x in (("pictures", real), ("random numbers", random)):
         yield name, [(part, part) for part in x.split(batch) if len(part) == batch]
 
 
-def _shifted(picture: Tensor, batch: int) -> Tensor:
-    """Return a batch of equally large pictures: one, moved sideways."""
-    return torch.stack([picture.roll(3 * i, dims=-1) for i in range(batch)])
+def _shifted(image: Tensor, batch: int) -> Tensor:
+    """Return a batch of equally large images: one, moved sideways."""
+    return torch.stack([image.roll(3 * i, dims=-1) for i in range(batch)])
 
 
-def _both(subject: ModelBundle, program: Program, given: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the outputs of the net and of the file."""
+def _both(bundle: ModelBundle, program: Program, given: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the outputs of the model and of the file."""
     with torch.inference_mode():
-        expected = subject.model(x).float()
+        expected = bundle.model(x).float()
     if not expected.isfinite().all():
-        raise ExportError(f"{subject.name}: the net's own outputs are not finite; its weights are damaged")
+        raise ExportError(f"{bundle.name}: the model's own outputs are not finite; its weights are damaged")
     found = program(given).float()
     if found.shape != expected.shape:
-        raise ExportError(f"the file gives outputs of {list(found.shape)}, the net of {list(expected.shape)}")
+        raise ExportError(
+            f"the file gives outputs of {list(found.shape)}, the model of {list(expected.shape)}"
+        )
     return expected, found
 
 
@@ -149,20 +152,20 @@ def _row(inputs: str, batch: int, results: Sequence[tuple[Tensor, Tensor]], clas
     return ParityRow(inputs, batch, len(expected), difference, float(expected.abs().max()), agreement)
 
 
-#: So many pictures prove a file: two calls of the largest batch.
+#: So many images prove a file: two calls of the largest batch.
 MOST = 14
 #: Of a checkout; a wheel has none.
 _EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "photos"
 
 
 @dataclass(frozen=True, eq=False)
-class ProofPictures:
-    """Pictures, and where they are from.
+class ProofImages:
+    """Images, and where they are from.
 
     Attributes:
         pixels: uint8 [3, H, W] each, of different sizes.
         source: in words, for the report.
-        preprocessing: the net's; where that is not known, its input size with the usual numbers.
+        preprocessing: the model's; where that is not known, its input size with the usual numbers.
     """
 
     pixels: tuple[Tensor, ...]
@@ -170,59 +173,59 @@ class ProofPictures:
     preprocessing: Preprocessing
 
     def inputs(self, channels: int) -> Tensor:
-        """Return what the net takes, [N, channels, side, side]; of other channels than three, grey."""
+        """Return what the model takes, [N, channels, side, side]; of other channels than three, grey."""
         transform = self.preprocessing.build()
-        x = torch.stack([transform(picture) for picture in self.pixels])
+        x = torch.stack([transform(image) for image in self.pixels])
         return x if channels == 3 else x.mean(1, keepdim=True).repeat(1, channels, 1, 1)
 
 
-def proof_pictures(
-    subject: ModelBundle, images: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | None = None
-) -> ProofPictures:
-    """Return pictures to prove a file with.
+def proof_images(
+    bundle: ModelBundle, images: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | None = None
+) -> ProofImages:
+    """Return images to prove a file with.
 
     Args:
-        subject: the net.
+        bundle: the model.
         images: a folder (searched below, too), or files; at most :data:`MOST` are taken, spread evenly. None
             takes the photos among this project's examples, or else the digits that come with the package.
 
     Raises:
-        DataError: no pictures are there.
-        ImageError: a picture cannot be read; the message names it.
+        DataError: no images are there.
+        ImageError: an image cannot be read; the message names it.
     """
-    known = subject.preprocessing
-    side = subject.input_size[1]
+    known = bundle.preprocessing
+    side = bundle.input_size[1]
     preprocessing = known if known is not None else Preprocessing(side, side)
     transform = preprocessing.build()
     files, source = _files(images)
     if files:
         pixels = [transform._from_pil(load_image(file)) for file in files]
-        return ProofPictures(tuple(pixels), source, preprocessing)
+        return ProofImages(tuple(pixels), source, preprocessing)
     digits = load_digits()[0][:MOST, None].expand(-1, 3, -1, -1)
-    return ProofPictures(tuple(digits), "handwritten digits of this package", preprocessing)
+    return ProofImages(tuple(digits), "handwritten digits of this package", preprocessing)
 
 
 def _files(
     images: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | None,
 ) -> tuple[list[str], str]:
-    """Return picture files, and where they are from; none where there is nothing but the digits."""
+    """Return image files, and where they are from; none where there is nothing but the digits."""
     if images is None:
         if not _EXAMPLES.is_dir():
             return [], ""
-        found = [os.path.join(_EXAMPLES, name) for name in pictures_below(os.fspath(_EXAMPLES))]
+        found = [os.path.join(_EXAMPLES, name) for name in images_below(os.fspath(_EXAMPLES))]
         return _spread(found), "photos of examples/photos"
     if isinstance(images, (str, os.PathLike)):
         folder = os.fspath(images)
         if os.path.isfile(folder):
-            return [folder], f"the picture {folder}"
-        found = [os.path.join(folder, name) for name in pictures_below(folder)]
+            return [folder], f"the image {folder}"
+        found = [os.path.join(folder, name) for name in images_below(folder)]
         if not found:
-            raise DataError(f"{folder}: no pictures in it")
-        return _spread(found), f"pictures of {folder}"
+            raise DataError(f"{folder}: no images in it")
+        return _spread(found), f"images of {folder}"
     found = [os.fspath(file) for file in images]
     if not found:
-        raise DataError("the list of pictures to prove the file with is empty")
-    return _spread(found), "the pictures given"
+        raise DataError("the list of images to prove the file with is empty")
+    return _spread(found), "the images given"
 
 
 def _spread(files: Sequence[str]) -> list[str]:
@@ -236,15 +239,15 @@ _ROUNDS = 20  # at least
 _SECONDS = 30.0  # at most, with the start of the processes
 
 
-_PHOTO = 4 / 3  # long side over short side, of a picture for a file that resizes itself
+_PHOTO = 4 / 3  # long side over short side, of an image for a file that resizes itself
 
 
 @dataclass(frozen=True)
 class LatencyRow:
-    """The latency of the net in one runtime.
+    """The latency of the model in one runtime.
 
     Attributes:
-        runtime: what ran, in words: "torch (eager)" is the net, others are the file.
+        runtime: what ran, in words: "torch (eager)" is the model, others are the file.
         threads, batch: as measured.
         undisturbed_ms: of a call of the whole batch: the figure to compare (:mod:`..latency.timing`).
         median_ms, p10_ms, p90_ms: over all calls: what one gets on this machine now.
@@ -268,18 +271,18 @@ class LatencyRow:
 
 
 def time_file(
-    subject: ModelBundle, path: Path, options: ExportOptions, threads: int
+    bundle: ModelBundle, path: Path, options: ExportOptions, threads: int
 ) -> tuple[LatencyRow, ...]:
-    """Measure a net and its file by turns, each in a process of its own.
+    """Measure a model and its file by turns, each in a process of its own.
 
     Args:
-        subject: the net.
+        bundle: the model.
         path: the file.
         options: what it was written with.
         threads: of each process.
 
     Returns:
-        The net first; nothing where no runtime that can be measured reads the file.
+        The model first; nothing where no runtime that can be measured reads the file.
 
     Raises:
         LatencyError: it cannot be measured.
@@ -287,17 +290,18 @@ def time_file(
     readers = file_runtimes(path)[:1]
     if not readers:
         return ()
-    batch, size = options.batch_size or 1, subject.input_size
-    if options.uint8_input and subject.preprocessing is not None:
-        short = subject.preprocessing.resize
+    batch, size = options.batch_size or 1, bundle.input_size
+    if options.uint8_input and bundle.preprocessing is not None:
+        short = bundle.preprocessing.resize
         size = (3, short, round(_PHOTO * short))
     with tempfile.TemporaryDirectory(prefix="proxylessnas-") as folder:
         pickled = Path(folder) / "net.pickle"
-        pickle_module(subject.model, pickled)
+        pickle_module(bundle.model, pickled)
         jobs = {
-            "torch (eager)": ("torch", NetSpec("module", str(pickled), subject.input_size)),
+            "torch (eager)": ("torch", ModelSpec("module", str(pickled), bundle.input_size)),
             **{
-                f"{path.suffix} in {reader}": (reader, NetSpec("file", str(path), size)) for reader in readers
+                f"{path.suffix} in {reader}": (reader, ModelSpec("file", str(path), size))
+                for reader in readers
             },
         }
         items = [

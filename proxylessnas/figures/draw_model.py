@@ -1,9 +1,10 @@
 """Models as figures (SVG or PNG, with matplotlib): block by block, one or several side by side.
 
-A net flows from top to bottom. An MBConv block is drawn as what it is, an inverted bottleneck: narrow at its
-input and output, wide in between, where its depthwise convolution is. So a net of large ratios looks wide,
-and one of many blocks long. By latency, a block is a bar as wide as the time it takes. The kernel size is a
-shade that stays apart in grey print and for every kind of colour vision, and is written into each block too.
+A model flows from top to bottom. An MBConv block is drawn as what it is, an inverted bottleneck: narrow at
+its input and output, wide in between, where its depthwise convolution is. So a model of large ratios looks
+wide, and one of many blocks long. By latency, a block is a bar as wide as the time it takes. The kernel size
+is a shade that stays apart in grey print and for every kind of colour vision, and is written into each block
+too.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 KERNEL_COLORS = {3: ("#f7c948", "#1b1b1b"), 5: ("#4ba3c7", "#10222b"), 7: ("#0b3c5d", "#fdfdfd")}
 _OTHER = ("#d9d9d9", "#1b1b1b")
 INK = "#1a1a1a"  # of what is on the page itself; a page with a dark mode turns it light
-_COLUMN_IN = 2.5  # width of a net
+_COLUMN_IN = 2.5  # width of a model
 _BLOCK_IN = 0.27  # height of a block
 _GAP = 0.16  # of that height, between two blocks
 _SKIPPED = 0.42  # height of a skipped block, as a share of a block's
@@ -41,22 +42,22 @@ _LONGEST = 14  # letters of a label
 _LABEL = 0.1  # half of the width that a label needs
 
 
-def net_figure(
-    nets: Mapping[str, Sequence[Layer]],
+def model_figure(
+    models: Mapping[str, Sequence[Layer]],
     target: str | os.PathLike[str] | io.BytesIO,
     *,
     by: str = "channels",
     notes: Mapping[str, str] | None = None,
 ) -> None:
-    """Draw nets side by side, from their inputs at the top to their classifiers.
+    """Draw models side by side, from their inputs at the top to their classifiers.
 
     Args:
-        nets: name to layers, of :func:`~proxylessnas.figures.draw_model.layers_of`.
+        models: name to layers, of :func:`~proxylessnas.figures.draw_model.layers_of`.
         target: path of the file, ``.svg`` or ``.png``, which is replaced as a whole, or not at all; or a
             buffer for an SVG.
         by: what the width of a layer shows: "channels" (their square root) or "latency" (on one scale for all
-            nets).
-        notes: net to a line below its name, such as its latency.
+            models).
+        notes: model to a line below its name, such as its latency.
 
     Raises:
         DataError: nothing to draw, or a latency is missing.
@@ -64,19 +65,19 @@ def net_figure(
         OSError: the file cannot be written.
     """
     require_matplotlib()
-    if not nets or not all(nets.values()):
-        raise DataError("no net to draw")
+    if not models or not all(models.values()):
+        raise DataError("no model to draw")
     if by not in ("channels", "latency"):
         raise DataError(f"by is {by!r}; wanted channels or latency")
-    if by == "latency" and any(layer.ms is None for layers in nets.values() for layer in layers):
+    if by == "latency" and any(layer.ms is None for layers in models.values() for layer in layers):
         raise DataError("a figure by latency needs the latency of every layer")
-    widest = max(max(_widths(layer, by)) for net in nets.values() for layer in net)
-    tallest = max(sum(map(_height, layers)) for layers in nets.values())
-    with open_figure(target, max(3.4, 0.55 + _COLUMN_IN * len(nets)), 1.25 + _BLOCK_IN * tallest) as figure:
+    widest = max(max(_widths(layer, by)) for model in models.values() for layer in model)
+    tallest = max(sum(map(_height, layers)) for layers in models.values())
+    with open_figure(target, max(3.4, 0.55 + _COLUMN_IN * len(models)), 1.25 + _BLOCK_IN * tallest) as figure:
         axes = figure.add_subplot()
-        axes.set(xlim=(-0.28, len(nets) - 0.28 + 0.06), ylim=(tallest + 0.4, -2.1))
+        axes.set(xlim=(-0.28, len(models) - 0.28 + 0.06), ylim=(tallest + 0.4, -2.1))
         axes.set_axis_off()
-        for column, (name, layers) in enumerate(nets.items()):
+        for column, (name, layers) in enumerate(models.items()):
             _column(
                 axes,
                 column + 0.22,
@@ -85,9 +86,9 @@ def net_figure(
                 by,
                 widest or 1.0,
                 (notes or {}).get(name, ""),
-                _decimals(nets),
+                _decimals(models),
             )
-        _legend(axes, nets, by)
+        _legend(axes, models, by)
 
 
 def _widths(layer: Layer, by: str) -> tuple[float, float, float]:
@@ -141,7 +142,7 @@ def _column(
 
 
 def summary(layers: Sequence[Layer]) -> str:
-    """Return how many blocks a net has, and how many are skipped."""
+    """Return how many blocks a model has, and how many are skipped."""
     blocks, skipped = counts(layers)
     return f"{blocks} blocks" + (f", {skipped} skipped" if skipped else "")
 
@@ -201,17 +202,17 @@ def _layer(axes: Any, x: float, y: float, layer: Layer, by: str, widest: float, 
         )
 
 
-def _decimals(nets: Mapping[str, Sequence[Layer]]) -> str:
+def _decimals(models: Mapping[str, Sequence[Layer]]) -> str:
     """Return a format of milliseconds with which the slowest layer has three digits."""
-    most = max((layer.ms or 0.0 for net in nets.values() for layer in net), default=0.0)
+    most = max((layer.ms or 0.0 for model in models.values() for layer in model), default=0.0)
     return f"%.{3 if most < 0.9995 else 2 if most < 9.995 else 1}f ms"
 
 
-def _legend(axes: Any, nets: Mapping[str, Sequence[Layer]], by: str) -> None:
+def _legend(axes: Any, models: Mapping[str, Sequence[Layer]], by: str) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    layers = [layer for net in nets.values() for layer in net]
+    layers = [layer for model in models.values() for layer in model]
     marks: list[Any] = [
         Patch(
             facecolor=KERNEL_COLORS.get(k, _OTHER)[0],
@@ -228,8 +229,8 @@ def _legend(axes: Any, nets: Mapping[str, Sequence[Layer]], by: str) -> None:
     scale = f"{shows[0]}; e: expansion ratio; left: map side, px; right: {shows[1]}"
     legend = axes.legend(
         handles=marks, loc="upper center", bbox_to_anchor=(0.5, 0.0), frameon=False, fontsize=8,
-        ncols=min(len(marks), 5 if len(nets) > 2 else 2), title_fontsize=8, labelcolor=INK,
-        title=scale.replace("; left", ";" + (" " if len(nets) > 1 else "\n") + "left"),
+        ncols=min(len(marks), 5 if len(models) > 2 else 2), title_fontsize=8, labelcolor=INK,
+        title=scale.replace("; left", ";" + (" " if len(models) > 1 else "\n") + "left"),
     )  # fmt: skip
     legend.get_title().set(color=INK, multialignment="center")
 
@@ -239,7 +240,7 @@ SKIPPED = "skipped"
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer of a net, drawn as one shape.
+    """One layer of a model, drawn as one shape.
 
     Attributes:
         kind: "stem", "mbconv", "custom", "skipped" (the Zero candidate), "last" or "classifier".
@@ -286,16 +287,16 @@ def layers_of(
     num_classes: int | None = None,
     times_ms: Mapping[OpKey, float] | None = None,
 ) -> list[Layer]:
-    """Return a net's layers in order.
+    """Return a model's layers in order.
 
     Args:
-        arch: the net.
-        resolution: side of the input, px; None takes the net's own.
-        num_classes: outputs; None takes the net's own.
-        times_ms: latency of every operation of the net, such as ``table.breakdown`` gives it.
+        arch: the model.
+        resolution: side of the input, px; None takes the model's own.
+        num_classes: outputs; None takes the model's own.
+        times_ms: latency of every operation of the model, such as ``table.breakdown`` gives it.
 
     Raises:
-        LatencyError: it is no net of MBConv blocks.
+        LatencyError: it is no model of MBConv blocks.
         KeyError: an operation has no latency.
     """
     keys = arch_keys(arch, resolution=resolution, num_classes=num_classes)
@@ -339,10 +340,10 @@ def layers_of(
 
 
 def timed_layers(arch: Arch, table: LatencyTable, predict_missing: bool = False) -> tuple[list[Layer], str]:
-    """Return a net's layers with their latencies by a table, and the latency of the whole in words.
+    """Return a model's layers with their latencies by a table, and the latency of the whole in words.
 
     Args:
-        arch: the net.
+        arch: the model.
         table: of its operations.
         predict_missing: guess the latency of operations that the table lacks.
 
@@ -366,7 +367,7 @@ def timed_layers(arch: Arch, table: LatencyTable, predict_missing: bool = False)
 
 
 def counts(layers: Sequence[Layer]) -> tuple[int, int]:
-    """Return how many blocks a net has, and how many of its places are skipped."""
+    """Return how many blocks a model has, and how many of its places are skipped."""
     kinds = [layer.kind for layer in layers]
     return kinds.count("mbconv") + kinds.count("custom"), kinds.count(SKIPPED)
 

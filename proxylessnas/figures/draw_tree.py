@@ -1,4 +1,4 @@
-"""The tree cells of the CIFAR-10 net as figures: all of them on a sheet, or a few in detail.
+"""The tree cells of the CIFAR-10 model as figures: all of them on a sheet, or a few in detail.
 
 The graph of a cell, and where its nodes go, are networkx's (it comes with torch). Each operation is a badge
 on its edge: a letter, and a colour and a shape by kind, so that a badge is known without colours as well.
@@ -72,10 +72,10 @@ def cell_graph(word: str) -> networkx.DiGraph:
 def tree_figure(
     arch: TreeArch, target: str | os.PathLike[str] | io.BytesIO, *, cells: Sequence[int] | None = None
 ) -> None:
-    """Draw the cells of a net.
+    """Draw the cells of a model.
 
     Args:
-        arch: the net.
+        arch: the model.
         target: path of the file, ``.svg`` or ``.png``, which is replaced as a whole, or not at all; or a
             buffer for an SVG.
         cells: which, counted from 1; None takes all. Up to four are drawn in detail, more as a sheet, a

@@ -1,4 +1,4 @@
-"""Pictures for TensorBoard: how alpha stands, and the net that would be derived."""
+"""Images for TensorBoard: how alpha stands, and the model that would be derived."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ..arch.arch import Arch
 from ..arch.space import SearchSpace
 from ..arch.tree import TreeArch
 from ..utils.plotting import PngBuffer, open_figure, require_matplotlib
-from .draw_model import layers_of, net_figure
+from .draw_model import layers_of, model_figure
 from .draw_tree import tree_figure
 from .probability_map import ProbabilityMap
 
@@ -22,14 +22,14 @@ def probabilities_png(space: SearchSpace, probs: Sequence[Sequence[float]]) -> b
     require_matplotlib()
     file = PngBuffer()
     with open_figure(
-        file, 1.2 + 0.6 * len(space.columns), 0.9 + 0.24 * len(space.positions), dpi=100
+        file, 1.2 + 0.6 * len(space.candidate_ops), 0.9 + 0.24 * len(space.search_blocks), dpi=100
     ) as figure:
         ProbabilityMap(figure.add_subplot(), space).show(probs)
     return file.getvalue()
 
 
-def net_png(arch: Arch | TreeArch) -> bytes:
-    """Return the figure of a net.
+def model_png(arch: Arch | TreeArch) -> bytes:
+    """Return the figure of a model.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -39,5 +39,5 @@ def net_png(arch: Arch | TreeArch) -> bytes:
     if isinstance(arch, TreeArch):
         tree_figure(arch, file)
     else:
-        net_figure({arch.name: layers_of(arch)}, file)
+        model_figure({arch.name: layers_of(arch)}, file)
     return file.getvalue()

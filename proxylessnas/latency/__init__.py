@@ -1,10 +1,10 @@
-"""Latency: measure this device, predict any net of a space, and say how wrong the prediction is.
+"""Latency: measure this device, predict any model of a space, and say how wrong the prediction is.
 
     >>> from proxylessnas import latency
     >>> latency.measure("proxyless_cifar10_demo").undisturbed_ms  # doctest: +SKIP
     3.4
 
-The paper's latency model (ProxylessNAS, section 3.3.1): a net's latency is the sum of its operations'. What
+The paper's latency model (ProxylessNAS, section 3.3.1): a model's latency is the sum of its operations'. What
 each costs on a device is measured once and kept in a :class:`LatencyTable`.
 """
 

@@ -1,4 +1,4 @@
-"""Compare nets on this machine: all of them, under all settings, in one interleaved run.
+"""Compare models on this machine: all of them, under all settings, in one interleaved run.
 
 Latencies that were measured one after another are not comparable on a machine whose clock rate and neighbours
 change by the minute. So every round gives every model under every setting one short window, in a fresh random
@@ -24,7 +24,7 @@ from ..runtimes.files import file_runtimes
 from ..runtimes.settings import Settings
 from ..utils.files import write_atomically
 from ..utils.text import csv_text
-from .benchmark_models import PEERS, SPECIALISED, BenchNet, open_nets
+from .benchmark_models import PEERS, SPECIALISED, BenchModel, open_models
 from .measurement import Timing
 from .plots_bench import accuracy_panels, describe, panels_png
 from .session import Item, MeasurementSession, Progress
@@ -41,9 +41,9 @@ _START_S = 4.0
 
 @dataclass(frozen=True)
 class BenchRow:
-    """A net under one setting."""
+    """A model under one setting."""
 
-    net: BenchNet
+    model: BenchModel
     timing: Timing
 
     @property
@@ -53,11 +53,11 @@ class BenchRow:
 
     def to_dict(self) -> dict[str, Any]:
         """Return it flat, as JSON values: a line of the CSV file."""
-        net, t = self.net, self.timing
+        model, t = self.model, self.timing
         c = t.conditions
         return {
-            "net": net.name,
-            "peer": net.peer,
+            "net": model.name,
+            "peer": model.peer,
             "runtime": c.runtime,
             "device": c.device,
             "threads": c.threads,
@@ -75,12 +75,12 @@ class BenchRow:
             "runs": t.runs,
             "noise": "; ".join(t.noise),
             "images_per_second": round(t.images_per_second, 2),
-            "params": net.params,
-            "macs": net.macs,
-            "top1": net.top1,
-            "top1_status": net.top1_status,
-            "top1_source": net.top1_source,
-            "top1_dataset": net.dataset,
+            "params": model.params,
+            "macs": model.macs,
+            "top1": model.top1,
+            "top1_status": model.top1_status,
+            "top1_source": model.top1_source,
+            "top1_dataset": model.dataset,
             "device_name": c.device_name,
             "allocator": c.allocator,
             "versions": ", ".join(f"{name} {version}" for name, version in c.versions.items()),
@@ -93,7 +93,7 @@ class Bench:
     """The result of :func:`bench`.
 
     Attributes:
-        rows: setting by setting, in it net by net, as they were named.
+        rows: setting by setting, in it model by model, as they were named.
         notes: what was left out, and why.
         rounds: how often each was measured.
     """
@@ -115,7 +115,7 @@ class Bench:
     def write_png(self, path: str | os.PathLike[str]) -> None:
         """Draw accuracy against latency, a panel a setting; bars of latency where no accuracy is known.
 
-        Left out are nets whose accuracy is not known while that of others is, or is one on other pictures.
+        Left out are models whose accuracy is not known while that of others is, or is one on other images.
 
         Raises:
             DataError: there are over 12 settings.
@@ -126,7 +126,7 @@ class Bench:
 
 
 def bench(
-    nets: Iterable[str | os.PathLike[str] | Arch | TreeArch] = SPECIALISED,
+    models: Iterable[str | os.PathLike[str] | Arch | TreeArch] = SPECIALISED,
     *,
     runtimes: Sequence[str] = ("torch",),
     threads: Sequence[int] = (1,),
@@ -143,25 +143,25 @@ def bench(
     imports: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Bench:
-    """Measure nets x runtimes x threads x batches in one interleaved run.
+    """Measure models x runtimes x threads x batches in one interleaved run.
 
     Each setting has a process of its own, of which only one works at a time.
 
     Args:
-        nets: of the zoo, files with an architecture, architectures, "torchvision/NAME" or "timm/NAME"; by
+        models: of the zoo, files with an architecture, architectures, "torchvision/NAME" or "timm/NAME"; by
             default the authors' four. Also exported files, each measured in those of ``runtimes`` that read
             it, or else in its own.
         runtimes: see :func:`~proxylessnas.runtimes.registry.runtimes`.
         threads: sizes of the thread pool, on a CPU; on a GPU only the first counts, which a note says.
-        batches: pictures a call.
+        batches: images a call.
         device: "cpu" or "cuda".
         dtype: of weights and input.
         memory_format: of weights and input, for PyTorch's runtimes.
         cuda_graph: replay a captured graph (runtime "torch" on a GPU).
-        image_size: side of the input in pixels; None takes each net's own. Accuracies that belong to another
-            size are left out.
-        peers: other libraries' nets that are measured too if there is an ImageNet net among ``nets``; () for
-            none.
+        image_size: side of the input in pixels; None takes each model's own. Accuracies that belong to
+            another size are left out.
+        peers: other libraries' models that are measured too if there is an ImageNet model among ``models``;
+            () for none.
         rounds: how often each model is measured under each setting, at least.
         seconds: ``rounds`` times this is how long each is measured in all, at least; up to twice as long
             where its latency is not certain to 1 % by then. It is shared out to windows of 0.05 s.
@@ -171,8 +171,8 @@ def bench(
 
     Raises:
         LatencyError: a setting makes no sense, or nothing could be measured.
-        UnknownModelError, ArchError: there is no such net.
-        MissingExtraError: a runtime, or the library of a net, is not installed.
+        UnknownModelError, ArchError: there is no such model.
+        MissingExtraError: a runtime, or the library of a model, is not installed.
     """
     if rounds < 1 or seconds <= 0:
         raise LatencyError(f"rounds ({rounds}) and seconds ({seconds:g}) must be positive")
@@ -186,9 +186,9 @@ def bench(
     _check_count(asked)
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="proxylessnas-")))
-        entries, notes = open_nets(nets, folder, image_size=image_size, peers=peers)
+        entries, notes = open_models(models, folder, image_size=image_size, peers=peers)
         if not entries:
-            raise LatencyError("no net to measure")
+            raise LatencyError("no model to measure")
         plan = _plan(asked, entries)
         _check_count(plan)
         items = [
@@ -216,14 +216,14 @@ def _check_count(asked: Sized) -> None:
         )
 
 
-def _plan(asked: Sequence[Settings], nets: Sequence[BenchNet]) -> dict[Settings, list[int]]:
-    """Return which nets are measured under which setting.
+def _plan(asked: Sequence[Settings], models: Sequence[BenchModel]) -> dict[Settings, list[int]]:
+    """Return which models are measured under which setting.
 
     An exported file is measured in the runtimes that read it; if none of them is asked for, in its own.
     """
     plan: dict[Settings, list[int]] = {settings: [] for settings in asked}
-    for i, net in enumerate(nets):
-        reading = file_runtimes(net.spec.text) if net.spec.kind == "file" else None
+    for i, model in enumerate(models):
+        reading = file_runtimes(model.spec.text) if model.spec.kind == "file" else None
         its = [settings for settings in asked if reading is None or settings.runtime in reading]
         if not its and reading:
             its = [dataclasses.replace(s, runtime=reading[0], cuda_graph=False) for s in asked]
@@ -244,7 +244,7 @@ def _thread_counts(threads: Sequence[int], device: str) -> tuple[list[int], list
 
 
 def _measured(
-    nets: Sequence[BenchNet], plan: Mapping[Settings, Sequence[int]], session: MeasurementSession
+    models: Sequence[BenchModel], plan: Mapping[Settings, Sequence[int]], session: MeasurementSession
 ) -> tuple[list[BenchRow], list[str]]:
     """Return the rows of a session, setting by setting, and what to say of those that failed.
 
@@ -255,12 +255,12 @@ def _measured(
     rows, failed = [], dict[tuple[str, str], list[str]]()
     for settings, chosen in plan.items():
         for i in chosen:
-            net, name = nets[i], _subject(settings, i)
+            model, name = models[i], _subject(settings, i)
             if name in session.failed:
-                failed.setdefault((net.name, str(session.failed[name])), []).append(describe(settings))
+                failed.setdefault((model.name, str(session.failed[name])), []).append(describe(settings))
                 continue
             found, conditions = session.measured[name], session.conditions(settings)
-            rows.append(BenchRow(net, Timing.of(found, conditions, net.spec.input_size, date)))
+            rows.append(BenchRow(model, Timing.of(found, conditions, model.spec.input_size, date)))
     notes = [f"{name} is left out ({'; '.join(where)}): {reason}" for (name, reason), where in failed.items()]
     if not rows:
         raise LatencyError("nothing could be measured:\n  " + "\n  ".join(notes))

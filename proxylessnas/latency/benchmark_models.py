@@ -25,7 +25,7 @@ from ..models.factory import create_model
 from ..models.loading import read_header
 from ..models.profile import profile
 from ..models.resolve import resolve
-from ..runtimes.base import NetSpec
+from ..runtimes.base import ModelSpec
 from ..runtimes.files import file_runtimes, input_size_of, report_of
 
 #: What most papers compare with; measured beside ImageNet models unless that is unwanted, timm's if it is
@@ -50,7 +50,7 @@ _IMAGENET_CLASSES = 1000
 
 
 @dataclass(frozen=True)
-class BenchNet:
+class BenchModel:
     """A model that is measured.
 
     Attributes:
@@ -67,7 +67,7 @@ class BenchNet:
     """
 
     name: str
-    spec: NetSpec
+    spec: ModelSpec
     params: int
     macs: int
     num_classes: int
@@ -78,13 +78,13 @@ class BenchNet:
     peer: bool = False
 
 
-def open_nets(
+def open_models(
     words: Iterable[str | os.PathLike[str] | Arch | TreeArch],
     folder: Path,
     *,
     image_size: int | None = None,
     peers: Sequence[str] | None = None,
-) -> tuple[list[BenchNet], list[str]]:
+) -> tuple[list[BenchModel], list[str]]:
     """Return the models to be measured, and what a user should know about them.
 
     Args:
@@ -103,26 +103,26 @@ def open_nets(
     """
     if image_size is not None and image_size < 1:
         raise LatencyError(f"the image size must be at least 1 px, not {image_size}")
-    nets: list[BenchNet] = []
+    models: list[BenchModel] = []
     notes: list[str] = []
     seen: Counter[str] = Counter()
     for word in dict.fromkeys(words):
-        net = _open(word, folder, image_size)
-        seen[net.name] += 1
-        if seen[net.name] > 1:  # two files may hold models of the same name
-            net = dataclasses.replace(net, name=f"{net.name} ({seen[net.name]})")
-        nets.append(net)
-    if peers and any(net.num_classes == _IMAGENET_CLASSES for net in nets):
+        model = _open(word, folder, image_size)
+        seen[model.name] += 1
+        if seen[model.name] > 1:  # two files may hold models of the same name
+            model = dataclasses.replace(model, name=f"{model.name} ({seen[model.name]})")
+        models.append(model)
+    if peers and any(model.num_classes == _IMAGENET_CLASSES for model in models):
         for word in peers:
-            if any(word == net.name for net in nets) or (word.startswith("timm/") and not _has_timm()):
+            if any(word == model.name for model in models) or (word.startswith("timm/") and not _has_timm()):
                 continue
             try:
-                nets.append(_open(word, folder, image_size))
+                models.append(_open(word, folder, image_size))
             except (MissingExtraError, UnknownModelError) as e:  # another version may lack a model
                 notes.append(f"{word} is left out: {e}")
     elif peers:
-        notes.append("other libraries' nets are left out: none of these is an ImageNet net")
-    return nets, notes
+        notes.append("other libraries' models are left out: none of these is an ImageNet model")
+    return models, notes
 
 
 def _has_timm() -> bool:
@@ -133,7 +133,7 @@ def _has_timm() -> bool:
         return False
 
 
-def _open(word: str | os.PathLike[str] | Arch | TreeArch, folder: Path, image_size: int | None) -> BenchNet:
+def _open(word: str | os.PathLike[str] | Arch | TreeArch, folder: Path, image_size: int | None) -> BenchModel:
     if isinstance(word, str):
         library, _, name = word.partition("/")
         if library == "torchvision":
@@ -145,25 +145,29 @@ def _open(word: str | os.PathLike[str] | Arch | TreeArch, folder: Path, image_si
     return _own(word, image_size)
 
 
-def _exported(file: str | os.PathLike[str], image_size: int | None) -> BenchNet:
+def _exported(file: str | os.PathLike[str], image_size: int | None) -> BenchModel:
     """Return an exported file, with what the report beside it tells."""
     size = input_size_of(file) or (3, 224, 224)
     if image_size is not None:
         size = (size[0], image_size, image_size)
-    net = BenchNet(Path(file).name, NetSpec("file", os.path.abspath(file), size), 0, 0, 0)
+    model = BenchModel(Path(file).name, ModelSpec("file", os.path.abspath(file), size), 0, 0, 0)
     known = report_of(file).get("net")
     if not isinstance(known, dict) or not isinstance(known.get("arch"), str):
-        return net
+        return model
     try:
         arch = Arch.parse(known["arch"])
         with torch.device("meta"):
-            params, macs = _counted(create_model(arch, num_classes=known.get("num_classes")), size, net.name)
+            params, macs = _counted(
+                create_model(arch, num_classes=known.get("num_classes")), size, model.name
+            )
     except (ProxylessError, ValueError):  # a report that somebody changed: the file itself may be sound
-        return net
-    return dataclasses.replace(net, params=params, macs=macs, num_classes=int(known.get("num_classes") or 0))
+        return model
+    return dataclasses.replace(
+        model, params=params, macs=macs, num_classes=int(known.get("num_classes") or 0)
+    )
 
 
-def _own(word: str | os.PathLike[str] | Arch | TreeArch, image_size: int | None) -> BenchNet:
+def _own(word: str | os.PathLike[str] | Arch | TreeArch, image_size: int | None) -> BenchModel:
     found = resolve(word)
     arch, name, record = found.arch, found.name, found.weights
     stored = read_header(found.path).preprocessing if found.path is not None else None
@@ -174,11 +178,11 @@ def _own(word: str | os.PathLike[str] | Arch | TreeArch, image_size: int | None)
         side = own_size if image_size is None else image_size
         size = (arch.in_channels, side, side)
         params, macs = _counted(model, size, name)
-    net = BenchNet(name or "net", NetSpec("arch", str(arch), size), params, macs, arch.num_classes)
+    entry = BenchModel(name or "net", ModelSpec("arch", str(arch), size), params, macs, arch.num_classes)
     if record is None or size[1] != own_size or record.metrics.get("top1") is None:
-        return net
+        return entry
     return dataclasses.replace(
-        net,
+        entry,
         top1=float(record.metrics["top1"]),
         top1_status="measured here" if record.metrics["status"] == "measured" else "published",
         top1_source=str(record.metrics.get("source") or ""),
@@ -186,7 +190,7 @@ def _own(word: str | os.PathLike[str] | Arch | TreeArch, image_size: int | None)
     )
 
 
-def _from_torchvision(name: str, folder: Path, image_size: int | None) -> BenchNet:
+def _from_torchvision(name: str, folder: Path, image_size: int | None) -> BenchModel:
     try:
         models: Any = importlib.import_module("torchvision.models")
     except Exception as e:  # a build for another torch raises whatever it likes
@@ -195,20 +199,20 @@ def _from_torchvision(name: str, folder: Path, image_size: int | None) -> BenchN
     if name not in known:
         raise _unknown("torchvision", name, known)
     model = models.get_model(name, weights=None)
-    net = BenchNet(f"torchvision/{name}", NetSpec("module", "", (3, 224, 224)), 0, 0, 0, peer=True)
+    entry = BenchModel(f"torchvision/{name}", ModelSpec("module", "", (3, 224, 224)), 0, 0, 0, peer=True)
     weights = models.get_model_weights(name).DEFAULT
     own_size = int(weights.transforms.keywords.get("crop_size", 224))
     top1 = weights.meta.get("_metrics", {}).get("ImageNet-1K", {}).get("acc@1")
     if top1 is not None and image_size in (None, own_size):
         source = f"torchvision, {type(weights).__name__}.{weights.name}"
-        net = dataclasses.replace(
-            net, top1=float(top1), top1_status="published", top1_source=source, dataset="imagenet"
+        entry = dataclasses.replace(
+            entry, top1=float(top1), top1_status="published", top1_source=source, dataset="imagenet"
         )
     side = own_size if image_size is None else image_size
-    return _saved(net, model, (3, side, side), folder)
+    return _saved(entry, model, (3, side, side), folder)
 
 
-def _from_timm(name: str, folder: Path, image_size: int | None) -> BenchNet:
+def _from_timm(name: str, folder: Path, image_size: int | None) -> BenchModel:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # its own deprecations are none of the user's concern
@@ -220,29 +224,29 @@ def _from_timm(name: str, folder: Path, image_size: int | None) -> BenchNet:
     model = timm.create_model(name, pretrained=False)
     weights = model.pretrained_cfg
     channels, height, width = weights.get("input_size", (3, 224, 224))
-    net = BenchNet(f"timm/{name}", NetSpec("module", "", (3, 224, 224)), 0, 0, 0, peer=True)
+    entry = BenchModel(f"timm/{name}", ModelSpec("module", "", (3, 224, 224)), 0, 0, 0, peer=True)
     if image_size is not None:
         height = width = image_size
     top1 = _TIMM_TOP1.get((str(weights.get("architecture")), str(weights.get("tag"))))
     if top1 is not None and height == width == _TIMM_SIDE:
         source = f"timm, weights {weights['tag']}: {_TIMM_RESULTS}"
-        net = dataclasses.replace(
-            net, top1=top1, top1_status="published", top1_source=source, dataset="imagenet"
+        entry = dataclasses.replace(
+            entry, top1=top1, top1_status="published", top1_source=source, dataset="imagenet"
         )
-    return _saved(net, model, (channels, height, width), folder)
+    return _saved(entry, model, (channels, height, width), folder)
 
 
-def _saved(net: BenchNet, model: nn.Module, size: tuple[int, int, int], folder: Path) -> BenchNet:
+def _saved(entry: BenchModel, model: nn.Module, size: tuple[int, int, int], folder: Path) -> BenchModel:
     """Return the model with its module in a file."""
     model.eval().requires_grad_(False)
-    params, macs = _counted(model, size, net.name)
-    file = folder / (net.name.replace("/", "-") + ".pickle")
+    params, macs = _counted(model, size, entry.name)
+    file = folder / (entry.name.replace("/", "-") + ".pickle")
     with file.open("wb") as stream:
         pickle.dump(model, stream)
     with torch.inference_mode():
         classes = int(model(torch.zeros(1, *size)).shape[-1])  # names of it differ from library to library
     return dataclasses.replace(
-        net, spec=NetSpec("module", str(file), size), params=params, macs=macs, num_classes=classes
+        entry, spec=ModelSpec("module", str(file), size), params=params, macs=macs, num_classes=classes
     )
 
 
@@ -251,11 +255,11 @@ def _counted(model: nn.Module, size: tuple[int, int, int], name: str) -> tuple[i
         counted = profile(model, size)
     except (AssertionError, RuntimeError, ValueError) as e:
         reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
-        raise LatencyError(f"{name} does not take pictures of {size[1]} x {size[2]} px: {reason}") from e
+        raise LatencyError(f"{name} does not take images of {size[1]} x {size[2]} px: {reason}") from e
     return counted.params, counted.macs
 
 
 def _unknown(library: str, name: str, known: Sequence[str]) -> UnknownModelError:
     near = difflib.get_close_matches(name, known, 3)
     hint = f"; did you mean {', '.join(f'{library}/{n}' for n in near)}?" if near else ""
-    return UnknownModelError(f"{library} has no net {name!r}{hint}")
+    return UnknownModelError(f"{library} has no model {name!r}{hint}")

@@ -24,13 +24,13 @@ from ..arch.op_key import OpKey, arch_keys, space_keys
 from ..arch.space import SearchSpace
 from ..arch.spaces import read_space
 from ..errors import LatencyError, shown
-from ..runtimes.base import NetSpec
+from ..runtimes.base import ModelSpec
 from ..runtimes.registry import get_runtime
 from ..runtimes.settings import Settings
 from .fit import fitted_table
 from .journal import Journal
 from .measurement import UNDISTURBED, Measurement, quantile
-from .random_nets import random_nets, too_few
+from .random_models import random_models, too_few
 from .session import REFERENCE, Item, MeasurementSession, Progress
 from .table import Entry, LatencyTable
 from .validate import check_count, evaluated, model_spec
@@ -103,7 +103,7 @@ def build_table(
         session = MeasurementSession(
             plan.items(), imports=imports, journal=journal, seed=seed, progress=progress
         )
-        session.run(plan.budget_s, limit=LIMIT, processes=plan.processes)
+        session.run(plan.constraint_s, limit=LIMIT, processes=plan.processes)
         table = _table(plan, session)
         if validation_nets:
             found = evaluated(table, space, plan.checked, session, table.conditions, seed=seed + 1)
@@ -119,13 +119,13 @@ def build_table(
 def _table(plan: Plan, session: MeasurementSession) -> LatencyTable:
     """Fit the entries to what was measured."""
     method = {
-        "own_times": "each operation inside random nets" if session.parts else "each operation alone",
+        "own_times": "each operation inside random models" if session.parts else "each operation alone",
         "nets": len(plan.drawn),
         "seed": plan.seed,
         "minutes": round(session.spent_s / 60, 2),
         **described(session, plan.space.arch(plan.drawn[0])),
     }
-    models = [(picks, session.measured[f"net {i}"].undisturbed_ms) for i, picks in enumerate(plan.drawn)]
+    models = [(choices, session.measured[f"net {i}"].undisturbed_ms) for i, choices in enumerate(plan.drawn)]
     conditions = session.conditions(plan.settings)
     own = _own_times(plan, session)
     return fitted_table(conditions, plan.space, own, models, method, statistic="undisturbed")
@@ -172,10 +172,10 @@ PROCESSES, FEW_PROCESSES = 4, 2
 LITTLE_MINUTES = 3.0
 DEFAULT_MINUTES = 8.0
 #: Models a table is fitted on: at least, and by default for each operation, and at most.
-LEAST_NETS = 24
-NETS_PER_OPERATION = 2.2
-MOST_NETS = 240
-_FEWEST_NETS = 5  # in a space that has hardly more
+LEAST_MODELS = 24
+MODELS_PER_OPERATION = 2.2
+MOST_MODELS = 240
+_FEWEST_MODELS = 5  # in a space that has hardly more
 
 
 class Plan:
@@ -191,7 +191,7 @@ class Plan:
         seed: int,
         extra: tuple[Arch, ...],
     ) -> None:
-        least = max(LEAST_NETS, 2 * max(len(p.choices) for p in space.positions))
+        least = max(LEAST_MODELS, 2 * max(len(p.candidate_ops) for p in space.search_blocks))
         if nets is not None:
             check_count("nets", nets, least)
         check_count("validation_nets", validation_nets, 0)
@@ -206,32 +206,36 @@ class Plan:
             arch_keys(arch)  # raises if it is not made of blocks
         self.space, self.settings, self.seed, self.extra = space, settings, seed, extra
         self.given, self.minutes = nets, minutes
-        self.budget_s = 60 * (minutes or DEFAULT_MINUTES)
-        self.processes = PROCESSES if self.budget_s >= 60 * LITTLE_MINUTES else FEW_PROCESSES
+        self.constraint_s = 60 * (minutes or DEFAULT_MINUTES)
+        self.processes = PROCESSES if self.constraint_s >= 60 * LITTLE_MINUTES else FEW_PROCESSES
         self.keys = space_keys(space)
         self.all_keys = list(dict.fromkeys([*self.keys, *(key for arch in extra for key in arch_keys(arch))]))
-        wanted = nets or min(MOST_NETS, max(least, 40, math.ceil(NETS_PER_OPERATION * len(self.keys))))
-        self.drawn = random_nets(space, _leaving_some(space, wanted, validation_nets, seed), seed=seed)
-        if len(self.drawn) < _FEWEST_NETS:
+        wanted = nets or min(MOST_MODELS, max(least, 40, math.ceil(MODELS_PER_OPERATION * len(self.keys))))
+        self.drawn = random_models(space, _leaving_some(space, wanted, validation_nets, seed), seed=seed)
+        if len(self.drawn) < _FEWEST_MODELS:
             raise too_few(space)
         self.extra += self._never_drawn()
         self.checked = []
         if validation_nets:
-            self.checked = random_nets(space, validation_nets, seed=seed + 1, avoid=self.drawn)
+            self.checked = random_models(space, validation_nets, seed=seed + 1, avoid=self.drawn)
 
     def _never_drawn(self) -> tuple[Arch, ...]:
         """Return models with the operations that none of the drawn ones has, for their parts."""
         space, seen = self.space, set[OpKey]()
-        for picks in self.drawn:
-            seen.update(arch_keys(space.arch(picks)))
+        for choices in self.drawn:
+            seen.update(arch_keys(space.arch(choices)))
         found = []
-        for position in space.positions:
-            for column in range(len(position.choices)):
-                picks = (*self.drawn[0][: position.index], column, *self.drawn[0][position.index + 1 :])
-                keys = arch_keys(space.arch(picks))
+        for search_block in space.search_blocks:
+            for column in range(len(search_block.candidate_ops)):
+                choices = (
+                    *self.drawn[0][: search_block.index],
+                    column,
+                    *self.drawn[0][search_block.index + 1 :],
+                )
+                keys = arch_keys(space.arch(choices))
                 if not seen.issuperset(keys):
                     seen.update(keys)
-                    found.append(space.arch(picks))
+                    found.append(space.arch(choices))
         return tuple(found)
 
     def request(self) -> dict[str, Any]:
@@ -248,17 +252,17 @@ class Plan:
     def items(self) -> list[Item]:
         """Return what a session measures: the reference, models to fit on and to check with, operations."""
         settings, parts = self.settings, get_runtime(self.settings.runtime).has_parts
-        archs = {f"net {i}": self.space.arch(picks) for i, picks in enumerate(self.drawn)}
+        archs = {f"net {i}": self.space.arch(choices) for i, choices in enumerate(self.drawn)}
         found = [Item(REFERENCE, model_spec(archs["net 0"]), settings)]
         found += [Item(name, model_spec(arch), settings, parts) for name, arch in archs.items()]
-        for i, picks in enumerate(self.checked):
-            found.append(Item(f"check {i}", model_spec(self.space.arch(picks)), settings))
+        for i, choices in enumerate(self.checked):
+            found.append(Item(f"check {i}", model_spec(self.space.arch(choices)), settings))
         if parts:
             for i, arch in enumerate(self.extra):
                 found.append(Item(f"extra {i}", model_spec(arch), settings, parts))
         else:
             for key in self.all_keys:
-                spec = NetSpec("op", str(key), (key.in_channels, key.size, key.size))
+                spec = ModelSpec("op", str(key), (key.in_channels, key.size, key.size))
                 found.append(Item(f"op {key}", spec, settings))
         return found
 
@@ -268,4 +272,4 @@ def _leaving_some(space: SearchSpace, wanted: int, others: int, seed: int) -> in
     every = wanted + max(others, wanted // 2)
     if space.count > 4 * every:
         return wanted
-    return min(wanted, math.ceil(len(random_nets(space, every, seed=seed)) * 2 / 3))
+    return min(wanted, math.ceil(len(random_models(space, every, seed=seed)) * 2 / 3))

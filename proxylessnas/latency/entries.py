@@ -1,4 +1,4 @@
-"""What a latency table is made of: entries, conditions, a correction, and the breakdown of a net."""
+"""What a latency table is made of: entries, conditions, a correction, and the breakdown of a model."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Entry:
     """What one operation costs.
 
     Attributes:
-        ms: milliseconds that it adds to the latency of a net, one forward pass of the whole batch.
+        ms: milliseconds that it adds to the latency of a model, one forward pass of the whole batch.
         p10_ms, p90_ms, std_ms: spread of the single runs, if known.
-        runs: timed runs, or nets that the figure was taken from; None if unknown.
-        how: "measured" (the operation's own time), "fitted" (so that sums are the latencies of whole nets),
+        runs: timed runs, or models that the figure was taken from; None if unknown.
+        how: "measured" (the operation's own time), "fitted" (so that sums are the latencies of whole models),
             "predicted" (by a regression; never measured) or "imported" (measured by another program).
     """
 

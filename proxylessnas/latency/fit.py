@@ -1,17 +1,18 @@
-"""From times of single operations and of whole nets to entries whose sums are the latencies of nets.
+"""From times of single operations and of whole models to entries whose sums are the latencies of models.
 
-The own time of an operation is a good guess of what it adds to a net, but not the thing itself: a clock
+The own time of an operation is a good guess of what it adds to a model, but not the thing itself: a clock
 between two operations costs time and keeps them apart, an operation alone finds its input in the cache or
-must first convert its layout, and a net has costs that belong to no operation. A regression on whole nets
-alone would need far more nets than operations, because each measured net is off by a percent or two of its
-own (where its memory happens to lie). So both are used: a Bayesian ridge regression
+must first convert its layout, and a model has costs that belong to no operation. A regression on whole models
+alone would need far more models than operations, because each measured model is off by a percent or two of
+its own (where its memory happens to lie). So both are used: a Bayesian ridge regression
 
-    latency of a net = offset + sum over its operations of [scale * own * (1 + d) + block + bytes * traffic]
+    latency of a model = offset + sum over its operations of [scale * own * (1 + d) + block + bytes * traffic]
 
 with a line through the own times (scale, offset), and where they help, a cost that every block has and one
-of the maps it reads and writes; ``d`` is each operation's own deviation, zero unless the nets say otherwise.
-How much they need to say (the ridge's strength) and which terms help is decided by the error on left-out
-nets. Errors are relative, and nets that were disturbed while they were measured count less (Huber's weights).
+of the maps it reads and writes; ``d`` is each operation's own deviation, zero unless the models say
+otherwise. How much they need to say (the ridge's strength) and which terms help is decided by the error on
+left-out models. Errors are relative, and models that were disturbed while they were measured count less
+(Huber's weights).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from ..runtimes.settings import Conditions
 from .entries import Entry
 from .table import LatencyTable
 
-#: Strengths of the ridge that are tried: how many nets' worth an operation's own time counts.
+#: Strengths of the ridge that are tried: how many models' worth an operation's own time counts.
 STRENGTHS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 20.0, 100.0)
 #: Terms of the line that are tried, each with a list of what is added to ``scale`` and ``offset``.
 TERMS = ((), ("block",), ("traffic",), ("block", "traffic"))
@@ -47,15 +48,15 @@ class Fit:
     """Entries of a table.
 
     Attributes:
-        costs_ms: what each operation adds to a net's latency; positive.
+        costs_ms: what each operation adds to a model's latency; positive.
         offset_ms: what belongs to no operation; may be negative.
-        loo_percent: root mean square relative error on left-out nets (each predicted by a fit to the
-            others), disturbed nets weighted down.
-        strength: of the ridge: how many nets' worth the own times count.
+        loo_percent: root mean square relative error on left-out models (each predicted by a fit to the
+            others), disturbed models weighted down.
+        strength: of the ridge: how many models' worth the own times count.
         terms: of the line, after scale and offset.
         scale: of the own times.
-        nets: measured nets it was fitted on.
-        outliers: nets among them that count less than half.
+        nets: measured models it was fitted on.
+        outliers: models among them that count less than half.
     """
 
     costs_ms: dict[OpKey, float]
@@ -88,7 +89,7 @@ def fitted_table(
     """
     fit = fit_entries(
         {key: entry.ms for key, entry in own.items()},
-        [(arch_keys(space.arch(picks)), ms) for picks, ms in models],
+        [(arch_keys(space.arch(choices)), ms) for choices, ms in models],
     )
     entries = {}
     for key, entry in own.items():
@@ -110,15 +111,15 @@ def fitted_table(
 
 
 def fit_entries(own_ms: Mapping[OpKey, float], nets: Sequence[tuple[Sequence[OpKey], float]]) -> Fit:
-    """Fit entries to own times and to measured nets.
+    """Fit entries to own times and to measured models.
 
     Args:
         own_ms: each operation's own time in milliseconds; of all operations that are to have an entry.
-        nets: the operations (in order, repeated ones repeated) of a net, and its measured latency in
+        nets: the operations (in order, repeated ones repeated) of a model, and its measured latency in
             milliseconds.
 
     Raises:
-        LatencyError: there are fewer than five nets, a time is not positive, or a net has an operation
+        LatencyError: there are fewer than five models, a time is not positive, or a model has an operation
             without own time.
     """
     keys = list(own_ms)
@@ -153,14 +154,14 @@ def fit_entries(own_ms: Mapping[OpKey, float], nets: Sequence[tuple[Sequence[OpK
 
 def _check(own_ms: Mapping[OpKey, float], nets: Sequence[tuple[Sequence[OpKey], float]]) -> None:
     if len(nets) < 5:
-        raise LatencyError(f"a table is fitted to at least 5 measured nets, not {len(nets)}")
-    for what, ms in [(str(key), ms) for key, ms in own_ms.items()] + [("a net", ms) for _, ms in nets]:
+        raise LatencyError(f"a table is fitted to at least 5 measured models, not {len(nets)}")
+    for what, ms in [(str(key), ms) for key, ms in own_ms.items()] + [("a model", ms) for _, ms in nets]:
         if not (math.isfinite(ms) and ms > 0):
             raise LatencyError(f"{what}: {ms} ms is no latency")
     for operations, _ in nets:
         for key in operations:
             if key not in own_ms:
-                raise LatencyError(f"a measured net has the operation {key}, whose own time is not known")
+                raise LatencyError(f"a measured model has the operation {key}, whose own time is not known")
 
 
 def _is_block(keys: Sequence[OpKey]) -> Tensor:
@@ -181,7 +182,7 @@ class _Solution:
     costs: Tensor  # [keys], ms
     offset: float
     scale: float
-    left_out: Tensor  # [nets], relative error of the net when it is left out
+    left_out: Tensor  # [models], relative error of the model when it is left out
     error: float  # root of their weighted mean square
     strength: float
     terms: tuple[str, ...]
@@ -190,9 +191,9 @@ class _Solution:
 
 @dataclass(frozen=True)
 class _Problem:
-    counts: Tensor  # [nets, keys]
+    counts: Tensor  # [models, keys]
     own: Tensor  # [keys], ms
-    measured: Tensor  # [nets], ms
+    measured: Tensor  # [models], ms
     extra: Mapping[str, Tensor]  # term -> [keys]
 
     def solve(self, terms: tuple[str, ...], strength: float, weights: Tensor) -> _Solution:
@@ -233,12 +234,12 @@ def _choose(problem: _Problem, weights: Tensor) -> _Solution:
     if best is not None:
         return best
     raise LatencyError(
-        "the measured nets do not get slower with their operations: the measurements are too disturbed. "
+        "the measured models do not get slower with their operations: the measurements are too disturbed. "
         "Measure again on a quieter machine"
     )
 
 
 def _huber(errors: Tensor) -> Tensor:
-    """Return Huber's weights: 1 for errors within what most nets have, falling beyond."""
+    """Return Huber's weights: 1 for errors within what most models have, falling beyond."""
     spread = 1.4826 * float((errors - errors.median()).abs().median())
     return (_HUBER * max(spread, 1e-6) / (errors - errors.median()).abs().clamp_min(1e-12)).clamp(max=1.0)

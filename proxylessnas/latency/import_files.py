@@ -74,7 +74,7 @@ def parse_original_key(text: str) -> OpKey:
         raise LatencyError(f"{shown(text)}: input and output do not fit a stride of {step}")
     names = {"Conv": "stem", "Conv_1": "last", "Logits": "classifier"}
     if (kind in names) == (expand is not None) or (kind not in names and kind != "expanded_conv"):
-        raise LatencyError(f"{shown(text)} is no operation of this kind of net")
+        raise LatencyError(f"{shown(text)} is no operation of this kind of model")
     op = names.get(kind) or f"k{kernel}e{expand}"
     # Through the text, so that everything is checked that is checked in any other key.
     shape = f"in={in_channels}x{height}x{width} out={out_channels}"

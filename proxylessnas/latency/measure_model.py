@@ -22,7 +22,7 @@ from ..arch.tree import TreeArch
 from ..errors import LatencyError, ProxylessError, shown
 from ..models.factory import create_model
 from ..models.resolve import resolve
-from ..runtimes.base import NetSpec
+from ..runtimes.base import ModelSpec
 from ..runtimes.files import check_runtime, file_runtimes, input_size_of
 from ..runtimes.modules import CannotTravel, example_input, place, seeded
 from ..runtimes.settings import Conditions, Settings, one_thread
@@ -36,7 +36,7 @@ _WARM_UP_S = 0.1
 _LEAST_WINDOWS = 4
 _HANDED_BACK = (
     "measured in this process, whose memory allocator hands freed memory back to the system, which slows "
-    "nets down, in each process differently; proxylessnas.keep_freed_pages() at its start prevents that"
+    "models down, in each process differently; proxylessnas.keep_freed_pages() at its start prevents that"
 )
 
 
@@ -112,10 +112,10 @@ def measure(
     )
     size = _input_size(input_size, measured)
     if measured.module is None:
-        spec = NetSpec("arch", str(measured.arch), size)
+        spec = ModelSpec("arch", str(measured.arch), size)
         if measured.file is not None:
             check_runtime(measured.file, settings.runtime)
-            spec = NetSpec("file", os.path.abspath(measured.file), size)
+            spec = ModelSpec("file", os.path.abspath(measured.file), size)
         with Worker(settings) as worker:
             worker.load(_NAME, spec)
             found, conditions = _until_certain(_windows_of(worker), limits), worker.conditions
@@ -255,7 +255,7 @@ def _measure_module(
             path = Path(folder) / "module.pkl"
             pickle_module(module, path)
             with Worker(settings) as worker:
-                worker.load(_NAME, NetSpec("module", str(path), size))
+                worker.load(_NAME, ModelSpec("module", str(path), size))
                 path.unlink()
                 return _until_certain(_windows_of(worker), limits), worker.conditions, ()
     except CannotTravel as e:

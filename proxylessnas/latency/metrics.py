@@ -14,7 +14,7 @@ from typing import Any
 from ..errors import LatencyError
 from .entries import NO_ORDER
 
-LEAST_NETS = 2
+LEAST_MODELS = 2
 #: Kendall's tau that is wanted of a table: to be trusted, and to be good.
 LEAST, GOOD = 0.8, 0.9
 #: Where two runs of the same models agree less, a table is measured by them: it should reach this share.
@@ -31,31 +31,32 @@ _NO_FLOATS = {"pairs", "date", "conditions", "nets", "noisy_nets", "seed", *_LAT
 
 @dataclass(frozen=True)
 class Validation:
-    """Predicted against measured latencies of random nets (:func:`.random_nets.random_nets`).
+    """Predicted against measured latencies of random models (:func:`.random_models.random_models`).
 
     Attributes:
         nets: how many.
         mape_percent: mean absolute error, relative to the measured latency.
         rmspe_percent: root mean square of the relative error.
-        within_5_percent, within_10_percent: share of the nets whose error is at most 5 and 10 %, in percent.
+        within_5_percent, within_10_percent: share of the models whose error is at most 5 and 10 %, in
+            percent.
         bias_percent: mean relative error; positive if the table predicts too much.
-        kendall_tau: Kendall's tau-b of the two orders: 1 if the table orders all nets rightly.
-        uniform_kendall_tau: that of the uniform nets alone, whose latencies lie close together.
-        scale, offset_ms: the line from predictions to measured latencies, fitted on half of the nets.
+        kendall_tau: Kendall's tau-b of the two orders: 1 if the table orders all models rightly.
+        uniform_kendall_tau: that of the uniform models alone, whose latencies lie close together.
+        scale, offset_ms: the line from predictions to measured latencies, fitted on half of the models.
         judged_before_percent, judged_after_percent: mean absolute error on the other half, without and with
             that line.
         noisy_nets: models that were disturbed whenever they were measured, of kits and in older tables.
-        seed: of the nets.
+        seed: of the models.
         date: ISO day.
         conditions: what was measured with, in words.
-        pairs: (block tokens, predicted ms, measured ms) of each net.
+        pairs: (block tokens, predicted ms, measured ms) of each model.
         reference_ratio: how many times longer a reference model took than when the table was made.
         ceiling_tau, ceiling_percent: Kendall's tau and mean difference of two runs of these same models:
             what this machine allows any table to reach. None in older tables.
         disturbance: how many times longer a run took than undisturbed (median over low quantile); None of
             kits and in older tables, whose latencies are medians.
         measured_with: the conditions as JSON values; None in tables that were made before they were kept.
-        space: digest of the space that the nets are of; empty in such tables.
+        space: digest of the space that the models are of; empty in such tables.
     """
 
     nets: int
@@ -112,7 +113,7 @@ class Validation:
 
     @property
     def correction_helps(self) -> bool:
-        """Whether the line made the other half of the nets clearly better predicted."""
+        """Whether the line made the other half of the models clearly better predicted."""
         return self.judged_after_percent < min(
             0.9 * self.judged_before_percent, self.judged_before_percent - 0.3
         )
@@ -178,9 +179,9 @@ def evaluate(
     """Compare predictions with measurements.
 
     Args:
-        nets: (block tokens, predicted ms, measured ms); of those of :func:`.random_nets.random_nets`, in its
-            order, every second is uniform.
-        seed: of the nets; it also halves them.
+        nets: (block tokens, predicted ms, measured ms); of those of :func:`.random_models.random_models`, in
+            its order, every second is uniform.
+        seed: of the models; it also halves them.
         conditions: what was measured with, in words.
         noisy_nets: models that were disturbed at every visit, where that is known.
         date: ISO day; by default today.
@@ -189,10 +190,10 @@ def evaluate(
         disturbance: the median over the low quantile.
 
     Raises:
-        LatencyError: there are fewer than two nets, or a latency is not positive.
+        LatencyError: there are fewer than two models, or a latency is not positive.
     """
-    if len(nets) < LEAST_NETS:
-        raise LatencyError(f"a table is judged on at least {LEAST_NETS} nets, not {len(nets)}")
+    if len(nets) < LEAST_MODELS:
+        raise LatencyError(f"a table is judged on at least {LEAST_MODELS} models, not {len(nets)}")
     if not all(math.isfinite(a) and math.isfinite(b) and b > 0 for _, a, b in nets):
         raise LatencyError("a table is judged on finite latencies, and on measured ones that are positive")
     predicted, measured = [a for _, a, _ in nets], [b for _, _, b in nets]
@@ -226,7 +227,7 @@ def evaluate(
 
 
 def halves(count: int, seed: int) -> tuple[list[int], list[int]]:
-    """Return the numbers of the nets on which the line is fitted, and of those on which it is judged."""
+    """Return the numbers of the models on which the line is fitted, and of those on which it is judged."""
     order = list(range(count))
     random.Random(seed).shuffle(order)
     return order[: (count + 1) // 2], order[(count + 1) // 2 :]

@@ -1,4 +1,4 @@
-"""Latencies as pictures (with matplotlib): alone, with accuracy, and predicted against measured."""
+"""Latencies as images (with matplotlib): alone, with accuracy, and predicted against measured."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _SUMMARY_LENGTH = 84
 
 
 class Point(NamedTuple):
-    """A net in a chart of accuracy against latency.
+    """A model in a chart of accuracy against latency.
 
     Attributes:
         name: beside its mark.
         ms, low_ms, high_ms: latency, and the ends of the line through it (the 10 % and 90 % quantiles).
         top1: percent; None where it is not known.
         published: ``top1`` is a published figure, not one measured with this package.
-        peer: another library's net.
+        peer: another library's model.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Point(NamedTuple):
 
 
 def pareto_front(points: Iterable[Point]) -> list[Point]:
-    """Return the nets that no other one equals or beats in both latency and accuracy, the fastest first."""
+    """Return the models that no other one equals or beats in both latency and accuracy, the fastest first."""
     found: list[Point] = []
     best = -1.0
     for point in sorted(points, key=lambda p: (p.ms, -(p.top1 or 0.0))):
@@ -50,7 +50,7 @@ def pareto_front(points: Iterable[Point]) -> list[Point]:
 
 
 class Named(NamedTuple):
-    """A net that is pointed out in a chart of predictions; latencies in milliseconds."""
+    """A model that is pointed out in a chart of predictions; latencies in milliseconds."""
 
     name: str
     predicted_ms: float
@@ -66,13 +66,14 @@ def accuracy_png(
 ) -> None:
     """Draw accuracy against latency, a panel a setting.
 
-    Round marks are this package's nets, square ones other libraries'; hollow marks have a published accuracy,
-    filled ones a measured one. The line through a mark goes from the 10 % to the 90 % quantile. The steps
-    join the nets on the Pareto front: of published and of measured accuracies apart, as those may be of other
-    pictures.
+    Round marks are this package's models, square ones other libraries'; hollow marks have a published
+    accuracy, filled ones a measured one. The line through a mark goes from the 10 % to the 90 % quantile. The
+    steps
+    join the models on the Pareto front: of published and of measured accuracies apart, as those may be of
+    other images.
 
     Args:
-        panels: what was measured under which setting ("torch, 1 thread, batch 1"), in order; nets without a
+        panels: what was measured under which setting ("torch, 1 thread, batch 1"), in order; models without a
             known accuracy are left out.
         path: of the PNG or SVG file, which is replaced as a whole, or not at all; or a buffer for an SVG.
         accuracy: what the accuracy is, with its unit.
@@ -84,13 +85,13 @@ def accuracy_png(
         OSError: the file cannot be written.
     """
     known = {title: [p for p in points if p.top1 is not None] for title, points in panels.items()}
-    drawn, down, across = _layout(known, "no net with a known accuracy")
+    drawn, down, across = _layout(known, "no model with a known accuracy")
     width, height = (7.6, 4.8) if across == 1 else (5.4, 3.9)
     with open_figure(path, width * across, height * down + 0.7) as figure:
         grid = figure.subplots(down, across, squeeze=False, sharey=True).flatten().tolist()
         _title(grid, drawn)
         for i, (axes, points) in enumerate(zip(grid, drawn.values(), strict=False)):
-            _draw_nets(axes, points)
+            _draw_models(axes, points)
             if i % across == 0:
                 axes.set_ylabel(accuracy)
         _limit_accuracy(grid[0], [p.top1 for points in drawn.values() for p in points if p.top1 is not None])
@@ -105,7 +106,7 @@ def accuracy_png(
 def latency_png(
     panels: Mapping[str, Sequence[Point]], path: str | os.PathLike[str] | io.BytesIO, *, note: str = ""
 ) -> None:
-    """Draw latencies as bars, a panel a setting: for nets of which no accuracy is known.
+    """Draw latencies as bars, a panel a setting: for models of which no accuracy is known.
 
     The line at the end of a bar goes from the 10 % to the 90 % quantile.
 
@@ -119,7 +120,7 @@ def latency_png(
         MissingExtraError: matplotlib is not installed.
         OSError: the file cannot be written.
     """
-    drawn, down, across = _layout(panels, "no net was measured")
+    drawn, down, across = _layout(panels, "no model was measured")
     most = max(map(len, drawn.values()))
     with open_figure(path, 6.4 * across, (0.34 * most + 1.2) * down + 0.5) as figure:
         grid = figure.subplots(down, across, squeeze=False).flatten().tolist()
@@ -144,7 +145,7 @@ def prediction_png(
     pairs: Iterable[tuple[float, float]],
     path: str | os.PathLike[str] | io.BytesIO,
     *,
-    title: str = "Latency of whole nets",
+    title: str = "Latency of whole models",
     summary: str = "",
     named: Sequence[Named] = (),
     side: float = 6.4,
@@ -154,12 +155,12 @@ def prediction_png(
     The diagonal is a perfect prediction; errors of at most 5 and 10 % are shaded.
 
     Args:
-        pairs: (predicted, measured) milliseconds of nets that the table was not made from.
+        pairs: (predicted, measured) milliseconds of models that the table was not made from.
         path: of the PNG or SVG file, which is replaced as a whole, or not at all; or a buffer for an SVG.
         title: above.
         summary: below the title, such as a verdict.
-        named: nets that are pointed out.
-        side: width of the picture, inches.
+        named: models that are pointed out.
+        side: width of the figure, inches.
 
     Raises:
         DataError: there is nothing to draw, or a value is not a positive number.
@@ -168,9 +169,9 @@ def prediction_png(
     """
     require_matplotlib()
     dots = [(float(predicted), float(measured)) for predicted, measured in pairs]
-    values = [value for pair in [*dots, *(net[1:] for net in named)] for value in pair]
+    values = [value for pair in [*dots, *(model[1:] for model in named)] for value in pair]
     if not values:
-        raise DataError("no net was measured: nothing to draw")
+        raise DataError("no model was measured: nothing to draw")
     if not all(math.isfinite(value) and value > 0 for value in values):
         raise DataError("a latency is not a positive number")
     margin = 0.06 * (max(values) - min(values)) or 0.1 * max(values)
@@ -187,10 +188,10 @@ def prediction_png(
         if dots:
             x, y = zip(*dots, strict=True)
             style = {"s": 30, "color": BLUE, "edgecolor": "white", "linewidth": 0.7, "zorder": 3}
-            axes.scatter(x, y, **style, label="random nets")
+            axes.scatter(x, y, **style, label="random models")
         if named:
-            style = {"s": 46, "color": ORANGE, "marker": "D", "zorder": 4, "label": "nets by name"}
-            axes.scatter([net[1] for net in named], [net[2] for net in named], **style)
+            style = {"s": 46, "color": ORANGE, "marker": "D", "zorder": 4, "label": "models by name"}
+            axes.scatter([model[1] for model in named], [model[2] for model in named], **style)
         _clean(axes)
         axes.set(xlim=(low, high), ylim=(low, high), xlabel="predicted (ms)", ylabel="measured (ms)")
         axes.set_aspect("equal")
@@ -201,7 +202,7 @@ def prediction_png(
         axes.legend(handles[::-1], labels[::-1], loc="lower right", frameon=False, fontsize=9)
         figure.draw_without_rendering()
         obstacles = [(dot, dot) for dot in [*dots, *((value, value) for value in diagonal)]]
-        name_points(axes, [(net[1], net[2], net.name) for net in named], obstacles)
+        name_points(axes, [(model[1], model[2], model.name) for model in named], obstacles)
 
 
 # ---- parts
@@ -230,7 +231,7 @@ def _title(grid: Sequence[Any], drawn: Iterable[str]) -> None:
         axes.set_visible(False)
 
 
-def _draw_nets(axes: Any, points: Sequence[Point]) -> None:
+def _draw_models(axes: Any, points: Sequence[Point]) -> None:
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
     for published in (False, True):

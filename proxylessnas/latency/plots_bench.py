@@ -21,10 +21,10 @@ class Panels(NamedTuple):
     """What a chart of a bench shows.
 
     Attributes:
-        points: setting in words to its nets.
-        accuracy: what the accuracy is, with its unit; "" if none is known of any net.
+        points: setting in words to its models.
+        accuracy: what the accuracy is, with its unit; "" if none is known of any model.
         note: machine, versions and date.
-        left_out: net to why it is not among the points.
+        left_out: model to why it is not among the points.
         noisy: rows that are uncertain, and all rows.
     """
 
@@ -46,8 +46,8 @@ def describe(settings: Settings) -> str:
 def accuracy_panels(rows: Iterable[Mapping[str, Any]]) -> Panels:
     """Return the points of a chart.
 
-    Left out are nets whose accuracy is not known, or is one on other pictures than most nets'; if it is known
-    of none, all of them are points without one.
+    Left out are models whose accuracy is not known, or is one on other images than most models'; if it is
+    known of none, all of them are points without one.
 
     Args:
         rows: as :meth:`~.benchmark.BenchRow.to_dict` gives them.

@@ -1,6 +1,6 @@
 """Predict the latency of operations that were not measured, from those that were.
 
-The paper predicts nets from operations; this goes one step down, to shapes that a table lacks. Two parts:
+The paper predicts models from operations; this goes one step down, to shapes that a table lacks. Two parts:
 
 1. What the work costs: a line through multiply-accumulates, memory traffic and weights of dense and of
    depthwise convolutions, with coefficients that are not negative, fitted to the relative error.
@@ -209,10 +209,10 @@ def _held_out(keys: Sequence[OpKey], ms: Tensor, folds: Sequence[Sequence[int]])
         out = set(fold)
         rest = [i for i in range(len(keys)) if i not in out]
         known = {kind_of(keys[i]) for i in rest}
-        judged = [i for i in fold if kind_of(keys[i]) in known]
-        if judged and len(rest) >= LEAST_ENTRIES - 1:
-            predicted.append(_fit([keys[i] for i in rest], ms[rest])._predict([keys[i] for i in judged]))
-            measured.append(ms[judged])
+        evaluated = [i for i in fold if kind_of(keys[i]) in known]
+        if evaluated and len(rest) >= LEAST_ENTRIES - 1:
+            predicted.append(_fit([keys[i] for i in rest], ms[rest])._predict([keys[i] for i in evaluated]))
+            measured.append(ms[evaluated])
     if not predicted:
         return None
     guess, truth = torch.cat(predicted), torch.cat(measured)

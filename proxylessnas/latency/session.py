@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..errors import LatencyError, ProxylessError
-from ..runtimes.base import NetSpec
+from ..runtimes.base import ModelSpec
 from ..runtimes.settings import Conditions, Settings
 from ..runtimes.timer import MIN_RUNS, MIN_SECONDS, Window
 from .journal import Journal
@@ -54,7 +54,7 @@ class Item:
     """
 
     name: str
-    spec: NetSpec
+    spec: ModelSpec
     settings: Settings
     parts: bool = False
     seconds: float = MIN_SECONDS

@@ -1,8 +1,9 @@
-"""A latency table: what each operation of a search space costs on one device, and nets predicted from it.
+"""A latency table: what each operation of a search space costs on one device, and models predicted from it.
 
-The paper's latency model (ProxylessNAS, section 3.3.1): a net's latency is the sum of its operations'. Two
+The paper's latency model (ProxylessNAS, section 3.3.1): a model's latency is the sum of its operations'. Two
 constants may come on top, which belong to no operation: ``offset_ms``, found when a table is fitted to whole
-nets, and a :class:`Correction`, a line through the predictions, which changes nothing unless it was adopted.
+models, and a :class:`Correction`, a line through the predictions, which changes nothing unless it was
+adopted.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from torch import Tensor
 from ..arch.arch import Arch
 from ..arch.op_key import STEM, OpKey, arch_keys, nearest_key, space_keys
 from ..arch.ops import ZERO
-from ..arch.space import Position, SearchSpace
+from ..arch.space import SearchBlock, SearchSpace
 from ..errors import LatencyError, LatencyKeyError, shown
 from ..runtimes.settings import Conditions
 from ..utils.files import write_atomically
@@ -50,13 +51,13 @@ class LatencyTable:
         conditions: runtime, device, threads, batch size and versions that it holds for.
         entries: milliseconds of each operation, in order of first use.
         space: the search space that it was made for, if any.
-        offset_ms: a constant of every net that belongs to no operation.
+        offset_ms: a constant of every model that belongs to no operation.
         correction: a line through the predictions; the identity unless one was adopted.
         statistic: what an entry is over its runs, "undisturbed", "median", "mean" or "unknown".
         source: where the figures were published, if they were.
         method: how they were found, as JSON values, for the record.
         date: ISO day of the measurement, or "unknown".
-        validation: how well it predicted whole nets, as JSON values: those of
+        validation: how well it predicted whole models, as JSON values: those of
             :class:`~proxylessnas.latency.Validation`; None if nobody tried.
 
     Raises:
@@ -93,10 +94,10 @@ class LatencyTable:
     def __reduce__(self) -> Any:  # pickle and deepcopy know no read-only mapping
         return LatencyTable.from_dict, (self.to_dict(),)
 
-    # What it says about operations and nets.
+    # What it says about operations and models.
 
     def lookup(self, key: OpKey) -> float:
-        """Return the milliseconds that an operation adds to a net's latency.
+        """Return the milliseconds that an operation adds to a model's latency.
 
         Raises:
             LatencyKeyError: it is not in the table; the message names its nearest neighbour.
@@ -114,10 +115,10 @@ class LatencyTable:
     def explain(
         self, arch: Arch, *, resolution: int | None = None, num_classes: int | None = None
     ) -> Breakdown:
-        """Return the latency of a net and what it is made of.
+        """Return the latency of a model and what it is made of.
 
         Args:
-            arch: the net.
+            arch: the model.
             resolution: height and width of its input in pixels; by default the architecture's own.
             num_classes: outputs of its classifier; by default the architecture's own.
 
@@ -134,7 +135,7 @@ class LatencyTable:
         return Breakdown(total, parts, self._offset_ms, sum(how == "predicted" for _, _, how in parts))
 
     def predict(self, arch: Arch, *, resolution: int | None = None, num_classes: int | None = None) -> float:
-        """Return the latency of a net in milliseconds: one forward pass of the table's whole batch.
+        """Return the latency of a model in milliseconds: one forward pass of the table's whole batch.
 
         Arguments and errors are those of :meth:`explain`.
         """
@@ -147,7 +148,7 @@ class LatencyTable:
     # What it says about a space.
 
     def costs(self, space: SearchSpace | None = None) -> tuple[Tensor, float]:
-        """Return what each candidate of each block costs, and what all nets of a space have in common.
+        """Return what each candidate of each block costs, and what all models of a space have in common.
 
         Args:
             space: by default the one that the table was made for.
@@ -155,7 +156,7 @@ class LatencyTable:
         Returns:
             ``(costs, fixed_ms)``: float64 [blocks, columns] in milliseconds, 0 for "-" and where a block
             does not have the candidate (``space.mask`` tells them apart); and the milliseconds of stem,
-            first block, last layer, classifier and offset together. A net's latency is ``fixed_ms`` plus
+            first block, last layer, classifier and offset together. A model's latency is ``fixed_ms`` plus
             one cell of each row.
 
         Raises:
@@ -206,7 +207,7 @@ class LatencyTable:
         return mean.to(probs.dtype)
 
     def range_ms(self, space: SearchSpace | None = None) -> tuple[float, float]:
-        """Return the latencies of the fastest and the slowest net of a space (exactly, as predicted).
+        """Return the latencies of the fastest and the slowest model of a space (exactly, as predicted).
 
         Raises:
             LatencyKeyError, LatencyError: as :meth:`costs`.
@@ -312,8 +313,8 @@ def cost_matrix(space: SearchSpace, lookup: Callable[[OpKey], float]) -> tuple[T
     "-" costs nothing; cells where a block does not have the candidate are 0 too.
     """
     rows = [
-        [lookup(_key(p, c)) if c in p.choices and c != ZERO else 0.0 for c in space.columns]
-        for p in space.positions
+        [lookup(_key(p, c)) if c in p.candidate_ops and c != ZERO else 0.0 for c in space.candidate_ops]
+        for p in space.search_blocks
     ]
     keys = arch_keys(space.arch([0] * len(rows)))  # the first candidate is never "-"
     fixed_ms = sum(map(lookup, keys[: -2 - len(rows)] + keys[-2:]))
@@ -321,8 +322,8 @@ def cost_matrix(space: SearchSpace, lookup: Callable[[OpKey], float]) -> tuple[T
         return torch.tensor(rows, dtype=torch.float64, device="cpu"), fixed_ms
 
 
-def _key(position: Position, token: str) -> OpKey:
-    p = position
+def _key(search_block: SearchBlock, token: str) -> OpKey:
+    p = search_block
     return OpKey(token, p.in_channels, p.out_channels, p.in_size, p.stride, p.shortcut)
 
 
@@ -333,7 +334,7 @@ def check_probs(probs: Tensor, space: SearchSpace) -> None:
         LatencyError: not a floating tensor [blocks, columns], a row that is no distribution, or a
             probability where a block does not have the candidate.
     """
-    shape = (len(space.positions), len(space.columns))
+    shape = (len(space.search_blocks), len(space.candidate_ops))
     if not isinstance(probs, Tensor) or not probs.is_floating_point() or probs.shape != shape:
         given = f"{probs.dtype} {list(probs.shape)}" if isinstance(probs, Tensor) else shown(probs)
         raise LatencyError(f"probs must be a floating tensor {list(shape)}, not {given}")
@@ -350,7 +351,7 @@ def check_probs(probs: Tensor, space: SearchSpace) -> None:
     if len(outside):
         row, column = outside[0].tolist()
         raise LatencyError(
-            f"probs: row {row} gives {float(values[row, column]):.3g} to {space.columns[column]!r}, which "
+            f"probs: row {row} gives {float(values[row, column]):.3g} to {space.candidate_ops[column]!r}, which "
             "that block does not have: it must be 0 (mask the logits with -inf before the softmax)"
         )
 
@@ -366,7 +367,7 @@ def missing_entries(
         what = f"covers the space {shown(space.name)} at {space.resolution} px, {space.num_classes} classes"
     else:
         sizes = sorted({key.size for key in known if key.op == STEM})
-        inputs = f" of nets for inputs of {', '.join(map(str, sizes))} px" if sizes else ""
+        inputs = f" of models for inputs of {', '.join(map(str, sizes))} px" if sizes else ""
         what = f"holds {len(known)} operations{inputs}"
     return LatencyKeyError(
         f"the latency table has no entry for {keys[0]}{others}; the nearest it has is {nearest}. It {what}: "

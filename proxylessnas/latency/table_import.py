@@ -57,7 +57,7 @@ def import_table(
         device_name: of the device, unless the file states it.
         runtime: the program that ran the operations.
         threads: of the runtime's pool, if known.
-        batch_size: pictures a call, if known.
+        batch_size: images a call, if known.
         space: the search space that the table is for: a space, its name, or a file. It may lack entries,
             see :meth:`LatencyTable.coverage`.
         statistic: what a figure is over its runs, "median" or "mean", if known.
@@ -224,11 +224,11 @@ def _times_all(value: Any, factor: float) -> Any:
     return {k: _times(v, factor) if k == "ms" or k.endswith("_ms") else v for k, v in value.items()}
 
 
-_MEDIAN_MS = (0.001, 10_000.0)  # of an operation: a launch alone takes longer; nobody waits hours for a net
+_MEDIAN_MS = (0.001, 10_000.0)  # of an operation: a launch alone takes longer; nobody waits hours for a model
 #: (multiply-accumulates a second, ms an operation on top): whatever is slower is slower than any device, or
-#: than all but microcontrollers. What is on top is the cost of a call, which dominates in little nets.
+#: than all but microcontrollers. What is on top is the cost of a call, which dominates in little models.
 _SLOWEST, _SLOW = (5e6, 100.0), (3e8, 3.0)
-#: Multiply-accumulates a second, for one picture a call and at most: a call of one picture keeps no large
+#: Multiply-accumulates a second, for one image a call and at most: a call of one image keeps no large
 #: processor busy, and no processor multiplies faster with all of it busy.
 _FAST, _FASTEST = 2e12, 2e14
 
@@ -243,7 +243,7 @@ def doubt_about(entries: Mapping[OpKey, Entry], unit: str, batch_size: int, wher
     Args:
         entries: converted to milliseconds.
         unit: that they were given in: "ms", "s" or "us".
-        batch_size: pictures a call; 0 if that is not known.
+        batch_size: images a call; 0 if that is not known.
         where: names their source in messages.
 
     Raises:

@@ -18,13 +18,13 @@ from ..arch.arch import Arch
 from ..arch.op_key import DEFAULT_RESOLUTION
 from ..arch.space import SearchSpace
 from ..errors import ArchError, LatencyError, ProxylessError, shown
-from ..runtimes.base import NetSpec
+from ..runtimes.base import ModelSpec
 from ..runtimes.settings import Conditions, Settings
 from ..utils.checks import is_int, is_number
 from .entries import LEAST_JUDGED, LONGEST_MS, NO_ORDER, Correction
 from .metrics import (
     LEAST,
-    LEAST_NETS,
+    LEAST_MODELS,
     MOST_MAPE_PERCENT,
     OFF,
     Validation,
@@ -33,7 +33,7 @@ from .metrics import (
     kendall_tau,
     wanted_tau,
 )
-from .random_nets import Picks, random_nets
+from .random_models import Picks, random_models
 from .session import REFERENCE, Item, MeasurementSession, Progress, conditions_differ
 from .table import LatencyTable
 from .table_io import conditions_to_dict, read_conditions
@@ -83,11 +83,11 @@ def validate_table(
     space = space or table.space
     if space is None:
         raise LatencyError("the table was made for no search space: give one")
-    check_count("nets", nets, LEAST_NETS)
+    check_count("nets", nets, LEAST_MODELS)
     table.costs(space)  # raises if it does not cover the space
-    drawn = random_nets(space, nets, seed=seed, avoid=fitted_on(table, space))
+    drawn = random_models(space, nets, seed=seed, avoid=fitted_on(table, space))
     settings = table.conditions.settings
-    archs = [space.arch(picks) for picks in drawn]
+    archs = [space.arch(choices) for choices in drawn]
     known = reference_of(table)
     items = [Item(REFERENCE, model_spec(known[0] if known else archs[0]), settings)]
     items += [Item(f"check {i}", model_spec(arch), settings) for i, arch in enumerate(archs)]
@@ -140,17 +140,17 @@ def conditions_here(settings: Settings, imports: Sequence[str] = ()) -> Conditio
         return worker.conditions
 
 
-def model_spec(arch: Arch) -> NetSpec:
+def model_spec(arch: Arch) -> ModelSpec:
     """Return what a measuring process is given to load a model."""
     size = arch.resolution or DEFAULT_RESOLUTION
-    return NetSpec("arch", str(arch), (arch.in_channels, size, size), arch.num_classes)
+    return ModelSpec("arch", str(arch), (arch.in_channels, size, size), arch.num_classes)
 
 
 def compared(
     table: LatencyTable, space: SearchSpace, drawn: Sequence[tuple[int, ...]], measured: Sequence[float]
 ) -> list[tuple[str, float, float]]:
     """Return (block tokens, stages apart by "|"; predicted ms; measured ms) of each model."""
-    archs = [space.arch(picks) for picks in drawn]
+    archs = [space.arch(choices) for choices in drawn]
     return [
         (" | ".join(stage.ops for stage in arch.stages), table.predict(arch), ms)
         for arch, ms in zip(archs, measured, strict=True)
@@ -180,8 +180,8 @@ def reference_of(table: LatencyTable) -> tuple[Arch, float] | None:
 def adopt_correction(table: LatencyTable, validation: Validation | None = None) -> LatencyTable:
     """Return a table with the line that a validation of it found, and with a validation of the result.
 
-    No net is measured: the new validation is that of the half of the nets on which the line was not fitted,
-    with the corrected predictions. Of 60 nets 30 are left, as many as a search wants.
+    No model is measured: the new validation is that of the half of the models on which the line was not
+    fitted, with the corrected predictions. Of 60 models 30 are left, as many as a search wants.
 
     Args:
         table: as it was when it was validated.
@@ -198,7 +198,7 @@ def adopt_correction(table: LatencyTable, validation: Validation | None = None) 
     found = validation
     if not found.correction_helps:
         raise LatencyError(
-            "the correction does not help: on the nets that it was not fitted on, the mean error is "
+            "the correction does not help: on the models that it was not fitted on, the mean error is "
             f"{found.judged_after_percent:.1f} % with it and {found.judged_before_percent:.1f} % without; it "
             "must be lower by a tenth and by 0.3 points"
         )
@@ -210,35 +210,35 @@ def adopt_correction(table: LatencyTable, validation: Validation | None = None) 
             f"the reference model took {found.reference_ratio:.2f} times as long as when the table was made, "
             "and a correction would make that the rule: validate it again when the machine is less disturbed"
         )
-    fitted, judged = halves(len(found.pairs), found.seed)
-    if len(judged) < LEAST_NETS:
-        raise LatencyError(f"{len(found.pairs)} nets are too few to find a correction and to judge it")
-    errors = [abs(found.pairs[i][1] / found.pairs[i][2] - 1) for i in judged]
+    fitted, evaluated = halves(len(found.pairs), found.seed)
+    if len(evaluated) < LEAST_MODELS:
+        raise LatencyError(f"{len(found.pairs)} models are too few to find a correction and to judge it")
+    errors = [abs(found.pairs[i][1] / found.pairs[i][2] - 1) for i in evaluated]
     if abs(100 * statistics.fmean(errors) - found.judged_before_percent) > _SAME_PERCENT:
-        raise LatencyError("the validation does not say on which of its nets the correction was fitted")
+        raise LatencyError("the validation does not say on which of its models the correction was fitted")
     before = table.correction
     line = Correction(found.scale * before.scale, found.scale * before.offset_ms + found.offset_ms)
     space = table.space
     method: dict[str, Any] = {
         **table.method,
-        FITTED_ON: [*_listed(table), *([*_picks(found.pairs[i][0], space)] for i in fitted if space)],
+        FITTED_ON: [*_listed(table), *([*_choices(found.pairs[i][0], space)] for i in fitted if space)],
         "correction": {
             "fitted_on_nets": len(fitted),
-            "judged_on_nets": len(judged),
+            "judged_on_nets": len(evaluated),
             "mape_before_percent": found.judged_before_percent,
             "mape_after_percent": found.judged_after_percent,
             "date": found.date,
         },
     }
     corrected = dataclasses.replace(table, correction=line, method=method, validation=None)
-    return corrected.with_validation(_of(found, sorted(judged)))
+    return corrected.with_validation(_of(found, sorted(evaluated)))
 
 
-def _of(found: Validation, judged: list[int]) -> Validation:
-    """Return what a validation would have been of these of its nets, with its line."""
+def _of(found: Validation, evaluated: list[int]) -> Validation:
+    """Return what a validation would have been of these of its models, with its line."""
     pairs = [
         (text, found.scale * predicted + found.offset_ms, measured)
-        for text, predicted, measured in (found.pairs[i] for i in judged)
+        for text, predicted, measured in (found.pairs[i] for i in evaluated)
     ]
     again = evaluate(
         pairs,
@@ -249,7 +249,7 @@ def _of(found: Validation, judged: list[int]) -> Validation:
         reference_ratio=found.reference_ratio,
         disturbance=found.disturbance,
     )
-    uniform = [pair for i, pair in zip(judged, pairs, strict=True) if i % 2 == 0]
+    uniform = [pair for i, pair in zip(evaluated, pairs, strict=True) if i % 2 == 0]
     tau = kendall_tau([a for _, a, _ in uniform], [b for _, _, b in uniform])
     return dataclasses.replace(
         again,
@@ -266,12 +266,14 @@ def _listed(table: LatencyTable) -> list[Any]:
     return listed if isinstance(listed, list) else []
 
 
-def _picks(text: str, space: SearchSpace) -> Picks:
+def _choices(text: str, space: SearchSpace) -> Picks:
     """Return the columns that the block tokens of a validation stand for."""
     try:
-        return tuple(space.columns.index(token) for token in text.replace("|", " ").split())
+        return tuple(space.candidate_ops.index(token) for token in text.replace("|", " ").split())
     except ValueError as e:
-        raise LatencyError(f"the validation names a net that is not one of the table's space: {text}") from e
+        raise LatencyError(
+            f"the validation names a model that is not one of the table's space: {text}"
+        ) from e
 
 
 def elsewhere(table: LatencyTable, now: Conditions) -> list[str]:
@@ -302,7 +304,7 @@ def _that_matter(conditions: Conditions) -> dict[str, str]:
 
 
 def misplaced(table: LatencyTable) -> list[str]:
-    """Return in words whether a table's validation was made on another machine or on nets of another space.
+    """Return in words whether a table's validation was made on another machine or on models of another space.
 
     Older tables do not say what theirs was made with.
     """
@@ -315,15 +317,15 @@ def misplaced(table: LatencyTable) -> list[str]:
         differences = problems if now is None else elsewhere(table, now)
         if differences:
             found.append(
-                f"it was compared with nets measured under other conditions: {'; '.join(differences)}"
+                f"it was compared with models measured under other conditions: {'; '.join(differences)}"
             )
     if space and table.space is not None and space != table.space.digest:
-        found.append(f"it was compared with nets of another space than its own, {table.space.name!r}")
+        found.append(f"it was compared with models of another space than its own, {table.space.name!r}")
     return found
 
 
 def fitted_on(table: LatencyTable, space: SearchSpace) -> list[Picks]:
-    """Return the nets of a space that a table was fitted on, its correction included.
+    """Return the models of a space that a table was fitted on, its correction included.
 
     None if it was made for another space.
 
@@ -335,13 +337,13 @@ def fitted_on(table: LatencyTable, space: SearchSpace) -> list[Picks]:
     nets, seed, more = (table.method.get(name) for name in ("nets", "seed", FITTED_ON))
     found: list[Picks] = []
     if isinstance(nets, int) and isinstance(seed, int) and 0 < nets < 100_000:
-        found += random_nets(space, nets, seed=seed)
-    for picks in more if isinstance(more, list) else []:
+        found += random_models(space, nets, seed=seed)
+    for choices in more if isinstance(more, list) else []:
         try:
-            space.arch(picks)
+            space.arch(choices)
         except (ArchError, TypeError) as e:
-            raise LatencyError(f"the table's method is damaged: {FITTED_ON} holds no such nets") from e
-        found.append(tuple(picks))
+            raise LatencyError(f"the table's method is damaged: {FITTED_ON} holds no such models") from e
+        found.append(tuple(choices))
     return found
 
 
@@ -373,12 +375,12 @@ def require_trust(table: LatencyTable, force: bool = False) -> None:
 def _disagreements(table: LatencyTable) -> list[str]:
     validation = table.validation
     if validation is None:
-        return ["it was never compared with measured nets (`proxylessnas latency validate`)"]
+        return ["it was never compared with measured models (`proxylessnas latency validate`)"]
     tau, mape, nets = (validation.get(key) for key in ("kendall_tau", "mape_percent", "nets"))
     problems = []
     if not is_int(nets, LEAST_JUDGED, 10**9):
         problems.append(
-            f"it was compared with {_rounded(nets)} nets only, wanted {LEAST_JUDGED} (`proxylessnas latency "
+            f"it was compared with {_rounded(nets)} models only, wanted {LEAST_JUDGED} (`proxylessnas latency "
             "validate`)"
         )
     ceiling = validation.get("ceiling_tau")

@@ -19,7 +19,7 @@ from typing import Any
 
 from .. import errors
 from ..errors import LatencyError
-from ..runtimes.base import NetSpec
+from ..runtimes.base import ModelSpec
 from ..runtimes.settings import Conditions, Settings
 from ..runtimes.timer import MAX_SECONDS, MIN_RUNS, MIN_SECONDS, Window
 from ..utils.subprocesses import python_command
@@ -79,8 +79,8 @@ class Worker:
         self.conditions = Conditions(**answer["conditions"])
         self.has_parts: bool = answer["has_parts"]
 
-    def load(self, name: str, spec: NetSpec) -> float:
-        """Load a net under a name of your choice, in place of what had the name.
+    def load(self, name: str, spec: ModelSpec) -> float:
+        """Load a model under a name of your choice, in place of what had the name.
 
         Returns:
             How long it took, in seconds.
@@ -91,7 +91,7 @@ class Worker:
         return float(self._ask("load", name=name, spec=spec.to_dict()))
 
     def drop(self, name: str) -> None:
-        """Free a net; nothing happens if there is none of that name."""
+        """Free a model; nothing happens if there is none of that name."""
         self._ask("drop", name=name)
 
     def window(
@@ -102,7 +102,7 @@ class Worker:
         min_seconds: float = MIN_SECONDS,
         max_seconds: float = MAX_SECONDS,
     ) -> Window:
-        """Time a few whole forward passes of a loaded net; see :func:`~proxylessnas.runtimes.timer.window`.
+        """Time a few whole forward passes of a loaded model; see :func:`~proxylessnas.runtimes.timer.window`.
 
         Raises:
             LatencyError: nothing is loaded under this name, or running it failed.
@@ -113,10 +113,10 @@ class Worker:
         return Window(tuple(found["ms"]), tuple(found["own_ms"]))
 
     def parts(self, name: str, *, runs: int) -> list[tuple[str, tuple[float, ...]]]:
-        """Time the operations of a loaded net inside whole forward passes. There is no warm-up.
+        """Time the operations of a loaded model inside whole forward passes. There is no warm-up.
 
         Args:
-            name: of a net of kind "arch".
+            name: of a model of kind "arch".
             runs: forward passes.
 
         Returns:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from ..errors import LatencyError, ProxylessError
-from ..runtimes.base import NetSpec
+from ..runtimes.base import ModelSpec
 from ..runtimes.settings import Settings, one_thread
 from ..utils.malloc import keep_freed_pages
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Server:
-    """What the measuring process holds: a runtime and the nets that are loaded."""
+    """What the measuring process holds: a runtime and the models that are loaded."""
 
     def __init__(self, settings: Settings, imports: list[str], folder: Path) -> None:
         import torch
@@ -58,14 +58,14 @@ class Server:
         return {"conditions": found.to_dict(), "has_parts": self.runtime.has_parts}
 
     def load(self, name: str, spec: dict[str, Any]) -> float:
-        """Load a net under a name, in place of what had the name; return how many seconds it took."""
+        """Load a model under a name, in place of what had the name; return how many seconds it took."""
         begin = time.perf_counter()
         self.drop(name)
-        self.sessions[name] = self.runtime.load(NetSpec.from_dict(spec), self.settings, self.folder)
+        self.sessions[name] = self.runtime.load(ModelSpec.from_dict(spec), self.settings, self.folder)
         return time.perf_counter() - begin
 
     def drop(self, name: str) -> None:
-        """Free a net, if there is one of that name."""
+        """Free a model, if there is one of that name."""
         session = self.sessions.pop(name, None)
         if session is not None:
             session.close()
@@ -82,7 +82,7 @@ class Server:
         """Time the operations inside whole forward passes."""
         session = self._session(name)
         if not self.runtime.has_parts:
-            raise LatencyError(f"runtime {self.runtime.name!r} cannot time the parts of a net")
+            raise LatencyError(f"runtime {self.runtime.name!r} cannot time the parts of a model")
         gc.disable()
         try:
             return session.parts_ms(runs)  # type: ignore[attr-defined]
@@ -91,7 +91,7 @@ class Server:
 
     def _session(self, name: str) -> Session:
         if name not in self.sessions:
-            raise LatencyError(f"no net {name!r} is loaded")
+            raise LatencyError(f"no model {name!r} is loaded")
         return self.sessions[name]
 
 

@@ -213,20 +213,20 @@ class ImageClassifier(nn.Module):
             )
         if not self.num_classes:
             raise ProxylessError(
-                f"{self.name!r} has no classifier (num_classes=0): call the net for embeddings"
+                f"{self.name!r} has no classifier (num_classes=0): call the model for embeddings"
             )
         if top < 1:
             raise ValueError(f"top must be at least 1, not {top}")
         if self.in_chans != 3:
             raise ProxylessError(
                 f"{self.name!r} takes images of {self.in_chans} channel(s) and photos have 3: "
-                "prepare its input yourself and call the net"
+                "prepare its input yourself and call the model"
             )
         if isinstance(image, (str, os.PathLike)):
             image = load_image(image)
         if getattr(image, "ndim", 3) != 3:
             raise ImageError(
-                "predict takes one picture; for a batch call the net on preprocessing.build()(pictures)"
+                "predict takes one image; for a batch call the model on preprocessing.build()(images)"
             )
         like = next(self.parameters())
         inputs = self.preprocessing.build()(image)[None].to(like.device, like.dtype)
@@ -378,4 +378,6 @@ def top_classes(model: nn.Module, inputs: Tensor, k: int = 5) -> list[list[tuple
 def check_finite(finite: Tensor) -> None:
     """Raise if not all logits are finite; ``finite`` says whether, []."""
     if not bool(finite):
-        raise WeightsCorruptError("the net's output is not finite (NaN or infinite): the weights are damaged")
+        raise WeightsCorruptError(
+            "the model's output is not finite (NaN or infinite): the weights are damaged"
+        )

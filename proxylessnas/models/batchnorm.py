@@ -55,9 +55,9 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
     return twin
 
 
-def _pairs(net: nn.Module) -> Iterator[tuple[nn.Module, nn.Conv2d, str]]:
+def _pairs(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Conv2d, str]]:
     """Yield (parent, convolution, name of what the parent has right behind it)."""
-    for parent in net.modules():
+    for parent in model.modules():
         if isinstance(parent, ConvLayer) and type(parent).forward is ConvLayer.forward:
             yield parent, parent.conv, "bn"
         elif isinstance(parent, nn.Sequential) and type(parent).forward is nn.Sequential.forward:
@@ -90,7 +90,7 @@ def single_values_as_data_error(inputs: Tensor, advice: str) -> Iterator[None]:
         if "more than 1 value per channel" not in str(e):
             raise
         raise DataError(
-            f"BatchNorm cannot work with {len(inputs)} picture(s) of {inputs.shape[-1]} px at once, as a "
+            f"BatchNorm cannot work with {len(inputs)} image(s) of {inputs.shape[-1]} px at once, as a "
             f"single value a channel is left: {advice}"
         ) from e
 

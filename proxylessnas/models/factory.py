@@ -158,10 +158,10 @@ def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
     return names
 
 
-Net = TypeVar("Net", bound=ImageClassifier, covariant=True)
+Model = TypeVar("Model", bound=ImageClassifier, covariant=True)
 
 
-class Builder(Protocol[Net]):
+class Builder(Protocol[Model]):
     """The signature of every function here."""
 
     __name__: str
@@ -177,7 +177,7 @@ class Builder(Protocol[Net]):
         global_pool: str = "avg",
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
-    ) -> Net:
+    ) -> Model:
         """Build the model."""
 
 
@@ -193,7 +193,7 @@ Args:
     drop_path_rate: stochastic depth.
 
 Returns:
-    The net, in training mode. model.preprocessing is what its images need, model.predict(photo) names what is
+    The model, in training mode. model.preprocessing is what its images need, model.predict(photo) names what is
     on one.
 
 Raises:
@@ -201,7 +201,7 @@ Raises:
 """
 
 
-def _builder(name: str, kind: type[Net], summary: str, *, alias: str | None = None) -> Builder[Net]:
+def _builder(name: str, kind: type[Model], summary: str, *, alias: str | None = None) -> Builder[Model]:
     """Return an ordinary function, with name, signature and docstring, that builds one published model."""
 
     def build(
@@ -214,7 +214,7 @@ def _builder(name: str, kind: type[Net], summary: str, *, alias: str | None = No
         global_pool: str = "avg",
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
-    ) -> Net:
+    ) -> Model:
         model = create_model(
             name,
             pretrained,
@@ -226,7 +226,7 @@ def _builder(name: str, kind: type[Net], summary: str, *, alias: str | None = No
             drop_rate=drop_rate,
             drop_path_rate=drop_path_rate,
         )
-        return cast("Net", model)
+        return cast("Model", model)
 
     build.__name__ = build.__qualname__ = alias or name
     build.__doc__ = summary + "\n" + _ARGUMENTS
@@ -264,14 +264,14 @@ proxyless_mobile14 = _builder("proxyless_mobile_14", ProxylessNAS, _MOBILE_14, a
 proxyless_w025_r112 = _builder(
     "proxyless_w025_r112",
     ProxylessNAS,
-    """A tiny ImageNet net for images of 112 pixels.
+    """A tiny ImageNet model for images of 112 pixels.
 
 0.57 M parameters, 10.7 M MACs; its weights want mean = std = 0.5, which model.preprocessing knows.""",
 )
 proxyless_w03_r176 = _builder(
     "proxyless_w03_r176",
     ProxylessNAS,
-    """A tiny ImageNet net for images of 176 pixels.
+    """A tiny ImageNet model for images of 176 pixels.
 
 0.75 M parameters, 38.3 M MACs; ImageNet top-1 error 43.0 % (published, not re-measured). Its weights want
 mean = std = 0.5, which model.preprocessing knows.""",
@@ -279,14 +279,14 @@ mean = std = 0.5, which model.preprocessing knows.""",
 proxyless_cifar = _builder(
     "proxyless_cifar",
     PyramidTreeNet,
-    """The tree-structured CIFAR-10 net of the paper, found by gradient search.
+    """The tree-structured CIFAR-10 model of the paper, found by gradient search.
 
 5.73 M parameters, 1,213 M MACs at 32 pixels; CIFAR-10 error 2.08 % (published, not re-measured).""",
 )
 proxyless_cifar10_demo = _builder(
     "proxyless_cifar10_demo",
     ProxylessNAS,
-    """A small CIFAR-10 net whose weights come with the package: pretrained=True needs no network.
+    """A small CIFAR-10 model whose weights come with the package: pretrained=True needs no network.
 
 0.82 M parameters, 67 M MACs at 32 pixels; trained by this project, not the authors. Its accuracy is in
 get_weights("proxyless_cifar10_demo").metrics, how it was made in .training.""",

@@ -92,18 +92,18 @@ def fuse(folded: nn.Module, example: Tensor) -> nn.Module:
     return twin
 
 
-def _input_shapes(net: nn.Module, example: Tensor) -> dict[nn.Module, tuple[int, ...]]:
+def _input_shapes(model: nn.Module, example: Tensor) -> dict[nn.Module, tuple[int, ...]]:
     """Return the shape of the input of each layer that can be fused."""
     shapes: dict[nn.Module, tuple[int, ...]] = {}
 
     def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         shapes[module] = tuple(inputs[0].shape)
 
-    layers = [module for module in net.modules() if isinstance(module, ConvLayer)]
+    layers = [module for module in model.modules() if isinstance(module, ConvLayer)]
     layers = [layer for layer in layers if isinstance(layer.bn, nn.Identity) and _fits(layer.conv)]
     hooks = [layer.register_forward_pre_hook(note) for layer in layers]
     try:
-        net(example)
+        model(example)
     finally:
         for hook in hooks:
             hook.remove()

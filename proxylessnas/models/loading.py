@@ -173,7 +173,7 @@ def open_source(
             source = get_weights(found.name)
         except UnknownModelError as e:
             raise WeightsNotFoundError(
-                f"{source!r} is neither a weights file nor a net with published weights ({e})"
+                f"{source!r} is neither a weights file nor a model with published weights ({e})"
             ) from e
     return Source(
         source.state_dict(progress), f"the weights of {source.name}", record=source, name=source.name
@@ -261,7 +261,7 @@ def fit_state_dict(
     kinds: list[str] = []
     if classes is not None and classes != model.num_classes:
         head = {key for key in own if key.startswith(HEAD)} | {HEAD + "linear.weight", HEAD + "linear.bias"}
-        what = f"not loaded: the weights have {classes} classes, the net has {model.num_classes}"
+        what = f"not loaded: the weights have {classes} classes, the model has {model.num_classes}"
         report.adapted = dict.fromkeys(sorted(head), what)
     for key, value in state.items():
         if key in report.adapted:
@@ -293,7 +293,7 @@ def fit_state_dict(
             f"{what}: no tensor of the weights belongs to this model; they hold {theirs}, it has {ours}"
         )
     if kinds:
-        raise WeightsMismatchError(f"{what}: {kinds[0]}, the net has another kind of numbers there")
+        raise WeightsMismatchError(f"{what}: {kinds[0]}, the model has another kind of numbers there")
     if shapes or (strict and (report.missing or report.unexpected)):
         missing, unexpected = (report.missing, report.unexpected) if strict else ([], [])
         raise WeightsMismatchError(what, missing=missing, unexpected=unexpected, shapes=shapes)
@@ -359,10 +359,10 @@ def load_weights(
     """
     model = unwrapped(model)
     if not isinstance(model, ImageClassifier):
-        raise TypeError(f"load_weights takes a net of this package, not a {type(model).__name__}")
+        raise TypeError(f"load_weights takes a model of this package, not a {type(model).__name__}")
     if any(p.is_meta for p in model.parameters()):
         raise TypeError(
-            "the net is on the meta device: build it with its weights, create_model(..., weights=...)"
+            "the model is on the meta device: build it with its weights, create_model(..., weights=...)"
         )
     opened = open_source(source)
     embeddings = opened.header.num_classes == 0
@@ -400,7 +400,7 @@ def save_weights(
     """
     path, model = Path(path), unwrapped(model)
     if not isinstance(model, ImageClassifier):
-        raise TypeError(f"save_weights takes a net of this package, not a {type(model).__name__}")
+        raise TypeError(f"save_weights takes a model of this package, not a {type(model).__name__}")
     if path.suffix != ".safetensors":
         raise ValueError(f"{path}: the suffix must be .safetensors")
     if not path.parent.is_dir():

@@ -93,12 +93,12 @@ def cards(rows: Iterable[tuple[str, object, object]]) -> Raw:
     )
 
 
-def figure(picture: str, caption: object = "", class_: str | None = None) -> Raw:
-    """Return a picture, which is an element already, with what is said below it; "" for no picture."""
-    if not picture:
+def figure(image: str, caption: object = "", class_: str | None = None) -> Raw:
+    """Return a figure, which is an element already, with what is said below it; "" for no figure."""
+    if not image:
         return Raw("")
     below = tag("figcaption", caption) if caption else ""
-    return tag("figure", Raw(picture), below, class_=class_)
+    return tag("figure", Raw(image), below, class_=class_)
 
 
 def section(title: str, *content: object) -> Raw:
@@ -212,7 +212,7 @@ def inline(file: io.BytesIO, title: str, description: str, *, natural: bool = Fa
         file: what :func:`~proxylessnas.utils.plotting.open_figure` wrote.
         title: what a screen reader says, and a mouse that rests on it shows.
         description: the same at length.
-        natural: never wider than it was drawn (a single net), rather than as wide as its place.
+        natural: never wider than it was drawn (a single model), rather than as wide as its place.
     """
     text = file.getvalue().decode("utf-8")
     text = text[text.index("<svg") :]

@@ -73,7 +73,7 @@ def read_bench(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def read_eval(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return what ``proxylessnas eval --json`` printed: ``net``, ``top1`` (percent), ``n`` and ``data``.
+    """Return what ``proxylessnas eval --json`` printed: ``model``, ``top1`` (percent), ``n`` and ``data``.
 
     Raises:
         DataError: it cannot be read, or is no such file.
@@ -83,7 +83,7 @@ def read_eval(path: str | os.PathLike[str]) -> dict[str, Any]:
         found = json.loads(_text(path))
         top1, n = float(found["top1"]), int(found["n"])
         if not 0 <= top1 <= 100 or n < 1:
-            raise ValueError(f"top1 {top1:g} of {n} pictures")
+            raise ValueError(f"top1 {top1:g} of {n} images")
         return {"net": str(found["net"]), "top1": top1, "n": n, "data": str(found["data"])}
     except (ValueError, KeyError, TypeError, RecursionError) as e:
         expected = "expected is what `proxylessnas eval --json` prints"
@@ -96,10 +96,10 @@ def pareto_figure(
     *,
     evals: Sequence[str | os.PathLike[str]] = (),
 ) -> list[str]:
-    """Draw accuracy against latency, a panel a setting, with the nets on the Pareto front joined.
+    """Draw accuracy against latency, a panel a setting, with the models on the Pareto front joined.
 
     Hollow marks are published accuracies, filled ones measured; see
-    :func:`~proxylessnas.latency.plots.accuracy_png`. A net that was evaluated has the accuracy measured
+    :func:`~proxylessnas.latency.plots.accuracy_png`. A model that was evaluated has the accuracy measured
     there, and the small print says on what; published accuracies of others stay, with a front of their own.
     Where no accuracy is known at all, latencies are drawn as bars.
     Returns what is not in the figure, and why, in words.
@@ -107,7 +107,7 @@ def pareto_figure(
     Args:
         benches: files of ``proxylessnas bench --csv``, or of its ``--json``.
         target: path of the file, ``.svg`` or ``.png``; or a buffer for an SVG.
-        evals: files of ``proxylessnas eval --json``, all on the same pictures.
+        evals: files of ``proxylessnas eval --json``, all on the same images.
 
     Raises:
         DataError: a file is no such file, or there is nothing to draw.
@@ -118,8 +118,8 @@ def pareto_figure(
     measured = {found["net"]: found for found in map(read_eval, evals)}
     sources = {(found["data"], found["n"]) for found in measured.values()}
     if len(sources) > 1:
-        listed = "; ".join(f"{n:,} pictures of {data}" for data, n in sorted(sources))
-        raise DataError(f"the evaluations are not of the same pictures ({listed}): they cannot be compared")
+        listed = "; ".join(f"{n:,} images of {data}" for data, n in sorted(sources))
+        raise DataError(f"the evaluations are not of the same images ({listed}): they cannot be compared")
     rows = [{**row, **_measured(row, measured)} for row in rows]
     try:
         panels = accuracy_panels(rows)
@@ -131,13 +131,14 @@ def pareto_figure(
         note += f"; {noisy} of {of} measurements are uncertain"
     drawn = {point.name for points in panels.points.values() for point in points}
     for data, n in sources if drawn & measured.keys() else ():
-        note += (
-            f"\nmeasured top-1: on {n:,} pictures of {data}; published: on the data set's own test pictures"
-        )
+        note += f"\nmeasured top-1: on {n:,} images of {data}; published: on the data set's own test images"
     panels_png(panels, target, note=note)
     return [
-        *(f"{net} is not drawn: {why}" for net, why in panels.left_out.items()),
-        *(f"{net} was evaluated, but not in a bench" for net in measured.keys() - {r["net"] for r in rows}),
+        *(f"{model} is not drawn: {why}" for model, why in panels.left_out.items()),
+        *(
+            f"{model} was evaluated, but not in a bench"
+            for model in measured.keys() - {r["net"] for r in rows}
+        ),
     ]
 
 

@@ -14,7 +14,7 @@ from ..utils.plotting import require_matplotlib
 from .compare import compare_section
 from .page import Raw, facts, notes, page, section, write_page
 from .resolve import is_search
-from .runs import LOG, LOG_FILE, TABLE, Story, TrainStory, read_story, read_train_story
+from .runs import LOG, LOG_FILE, TABLE, SearchRun, TrainRun, read_run, read_train_run
 from .search_page import again, search_parts, search_title, versions
 from .slider import slider
 from .train_page import train_again, train_comparison, train_parts, train_title, train_versions
@@ -50,11 +50,11 @@ def write_report(
     return said
 
 
-def write_movie_page(story: Story, path: str | os.PathLike[str], *, name: str = "search") -> None:
+def write_movie_page(run: SearchRun, path: str | os.PathLike[str], *, name: str = "search") -> None:
     """Write the search as a page with a slider, and nothing else.
 
     Args:
-        story: of :func:`~proxylessnas.report.runs.read_story`.
+        run: of :func:`~proxylessnas.report.runs.read_run`.
         path: of the HTML file; it is replaced as a whole, or not at all.
         name: of the search.
 
@@ -64,13 +64,13 @@ def write_movie_page(story: Story, path: str | os.PathLike[str], *, name: str = 
         OSError: the file cannot be written.
     """
     require_matplotlib()
-    if not story.moments:
+    if not run.snapshots:
         raise DataError(
             "the search has no arch step or epoch with probabilities yet: there is nothing to show"
         )
-    title, about = search_title(story)
-    body = section("The search, step by step", slider(story))
-    write_page(page(f"{title}: {name}", about, notes(story.notes), body, footer=_footer(), script=True), path)
+    title, about = search_title(run)
+    body = section("The search, step by step", slider(run))
+    write_page(page(f"{title}: {name}", about, notes(run.notes), body, footer=_footer(), script=True), path)
 
 
 def _is_search(folder: Path) -> bool:
@@ -93,50 +93,50 @@ def _is_search(folder: Path) -> bool:
 
 
 def _search(folder: Path, compare: Sequence[str | os.PathLike[str]], command: str) -> tuple[str, list[str]]:
-    story = read_story(folder)
-    said = list(story.notes)
-    stories = {folder.resolve().name: story}
+    run = read_run(folder)
+    said = list(run.notes)
+    runs = {folder.resolve().name: run}
     for other in map(Path, compare):
         if not _is_search(other):
             raise DataError(f"{other}: is a training, which cannot be compared with a search")
-        read = read_story(other)
+        read = read_run(other)
         said += [f"{other}: {text}" for text in read.notes]
-        stories[_free(other.resolve().name, stories)] = read
-    parts = search_parts(story, folder, said)
-    title, about = search_title(story)
+        runs[_free(other.resolve().name, runs)] = read
+    parts = search_parts(run, folder, said)
+    title, about = search_title(run)
     body = page(
         title, about, notes(said), *parts,
-        compare_section(stories, folder),
-        section("Do it again", again(story, folder, command)),
-        section("Versions", facts([*versions(story), ("report", _written())])),
-        footer=_footer(), script=bool(story.moments),
+        compare_section(runs, folder),
+        section("Do it again", again(run, folder, command)),
+        section("Versions", facts([*versions(run), ("report", _written())])),
+        footer=_footer(), script=bool(run.snapshots),
     )  # fmt: skip
     return body, said
 
 
 def _training(folder: Path, compare: Sequence[str | os.PathLike[str]], command: str) -> tuple[str, list[str]]:
-    story = read_train_story(folder)
-    said = list(story.notes)
-    stories: dict[str, TrainStory] = {story.name: story}
+    run = read_train_run(folder)
+    said = list(run.notes)
+    runs: dict[str, TrainRun] = {run.name: run}
     for other in map(Path, compare):
         if _is_search(other):
             raise DataError(f"{other}: is a search, which cannot be compared with a training")
-        read = read_train_story(other)
+        read = read_train_run(other)
         said += [f"{other}: {text}" for text in read.notes]
-        stories[_free(read.name, stories)] = read
-    parts = train_parts(story, said)
-    title, about = train_title(story)
+        runs[_free(read.name, runs)] = read
+    parts = train_parts(run, said)
+    title, about = train_title(run)
     body = page(
         title, about, notes(said), *parts,
-        train_comparison(stories),
-        section("Do it again", train_again(story, folder, command)),
-        section("Versions", facts([*train_versions(story), ("report", _written())])),
+        train_comparison(runs),
+        section("Do it again", train_again(run, folder, command)),
+        section("Versions", facts([*train_versions(run), ("report", _written())])),
         footer=_footer(),
     )  # fmt: skip
     return body, said
 
 
-def _free(name: str, taken: dict[str, Story] | dict[str, TrainStory]) -> str:
+def _free(name: str, taken: dict[str, SearchRun] | dict[str, TrainRun]) -> str:
     """Return the name, with a number if it is taken."""
     number, found = 2, name
     while found in taken:

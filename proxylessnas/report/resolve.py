@@ -11,7 +11,7 @@ from ..arch.arch import Arch
 from ..arch.tree import TreeArch
 from ..errors import ArchError, DataError, short_name
 from ..models.resolve import read_arch, resolve
-from .runs import LOG_FILE, Story, read_story
+from .runs import LOG_FILE, SearchRun, read_run
 
 if TYPE_CHECKING:
     from ..data.transforms import Preprocessing
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..models.profile import Profile
 
 #: Files of a run that hold its model, the best first.
-_NETS = ("child.safetensors", "arch.txt", "model.safetensors")
+_MODELS = ("child.safetensors", "arch.txt", "model.safetensors")
 TABLE_FILE = "table.json"  # a search's, as search.run writes it; importing that would import the trainer
 
 
@@ -63,44 +63,44 @@ def is_search(folder: str | os.PathLike[str]) -> bool:
 
 def _of_folder(folder: Path) -> DrawnModel:
     name = short_name(folder.resolve().name, "run")
-    for file in _NETS:
+    for file in _MODELS:
         if (folder / file).is_file():
             return DrawnModel(name, read_arch(folder / file), folder)
     if not is_search(folder):
         raise DataError(
-            f"{folder}: holds no run ({LOG_FILE}, or one of {', '.join(_NETS)}, is expected in it)"
+            f"{folder}: holds no run ({LOG_FILE}, or one of {', '.join(_MODELS)}, is expected in it)"
         )
-    story = read_story(folder)
-    net = net_of(story, name)
-    if net is None:
-        raise DataError(f"{folder}: the search has no net yet: no epoch of it has ended after its warm-up")
-    note = f"{folder}: the search has not ended; shown is the net that it would derive now"
-    return DrawnModel(name, net, folder, (note,))
+    run = read_run(folder)
+    model = model_of(run, name)
+    if model is None:
+        raise DataError(f"{folder}: the search has no model yet: no epoch of it has ended after its warm-up")
+    note = f"{folder}: the search has not ended; shown is the model that it would derive now"
+    return DrawnModel(name, model, folder, (note,))
 
 
-def net_of(story: Story, name: str) -> Arch | None:
+def model_of(run: SearchRun, name: str) -> Arch | None:
     """Return the model that a search found, or would derive now; None before there is one."""
-    picks = None
-    if story.done is not None and isinstance(story.done.get("arch"), str):
+    choices = None
+    if run.done is not None and isinstance(run.done.get("arch"), str):
         try:
-            found = Arch.parse(story.done["arch"])
+            found = Arch.parse(run.done["arch"])
         except ArchError:
             found = None
         if isinstance(found, Arch):
             return found
-    if story.done is not None and story.done.get("picks"):
-        picks = story.done["picks"]
-    elif story.epochs and story.epochs[-1].get("picks"):
-        picks = story.epochs[-1]["picks"]
-    elif story.judged:
-        best = max(story.judged, key=lambda row: row.get("top1") or 0.0)
-        picks = best.get("picks")
-    elif story.moments:
-        picks = story.moments[-1].picks
-    if not picks:
+    if run.done is not None and run.done.get("picks"):
+        choices = run.done["picks"]
+    elif run.epochs and run.epochs[-1].get("picks"):
+        choices = run.epochs[-1]["picks"]
+    elif run.evaluated:
+        best = max(run.evaluated, key=lambda row: row.get("top1") or 0.0)
+        choices = best.get("picks")
+    elif run.snapshots:
+        choices = run.snapshots[-1].choices
+    if not choices:
         return None
     try:
-        return story.space.arch([int(k) for k in picks], name)
+        return run.space.arch([int(k) for k in choices], name)
     except (ArchError, TypeError, ValueError):
         return None
 

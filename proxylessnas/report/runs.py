@@ -24,14 +24,14 @@ LOG_FILE = "search.jsonl"  # as search.log writes it; importing that would impor
 
 
 @dataclass(frozen=True)
-class Moment:
+class Snapshot:
     """How a search stood after an arch step, or at the end of an epoch.
 
     Attributes:
         step: weight steps up to then.
         epoch: counted from 1.
         probs: [blocks][candidates], each row sums to 1; the columns are those of the story.
-        expected: mean cost of a net drawn from them, in the target's unit; None without a target.
+        expected: mean cost of a model drawn from them, in the target's unit; None without a target.
         figures: everything else that the log holds of it, by name.
     """
 
@@ -42,33 +42,33 @@ class Moment:
     figures: Mapping[str, Any]
 
     @property
-    def picks(self) -> list[int]:
+    def choices(self) -> list[int]:
         """The most probable candidate of every block."""
         return [max(range(len(row)), key=row.__getitem__) for row in self.probs]
 
 
 @dataclass(frozen=True)
-class Story:
+class SearchRun:
     """A search, as far as its log goes.
 
     Attributes:
         begin: what was asked for.
         space: what was searched in.
-        columns: names of the candidates.
-        moments: with probabilities, in order.
-        epochs: the ends of epochs: figures by name, with ``picks``, ``top1`` and ``costs`` of the net that
-            would have been derived.
-        judged: nets that "random" and "evolution" judged.
+        candidate_ops: names of the candidates.
+        snapshots: with probabilities, in order.
+        epochs: the ends of epochs: figures by name, with ``choices``, ``top1`` and ``costs`` of the model
+            that would have been derived.
+        evaluated: models that "random" and "evolution" judged.
         done: the result; None while the search runs.
         notes: what is to be said about the log itself.
     """
 
     begin: Mapping[str, Any]
     space: SearchSpace
-    columns: tuple[str, ...]
-    moments: tuple[Moment, ...]
+    candidate_ops: tuple[str, ...]
+    snapshots: tuple[Snapshot, ...]
     epochs: tuple[Mapping[str, Any], ...]
-    judged: tuple[Mapping[str, Any], ...]
+    evaluated: tuple[Mapping[str, Any], ...]
     done: Mapping[str, Any] | None
     notes: tuple[str, ...]
 
@@ -84,12 +84,12 @@ class Story:
         """Names of the blocks, as "2.1": stage and block in it, counted from 1."""
         return block_names(self.space)
 
-    def tokens(self, picks: Sequence[int]) -> list[str]:
+    def tokens(self, choices: Sequence[int]) -> list[str]:
         """Return the candidates' names of a choice."""
-        return [self.columns[k] for k in picks]
+        return [self.candidate_ops[k] for k in choices]
 
 
-def read_story(folder_or_log: str | os.PathLike[str]) -> Story:
+def read_run(folder_or_log: str | os.PathLike[str]) -> SearchRun:
     """Read the log of a search.
 
     A log that ends in the middle of a line, or holds one that is damaged, is read as far as it goes, with a
@@ -111,34 +111,36 @@ def read_story(folder_or_log: str | os.PathLike[str]) -> Story:
     try:
         modules = begin.get("registered_by")
         space = SearchSpace.from_dict(begin["space"], modules=modules if isinstance(modules, dict) else None)
-        columns = tuple(map(str, begin["columns"]))
+        candidate_ops = tuple(map(str, begin["columns"]))
     except (KeyError, TypeError, ValueError, ArchError) as e:
         raise DataError(f"{path}: its first line does not tell the search space ({first_line(e)})") from e
-    moments: list[Moment] = []
-    epochs, judged, done, odd = [], [], None, 0
+    snapshots: list[Snapshot] = []
+    epochs, evaluated, done, odd = [], [], None, 0
     for row in map(_sound, rows):
         event = row.get("event")
         if event in ("arch", "epoch") and not {"step", "epoch"} <= row.keys():
             odd += 1
             continue
         if event in ("arch", "epoch") and row.get("probs") is not None:
-            moment = _moment(row, len(space.positions), len(columns))
-            if moment is None:
+            snapshot = _snapshot(row, len(space.search_blocks), len(candidate_ops))
+            if snapshot is None:
                 odd += 1
                 continue
-            moments.append(moment)
+            snapshots.append(snapshot)
         if event == "epoch":
             epochs.append(row)
         elif event == "judged":
-            judged.append(row)
+            evaluated.append(row)
         elif event == "done":
             done = row
-    moments.sort(key=lambda moment: moment.step)
+    snapshots.sort(key=lambda snapshot: snapshot.step)
     if odd:
         notes.append(left_out(odd, "line", f"{path.name} not fitting the space"))
     if done is None:
         notes.append("the search has not ended, or its log was cut off: this is what there is")
-    return Story(begin, space, columns, tuple(moments), tuple(epochs), tuple(judged), done, tuple(notes))
+    return SearchRun(
+        begin, space, candidate_ops, tuple(snapshots), tuple(epochs), tuple(evaluated), done, tuple(notes)
+    )
 
 
 def left_out(count: int, what: str, of: str) -> str:
@@ -212,8 +214,8 @@ def _sound(row: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("range",):
         ends = {key: list(map(as_number, value)) for key, value in found.get(name, {}).items()}
         found[name] = {key: value for key, value in ends.items() if len(value) == 2 and None not in value}
-    picks = found.get("picks")
-    if not isinstance(picks, list) or not all(type(k) is int for k in picks):
+    choices = found.get("picks")
+    if not isinstance(choices, list) or not all(type(k) is int for k in choices):
         found.pop("picks", None)
     noise = found.get("measured_noise")
     found["measured_noise"] = [str(text) for text in noise] if isinstance(noise, list) else []
@@ -233,16 +235,16 @@ def as_number(value: object) -> float | None:
         return None
 
 
-def _moment(row: Mapping[str, Any], blocks: int, columns: int) -> Moment | None:
+def _snapshot(row: Mapping[str, Any], blocks: int, candidate_ops: int) -> Snapshot | None:
     try:
         probs = tuple(tuple(float(p) for p in line) for line in row["probs"])
     except (TypeError, ValueError, OverflowError):
         return None
-    if len(probs) != blocks or any(len(line) != columns for line in probs):
+    if len(probs) != blocks or any(len(line) != candidate_ops for line in probs):
         return None
     if not all(0 <= p <= 1 for line in probs for p in line):
         return None
-    return Moment(row["step"], row["epoch"], probs, row.get("expected"), row)
+    return Snapshot(row["step"], row["epoch"], probs, row.get("expected"), row)
 
 
 TABLE, LOG, RECIPE, RESULT, MODEL = (
@@ -255,7 +257,7 @@ TABLE, LOG, RECIPE, RESULT, MODEL = (
 
 
 @dataclass(frozen=True)
-class TrainStory:
+class TrainRun:
     """A training run, as far as its files go.
 
     Attributes:
@@ -265,8 +267,8 @@ class TrainStory:
         result: ``result.json``; None while the run goes on.
         texts: what the run told its user.
         begin: what the log says was asked for; empty in logs of earlier versions.
-        arch: the trained net, or the one that is in training; None where neither file nor log has it.
-        metadata: of the trained net's file.
+        arch: the trained model, or the one that is in training; None where neither file nor log has it.
+        metadata: of the trained model's file.
         notes: what is to be said about the files themselves.
     """
 
@@ -288,14 +290,14 @@ class TrainStory:
 
     @property
     def top1(self) -> float | None:
-        """Validation accuracy of the net that was kept, or of the last epoch, percent."""
+        """Validation accuracy of the model that was kept, or of the last epoch, percent."""
         if self.result is not None and self.result["top1"] is not None:
             return float(self.result["top1"])
         known = [row["val_top1"] for row in self.epochs if row.get("val_top1") is not None]
         return known[-1] if known else None
 
 
-def read_train_story(folder: str | os.PathLike[str]) -> TrainStory:
+def read_train_run(folder: str | os.PathLike[str]) -> TrainRun:
     """Read the folder of a training run.
 
     What is damaged or cut off is read as far as it goes, with a note.
@@ -318,14 +320,14 @@ def read_train_story(folder: str | os.PathLike[str]) -> TrainStory:
     result = _json(folder / RESULT, notes)
     if result is None:
         notes.append("the run has not ended, or its result is not there: this is what there is")
-    arch, metadata = _net(folder / MODEL, notes)
+    arch, metadata = _model(folder / MODEL, notes)
     begin = next((_begin(row) for row in reversed(rows) if row.get("event") == "begin"), {})
     if arch is None and isinstance(begin.get("arch"), str):
         try:
             arch = Arch.parse(begin["arch"])
         except ArchError as e:
-            notes.append(f"the net that {LOG} names cannot be read ({first_line(e)})")
-    return TrainStory(
+            notes.append(f"the model that {LOG} names cannot be read ({first_line(e)})")
+    return TrainRun(
         folder.resolve().name,
         tuple(sorted(epochs, key=lambda row: row["epoch"])),
         _text(folder / RECIPE, notes),
@@ -399,8 +401,8 @@ def _json(path: Path, notes: list[str]) -> Mapping[str, Any] | None:
     return None
 
 
-def _net(path: Path, notes: list[str]) -> tuple[Arch | TreeArch | None, Mapping[str, str]]:
-    """Return the architecture in the header of the trained net's file, and the rest of the header."""
+def _model(path: Path, notes: list[str]) -> tuple[Arch | TreeArch | None, Mapping[str, str]]:
+    """Return the architecture in the header of the trained model's file, and the rest of the header."""
     from ..utils.tensor_files import read_metadata
 
     if not path.is_file():

@@ -14,62 +14,62 @@ from ..errors import ProxylessError
 from ..models.loading import Header
 from ..utils.progress import clock
 from .curves import Line, finite, line_chart
-from .net_page import net_part
+from .model_page import model_part
 from .page import Raw, cards, code, details, facts, figure, percent, section, table, tag
 from .resolve import profile_of
-from .runs import TrainStory
+from .runs import TrainRun
 
 _SHOWN = ("epoch", "train_loss", "val_loss", "val_top1", "val_top5", "rate", "images_per_second", "seconds")
 
 
-def train_title(story: TrainStory) -> tuple[str, str]:
+def train_title(run: TrainRun) -> tuple[str, str]:
     """Return the title of a run's page, and the line below it."""
-    net = story.begin.get("net") or (story.arch.name if story.arch is not None else "a net")
-    state = "finished" if story.result is not None else "not finished"
-    about = f"{_data(story) or story.name}, {len(story.epochs)} epochs, {state}"
-    return f"{story.name}: training of {net}", about
+    model = run.begin.get("net") or (run.arch.name if run.arch is not None else "a model")
+    state = "finished" if run.result is not None else "not finished"
+    about = f"{_data(run) or run.name}, {len(run.epochs)} epochs, {state}"
+    return f"{run.name}: training of {model}", about
 
 
-def train_parts(story: TrainStory, notes: list[str]) -> list[object]:
+def train_parts(run: TrainRun, notes: list[str]) -> list[object]:
     """Return the parts of a run's page between its head and its comparison."""
-    arch: Any = story.arch
-    picture = net_part(replace(arch, name=story.name), None, notes) if arch is not None else Raw("")
+    arch: Any = run.arch
+    image = model_part(replace(arch, name=run.name), None, notes) if arch is not None else Raw("")
     missing = (
-        tag("p", "No figure of the net: its file is written when the run ends, or cannot be read.")
-        if not picture
+        tag("p", "No figure of the model: its file is written when the run ends, or cannot be read.")
+        if not image
         else Raw("")
     )
     return [
-        _cards(story),
-        section("What was asked", _asked(story)),
-        section("What was found", _found(story), picture, missing),
-        section("Curves", _curves(story)),
+        _cards(run),
+        section("What was asked", _asked(run)),
+        section("What was found", _found(run), image, missing),
+        section("Curves", _curves(run)),
     ]
 
 
-def _data(story: TrainStory) -> str:
-    return str(story.begin.get("data") or story.metadata.get("data", "").rpartition(" (")[0])
+def _data(run: TrainRun) -> str:
+    return str(run.begin.get("data") or run.metadata.get("data", "").rpartition(" (")[0])
 
 
-def _cards(story: TrainStory) -> Raw:
+def _cards(run: TrainRun) -> Raw:
     rows: list[tuple[str, object, object]] = []
-    best, result = story.best, story.result or {}
-    if story.top1 is not None:
+    best, result = run.best, run.result or {}
+    if run.top1 is not None:
         rows.append(
             (
-                "top-1, validation pictures",
-                percent(story.top1),
-                "of the net that was kept" if result else "last epoch",
+                "top-1, validation images",
+                percent(run.top1),
+                "of the model that was kept" if result else "last epoch",
             )
         )
     if best is not None:
         rows.append(("best epoch", f"{best['epoch']:.0f}", percent(best["val_top1"])))
-    if story.epochs:
-        seconds = result.get("seconds") or sum(row.get("seconds") or 0.0 for row in story.epochs)
-        rows.append(("time", clock(seconds), f"{len(story.epochs)} epochs"))
-    if story.arch is not None:
+    if run.epochs:
+        seconds = result.get("seconds") or sum(row.get("seconds") or 0.0 for row in run.epochs)
+        rows.append(("time", clock(seconds), f"{len(run.epochs)} epochs"))
+    if run.arch is not None:
         try:
-            size = profile_of(story.arch, _preprocessing(story))
+            size = profile_of(run.arch, _preprocessing(run))
             rows.append(("parameters", f"{size.params:,}", f"{size.macs / 1e6:.3g} M multiply-adds"))
         except ProxylessError:
             pass
@@ -86,24 +86,24 @@ def recipe_values(text: str) -> dict[str, str]:
     return found
 
 
-def _asked(story: TrainStory) -> Raw:
-    values = recipe_values(story.recipe)
-    pictures = dict(story.begin.get("pictures") or {})
-    counts = ", ".join(f"{count:,} for {part}" for part, count in pictures.items() if isinstance(count, int))
-    data = _data(story)
+def _asked(run: TrainRun) -> Raw:
+    values = recipe_values(run.recipe)
+    images = dict(run.begin.get("pictures") or {})
+    counts = ", ".join(f"{count:,} for {part}" for part, count in images.items() if isinstance(count, int))
+    data = _data(run)
     rows: list[tuple[str, object]] = [
-        ("pictures", f"{data} ({counts})" if counts else story.metadata.get("data") or data)
+        ("pictures", f"{data} ({counts})" if counts else run.metadata.get("data") or data)
     ]
-    if story.begin.get("net"):
-        start = "weights that were given" if story.begin.get("given_weights") else "random weights"
-        rows.append(("net", f"{story.begin['net']}, from {start}"))
-    if _teachers(story):
+    if run.begin.get("net"):
+        start = "weights that were given" if run.begin.get("given_weights") else "random weights"
+        rows.append(("net", f"{run.begin['net']}, from {start}"))
+    if _teachers(run):
         share, temperature = values.get("teacher_share"), values.get("teacher_temperature")
         both = ", with mirror images" if values.get("teacher_mirrored") == "true" else ""
         counts = f"({share} of the loss, at temperature {temperature}{both})"
-        rows.append(("teacher", f"{' + '.join(_teachers(story))} {counts}"))
+        rows.append(("teacher", f"{' + '.join(_teachers(run))} {counts}"))
     names = {
-        "epochs": "epochs", "batch_size": "pictures a step", "optimizer": "optimiser",
+        "epochs": "epochs", "batch_size": "images a step", "optimizer": "optimiser",
         "learning_rate": "learning rate", "schedule": "schedule", "weight_decay": "weight decay",
         "label_smoothing": "label smoothing", "crop": "crop", "image_size": "input, px",
         "amp": "mixed precision", "ema_decay": "average of the weights", "seed": "seed",
@@ -112,11 +112,11 @@ def _asked(story: TrainStory) -> Raw:
     return facts(rows)
 
 
-def _found(story: TrainStory) -> Raw:
-    result = story.result or {}
+def _found(run: TrainRun) -> Raw:
+    result = run.result or {}
     rows: list[tuple[str, object]] = []
-    if story.top1 is not None:
-        rows.append(("top-1", f"{percent(story.top1)} on the validation pictures"))
+    if run.top1 is not None:
+        rows.append(("top-1", f"{percent(run.top1)} on the validation images"))
     if isinstance(result.get("val_loss"), (int, float)):
         rows.append(("loss", f"{result['val_loss']:.4f} (cross-entropy, nats)"))
     if result.get("steps"):
@@ -127,31 +127,31 @@ def _found(story: TrainStory) -> Raw:
             f"{result.get('model')}, which every other command takes" if result.get("model") else None,
         )
     )
-    if story.arch is not None:
+    if run.arch is not None:
         rows.append(
             (
                 "architecture",
-                tag("pre", tag("code", str(story.arch)), tabindex=0, role="region", aria_label="code"),
+                tag("pre", tag("code", str(run.arch)), tabindex=0, role="region", aria_label="code"),
             )
         )
     return facts(rows) if rows else Raw("")
 
 
-def _curves(story: TrainStory) -> Raw:
+def _curves(run: TrainRun) -> Raw:
     def points(key: str) -> list[tuple[float, float]]:
-        return finite([(row.get("epoch"), row.get(key)) for row in story.epochs])
+        return finite([(row.get("epoch"), row.get(key)) for row in run.epochs])
 
     charts = (
         (
             "Loss",
-            "nats; in training with the teacher's part" if _teachers(story) else "cross-entropy (nats)",
+            "nats; in training with the teacher's part" if _teachers(run) else "cross-entropy (nats)",
             [Line("training", points("train_loss")), Line("validation", points("val_loss"))],
             True,
         ),
-        ("Accuracy on the validation pictures", "top-1 (%)", [Line("", points("val_top1"))], False),
+        ("Accuracy on the validation images", "top-1 (%)", [Line("", points("val_top1"))], False),
         ("Learning rate", "per step", [Line("", points("rate"))], False),
-        ("Speed", "pictures a second", [Line("", points("images_per_second"))], False),
-        ("Waiting for pictures", "share of the time", [Line("", points("waiting"))], False),
+        ("Speed", "images a second", [Line("", points("images_per_second"))], False),
+        ("Waiting for images", "share of the time", [Line("", points("waiting"))], False),
         ("Memory, peak", "MiB", [Line("", points("memory_mib"))], False),
     )
     found = []
@@ -161,7 +161,7 @@ def _curves(story: TrainStory) -> Raw:
             found.append(tag("div", tag("h3", title), figure(chart)))
     if not found:
         return tag("p", "No epoch has ended yet.")
-    rows = [["-" if row.get(key) is None else f"{row[key]:.4g}" for key in _SHOWN] for row in story.epochs]
+    rows = [["-" if row.get(key) is None else f"{row[key]:.4g}" for key in _SHOWN] for row in run.epochs]
     head = [key.replace("_", " ") for key in _SHOWN]
     return Raw(
         tag("div", *found, class_="grid")
@@ -169,26 +169,26 @@ def _curves(story: TrainStory) -> Raw:
     )
 
 
-def train_comparison(stories: Mapping[str, TrainStory]) -> Raw:
-    """Return a run beside others, and beside what is published of its net."""
+def train_comparison(runs: Mapping[str, TrainRun]) -> Raw:
+    """Return a run beside others, and beside what is published of its model."""
     rows = []
-    first = next(iter(stories.values()))
-    for name, story in stories.items():
+    first = next(iter(runs.values()))
+    for name, run in runs.items():
         size: Any = None
-        if story.arch is not None:
+        if run.arch is not None:
             try:
-                size = profile_of(story.arch, _preprocessing(story))
+                size = profile_of(run.arch, _preprocessing(run))
             except ProxylessError:
                 size = None
-        net = story.arch.name if story.arch is not None else "-"
+        model = run.arch.name if run.arch is not None else "-"
         counts = (f"{size.params / 1e6:.3g} M", f"{size.macs / 1e6:.3g} M") if size else ("-", "-")
-        verdict = percent(story.top1), _against(first, story)
-        rows.append((name, net, _data(story) or "-", len(story.epochs), *verdict, *counts))
+        verdict = percent(run.top1), _against(first, run)
+        rows.append((name, model, _data(run) or "-", len(run.epochs), *verdict, *counts))
     head = (
         "run", "architecture", "pictures", "epochs", "top-1", "against this run", "parameters",
         "multiply-adds",
     )  # fmt: skip
-    parts: list[object] = [table(head, rows, "Runs, each on its own validation pictures", (3, 4, 6, 7))]
+    parts: list[object] = [table(head, rows, "Runs, each on its own validation images", (3, 4, 6, 7))]
     if first.arch is not None and first.arch.name in PUBLISHED:
         from ..weights.registry import get_weights
 
@@ -203,70 +203,68 @@ def train_comparison(stories: Mapping[str, TrainStory]) -> Raw:
     return section("Comparison", *parts)
 
 
-def _against(first: TrainStory, story: TrainStory) -> str:
+def _against(first: TrainRun, run: TrainRun) -> str:
     """Return how a run fares against the first; accuracies on other images cannot be compared."""
-    if story is first:
+    if run is first:
         return "this run"
-    if _data(story) != _data(first) or story.begin.get("pictures") != first.begin.get("pictures"):
+    if _data(run) != _data(first) or run.begin.get("pictures") != first.begin.get("pictures"):
         return "other images"
-    if first.top1 is None or story.top1 is None:
+    if first.top1 is None or run.top1 is None:
         return "not known"
-    return f"{story.top1 - first.top1:+.2f} points"
+    return f"{run.top1 - first.top1:+.2f} points"
 
 
-def _preprocessing(story: TrainStory) -> Preprocessing | None:
-    """Return what the trained net's file says of its images, if it says anything sound."""
+def _preprocessing(run: TrainRun) -> Preprocessing | None:
+    """Return what the trained model's file says of its images, if it says anything sound."""
     try:
-        return Header.parse(story.metadata, story.name).preprocessing
+        return Header.parse(run.metadata, run.name).preprocessing
     except ProxylessError:
         return None
 
 
-def _teachers(story: TrainStory) -> list[str]:
-    return [str(name) for name in story.begin.get("teachers") or ()]
+def _teachers(run: TrainRun) -> list[str]:
+    return [str(name) for name in run.begin.get("teachers") or ()]
 
 
-def train_again(story: TrainStory, folder: Path, report: str) -> Raw:
+def train_again(run: TrainRun, folder: Path, report: str) -> Raw:
     """Return the commands that make the run, and this page, once more; ``report`` makes the page."""
-    out, data = shlex.quote(str(folder)), shlex.quote(_data(story) or "DATA")
-    name = str(story.begin.get("net") or (story.arch.name if story.arch is not None else ""))
-    known = name if name in PUBLISHED else f"{folder}/model.safetensors" if story.arch is not None else "NET"
-    net = str(story.begin.get("source") or known)
-    given = story.begin.get("given_weights")
+    out, data = shlex.quote(str(folder)), shlex.quote(_data(run) or "DATA")
+    name = str(run.begin.get("net") or (run.arch.name if run.arch is not None else ""))
+    known = name if name in PUBLISHED else f"{folder}/model.safetensors" if run.arch is not None else "MODEL"
+    model = str(run.begin.get("source") or known)
+    given = run.begin.get("given_weights")
     verb = "finetune" if given else "train"
     lines = []
     if given is None:
         lines.append(
-            "# the folder does not say whether it was train or finetune; of the latter the net had weights"
+            "# the folder does not say whether it was train or finetune; of the latter the model had weights"
         )
-    options = "".join(f" --teacher {shlex.quote(teacher)}" for teacher in _teachers(story))
-    if story.begin.get("weights"):
-        options += f" --weights {shlex.quote(str(story.begin['weights']))}"
-    if story.begin.get("kept_classifier"):
+    options = "".join(f" --teacher {shlex.quote(teacher)}" for teacher in _teachers(run))
+    if run.begin.get("weights"):
+        options += f" --weights {shlex.quote(str(run.begin['weights']))}"
+    if run.begin.get("kept_classifier"):
         options += " --keep-classifier"
-    elif given and story.begin.get("source"):
+    elif given and run.begin.get("source"):
         options += " --new-classifier"
     lines += [
-        f"proxylessnas {verb} {shlex.quote(net)} {data} --recipe {out}/recipe.toml{options} --out NEW",
+        f"proxylessnas {verb} {shlex.quote(model)} {data} --recipe {out}/recipe.toml{options} --out NEW",
     ]
     if (folder / "model.safetensors").is_file():
         lines += [
-            "# judge it on other pictures; measure it",
+            "# judge it on other images; measure it",
             f"proxylessnas eval {out}/model.safetensors TEST --per-class",
             f"proxylessnas bench {out}/model.safetensors --csv bench.csv",
         ]
     lines += ["# this report", report]
     parts = str(code("\n".join(lines)))
-    if story.recipe:
-        parts += details("The recipe (recipe.toml)", code(story.recipe))
-    if story.texts:
-        parts += details("What the run said", tag("ul", *(tag("li", text) for text in story.texts)))
+    if run.recipe:
+        parts += details("The recipe (recipe.toml)", code(run.recipe))
+    if run.texts:
+        parts += details("What the run said", tag("ul", *(tag("li", text) for text in run.texts)))
     return Raw(parts)
 
 
-def train_versions(story: TrainStory) -> list[tuple[str, object]]:
+def train_versions(run: TrainRun) -> list[tuple[str, object]]:
     """Return what the run was made with."""
-    found: list[tuple[str, object]] = [
-        (str(k), v) for k, v in dict(story.begin.get("versions") or {}).items()
-    ]
+    found: list[tuple[str, object]] = [(str(k), v) for k, v in dict(run.begin.get("versions") or {}).items()]
     return found or [("versions", "not in the log of this run")]

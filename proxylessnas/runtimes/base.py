@@ -121,7 +121,7 @@ class Runtime:
             f"runtime {self.name!r} measures {own}, not {dtype} on {device}: use runtime {' or '.join(fits)}"
         )
 
-    def load(self, spec: NetSpec, settings: Settings, folder: Path) -> Session:
+    def load(self, spec: ModelSpec, settings: Settings, folder: Path) -> Session:
         """Load a model; ``folder`` is the process's own, for files.
 
         Raises:
@@ -130,21 +130,21 @@ class Runtime:
         """
         raise NotImplementedError
 
-    def kit_file(self, spec: NetSpec, batch_size: int) -> bytes:
+    def kit_file(self, spec: ModelSpec, batch_size: int) -> bytes:
         """Return a model, with random weights, as a file for a latency kit."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class NetSpec:
-    """A net, or one operation of it.
+class ModelSpec:
+    """A model, or one operation of it.
 
     Attributes:
         kind: "arch" (``text`` is ``str(arch)``), "op" (``text`` is that of an operation's key), "module"
             (``text`` is the path of a pickled ``nn.Module``) or "file" (that of an exported file, see
             :mod:`~proxylessnas.runtimes.files`).
         text: see ``kind``.
-        input_size: (channels, height, width) of one picture; for "op" that of the operation's input.
+        input_size: (channels, height, width) of one image; for "op" that of the operation's input.
         num_classes: outputs of the classifier of an "arch"; None takes the architecture's.
     """
 
@@ -163,6 +163,6 @@ class NetSpec:
         return {**dataclasses.asdict(self), "input_size": list(self.input_size)}
 
     @staticmethod
-    def from_dict(data: dict[str, Any]) -> NetSpec:
+    def from_dict(data: dict[str, Any]) -> ModelSpec:
         """Undo :meth:`to_dict`."""
-        return NetSpec(**{**data, "input_size": tuple(data["input_size"])})
+        return ModelSpec(**{**data, "input_size": tuple(data["input_size"])})

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import LatencyError, first_line
 from ..utils.files import read_bytes
-from .base import NetSpec, Runtime, Session
+from .base import ModelSpec, Runtime, Session
 from .files import check_runtime
 from .settings import Settings
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("proxylessnas")
 
-#: Operators outside XNNPACK that cost little next to a net's convolutions.
+#: Operators outside XNNPACK that cost little next to a model's convolutions.
 _CHEAP = ("aten.mean", "aten.clone", "dim_order_ops._clone_dim_order", "dim_order_ops._to_dim_order_copy")
 #: Calls of a lowered graph that are no computation of their own.
 _BOOKKEEPING = ("Delegate", "delegate", "getitem", "alloc", "memory", "sym_size", "view")
@@ -43,7 +43,7 @@ class ExecuTorchSession(Session):
             self._output: Any = None
             self.run()
         except RuntimeError as e:
-            raise LatencyError(f"ExecuTorch cannot run the net: {e}") from e
+            raise LatencyError(f"ExecuTorch cannot run the model: {e}") from e
 
     def run(self) -> None:
         """Run one forward pass of the whole batch."""
@@ -79,14 +79,14 @@ class ExecuTorch(Runtime):
         with undisturbed():  # it calls itself experimental
             return super().library(module)
 
-    def load(self, spec: NetSpec, settings: Settings, folder: Path) -> ExecuTorchSession:
+    def load(self, spec: ModelSpec, settings: Settings, folder: Path) -> ExecuTorchSession:
         """Load a model; all but files are lowered first.
 
         Raises:
             LatencyError: device or dtype is not one it runs, or the model cannot be exported.
             MissingExtraError: executorch is not installed.
         """
-        from .modules import build_net, example_input
+        from .modules import build_model, example_input
 
         self.check(settings)
         plain = Settings(batch_size=settings.batch_size, memory_format="contiguous")
@@ -95,7 +95,7 @@ class ExecuTorch(Runtime):
             _set_threads(self.library(), settings.threads)
             return ExecuTorchSession(read_bytes(spec.text), example_input(spec.input_size, plain))
         _set_threads(self.library(), settings.threads)
-        model, example = build_net(spec, plain)
+        model, example = build_model(spec, plain)
         try:
             lowered = lower(model, example)
         except LatencyError as e:
@@ -107,12 +107,12 @@ class ExecuTorch(Runtime):
             )
         return ExecuTorchSession(lowered.program, example)
 
-    def kit_file(self, spec: NetSpec, batch_size: int) -> bytes:
+    def kit_file(self, spec: ModelSpec, batch_size: int) -> bytes:
         """Return a program, which holds all weights; takes up to ten seconds."""
-        from .modules import build_net
+        from .modules import build_model
 
         plain = Settings(batch_size=batch_size, memory_format="contiguous")
-        return lower(*build_net(spec, plain)).program
+        return lower(*build_model(spec, plain)).program
 
 
 def _set_threads(library: Any, threads: int) -> None:
@@ -152,7 +152,7 @@ def lower(
     Args:
         model: in evaluation mode, float32.
         example: an input [N, C, H, W]; its shape becomes the program's.
-        largest_batch: the program takes 1 to so many pictures a call; None fixes N.
+        largest_batch: the program takes 1 to so many images a call; None fixes N.
         metadata: see :func:`lower_exported`.
 
     Raises:
@@ -163,7 +163,7 @@ def lower(
 
     shapes = None
     if largest_batch is not None:
-        example = example[:1].repeat(2, 1, 1, 1)  # traced with one picture, the batch would be fixed at one
+        example = example[:1].repeat(2, 1, 1, 1)  # traced with one image, the batch would be fixed at one
         shapes = ({0: torch.export.Dim("batch", min=1, max=largest_batch)},)
     try:
         with undisturbed():
@@ -180,7 +180,7 @@ def lower_exported(
 
     Args:
         exported: what ``torch.export.export`` returned.
-        name: of the net, for messages.
+        name: of the model, for messages.
         metadata: texts that the program also holds, each as a method of its key's name without arguments.
 
     Raises:
@@ -199,7 +199,7 @@ def lower_exported(
                 constant_methods=dict(metadata or {}),
             )
             graph = edge.exported_program().graph
-            # The caller's picture is read where it is, and takes no memory of the program's own.
+            # The caller's image is read where it is, and takes no memory of the program's own.
             config = exir.ExecutorchBackendConfig(memory_planning_pass=memory(alloc_graph_input=False))
             program: bytes = edge.to_executorch(config).buffer
         except Exception as e:  # as above
@@ -237,8 +237,8 @@ def undisturbed() -> Iterator[None]:
         logging.disable(before)
 
 
-def _cannot(net: object, error: Exception) -> LatencyError:
-    name = net if isinstance(net, str) else type(net).__name__
+def _cannot(model: object, error: Exception) -> LatencyError:
+    name = model if isinstance(model, str) else type(model).__name__
     return LatencyError(f"ExecuTorch cannot take {name} ({first_line(error)})")
 
 

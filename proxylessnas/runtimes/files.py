@@ -13,7 +13,7 @@ from ..errors import LatencyError, first_line
 from ..utils.files import open_file, read_bytes
 from .registry import runtimes
 
-#: The file in a ``.pt2`` or ``.pt`` archive that holds what is known of the net, as JSON.
+#: The file in a ``.pt2`` or ``.pt`` archive that holds what is known of the model, as JSON.
 METADATA_FILE = "metadata.json"
 _MOST_BYTES = 10_000_000  # of a report
 
@@ -73,7 +73,7 @@ def report_of(path: str | os.PathLike[str]) -> Mapping[str, Any]:
 
 
 def input_size_of(path: str | os.PathLike[str]) -> tuple[int, int, int] | None:
-    """Return (channels, height, width) of one picture as the report beside a file has it, if it has."""
+    """Return (channels, height, width) of one image as the report beside a file has it, if it has."""
     size = report_of(path).get("input_size")
     if isinstance(size, list) and len(size) == 3 and all(type(n) is int and 1 <= n <= 65_536 for n in size):
         return size[0], size[1], size[2]

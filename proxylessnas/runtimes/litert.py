@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LatencyError, first_line
-from .base import NetSpec, Runtime, Session
+from .base import ModelSpec, Runtime, Session
 from .files import check_runtime
 from .settings import Settings
 
@@ -45,7 +45,7 @@ def resize(loaded: Any, shape: tuple[int, ...]) -> tuple[int, int]:
 class LiteRTSession(Session):
     """A loaded file with its input in place."""
 
-    def __init__(self, spec: NetSpec, settings: Settings) -> None:
+    def __init__(self, spec: ModelSpec, settings: Settings) -> None:
         import numpy as np
 
         path = Path(spec.text)
@@ -82,7 +82,7 @@ class LiteRT(Runtime):
     extra = "litert"
     suffixes = (".tflite",)
 
-    def load(self, spec: NetSpec, settings: Settings, folder: Path) -> LiteRTSession:
+    def load(self, spec: ModelSpec, settings: Settings, folder: Path) -> LiteRTSession:
         """Load a file.
 
         Raises:
@@ -92,7 +92,7 @@ class LiteRT(Runtime):
         self.check(settings)
         if spec.kind != "file":
             raise LatencyError(
-                "runtime 'litert' measures .tflite files only: 'proxylessnas export NET net.tflite' makes one"
+                "runtime 'litert' measures .tflite files only: 'proxylessnas export MODEL net.tflite' makes one"
             )
         check_runtime(spec.text, self.name)
         return LiteRTSession(spec, settings)

@@ -15,7 +15,7 @@ from ..arch.arch import Arch
 from ..arch.op_key import CLASSIFIER, LAST, STEM, OpKey
 from ..errors import LatencyError, shown
 from ..models.layers import ConvLayer, LinearLayer, ResidualBlock
-from .base import NetSpec
+from .base import ModelSpec
 from .settings import Settings
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -38,8 +38,8 @@ class PoolAndClassify(nn.Module):
         return self.classifier(x.mean((2, 3)))
 
 
-def build_net(spec: NetSpec, settings: Settings) -> tuple[nn.Module, Tensor]:
-    """Build a net, or one operation of it, and an input for it.
+def build_model(spec: ModelSpec, settings: Settings) -> tuple[nn.Module, Tensor]:
+    """Build a model, or one operation of it, and an input for it.
 
     Weights of an "arch" and an "op" are random but the same every time; BatchNorm statistics are as
     initialised. A "module" keeps its weights.
@@ -57,13 +57,13 @@ def build_net(spec: NetSpec, settings: Settings) -> tuple[nn.Module, Tensor]:
     """
     with torch.inference_mode(False), torch.no_grad(), seeded(spec.text):
         if spec.kind == "arch":
-            module = _arch_net(spec)
+            module = _arch_model(spec)
         elif spec.kind == "op":
             module = op_module(spec.text)
         elif spec.kind == "module":
             module = read_module(spec.text)
         else:
-            raise LatencyError(f"runtime {settings.runtime!r} cannot run a net of kind {spec.kind!r}")
+            raise LatencyError(f"runtime {settings.runtime!r} cannot run a model of kind {spec.kind!r}")
         return place(module, settings), example_input(spec.input_size, settings)
 
 
@@ -93,7 +93,7 @@ def seeded(text: str) -> Iterator[None]:
         yield
 
 
-def _arch_net(spec: NetSpec) -> nn.Module:
+def _arch_model(spec: ModelSpec) -> nn.Module:
     from ..models.factory import create_model
 
     arch = Arch.parse(spec.text)
@@ -101,7 +101,7 @@ def _arch_net(spec: NetSpec) -> nn.Module:
 
 
 def op_module(text: str) -> nn.Module:
-    """Return one operation of a net as a module, by the text of its key.
+    """Return one operation of a model as a module, by the text of its key.
 
     Raises:
         LatencyError: there is no such operation, or it is not registered in this process.

@@ -1,9 +1,9 @@
-"""Nets and single operations as ONNX models, in milliseconds where ``torch.onnx`` takes seconds.
+"""Models and single operations as ONNX models, in milliseconds where ``torch.onnx`` takes seconds.
 
-A table needs dozens of nets, and ``torch.onnx.export`` takes six to eight seconds for each. Our nets consist
-of few kinds of node, so these are written here one by one, exactly as the exporter writes them (a test
-compares the two): BatchNorm folded into ``Conv``, ReLU6 as ``Clip``, pooling as ``ReduceMean``, the
-classifier as ``Gemm``. Registered operations, other modules and tree-structured nets do go through
+A table needs dozens of models, and ``torch.onnx.export`` takes six to eight seconds for each. Our models
+consist of few kinds of node, so these are written here one by one, exactly as the exporter writes them (a
+test compares the two): BatchNorm folded into ``Conv``, ReLU6 as ``Clip``, pooling as ``ReduceMean``, the
+classifier as ``Gemm``. Registered operations, other modules and tree-structured models do go through
 ``torch.onnx``, a registered operation once a shape and process.
 """
 
@@ -21,8 +21,8 @@ from ..errors import ExportError, LatencyError, ProxylessError, first_line, miss
 from ..models.layers import ConvLayer, LinearLayer, MBConv, ResidualBlock, folded
 from ..models.proxylessnas import ProxylessNAS
 from ..utils.files import read_bytes
-from .base import NetSpec
-from .modules import PoolAndClassify, build_net
+from .base import ModelSpec
+from .modules import PoolAndClassify, build_model
 from .settings import Settings
 
 Proto = Any  # an onnx.ModelProto
@@ -40,13 +40,13 @@ _LARGE = 256
 _exported: dict[tuple[object, ...], Proto] = {}
 
 
-def whole_net_onnx(spec: NetSpec, batch_size: int = 1, dtype: str = "float32") -> bytes:
-    """Return a net, or whatever else a spec names, as a serialized ONNX model with random weights.
+def whole_model_onnx(spec: ModelSpec, batch_size: int = 1, dtype: str = "float32") -> bytes:
+    """Return a model, or whatever else a spec names, as a serialized ONNX model with random weights.
 
     Args:
         spec: of kind "arch", "op", "module" (which keeps its weights), or "file" (an ``.onnx`` file, which is
             returned).
-        batch_size: pictures a call; fixed in the model, as in the eager nets it is compared with.
+        batch_size: images a call; fixed in the model, as in the eager models it is compared with.
         dtype: of weights, input and output: "float32" or "float16".
 
     Returns:
@@ -65,8 +65,10 @@ def whole_net_onnx(spec: NetSpec, batch_size: int = 1, dtype: str = "float32") -
     if dtype not in ("float32", "float16"):
         raise LatencyError(f"ONNX models are written in float32 or float16, not {dtype}")
     settings = Settings(batch_size=batch_size, dtype=dtype, memory_format="contiguous")
-    model, example = build_net(spec, settings)
-    if spec.kind == "module":  # perhaps a net of ours with a part exchanged: the exporter sees what is there
+    model, example = build_model(spec, settings)
+    if (
+        spec.kind == "module"
+    ):  # perhaps a model of ours with a part exchanged: the exporter sees what is there
         return module_onnx(model, example).SerializeToString()
     return model_onnx(model, example, reuse=True).SerializeToString()
 
@@ -76,7 +78,7 @@ def op_onnx(key: Any, batch_size: int = 1) -> bytes:
 
     Args:
         key: an :class:`~proxylessnas.arch.op_key.OpKey`, or its text.
-        batch_size: pictures a call.
+        batch_size: images a call.
 
     Raises:
         LatencyError: the text is not that of a key, or a registered operation cannot be exported.
@@ -85,19 +87,19 @@ def op_onnx(key: Any, batch_size: int = 1) -> bytes:
     from ..arch.op_key import OpKey
 
     key = OpKey.parse(key) if isinstance(key, str) else key
-    spec = NetSpec("op", str(key), (key.in_channels, key.size, key.size))
-    return whole_net_onnx(spec, batch_size)
+    spec = ModelSpec("op", str(key), (key.in_channels, key.size, key.size))
+    return whole_model_onnx(spec, batch_size)
 
 
 def is_plain(model: nn.Module) -> bool:
-    """Tell a net whose nodes are all written here, but for those of registered operations."""
+    """Tell a model whose nodes are all written here, but for those of registered operations."""
     return isinstance(model, ProxylessNAS) and model.global_pool == "avg" and model.num_classes > 0
 
 
 def model_onnx(
     model: nn.Module, example: Tensor, *, reuse: bool = False, opset: int = OPSET, open_batch: bool = False
 ) -> Proto:
-    """Return a net or an operation with its weights as an ONNX model.
+    """Return a model or an operation with its weights as an ONNX model.
 
     Args:
         model: in evaluation mode, as this package built it; :func:`module_onnx` takes any other.
@@ -105,7 +107,7 @@ def model_onnx(
         reuse: a registered operation of a shape that was exported before may come back with the weights it
             had then, which saves half a second each.
         opset: version of the operator set, at least :data:`OPSET`.
-        open_batch: leave the number of pictures open, under the name "batch".
+        open_batch: leave the number of images open, under the name "batch".
 
     Raises:
         LatencyError: ``torch.onnx`` cannot export the module.
@@ -136,7 +138,7 @@ def model_onnx(
 
 
 def has_registered(model: nn.Module) -> bool:
-    """Tell whether there is a registered operation in a net."""
+    """Tell whether there is a registered operation in a model."""
     ops = [m.mobile_inverted_conv for m in model.modules() if isinstance(m, ResidualBlock)]
     return any(op is not None and not isinstance(op, MBConv) for op in ops)
 
@@ -287,10 +289,10 @@ def module_onnx(model: nn.Module, example: Tensor, *, opset: int = OPSET, open_b
 
     Args:
         model: in evaluation mode, with one input and one output.
-        example: an input, whose shape and dtype become the model's; with ``open_batch`` of two pictures or
+        example: an input, whose shape and dtype become the model's; with ``open_batch`` of two images or
             more.
         opset: version of the operator set.
-        open_batch: leave the number of pictures open, under the name "batch".
+        open_batch: leave the number of images open, under the name "batch".
 
     Raises:
         LatencyError: it cannot be exported.

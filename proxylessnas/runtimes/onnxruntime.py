@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LatencyError, first_line
-from .base import NetSpec, Runtime, Session
+from .base import ModelSpec, Runtime, Session
 from .files import check_runtime
 from .settings import Settings
 
@@ -20,7 +20,7 @@ _shared_threads: int | None = None
 class OnnxSession(Session):
     """A loaded model with its input and output in place, so that a run copies nothing."""
 
-    def __init__(self, model: bytes, spec: NetSpec, settings: Settings, name: str) -> None:
+    def __init__(self, model: bytes, spec: ModelSpec, settings: Settings, name: str) -> None:
         ort = RUNTIME.library()
         options = ort.SessionOptions()
         options.log_severity_level = _ERRORS_ONLY
@@ -43,7 +43,7 @@ class OnnxSession(Session):
             )
         self._bind(ort, spec, settings, name)
 
-    def _bind(self, ort: Any, spec: NetSpec, settings: Settings, name: str) -> None:
+    def _bind(self, ort: Any, spec: ModelSpec, settings: Settings, name: str) -> None:
         import numpy as np
 
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
@@ -118,7 +118,7 @@ class OnnxRuntime(Runtime):
 
         return torch.cuda.get_device_name() if torch.cuda.is_available() else "CUDA GPU"
 
-    def load(self, spec: NetSpec, settings: Settings, folder: Path) -> OnnxSession:
+    def load(self, spec: ModelSpec, settings: Settings, folder: Path) -> OnnxSession:
         """Load a model; all but files are exported first.
 
         Raises:
@@ -132,18 +132,18 @@ class OnnxRuntime(Runtime):
                 "runtime 'torch' or 'torch-compile' on this GPU, or device 'cpu'"
             )
         self.check(settings)
-        from .onnx_graph import whole_net_onnx
+        from .onnx_graph import whole_model_onnx
 
         if spec.kind == "file":
             check_runtime(spec.text, self.name)
-        model = whole_net_onnx(spec, settings.batch_size, settings.dtype)
+        model = whole_model_onnx(spec, settings.batch_size, settings.dtype)
         return OnnxSession(model, spec, settings, spec.label)
 
-    def kit_file(self, spec: NetSpec, batch_size: int) -> bytes:
+    def kit_file(self, spec: ModelSpec, batch_size: int) -> bytes:
         """Return a small ONNX file, whose weights repeat a pattern."""
-        from .onnx_graph import import_onnx, whole_net_onnx, with_repeated_weights
+        from .onnx_graph import import_onnx, whole_model_onnx, with_repeated_weights
 
-        proto = import_onnx().load_model_from_string(whole_net_onnx(spec, batch_size))
+        proto = import_onnx().load_model_from_string(whole_model_onnx(spec, batch_size))
         content: bytes = with_repeated_weights(proto).SerializeToString()
         return content
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LatencyError
-from .base import NetSpec, Runtime, Session
+from .base import ModelSpec, Runtime, Session
 from .files import check_runtime
 from .settings import Settings
 
@@ -18,7 +18,7 @@ _PRECISION = {"float32": "f32", "bfloat16": "bf16"}
 class OpenVinoSession(Session):
     """A compiled model with its input and output in place, so that a run copies nothing."""
 
-    def __init__(self, model: bytes | str, spec: NetSpec, settings: Settings, name: str) -> None:
+    def __init__(self, model: bytes | str, spec: ModelSpec, settings: Settings, name: str) -> None:
         import numpy as np
 
         ov = RUNTIME.library()
@@ -87,7 +87,7 @@ class OpenVino(Runtime):
         """Return its version."""
         return {self.name: self.library().__version__.partition("-")[0]}
 
-    def load(self, spec: NetSpec, settings: Settings, folder: Path) -> OpenVinoSession:
+    def load(self, spec: ModelSpec, settings: Settings, folder: Path) -> OpenVinoSession:
         """Load a model; all but files are exported first.
 
         Raises:
@@ -96,7 +96,7 @@ class OpenVino(Runtime):
         """
         self.library()
         self.check(settings)
-        from .onnx_graph import whole_net_onnx
+        from .onnx_graph import whole_model_onnx
 
         model: bytes | str
         if spec.kind == "file":
@@ -104,7 +104,7 @@ class OpenVino(Runtime):
             model = spec.text  # a name: an .xml file has its weights in another one beside it
         else:
             # For bfloat16 too: OpenVINO casts the weights when it compiles, input and output stay float32.
-            model = whole_net_onnx(spec, settings.batch_size)
+            model = whole_model_onnx(spec, settings.batch_size)
         return OpenVinoSession(model, spec, settings, spec.label)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LatencyError
-from .base import NetSpec, Session
+from .base import ModelSpec, Session
 from .settings import Settings
 from .torch_eager import TorchRuntime
 
@@ -42,25 +42,25 @@ class TorchCompileRuntime(TorchRuntime):
         """Return what to do about a missing C++ compiler; None if there is one."""
         return missing_compiler()
 
-    def load(self, spec: NetSpec, settings: Settings, folder: Path) -> Session:
+    def load(self, spec: ModelSpec, settings: Settings, folder: Path) -> Session:
         """Build the model, compile it and run it once; that takes tens of seconds.
 
         Raises:
             LatencyError: there is no compiler, or the model cannot be compiled.
         """
-        from .modules import build_net
+        from .modules import build_model
         from .torch_sessions import check_device
 
         check_device(settings)
         todo = missing_compiler() if settings.device == "cpu" else None
         if todo:
             raise LatencyError(f"runtime 'torch-compile' needs a C++ compiler: {todo}")
-        net, x = build_net(spec, settings)
-        return compiled_session(net, x, settings)
+        model, x = build_model(spec, settings)
+        return compiled_session(model, x, settings)
 
 
-def compiled_session(net: nn.Module, x: Tensor, settings: Settings) -> EagerSession:
-    """Compile a net that is in place.
+def compiled_session(model: nn.Module, x: Tensor, settings: Settings) -> EagerSession:
+    """Compile a model that is in place.
 
     Raises:
         LatencyError: it cannot be compiled.
@@ -71,7 +71,7 @@ def compiled_session(net: nn.Module, x: Tensor, settings: Settings) -> EagerSess
     from .torch_sessions import CudaSession, EagerSession
 
     inductor.freezing = True
-    call: Any = torch.compile(own_function(net), dynamic=False)
+    call: Any = torch.compile(own_function(model), dynamic=False)
     kind = CudaSession if settings.device == "cuda" else EagerSession
     session = kind(call, x, [])
     try:
@@ -79,19 +79,19 @@ def compiled_session(net: nn.Module, x: Tensor, settings: Settings) -> EagerSess
             session.run()
     except Exception as e:
         text = str(e).strip().split("\n", 1)[0]
-        raise LatencyError(f"torch.compile cannot run this net: {type(e).__name__}: {text}") from e
+        raise LatencyError(f"torch.compile cannot run this model: {type(e).__name__}: {text}") from e
     return session
 
 
-def own_function(net: nn.Module) -> Callable[[Tensor], Any]:
-    """Return a function of its own that calls the net.
+def own_function(model: nn.Module) -> Callable[[Tensor], Any]:
+    """Return a function of its own that calls the model.
 
     The compiler files its results under the code object, a few at most for each, and falls back to eager
-    silently after that. All nets share one code object for their ``forward``; this gives each its own.
+    silently after that. All models share one code object for their ``forward``; this gives each its own.
     """
 
     def call(x: Tensor) -> Any:
-        return net(x)
+        return model(x)
 
     name = f"call_{next(_numbers)}"
     code = call.__code__.replace(co_name=name)

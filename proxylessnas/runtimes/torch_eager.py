@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .base import NetSpec, Runtime, Session
+from .base import ModelSpec, Runtime, Session
 from .settings import DEVICES, DTYPES, Settings
 
 
@@ -28,20 +28,20 @@ class TorchRuntime(Runtime):
 
         return cuda_name() if settings.device == "cuda" else None
 
-    def load(self, spec: NetSpec, settings: Settings, folder: Path) -> Session:
+    def load(self, spec: ModelSpec, settings: Settings, folder: Path) -> Session:
         """Build the model and run it once.
 
         Raises:
             LatencyError: it cannot be built or run.
         """
-        from .modules import build_net
+        from .modules import build_model
         from .torch_sessions import check_device, file_session, parts_of, session_for
 
         check_device(settings)
         if spec.kind == "file":
             return file_session(spec, settings)
-        net, x = build_net(spec, settings)
-        return session_for(net, x, settings, parts_of(net, spec))
+        model, x = build_model(spec, settings)
+        return session_for(model, x, settings, parts_of(model, spec))
 
 
 RUNTIME = TorchRuntime()

@@ -14,25 +14,25 @@ from ..arch.arch import Arch
 from ..arch.op_key import arch_keys
 from ..errors import LatencyError, first_line
 from ..models.proxylessnas import ProxylessNAS
-from .base import NetSpec, Session
+from .base import ModelSpec, Session
 from .files import check_runtime, load_program
 from .modules import example_input
 from .settings import Settings
 
-#: One step of a net: the text of its operation's key, or "" for a block that is skipped, and what it does.
+#: One step of a model: the text of its operation's key, or "" for a block that is skipped, and what it does.
 Part = tuple[str, Callable[[Tensor], Tensor]]
 
 
 class EagerSession(Session):
-    """A net on the CPU."""
+    """A model on the CPU."""
 
-    def __init__(self, net: Callable[[Tensor], Any], x: Tensor, parts: list[Part]) -> None:
-        self.net, self.x, self.parts = net, x, parts
+    def __init__(self, model: Callable[[Tensor], Any], x: Tensor, parts: list[Part]) -> None:
+        self.model, self.x, self.parts = model, x, parts
 
     @torch.inference_mode()
     def run(self) -> None:
         """Run one forward pass."""
-        self.net(self.x)
+        self.model(self.x)
 
     @torch.inference_mode()
     def parts_ms(self, runs: int) -> list[tuple[str, list[float]]]:
@@ -44,13 +44,13 @@ class EagerSession(Session):
             x = self.x
             for (_, step), kept in zip(self.parts, times, strict=True):
                 begin = clock()
-                x = step(x)  # frees the step's input, as in the net's own loop
+                x = step(x)  # frees the step's input, as in the model's own loop
                 kept.append((clock() - begin) * 1e3)
         return [(key, kept) for (key, _), kept in zip(self.parts, times, strict=True) if key]
 
 
 class CudaSession(EagerSession):
-    """A net on a GPU: timed by events, which the GPU stamps when it gets there."""
+    """A model on a GPU: timed by events, which the GPU stamps when it gets there."""
 
     @torch.inference_mode()
     def run(self) -> None:
@@ -59,7 +59,7 @@ class CudaSession(EagerSession):
         torch.cuda.synchronize()
 
     def _forward(self) -> None:
-        self.net(self.x)
+        self.model(self.x)
 
     def _steps(self) -> list[tuple[str, Callable[[Any], Any]]]:
         return list(self.parts)
@@ -99,17 +99,17 @@ class CudaSession(EagerSession):
 
 
 class CudaGraphSession(CudaSession):
-    """A net on a GPU, captured once and replayed: no time goes into launching kernels from Python."""
+    """A model on a GPU, captured once and replayed: no time goes into launching kernels from Python."""
 
-    def __init__(self, net: Callable[[Tensor], Any], x: Tensor, parts: list[Part]) -> None:
-        super().__init__(net, x, parts)
+    def __init__(self, model: Callable[[Tensor], Any], x: Tensor, parts: list[Part]) -> None:
+        super().__init__(model, x, parts)
         self.kept: list[Tensor] = []
         self._part_graphs: list[tuple[str, torch.cuda.CUDAGraph | None]] = []
         with torch.inference_mode():
-            warm_up_stream(lambda: net(x))
+            warm_up_stream(lambda: model(x))
             self.graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self.graph):
-                self.kept.append(net(x))
+                self.kept.append(model(x))
 
     def _forward(self) -> None:
         self.graph.replay()
@@ -152,29 +152,31 @@ def warm_up_stream(run: Callable[[], object]) -> None:
 
 
 def check_parts(parts: list[Part]) -> None:
-    """Raise LatencyError for a net that has no parts."""
+    """Raise LatencyError for a model that has no parts."""
     if not parts:
-        raise LatencyError("only a net made from an architecture (Arch) with square input has parts to time")
+        raise LatencyError(
+            "only a model made from an architecture (Arch) with square input has parts to time"
+        )
 
 
-def parts_of(net: nn.Module, spec: NetSpec) -> list[Part]:
-    """Return the steps of a net made from an :class:`~proxylessnas.Arch`; none for anything else."""
+def parts_of(model: nn.Module, spec: ModelSpec) -> list[Part]:
+    """Return the steps of a model made from an :class:`~proxylessnas.Arch`; none for anything else."""
     channels, height, width = spec.input_size
-    if spec.kind != "arch" or not isinstance(net, ProxylessNAS) or height != width:
+    if spec.kind != "arch" or not isinstance(model, ProxylessNAS) or height != width:
         return []
-    arch = net.arch
+    arch = model.arch
     assert isinstance(arch, Arch)
-    keys = iter(arch_keys(arch, resolution=height, num_classes=net.num_classes, in_channels=channels))
-    steps: list[Part] = [(str(next(keys)), net.first_conv)]
-    for block in net.blocks:
+    keys = iter(arch_keys(arch, resolution=height, num_classes=model.num_classes, in_channels=channels))
+    steps: list[Part] = [(str(next(keys)), model.first_conv)]
+    for block in model.blocks:
         skipped = block.mobile_inverted_conv is None
         steps.append(("" if skipped else str(next(keys)), block))
-    steps.append((str(next(keys)), net.feature_mix_layer))
-    steps.append((str(next(keys)), net.forward_head))
+    steps.append((str(next(keys)), model.feature_mix_layer))
+    steps.append((str(next(keys)), model.forward_head))
     return steps
 
 
-def file_session(spec: NetSpec, settings: Settings) -> EagerSession:
+def file_session(spec: ModelSpec, settings: Settings) -> EagerSession:
     """Return a session for an exported program, whose weights and layout are its own.
 
     Raises:
@@ -182,7 +184,9 @@ def file_session(spec: NetSpec, settings: Settings) -> EagerSession:
     """
     check_runtime(spec.text, settings.runtime)
     if (settings.device, settings.dtype) != ("cpu", "float32"):
-        raise LatencyError(f"{spec.text} is measured on the CPU in float32: its net is what it was made from")
+        raise LatencyError(
+            f"{spec.text} is measured on the CPU in float32: its model is what it was made from"
+        )
     x = example_input(spec.input_size, dataclasses.replace(settings, memory_format="contiguous"))
     session = EagerSession(load_program(spec.text), x, [])
     try:
@@ -192,13 +196,13 @@ def file_session(spec: NetSpec, settings: Settings) -> EagerSession:
     return session
 
 
-def session_for(net: nn.Module, x: Tensor, settings: Settings, parts: list[Part]) -> EagerSession:
-    """Return the right kind of session for a net that is in place."""
+def session_for(model: nn.Module, x: Tensor, settings: Settings, parts: list[Part]) -> EagerSession:
+    """Return the right kind of session for a model that is in place."""
     kind = EagerSession
     if settings.device == "cuda":
         kind = CudaGraphSession if settings.cuda_graph else CudaSession
-    session = kind(net, x, parts)
-    session.run()  # whatever is wrong with the net shows here
+    session = kind(model, x, parts)
+    session.run()  # whatever is wrong with the model shows here
     return session
 
 

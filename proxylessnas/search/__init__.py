@@ -1,10 +1,11 @@
-"""Search: from pictures, a device and a budget to a net of its own.
+"""Search: from images, a device and a budget to a model of its own.
 
 from proxylessnas.search import search
 result = search("small", "photos/", "small", table="laptop.json", out="runs/photos")
 
-The method is that of ProxylessNAS (Cai, Zhu, Han, ICLR 2019): an over-parameterised net with binary gates is
-trained on the task itself, one path at a time; its architecture parameters learn from accuracy and latency.
+The method is that of ProxylessNAS (Cai, Zhu, Han, ICLR 2019): an over-parameterised model with binary gates
+is trained on the task itself, one path at a time; its architecture parameters learn from accuracy and
+latency.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ..errors import DataError, ProxylessError, shown
 from ..models.batchnorm import single_values_as_data_error
-from .objective import Objective, Pull, expected_cost, reward
+from .objective import Objective, ObjectiveGradient, expected_cost, reward
 
 if TYPE_CHECKING:
     from ..utils.distributed import Processes
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 MODES = ("two", "full", "full_v2")
 #: What helps where held-out batches are too small for BatchNorm.
-SMALL_BATCH = "raise arch_batch_size or image_size (or arch_fraction, where fewer pictures are held out)"
+SMALL_BATCH = "raise arch_batch_size or image_size (or arch_fraction, where fewer images are held out)"
 
 
 class ArchStepResult(NamedTuple):
     """What an arch step came to.
 
     Attributes:
-        loss: cross-entropy on the held-out pictures, over all processes.
+        loss: cross-entropy on the held-out images, over all processes.
         pull: the objective and its derivatives.
         expected: the expected cost that was in the objective: over all candidates, or over the pairs.
         gradient_norm: Euclidean norm of alpha's gradient; NaN in a step that was skipped.
@@ -39,7 +39,7 @@ class ArchStepResult(NamedTuple):
     """
 
     loss: float
-    pull: Pull
+    pull: ObjectiveGradient
     expected: float
     gradient_norm: float
     skipped: bool = False
@@ -57,15 +57,15 @@ class ArchStep:
     * ``full``: all are evaluated in the forward pass, and their outputs stored.
 
     Weights are frozen: no gradient of a weight is computed. Statistics of BatchNorm are the batch's, and the
-    running ones stay as they are (the original code lets held-out pictures into them). A sampled Zero takes
+    running ones stay as they are (the original code lets held-out images into them). A sampled Zero takes
     part like any other candidate; the original code leaves its block out of the step.
 
     Args:
-        supernet: the net, with alpha.
+        supernet: the model, with alpha.
         optimizer: of ``supernet.alphas.logits``; published: Adam, rate 1e-3, betas (0, 0.999).
         paths: of the supernet's weights.
         costs: cost of each candidate, float64 [blocks, candidates], 0 for Zero.
-        fixed_cost: of what every net has.
+        fixed_cost: of what every model has.
         mode: see above.
         generator: of the sampling; the same in every process.
         processes: those that share the step; gradients are averaged.
@@ -149,15 +149,15 @@ class ArchStep:
         Returns:
             [blocks * columns + 1] on the device: by each gate, and the cross-entropy behind them.
         """
-        net = self.supernet
+        model = self.supernet
         gates = torch.zeros(
             self._blocks, self._columns, device=inputs.device, dtype=torch.float32, requires_grad=True
         )
         # Around the backward pass too: other candidates run there.
         advice = single_values_as_data_error(inputs, SMALL_BATCH)
-        with advice, torch.enable_grad(), net.statistics_kept(), self.paths.frozen():
-            with self.autocast(), net.gated(gates, wanted, store=self.mode == "full"):
-                logits = net(inputs)
+        with advice, torch.enable_grad(), model.statistics_kept(), self.paths.frozen():
+            with self.autocast(), model.gated(gates, wanted, store=self.mode == "full"):
+                logits = model(inputs)
             loss = F.cross_entropy(logits.float(), targets)
             (loss if self.scale is None else loss * self.scale.factor).backward()
         assert gates.grad is not None
@@ -177,7 +177,7 @@ class ReinforceResult(NamedTuple):
     """What an update came to.
 
     Attributes:
-        accuracy: mean of the sampled nets on the held-out batch, 0 to 1.
+        accuracy: mean of the sampled models on the held-out batch, 0 to 1.
         reward: their mean reward.
         baseline: what rewards were compared with.
         cost: their mean cost; None without costs.
@@ -192,19 +192,19 @@ class ReinforceResult(NamedTuple):
 
 
 class ReinforceStep:
-    """Updates the architecture parameters from the rewards of sampled nets.
+    """Updates the architecture parameters from the rewards of sampled models.
 
-    ``samples`` nets are drawn and judged on one batch of held-out pictures, with the batch's own BatchNorm
+    ``samples`` models are drawn and judged on one batch of held-out images, with the batch's own BatchNorm
     statistics. The gradient is the mean of ``(R - b) * grad(-log p)``. The baseline b is a moving average of
     earlier rewards: ``b <- decay * b + (1 - decay) * mean R``, after it was used; in the original code the
     new mean has the weight that was meant for the old average, and is in b before it is compared with it.
 
     Args:
-        supernet: the net, with alpha.
+        supernet: the model, with alpha.
         optimizer: of ``supernet.alphas.logits``.
-        cost_of: returns a net's cost; None judges by accuracy alone.
+        cost_of: returns a model's cost; None judges by accuracy alone.
         target: in the unit of the cost.
-        samples: M, nets an update.
+        samples: M, models an update.
         exponent: see :func:`~.objective.reward`.
         decay: of the baseline.
         generator: of the sampling; the same in every process.
@@ -277,7 +277,7 @@ class ReinforceStep:
         )  # fmt: skip
 
     def right(self, paths: Sequence[Sequence[int]], inputs: Tensor, targets: Tensor) -> Tensor:
-        """Return how many pictures of this process each path gets right; the device is not waited for.
+        """Return how many images of this process each path gets right; the device is not waited for.
 
         Args:
             paths: columns, one a searched block.
@@ -285,7 +285,7 @@ class ReinforceStep:
             targets: [N] class indices.
 
         Returns:
-            [paths + 1] on the device: pictures that are right, and how many there are.
+            [paths + 1] on the device: images that are right, and how many there are.
         """
         right = torch.zeros(len(paths) + 1, device=inputs.device)  # counts, exact in 32 bits
         right[-1] = len(targets)

@@ -26,7 +26,7 @@ class Pairs(NamedTuple):
     real: Tensor
 
 
-class Alphas(nn.Module):
+class ArchParameters(nn.Module):
     """The architecture parameters of a search (ProxylessNAS, section 3.2).
 
     Args:
@@ -46,7 +46,7 @@ class Alphas(nn.Module):
         self.register_buffer("mask", allowed, persistent=False)
         self.logits = nn.Parameter(torch.zeros(allowed.shape, dtype=torch.float64, device="cpu"))
 
-    def _apply(self, fn: object, recurse: bool = True) -> Alphas:
+    def _apply(self, fn: object, recurse: bool = True) -> ArchParameters:
         # .to(device), .half() and the like leave it alone: see the top of this file.
         return self
 

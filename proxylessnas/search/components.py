@@ -13,7 +13,7 @@ from ..train.settings import Settings
 from ..train.step import WeightStep
 from ..utils.distributed import Processes
 from .arch_optimizers import ArchStep, GateScale, ReinforceStep
-from .constraints import Budget
+from .constraints import Constraint
 from .data import ArchLoader, SearchData
 from .objective import Objective
 from .path_optimizer import PathParameters
@@ -22,12 +22,12 @@ from .supernet import SuperNet
 
 
 class Loaders(NamedTuple):
-    """Where a search's pictures come from.
+    """Where a search's images come from.
 
     Attributes:
-        weights: pictures to train the weights on.
+        weights: images to train the weights on.
         arch: held-out ones, for arch steps.
-        judge: the same ones in order, to judge single nets by.
+        judge: the same ones in order, to judge single models by.
     """
 
     weights: TrainLoader
@@ -36,14 +36,14 @@ class Loaders(NamedTuple):
 
 
 def loaders(
-    net: SuperNet, data: SearchData, recipe: SearchRecipe, settings: Settings, processes: Processes
+    model: SuperNet, data: SearchData, recipe: SearchRecipe, settings: Settings, processes: Processes
 ) -> Loaders:
     """Return the loaders of one process.
 
     Raises:
-        DataError: the pictures do not do for the recipe.
+        DataError: the images do not do for the recipe.
     """
-    weights, preprocessing = recipe.weights, net.preprocessing
+    weights, preprocessing = recipe.weights, model.preprocessing
     assert preprocessing is not None
     shared: dict[str, Any] = {
         "rank": processes.rank, "world": processes.world, "device": processes.device,
@@ -53,7 +53,7 @@ def loaders(
     return Loaders(
         TrainLoader(
             data.weights.train, weights, preprocessing,
-            num_classes=net.num_classes, max_unreadable=settings.max_unreadable, **shared,
+            num_classes=model.num_classes, max_unreadable=settings.max_unreadable, **shared,
         ),
         ArchLoader(
             data.arch, preprocessing, batch_size=size, seed=recipe.seed,
@@ -65,35 +65,35 @@ def loaders(
     )  # fmt: skip
 
 
-def objective_of(recipe: SearchRecipe, budgets: Sequence[Budget]) -> Objective:
+def objective_of(recipe: SearchRecipe, constraints: Sequence[Constraint]) -> Objective:
     """Return what "gradient" minimises."""
-    if not budgets or recipe.regulariser == "none":
+    if not constraints or recipe.regulariser == "none":
         return Objective("none")
-    return Objective(recipe.regulariser, budgets[0].limit, recipe.cost_strength, recipe.scale)
+    return Objective(recipe.regulariser, constraints[0].limit, recipe.cost_strength, recipe.scale)
 
 
 def arch_step_of(
     recipe: SearchRecipe,
     paths: PathParameters,
     optimizer: torch.optim.Optimizer,
-    budgets: Sequence[Budget],
+    constraints: Sequence[Constraint],
     generator: torch.Generator,
     processes: Processes,
     step: WeightStep,
 ) -> tuple[ArchStep | None, ReinforceStep | None]:
     """Return the step of alpha by either algorithm; neither where alpha is not learnt."""
-    r, net = recipe, paths.supernet
-    costs = budgets[0].costs if budgets else None
+    r, model = recipe, paths.supernet
+    costs = constraints[0].costs if constraints else None
     common: dict[str, Any] = {"generator": generator, "processes": processes, "autocast": step.autocast}
     if r.algorithm == "gradient":
-        none = torch.zeros(net.alphas.mask.shape, dtype=torch.float64)
+        none = torch.zeros(model.alphas.mask.shape, dtype=torch.float64)
         return ArchStep(
-            net, optimizer, paths, costs.table if costs else none, costs.fixed if costs else 0.0,
+            model, optimizer, paths, costs.table if costs else none, costs.fixed if costs else 0.0,
             mode=r.arch_mode, scale=GateScale() if r.weights.amp == "fp16" else None, **common,
         ), None  # fmt: skip
     if r.algorithm == "reinforce":
         return None, ReinforceStep(
-            net, optimizer, costs.of if costs else None, budgets[0].limit if budgets else None,
+            model, optimizer, costs.of if costs else None, constraints[0].limit if constraints else None,
             samples=r.reinforce_samples, exponent=r.reinforce_exponent, decay=r.reinforce_baseline, **common,
         )  # fmt: skip
     return None, None

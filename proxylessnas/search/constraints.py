@@ -1,4 +1,4 @@
-"""What nets cost: milliseconds, multiply-accumulates, parameters; each a sum over blocks.
+"""What models cost: milliseconds, multiply-accumulates, parameters; each a sum over blocks.
 
 A budget is a table of costs and a limit. Nothing here knows what the candidates are.
 """
@@ -29,9 +29,9 @@ class Costs:
         name: "latency", "macs" or "params".
         unit: "ms", "M" (millions).
         table: float64 [blocks, candidates]; 0 for Zero, and where the block has no such candidate.
-        fixed: what every net has.
+        fixed: what every model has.
         mask: bool [blocks, candidates].
-        exact: whether a net's cost is the sum exactly (latency is measured, and only nearly so).
+        exact: whether a model's cost is the sum exactly (latency is measured, and only nearly so).
     """
 
     name: str
@@ -41,21 +41,21 @@ class Costs:
     mask: Tensor
     exact: bool = True
 
-    def of(self, picks: Sequence[int]) -> float:
-        """Return the cost of one net."""
-        rows = self.table[torch.arange(len(picks)), torch.as_tensor(list(picks), dtype=torch.long)]
+    def of(self, choices: Sequence[int]) -> float:
+        """Return the cost of one model."""
+        rows = self.table[torch.arange(len(choices)), torch.as_tensor(list(choices), dtype=torch.long)]
         return math.fsum([self.fixed, *rows.tolist()])
 
     def cheapest(self) -> list[int]:
-        """Return the picks of the cheapest net."""
+        """Return the picks of the cheapest model."""
         return self.table.masked_fill(~self.mask, math.inf).argmin(1).tolist()
 
     def dearest(self) -> list[int]:
-        """Return the picks of the dearest net."""
+        """Return the picks of the dearest model."""
         return self.table.masked_fill(~self.mask, -math.inf).argmax(1).tolist()
 
     def range(self) -> tuple[float, float]:
-        """Return the costs of the cheapest and of the dearest net."""
+        """Return the costs of the cheapest and of the dearest model."""
         return self.of(self.cheapest()), self.of(self.dearest())
 
     def show(self, value: float) -> str:
@@ -64,12 +64,12 @@ class Costs:
 
 
 @dataclass(frozen=True)
-class Budget:
+class Constraint:
     """A limit on one kind of cost.
 
     Attributes:
         costs: what is limited.
-        limit: the most a net may cost, in the costs' unit.
+        limit: the most a model may cost, in the costs' unit.
     """
 
     costs: Costs
@@ -97,51 +97,57 @@ def size_costs(supernet: SuperNet) -> dict[str, Costs]:
     macs = torch.zeros(mask.shape, dtype=torch.float64)
     params = torch.zeros(mask.shape, dtype=torch.float64)
     seen: dict[tuple[object, ...], tuple[int, int]] = {}
-    for i, (choice, position) in enumerate(zip(supernet.choices, space.positions, strict=True)):
-        for k, column in enumerate(space.columns):
-            op = choice.op(k) if choice.allowed[k] else None
+    for i, (mixed_op, search_block) in enumerate(zip(supernet.mixed_ops, space.search_blocks, strict=True)):
+        for k, column in enumerate(space.candidate_ops):
+            op = mixed_op.op(k) if mixed_op.allowed[k] else None
             if op is None:
                 continue
-            key = (column, position.in_channels, position.out_channels, position.in_size, position.stride)
+            key = (
+                column,
+                search_block.in_channels,
+                search_block.out_channels,
+                search_block.in_size,
+                search_block.stride,
+            )
             if key not in seen:
-                counted = profile(op, (position.in_channels, position.in_size, position.in_size))
+                counted = profile(op, (search_block.in_channels, search_block.in_size, search_block.in_size))
                 seen[key] = (counted.macs, counted.params)
             macs[i, k], params[i, k] = (n / 1e6 for n in seen[key])
-    # A whole net tells what is left for stem, last layers and classifier.
+    # A whole model tells what is left for stem, last layers and classifier.
     path = supernet.path
     try:
         supernet.set_path(supernet.alphas.most_probable())
         child = supernet.child()
-        picks = supernet.path
+        choices = supernet.path
     finally:
         supernet.set_path(path)
     whole = profile(child, (space.in_channels, space.resolution, space.resolution))
     found = {}
     for name, table, total in (("macs", macs, whole.macs), ("params", params, whole.params)):
         bare = Costs(name, "M", table, 0.0, mask)
-        found[name] = Costs(name, "M", table, total / 1e6 - bare.of(picks), mask)
+        found[name] = Costs(name, "M", table, total / 1e6 - bare.of(choices), mask)
     return found
 
 
-def check_reachable(budgets: Sequence[Budget]) -> None:
-    """Refuse limits outside of what the nets of the space cost.
+def check_reachable(constraints: Sequence[Constraint]) -> None:
+    """Refuse limits outside of what the models of the space cost.
 
     Raises:
-        DataError: no net meets a limit, or every net does; the message says what can be reached.
+        DataError: no model meets a limit, or every model does; the message says what can be reached.
     """
-    for budget in budgets:
-        low, high = budget.costs.range()
-        if not budget.limit > 0 or not math.isfinite(budget.limit):
-            raise DataError(f"a target must be a number above 0, not {budget.limit}")
-        show, name = budget.costs.show, budget.costs.name
+    for constraint in constraints:
+        low, high = constraint.costs.range()
+        if not constraint.limit > 0 or not math.isfinite(constraint.limit):
+            raise DataError(f"a target must be a number above 0, not {constraint.limit}")
+        show, name = constraint.costs.show, constraint.costs.name
         reach = f"they go from {show(low)} to {show(high)}"
-        if budget.limit < low:
+        if constraint.limit < low:
             raise DataError(
-                f"no net of this space keeps to {name} {show(budget.limit)}: {reach}; choose a target in "
+                f"no model of this space keeps to {name} {show(constraint.limit)}: {reach}; choose a target in "
                 "between, or a narrower space"
             )
-        if budget.limit > high:
+        if constraint.limit > high:
             raise DataError(
-                f"every net of this space keeps to {name} {show(budget.limit)}: {reach}; choose a target in "
+                f"every model of this space keeps to {name} {show(constraint.limit)}: {reach}; choose a target in "
                 "between, leave it out, or choose a wider space"
             )

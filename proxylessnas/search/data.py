@@ -1,7 +1,7 @@
-"""The pictures of a search: those that train the weights, and those that judge the architecture.
+"""The images of a search: those that train the weights, and those that judge the architecture.
 
-Both come out of the *training* part of a source. Its validation and test pictures have no part in a search,
-so that the net that comes out of it can be judged by them.
+Both come out of the *training* part of a source. Its validation and test images have no part in a search,
+so that the model that comes out of it can be judged by them.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from ..data.folders import counted
-from ..data.open import Data, Pictures, open_data
+from ..data.open import Data, ImageSource, open_data
 from ..data.transforms import Preprocessing
 from ..data.unreadable import Unreadable
 from ..errors import DataError, shown
 from ..train.augment import Geometry, normalised
 from ..train.batch_reader import BatchReader, Item, TrainBatches
-from ..train.ram_cache import LIMIT_BYTES, Progress, load_into_memory, pictures_of
+from ..train.ram_cache import LIMIT_BYTES, Progress, images_of, load_into_memory
 from ..train.sampler import Steps, mix64
 from ..utils.checks import Range
 from ..utils.devices import sent
@@ -30,7 +30,7 @@ from ..utils.devices import sent
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
-_ARCH_ORDER = 103  # keeps this order of pictures apart from all streams of random numbers in train.sampler
+_ARCH_ORDER = 103  # keeps this order of images apart from all streams of random numbers in train.sampler
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,15 @@ class SearchData:
 
     Attributes:
         name: of the data set or its folder, for logs.
-        weights: its ``train`` holds the pictures to train weights on; it has no ``val``.
-        arch: pictures to judge architectures on, held out of the training part, some of each class.
+        weights: its ``train`` holds the images to train weights on; it has no ``val``.
+        arch: images to judge architectures on, held out of the training part, some of each class.
         notes: what a user should know, one line each.
         fingerprint: SHA-256 (hex) of names, labels, file sizes and classes of both.
     """
 
     name: str
     weights: Data
-    arch: Pictures
+    arch: ImageSource
     notes: tuple[str, ...] = ()
     fingerprint: str = ""
 
@@ -73,7 +73,7 @@ class SearchData:
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """(height, width) in px if the pictures seem to be all alike."""
+        """(height, width) in px if the images seem to be all alike."""
         return self.weights.size
 
 
@@ -85,18 +85,18 @@ def open_search_data(
     limit: int | None = None,
     categories: Sequence[str] | None = None,
 ) -> SearchData:
-    """Return the pictures of a search.
+    """Return the images of a search.
 
     Of each class of the training part, a share is held out for the architecture. The choice is that which
-    :func:`~proxylessnas.data.open.open_data` makes for a share and a seed: whoever trains the derived net
-    further with the same two validates it on pictures that its inherited weights have never seen.
+    :func:`~proxylessnas.data.open.open_data` makes for a share and a seed: whoever trains the derived model
+    further with the same two validates it on images that its inherited weights have never seen.
 
     Args:
         source: whatever :func:`~proxylessnas.data.open.open_data` takes. Folders called val or test beside
             train are not looked into.
         arch_fraction: share of each class that is held out, above 0 and at most 0.9.
         seed: of the choice of what is held out, or kept under a limit.
-        limit: take at most so many pictures a class for the weights, and as many for the architecture.
+        limit: take at most so many images a class for the weights, and as many for the architecture.
         categories: the class names in the order wanted; see :func:`~proxylessnas.data.open.open_data`.
 
     Raises:
@@ -111,12 +111,12 @@ def open_search_data(
     data = open_data(source, val=float(arch_fraction), seed=seed, limit=limit, categories=categories)
     if data.val is None:
         raise DataError(
-            f"{data.name}: no class has two pictures, so that none can be held out for the architecture"
+            f"{data.name}: no class has two images, so that none can be held out for the architecture"
         )
     notes = [_reworded(note, data.name) for note in data.notes]
     short = sum(1 for _ in set(data.train.labels) - set(data.val.labels))
     if limit is not None:
-        notes.append(f"architectures are judged by {counted(len(data.val), 'held-out picture')}")
+        notes.append(f"architectures are judged by {counted(len(data.val), 'held-out image')}")
     if short:
         notes.append(f"architectures are judged without {short} of {len(data.categories)} classes")
     weights = replace(data, val=None, notes=tuple(notes))
@@ -129,45 +129,45 @@ def _reworded(note: str, name: str) -> str:
 
 
 class ArchLoader:
-    """Batches of held-out pictures without augmentation, for one process of several.
+    """Batches of held-out images without augmentation, for one process of several.
 
     Batch ``number`` is a pure function of the seed and this number, with any number of worker processes and
-    whatever was asked for before. The batches go through the pictures in an order drawn anew for each pass;
-    what does not fill a batch at the end of a pass is left out. A picture that cannot be read is replaced by
+    whatever was asked for before. The batches go through the images in an order drawn anew for each pass;
+    what does not fill a batch at the end of a pass is left out. An image that cannot be read is replaced by
     the next readable one. Asked for one after the other, batches are made ahead by the worker processes;
-    pictures that fit into memory are read and resized once, in the constructor, and need none.
+    images that fit into memory are read and resized once, in the constructor, and need none.
 
     Args:
-        pictures: the held-out pictures.
-        preprocessing: size and normalisation of the net's input.
-        batch_size: pictures a batch of all processes together, as in a recipe; each gets its equal share, so
-            that together they see what a single one would. Where there are fewer pictures, a batch is as many
+        images: the held-out images.
+        preprocessing: size and normalisation of the model's input.
+        batch_size: images a batch of all processes together, as in a recipe; each gets its equal share, so
+            that together they see what a single one would. Where there are fewer images, a batch is as many
             of them as the processes can share.
         seed: of the order.
         rank: number of this process.
         world: how many processes there are.
-        workers: processes that read pictures for this one; 0 does it in this one.
+        workers: processes that read images for this one; 0 does it in this one.
         device: where the batches are put.
         channels_last: memory layout of the inputs.
-        max_unreadable: share of all pictures that may be unreadable.
-        limit_bytes: most memory for keeping the pictures.
-        progress: called while pictures are read into memory, with how many are done and how many there are.
+        max_unreadable: share of all images that may be unreadable.
+        limit_bytes: most memory for keeping the images.
+        progress: called while images are read into memory, with how many are done and how many there are.
 
     Attributes:
-        batch_size: pictures a batch of all processes together.
+        batch_size: images a batch of all processes together.
         batches_per_pass: whole batches until the order is drawn anew.
-        unreadable: name to reason of the pictures that could not be read so far.
+        unreadable: name to reason of the images that could not be read so far.
         waited_s: seconds that the consumer waited for batches so far; may be set back to 0.
-        in_memory: whether the pictures are kept in memory.
+        in_memory: whether the images are kept in memory.
 
     Raises:
-        DataError: a batch that the processes cannot share evenly, fewer pictures than processes, or too many
-            unreadable pictures.
+        DataError: a batch that the processes cannot share evenly, fewer images than processes, or too many
+            unreadable images.
     """
 
     def __init__(
         self,
-        pictures: Pictures,
+        images: ImageSource,
         preprocessing: Preprocessing,
         *,
         batch_size: int,
@@ -182,16 +182,16 @@ class ArchLoader:
         progress: Progress | None = None,
     ) -> None:
         self.preprocessing, self.device = preprocessing, torch.device(device)
-        what = "pictures held out for the architecture"
-        self._unreadable = Unreadable(len(pictures), max_unreadable, what)
+        what = "images held out for the architecture"
+        self._unreadable = Unreadable(len(images), max_unreadable, what)
         self.unreadable = self._unreadable.reasons
         self.waited_s = 0.0
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
-        self._order = _Order(len(pictures), batch_size, seed, rank, world)
+        self._order = _Order(len(images), batch_size, seed, rank, world)
         self.batch_size, self.batches_per_pass = self._order.steps.batch_size, len(self._order.steps)
         geometry = Geometry(preprocessing)
         size = (preprocessing.input_size, preprocessing.input_size)
-        kept = load_into_memory(pictures, geometry, size=size, limit_bytes=limit_bytes, progress=progress)
+        kept = load_into_memory(images, geometry, size=size, limit_bytes=limit_bytes, progress=progress)
         self.in_memory = kept is not None
         self._next = -1
         self._items: Iterator[Item] = iter(())
@@ -200,7 +200,7 @@ class ArchLoader:
             kept.fill_gaps()
             self._images, self._labels = kept.on(self.device), torch.tensor(kept.labels)
         else:
-            batches = TrainBatches(pictures, geometry, mix64(seed, _ARCH_ORDER))
+            batches = TrainBatches(images, geometry, mix64(seed, _ARCH_ORDER))
             self._reader = BatchReader(batches, self._order, workers=workers, device=self.device)
 
     def batch(self, number: int) -> tuple[Tensor, Tensor]:
@@ -213,7 +213,7 @@ class ArchLoader:
             float32 [B, 3, S, S], normalised, and long [B]; B is ``batch_size`` over the number of processes.
 
         Raises:
-            DataError: too many pictures cannot be read, or a worker process died.
+            DataError: too many images cannot be read, or a worker process died.
         """
         if number < 0:
             raise ValueError(f"batches are numbered from 0, not {number}")
@@ -232,8 +232,8 @@ class ArchLoader:
             self._reader.close()
 
     def _from_memory(self, number: int) -> tuple[Tensor, Tensor]:
-        chosen = self._order.pictures(number)
-        return pictures_of(self._images, chosen, self.device).permute(0, 3, 1, 2), self._labels[chosen]
+        chosen = self._order.images(number)
+        return images_of(self._images, chosen, self.device).permute(0, 3, 1, 2), self._labels[chosen]
 
     def _read(self, number: int) -> tuple[Tensor, Tensor]:
         if number != self._next:
@@ -249,19 +249,19 @@ class ArchLoader:
 
 
 class _Order:
-    """Which pictures are in which batch of one process; as a sampler, all batches from ``first`` on."""
+    """Which images are in which batch of one process; as a sampler, all batches from ``first`` on."""
 
     def __init__(self, n: int, batch_size: int, seed: int, rank: int, world: int) -> None:
         if n < world:
-            what = f"{counted(n, 'picture')} held out for the architecture"
+            what = f"{counted(n, 'image')} held out for the architecture"
             raise DataError(f"{what}, fewer than the {world} processes")
         size = batch_size if n >= batch_size else n // world * world
         self.steps = Steps(n, size, mix64(seed, _ARCH_ORDER), rank, world)
         self.first = 0
         self._pass, self._batches = -1, list[Tensor]()
 
-    def pictures(self, number: int) -> Tensor:
-        """Return the places of this process's pictures in a batch, long [B]."""
+    def images(self, number: int) -> Tensor:
+        """Return the places of this process's images in a batch, long [B]."""
         which, step = divmod(number, len(self.steps))
         if which != self._pass:
             self._pass, self._batches = which, list(self.steps.indices(which))
@@ -271,5 +271,5 @@ class _Order:
         number = self.first
         while True:
             which = number // len(self.steps)
-            yield [(which, i) for i in self.pictures(number).tolist()]
+            yield [(which, i) for i in self.images(number).tolist()]
             number += 1

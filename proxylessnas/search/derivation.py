@@ -1,13 +1,13 @@
 """The most probable model within the constraints, found exactly, and a plain model out of a supernet.
 
 The most probable candidate of each block (what the original code derives) may well cost too much together.
-Here the product of the probabilities is maximised over all nets that meet every budget: a knapsack problem
+Here the product of the probabilities is maximised over all models that meet every budget: a knapsack problem
 with one choice a block, solved by dynamic programming over the blocks.
 
 >>> from proxylessnas.search import SuperNet, derive
 >>> from proxylessnas.arch.spaces import read_space
->>> arch, net = derive(SuperNet(read_space("tiny")), target_macs_m=1.5)
->>> net.num_classes
+>>> arch, model = derive(SuperNet(read_space("tiny")), target_macs_m=1.5)
+>>> model.num_classes
 10
 """
 
@@ -28,7 +28,7 @@ from ..arch.space import SearchSpace
 from ..errors import DataError
 from ..models.batchnorm import recalibrate
 from ..models.proxylessnas import ProxylessNAS
-from .constraints import Budget, Costs, check_reachable, latency_costs, size_costs
+from .constraints import Constraint, Costs, check_reachable, latency_costs, size_costs
 
 if TYPE_CHECKING:
     from ..latency.table import LatencyTable
@@ -39,66 +39,66 @@ _MOST_STATES = 2_000_000
 
 
 class Infeasible(DataError):
-    """No net meets all budgets."""
+    """No model meets all budgets."""
 
 
 def rules_of(space: SearchSpace, least_depth: int) -> dict[str, Any]:
     """Return what :func:`most_probable_within` needs to know of a space to keep its stages deep enough.
 
     Args:
-        space: the nets to choose from.
+        space: the models to choose from.
         least_depth: blocks of each stage that may not be skipped at least.
     """
     return {
-        "stages": [p.stage for p in space.positions],
-        "zero_column": space.columns.index(ZERO) if ZERO in space.columns else None,
+        "stages": [p.stage for p in space.search_blocks],
+        "zero_column": space.candidate_ops.index(ZERO) if ZERO in space.candidate_ops else None,
         "least_depth": least_depth,
     }
 
 
 def most_probable_within(
     log_probs: Tensor,
-    budgets: Sequence[Budget],
+    constraints: Sequence[Constraint],
     *,
     stages: Sequence[int] | None = None,
     zero_column: int | None = None,
     least_depth: int = 0,
 ) -> list[int]:
-    """Return the picks of the most probable net that meets every budget.
+    """Return the picks of the most probable model that meets every budget.
 
     After each block, the states are the sums (log-probability, one cost a budget) that some choice of the
     blocks so far has. A state is dropped if another one is no less probable and costs no more in any budget,
-    or if the cheapest completion breaks a budget, or if the best completion stays below a net that is known
+    or if the cheapest completion breaks a budget, or if the best completion stays below a model that is known
     to fit. What is left at the end holds an optimum; nothing is rounded.
 
     Args:
         log_probs: [blocks, candidates], -inf for candidates that a block does not have.
-        budgets: limits; with none, the most probable candidate of each block wins.
+        constraints: limits; with none, the most probable candidate of each block wins.
         stages: stage of each block, for ``least_depth``.
         zero_column: the candidate that skips its block.
         least_depth: blocks of each stage that may not be skipped at least, where it has as many.
 
     Returns:
-        One candidate a block. Of equally probable nets it is the cheapest by the first budget.
+        One candidate a block. Of equally probable models it is the cheapest by the first budget.
 
     Raises:
-        Infeasible: no net meets all budgets together.
+        Infeasible: no model meets all budgets together.
     """
     scores = log_probs.detach().to("cpu", torch.float64)
-    if not budgets and not least_depth:
+    if not constraints and not least_depth:
         return scores.argmax(1).tolist()
     # Sums of the same numbers in another order differ in their last digits. So limits get a hair more, and in
-    # the rare case that the net found is dearer than they are, a hair less.
+    # the rare case that the model found is dearer than they are, a hair less.
     for slack in (1e-9, -1e-9):
-        picks = _solve(scores, budgets, slack, stages, zero_column, least_depth)
-        if all(b.costs.of(picks) <= b.limit for b in budgets):
-            return picks
-    raise Infeasible(_why(budgets, least_depth))
+        choices = _solve(scores, constraints, slack, stages, zero_column, least_depth)
+        if all(b.costs.of(choices) <= b.limit for b in constraints):
+            return choices
+    raise Infeasible(_why(constraints, least_depth))
 
 
 def _solve(
     scores: Tensor,
-    budgets: Sequence[Budget],
+    constraints: Sequence[Constraint],
     slack: float,
     stages: Sequence[int] | None,
     zero_column: int | None,
@@ -106,9 +106,13 @@ def _solve(
 ) -> list[int]:
     """Do what :func:`most_probable_within` says, with limits that are off by a share."""
     blocks = len(scores)
-    costs = torch.stack([b.costs.table for b in budgets], -1) if budgets else torch.zeros(*scores.shape, 0)
+    costs = (
+        torch.stack([b.costs.table for b in constraints], -1)
+        if constraints
+        else torch.zeros(*scores.shape, 0)
+    )
     limits = torch.tensor(
-        [b.limit - b.costs.fixed + slack * abs(b.limit) for b in budgets], dtype=torch.float64
+        [b.limit - b.costs.fixed + slack * abs(b.limit) for b in constraints], dtype=torch.float64
     )
     allowed = scores > -math.inf
     spread = costs.masked_fill(~allowed[..., None], math.inf).amin(1)
@@ -116,7 +120,7 @@ def _solve(
     best_left = _after(scores.amax(1)[:, None])[:, 0]
     need = _needed(stages, zero_column, least_depth, allowed)
     score = torch.zeros(1, dtype=torch.float64)
-    cost = torch.zeros(1, len(budgets), dtype=torch.float64)
+    cost = torch.zeros(1, len(constraints), dtype=torch.float64)
     depth = torch.zeros(1, dtype=torch.long)
     back: list[tuple[Tensor, Tensor]] = []
     floor = -math.inf
@@ -126,11 +130,11 @@ def _solve(
         score = (score[:, None] + scores[i, options]).reshape(-1)
         cost = (cost[:, None] + costs[i, options]).flatten(0, 1)
         parent = torch.arange(n).repeat_interleave(len(options))
-        pick = options.repeat(n)
+        choice = options.repeat(n)
         fits = (cost + cheapest_left[i + 1] <= limits).all(1)
         if need is not None:
             starts, required = need[i]
-            depth = (torch.zeros_like(depth) if starts else depth)[parent] + (pick != zero_column)
+            depth = (torch.zeros_like(depth) if starts else depth)[parent] + (choice != zero_column)
             fits &= depth >= required
             # More than enough is no better than enough, and once a stage is over nothing depends on it.
             ends = i + 1 == blocks or need[i + 1][0]
@@ -141,22 +145,22 @@ def _solve(
         kept = fits.nonzero()[:, 0]
         kept = kept[_undominated(score[kept], cost[kept], depth[kept] if need is not None else None)]
         if not len(kept):
-            raise Infeasible(_why(budgets, least_depth))
+            raise Infeasible(_why(constraints, least_depth))
         if len(kept) > _MOST_STATES:
-            raise DataError(f"the budgets leave over {_MOST_STATES:,} nets to compare: drop one of them")
+            raise DataError(f"the budgets leave over {_MOST_STATES:,} models to compare: drop one of them")
         score, cost, depth = score[kept], cost[kept], depth[kept]
-        back.append((parent[kept], pick[kept]))
+        back.append((parent[kept], choice[kept]))
         floor = max(floor, _greedy_floor(i, score, cost, scores, costs, limits, cheapest_left, need))
     # Among equals the cheapest: sort by cost first, then (stably) by probability.
     order = torch.arange(len(score))
-    if budgets:
+    if constraints:
         order = order[cost[:, 0].argsort(stable=True)]
     order = order[score[order].argsort(descending=True, stable=True)]
-    at, picks = int(order[0]), []
-    for parent, pick in reversed(back):
-        picks.append(int(pick[at]))
+    at, choices = int(order[0]), []
+    for parent, choice in reversed(back):
+        choices.append(int(choice[at]))
         at = int(parent[at])
-    return picks[::-1]
+    return choices[::-1]
 
 
 def _after(rows: Tensor) -> Tensor:
@@ -229,7 +233,7 @@ def _greedy_floor(
     cheapest_left: Tensor,
     need: object,
 ) -> float:
-    """Return the log-probability of a net that fits: the best state completed greedily. -inf if unknown."""
+    """Return the log-probability of a model that fits: the best state completed greedily. -inf if unknown."""
     if need is not None:
         return -math.inf  # the completion would have to mind the depths
     at = int(score.argmax())
@@ -244,15 +248,15 @@ def _greedy_floor(
     return total - 1e-9
 
 
-def _why(budgets: Sequence[Budget], least_depth: int) -> str:
-    wanted = [f"{b.costs.name} of at most {b.costs.show(b.limit)}" for b in budgets]
+def _why(constraints: Sequence[Constraint], least_depth: int) -> str:
+    wanted = [f"{b.costs.name} of at most {b.costs.show(b.limit)}" for b in constraints]
     if least_depth:
         wanted.append(f"at least {least_depth} blocks a stage")
     ranges = ", ".join(
         f"{b.costs.name} from {b.costs.show(b.costs.range()[0])} to {b.costs.show(b.costs.range()[1])}"
-        for b in budgets
+        for b in constraints
     )
-    return f"no net of this space meets: {' and '.join(wanted)} (it has {ranges})"
+    return f"no model of this space meets: {' and '.join(wanted)} (it has {ranges})"
 
 
 def derive(
@@ -267,7 +271,7 @@ def derive(
     calibration: Iterable[Tensor] | None = None,
     name: str = "derived",
 ) -> tuple[Arch, ProxylessNAS]:
-    """Return the most probable net of a supernet that meets every target, with the weights it inherits.
+    """Return the most probable model of a supernet that meets every target, with the weights it inherits.
 
     Args:
         supernet: its alphas say what is probable; it stays as it is.
@@ -275,19 +279,20 @@ def derive(
         target_ms: most latency by the table; None for no limit.
         target_macs_m: most multiply-accumulates, in millions; None for no limit.
         target_params_m: most parameters, in millions; None for no limit.
-        least_share: use at least this share of the first target set, where a net does; see
+        least_share: use at least this share of the first target set, where a model does; see
             :func:`~.candidates.within`.
         min_depth: blocks of each stage that may not be skipped at least.
-        calibration: batches of training inputs [N, C, H, W] to compute the BatchNorm statistics of the net
-            anew from, all of them. Without, it keeps the supernet's, which are a mixture over all nets, and
+        calibration: batches of training inputs [N, C, H, W] to compute the BatchNorm statistics of the model
+            anew from, all of them. Without, it keeps the supernet's, which are a mixture over all models, and
             its logits are those of the supernet on this path.
-        name: of the net.
+        name: of the model.
 
     Returns:
-        The architecture, and the net: a plain module on the supernet's device that shares no memory with it.
+        The architecture, and the model: a plain module on the supernet's device that shares no memory with
+            it.
 
     Raises:
-        DataError: no net meets the targets, or a target cannot be reached at all; says what can be.
+        DataError: no model meets the targets, or a target cannot be reached at all; says what can be.
         LatencyError, LatencyKeyError: there is no such table, or it does not cover the space.
     """
     costs: dict[str, Costs] = size_costs(supernet)
@@ -296,11 +301,11 @@ def derive(
             raise DataError("a target in milliseconds needs a latency table of the device: give one as table")
         costs["latency"] = latency_costs(_loaded(table), supernet.space)
     wanted = {"latency": target_ms, "macs": target_macs_m, "params": target_params_m}
-    budgets = [Budget(costs[kind], limit) for kind, limit in wanted.items() if limit is not None]
-    check_reachable(budgets)
+    constraints = [Constraint(costs[kind], limit) for kind, limit in wanted.items() if limit is not None]
+    check_reachable(constraints)
     log_probs = supernet.alphas.log_probs().detach()
-    picks = within(log_probs, budgets, least_share, **rules_of(supernet.space, min_depth))
-    child = supernet.child(picks, name=name)
+    choices = within(log_probs, constraints, least_share, **rules_of(supernet.space, min_depth))
+    child = supernet.child(choices, name=name)
     if calibration is not None:
         recalibrate(child, calibration, sys.maxsize)
     return cast(Arch, child.arch), child
@@ -312,40 +317,42 @@ def _loaded(table: LatencyTable | str | Path) -> LatencyTable:
     return table if isinstance(table, LatencyTable) else LatencyTable.load(table)
 
 
-def within(log_probs: Tensor, budgets: Sequence[Budget], least_share: float, **rules: Any) -> list[int]:
-    """Return the most probable net within the budgets that uses at least a share of the first one.
+def within(
+    log_probs: Tensor, constraints: Sequence[Constraint], least_share: float, **rules: Any
+) -> list[int]:
+    """Return the most probable model within the budgets that uses at least a share of the first one.
 
-    If the most probable net within the budgets uses less, candidates' scores are raised by a multiple of
-    their cost, as small a one as will do. That net keeps to the budgets exactly, while the share is met where
-    any net near the limit does; it need not be the most probable of those that meet both. (Upper and lower
-    limit together would leave nearly all nets to be compared.)
+    If the most probable model within the budgets uses less, candidates' scores are raised by a multiple of
+    their cost, as small a one as will do. That model keeps to the budgets exactly, while the share is met
+    where any model near the limit does; it need not be the most probable of those that meet both. (Upper and
+    lower limit together would leave nearly all models to be compared.)
 
     Args:
         log_probs: [blocks, candidates], -inf for candidates that a block does not have.
-        budgets: limits.
+        constraints: limits.
         least_share: 0 to 1.
         rules: ``stages``, ``zero_column`` and ``least_depth`` of :func:`~.knapsack.most_probable_within`.
 
     Raises:
-        Infeasible: no net meets the budgets.
+        Infeasible: no model meets the budgets.
     """
-    best = most_probable_within(log_probs, budgets, **rules)
-    if not budgets:
+    best = most_probable_within(log_probs, constraints, **rules)
+    if not constraints:
         return best
-    first = budgets[0]
+    first = constraints[0]
     floor = least_share * first.limit
     if first.costs.of(best) >= floor:
         return best
     tilt = first.costs.table / first.limit
-    dearest = _tilted(log_probs, tilt, 1e6, budgets, rules)
+    dearest = _tilted(log_probs, tilt, 1e6, constraints, rules)
     if first.costs.of(dearest) < floor:
         return dearest  # nothing within the budgets uses as much
     low, high, found = 0.0, 1e6, dearest
     for _ in range(30):
         middle = high / 4 if low == 0.0 else (low + high) / 2
-        picks = _tilted(log_probs, tilt, middle, budgets, rules)
-        if first.costs.of(picks) >= floor:
-            high, found = middle, picks
+        choices = _tilted(log_probs, tilt, middle, constraints, rules)
+        if first.costs.of(choices) >= floor:
+            high, found = middle, choices
         else:
             low = middle
         if high - low < 1e-3 * high:
@@ -354,6 +361,6 @@ def within(log_probs: Tensor, budgets: Sequence[Budget], least_share: float, **r
 
 
 def _tilted(
-    log_probs: Tensor, tilt: Tensor, strength: float, budgets: Sequence[Budget], rules: dict[str, Any]
+    log_probs: Tensor, tilt: Tensor, strength: float, constraints: Sequence[Constraint], rules: dict[str, Any]
 ) -> list[int]:
-    return most_probable_within(log_probs.detach().double() + strength * tilt, budgets, **rules)
+    return most_probable_within(log_probs.detach().double() + strength * tilt, constraints, **rules)

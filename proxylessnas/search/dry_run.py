@@ -16,7 +16,7 @@ from ..train.logger import memory_mib
 from ..train.settings import Settings
 from ..utils.distributed import processes
 from .searcher import Searcher
-from .setup import Job
+from .setup import SearchSetup
 
 _STEPS = 5
 
@@ -30,8 +30,8 @@ class DryRun:
             has none.
         weight_steps, arch_steps, judgings: how many there would be.
         total_s: all of them together.
-        memory_mib: peak of the process so far, weights of the supernet and pictures in memory included.
-        pictures: to train weights on, and held out for alpha.
+        memory_mib: peak of the process so far, weights of the supernet and images in memory included.
+        images: to train weights on, and held out for alpha.
         coverage: operations in the table, and operations needed; None without a table.
         notes: what can be reached and what is asked for, in words.
     """
@@ -44,7 +44,7 @@ class DryRun:
     judgings: int
     total_s: float
     memory_mib: float | None
-    pictures: tuple[int, int]
+    images: tuple[int, int]
     coverage: tuple[int, int] | None
     notes: tuple[str, ...]
 
@@ -69,22 +69,22 @@ def dry_run(
     settings = settings or Settings(Path("."), console=False)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    job = Job(space, data, recipe, table, force, limit)
+    setup = SearchSetup(space, data, recipe, table, force, limit)
     with processes(settings.device) as group, dead_workers_as_data_error():
-        searcher = job.searcher(settings, group)
+        searcher = setup.searcher(settings, group)
         try:
-            return _timed(job, searcher)
+            return _timed(setup, searcher)
         finally:
             searcher.release()
 
 
-def _timed(job: Job, searcher: Searcher) -> DryRun:
-    net, schedule, recipe = searcher.net, searcher.schedule, searcher.recipe
-    net.train()
+def _timed(setup: SearchSetup, searcher: Searcher) -> DryRun:
+    model, schedule, recipe = searcher.model, searcher.schedule, searcher.recipe
+    model.train()
     batches = searcher.loader.epoch(0)
     weight: list[float] = []
     for number, batch in zip(range(_STEPS), batches, strict=False):
-        net.set_path(net.alphas.sample(searcher.path_generator))
+        model.set_path(model.alphas.sample(searcher.path_generator))
         weight.append(
             _seconds(lambda batch=batch, number=number: searcher.weight_step(batch, number, 0.0))  # type: ignore[misc]
         )
@@ -94,20 +94,20 @@ def _timed(job: Job, searcher: Searcher) -> DryRun:
             arch.append(_seconds(lambda number=number: searcher.arch_update(number)))  # type: ignore[misc]
     judgings = 0 if searcher.learns else recipe.evaluations
     epochs_judged = recipe.epochs + 1 if searcher.learns else 1
-    judging = _seconds(lambda: searcher.judging.inherited(net.path, amp=True))
+    evaluator = _seconds(lambda: searcher.evaluator.inherited(model.path, amp=True))
     arch_s = statistics.median(arch) if arch else None
     weight_s = statistics.median(weight)
     arch_steps = schedule.arch_steps() if searcher.learns else 0
     total = weight_s * schedule.total_steps + (arch_s or 0.0) * arch_steps
-    total += judging * (judgings + epochs_judged)
+    total += evaluator * (judgings + epochs_judged)
     coverage = None
-    if job.table is not None:
-        have, need, _ = job.table.coverage(job.space)
+    if setup.table is not None:
+        have, need, _ = setup.table.coverage(setup.space)
         coverage = (have, need)
     return DryRun(
-        weight_s, arch_s, judging, schedule.total_steps, arch_steps, judgings, total,
-        memory_mib(searcher.device), (len(job.data.weights.train), len(job.data.arch)), coverage,
-        (*job.data.notes, *job.notes, *job.reach()),
+        weight_s, arch_s, evaluator, schedule.total_steps, arch_steps, judgings, total,
+        memory_mib(searcher.device), (len(setup.data.weights.train), len(setup.data.arch)), coverage,
+        (*setup.data.notes, *setup.notes, *setup.reach()),
     )  # fmt: skip
 
 

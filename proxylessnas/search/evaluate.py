@@ -28,8 +28,8 @@ from ..train.metrics import Metrics
 from ..utils.distributed import Processes
 from ..utils.progress import tell
 from ..utils.signals import StopRequest
-from .baselines import Judged, Proposals, best_of, fits
-from .constraints import Budget
+from .baselines import Evaluated, Sampler, best_of, fits
+from .constraints import Constraint
 from .derivation import rules_of, within
 
 if TYPE_CHECKING:
@@ -38,88 +38,88 @@ if TYPE_CHECKING:
     from ..models.proxylessnas import ProxylessNAS
     from .recipe import SearchRecipe
     from .searcher import Searcher
-    from .setup import Job
+    from .setup import SearchSetup
     from .supernet import SuperNet
 
 
-_SAVE_EVERY_S = 30.0  # while nets are judged
+_SAVE_EVERY_S = 30.0  # while models are judged
 _CALIBRATION = 2**20  # the epoch whose batches BatchNorm statistics are computed from: none of the run's own
 
 
-class Judging:
-    """Judges nets on the pictures held out for alpha, with the weights they inherit.
+class SubnetEvaluator:
+    """Judges models on the images held out for alpha, with the weights they inherit.
 
-    A net is judged as a copy, whose BatchNorm statistics are computed anew: those in the supernet are a
-    mixture over all nets. The supernet stays as it is.
+    A model is judged as a copy, whose BatchNorm statistics are computed anew: those in the supernet are a
+    mixture over all models. The supernet stays as it is.
 
     Args:
         supernet: gives the weights, and alpha.
         recipe: the recipe of the search.
-        budgets: limits on the net that is derived.
+        constraints: limits on the model that is derived.
         loader: gives training inputs for the statistics.
-        pictures: the held-out ones, this process's share.
+        images: the held-out ones, this process's share.
         processes: those that judge together.
-        autocast: makes the context in which nets are compared during a search.
+        autocast: makes the context in which models are compared during a search.
 
     Attributes:
-        judged: the nets of "random" and "evolution" so far.
-        rules: what a derived net has to keep to besides the budgets.
+        evaluated: the models of "random" and "evolution" so far.
+        rules: what a derived model has to keep to besides the budgets.
     """
 
     def __init__(
         self,
         supernet: SuperNet,
         recipe: SearchRecipe,
-        budgets: Sequence[Budget],
+        constraints: Sequence[Constraint],
         loader: TrainLoader,
-        pictures: EvalLoader,
+        images: EvalLoader,
         processes: Processes,
         autocast: Callable[[], contextlib.AbstractContextManager[Any]],
     ) -> None:
-        self.net, self.recipe, self.budgets = supernet, recipe, list(budgets)
-        self.loader, self.pictures, self.processes, self.autocast = loader, pictures, processes, autocast
+        self.model, self.recipe, self.constraints = supernet, recipe, list(constraints)
+        self.loader, self.images, self.processes, self.autocast = loader, images, processes, autocast
         self.learns = recipe.algorithm in ("gradient", "reinforce")
         self.rules = rules_of(supernet.space, recipe.min_depth)
-        self.judged: list[Judged] = []
+        self.evaluated: list[Evaluated] = []
 
-    def derived(self, budgets: Sequence[Budget] | None = None) -> list[int]:
-        """Return the most probable net within the budgets; for random and evolution the best one judged.
+    def derived(self, constraints: Sequence[Constraint] | None = None) -> list[int]:
+        """Return the most probable model within the budgets; for random and evolution the best one judged.
 
         Args:
-            budgets: by default the search's own.
+            constraints: by default the search's own.
 
         Raises:
             DataError: there is none.
         """
-        budgets = self.budgets if budgets is None else list(budgets)
+        constraints = self.constraints if constraints is None else list(constraints)
         if not self.learns:
-            meeting = [j for j in self.judged if fits(j.picks, budgets, 0.0, **self.rules)]
+            meeting = [j for j in self.evaluated if fits(j.choices, constraints, 0.0, **self.rules)]
             if meeting:
-                return list(best_of(meeting).picks)
-            if self.judged:
+                return list(best_of(meeting).choices)
+            if self.evaluated:
                 raise DataError(
-                    f"none of the {len(self.judged)} nets that were judged keeps to the new targets; search "
+                    f"none of the {len(self.evaluated)} models that were judged keeps to the new targets; search "
                     "again"
                 )
-        log_probs = self.net.alphas.log_probs().detach()
-        return within(log_probs, budgets, self.recipe.least_share, **self.rules)
+        log_probs = self.model.alphas.log_probs().detach()
+        return within(log_probs, constraints, self.recipe.least_share, **self.rules)
 
     def inherited(
-        self, picks: Sequence[int], name: str = "judged", *, amp: bool = False
+        self, choices: Sequence[int], name: str = "judged", *, amp: bool = False
     ) -> tuple[ProxylessNAS, Metrics]:
-        """Return one net with its own BatchNorm statistics, and its accuracy; all processes take part.
+        """Return one model with its own BatchNorm statistics, and its accuracy; all processes take part.
 
         Args:
-            picks: the net.
+            choices: the model.
             name: of its architecture.
-            amp: compute in the precision of the search, to compare nets in less time; else in that of the
-                weights, which is how the net is used once it is saved.
+            amp: compute in the precision of the search, to compare models in less time; else in that of the
+                weights, which is how the model is used once it is saved.
 
         Raises:
-            DataError: a batch leaves BatchNorm a single value a channel; or no held-out picture can be read.
+            DataError: a batch leaves BatchNorm a single value a channel; or no held-out image can be read.
         """
         autocast = self.autocast if amp else contextlib.nullcontext
-        child = self.net.child(picks, name)
+        child = self.model.child(choices, name)
         if self.recipe.weights.sync_bn and self.processes.world > 1:
             convert_sync_bn(child)  # all of it: candidates are so already
         if self.recipe.recalibrate_batches:
@@ -127,7 +127,7 @@ class Judging:
                 limit = self.recipe.recalibrate_batches
                 recalibrate(child, self.calibration(), limit, processes=self.processes)
         revert_sync_bn(child)
-        return child, accuracy_on(child, self.pictures, self.processes, autocast)
+        return child, accuracy_on(child, self.images, self.processes, autocast)
 
     def calibration(self) -> Iterator[Tensor]:
         """Yield batches of training inputs, always the same ones."""
@@ -135,26 +135,28 @@ class Judging:
             yield batch.inputs
 
     def judge_all(self, stop: StopRequest, save: Callable[[], None], tell: Callable[[], None]) -> bool:
-        """Judge as many nets as the recipe says.
+        """Judge as many models as the recipe says.
 
         Args:
             stop: looked at after each.
             save: called now and then.
-            tell: called after each, which is the last of ``judged`` then.
+            tell: called after each, which is the last of ``evaluated`` then.
 
         Returns:
             False if a signal came.
         """
         r = self.recipe
-        proposals = Proposals(
-            self.net, self.budgets, algorithm=r.algorithm, seed=r.seed, least_share=r.least_share,
+        proposals = Sampler(
+            self.model, self.constraints, algorithm=r.algorithm, seed=r.seed, least_share=r.least_share,
             population=r.population, mutation=r.mutation, rules=self.rules,
         )  # fmt: skip
         saved = time.monotonic()
-        while len(self.judged) < r.evaluations:
-            picks = proposals.next(self.judged)
-            metrics = self.inherited(picks, amp=True)[1]
-            self.judged.append(Judged(picks, metrics.top1, tuple(b.costs.of(picks) for b in self.budgets)))
+        while len(self.evaluated) < r.evaluations:
+            choices = proposals.next(self.evaluated)
+            metrics = self.inherited(choices, amp=True)[1]
+            self.evaluated.append(
+                Evaluated(choices, metrics.top1, tuple(b.costs.of(choices) for b in self.constraints))
+            )
             tell()
             if self.processes.any_of(stop.signal is not None):
                 return False
@@ -179,7 +181,7 @@ class Measured:
     """A candidate for the end of a search, measured.
 
     Attributes:
-        picks: the candidate: its columns in the space, one a block.
+        choices: the candidate: its columns in the space, one a block.
         predicted_ms: by the table.
         timing: on this machine; None where that could not be done, for the reason in ``note``.
         reference_ratio: how many times longer the reference model took than when the table was made; None
@@ -187,7 +189,7 @@ class Measured:
         note: why it was not measured.
     """
 
-    picks: tuple[int, ...]
+    choices: tuple[int, ...]
     predicted_ms: float
     timing: Timing | None
     reference_ratio: float | None = None
@@ -205,31 +207,31 @@ class Measured:
         return self.timing.undisturbed_ms / (ratio if ratio > 1 + _REFERENCE_OFF else 1.0)
 
 
-def choose(job: Job, searcher: Searcher) -> tuple[list[int], list[Measured]]:
-    """Return the net that a search ends with, and every candidate that was measured, the last one being it.
+def choose(setup: SearchSetup, searcher: Searcher) -> tuple[list[int], list[Measured]]:
+    """Return the model that a search ends with, and every candidate that was measured, the last one being it.
 
     Every process takes part; the first one measures.
 
     Raises:
-        DataError: no net meets the constraints.
+        DataError: no model meets the constraints.
     """
     share = searcher.processes.sum_of  # the other processes add nothing
-    target = next((b for b in job.budgets if b.costs.name == "latency"), None)
+    target = next((b for b in setup.constraints if b.costs.name == "latency"), None)
     candidates, tried = [searcher.derived()], list[Measured]()
     while True:
         limit_ms = 0.0  # of the table, for the next candidate; 0: there is none
-        if searcher.processes.main and job.table is not None:
+        if searcher.processes.main and setup.table is not None:
             if not tried:
                 tell("note: measuring the latency of what was found; this takes half a minute")
-            arch = job.space.arch(candidates[-1])
-            tried.append(measure_like(arch, tuple(candidates[-1]), job.table))
+            arch = setup.space.arch(candidates[-1])
+            tried.append(measure_like(arch, tuple(candidates[-1]), setup.table))
             limit_ms = _next_limit_ms(tried, target)
         limit_ms = share(limit_ms)[0]
         if not limit_ms:
             break
-        budgets = [Budget(b.costs, limit_ms) if b is target else b for b in job.budgets]
+        constraints = [Constraint(b.costs, limit_ms) if b is target else b for b in setup.constraints]
         try:
-            candidates.append(searcher.derived(budgets))
+            candidates.append(searcher.derived(constraints))
         except DataError:  # nothing is as fast as that
             break
     best = int(share(_best(tried, target) if tried else 0)[0])
@@ -238,7 +240,7 @@ def choose(job: Job, searcher: Searcher) -> tuple[list[int], list[Measured]]:
     return candidates[best], tried
 
 
-def _next_limit_ms(tried: Sequence[Measured], target: Budget | None) -> float:
+def _next_limit_ms(tried: Sequence[Measured], target: Constraint | None) -> float:
     """Return the predicted latency that the next candidate may have; 0 where the last one will do."""
     last = tried[-1]
     if target is None or last.ms is None or last.ms <= target.limit:
@@ -255,7 +257,7 @@ def _next_limit_ms(tried: Sequence[Measured], target: Budget | None) -> float:
     return limit_ms
 
 
-def _best(tried: Sequence[Measured], target: Budget | None) -> int:
+def _best(tried: Sequence[Measured], target: Constraint | None) -> int:
     """Return the first candidate that keeps to the target, or else the fastest."""
     if target is None or any(t.ms is None for t in tried):
         return len(tried) - 1
@@ -263,7 +265,7 @@ def _best(tried: Sequence[Measured], target: Budget | None) -> int:
     return next((i for i, ms in enumerate(times) if ms <= target.limit), times.index(min(times)))
 
 
-def measure_like(arch: Arch, picks: tuple[int, ...], table: LatencyTable) -> Measured:
+def measure_like(arch: Arch, choices: tuple[int, ...], table: LatencyTable) -> Measured:
     """Measure a model under a table's conditions, beside its reference, if this is its machine."""
     from ..latency.measurement import Timing
     from ..latency.session import REFERENCE, Item, MeasurementSession
@@ -278,10 +280,10 @@ def measure_like(arch: Arch, picks: tuple[int, ...], table: LatencyTable) -> Mea
         if len(imports) < len(modules):
             program = min(modules - set(imports))
             why = f"its operation is registered by the program {program}, not by a module to import"
-            return Measured(picks, predicted, None, note=f"not measured: {why}")
+            return Measured(choices, predicted, None, note=f"not measured: {why}")
         differences = elsewhere(table, conditions_here(settings, imports))
         if differences:
-            return Measured(picks, predicted, None, note=f"not measured: {'; '.join(differences)}")
+            return Measured(choices, predicted, None, note=f"not measured: {'; '.join(differences)}")
         known = reference_of(table)
         spec = model_spec(arch)
         items = [Item("model", spec, settings)]
@@ -299,6 +301,6 @@ def measure_like(arch: Arch, picks: tuple[int, ...], table: LatencyTable) -> Mea
         )
         day = datetime.date.today().isoformat()
         timing = Timing.of(session.measured["model"], session.conditions(settings), spec.input_size, day)
-        return Measured(picks, predicted, timing, ratio())
+        return Measured(choices, predicted, timing, ratio())
     except Exception as e:  # noqa: BLE001 - hours of search are not lost to a failed measurement
-        return Measured(picks, predicted, None, note=f"not measured: {first_line(e)}")
+        return Measured(choices, predicted, None, note=f"not measured: {first_line(e)}")

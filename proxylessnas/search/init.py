@@ -1,7 +1,7 @@
 """Where the weights of a supernet start: so that its candidates agree with each other from the first step.
 
 Drawn independently, the candidates of a block map its input to unrelated features, and whatever follows must
-learn to read all of them at once: on few pictures, hundreds of steps pass before the loss of a sampled path
+learn to read all of them at once: on few images, hundreds of steps pass before the loss of a sampled path
 leaves that of guessing. Two changes, both of them ours (the original code draws independently):
 
 * the candidates of a block are cut out of one draw, that of a candidate as large as the largest in every
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..models.layers import MBConv
 
 if TYPE_CHECKING:
-    from .mixed_op import Choice
+    from .mixed_op import MixedOp
     from .supernet import SuperNet
 
 _RIM = 0.3  # factor on the weights around the 3x3 in the middle of a larger kernel
@@ -38,17 +38,17 @@ def align(supernet: SuperNet, generator: torch.Generator) -> None:
         generator: of the draws.
     """
     with torch.no_grad():
-        for choice in supernet.choices:
-            ops = _mbconvs(choice)
+        for mixed_op in supernet.mixed_ops:
+            ops = _mbconvs(mixed_op)
             if ops:
                 _cut_from_one_draw(ops, generator)
-            if choice.shortcut:
+            if mixed_op.shortcut:
                 for op in ops:
                     nn.init.zeros_(op.point_linear.bn.weight)
 
 
-def _mbconvs(choice: Choice) -> list[MBConv]:
-    ops = [choice.op(k) for k, allowed in enumerate(choice.allowed) if allowed]
+def _mbconvs(mixed_op: MixedOp) -> list[MBConv]:
+    ops = [mixed_op.op(k) for k, allowed in enumerate(mixed_op.allowed) if allowed]
     return [op for op in ops if isinstance(op, MBConv) and op.inverted_bottleneck is not None]
 
 

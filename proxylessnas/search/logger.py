@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import ProxylessError
 from ..train.log_files import LineLog
 from ..train.logger import RunLog
-from .arch_params import Alphas
+from .arch_params import ArchParameters
 from .baselines import best_of
 
 if TYPE_CHECKING:
@@ -51,50 +51,50 @@ class SearchLog:
             fields["probs"] = searcher.probabilities()
         self._write("arch", p.global_step, {"epoch": p.epoch + 1, **fields})
 
-    def epoch(self, searcher: Searcher, picks: list[int], top1: float | None) -> None:
-        """Write down the end of an epoch, and the net that would be derived now."""
+    def epoch(self, searcher: Searcher, choices: list[int], top1: float | None) -> None:
+        """Write down the end of an epoch, and the model that would be derived now."""
         if self._lines is None:
             return
         p = searcher.position
-        costs = {b.costs.name: b.costs.of(picks) for b in searcher.budgets}
+        costs = {b.costs.name: b.costs.of(choices) for b in searcher.constraints}
         derived = {"derived_top1": top1, **{f"derived_{name}": cost for name, cost in costs.items()}}
         self.run.figures(_GROUP, p.global_step, derived)
-        fields = {"probs": searcher.probabilities(), "picks": picks, "top1": top1, "costs": costs}
-        self._pictures(searcher, picks)
+        fields = {"probs": searcher.probabilities(), "picks": choices, "top1": top1, "costs": costs}
+        self._images(searcher, choices)
         self._write("epoch", p.global_step, {"epoch": p.epoch + 1, **searcher.standing(), **fields})
 
-    def _pictures(self, searcher: Searcher, picks: list[int], *, last: bool = False) -> None:
-        """Show alpha and the net that would be derived in TensorBoard, where it is asked for."""
-        space, step = searcher.net.space, searcher.position.global_step
+    def _images(self, searcher: Searcher, choices: list[int], *, last: bool = False) -> None:
+        """Show alpha and the model that would be derived in TensorBoard, where it is asked for."""
+        space, step = searcher.model.space, searcher.position.global_step
 
         def probabilities() -> bytes:
             from ..figures.tensorboard import probabilities_png
 
             return probabilities_png(space, searcher.probabilities())
 
-        def net() -> bytes:
-            from ..figures.tensorboard import net_png
+        def model() -> bytes:
+            from ..figures.tensorboard import model_png
 
-            return net_png(space.arch(picks, "derived"))
+            return model_png(space.arch(choices, "derived"))
 
-        self.run.picture("search/probabilities", step, probabilities, last=last)
-        self.run.picture("search/net", step, net, last=last)
+        self.run.image("search/probabilities", step, probabilities, last=last)
+        self.run.image("search/net", step, model, last=last)
 
-    def judged(self, searcher: Searcher) -> None:
-        """Write down the net that was judged last."""
-        found, number = searcher.judged[-1], len(searcher.judged)
+    def evaluated(self, searcher: Searcher) -> None:
+        """Write down the model that was judged last."""
+        found, number = searcher.evaluated[-1], len(searcher.evaluated)
         self.run.validating(number, searcher.recipe.evaluations)
-        names = [b.costs.name for b in searcher.budgets]
-        figures = {"number": number, "top1": found.top1, "best": best_of(searcher.judged).top1}
+        names = [b.costs.name for b in searcher.constraints]
+        figures = {"number": number, "top1": found.top1, "best": best_of(searcher.evaluated).top1}
         costs = dict(zip(names, found.costs, strict=True))
         step = searcher.position.global_step + number
         self.run.figures("judged", step, {**figures, **costs})
-        self._write("judged", step, {**figures, "picks": list(found.picks), "costs": costs})
+        self._write("judged", step, {**figures, "picks": list(found.choices), "costs": costs})
 
     def done(self, searcher: Searcher, result: Mapping[str, Any]) -> None:
         """Write down the result."""
         p = searcher.position
-        self._pictures(searcher, list(result["picks"]), last=True)
+        self._images(searcher, list(result["picks"]), last=True)
         self._write("done", p.global_step, {"epoch": p.epoch, **result})
 
     def _write(self, event: str, step: int, fields: Mapping[str, Any]) -> None:
@@ -109,7 +109,7 @@ def open_logs(searcher: Searcher) -> Iterator[SearchLog]:
     if not searcher.processes.main:
         yield SearchLog(RunLog.silent(), None)
         return
-    step = p.global_step + len(searcher.judged)
+    step = p.global_step + len(searcher.evaluated)
     with RunLog(
         settings.out, epochs=schedule.total_epochs, steps_per_epoch=schedule.steps_per_epoch,
         batch_size=searcher.recipe.weights.batch_size, tensorboard=settings.tensorboard,
@@ -150,7 +150,7 @@ class Health:
     collapsed: int = 0
     warned: bool = False
 
-    def figures(self, alphas: Alphas) -> dict[str, float]:
+    def figures(self, alphas: ArchParameters) -> dict[str, float]:
         """Return entropy (nats, mean over blocks) and the shares of skipped blocks: expected, most probable.
 
         Both are shares of the blocks that may be skipped.
@@ -175,10 +175,10 @@ class Health:
         if self.stuck_epochs and self.zeros >= _NO_GRADIENT:
             raise ProxylessError(
                 f"the architecture parameters had no gradient in the last {self.zeros} arch steps: nothing "
-                "is being searched. Are all blocks left with one candidate, or all sampled nets equally good?"
+                "is being searched. Are all blocks left with one candidate, or all sampled models equally good?"
             )
 
-    def end_of_epoch(self, alphas: Alphas, *, last: bool = False) -> list[str]:
+    def end_of_epoch(self, alphas: ArchParameters, *, last: bool = False) -> list[str]:
         """Take note of an epoch with arch steps, and return what a user should know.
 
         A collapse is told once, when it has lasted for some epochs or stands at the end: many a search passes
@@ -209,7 +209,7 @@ class Health:
         since = f", for {self.collapsed} epochs now" if self.collapsed > 1 else ""
         return [
             f"{found['skip_share_now']:.0%} of the skippable blocks are skipped{since}: the search "
-            "collapses to a shallow net. A longer warm-up, a weaker pull of the cost (strength, or a higher "
+            "collapses to a shallow model. A longer warm-up, a weaker pull of the cost (strength, or a higher "
             "target) or min_depth help"
         ]
 

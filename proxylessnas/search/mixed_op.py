@@ -1,7 +1,7 @@
 """One searched block: candidate operations behind binary gates, of which one path is computed at a time.
 
-A block of the over-parameterised net is ``y = sum_k g_k o_k(x)`` with gates ``g`` that are one-hot: 1 for the
-sampled candidate, 0 for the others. So ``y`` is the sampled candidate's output, while
+A block of the over-parameterised model is ``y = sum_k g_k o_k(x)`` with gates ``g`` that are one-hot: 1 for
+the sampled candidate, 0 for the others. So ``y`` is the sampled candidate's output, while
 
     dL/dg_k = <dL/dy, o_k(x)>
 
@@ -32,7 +32,7 @@ from torch.nn import functional as F
 from ..models.layers import ConvLayer, MBConv
 
 
-class Choice(nn.Module):
+class MixedOp(nn.Module):
     """A block that is one of several candidates; what they are does not matter here.
 
     With ``gates`` unset it runs the candidate ``active`` and nothing else, at the cost of that candidate. In
@@ -93,9 +93,9 @@ class Choice(nn.Module):
         if self.store:
             with torch.no_grad():
                 stored = [(k, o(x)) for k, o in wanted]
-            y = echo(x, y, self.gates, self.active, (), stored)
+            y = binary_gate(x, y, self.gates, self.active, (), stored)
         else:
-            y = echo(x, y, self.gates, self.active, wanted)
+            y = binary_gate(x, y, self.gates, self.active, wanted)
         return x + y if self.shortcut and op is not None else y
 
 
@@ -103,7 +103,7 @@ class Choice(nn.Module):
 Op = Callable[[Tensor], Tensor]
 
 
-class _Echo(torch.autograd.Function):
+class _BinaryGate(torch.autograd.Function):
     """Returns the sampled candidate's output; its backward pass fills in the gates' gradient."""
 
     @staticmethod
@@ -171,7 +171,7 @@ def _autocast_now(device_type: str) -> Callable[[], contextlib.AbstractContextMa
     return lambda: torch.autocast(device_type, dtype)
 
 
-def echo(
+def binary_gate(
     x: Tensor,
     y: Tensor | None,
     gates: Tensor,
@@ -191,7 +191,7 @@ def echo(
         others: candidates whose outputs are computed in the backward pass, with their indices.
         stored: outputs that were computed already, with their candidates' indices (without a graph).
     """
-    result: Tensor = _Echo.apply(y, gates, x, active, others, stored)
+    result: Tensor = _BinaryGate.apply(y, gates, x, active, others, stored)
     return result
 
 

@@ -1,7 +1,7 @@
 """What an arch step minimises: loss on held-out images and expected cost, with a trade-off that adapts.
 
 With a fixed strength the cost at the end is anybody's guess (users report targets of 25 ms that end at 72).
-This is a proportional-integral controller of the strength's logarithm: a net that is expected to cost more
+This is a proportional-integral controller of the strength's logarithm: a model that is expected to cost more
 than wanted is pulled at harder at once, and a little harder for good. Alpha under Adam moves by about its
 learning rate a step, however hard it is pulled: with that as the unit of time, alpha adds up the pull as an
 integrator, and the two gains give a loop that is damped just enough not to swing. Where the pull is so hard
@@ -27,7 +27,7 @@ from ..errors import DataError, shown
 KINDS = ("mul_log", "add_linear", "none")
 
 
-class Pull(NamedTuple):
+class ObjectiveGradient(NamedTuple):
     """The derivative of the objective, taken apart.
 
     Attributes:
@@ -91,7 +91,7 @@ class Objective:
         assert self.target is not None
         return 1.0 if self.target >= 10 else 10.0 ** math.ceil(math.log10(10.0 / self.target))
 
-    def pull(self, loss: float, cost: float) -> Pull:
+    def pull(self, loss: float, cost: float) -> ObjectiveGradient:
         """Return the objective and its derivatives at one point.
 
         Args:
@@ -99,12 +99,14 @@ class Objective:
             cost: E, in the unit of the target.
         """
         if self.kind == "none":
-            return Pull(loss, 1.0, 0.0)
+            return ObjectiveGradient(loss, 1.0, 0.0)
         assert self.target is not None
         if self.kind == "add_linear":
             excess = (cost - self.target) / self.target
             weight = 1.0 if self.balance is None else self.balance
-            return Pull(loss + self.strength * excess, weight, weight * self.strength / self.target)
+            return ObjectiveGradient(
+                loss + self.strength * excess, weight, weight * self.strength / self.target
+            )
         unit = self.unit_scale
         # E below one unit is far below any target: log E would change its sign.
         log_cost, log_target = math.log(max(cost * unit, 1.0 + 1e-6)), math.log(self.target * unit)
@@ -113,17 +115,19 @@ class Objective:
         factor = math.exp(max(-600.0, min(600.0, self.strength * math.log(ratio))))
         value = self.scale * loss * factor
         weight = self.scale * (factor if self.balance is None else self.balance)
-        return Pull(value, weight, weight * loss * self.strength / (ratio * max(cost, 1e-12) * log_target))
+        return ObjectiveGradient(
+            value, weight, weight * loss * self.strength / (ratio * max(cost, 1e-12) * log_target)
+        )
 
 
 def reward(accuracy: float, cost: float | None, target: float | None, exponent: float) -> float:
-    """Return the reward of a sampled net, ``accuracy * (target / cost) ** exponent``.
+    """Return the reward of a sampled model, ``accuracy * (target / cost) ** exponent``.
 
     Published (B.9): exponent 0.1; the paper writes ``ACC * [LAT / T] ** w`` with a negative w.
 
     Args:
         accuracy: 0 to 1.
-        cost: of the net; None, or no target, leaves the accuracy.
+        cost: of the model; None, or no target, leaves the accuracy.
         target: in the unit of the cost.
         exponent: w.
     """
@@ -133,7 +137,7 @@ def reward(accuracy: float, cost: float | None, target: float | None, exponent: 
 
 
 def expected_cost(probs: Tensor, costs: Tensor, fixed: float) -> Tensor:
-    """Return the mean cost of a net drawn from ``probs`` [blocks, candidates]: [], differentiable."""
+    """Return the mean cost of a model drawn from ``probs`` [blocks, candidates]: [], differentiable."""
     return (probs * costs.to(probs)).sum() + fixed
 
 
@@ -145,7 +149,7 @@ _RANGE = 1000.0  # the strength stays within this factor of where it started
 
 
 @dataclass
-class Controller:
+class ConstraintController:
     """Holds the strength of an :class:`~.objective.Objective`.
 
     Attributes:
@@ -184,12 +188,12 @@ class Controller:
         """Take note of the cost that is expected after an arch step.
 
         Args:
-            expected: mean cost of a net drawn from the probabilities, in the target's unit.
+            expected: mean cost of a model drawn from the probabilities, in the target's unit.
         """
         target = self.objective.target
         if not self.adapt or self.objective.kind == "none" or target is None:
             return
-        # At most as hard for a net that costs many times the target as for one that costs twice as much.
+        # At most as hard for a model that costs many times the target as for one that costs twice as much.
         self.error = max(-1.0, min(1.0, expected / (_AIM * target) - 1.0))
         if abs(_PROPORTIONAL * self.error) <= _HARD:
             limit = math.log(_RANGE)

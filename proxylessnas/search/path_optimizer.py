@@ -1,7 +1,7 @@
 """Which weights belong to which path, so that a step touches those of its own path and no others.
 
 The optimiser of a search knows every weight, but in a step its groups list the active ones only. So zeroing,
-clipping, exchanging and updating cost what they cost for a plain net, however many candidates there are;
+clipping, exchanging and updating cost what they cost for a plain model, however many candidates there are;
 and a candidate that is not on the path gets neither weight decay nor momentum (as published).
 """
 
@@ -25,7 +25,7 @@ class PathParameters:
     """Chooses the parameters an optimiser sees.
 
     Args:
-        supernet: the net.
+        supernet: the model.
         optimizer: over all of its weights.
     """
 
@@ -35,10 +35,10 @@ class PathParameters:
         group_of = {id(p): g for g, params in enumerate(self._all) for p in params}
         own: set[int] = set()
         self._of: list[list[list[list[Tensor]]]] = []  # [block][candidate][group] -> parameters
-        for choice in supernet.choices:
+        for mixed_op in supernet.mixed_ops:
             row = []
-            for k, allowed in enumerate(choice.allowed):
-                op = choice.op(k) if allowed else None
+            for k, allowed in enumerate(mixed_op.allowed):
+                op = mixed_op.op(k) if allowed else None
                 params = [] if op is None else list(op.parameters())
                 own.update(map(id, params))
                 row.append(_grouped(params, group_of, len(self._all)))
@@ -48,8 +48,8 @@ class PathParameters:
     def of_path(self) -> list[list[Tensor]]:
         """Return the parameters of the present path, by group."""
         groups = [list(params) for params in self._shared]
-        for row, choice in zip(self._of, self.supernet.choices, strict=True):
-            for group, params in zip(groups, row[choice.active], strict=True):
+        for row, mixed_op in zip(self._of, self.supernet.mixed_ops, strict=True):
+            for group, params in zip(groups, row[mixed_op.active], strict=True):
                 group += params
         return groups
 

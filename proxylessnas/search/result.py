@@ -15,11 +15,11 @@ from ..arch.arch import Arch
 from ..errors import ProxylessError, short_name
 from ..models.loading import save_weights
 from ..utils.files import write_atomically
-from .constraints import Budget
+from .constraints import Constraint
 from .evaluate import choose
 from .logger import SearchLog
 from .searcher import Searcher
-from .setup import Job
+from .setup import SearchSetup
 
 if TYPE_CHECKING:
     from ..latency.measurement import Timing
@@ -37,11 +37,11 @@ class SearchResult:
     Attributes:
         finished: False if a signal stopped it; the same call goes on.
         folder: of the run.
-        arch: the net; None before the end.
-        picks: its columns in the space, one a block.
+        arch: the model; None before the end.
+        choices: its columns in the space, one a block.
         model: its weights' file, which ``create_model`` opens; None before the end.
-        top1: accuracy on the pictures held out for alpha, percent, with inherited weights and recalibrated
-            BatchNorm. These pictures chose the net, so this is no unbiased figure; and a net trained on its
+        top1: accuracy on the images held out for alpha, percent, with inherited weights and recalibrated
+            BatchNorm. These images chose the model, so this is no unbiased figure; and a model trained on its
             own does better.
         costs: what it costs by each budget (and by size), name to value: "latency" in ms, "macs" and "params"
             in millions.
@@ -59,7 +59,7 @@ class SearchResult:
     finished: bool
     folder: Path
     arch: Arch | None = None
-    picks: tuple[int, ...] = ()
+    choices: tuple[int, ...] = ()
     model: Path | None = None
     top1: float | None = None
     costs: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -79,7 +79,7 @@ class SearchResult:
         return {
             "finished": self.finished,
             "arch": None if self.arch is None else str(self.arch),
-            "picks": list(self.picks),
+            "picks": list(self.choices),
             "model": None if self.model is None else self.model.name,
             "top1_held_out": self.top1,
             "costs": dict(self.costs),
@@ -105,7 +105,7 @@ def write_child(
     categories: Sequence[str],
     wnids: Sequence[str],
 ) -> Path:
-    """Write a net's three files and return the path of its weights.
+    """Write a model's three files and return the path of its weights.
 
     Raises:
         ProxylessError: they cannot be written.
@@ -122,7 +122,7 @@ def write_child(
         save_weights(child, folder / CHILD_FILE, metadata=dict(metadata))
     except OSError as e:
         raise ProxylessError(
-            f"{folder}: the derived net cannot be written ({e.strerror or e}); free space, run again"
+            f"{folder}: the derived model cannot be written ({e.strerror or e}); free space, run again"
         ) from e
     return folder / CHILD_FILE
 
@@ -145,7 +145,7 @@ def _finite(value: Any) -> Any:
 
 def top1_text(metrics: Metrics) -> str:
     """Return an accuracy in words."""
-    return f"top-1 {metrics.top1:.2f} % on {metrics.n:,} held-out pictures"
+    return f"top-1 {metrics.top1:.2f} % on {metrics.n:,} held-out images"
 
 
 def describe_latency(result: Mapping[str, Any]) -> list[str]:
@@ -187,18 +187,18 @@ def describe_latency(result: Mapping[str, Any]) -> list[str]:
     return found
 
 
-#: What nets are judged in at the end: the precision of the saved weights, whatever the search computed in.
+#: What models are judged in at the end: the precision of the saved weights, whatever the search computed in.
 PRECISION = "float32"
 
 
-def finish(job: Job, searcher: Searcher, log: SearchLog) -> SearchResult:
-    """Derive the net of a search that is at its end, write it down, and say what came out."""
-    extra = {"origin": job.origin(), "date": time.strftime("%Y-%m-%d")}
+def finish(setup: SearchSetup, searcher: Searcher, log: SearchLog) -> SearchResult:
+    """Derive the model of a search that is at its end, write it down, and say what came out."""
+    extra = {"origin": setup.origin(), "date": time.strftime("%Y-%m-%d")}
     seconds = searcher.position.total_seconds
-    result, metrics = settle(job, searcher, searcher.settings.out, extra, seconds=seconds)
+    result, metrics = settle(setup, searcher, searcher.settings.out, extra, seconds=seconds)
     if searcher.processes.main:
         log.done(searcher, {**result.to_dict(), "judged_in": PRECISION})
-        for text in describe_result(result, job.budgets, f"{top1_text(metrics)} in {PRECISION}"):
+        for text in describe_result(result, setup.constraints, f"{top1_text(metrics)} in {PRECISION}"):
             log.run.note(text)
         log.run.event("done", top1=result.top1, seconds=result.seconds)
     searcher.processes.wait()
@@ -206,7 +206,7 @@ def finish(job: Job, searcher: Searcher, log: SearchLog) -> SearchResult:
 
 
 def settle(
-    job: Job,
+    setup: SearchSetup,
     searcher: Searcher,
     out: Path,
     extra: Mapping[str, Any],
@@ -214,26 +214,27 @@ def settle(
     searched: str = "",
     seconds: float = 0.0,
 ) -> tuple[SearchResult, Metrics]:
-    """Derive a net, judge it, measure it, and write it down; every process takes part, the first one writes.
+    """Derive a model, judge it, measure it, and write it down; every process takes part, the first one
+    writes.
 
     Args:
-        job: what was asked for.
+        setup: what was asked for.
         searcher: where the search is.
-        out: folder for the net's files; its name is the net's.
+        out: folder for the model's files; its name is the model's.
         extra: what ``result.json`` says besides.
         searched: what the weights' file says of its origin; by default a summary of the search.
         seconds: what the search took.
     """
-    picks, tried = choose(job, searcher)
-    child, metrics = searcher.inherited(picks, short_name(out.resolve().name, "searched"))
-    costs = {name: c.of(picks) for name, c in job.costs.items()}
+    choices, tried = choose(setup, searcher)
+    child, metrics = searcher.inherited(choices, short_name(out.resolve().name, "searched"))
+    costs = {name: c.of(choices) for name, c in setup.costs.items()}
     result = SearchResult(
-        True, out, cast(Arch, child.arch), tuple(picks), out / CHILD_FILE, metrics.top1, costs,
-        {b.costs.name: b.limit for b in job.budgets}, costs.get("latency"), seconds=seconds,
+        True, out, cast(Arch, child.arch), tuple(choices), out / CHILD_FILE, metrics.top1, costs,
+        {b.costs.name: b.limit for b in setup.constraints}, costs.get("latency"), seconds=seconds,
     )  # fmt: skip
     if searcher.processes.main:
-        metadata = {"searched": searched or _summary(job, searcher, costs)}
-        write_child(child, out, metadata, job.data.categories, job.data.wnids)
+        metadata = {"searched": searched or _summary(setup, searcher, costs)}
+        write_child(child, out, metadata, setup.data.categories, setup.data.wnids)
         if tried:
             winner = tried[-1]
             result = dataclasses.replace(
@@ -245,24 +246,24 @@ def settle(
     return result, metrics
 
 
-def _summary(job: Job, searcher: Searcher, costs: dict[str, float]) -> str:
-    parts = [f"{job.recipe.algorithm} search on {job.data.name}, seed {job.recipe.seed}"]
-    parts += [f"{name} {job.costs[name].show(value)}" for name, value in costs.items()]
-    if job.table is not None:
-        parts.append(f"table {job.table.digest}")
+def _summary(setup: SearchSetup, searcher: Searcher, costs: dict[str, float]) -> str:
+    parts = [f"{setup.recipe.algorithm} search on {setup.data.name}, seed {setup.recipe.seed}"]
+    parts += [f"{name} {setup.costs[name].show(value)}" for name, value in costs.items()]
+    if setup.table is not None:
+        parts.append(f"table {setup.table.digest}")
     return ", ".join(parts)
 
 
-def describe_result(result: SearchResult, budgets: Sequence[Budget], accuracy: str) -> list[str]:
+def describe_result(result: SearchResult, constraints: Sequence[Constraint], accuracy: str) -> list[str]:
     """Return in words what was found."""
     found = [f"done: {result.model}, {accuracy} (inherited weights; train it on for its own)"]
-    for budget in budgets:
-        if budget.costs.name == "latency" and result.measured_ms is not None:
+    for constraint in constraints:
+        if constraint.costs.name == "latency" and result.measured_ms is not None:
             continue  # told below, against the target
-        cost = result.costs[budget.costs.name]
-        show = budget.costs.show
+        cost = result.costs[constraint.costs.name]
+        show = constraint.costs.show
         found.append(
-            f"{budget.costs.name}: {show(cost)} of at most {show(budget.limit)} ({cost / budget.limit:.0%})"
+            f"{constraint.costs.name}: {show(cost)} of at most {show(constraint.limit)} ({cost / constraint.limit:.0%})"
         )
     found += describe_latency(result.to_dict())
     return found

@@ -26,7 +26,7 @@ from .logger import open_logs
 from .recipe import SearchRecipe, read_search_recipe
 from .result import RESULT_FILE, SearchResult, finish, settle
 from .searcher import Searcher, restore, resume_search
-from .setup import Job as Job
+from .setup import SearchSetup as SearchSetup
 
 if TYPE_CHECKING:
     from ..latency.table import LatencyTable
@@ -45,7 +45,7 @@ def search(
     force: bool = False,
     limit: int | None = None,
 ) -> SearchResult:
-    """Search a space for a net that is accurate on these pictures within the recipe's targets.
+    """Search a space for a model that is accurate on these images within the recipe's targets.
 
     The folder ``out`` gets ``search.toml``, ``space.toml``, ``table.json``, ``checkpoints/``, ``log.jsonl``,
     ``search.jsonl`` and, at the end, ``arch.txt``, ``net.config``, ``child.safetensors`` and
@@ -53,56 +53,56 @@ def search(
     result is bitwise that of a search in one piece. Under ``torchrun`` all processes search together; with
     ``sync_bn`` in the recipe, they give what one process with the whole batch would.
 
-    The net that is found is judged as users will run it: from its file's weights, in 32 bits, whatever the
+    The model that is found is judged as users will run it: from its file's weights, in 32 bits, whatever the
     search computed in.
 
     Args:
         space: a space, the name of one ("imagenet", "small", "tiny"), or a TOML file. Its number of classes
-            becomes that of the pictures.
+            becomes that of the images.
         data: see :func:`~proxylessnas.train.open_data`; only the training part is opened.
         recipe: a recipe, the name of one, or a TOML file; it holds the targets.
         out: the folder of the run, or all settings.
         table: latencies of the space on the target device; needed for ``target_ms``.
         force: search with a table that was not validated, or that predicts badly, all the same.
-        limit: search on at most so many pictures a class.
+        limit: search on at most so many images a class.
 
     Raises:
-        DataError: the pictures or the recipe are not usable, or no net of the space meets the targets.
+        DataError: the images or the recipe are not usable, or no model of the space meets the targets.
         ArchError: the space is malformed.
         LatencyError, LatencyKeyError: the table is not to be trusted, or does not cover the space.
         CheckpointError: ``out`` holds another run, or no sound checkpoint of this one.
         ProxylessError: the loss became infinite or NaN, or alpha does not move.
     """
     settings = out if isinstance(out, Settings) else Settings(Path(out))
-    job = Job(space, data, recipe, table, force, limit)
+    setup = SearchSetup(space, data, recipe, table, force, limit)
     if settings.tensorboard:
         load_tensorboard()
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     with processes(settings.device) as group, held_folder(settings.out, group):
-        searcher = job.searcher(settings, group)
+        searcher = setup.searcher(settings, group)
         try:
-            return _carry_out(job, searcher)
+            return _carry_out(setup, searcher)
         finally:
             searcher.release()
 
 
-def _carry_out(job: Job, searcher: Searcher) -> SearchResult:
+def _carry_out(setup: SearchSetup, searcher: Searcher) -> SearchResult:
     settings = searcher.settings
-    counts = class_counts(job.data.weights, job.data.arch, "held-out")
-    notes = [counts, *settings.notes(), *job.data.notes, *job.notes, *resume_search(searcher)]
+    counts = class_counts(setup.data.weights, setup.data.arch, "held-out")
+    notes = [counts, *settings.notes(), *setup.data.notes, *setup.notes, *resume_search(searcher)]
     with open_logs(searcher) as log, StopRequest() as stop, dead_workers_as_data_error():
         if searcher.processes.main:
-            _write_down(job, searcher)
-        for text in [*notes, *job.reach()]:
+            _write_down(setup, searcher)
+        for text in [*notes, *setup.reach()]:
             log.run.note(text)
         if searcher.processes.main and not (settings.out / LOG_FILE).stat().st_size:
-            log.begin(job.origin())
+            log.begin(setup.origin())
         if searcher.fit(stop, log):
             stop.at_once = searcher.processes.world == 1  # else the others would wait for this one
             try:
                 if not (stop.at_once and stop.signal is not None):
-                    return finish(job, searcher, log)
+                    return finish(setup, searcher, log)
             except KeyboardInterrupt:
                 if stop.signal is None:
                     raise
@@ -113,18 +113,18 @@ def _carry_out(job: Job, searcher: Searcher) -> SearchResult:
         return SearchResult(False, settings.out, seconds=p.total_seconds, signal=stop.signal)
 
 
-def _write_down(job: Job, searcher: Searcher) -> None:
+def _write_down(setup: SearchSetup, searcher: Searcher) -> None:
     """Write what another call needs to go on with the search from its folder alone."""
     out = searcher.settings.out
     write_atomically(out / RECIPE_FILE, searcher.recipe.to_toml().encode())
-    write_atomically(out / SPACE_FILE, job.space.to_toml().encode())
-    # What trains the derived net on asks for it: the architecture's pictures have trained no weights.
-    held = "".join(f"{job.data.arch.name(i)}\n" for i in range(len(job.data.arch)))
+    write_atomically(out / SPACE_FILE, setup.space.to_toml().encode())
+    # What trains the derived model on asks for it: the architecture's images have trained no weights.
+    held = "".join(f"{setup.data.arch.name(i)}\n" for i in range(len(setup.data.arch)))
     write_atomically(out / VALIDATION_FILE, held.encode())
-    if job.table is not None:
-        job.table.save(out / TABLE_FILE)
-    if job.source is not None:
-        write_atomically(out / SOURCE_FILE, (json.dumps(job.source) + "\n").encode())
+    if setup.table is not None:
+        setup.table.save(out / TABLE_FILE)
+    if setup.source is not None:
+        write_atomically(out / SOURCE_FILE, (json.dumps(setup.source) + "\n").encode())
 
 
 def resume(folder: str | Path, settings: Settings | None = None, *, data: Any = None) -> SearchResult:
@@ -133,7 +133,7 @@ def resume(folder: str | Path, settings: Settings | None = None, *, data: Any = 
     Args:
         folder: of the search.
         settings: where and how; its ``out`` has to be that folder. None takes the defaults.
-        data: the pictures, where they are not where they were, or were an object.
+        data: the images, where they are not where they were, or were an object.
 
     Raises:
         CheckpointError: there is no search in the folder.
@@ -162,16 +162,16 @@ def derive(
     data: Any = None,
     device: str = "auto",
 ) -> SearchResult:
-    """Derive another net from a search, finished or not, for other targets.
+    """Derive another model from a search, finished or not, for other targets.
 
-    Under ``torchrun`` the processes share the pictures, and the first one writes. (For a supernet in memory
+    Under ``torchrun`` the processes share the images, and the first one writes. (For a supernet in memory
     there is :func:`proxylessnas.search.derive`.)
 
-    The alphas were learnt for the search's own target: a net for one far from it is a compromise.
+    The alphas were learnt for the search's own target: a model for one far from it is a compromise.
 
     Args:
         folder: of the search.
-        out: folder for the net's files.
+        out: folder for the model's files.
         target_ms: most latency by the search's table. Where all targets are None, those of the search hold.
         target_macs_m: most multiply-accumulates, in millions.
         target_params_m: most parameters, in millions.
@@ -180,7 +180,7 @@ def derive(
 
     Raises:
         CheckpointError: there is no search in the folder, or it has no sound checkpoint.
-        DataError: no net meets the targets; or ``out`` holds something else.
+        DataError: no model meets the targets; or ``out`` holds something else.
     """
     folder, out = Path(folder), Path(out)
     recipe, space, source = _parts(folder)
@@ -194,17 +194,19 @@ def derive(
         raise CheckpointError(f"{folder}: has no checkpoint yet")
     table_path = folder / TABLE_FILE
     given = data if data is not None else _data_of(folder, source)
-    job = Job(space, given, recipe, table_path if table_path.exists() else None, True, source.get("limit"))
+    setup = SearchSetup(
+        space, given, recipe, table_path if table_path.exists() else None, True, source.get("limit")
+    )
     with processes(device) as group:
         if group.main and out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise DataError(f"{out}: is there already, and not an empty folder; choose another one")
         group.wait()  # nobody goes on where the first process does not
-        searcher = job.searcher(Settings(folder, device=device), group)
+        searcher = setup.searcher(Settings(folder, device=device), group)
         try:
             restore(searcher, state)
             step = state["position"]["global_step"]
             extra = {"derived_from": str(folder), "step": step, "problems": problems}
-            result, _ = settle(job, searcher, out, extra, searched=f"derived from {folder}")
+            result, _ = settle(setup, searcher, out, extra, searched=f"derived from {folder}")
         finally:
             searcher.release()
         group.wait()
@@ -290,5 +292,5 @@ def _parts(folder: str | Path) -> tuple[SearchRecipe, SearchSpace, dict[str, Any
 def _data_of(folder: str | Path, source: dict[str, Any]) -> str:
     data = source.get("data")
     if not isinstance(data, str):
-        raise DataError(f"{folder}: the search's pictures were no folder and no data set by name: give them")
+        raise DataError(f"{folder}: the search's images were no folder and no data set by name: give them")
     return data

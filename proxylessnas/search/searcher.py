@@ -1,11 +1,11 @@
 """The loop of a search: weight steps on sampled paths, arch steps in between; it stops and resumes anywhere.
 
-On a CPU the same search gives the same bits, whether it was interrupted or not: pictures and their order are
+On a CPU the same search gives the same bits, whether it was interrupted or not: images and their order are
 functions of the seed and the step, and a checkpoint holds alpha, weights, both optimisers, the controller or
 baseline, and the generators that paths are drawn from.
 
 Several processes sample the same paths, and average the gradients of the weights on them and of alpha. Their
-BatchNorm statistics are each their own, unless the recipe says ``sync_bn``; before nets are judged, all get
+BatchNorm statistics are each their own, unless the recipe says ``sync_bn``; before models are judged, all get
 the first process's, which are those that are saved, as in training.
 """
 
@@ -29,19 +29,19 @@ from ..train.loader import Batch
 from ..train.logger import memory_mib
 from ..train.metrics import Metrics
 from ..train.optim import make_optimizer, parameter_groups
-from ..train.resume import other_pictures, restore_shared, resume_run, shared_state
+from ..train.resume import other_images, restore_shared, resume_run, shared_state
 from ..train.sampler import Position, mix64
 from ..train.settings import Settings
 from ..train.step import ADVICE, Losses, WeightStep
 from ..utils.distributed import Processes
 from ..utils.signals import StopRequest
-from .baselines import Judged
+from .baselines import Evaluated
 from .components import arch_step_of, loaders, objective_of
-from .constraints import Budget
+from .constraints import Constraint
 from .data import SearchData
-from .evaluate import Judging
+from .evaluate import SubnetEvaluator
 from .logger import Health, SearchLog
-from .objective import Controller
+from .objective import ConstraintController
 from .path_optimizer import PathParameters, mean_gradients
 from .recipe import SearchRecipe
 from .schedule import Schedule
@@ -59,11 +59,11 @@ class Searcher:
 
     Args:
         supernet: is trained in place; its preprocessing is set.
-        data: pictures to train weights on, and pictures held out of them for alpha.
+        data: images to train weights on, and images held out of them for alpha.
         recipe: how.
         settings: where.
         processes: this process among the others of the run.
-        budgets: limits on the derived net; the first one is what the objective trades accuracy against.
+        constraints: limits on the derived model; the first one is what the objective trades accuracy against.
     """
 
     def __init__(
@@ -73,20 +73,20 @@ class Searcher:
         recipe: SearchRecipe,
         settings: Settings,
         processes: Processes,
-        budgets: Sequence[Budget],
+        constraints: Sequence[Constraint],
     ) -> None:
         self.data, self.recipe, self.settings, self.processes = data, recipe, settings, processes
-        self.budgets, self.device = list(budgets), processes.device
+        self.constraints, self.device = list(constraints), processes.device
         self.checkpoints = settings.out / "checkpoints"
         self.position, self.arch_steps = Position(), 0
         weights = recipe.weights
-        self.net = supernet.to(self.device)
+        self.model = supernet.to(self.device)
         if weights.channels_last:
-            self.net = self.net.to(memory_format=torch.channels_last)
+            self.model = self.model.to(memory_format=torch.channels_last)
         if weights.sync_bn and processes.world > 1:
-            convert_sync_bn(self.net)
+            convert_sync_bn(self.model)
         self.loader, self.arch_loader, self.judge_loader = loaders(
-            self.net, data, recipe, settings, processes
+            self.model, data, recipe, settings, processes
         )
         self.learns = recipe.algorithm in ("gradient", "reinforce")
         self.schedule = Schedule(
@@ -101,41 +101,53 @@ class Searcher:
                 f"arch step after every {recipe.arch_every}, {recipe.frozen_epochs} of {recipe.epochs} "
                 "epochs without; lower arch_every, frozen_epochs or batch_size"
             )
-        self.optimizer = make_optimizer(parameter_groups(self.net, weights), weights)  # type: ignore[arg-type]
-        self.paths = PathParameters(self.net, self.optimizer)
+        self.optimizer = make_optimizer(parameter_groups(self.model, weights), weights)  # type: ignore[arg-type]
+        self.paths = PathParameters(self.model, self.optimizer)
         self.step = WeightStep(
-            self.net, self.optimizer, weights, self.device,
+            self.model, self.optimizer, weights, self.device,
             exchange=lambda params: mean_gradients(params, processes),
         )  # fmt: skip
         self.losses = Losses(self.step, processes, self.loader.steps_per_epoch, self.checkpoints)
-        self.judging = Judging(
-            self.net, recipe, self.budgets, self.loader, self.judge_loader, processes, self.step.autocast
+        self.evaluator = SubnetEvaluator(
+            self.model,
+            recipe,
+            self.constraints,
+            self.loader,
+            self.judge_loader,
+            processes,
+            self.step.autocast,
         )
         self.path_generator = torch.Generator().manual_seed(mix64(recipe.seed, _PATHS))
         self.arch_generator = torch.Generator().manual_seed(mix64(recipe.seed, _ARCH))
         self.arch_optimizer = torch.optim.Adam(
-            [self.net.alphas.logits], lr=recipe.arch_rate, betas=recipe.arch_betas
+            [self.model.alphas.logits], lr=recipe.arch_rate, betas=recipe.arch_betas
         )
-        objective = objective_of(recipe, self.budgets)
-        self.controller = Controller(objective, adapt=recipe.adapt, rate=recipe.arch_rate)
+        objective = objective_of(recipe, self.constraints)
+        self.controller = ConstraintController(objective, adapt=recipe.adapt, rate=recipe.arch_rate)
         self.arch_step, self.reinforce = arch_step_of(
-            recipe, self.paths, self.arch_optimizer, self.budgets, self.arch_generator, processes, self.step
+            recipe,
+            self.paths,
+            self.arch_optimizer,
+            self.constraints,
+            self.arch_generator,
+            processes,
+            self.step,
         )
-        self.health = Health(self.judging.rules["zero_column"], recipe.stuck_epochs)
+        self.health = Health(self.evaluator.rules["zero_column"], recipe.stuck_epochs)
         self._unreadable = UnreadableNotes()
 
     # ---- the loop
 
     @property
-    def judged(self) -> list[Judged]:
-        """The nets that "random" and "evolution" have judged so far."""
-        return self.judging.judged
+    def evaluated(self) -> list[Evaluated]:
+        """The models that "random" and "evolution" have judged so far."""
+        return self.evaluator.evaluated
 
     @property
     def finished(self) -> bool:
-        """Whether all epochs are done, and all nets judged."""
+        """Whether all epochs are done, and all models judged."""
         over = self.position.epoch >= self.schedule.total_epochs
-        return over and (self.learns or len(self.judged) >= self.recipe.evaluations)
+        return over and (self.learns or len(self.evaluated) >= self.recipe.evaluations)
 
     def fit(self, stop: StopRequest, log: SearchLog) -> bool:
         """Search to the end of the recipe; return False if a signal stopped it before (it is saved)."""
@@ -151,12 +163,12 @@ class Searcher:
         self._name_unreadable(log)
         if self.learns:
             return True
-        done = self.judging.judge_all(stop, self.save, lambda: log.judged(self))
+        done = self.evaluator.judge_all(stop, self.save, lambda: log.evaluated(self))
         self.save()
         return done
 
     def _name_unreadable(self, log: SearchLog) -> None:
-        """Tell of pictures that were found unreadable since this was last called."""
+        """Tell of images that were found unreadable since this was last called."""
         held_out = {**self.judge_loader.unreadable, **self.arch_loader.unreadable}
         self._unreadable.tell(log.run.note, "training", self.loader.unreadable, "others take their place")
         self._unreadable.tell(log.run.note, "held-out", held_out, "they are left out, or others taken")
@@ -164,12 +176,12 @@ class Searcher:
     def _epoch(self, stop: StopRequest, log: SearchLog) -> bool:
         """Do the steps of the present epoch; return False if a signal asked to stop before its end."""
         p, weights = self.position, self.recipe.weights
-        self.net.train()
+        self.model.train()
         side = weights.side_at(p.epoch, self.loader.preprocessing.input_size)
         before = time.monotonic()
         self.loader.waited_s = 0.0
         for batch in self.loader.epoch(p.epoch, first_step=p.step):
-            self.net.set_path(self.net.alphas.sample(self.path_generator))
+            self.model.set_path(self.model.alphas.sample(self.path_generator))
             factor = self.schedule.rate_factor(p.global_step)
             self.losses.add(self.weight_step(batch, p.global_step, factor, side))
             due = self.schedule.arch_steps_after(p.epoch, p.step) if self.learns else 0
@@ -209,7 +221,7 @@ class Searcher:
             batch: of this process.
             number: of the step, from 0.
             factor: of the learning rates.
-            side: to shrink the pictures to, px.
+            side: to shrink the images to, px.
         """
         inputs = batch.inputs if side is None else shrunk(batch.inputs, side)
         with self.paths.selected():
@@ -250,32 +262,32 @@ class Searcher:
             log.arch_step(self, figures)
 
     def expected(self) -> float | None:
-        """Return the mean cost of a net drawn from the present probabilities, by the first budget."""
-        if not self.budgets:
+        """Return the mean cost of a model drawn from the present probabilities, by the first budget."""
+        if not self.constraints:
             return None
-        costs = self.budgets[0].costs
-        return float((self.net.alphas.probs().detach() * costs.table).sum()) + costs.fixed
+        costs = self.constraints[0].costs
+        return float((self.model.alphas.probs().detach() * costs.table).sum()) + costs.fixed
 
     def standing(self) -> dict[str, float | None]:
         """Return the expected cost (also as a share of the target), and the signs of health."""
         expected = self.expected()
-        share = None if expected is None else expected / self.budgets[0].limit
-        return {"expected": expected, "of_target": share, **self.health.figures(self.net.alphas)}
+        share = None if expected is None else expected / self.constraints[0].limit
+        return {"expected": expected, "of_target": share, **self.health.figures(self.model.alphas)}
 
     def probabilities(self) -> list[list[float]]:
         """Return p to four digits, [blocks][candidates]."""
-        return [[round(v, 4) for v in row] for row in self.net.alphas.probs().tolist()]
+        return [[round(v, 4) for v in row] for row in self.model.alphas.probs().tolist()]
 
     def _end_of_epoch(self, log: SearchLog) -> None:
         p, steps = self.position, self.schedule.steps_per_epoch
         started = time.monotonic()
-        self.processes.copy_first_(self.net.buffers())
+        self.processes.copy_first_(self.model.buffers())
         searching = self.schedule.searching(p.epoch) and self.learns
-        picks = self.derived() if searching else []
-        metrics = self.judging.inherited(picks, amp=True)[1] if searching else None
+        choices = self.derived() if searching else []
+        metrics = self.evaluator.inherited(choices, amp=True)[1] if searching else None
         if searching and self.arch_steps:
             last = p.epoch + 1 == self.schedule.total_epochs
-            for note in self.health.end_of_epoch(self.net.alphas, last=last):
+            for note in self.health.end_of_epoch(self.model.alphas, last=last):
                 log.run.note(note)
         record = {
             "epoch": p.epoch + 1, "step": p.global_step, "train_loss": p.loss_sum / steps,
@@ -288,20 +300,21 @@ class Searcher:
         }  # fmt: skip
         p.total_seconds += time.monotonic() - started
         if searching:
-            log.epoch(self, picks, metrics.top1 if metrics else None)
+            log.epoch(self, choices, metrics.top1 if metrics else None)
         p.next_epoch()
         log.run.epoch(record)  # before the checkpoint: a run killed in between cuts it off again
         self.save()
 
-    # ---- nets
+    # ---- models
 
-    def derived(self, budgets: Sequence[Budget] | None = None) -> list[int]:
-        """Return the net that a search ends with; see :meth:`~.judging.Judging.derived`."""
-        return self.judging.derived(budgets)
+    def derived(self, constraints: Sequence[Constraint] | None = None) -> list[int]:
+        """Return the model that a search ends with; see :meth:`~.evaluator.SubnetEvaluator.derived`."""
+        return self.evaluator.derived(constraints)
 
-    def inherited(self, picks: Sequence[int], name: str) -> tuple[ProxylessNAS, Metrics]:
-        """Return one net and its accuracy, as it is saved; see :meth:`~.judging.Judging.inherited`."""
-        return self.judging.inherited(picks, name)
+    def inherited(self, choices: Sequence[int], name: str) -> tuple[ProxylessNAS, Metrics]:
+        """Return one model and its accuracy, as it is saved; see
+        :meth:`~.evaluator.SubnetEvaluator.inherited`."""
+        return self.evaluator.inherited(choices, name)
 
     # ---- what is kept
 
@@ -312,7 +325,7 @@ class Searcher:
             ProxylessError: weights or alpha are not finite; the last checkpoint is from before.
             CheckpointError: it cannot be written; the one before is kept.
         """
-        states = [self.net.state_dict(), {"alpha": self.net.alphas.logits.detach()}]
+        states = [self.model.state_dict(), {"alpha": self.model.alphas.logits.detach()}]
         if self.processes.any_of(not checkpoint.all_finite(*states)):
             raise ProxylessError(
                 f"the weights are not finite (NaN or infinite) after step {self.position.global_step - 1}; "
@@ -335,17 +348,17 @@ def search_state(searcher: Searcher) -> dict[str, Any]:
     return {
         **shared_state(searcher, _space(searcher)),
         "kind": "search",
-        "alphas": searcher.net.alphas.logits.detach().clone(),
+        "alphas": searcher.model.alphas.logits.detach().clone(),
         "arch_optimizer": searcher.arch_optimizer.state_dict(),
         "arch_steps": searcher.arch_steps,
         "arch_scale": gradient.scale.state_dict() if gradient and gradient.scale else None,
         "controller": searcher.controller.state_dict(),
         "baseline": reinforce.baseline if reinforce else None,
         "health": searcher.health.state_dict(),
-        "judged": [[list(j.picks), j.top1, list(j.costs)] for j in searcher.judged],
+        "judged": [[list(j.choices), j.top1, list(j.costs)] for j in searcher.evaluated],
         "paths": searcher.path_generator.get_state(),
         "arch_paths": searcher.arch_generator.get_state(),
-        "budgets": _budgets(searcher),
+        "budgets": _constraints(searcher),
     }
 
 
@@ -368,7 +381,7 @@ def restore(searcher: Searcher, state: dict[str, Any]) -> None:
     """Put a search into the state of a checkpoint, whatever it is of."""
     restore_shared(searcher, state)
     with torch.no_grad():
-        searcher.net.alphas.logits.copy_(state["alphas"])
+        searcher.model.alphas.logits.copy_(state["alphas"])
     searcher.arch_optimizer.load_state_dict(state["arch_optimizer"])
     searcher.arch_steps = int(state["arch_steps"])
     gradient, scale = searcher.arch_step, state.get("arch_scale")
@@ -378,7 +391,7 @@ def restore(searcher: Searcher, state: dict[str, Any]) -> None:
     if searcher.reinforce is not None:
         searcher.reinforce.baseline = state["baseline"]
     searcher.health.load_state_dict(state["health"])
-    searcher.judged[:] = [Judged(tuple(p), float(a), tuple(c)) for p, a, c in state["judged"]]
+    searcher.evaluated[:] = [Evaluated(tuple(p), float(a), tuple(c)) for p, a, c in state["judged"]]
     searcher.path_generator.set_state(state["paths"])
     searcher.arch_generator.set_state(state["arch_paths"])
 
@@ -392,19 +405,19 @@ def _differences(searcher: Searcher, state: dict[str, Any]) -> Iterator[str]:
         yield f"; its recipe differs ({'; '.join(different)})"
     if state["arch"] != _space(searcher):
         yield ", in another space"
-    yield from other_pictures(searcher, state)
-    if state["budgets"] != _budgets(searcher):
+    yield from other_images(searcher, state)
+    if state["budgets"] != _constraints(searcher):
         yield ", with other targets or another latency table"
 
 
 def _space(searcher: Searcher) -> str:
-    return json.dumps(searcher.net.space.to_dict(), sort_keys=True)
+    return json.dumps(searcher.model.space.to_dict(), sort_keys=True)
 
 
-def _budgets(searcher: Searcher) -> list[list[Any]]:
+def _constraints(searcher: Searcher) -> list[list[Any]]:
     """Return the limits, and sums that change with the costs."""
     found: list[list[Any]] = []
-    for b in searcher.budgets:
+    for b in searcher.constraints:
         table = b.costs.table.masked_fill(~b.costs.mask, 0.0)
         # Exactly rounded: the last digits of a dot product depend on the processor.
         weighted = math.fsum(n * v for n, v in enumerate(table.flatten().tolist(), 1))

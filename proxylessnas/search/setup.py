@@ -17,7 +17,7 @@ from ..train.sampler import mix64
 from ..train.settings import Settings
 from ..train.setup import preprocessing_of
 from ..utils.distributed import Processes
-from .constraints import Budget, Costs, check_reachable, latency_costs, size_costs
+from .constraints import Constraint, Costs, check_reachable, latency_costs, size_costs
 from .data import SearchData, open_search_data
 from .derivation import most_probable_within, rules_of
 from .init import align
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _START = 104  # what a generator is for
 
 
-class Job:
+class SearchSetup:
     """What is asked for, read and checked before anything is trained."""
 
     def __init__(
@@ -87,24 +87,24 @@ class Job:
             align(supernet, torch.Generator().manual_seed(mix64(self.recipe.seed, _START)))
         supernet.alphas.init(torch.Generator().manual_seed(self.recipe.seed), self.recipe.arch_init)
         self.costs = all_costs(supernet, self.table)
-        self.budgets = budgets_of(self.recipe, self.costs)
-        check_reachable(self.budgets)
+        self.constraints = constraints_of(self.recipe, self.costs)
+        check_reachable(self.constraints)
         self._check_together(supernet)
-        return Searcher(supernet, self.data, self.recipe, settings, group, self.budgets)
+        return Searcher(supernet, self.data, self.recipe, settings, group, self.constraints)
 
     def _check_together(self, supernet: SuperNet) -> None:
         """Find out now, not after hours of training, whether the budgets can be met together."""
         rules = rules_of(self.space, self.recipe.min_depth)
-        most_probable_within(supernet.alphas.log_probs(), self.budgets, **rules)
+        most_probable_within(supernet.alphas.log_probs(), self.constraints, **rules)
 
     def reach(self) -> list[str]:
         """Return in words what can be reached, and what is asked for."""
         found = []
-        for budget in self.budgets:
-            low, high = budget.costs.range()
-            show = budget.costs.show
+        for constraint in self.constraints:
+            low, high = constraint.costs.range()
+            show = constraint.costs.show
             found.append(
-                f"target: {budget.costs.name} of at most {show(budget.limit)}; nets of this space go from "
+                f"target: {constraint.costs.name} of at most {show(constraint.limit)}; models of this space go from "
                 f"{show(low)} to {show(high)}"
             )
         return found
@@ -113,15 +113,16 @@ class Job:
         """Return what a reader of the log needs to know about the search."""
         return {
             "space": self.space.to_dict(),
-            "columns": list(self.space.columns),
-            "registered_by": modules_of(self.space.columns),
+            "columns": list(self.space.candidate_ops),
+            "registered_by": modules_of(self.space.candidate_ops),
             "blocks": [
-                {"stage": p.stage, "block": p.block, "choices": list(p.choices)} for p in self.space.positions
+                {"stage": p.stage, "block": p.block, "choices": list(p.candidate_ops)}
+                for p in self.space.search_blocks
             ],
             "algorithm": self.recipe.algorithm,
-            "targets": {b.costs.name: b.limit for b in self.budgets},
-            "units": {b.costs.name: b.costs.unit for b in self.budgets},
-            "range": {b.costs.name: list(b.costs.range()) for b in self.budgets},
+            "targets": {b.costs.name: b.limit for b in self.constraints},
+            "units": {b.costs.name: b.costs.unit for b in self.constraints},
+            "range": {b.costs.name: list(b.costs.range()) for b in self.constraints},
             "table": None if self.table is None else self.table.digest,
             "table_conditions": None if self.table is None else self.table.conditions.describe(),
             "data": self.data.name,
@@ -146,9 +147,9 @@ def all_costs(supernet: SuperNet, table: LatencyTable | None) -> dict[str, Costs
     return {**found, **size_costs(supernet)}
 
 
-def budgets_of(recipe: SearchRecipe, costs: dict[str, Costs]) -> list[Budget]:
+def constraints_of(recipe: SearchRecipe, costs: dict[str, Costs]) -> list[Constraint]:
     """Return the recipe's targets, latency first."""
     wanted = {
         "latency": recipe.target_ms, "macs": recipe.target_macs_m, "params": recipe.target_params_m,
     }  # fmt: skip
-    return [Budget(costs[name], limit) for name, limit in wanted.items() if limit is not None]
+    return [Constraint(costs[name], limit) for name, limit in wanted.items() if limit is not None]

@@ -1,11 +1,12 @@
-"""The over-parameterised net: every candidate of every block, one path at a time.
+"""The over-parameterised model: every candidate of every block, one path at a time.
 
     >>> from proxylessnas.arch.spaces import read_space
     >>> supernet = SuperNet(read_space("tiny"))
     >>> supernet.set_path([0] * len(supernet.choices))
 
-At any time the net is a plain one: :meth:`SuperNet.set_path` says which. An arch step opens the gates for the
-time of one forward and backward pass (:meth:`SuperNet.gated`). There is no state in classes, and the modules
+At any time the model is a plain one: :meth:`SuperNet.set_path` says which. An arch step opens the gates for
+the time of one forward and backward pass (:meth:`SuperNet.gated`). There is no state in classes, and the
+modules
 stay where they are: switching paths is setting one number a block.
 """
 
@@ -23,26 +24,26 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..arch.blocks import Block
 from ..arch.ops import ZERO, parse_token
-from ..arch.space import Position, SearchSpace
+from ..arch.space import SearchBlock, SearchSpace
 from ..data.transforms import Preprocessing
 from ..errors import ArchError
 from ..models.layers import ConvLayer, LinearLayer, MBConv, ResidualBlock, registered_op
 from ..models.proxylessnas import ProxylessNAS
-from .arch_params import Alphas
-from .mixed_op import Choice
+from .arch_params import ArchParameters
+from .mixed_op import MixedOp
 
 
 class SuperNet(nn.Module):
-    """All nets of a space in one, with shared stem, last layers and, between nets, candidates.
+    """All models of a space in one, with shared stem, last layers and, between models, candidates.
 
     Args:
-        space: the nets to choose from.
+        space: the models to choose from.
         device: where to create the weights.
 
     Attributes:
         alphas: the architecture parameters, on the CPU; not among ``parameters()``.
         choices: the searched blocks, in order.
-        preprocessing: of its pictures, if known.
+        preprocessing: of its images, if known.
     """
 
     def __init__(self, space: SearchSpace, device: Any = None) -> None:
@@ -56,21 +57,21 @@ class SuperNet(nn.Module):
         if space.first:
             block = Block("mbconv", "k3e1!", -1, space.stem, space.first, 1, False, 3, 1)
             fixed.append(ResidualBlock(block, **options))
-        self.choices: list[Choice] = []
-        for position in space.positions:
-            candidates = [_candidate(position, column, options) for column in space.columns]
-            self.choices.append(Choice(candidates, position.shortcut))
-        self.blocks = nn.ModuleList([*fixed, *self.choices])
+        self.mixed_ops: list[MixedOp] = []
+        for search_block in space.search_blocks:
+            candidates = [_candidate(search_block, column, options) for column in space.candidate_ops]
+            self.mixed_ops.append(MixedOp(candidates, search_block.shortcut))
+        self.blocks = nn.ModuleList([*fixed, *self.mixed_ops])
         self._fixed = len(fixed)
         width = space.stages[-1].width
         self.feature_mix_layer = ConvLayer(width, space.last, 1, **options)
         self.classifier = LinearLayer(space.last, space.num_classes, device)
         # In a list, so that nn.Module does not see it: optimisers of weights must not find alpha.
-        self._alphas = [Alphas(space.mask)]
+        self._alphas = [ArchParameters(space.mask)]
         self._norms = [m for m in self.modules() if isinstance(m, _BatchNorm)]
 
     @property
-    def alphas(self) -> Alphas:
+    def alphas(self) -> ArchParameters:
         """The architecture parameters."""
         return self._alphas[0]
 
@@ -79,26 +80,26 @@ class SuperNet(nn.Module):
     @property
     def path(self) -> list[int]:
         """The active candidate of each block."""
-        return [choice.active for choice in self.choices]
+        return [mixed_op.active for mixed_op in self.mixed_ops]
 
-    def set_path(self, picks: Sequence[int]) -> None:
-        """Make the net the one with column ``picks[i]`` as searched block ``i``.
+    def set_path(self, choices: Sequence[int]) -> None:
+        """Make the model the one with column ``picks[i]`` as searched block ``i``.
 
         Raises:
-            ArchError: there is no such net in the space.
+            ArchError: there is no such model in the space.
         """
-        if len(picks) != len(self.choices):
-            raise ArchError(f"the space has {len(self.choices)} blocks, but {len(picks)} are picked")
-        for i, (choice, pick) in enumerate(zip(self.choices, picks, strict=True)):
-            if not 0 <= pick < len(choice.allowed) or not choice.allowed[pick]:
-                raise ArchError(f"searched block {i + 1} has no candidate {pick}")
-            choice.active = pick
+        if len(choices) != len(self.mixed_ops):
+            raise ArchError(f"the space has {len(self.mixed_ops)} blocks, but {len(choices)} are picked")
+        for i, (mixed_op, choice) in enumerate(zip(self.mixed_ops, choices, strict=True)):
+            if not 0 <= choice < len(mixed_op.allowed) or not mixed_op.allowed[choice]:
+                raise ArchError(f"searched block {i + 1} has no candidate {choice}")
+            mixed_op.active = choice
 
     def random_path(self, rng: random.Random) -> list[int]:
         """Set a path drawn evenly, and return it."""
-        picks = list(self.space.random_picks(rng))
-        self.set_path(picks)
-        return picks
+        choices = list(self.space.random_choices(rng))
+        self.set_path(choices)
+        return choices
 
     @contextlib.contextmanager
     def gated(self, gates: Tensor, wanted: Sequence[Sequence[int]], *, store: bool = False) -> Iterator[None]:
@@ -107,17 +108,17 @@ class SuperNet(nn.Module):
         Args:
             gates: [blocks, columns], a leaf that requires a gradient.
             wanted: columns whose gate gradient is wanted, besides the active one, for each block.
-            store: see :class:`~.choice.Choice`.
+            store: see :class:`~.choice.MixedOp`.
         """
         rows = gates.unbind(0)
         try:
-            for choice, row, others in zip(self.choices, rows, wanted, strict=True):
-                choice.gates, choice.store = row, store
-                choice.others = tuple(k for k in others if k != choice.active and choice.allowed[k])
+            for mixed_op, row, others in zip(self.mixed_ops, rows, wanted, strict=True):
+                mixed_op.gates, mixed_op.store = row, store
+                mixed_op.others = tuple(k for k in others if k != mixed_op.active and mixed_op.allowed[k])
             yield
         finally:
-            for choice in self.choices:
-                choice.gates, choice.others, choice.store = None, (), False
+            for mixed_op in self.mixed_ops:
+                mixed_op.gates, mixed_op.others, mixed_op.store = None, (), False
 
     @contextlib.contextmanager
     def statistics_kept(self) -> Iterator[None]:
@@ -132,20 +133,20 @@ class SuperNet(nn.Module):
                 norm.__dict__["track_running_stats"] = value
 
     def active_parts(self) -> Iterator[nn.Module]:
-        """Yield the modules of the present path, first to last: what a plain net of it would hold."""
+        """Yield the modules of the present path, first to last: what a plain model of it would hold."""
         yield self.first_conv
         yield from self.blocks[: self._fixed]
-        for choice in self.choices:
-            op = choice.op(choice.active)
+        for mixed_op in self.mixed_ops:
+            op = mixed_op.op(mixed_op.active)
             if op is not None:
                 yield op
         yield self.feature_mix_layer
         yield self.classifier
 
-    # ---- the net
+    # ---- the model
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map pictures [N, channels, H, W] to the logits [N, classes] of the present path."""
+        """Map images [N, channels, H, W] to the logits [N, classes] of the present path."""
         x = self.first_conv(x)
         for block in self.blocks:
             x = block(x)
@@ -153,54 +154,54 @@ class SuperNet(nn.Module):
 
     # ---- what comes out
 
-    def child(self, picks: Sequence[int] | None = None, name: str = "searched") -> ProxylessNAS:
-        """Return one of the nets as a plain one, with copies of its weights and BatchNorm statistics.
+    def child(self, choices: Sequence[int] | None = None, name: str = "searched") -> ProxylessNAS:
+        """Return one of the models as a plain one, with copies of its weights and BatchNorm statistics.
 
-        In evaluation mode its logits are those of this net on the same path.
+        In evaluation mode its logits are those of this model on the same path.
 
         Args:
-            picks: columns, one a searched block; None takes the present path.
+            choices: columns, one a searched block; None takes the present path.
             name: of its architecture.
         """
-        picks = self.path if picks is None else list(picks)
-        arch = self.space.arch(picks, name)
+        choices = self.path if choices is None else list(choices)
+        arch = self.space.arch(choices, name)
         device = self.classifier.linear.weight.device
-        net = ProxylessNAS(arch, device="meta")
+        model = ProxylessNAS(arch, device="meta")
         source: dict[str, Tensor] = {}
         for part in ("first_conv", "feature_mix_layer", "classifier"):
             source.update(_named(part, getattr(self, part)))
         for i in range(self._fixed):
             source.update(_named(f"blocks.{i}", self.blocks[i]))
-        for i, (choice, pick) in enumerate(zip(self.choices, picks, strict=True), self._fixed):
-            op = choice.op(pick)
+        for i, (mixed_op, choice) in enumerate(zip(self.mixed_ops, choices, strict=True), self._fixed):
+            op = mixed_op.op(choice)
             if op is not None:
                 # A registered operation may hold buffers that no state dict has: take a copy of all of it.
-                net.blocks[i].mobile_inverted_conv = _copy(op)
+                model.blocks[i].mobile_inverted_conv = _copy(op)
         copies = {key: value.detach().clone() for key, value in source.items()}
-        found = net.load_state_dict(copies, strict=False, assign=True)
+        found = model.load_state_dict(copies, strict=False, assign=True)
         wrong = [
             *found.unexpected_keys,
             *(k for k in found.missing_keys if ".mobile_inverted_conv." not in k),
         ]
         assert not wrong, wrong
-        net.preprocessing = self.preprocessing
-        net.to(device).train(self.training)
-        return net
+        model.preprocessing = self.preprocessing
+        model.to(device).train(self.training)
+        return model
 
 
-def _candidate(position: Position, token: str, options: dict[str, Any]) -> nn.Module | bool | None:
-    """Return what :class:`Choice` takes for a column: a module, None for Zero, False where there is none."""
-    if token not in position.choices:
+def _candidate(search_block: SearchBlock, token: str, options: dict[str, Any]) -> nn.Module | bool | None:
+    """Return what :class:`MixedOp` takes for a column: a module, None for Zero, False where there is none."""
+    if token not in search_block.candidate_ops:
         return False
     if token == ZERO:
         return None
     kind, kernel, expand, _ = parse_token(token)
     if kind == "custom":
-        op = registered_op(token, position.in_channels, position.out_channels, position.stride)
+        op = registered_op(token, search_block.in_channels, search_block.out_channels, search_block.stride)
         return op.to(options["device"]) if options["device"] is not None else op
     block = Block(
-        kind, token, position.stage, position.in_channels, position.out_channels, position.stride,
-        position.shortcut, kernel, expand,
+        kind, token, search_block.stage, search_block.in_channels, search_block.out_channels, search_block.stride,
+        search_block.shortcut, kernel, expand,
     )  # fmt: skip
     return MBConv(block, **options)
 
@@ -218,9 +219,9 @@ def _copy(module: nn.Module) -> nn.Module:
 
 
 def seeded(space: SearchSpace, seed: int, device: Any = None) -> SuperNet:
-    """Return a net whose weights and alphas follow from a seed alone."""
+    """Return a model whose weights and alphas follow from a seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = SuperNet(space)
-    net.alphas.init(torch.Generator().manual_seed(seed))
-    return net if device is None else net.to(device)
+        model = SuperNet(space)
+    model.alphas.init(torch.Generator().manual_seed(seed))
+    return model if device is None else model.to(device)

@@ -2,7 +2,7 @@
 
 The second way exists because at 32 x 32 px the calls cost more than the arithmetic: a batch of 128 takes
 2 ms instead of 17. It does crops with padding, mirroring and cutout; anything else goes the first way.
-Which way is taken follows from the recipe and the pictures, never from the machine.
+Which way is taken follows from the recipe and the images, never from the machine.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def normalised(images: Tensor, preprocessing: Preprocessing) -> Tensor:
 
 
 def shrunk(images: Tensor, side: int) -> Tensor:
-    """Return pictures [B, C, H, W] with the short side ``side`` px, if it is longer now."""
+    """Return images [B, C, H, W] with the short side ``side`` px, if it is longer now."""
     height, width = images.shape[-2:]
     if min(height, width) <= side:
         return images
@@ -85,14 +85,14 @@ class Normalise:
 class Cutout:
     """Set a square at a random place to zero, the mean colour (DeVries & Taylor 2017); in place.
 
-    Its centre is uniform over the picture, so that at the border less than a full square is lost.
+    Its centre is uniform over the image, so that at the border less than a full square is lost.
     """
 
     def __init__(self, side: int) -> None:
         self.side = side
 
     def __call__(self, image: Tensor) -> Tensor:
-        """Return the normalised picture [..., H, W] without a square."""
+        """Return the normalised image [..., H, W] without a square."""
         height, width = image.shape[-2:]
         top = int(torch.randint(height, ())) - self.side // 2
         left = int(torch.randint(width, ())) - self.side // 2
@@ -103,19 +103,19 @@ class Cutout:
 def train_transform(
     recipe: Recipe, preprocessing: Preprocessing, *, prepared: bool = False
 ) -> Callable[[Tensor], Tensor]:
-    """Return the augmentation of single pictures: uint8 [3, H, W] in, float32 [3, S, S] out.
+    """Return the augmentation of single images: uint8 [3, H, W] in, float32 [3, S, S] out.
 
     It draws from torch's global generator, and can be pickled.
 
     Args:
         recipe: which augmentation.
         preprocessing: size S and normalisation.
-        prepared: the pictures have gone through :func:`preparation` already.
+        prepared: the images have gone through :func:`preparation` already.
 
     Raises:
         MissingExtraError: torchvision cannot be imported.
     """
-    with needs("torchvision", "augmenting pictures"):
+    with needs("torchvision", "augmenting images"):
         from torchvision.transforms import InterpolationMode, v2
     size = preprocessing.input_size
     first = preparation(recipe, preprocessing)
@@ -135,7 +135,7 @@ def train_transform(
     if any(jitter):
         steps.append(v2.ColorJitter(*jitter))
     if recipe.rand_augment:
-        # bilinear: with the default, nearest, turned and sheared pictures get jagged edges
+        # bilinear: with the default, nearest, turned and sheared images get jagged edges
         how = InterpolationMode.BILINEAR
         steps.append(v2.RandAugment(recipe.rand_augment, recipe.rand_augment_magnitude, interpolation=how))
     steps.append(Normalise(preprocessing))
@@ -147,10 +147,10 @@ def train_transform(
 
 
 def preparation(recipe: Recipe, preprocessing: Preprocessing) -> Geometry | None:
-    """Return what is done to a picture first and always alike, so that it can be done once for a whole run.
+    """Return what is done to an image first and always alike, so that it can be done once for a whole run.
 
-    Before a padded crop a picture is brought to the size of the net's input, cut to a square; without a crop
-    it gets the geometry of the evaluation. A resized crop needs the picture as it is.
+    Before a padded crop an image is brought to the size of the model's input, cut to a square; without a crop
+    it gets the geometry of the evaluation. A resized crop needs the image as it is.
     """
     if recipe.crop == "resized":
         return None
@@ -158,26 +158,26 @@ def preparation(recipe: Recipe, preprocessing: Preprocessing) -> Geometry | None
 
 
 class Draws(NamedTuple):
-    """What happens to each of ``n`` pictures in an epoch."""
+    """What happens to each of ``n`` images in an epoch."""
 
-    offsets: Tensor  # long [n, 2]: row and column of the crop in the padded picture
+    offsets: Tensor  # long [n, 2]: row and column of the crop in the padded image
     flips: Tensor  # bool [n]
     centres: Tensor  # long [n, 2]: row and column of the centre of the cut-out square
 
     def of(self, indices: Tensor, device: torch.device) -> Draws:
-        """Return those of some pictures, on a device."""
+        """Return those of some images, on a device."""
         return Draws(*(sent(t[indices], device) for t in self))
 
 
 class BatchAugment:
-    """Crop with padding, mirror, normalise and cut out squares: a batch of equally large pictures at once.
+    """Crop with padding, mirror, normalise and cut out squares: a batch of equally large images at once.
 
     The padding is black, not the mean colour: it is laid around the raw pixels, as the authors' CIFAR-10
     training does.
 
     Args:
         recipe: of which :meth:`covers` says yes.
-        preprocessing: the size of the pictures and their normalisation.
+        preprocessing: the size of the images and their normalisation.
         device: where it computes.
     """
 
@@ -197,10 +197,10 @@ class BatchAugment:
         return recipe.crop in ("padded", "none") and not any(others)
 
     def draws(self, n: int, epoch: int) -> Draws:
-        """Return what happens to ``n`` pictures in an epoch; drawn on the CPU, so the same for any device."""
+        """Return what happens to ``n`` images in an epoch; drawn on the CPU, so the same for any device."""
         random = generator(self.seed, BATCHES, epoch)
         offsets = torch.randint(0, 2 * self.padding + 1, (n, 2), generator=random)
-        # Of two epochs each picture is mirrored in one, so that both together show all there is to see; at
+        # Of two epochs each image is mirrored in one, so that both together show all there is to see; at
         # equal accuracy this saves a good part of the epochs (Jordan 2024, "94 % on CIFAR-10 in 3.29 s").
         pair = generator(self.seed, MIRRORS, epoch // 2)
         flips = (torch.rand(n, generator=pair) < (0.5 if self.flip else 0.0)) ^ (self.flip and epoch % 2 == 1)
@@ -208,11 +208,11 @@ class BatchAugment:
         return Draws(offsets, flips, centres)
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
-        """Return the net's inputs, float [B, 3, S, S] in channels-last layout.
+        """Return the model's inputs, float [B, 3, S, S] in channels-last layout.
 
         Args:
             images: uint8 [B, S, S, 3].
-            draws: those of these pictures.
+            draws: those of these images.
         """
         x = normalised(self._cropped(images, draws).permute(0, 3, 1, 2), self.preprocessing)
         if self.cutout:
@@ -239,9 +239,9 @@ class BatchAugment:
 
 
 class Mixing:
-    """Mixup (Zhang et al. 2018) and cutmix (Yun et al. 2019): each picture is mixed with the one before it.
+    """Mixup (Zhang et al. 2018) and cutmix (Yun et al. 2019): each image is mixed with the one before it.
 
-    A batch is in random order already, so its neighbour is a random picture. Share, kind and box are the same
+    A batch is in random order already, so its neighbour is a random image. Share, kind and box are the same
     for a whole batch and follow from (seed, epoch, step, rank) alone.
     """
 
@@ -268,7 +268,7 @@ class Mixing:
         dice = random.Random(mix64(self.seed, MIXING, epoch, step, self.rank))
         cut = self.cutmix > 0 and (not self.mixup > 0 or dice.random() < 0.5)
         alpha = self.cutmix if cut else self.mixup
-        share = dice.betavariate(alpha, alpha)  # that each picture keeps of itself
+        share = dice.betavariate(alpha, alpha)  # that each image keeps of itself
         others = torch.cat([inputs[-1:], inputs[:-1]])
         if cut:
             share = _paste(inputs, others, share, dice)
@@ -279,7 +279,7 @@ class Mixing:
 
 
 def _paste(inputs: Tensor, others: Tensor, share: float, dice: random.Random) -> float:
-    """Paste a box of the other pictures; return the share of its own pixels that each picture keeps."""
+    """Paste a box of the other images; return the share of its own pixels that each image keeps."""
     height, width = inputs.shape[-2:]
     half = 0.5 * (1 - share) ** 0.5
     y, x = dice.randrange(height), dice.randrange(width)

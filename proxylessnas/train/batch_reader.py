@@ -1,4 +1,4 @@
-"""Batches read picture by picture, in this process or in worker processes."""
+"""Batches read image by image, in this process or in worker processes."""
 
 from __future__ import annotations
 
@@ -15,60 +15,60 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.sources import Pictures
+from ..data.sources import ImageSource
 from ..errors import DataError, ImageError
 from ..utils.random import keep_random_state, seed_everything
 from ..utils.subprocesses import safe_path
 from .evaluate import allowed_workers, dead_workers_as_data_error, ignore_interrupt, read_ahead
-from .sampler import PICTURE, mix64
+from .sampler import IMAGE, mix64
 
 Transform = Callable[[Tensor], Tensor]
 
 
-#: Inputs (None if no picture could be read), targets, and name to reason of the unreadable pictures.
+#: Inputs (None if no image could be read), targets, and name to reason of the unreadable images.
 Item = tuple[Tensor | None, Tensor, dict[str, str]]
 
 
 class TrainBatches:
-    """A dataset whose items are whole batches: ``[(epoch, picture), ...]`` to inputs and targets.
+    """A dataset whose items are whole batches: ``[(epoch, image), ...]`` to inputs and targets.
 
-    Every picture is read and augmented from random numbers of its own, which follow from the seed, the epoch
+    Every image is read and augmented from random numbers of its own, which follow from the seed, the epoch
     and its index. In place of one that cannot be read stands the next readable one.
     """
 
-    def __init__(self, pictures: Pictures, transform: Transform, seed: int) -> None:
-        self.pictures, self.transform, self.seed = pictures, transform, seed
+    def __init__(self, images: ImageSource, transform: Transform, seed: int) -> None:
+        self.images, self.transform, self.seed = images, transform, seed
 
     def __getitem__(self, places: Sequence[tuple[int, int]]) -> Item:
         images, labels = [], []
         reasons: dict[str, str] = {}
         with keep_random_state():
             for epoch, index in places:
-                seed_everything(mix64(self.seed, PICTURE, epoch, index))
+                seed_everything(mix64(self.seed, IMAGE, epoch, index))
                 image, label = self._readable(index, reasons)
                 images.append(self.transform(image))
                 labels.append(label)
         return _stacked(images), torch.tensor(labels), reasons
 
     def _readable(self, index: int, reasons: dict[str, str]) -> tuple[Tensor, int]:
-        n = len(self.pictures)
+        n = len(self.images)
         for k in range(n):
             i = (index + k) % n
             try:
-                return self.pictures.read(i), int(self.pictures.labels[i])
+                return self.images.read(i), int(self.images.labels[i])
             except ImageError as e:
-                reasons[self.pictures.name(i)] = str(e)
-        raise DataError(f"none of {n} training pictures can be read; {next(iter(reasons.values()))}")
+                reasons[self.images.name(i)] = str(e)
+        raise DataError(f"none of {n} training images can be read; {next(iter(reasons.values()))}")
 
 
 class EvalBatches:
-    """A dataset whose items are whole batches: ``[picture, ...]`` to inputs and targets.
+    """A dataset whose items are whole batches: ``[image, ...]`` to inputs and targets.
 
-    Pictures that cannot be read are left out.
+    Images that cannot be read are left out.
     """
 
-    def __init__(self, pictures: Pictures, transform: Transform) -> None:
-        self.pictures, self.transform = pictures, transform
+    def __init__(self, images: ImageSource, transform: Transform) -> None:
+        self.images, self.transform = images, transform
 
     def __getitem__(self, indices: Sequence[int]) -> Item:
         images, labels = [], []
@@ -76,12 +76,12 @@ class EvalBatches:
         with keep_random_state():
             for i in indices:
                 try:
-                    image = self.pictures.read(i)
+                    image = self.images.read(i)
                 except ImageError as e:
-                    reasons[self.pictures.name(i)] = str(e)
+                    reasons[self.images.name(i)] = str(e)
                     continue
                 images.append(self.transform(image))
-                labels.append(int(self.pictures.labels[i]))
+                labels.append(int(self.images.labels[i]))
         return _stacked(images) if images else None, torch.tensor(labels), reasons
 
 
@@ -92,7 +92,7 @@ class BatchReader:
 
     Args:
         batches: makes a batch.
-        sampler: says, for each pass, which pictures each batch holds.
+        sampler: says, for each pass, which images each batch holds.
         workers: processes; 0 reads in this one.
         device: where the batches go; for a GPU they are put into pinned memory.
         persistent: keep the worker processes from one pass to the next.
@@ -152,7 +152,7 @@ class BatchReader:
 
 
 def _stacked(images: Sequence[Tensor]) -> Tensor:
-    """Return pictures [C, H, W] as one batch [B, C, H, W] in channels-last layout."""
+    """Return images [C, H, W] as one batch [B, C, H, W] in channels-last layout."""
     first = images[0]
     batch = first.new_empty(len(images), *first.shape[1:], first.shape[0])
     for place, image in zip(batch, images, strict=True):

@@ -142,10 +142,10 @@ def all_finite(*states: Mapping[str, Tensor]) -> bool:
     return bool(torch.stack([norm.float() for norm in norms]).isfinite().all())
 
 
-def weights_digest(net: nn.Module, *, without: str | None = None) -> str:
-    """Return the SHA-256 of a net's weights and buffers; names that begin with ``without`` do not count."""
+def weights_digest(model: nn.Module, *, without: str | None = None) -> str:
+    """Return the SHA-256 of a model's weights and buffers; names that begin with ``without`` do not count."""
     found = hashlib.sha256()
-    for name, tensor in sorted(net.state_dict().items()):
+    for name, tensor in sorted(model.state_dict().items()):
         if without is None or not name.startswith(without):
             data = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
             found.update(name.encode() + data.numpy().tobytes())

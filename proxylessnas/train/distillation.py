@@ -1,7 +1,7 @@
-"""A teacher: a trained net whose answers another one learns from, besides the labels.
+"""A teacher: a trained model whose answers another one learns from, besides the labels.
 
 Knowledge distillation (Hinton, Vinyals and Dean 2015, "Distilling the knowledge in a neural network"): the
-teacher says of every picture how likely it finds each class, which tells a small net more than the label
+teacher says of every image how likely it finds each class, which tells a small model more than the label
 does. It sees the very pixels that its pupil sees, cropped, mirrored and cut out alike, and so answers for
 them (Beyer et al. 2022, "Knowledge distillation: a good teacher is patient and consistent").
 """
@@ -37,7 +37,7 @@ from .checkpoint import weights_digest
 from .recipe import Recipe
 
 PROGRAM_SUFFIX = ".pt2"
-_EXAMPLE_PICTURES = (2, 3)  # of two sizes, as the last batch of an epoch may have another
+_EXAMPLE_IMAGES = (2, 3)  # of two sizes, as the last batch of an epoch may have another
 
 TeacherSource: TypeAlias = nn.Module | str | os.PathLike[str]
 Teachers: TypeAlias = TeacherSource | Sequence[TeacherSource]
@@ -45,16 +45,16 @@ Teachers: TypeAlias = TeacherSource | Sequence[TeacherSource]
 
 @dataclass(frozen=True)
 class Teacher:
-    """A net that answers for a batch of its pupil's inputs.
+    """A model that answers for a batch of its pupil's inputs.
 
     Attributes:
-        net: maps float32 [B, 3, S, S] to logits [B, classes]; in evaluation mode.
+        model: maps float32 [B, 3, S, S] to logits [B, classes]; in evaluation mode.
         name: how to call it.
         digest: of its weights; a run that is continued has to have the same teacher.
-        preprocessing: what its pictures need; None takes the pupil's.
+        preprocessing: what its images need; None takes the pupil's.
     """
 
-    net: nn.Module
+    model: nn.Module
     name: str
     digest: str
     preprocessing: Preprocessing | None = None
@@ -65,9 +65,9 @@ class Teacher:
 
         Args:
             inputs: float32 [B, 3, S, S], normalised as ``pupil`` says.
-            pupil: the preprocessing of the net that learns.
+            pupil: the preprocessing of the model that learns.
         """
-        return self.net(_renormalised(inputs, pupil, self.preprocessing)).float()
+        return self.model(_renormalised(inputs, pupil, self.preprocessing)).float()
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def teacher_notes(source: Teachers | None, data: Data, recipe: Recipe) -> list[s
         new = not_held_out_before(each, data)
         if new:
             found.append(
-                f"{new:,} of the {len(data.val):,} pictures held out here were not held out for the teacher "
+                f"{new:,} of the {len(data.val):,} images held out here were not held out for the teacher "
                 f"{each}, which may know them: the accuracy on them may be a little too good"
             )
     return found
@@ -137,32 +137,32 @@ def open_teacher(source: TeacherSource, data: Data, pupil: Preprocessing, device
     """Return a teacher for the classes of some data.
 
     Args:
-        source: the name of a published net, a trained ``.safetensors`` file, a program that
+        source: the name of a published model, a trained ``.safetensors`` file, a program that
             ``torch.export.save`` (or ``proxylessnas export``) wrote, ``.pt2``, or a module. Programs and
             modules that are not of this package take the pupil's own inputs; that their classes are those
             of the data, in this order, cannot be seen.
         data: its classes have to be the teacher's, in the same order.
-        pupil: the preprocessing of the net that learns.
+        pupil: the preprocessing of the model that learns.
         device: where it computes.
 
     Raises:
         DataError: it cannot be read, or knows other classes.
-        WeightsNotFoundError, WeightsFetchError, WeightsMismatchError: the weights of a named net cannot be
+        WeightsNotFoundError, WeightsFetchError, WeightsMismatchError: the weights of a named model cannot be
             had.
     """
     own = None
     if isinstance(source, nn.Module):
         source = unwrapped(source)
-        net, name = copy.deepcopy(source), type(source).__name__  # the caller's own stays as it is
+        model, name = copy.deepcopy(source), type(source).__name__  # the caller's own stays as it is
         name = source.name if isinstance(source, ImageClassifier) else name
     elif str(source).lower().endswith(PROGRAM_SUFFIX):
-        net, own = _program(Path(source))
+        model, own = _program(Path(source))
         name = str(source)
     else:
-        net, name = create_model(_nameable(source), pretrained=True), str(source)
-    own = net.preprocessing if isinstance(net, ImageClassifier) else own
-    digest = weights_digest(net)  # before it is on the device
-    teacher = Teacher(_ready(net, device), name, digest, own)
+        model, name = create_model(_nameable(source), pretrained=True), str(source)
+    own = model.preprocessing if isinstance(model, ImageClassifier) else own
+    digest = weights_digest(model)  # before it is on the device
+    teacher = Teacher(_ready(model, device), name, digest, own)
     _check_classes(teacher, data, pupil, device)
     return teacher
 
@@ -170,13 +170,13 @@ def open_teacher(source: TeacherSource, data: Data, pupil: Preprocessing, device
 def taught_loss(
     logits: Tensor, targets: Tensor, taught: Tensor, *, share: float, temperature: float, smoothing: float
 ) -> Tensor:
-    """Return the loss of a net with a teacher, a mean over the batch, [].
+    """Return the loss of a model with a teacher, a mean over the batch, [].
 
     It is ``(1 - share) * CE(logits, targets) + share * T^2 * KL(softmax(taught / T) || softmax(logits / T))``
     with the temperature T; the square keeps the gradients of both parts of one size at any T (section 2).
 
     Args:
-        logits: [B, classes] of the net that learns.
+        logits: [B, classes] of the model that learns.
         targets: [B] class indices, or [B, classes] shares.
         taught: [B, classes], the teacher's logits.
         share: of the teacher, 0 to 1.
@@ -192,12 +192,12 @@ def taught_loss(
 
 
 def _nameable(source: str | os.PathLike[str]) -> str | os.PathLike[str]:
-    """Return a name or file that says which net it is of."""
+    """Return a name or file that says which model it is of."""
     if os.path.isdir(source):
         raise DataError(f"the teacher {source} is a folder: name the model.safetensors in it")
     if resolve(source).kind == "weights file" and Path(source).suffix.lower() != ".safetensors":
         raise DataError(
-            f"the teacher {source} does not say which net it is of: in Python load it with "
+            f"the teacher {source} does not say which model it is of: in Python load it with "
             "create_model(NAME, weights=FILE), and save_weights writes a .safetensors file that can teach"
         )
     return source
@@ -213,34 +213,36 @@ def _program(path: Path) -> tuple[nn.Module, Preprocessing | None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the reader's own insides
-            net: Any = torch.export.load(path, extra_files=extra).module()
+            model: Any = torch.export.load(path, extra_files=extra).module()
         said = json.loads(extra[METADATA_FILE] or "{}")
         if "categories" in said:
-            net.categories = tuple(json.loads(said["categories"]))
+            model.categories = tuple(json.loads(said["categories"]))
         known = said.get("preprocessing")
-        return net, Preprocessing.from_dict(json.loads(known)) if known else None
+        return model, Preprocessing.from_dict(json.loads(known)) if known else None
     except Exception as e:  # torch's reader raises whatever a broken archive makes it stumble over
         raise DataError(
             f"{path}: not a program of torch.export ({first_line(e)}); machine code (--aot) cannot teach"
         ) from e
 
 
-def _ready(net: nn.Module, device: torch.device) -> nn.Module:
-    """Return a net in evaluation mode on its device; one of ours in the form that answers fastest."""
+def _ready(model: nn.Module, device: torch.device) -> nn.Module:
+    """Return a model in evaluation mode on its device; one of ours in the form that answers fastest."""
     with contextlib.suppress(NotImplementedError):  # a program of torch.export is in its mode for good
-        net.eval()
-    net = net.to(device).to(memory_format=torch.channels_last)
-    return _quick(net, device) if isinstance(net, ImageClassifier) else net
+        model.eval()
+    model = model.to(device).to(memory_format=torch.channels_last)
+    return _quick(model, device) if isinstance(model, ImageClassifier) else model
 
 
-def _quick(net: ImageClassifier, device: torch.device) -> nn.Module:
-    """Return a net with BatchNorm folded and, where that works, its convolutions fused with what follows."""
-    quick = fold_batchnorm(net)
-    if device.type != "cpu" or net.preprocessing is None:
+def _quick(model: ImageClassifier, device: torch.device) -> nn.Module:
+    """Return a model with BatchNorm folded and, where that works, its convolutions fused with what
+    follows.
+    """
+    quick = fold_batchnorm(model)
+    if device.type != "cpu" or model.preprocessing is None:
         return quick
-    side = net.preprocessing.input_size
+    side = model.preprocessing.input_size
     generator = torch.Generator().manual_seed(0)
-    example = torch.randn(_EXAMPLE_PICTURES[0], net.in_chans, side, side, generator=generator)
+    example = torch.randn(_EXAMPLE_IMAGES[0], model.in_chans, side, side, generator=generator)
     example = example.contiguous(memory_format=torch.channels_last)
     try:
         with torch.no_grad():
@@ -252,7 +254,7 @@ def _quick(net: ImageClassifier, device: torch.device) -> nn.Module:
 
 
 def _check_classes(teacher: Teacher, data: Data, pupil: Preprocessing, device: torch.device) -> None:
-    said = getattr(teacher.net, "categories", ())
+    said = getattr(teacher.model, "categories", ())
     known: Sequence[str] = said if isinstance(said, (tuple, list)) else ()
     wanted = data.categories
     if known and tuple(known) != tuple(wanted):
@@ -265,14 +267,14 @@ def _check_classes(teacher: Teacher, data: Data, pupil: Preprocessing, device: t
         )
     side = pupil.input_size
     logits = torch.zeros(0)
-    for count in _EXAMPLE_PICTURES:
+    for count in _EXAMPLE_IMAGES:
         try:
             logits = teacher(torch.zeros(count, 3, side, side, device=device), pupil)
             shape = tuple(logits.shape)
-        except Exception as e:  # a net that is not ours raises what its layers raise
-            if count > _EXAMPLE_PICTURES[0]:
+        except Exception as e:  # a model that is not ours raises what its layers raise
+            if count > _EXAMPLE_IMAGES[0]:
                 raise DataError(
-                    f"the teacher {teacher.name} takes {_EXAMPLE_PICTURES[0]} pictures a call and not "
+                    f"the teacher {teacher.name} takes {_EXAMPLE_IMAGES[0]} images a call and not "
                     f"{count} ({first_line(e)}): its batch size has to be open"
                 ) from e
             raise DataError(
@@ -280,7 +282,7 @@ def _check_classes(teacher: Teacher, data: Data, pupil: Preprocessing, device: t
             ) from e
         if shape != (count, len(wanted)):
             raise DataError(
-                f"the teacher {teacher.name} gives {list(shape[1:])} outputs a picture, but {data.name} has "
+                f"the teacher {teacher.name} gives {list(shape[1:])} outputs an image, but {data.name} has "
                 f"{len(wanted)} classes"
             )
     if not bool(logits.isfinite().all()):

@@ -1,4 +1,6 @@
-"""An exponential moving average of a net's weights; it often predicts better than the weights themselves."""
+"""An exponential moving average of a model's weights; it often predicts better than the weights
+themselves.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +14,16 @@ from ..errors import CheckpointError
 
 
 class WeightAverage:
-    """Moving average of everything in a net's state dict, as a net would need it for evaluation.
+    """Moving average of everything in a model's state dict, as a model would need it for evaluation.
 
     Parameters and BatchNorm statistics are averaged; whole numbers (BatchNorm's counters) are copied. Values
     of 16 bits are averaged in 32, where small changes do not vanish.
 
-    Make it when the net is on its device and in its memory layout, and not wrapped (DDP, ``torch.compile``):
-    it holds on to the net's tensors.
+    Make it when the model is on its device and in its memory layout, and not wrapped (DDP,
+    ``torch.compile``): it holds on to the model's tensors.
 
     Args:
-        model: the net that is trained.
+        model: the model that is trained.
         decay: share of the old average kept at each update; at the start less, min(decay, (1 + n) / (10 + n))
             after n updates, so that the initial weights are soon forgotten.
 
@@ -37,7 +39,7 @@ class WeightAverage:
         self._averages = {name: _start(t) for name, t in tensors.items()}
         real = [name for name, t in tensors.items() if t.is_floating_point()]
         whole = [name for name, t in tensors.items() if not t.is_floating_point()]
-        # Looked up once: walking the modules of a small net takes as long as the averaging.
+        # Looked up once: walking the modules of a small model takes as long as the averaging.
         self._real = [tensors[name] for name in real]
         self._real_averages = [self._averages[name] for name in real]
         self._whole = [tensors[name] for name in whole]
@@ -45,7 +47,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the net's present weights.
+        """Take in the model's present weights.
 
         Args:
             step: updates done before this one; the caller's count of optimiser steps.
@@ -57,7 +59,7 @@ class WeightAverage:
             torch._foreach_copy_(self._whole_averages, self._whole)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the averages by the names of the net's own state dict; the tensors are not copied."""
+        """Return the averages by the names of the model's own state dict; the tensors are not copied."""
         return dict(self._averages)
 
     @torch.no_grad()
@@ -65,7 +67,7 @@ class WeightAverage:
         """Set the averages.
 
         Raises:
-            CheckpointError: names or shapes are not those of the net.
+            CheckpointError: names or shapes are not those of the model.
         """
         _check_same(self._averages, state)
         for name, average in self._averages.items():
@@ -73,10 +75,10 @@ class WeightAverage:
 
     @torch.no_grad()
     def copy_to(self, model: nn.Module) -> None:
-        """Set a net's weights to the averages, for good.
+        """Set a model's weights to the averages, for good.
 
         Raises:
-            CheckpointError: it is another net.
+            CheckpointError: it is another model.
         """
         tensors = _tensors(model)
         _check_same(tensors, self._averages)
@@ -85,10 +87,10 @@ class WeightAverage:
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
-        """Have the averages in a net within a ``with`` block; afterwards it is bit for bit as it was.
+        """Have the averages in a model within a ``with`` block; afterwards it is bit for bit as it was.
 
         Raises:
-            CheckpointError: it is another net.
+            CheckpointError: it is another model.
         """
         tensors = _tensors(model)
         saved = {name: t.detach().clone() for name, t in tensors.items()}
@@ -102,7 +104,7 @@ class WeightAverage:
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors of a net's state dict, themselves."""
+    """Return the tensors of a model's state dict, themselves."""
     return {name: t.detach() for name, t in model.state_dict().items()}
 
 
@@ -117,4 +119,4 @@ def _check_same(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> 
     wrong += [name for name, t in expected.items() if name in found and t.shape != found[name].shape]
     if wrong:
         names = ", ".join(wrong[:3]) + (", ..." if len(wrong) > 3 else "")
-        raise CheckpointError(f"averaged weights of another net; {len(wrong)} tensors do not fit: {names}")
+        raise CheckpointError(f"averaged weights of another model; {len(wrong)} tensors do not fit: {names}")

@@ -1,4 +1,4 @@
-"""Batches of validation pictures: without augmentation, in order, each picture once."""
+"""Batches of validation images: without augmentation, in order, each image once."""
 
 from __future__ import annotations
 
@@ -13,41 +13,41 @@ from ..errors import DataError
 from ..utils.devices import sent
 from .augment import Geometry, normalised
 from .batch_reader import BatchReader, EvalBatches
-from .ram_cache import LIMIT_BYTES, Progress, RamPictures, load_into_memory, pictures_of
+from .ram_cache import LIMIT_BYTES, Progress, RamImages, images_of, load_into_memory
 
 if TYPE_CHECKING:
-    from ..data.sources import Pictures
+    from ..data.sources import ImageSource
 
 
 class EvalLoader:
-    """Batches ``(inputs, targets)`` of one process's share of the validation pictures.
+    """Batches ``(inputs, targets)`` of one process's share of the validation images.
 
-    Process ``rank`` of ``world`` gets the pictures ``rank, rank + world, ...``, so that none counts twice;
-    the shares may differ by one picture, and a share may be empty. Pictures that cannot be read are left out.
+    Process ``rank`` of ``world`` gets the images ``rank, rank + world, ...``, so that none counts twice;
+    the shares may differ by one image, and a share may be empty. Images that cannot be read are left out.
     What fits into memory is read and resized once, in the constructor.
 
     Args:
-        pictures: the validation pictures.
-        preprocessing: size and normalisation of the net's input.
-        batch_size: pictures a batch of this process; the last one may be smaller.
+        images: the validation images.
+        preprocessing: size and normalisation of the model's input.
+        batch_size: images a batch of this process; the last one may be smaller.
         rank: number of this process.
         world: how many processes share the work.
-        workers: processes that read pictures for this one; 0 does it in this one.
+        workers: processes that read images for this one; 0 does it in this one.
         device: where the batches are put.
-        limit_bytes: most memory for keeping the pictures.
-        progress: called while pictures are read into memory, with how many are done and how many there are.
+        limit_bytes: most memory for keeping the images.
+        progress: called while images are read into memory, with how many are done and how many there are.
 
     Attributes:
-        unreadable: name to reason of this share's pictures that could not be read so far.
-        in_memory: whether the pictures are kept in memory.
+        unreadable: name to reason of this share's images that could not be read so far.
+        in_memory: whether the images are kept in memory.
 
     Raises:
-        DataError: none of the pictures of this share can be read.
+        DataError: none of the images of this share can be read.
     """
 
     def __init__(
         self,
-        pictures: Pictures,
+        images: ImageSource,
         preprocessing: Preprocessing,
         *,
         batch_size: int,
@@ -59,13 +59,13 @@ class EvalLoader:
         progress: Progress | None = None,
     ) -> None:
         self.preprocessing, self.batch_size, self.device = preprocessing, batch_size, torch.device(device)
-        self.indices = range(rank, len(pictures), world)
+        self.indices = range(rank, len(images), world)
         self.unreadable: dict[str, str] = {}
-        self._pictures, self._workers = pictures, workers
+        self._source, self._workers = images, workers
         self._geometry = Geometry(preprocessing)
         size = (preprocessing.input_size, preprocessing.input_size)
         kept = load_into_memory(
-            pictures, self._geometry, size=size, indices=self.indices, limit_bytes=limit_bytes,
+            images, self._geometry, size=size, indices=self.indices, limit_bytes=limit_bytes,
             progress=progress,
         )  # fmt: skip
         self.in_memory = kept is not None
@@ -73,14 +73,14 @@ class EvalLoader:
             self._keep(kept)
 
     def __len__(self) -> int:
-        """Return the number of batches (fewer come if pictures cannot be read)."""
+        """Return the number of batches (fewer come if images cannot be read)."""
         return -(-len(self.indices) // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield float32 [B, 3, S, S] in channels-last layout, and long [B].
 
         Raises:
-            DataError: none of the pictures of this share can be read, or a worker process died.
+            DataError: none of the images of this share can be read, or a worker process died.
         """
         found = 0
         for images, targets in self._from_memory() if self.in_memory else self._read():
@@ -91,11 +91,11 @@ class EvalLoader:
 
     def _fail(self) -> None:
         raise DataError(
-            f"none of {len(self.indices)} validation pictures can be read; "
+            f"none of {len(self.indices)} validation images can be read; "
             f"{next(iter(self.unreadable.values()))}"
         )
 
-    def _keep(self, kept: RamPictures) -> None:
+    def _keep(self, kept: RamImages) -> None:
         self.unreadable = kept.unreadable
         self._chosen = kept.readable.nonzero().flatten()
         if self.indices and not len(self._chosen):
@@ -105,12 +105,12 @@ class EvalLoader:
 
     def _from_memory(self) -> Iterator[tuple[Tensor, Tensor]]:
         for chosen in self._chosen.split(self.batch_size):
-            images = pictures_of(self._images, chosen, self.device)
+            images = images_of(self._images, chosen, self.device)
             yield images.permute(0, 3, 1, 2), self._labels[chosen]
 
     def _read(self) -> Iterator[tuple[Tensor, Tensor]]:
         parts = [self.indices[i : i + self.batch_size] for i in range(0, len(self.indices), self.batch_size)]
-        batches = EvalBatches(self._pictures, self._geometry)
+        batches = EvalBatches(self._source, self._geometry)
         workers = min(self._workers, len(parts))
         reader = BatchReader(batches, parts, workers=workers, device=self.device)
         for images, targets, unreadable in reader:

@@ -38,12 +38,12 @@ class Evaluation:
     """What :func:`evaluate` found.
 
     Attributes:
-        n: pictures classified (unreadable ones are not counted).
-        top1_correct: pictures whose best class is right.
-        top5_correct: pictures whose five best classes hold the right one.
-        unreadable: one line a picture that could not be read: file name and reason.
+        n: images classified (unreadable ones are not counted).
+        top1_correct: images whose best class is right.
+        top5_correct: images whose five best classes hold the right one.
+        unreadable: one line an image that could not be read: file name and reason.
         seconds: wall-clock time for reading and classifying, without start-up.
-        metrics: loss, calibration and confusion; None while the pictures are still being classified, and
+        metrics: loss, calibration and confusion; None while the images are still being classified, and
             where none could be read.
     """
 
@@ -76,18 +76,18 @@ class Evaluation:
 
     @property
     def confusion(self) -> list[list[int]]:
-        """Pictures by [true class][predicted class]; empty without :attr:`metrics`."""
+        """Images by [true class][predicted class]; empty without :attr:`metrics`."""
         return self.metrics.confusion.tolist() if self.metrics is not None else []
 
     @property
     def per_class(self) -> list[float | None]:
-        """Top-1 accuracy on each class's pictures in percent, None where there are none."""
+        """Top-1 accuracy on each class's images in percent, None where there are none."""
         values = self.metrics.per_class.tolist() if self.metrics is not None else []
         return [None if math.isnan(value) else value for value in values]
 
     @property
     def images_per_second(self) -> float:
-        """Pictures read, preprocessed and classified in a second of wall-clock time."""
+        """Images read, preprocessed and classified in a second of wall-clock time."""
         return self.n / self.seconds if self.seconds > 0 else 0.0
 
 
@@ -101,26 +101,26 @@ def evaluate(
     device: str | torch.device = "cpu",
     progress: Callable[[Evaluation], None] | None = None,
 ) -> Evaluation:
-    """Return the accuracy of a net on labelled pictures.
+    """Return the accuracy of a model on labelled images.
 
-    The net is moved to ``device`` in channels-last layout, and stays so; it runs in evaluation mode, and each
-    of its parts gets its own mode back.
+    The model is moved to ``device`` in channels-last layout, and stays so; it runs in evaluation mode, and
+    each of its parts gets its own mode back.
 
     Args:
         model: gives logits ``[B, classes]`` for ``[B, 3, H, W]``.
         samples: (path, class index), for example :attr:`LabelledImages.samples`.
-        transform: makes one RGB picture the net's input, for example ``Preprocessing.build()``.
-        batch_size: pictures a forward pass.
-        workers: processes that read pictures; 0 reads them in this one.
-        device: where the net runs.
+        transform: makes one RGB image the model's input, for example ``Preprocessing.build()``.
+        batch_size: images a forward pass.
+        workers: processes that read images; 0 reads them in this one.
+        device: where the model runs.
         progress: called after each batch with the result so far.
 
     Raises:
         DataError: no samples, or a worker process died.
-        WeightsCorruptError: the net's output is not finite.
+        WeightsCorruptError: the model's output is not finite.
     """
     if not samples:
-        raise DataError("no pictures to evaluate on")
+        raise DataError("no images to evaluate on")
     batches = read_batches(samples, transform, batch_size, workers)
     return evaluate_batches(model, batches, device=device, progress=progress)
 
@@ -132,18 +132,18 @@ def evaluate_batches(
     device: str | torch.device = "cpu",
     progress: Callable[[Evaluation], None] | None = None,
 ) -> Evaluation:
-    """Return the accuracy of a net on batches of labelled pictures, wherever these come from.
+    """Return the accuracy of a model on batches of labelled images, wherever these come from.
 
     Args:
         model: see :func:`evaluate`.
         batches: each is (inputs [B, 3, H, W], class indices [B], reasons of what could not be read); the
             first two are None where nothing could be.
-        device: where the net runs.
+        device: where the model runs.
         progress: called after each batch with the result so far.
 
     Raises:
-        DataError: a class index is no output of the net.
-        WeightsCorruptError: the net's output is not finite.
+        DataError: a class index is no output of the model.
+        WeightsCorruptError: the model's output is not finite.
     """
     import torch
 
@@ -182,7 +182,7 @@ def evaluate_batches(
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch compute with one thread: sharing the resize of a single picture gains next to nothing.
+    """Let torch compute with one thread: sharing the resize of a single image gains next to nothing.
 
     (And where other programs run it costs a lot, ten times the work: each thread waits for a core.)
     """
@@ -198,7 +198,7 @@ def one_thread() -> Iterator[None]:
 
 #: Said where :func:`allowed_workers` leaves none.
 NO_WORKERS = (
-    "pictures are read without worker processes: this process is a daemonic one (of a multiprocessing pool, "
+    "images are read without worker processes: this process is a daemonic one (of a multiprocessing pool, "
     "Celery, Airflow, ...), which may not start any"
 )
 
@@ -211,7 +211,7 @@ def allowed_workers(workers: int) -> int:
 def read_batches(
     samples: Sequence[tuple[str, int]], transform: Callable[[Any], Any], batch_size: int, workers: int
 ) -> Iterator[Batch]:
-    """Yield batches of pictures from files, in order; see :func:`evaluate`.
+    """Yield batches of images from files, in order; see :func:`evaluate`.
 
     Raises:
         DataError: a worker process died.
@@ -266,7 +266,7 @@ def dead_workers_as_data_error(*, fetching: bool = False) -> Iterator[None]:
         if isinstance(e, ProxylessError) or not _worker_died(e, fetching):
             raise
         why = "too little memory, or too small a /dev/shm?"
-        raise DataError(f"a process that reads pictures died ({why}); try 0 workers") from e
+        raise DataError(f"a process that reads images died ({why}); try 0 workers") from e
 
 
 def _worker_died(error: Exception, fetching: bool) -> bool:
@@ -298,27 +298,27 @@ def ignore_interrupt(worker: int) -> None:
 
 
 def accuracy_on(
-    net: ImageClassifier,
+    model: ImageClassifier,
     batches: Iterable[tuple[Tensor, Tensor]],
     processes: Processes,
     autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
     before: Callable[[int], None] = lambda done: None,
 ) -> Metrics:
-    """Return the accuracy of a net as it is, in evaluation mode; all processes take part.
+    """Return the accuracy of a model as it is, in evaluation mode; all processes take part.
 
     Args:
-        net: on the processes' device.
-        batches: inputs and class indices; this process's share of the pictures.
+        model: on the processes' device.
+        batches: inputs and class indices; this process's share of the images.
         processes: those that share them.
-        autocast: makes the context of each forward pass; without it the net computes in its own precision.
+        autocast: makes the context of each forward pass; without it the model computes in its own precision.
         before: called before each batch with how many are done.
     """
-    metrics = Metrics(net.num_classes, device=processes.device)
-    with evaluation_mode(net), torch.inference_mode():
+    metrics = Metrics(model.num_classes, device=processes.device)
+    with evaluation_mode(model), torch.inference_mode():
         for done, (inputs, targets) in enumerate(batches):
             before(done)
             with autocast():
-                logits = net(inputs)
+                logits = model(inputs)
             metrics.add(logits.float(), targets)
     processes.sum_(metrics.tensors())
     return metrics

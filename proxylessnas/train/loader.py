@@ -16,12 +16,12 @@ from ..utils.devices import sent
 from .augment import BatchAugment, Mixing, preparation, train_transform
 from .batch_reader import BatchReader, Item, TrainBatches
 from .eval_loader import EvalLoader
-from .ram_cache import LIMIT_BYTES, Progress, RamPictures, load_into_memory, pictures_of
+from .ram_cache import LIMIT_BYTES, Progress, RamImages, images_of, load_into_memory
 from .recipe import Recipe
 from .sampler import Steps
 
 if TYPE_CHECKING:
-    from ..data.sources import Pictures
+    from ..data.sources import ImageSource
 
 
 __all__ = ["Batch", "EvalLoader", "TrainLoader", "measure_loader"]
@@ -38,43 +38,43 @@ class Batch(NamedTuple):
 
 
 class TrainLoader:
-    """Batches of augmented training pictures for one process of several.
+    """Batches of augmented training images for one process of several.
 
     The same (seed, epoch, step, rank) gives the same batch, whatever came before it and with any number of
-    worker processes. A picture that cannot be read is replaced by the next readable one.
+    worker processes. An image that cannot be read is replaced by the next readable one.
 
-    Pictures of one size that fit into memory are decoded once, in the constructor. If the recipe asks for no
+    Images of one size that fit into memory are decoded once, in the constructor. If the recipe asks for no
     more than a crop with padding (or none), mirroring and cutout, whole batches are then augmented at once on
     ``device``, and there are no worker processes.
 
     Args:
-        pictures: the training pictures.
+        images: the training images.
         recipe: sizes of batches, seed and augmentation.
-        preprocessing: size and normalisation of the net's input.
-        num_classes: outputs of the net.
+        preprocessing: size and normalisation of the model's input.
+        num_classes: outputs of the model.
         rank: number of this process.
         world: how many processes train together.
-        workers: processes that read and augment pictures for this one; 0 does it in this one.
+        workers: processes that read and augment images for this one; 0 does it in this one.
         device: where the batches are put.
-        max_unreadable: share of all pictures that may be unreadable.
-        limit_bytes: most memory for keeping the pictures. With the recipe and the pictures it decides how
+        max_unreadable: share of all images that may be unreadable.
+        limit_bytes: most memory for keeping the images. With the recipe and the images it decides how
             batches are made, and so which random numbers they get.
-        progress: called while pictures are read into memory, with how many are done and how many there are.
+        progress: called while images are read into memory, with how many are done and how many there are.
 
     Attributes:
         steps_per_epoch: whole batches in an epoch.
-        unreadable: name to reason of the pictures that could not be read so far.
+        unreadable: name to reason of the images that could not be read so far.
         waited_s: seconds that the consumer waited for batches so far; may be set back to 0.
-        in_memory: whether the pictures are kept in memory.
+        in_memory: whether the images are kept in memory.
 
     Raises:
-        DataError: fewer pictures than a batch, a batch that the processes cannot share evenly in the recipe's
-            ``accumulate`` parts, a label the net has no output for, or too many unreadable pictures.
+        DataError: fewer images than a batch, a batch that the processes cannot share evenly in the recipe's
+            ``accumulate`` parts, a label the model has no output for, or too many unreadable images.
     """
 
     def __init__(
         self,
-        pictures: Pictures,
+        images: ImageSource,
         recipe: Recipe,
         preprocessing: Preprocessing,
         *,
@@ -89,19 +89,19 @@ class TrainLoader:
     ) -> None:
         self.recipe, self.preprocessing, self.device = recipe, preprocessing, torch.device(device)
         self.workers = workers
-        self._unreadable = Unreadable(len(pictures), max_unreadable, "training pictures")
+        self._unreadable = Unreadable(len(images), max_unreadable, "training images")
         self.unreadable = self._unreadable.reasons
         self.waited_s = 0.0
-        self._steps = Steps(len(pictures), recipe.batch_size, recipe.seed, rank, world, recipe.accumulate)
+        self._steps = Steps(len(images), recipe.batch_size, recipe.seed, rank, world, recipe.accumulate)
         self.steps_per_epoch = len(self._steps)
-        lowest, highest = min(pictures.labels), max(pictures.labels)
+        lowest, highest = min(images.labels), max(images.labels)
         if lowest < 0 or highest >= num_classes:
             raise DataError(
-                f"the pictures' labels run from {lowest} to {highest}; a net of {num_classes} outputs takes "
+                f"the images' labels run from {lowest} to {highest}; a model of {num_classes} outputs takes "
                 f"0 to {num_classes - 1}"
             )
         self._mixing = Mixing(recipe, num_classes, rank)
-        kept = self._in_memory(pictures, limit_bytes, progress)
+        kept = self._in_memory(images, limit_bytes, progress)
         self.in_memory = kept is not None
         if kept is not None:
             self._unreadable.add(kept.unreadable)
@@ -111,8 +111,8 @@ class TrainLoader:
             self._source = _WholeBatches(kept, recipe, preprocessing, self._steps, self.device)
         else:
             transform = train_transform(recipe, preprocessing, prepared=self.in_memory)
-            batches = TrainBatches(pictures if kept is None else kept, transform, recipe.seed)
-            self._source = _PictureByPicture(batches, self._steps, workers, self.device)
+            batches = TrainBatches(images if kept is None else kept, transform, recipe.seed)
+            self._source = _ImageByImage(batches, self._steps, workers, self.device)
 
     def epoch(self, epoch: int, first_step: int = 0, *, mix: bool = True) -> Iterator[Batch]:
         """Yield the batches of an epoch. It may be left before its end, but is over when the next one begins.
@@ -123,7 +123,7 @@ class TrainLoader:
             mix: False leaves out mixup and cutmix.
 
         Raises:
-            DataError: too many pictures cannot be read, or a worker process died.
+            DataError: too many images cannot be read, or a worker process died.
         """
         layout = torch.channels_last if self.recipe.channels_last else torch.contiguous_format
         batches = self._source.epoch(epoch, first_step)
@@ -144,11 +144,11 @@ class TrainLoader:
         self._source.close()
 
     def _in_memory(
-        self, pictures: Pictures, limit_bytes: int, progress: Progress | None
-    ) -> RamPictures | None:
+        self, images: ImageSource, limit_bytes: int, progress: Progress | None
+    ) -> RamImages | None:
         prepare = preparation(self.recipe, self.preprocessing)
         size = None if prepare is None else (prepare.size, prepare.size)
-        return load_into_memory(pictures, prepare, size=size, limit_bytes=limit_bytes, progress=progress)
+        return load_into_memory(images, prepare, size=size, limit_bytes=limit_bytes, progress=progress)
 
 
 class _Source(Protocol):
@@ -160,11 +160,11 @@ class _Source(Protocol):
 
 
 class _WholeBatches:
-    """Batches from pictures in memory, augmented at once on the device."""
+    """Batches from images in memory, augmented at once on the device."""
 
     def __init__(
         self,
-        pictures: RamPictures,
+        images: RamImages,
         recipe: Recipe,
         preprocessing: Preprocessing,
         steps: Steps,
@@ -172,21 +172,21 @@ class _WholeBatches:
     ) -> None:
         self.augment = BatchAugment(recipe, preprocessing, device)
         self.steps, self.device = steps, device
-        self.images = pictures.on(device)
-        self.labels = torch.tensor(pictures.labels)
+        self.images = images.on(device)
+        self.labels = torch.tensor(images.labels)
 
     def epoch(self, epoch: int, first_step: int) -> Iterator[Item]:
         draws = self.augment.draws(len(self.images), epoch)
         for indices in self.steps.indices(epoch, first_step):
-            images = pictures_of(self.images, indices, self.device)
+            images = images_of(self.images, indices, self.device)
             yield self.augment(images, draws.of(indices, self.device)), self.labels[indices], {}
 
     def close(self) -> None:
         pass
 
 
-class _PictureByPicture:
-    """Batches from pictures that are augmented one by one, by worker processes if there are any."""
+class _ImageByImage:
+    """Batches from images that are augmented one by one, by worker processes if there are any."""
 
     def __init__(self, batches: TrainBatches, steps: Steps, workers: int, device: torch.device) -> None:
         self.steps = steps
@@ -202,7 +202,7 @@ class _PictureByPicture:
 
 
 def measure_loader(loader: TrainLoader, seconds: float = 5.0) -> float:
-    """Return how many pictures a second the loader alone delivers to this process.
+    """Return how many images a second the loader alone delivers to this process.
 
     Worker processes are started, and a first batch fetched, before the clock runs.
     """

@@ -329,7 +329,7 @@ def load_tensorboard() -> tuple[Any, Any, Any]:
 
 
 class TensorBoardLog:
-    """Writes scalars and pictures; all have the step as x axis, so that TensorBoard can cut off a lost end.
+    """Writes scalars and images; all have the step as x axis, so that TensorBoard can cut off a lost end.
 
     Args:
         folder: for the event files; it is made if absent.
@@ -374,8 +374,8 @@ class TensorBoardLog:
         )
         self._add([self._event(step=step, summary=summary)])
 
-    def picture(self, step: int, tag: str, png: bytes) -> None:
-        """Add a picture, a PNG file's bytes, by its tag."""
+    def image(self, step: int, tag: str, png: bytes) -> None:
+        """Add an image, a PNG file's bytes, by its tag."""
         width, height = struct.unpack(">II", png[16:24])  # every PNG begins with them
         image = self._summaries.Summary.Image(
             height=height, width=width, colorspace=3, encoded_image_string=png

@@ -67,7 +67,7 @@ class RunLog:
         folder: of the run; it is made if absent.
         epochs: in the whole run.
         steps_per_epoch: steps in each.
-        batch_size: pictures a step.
+        batch_size: images a step.
         tensorboard: write a log for TensorBoard too.
         console: show the run on standard error; notes are shown even without.
         curves: draw learning curves.
@@ -101,11 +101,11 @@ class RunLog:
         self._step, self._epoch_now = resume_step, resume_epoch
         self._console = Console(epochs, steps_per_epoch, console and not self._silent)
         self._pace = Pace(epochs, steps_per_epoch)
-        self._loss, self._picture_s, self._waiting = Recent(), Recent(), Recent()
+        self._loss, self._image_s, self._waiting = Recent(), Recent(), Recent()
         self._epoch_start = time.monotonic()
         self._waits: list[float] = []
         self._memory_mib: float | None = None
-        self._pictures: dict[str, tuple[float, float]] = {}  # tag to when it was drawn, and what that took
+        self._images: dict[str, tuple[float, float]] = {}  # tag to when it was drawn, and what that took
         self._noted: set[str] = set() if curves else {"curves"}
         self._lines: LineLog | None = None
         self._table: EpochTable | None = None
@@ -189,7 +189,7 @@ class RunLog:
         }
         shown = {**values, "loss": self._loss.add(values["loss"])}
         if speed:
-            shown["images_per_second"] = 1 / self._picture_s.add(1 / speed)
+            shown["images_per_second"] = 1 / self._image_s.add(1 / speed)
         if waiting is not None:
             self._waits.append(waiting)
             shown["waiting"] = self._waiting.add(waiting)
@@ -211,31 +211,31 @@ class RunLog:
         if self._board is not None:
             self._board.scalars(step, {f"{group}/{name}": value for name, value in values.items()})
 
-    def picture(self, tag: str, step: int, draw: Callable[[], bytes], *, last: bool = False) -> None:
-        """Show a picture in TensorBoard, where it is asked for.
+    def image(self, tag: str, step: int, draw: Callable[[], bytes], *, last: bool = False) -> None:
+        """Show an image in TensorBoard, where it is asked for.
 
         Args:
             tag: its name.
             step: steps done in the whole run.
-            draw: returns a PNG; it is called only if the picture is wanted. Drawing takes a twentieth of the
+            draw: returns a PNG; it is called only if the image is wanted. Drawing takes a twentieth of the
                 time at most: where epochs are short, some get none.
             last: draw in any case, as there is no later one.
         """
-        start, (at, cost_s) = time.monotonic(), self._pictures.get(tag, (-math.inf, 0.0))
+        start, (at, cost_s) = time.monotonic(), self._images.get(tag, (-math.inf, 0.0))
         if self._board is None or "pictures" in self._noted or (not last and start - at < 20 * cost_s):
             return
         try:
-            self._board.picture(step, tag, draw())
+            self._board.image(step, tag, draw())
         except MissingExtraError as error:
-            self._note_once(f"no pictures in TensorBoard: {error}", kind="pictures")
-        except Exception as error:  # noqa: BLE001 - a picture is no reason to lose a run
-            _LOG.debug("a picture for TensorBoard could not be drawn", exc_info=True)
-            self._note_once(f"a picture for TensorBoard could not be drawn: {error}", kind="pictures")
+            self._note_once(f"no images in TensorBoard: {error}", kind="pictures")
+        except Exception as error:  # noqa: BLE001 - an image is no reason to lose a run
+            _LOG.debug("an image for TensorBoard could not be drawn", exc_info=True)
+            self._note_once(f"an image for TensorBoard could not be drawn: {error}", kind="pictures")
         now = time.monotonic()
-        self._pictures[tag] = now, 2 * (now - start)  # there are two kinds of them
+        self._images[tag] = now, 2 * (now - start)  # there are two kinds of them
 
     def validating(self, done: int, total: int) -> None:
-        """Show on a terminal that ``done`` of ``total`` validation batches (or pictures) are through."""
+        """Show on a terminal that ``done`` of ``total`` validation batches (or images) are through."""
         if not self._silent and self._console.is_due():
             self._console.validating(self._epoch_now, done, total)
 
@@ -273,12 +273,12 @@ class RunLog:
         if long_enough and (full["waiting"] or 0.0) > _WAITING_TOO_LONG:
             self._note_once(
                 f"the loader is the bottleneck: {100 * full['waiting']:.0f} % of epoch {epoch} was spent "
-                "waiting for pictures. More worker processes (--workers), smaller pictures on disk, or a "
+                "waiting for images. More worker processes (--workers), smaller images on disk, or a "
                 "faster disk help",
                 kind="waiting",
             )
         self._curves_wait = True
-        # Drawing takes a twentieth of the time at most: an epoch may be shorter than its picture.
+        # Drawing takes a twentieth of the time at most: an epoch may be shorter than its image.
         if now - self._curves_at > 20 * self._curves_cost_s:
             self._draw()
 
@@ -319,7 +319,7 @@ class RunLog:
             curves_png(self.rows, self._folder / "curves.png")
         except MissingExtraError as error:
             self._note_once(f"no curves.png: {error}", kind="curves")
-        except Exception as error:  # noqa: BLE001 - a picture is no reason to lose a run
+        except Exception as error:  # noqa: BLE001 - an image is no reason to lose a run
             _LOG.debug("the learning curves could not be drawn", exc_info=True)
             self._note_once(f"curves.png could not be drawn: {error}", kind="curves")
         self._curves_at = time.monotonic()

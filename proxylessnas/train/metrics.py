@@ -1,4 +1,4 @@
-"""What is counted while a net classifies labelled pictures: accuracy, loss, confusion and calibration.
+"""What is counted while a model classifies labelled images: accuracy, loss, confusion and calibration.
 
 >>> import torch
 >>> metrics = Metrics(3)
@@ -16,7 +16,7 @@ from ..errors import DataError
 
 
 class Metrics:
-    """Sums over classified pictures, from which accuracy, loss and calibration follow.
+    """Sums over classified images, from which accuracy, loss and calibration follow.
 
     Everything is a sum, so that neither the order nor the batches matter, and processes that each classified
     a share add up theirs: ``for t in metrics.tensors(): torch.distributed.all_reduce(t)``. Nothing waits for
@@ -29,9 +29,9 @@ class Metrics:
         (2, 50.0, [[1, 0, 0], [0, 0, 0], [0, 1, 0]])
 
     Args:
-        classes: number of the net's outputs.
+        classes: number of the model's outputs.
         bins: equal-width intervals of confidence that the calibration error is computed from.
-        device: where the sums are kept: the net's device spares a transfer a batch, and NCCL reduces only
+        device: where the sums are kept: the model's device spares a transfer a batch, and NCCL reduces only
             what is on a GPU. On "mps", which has no float64, they are kept on the CPU.
     """
 
@@ -101,17 +101,17 @@ class Metrics:
 
     @property
     def n(self) -> int:
-        """Pictures counted."""
+        """Images counted."""
         return int(self._heads[0])
 
     @property
     def top1_correct(self) -> int:
-        """Pictures whose best class is right."""
+        """Images whose best class is right."""
         return int(self._heads[1])
 
     @property
     def top5_correct(self) -> int:
-        """Pictures whose five best classes hold the right one."""
+        """Images whose five best classes hold the right one."""
         return int(self._heads[2])
 
     @property
@@ -131,12 +131,12 @@ class Metrics:
 
     @property
     def confusion(self) -> Tensor:
-        """Pictures by [true class, predicted class], int64 [classes, classes], on the CPU."""
+        """Images by [true class, predicted class], int64 [classes, classes], on the CPU."""
         return self._cells.view(self.classes, self.classes).cpu().clone()
 
     @property
     def per_class(self) -> Tensor:
-        """Top-1 accuracy on each class's pictures, percent, float64 [classes]; NaN where there are none."""
+        """Top-1 accuracy on each class's images, percent, float64 [classes]; NaN where there are none."""
         confusion = self.confusion.double()
         return 100 * confusion.diagonal() / confusion.sum(1)
 
@@ -144,9 +144,9 @@ class Metrics:
     def ece(self) -> float:
         """Expected calibration error in percent; NaN if nothing was counted.
 
-        How far the net's confidence (the probability of its best class) is from its accuracy: the pictures
+        How far the model's confidence (the probability of its best class) is from its accuracy: the images
         are sorted into equal-width bins of confidence, and |accuracy - mean confidence| of each bin is
-        weighted with its share of the pictures (Guo et al. 2017, "On Calibration of Modern Neural Networks").
+        weighted with its share of the images (Guo et al. 2017, "On Calibration of Modern Neural Networks").
         """
         if not self.n:
             return float("nan")

@@ -1,12 +1,12 @@
 """Optimisers (SGD, AdamW, Muon, ...), parameter groups, and the learning rate as a pure function of the step.
 
-A 1x1 convolution is a matrix, and most of an MBConv net's weights are in such. Muon (Jordan et al. 2024,
+A 1x1 convolution is a matrix, and most of an MBConv model's weights are in such. Muon (Jordan et al. 2024,
 "Muon: An optimizer for hidden layers in neural networks") replaces the momentum of a matrix by the nearest
 matrix with orthogonal rows or columns, so that every direction is learnt at the same rate. From scratch,
-MBConv nets then get further in few epochs.
+MBConv models then get further in few epochs.
 
 ``torch.optim.Muon`` takes matrices only, needs torch 2.9, and wants a second optimiser for everything else;
-this one takes all parameters of a net, so that a checkpoint holds one state.
+this one takes all parameters of a model, so that a checkpoint holds one state.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
 
 def sections(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Return the parts of a net that follow each other, first to last: stem, each block, ..., classifier.
+    """Return the parts of a model that follow each other, first to last: stem, each block, ..., classifier.
 
     Parts without parameters (a Zero block, the place of a classifier that is absent) are left out, but for
     the classifier, from which ``layer_decay`` counts.
@@ -48,7 +48,7 @@ def sections(model: nn.Module) -> list[tuple[str, nn.Module]]:
 def parameter_groups(model: ImageClassifier, recipe: Recipe) -> list[dict[str, Any]]:
     """Return the trainable parameters in groups of one learning rate and one weight decay each.
 
-    Parameters without ``requires_grad`` are left out. The order depends on the net and the recipe alone, so
+    Parameters without ``requires_grad`` are left out. The order depends on the model and the recipe alone, so
     that an optimiser's state fits again after a restart.
 
     Returns:
@@ -67,7 +67,7 @@ def parameter_groups(model: ImageClassifier, recipe: Recipe) -> list[dict[str, A
         if id(param) in seen or not param.requires_grad:
             continue
         seen.add(id(param))
-        place = places.get(id(param), 0)  # what hangs on the net itself goes with its first part
+        place = places.get(id(param), 0)  # what hangs on the model itself goes with its first part
         factor = recipe.head_rate if place == last else recipe.layer_decay ** (last - place)
         decay = 0.0 if not decays else recipe.muon_decay if matrix else recipe.weight_decay
         rate = (recipe.muon_rate if matrix else recipe.learning_rate) * factor
@@ -81,12 +81,12 @@ def parameter_groups(model: ImageClassifier, recipe: Recipe) -> list[dict[str, A
             group["matrix"] = True
         group["params"].append(param)
     if not groups:
-        raise ValueError("no parameter of the net has requires_grad: there is nothing to train")
+        raise ValueError("no parameter of the model has requires_grad: there is nothing to train")
     return list(groups.values())
 
 
 def _with_kind(model: nn.Module, recipe: Recipe) -> Iterator[tuple[nn.Parameter, bool, bool]]:
-    """Yield each parameter of a net, whether it decays, and whether Muon steps it as a matrix."""
+    """Yield each parameter of a model, whether it decays, and whether Muon steps it as a matrix."""
     for module in model.modules():
         norm = isinstance(module, _NORMS)
         for name, param in module.named_parameters(recurse=False):
@@ -146,7 +146,7 @@ def head_parameters(model: ImageClassifier) -> list[nn.Parameter]:
 
 
 def set_train_mode(model: ImageClassifier, frozen_body: bool = False) -> None:
-    """Put a net in training mode; a frozen body stays in evaluation mode.
+    """Put a model in training mode; a frozen body stays in evaluation mode.
 
     So its BatchNorm statistics do not move and no path is dropped, while dropout before the classifier is on.
     """

@@ -1,4 +1,4 @@
-"""Pictures decoded once and kept in memory, where they fit.
+"""Images decoded once and kept in memory, where they fit.
 
 Decoding a 32 x 32 JPEG takes longer than everything else that is done with it. All of CIFAR-10 takes 150 MB.
 """
@@ -15,31 +15,31 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..data.sources import FilePictures, seeded_read
+from ..data.sources import FileImages, seeded_read
 from ..errors import DataError, ImageError
 from ..utils.devices import sent
 from ..utils.random import keep_random_state
 from .evaluate import one_thread
 
 if TYPE_CHECKING:
-    from ..data.sources import Pictures
+    from ..data.sources import ImageSource
 
-#: Most memory for the pictures of one loader.
+#: Most memory for the images of one loader.
 LIMIT_BYTES = 1 << 30
 
-_PROBES = 16  # pictures read to see whether all are likely of one size
-_CHUNK = 64  # pictures a thread reads at a time
+_PROBES = 16  # images read to see whether all are likely of one size
+_CHUNK = 64  # images a thread reads at a time
 _MAX_THREADS = 8
 
 Progress = Callable[[int, int], None]
 
 
-class RamPictures:
-    """Equally large pictures in memory, to be read like others; their names are not kept.
+class RamImages:
+    """Equally large images in memory, to be read like others; their names are not kept.
 
     Attributes:
         images: uint8 [n, H, W, 3]: a pixel's bytes lie together, so that crops copy long runs of them.
-        labels: class of each picture.
+        labels: class of each image.
         unreadable: name to reason of those that could not be read; their pixels are zeros.
         readable: bool [n].
     """
@@ -54,24 +54,22 @@ class RamPictures:
         return len(self.images)
 
     def read(self, index: int) -> Tensor:
-        """Return a picture, uint8 [3, H, W]."""
+        """Return an image, uint8 [3, H, W]."""
         return self.images[index].permute(2, 0, 1)
 
     def name(self, index: int) -> str:
-        """Return what to call a picture."""
-        return f"picture {index}"
+        """Return what to call an image."""
+        return f"image {index}"
 
     def fill_gaps(self) -> None:
-        """Put the next readable picture, with its label, in the place of each unreadable one.
+        """Put the next readable image, with its label, in the place of each unreadable one.
 
         Raises:
             DataError: none can be read.
         """
         good = self.readable.nonzero().flatten()
         if not len(good):
-            raise DataError(
-                f"none of {len(self)} pictures can be read; {next(iter(self.unreadable.values()))}"
-            )
+            raise DataError(f"none of {len(self)} images can be read; {next(iter(self.unreadable.values()))}")
         for i in (~self.readable).nonzero().flatten().tolist():
             stand_in = int(good[int(torch.searchsorted(good, i)) % len(good)])
             self.images[i], self.labels[i] = self.images[stand_in], self.labels[stand_in]
@@ -85,44 +83,44 @@ class RamPictures:
         return self.images
 
 
-def pictures_of(images: Tensor, indices: Tensor, device: torch.device) -> Tensor:
+def images_of(images: Tensor, indices: Tensor, device: torch.device) -> Tensor:
     """Return some of the images, on a device; ``indices`` are on the CPU."""
     return sent(images.index_select(0, sent(indices, images.device)), device)
 
 
 def load_into_memory(
-    pictures: Pictures,
+    source: ImageSource,
     prepare: Callable[[Tensor], Tensor] | None = None,
     *,
     size: tuple[int, int] | None = None,
     indices: Sequence[int] | None = None,
     limit_bytes: int = LIMIT_BYTES,
     progress: Progress | None = None,
-) -> RamPictures | None:
-    """Return pictures in memory, or None if they differ in size or take more than ``limit_bytes``.
+) -> RamImages | None:
+    """Return images in memory, or None if they differ in size or take more than ``limit_bytes``.
 
     Args:
-        pictures: the pictures. Those that are another one each time they are read (a data set with
+        source: the images. Those that are another one each time they are read (a data set with
             augmentation of its own) are not kept.
-        prepare: applied to each picture once.
+        prepare: applied to each image once.
         size: (height, width) that ``prepare`` always gives, if so.
-        indices: which pictures; None takes all.
+        indices: which images; None takes all.
         limit_bytes: of the pixels.
         progress: called now and then with how many are read, and how many there are.
     """
-    chosen = range(len(pictures)) if indices is None else indices
+    chosen = range(len(source)) if indices is None else indices
     with keep_random_state(), one_thread():  # threads started in here compute with one thread each
         if size is not None and _bytes(size, len(chosen)) > limit_bytes:
             return None
-        size = _common_size(pictures, chosen, prepare, size)
+        size = _common_size(source, chosen, prepare, size)
         if size is None or _bytes(size, len(chosen)) > limit_bytes:
             return None
         images = torch.zeros(len(chosen), *size, 3, dtype=torch.uint8)
-        reader = _Reader(pictures, prepare, chosen, images, progress)
+        reader = _Reader(source, prepare, chosen, images, progress)
         if not reader.run():
             return None
-    reasons = {i: (pictures.name(chosen[i]), reason) for i, reason in reader.reasons.items()}
-    return RamPictures(images, [int(pictures.labels[i]) for i in chosen], reasons)
+    reasons = {i: (source.name(chosen[i]), reason) for i, reason in reader.reasons.items()}
+    return RamImages(images, [int(source.labels[i]) for i in chosen], reasons)
 
 
 def _bytes(size: tuple[int, int], n: int) -> int:
@@ -130,18 +128,18 @@ def _bytes(size: tuple[int, int], n: int) -> int:
 
 
 def _common_size(
-    pictures: Pictures,
+    source: ImageSource,
     chosen: Sequence[int],
     prepare: Callable[[Tensor], Tensor] | None,
     size: tuple[int, int] | None,
 ) -> tuple[int, int] | None:
-    """Return the size of a few pictures spread over all, if they have the same and do not change."""
+    """Return the size of a few images spread over all, if they have the same and do not change."""
     sizes = set() if size is None else {size}
     probes = min(_PROBES, len(chosen))
     for k in range(probes):
         index = chosen[k * len(chosen) // probes]
         try:
-            image, again = (seeded_read(pictures, index, seed) for seed in (1, 2))
+            image, again = (seeded_read(source, index, seed) for seed in (1, 2))
         except ImageError:
             continue
         if not torch.equal(image, again):
@@ -153,17 +151,17 @@ def _common_size(
 
 
 class _Reader:
-    """Reads pictures into one tensor; files with a few threads, as decoders let go of Python's lock."""
+    """Reads images into one tensor; files with a few threads, as decoders let go of Python's lock."""
 
     def __init__(
         self,
-        pictures: Pictures,
+        source: ImageSource,
         prepare: Callable[[Tensor], Tensor] | None,
         chosen: Sequence[int],
         images: Tensor,
         progress: Progress | None,
     ) -> None:
-        self.pictures, self.prepare, self.chosen, self.images = pictures, prepare, chosen, images
+        self.source, self.prepare, self.chosen, self.images = source, prepare, chosen, images
         self.progress = progress
         self.reasons: dict[int, str] = {}
         self._done = 0
@@ -171,11 +169,11 @@ class _Reader:
         self._give_up = False
 
     def run(self) -> bool:
-        """Read everything; False if a picture has another size."""
+        """Read everything; False if an image has another size."""
         n = len(self.images)
         starts = range(0, n, _CHUNK)
         # Somebody's data set need not bear several threads.
-        threads = min(_MAX_THREADS, _cores(), len(starts)) if isinstance(self.pictures, FilePictures) else 1
+        threads = min(_MAX_THREADS, _cores(), len(starts)) if isinstance(self.source, FileImages) else 1
         with ThreadPoolExecutor(threads) if threads > 1 else contextlib.nullcontext() as pool:
             try:
                 for _ in map(self._chunk, starts) if pool is None else pool.map(self._chunk, starts):
@@ -194,7 +192,7 @@ class _Reader:
             if self._give_up:
                 return
             try:
-                image = self.pictures.read(self.chosen[i])
+                image = self.source.read(self.chosen[i])
             except ImageError as e:
                 reasons[i] = str(e)
                 continue

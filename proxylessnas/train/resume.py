@@ -27,7 +27,8 @@ State = dict[str, Any]
 class Run(Protocol):
     """What a run has to have for this: see :class:`~.engine.Trainer`.
 
-    ``net`` is a module, ``recipe`` has a ``seed`` and ``to_dict``, ``data`` a ``name`` and a ``fingerprint``.
+    ``model`` is a module, ``recipe`` has a ``seed`` and ``to_dict``, ``data`` a ``name`` and a
+    ``fingerprint``.
     """
 
     settings: Settings
@@ -37,7 +38,7 @@ class Run(Protocol):
     position: Position
     step: WeightStep
     optimizer: torch.optim.Optimizer
-    net: Any
+    model: Any
     recipe: Any
     data: Any
 
@@ -47,13 +48,13 @@ def shared_state(run: Run, arch: str) -> State:
 
     Args:
         run: the run.
-        arch: says what ``run.net`` is.
+        arch: says what ``run.model`` is.
     """
     own = checkpoint.pack(checkpoint.generator_states(run.device))
     generators = [checkpoint.unpack(part) for part in run.processes.gather(own)]
     return {
         "position": dataclasses.asdict(run.position),
-        "model": run.net.state_dict(),
+        "model": run.model.state_dict(),
         "optimizer": run.optimizer.state_dict(),
         "scaler": run.step.scaler.state_dict() if run.step.scaler else None,
         "rng": generators,
@@ -67,7 +68,7 @@ def shared_state(run: Run, arch: str) -> State:
 def restore_shared(run: Run, state: State) -> None:
     """Undo :func:`shared_state`."""
     processes, position = run.processes, state["position"]
-    run.net.load_state_dict(state["model"])
+    run.model.load_state_dict(state["model"])
     run.optimizer.load_state_dict(state["optimizer"])
     if run.step.scaler is not None:
         run.step.scaler.load_state_dict(state["scaler"])
@@ -91,7 +92,7 @@ def resume_run(
 
     Args:
         run: the run.
-        differences: says what makes a checkpoint one of another run, such as ", of another net".
+        differences: says what makes a checkpoint one of another run, such as ", of another model".
         restore: puts the run into the state of a checkpoint.
         finished: says, after that, whether there is nothing left to do but the end.
         consequence: of going on under other circumstances.
@@ -128,10 +129,10 @@ def resume_run(
     return [*notes, f"{consequence}: {'; '.join(changed)}"] if changed else notes
 
 
-def other_pictures(run: Run, state: State) -> list[str]:
-    """Return what makes a checkpoint one of another run, if it is the pictures."""
+def other_images(run: Run, state: State) -> list[str]:
+    """Return what makes a checkpoint one of another run, if it is the images."""
     same = state["data"] == run.data.fingerprint
-    return [] if same else [f", on other pictures than those of {run.data.name} now"]
+    return [] if same else [f", on other images than those of {run.data.name} now"]
 
 
 def circumstances(run: Run) -> dict[str, Any]:
@@ -161,7 +162,8 @@ def resume_training(trainer: Trainer) -> list[str]:
     """Put a run where its newest checkpoint is, if there is one, and return what the user should know.
 
     Raises:
-        CheckpointError: the checkpoint belongs to another run (recipe, data or net differ), or none is sound.
+        CheckpointError: the checkpoint belongs to another run (recipe, data or model differ), or none is
+            sound.
     """
     return resume_run(
         trainer,
@@ -184,8 +186,8 @@ def _differences(trainer: Trainer, state: dict[str, Any]) -> Iterator[str]:
     if different:
         yield f"; its recipe differs ({'; '.join(different)})"
     if state["arch"] != _arch(trainer):
-        yield f", of another net ({str(state['arch'])[:200]})"
-    yield from other_pictures(trainer, state)
+        yield f", of another model ({str(state['arch'])[:200]})"
+    yield from other_images(trainer, state)
     if state.get("teacher") != _teacher(trainer):  # a checkpoint from before there were teachers has none
         yield ", with another teacher or none" if trainer.teacher else ", with a teacher"
     if state["start"] != trainer.start or state["preprocessing"] != _preprocessing(trainer):
@@ -193,7 +195,7 @@ def _differences(trainer: Trainer, state: dict[str, Any]) -> Iterator[str]:
 
 
 def _preprocessing(trainer: Trainer) -> dict[str, Any] | None:
-    known = trainer.net.preprocessing
+    known = trainer.model.preprocessing
     return known.to_dict() if known is not None else None
 
 
@@ -202,6 +204,6 @@ def _teacher(trainer: Trainer) -> str | None:
 
 
 def _arch(trainer: Trainer) -> str:
-    net = trainer.net
-    text = str(net.arch).partition("\n#")[0]  # without the comments that name modules
-    return f"{text} classes={net.num_classes} channels={net.in_chans}"
+    model = trainer.model
+    text = str(model.arch).partition("\n#")[0]  # without the comments that name modules
+    return f"{text} classes={model.num_classes} channels={model.in_chans}"

@@ -1,4 +1,4 @@
-"""Train a net from a folder of pictures: the whole way from names to a trained file."""
+"""Train a model from a folder of images: the whole way from names to a trained file."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 MODEL_FILE, RECIPE_FILE, RESULT_FILE = "model.safetensors", "recipe.toml", "result.json"
 _SIGNS = (RECIPE_FILE, "search.toml", "log.jsonl", "checkpoints", ".running")  # of a folder that is a run's
-_FEW = 50  # validation pictures, below which a user should know what one of them weighs
+_FEW = 50  # validation images, below which a user should know what one of them weighs
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class Result:
 
     Attributes:
         finished: False if a signal stopped it; the same call goes on.
-        model: the trained net's file, which ``create_model`` opens; None before the end.
-        top1: validation accuracy of that file's net, percent; None without validation pictures.
+        model: the trained model's file, which ``create_model`` opens; None before the end.
+        top1: validation accuracy of that file's model, percent; None without validation images.
         best_top1: best validation accuracy at the end of an epoch, percent.
         steps: optimiser steps so far.
         seconds: training and validation time so far, over all parts of the run.
@@ -80,7 +80,7 @@ def train(
     val: str | os.PathLike[str] | None = None,
     teacher: Teachers | None = None,
 ) -> Result:
-    """Train a net from random weights; continue if the run is there already.
+    """Train a model from random weights; continue if the run is there already.
 
     The folder ``out`` gets ``recipe.toml``, ``checkpoints/``, ``log.jsonl``, ``epochs.csv``, ``curves.png``
     and, at the end, ``model.safetensors`` and ``result.json``. Killed at any moment, the same call goes on
@@ -88,18 +88,19 @@ def train(
     ``torchrun`` the same call trains on all processes.
 
     Args:
-        model: an architecture, or the name or file of one; or a net of this package with as many outputs as
+        model: an architecture, or the name or file of one; or a model of this package with as many outputs as
             there are classes, which is trained in place from the weights it has.
         data: a folder of class folders (also with ``train`` and ``val`` in it), a named data set ("cifar10",
-            "digits"), a data set of pictures and class indices, or what :func:`~.data.open_data` returned.
+            "digits"), a data set of images and class indices, or what :func:`~.data.open_data` returned.
         recipe: a recipe, the name of one, or a TOML file.
         out: the folder of the run, or all settings.
-        val: folder of validation pictures, where ``data`` does not hold them.
-        teacher: a trained net of the same classes to learn from besides the labels (knowledge distillation),
-            or several, see :func:`~.teacher.open_teacher`; the recipe says how much they count.
+        val: folder of validation images, where ``data`` does not hold them.
+        teacher: a trained model of the same classes to learn from besides the labels (knowledge
+            distillation), or several, see :func:`~.teacher.open_teacher`; the recipe says how much they
+            count.
 
     Raises:
-        DataError: the pictures, the recipe or the teacher are not usable.
+        DataError: the images, the recipe or the teacher are not usable.
         CheckpointError: ``out`` holds another run, or no sound checkpoint of this one; or one cannot be
             written.
         ProxylessError: the loss became infinite or NaN.
@@ -119,22 +120,24 @@ def finetune(
     teacher: Teachers | None = None,
     keep_classifier: bool | None = None,
 ) -> Result:
-    """Train a published or earlier net further: its classifier is kept where it knows the classes, else new.
+    """Train a published or earlier model further: its classifier is kept where it knows the classes, else
+    new.
 
     Everything else is as in :func:`train`.
 
     Args:
-        model: a net of the zoo with published weights, or a ``.safetensors`` file; or a net, which is trained
-            in place with the weights and the classifier it has.
+        model: a model of the zoo with published weights, or a ``.safetensors`` file; or a model, which is
+            trained in place with the weights and the classifier it has.
         data: see :func:`train`.
         recipe: see :func:`train`; ``freeze_epochs``, ``layer_decay`` and ``head_rate`` are meant for this.
         out: see :func:`train`.
         val: see :func:`train`.
-        weights: a file with the weights of the net that ``model`` names.
+        weights: a file with the weights of the model that ``model`` names.
         teacher: see :func:`train`.
         keep_classifier: start from the classifier of the weights too, to go on with the classes it knows;
             the preset "finetune" then freezes nothing at first. None does so where its classes are those of
-            the data, in their order, and in a run that is continued as it began. A net that is given is only
+            the data, in their order, and in a run that is continued as it began. A model that is given is
+            only
             checked: its classifier is always kept.
 
     Raises:
@@ -182,21 +185,21 @@ def run_from(
             kept = checkpoint.unpack(group.broadcast(found))["kept"]
             start = dataclasses.replace(start, keep_classifier=kept)
         torch.manual_seed(recipe.seed)
-        net, start = started(model, opened, recipe, start)
+        built, start = started(model, opened, recipe, start)
         if thaw and start.keep_classifier:
             recipe = recipe.replace(freeze_epochs=0)
-        notes = [*start.begun_with(net, opened), *start.notes(net, opened)]
+        notes = [*start.begun_with(built, opened), *start.notes(built, opened)]
         notes += teacher_notes(teacher, opened, recipe)
         teach = None
         if teacher is not None:
             teach = functools.partial(open_teachers, teacher, opened, device=group.device)
         trainer = Trainer(
-            net,
+            built,
             opened,
             recipe,
             settings,
             group,
-            "" if isinstance(model, nn.Module) else start.digest(net),
+            "" if isinstance(model, nn.Module) else start.digest(built),
             teach,
         )
         try:
@@ -228,7 +231,7 @@ def _carry_out(trainer: Trainer, start: Start, notes: list[str], told: bool) -> 
     )  # fmt: skip
     val = trainer.data.val
     if val is not None and 0 < len(val) < _FEW:
-        notes.append(f"only {len(val)} validation pictures: one is {100 / len(val):.0f} points of accuracy")
+        notes.append(f"only {len(val)} validation images: one is {100 / len(val):.0f} points of accuracy")
     with log_of_run as run, StopRequest() as stop, dead_workers_as_data_error():
         if group.main:
             write_atomically(settings.out / RECIPE_FILE, recipe.to_toml().encode())
@@ -236,7 +239,7 @@ def _carry_out(trainer: Trainer, start: Start, notes: list[str], told: bool) -> 
             write_atomically(settings.out / VALIDATION_FILE, held.encode())
         if not p.global_step:
             run.event("begin", **begin_fields(trainer), **start.log_fields())
-        run.picture("net", p.global_step, lambda: figure(trainer), last=True)
+        run.image("net", p.global_step, lambda: figure(trainer), last=True)
         run.note(class_counts(trainer.data), show=not told)
         for text in notes:
             run.note(text)
@@ -292,7 +295,7 @@ def _finish(trainer: Trainer, run: RunLog) -> Result:
     )
     if group.main:
         try:
-            save_weights(trainer.net, out / MODEL_FILE, metadata=_metadata(trainer, metrics))
+            save_weights(trainer.model, out / MODEL_FILE, metadata=_metadata(trainer, metrics))
             document = {
                 **dataclasses.asdict(result),
                 "model": MODEL_FILE,
@@ -301,9 +304,9 @@ def _finish(trainer: Trainer, run: RunLog) -> Result:
             write_atomically(out / RESULT_FILE, (json.dumps(document, indent=2) + "\n").encode())
         except OSError as e:
             raise ProxylessError(
-                f"{out}: the trained net cannot be written ({e.strerror}); free space, run again"
+                f"{out}: the trained model cannot be written ({e.strerror}); free space, run again"
             ) from e
-        accuracy = f", top-1 {metrics.top1:.2f} % on {metrics.n:,} validation pictures" if metrics else ""
+        accuracy = f", top-1 {metrics.top1:.2f} % on {metrics.n:,} validation images" if metrics else ""
         if metrics and trainer.recipe.keep == "last" and p.best.get("top1", 0.0) > metrics.top1:
             accuracy += f'; the best epoch was {p.best["epoch"]} with {p.best["top1"]:.2f} % (keep = "best")'
         run.note(f"done: {out / MODEL_FILE}{accuracy}")
@@ -317,6 +320,6 @@ def _metadata(trainer: Trainer, metrics: Metrics | None) -> dict[str, str]:
     data = trainer.data
     return {
         "recipe": trainer.recipe.to_toml(),
-        "data": f"{data.name} ({len(data.train)} training pictures, {data.fingerprint})",
+        "data": f"{data.name} ({len(data.train)} training images, {data.fingerprint})",
         "val_top1": f"{metrics.top1:.4f}" if metrics else "",
     }

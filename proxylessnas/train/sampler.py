@@ -1,4 +1,4 @@
-"""Which picture is seen when, and from which random numbers: pure functions of the recipe's seed.
+"""Which image is seen when, and from which random numbers: pure functions of the recipe's seed.
 
 Nothing here has a state that would have to be saved. A run that is continued in the middle of an epoch, one
 with another number of worker processes, and each of several training processes all work out the same order.
@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import DataError
 
 # What a stream of random numbers is for. Two streams of one seed must not be equal.
-ORDER, PICTURE, BATCHES, MIXING, MIRRORS = 1, 2, 3, 4, 5
+ORDER, IMAGE, BATCHES, MIXING, MIRRORS = 1, 2, 3, 4, 5
 
 _MASK = (1 << 64) - 1
 
@@ -23,8 +23,8 @@ _MASK = (1 << 64) - 1
 def mix64(*values: int) -> int:
     """Return a 64-bit number in which every bit of every value, and their order, counts (SplitMix64).
 
-    Neighbouring seeds, epochs and pictures get unrelated numbers; ``seed + index`` would give two epochs the
-    same augmentations shifted by one picture.
+    Neighbouring seeds, epochs and images get unrelated numbers; ``seed + index`` would give two epochs the
+    same augmentations shifted by one image.
     """
     state = 0x9E3779B97F4A7C15
     for value in values:
@@ -41,28 +41,28 @@ def generator(*values: int) -> torch.Generator:
 
 
 def order(n: int, seed: int, epoch: int) -> Tensor:
-    """Return the order of ``n`` pictures in an epoch: a permutation, long [n]."""
+    """Return the order of ``n`` images in an epoch: a permutation, long [n]."""
     return torch.randperm(n, generator=generator(seed, ORDER, epoch))
 
 
 class Steps:
-    """The pictures of every optimiser step, for one process of several.
+    """The images of every optimiser step, for one process of several.
 
-    Step ``t`` of an epoch takes pictures ``[t * batch_size, (t + 1) * batch_size)`` of the epoch's order;
+    Step ``t`` of an epoch takes images ``[t * batch_size, (t + 1) * batch_size)`` of the epoch's order;
     what does not fill a batch is left out. A step is computed in ``accumulate`` parts, one after the other,
     and of each part process ``rank`` of ``world`` takes the ``rank``-th piece. Its share of the step is these
     pieces in their order, so that in each part all processes together see what a single one would: this
     matters to BatchNorm, where its statistics are taken over all of them.
 
     As the sampler of a ``DataLoader`` this yields the batches of one epoch, each a list of ``(epoch,
-    picture)``: so the epoch gets to worker processes that outlive it.
+    image)``: so the epoch gets to worker processes that outlive it.
 
     Attributes:
         epoch: the epoch to iterate over.
         first_step: where to start in it.
 
     Raises:
-        DataError: fewer pictures than a batch, or a batch that cannot be shared evenly.
+        DataError: fewer images than a batch, or a batch that cannot be shared evenly.
     """
 
     def __init__(
@@ -74,13 +74,13 @@ class Steps:
             usable = [size for size in (below, below + pieces) if 0 < size <= n] or [pieces]
             parts = f", each in {accumulate} parts (accumulate)" if accumulate > 1 else ""
             raise DataError(
-                f"a batch of {batch_size} pictures cannot be shared evenly by {world} processes{parts}: "
+                f"a batch of {batch_size} images cannot be shared evenly by {world} processes{parts}: "
                 f"batch_size has to be a multiple of {pieces}, such as {' or '.join(map(str, usable))}"
             )
         if n < batch_size:
             raise DataError(
-                f"there are {n} training pictures, fewer than one batch of {batch_size}: "
-                f"choose a batch_size of at most {n}, or add pictures"
+                f"there are {n} training images, fewer than one batch of {batch_size}: "
+                f"choose a batch_size of at most {n}, or add images"
             )
         self.n, self.batch_size, self.seed = n, batch_size, seed
         self.rank, self.world, self.accumulate = rank, world, accumulate
@@ -90,7 +90,7 @@ class Steps:
         return self.n // self.batch_size
 
     def indices(self, epoch: int, first_step: int = 0) -> Iterator[Tensor]:
-        """Yield this process's pictures, long [batch_size / world], for each step of an epoch."""
+        """Yield this process's images, long [batch_size / world], for each step of an epoch."""
         everything = order(self.n, self.seed, epoch)
         for step in range(first_step, len(self)):
             whole = everything[step * self.batch_size : (step + 1) * self.batch_size]

@@ -15,14 +15,15 @@ class Settings:
     """Where and how a run is carried out.
 
     Attributes:
-        out: folder of the run: checkpoints, logs, curves, the trained net. A run that is there is continued.
+        out: folder of the run: checkpoints, logs, curves, the trained model. A run that is there is
+            continued.
         device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", "mps".
-        workers: processes that read and augment pictures; None chooses. Small equal pictures that fit into
+        workers: processes that read and augment images; None chooses. Small equal images that fit into
             memory need none.
         threads: of torch on the CPU; None leaves the number as it is.
         save_every: steps between checkpoints within an epoch; 0 saves at the end of each epoch only.
         keep_every: epochs between checkpoints that are kept for good; 0 keeps the last and the best only.
-        max_unreadable: share of pictures that may be unreadable before the run stops.
+        max_unreadable: share of images that may be unreadable before the run stops.
         tensorboard: write TensorBoard files too.
         console: show progress on standard error.
     """
@@ -49,7 +50,7 @@ class Settings:
             raise ValueError(f"max_unreadable is a share, 0 to 1, not {self.max_unreadable!r}")
 
     def worker_count(self, world: int) -> int:
-        """Return how many processes read pictures for each of ``world`` processes of this machine."""
+        """Return how many processes read images for each of ``world`` processes of this machine."""
         if self.workers is not None:
             return allowed_workers(self.workers)
         local = int(os.environ.get("LOCAL_WORLD_SIZE", world))

@@ -35,19 +35,19 @@ if TYPE_CHECKING:
 
 _USUAL_SIZE = 224  # px
 _USUAL_RESIZE = 256  # px
-_NO_MARGIN_BELOW = 64  # px: small pictures are shown whole
+_NO_MARGIN_BELOW = 64  # px: small images are shown whole
 
 
 def preprocessing_of(recipe: Recipe, model: ImageClassifier, data: Data) -> Preprocessing:
-    """Return the preprocessing of a net that is trained by a recipe on some data.
+    """Return the preprocessing of a model that is trained by a recipe on some data.
 
-    Sizes: the recipe's, else those of the net's weights, else the architecture's input size (224 px if it has
-    none). A short side that the recipe leaves open is the weights' own at their own size, otherwise 256/224
-    of the size, or the size itself below 64 px. Mean and standard deviation: the recipe's, else those of the
-    net's weights, else the data set's, else ImageNet's.
+    Sizes: the recipe's, else those of the model's weights, else the architecture's input size (224 px if it
+    has none). A short side that the recipe leaves open is the weights' own at their own size, otherwise
+    256/224 of the size, or the size itself below 64 px. Mean and standard deviation: the recipe's, else those
+    of the model's weights, else the data set's, else ImageNet's.
 
     Raises:
-        DataError: a value is out of range, or the recipe's augmentation does not go with the pictures' size.
+        DataError: a value is out of range, or the recipe's augmentation does not go with the images' size.
     """
     own = model.preprocessing
     size = recipe.image_size
@@ -60,12 +60,12 @@ def preprocessing_of(recipe: Recipe, model: ImageClassifier, data: Data) -> Prep
         resize = size if size < _NO_MARGIN_BELOW else round(size * _USUAL_RESIZE / _USUAL_SIZE)
     if resize < size:
         raise DataError(
-            f"resize {resize} is smaller than the net's input of {size} px: set resize to at least {size}, "
+            f"resize {resize} is smaller than the model's input of {size} px: set resize to at least {size}, "
             f"or image_size to at most {resize}"
         )
     found = recipe.size_problems(size)  # the recipe could only look at a size of its own
     if found:
-        raise problems_error("the recipe does not go with this net's input", found)
+        raise problems_error("the recipe does not go with this model's input", found)
     mean = recipe.mean or (own.mean if own is not None else None) or data.mean or IMAGENET_MEAN
     std = recipe.std or (own.std if own is not None else None) or data.std or IMAGENET_STD
     return Preprocessing(size, resize, mean, std, recipe.interpolation)
@@ -73,14 +73,14 @@ def preprocessing_of(recipe: Recipe, model: ImageClassifier, data: Data) -> Prep
 
 @dataclass(frozen=True)
 class Start:
-    """Which weights a net starts from.
+    """Which weights a model starts from.
 
     Attributes:
-        source: the name or file of the net; None for one that is there already, or an architecture.
+        source: the name or file of the model; None for one that is there already, or an architecture.
         pretrained: with its published weights, or those of the file that it is.
         weights: with those of this file, instead.
         keep_classifier: those of the classifier too; otherwise that starts anew. None keeps it where it knows
-            the very classes of the data, in their order (:func:`start_net` returns which it was).
+            the very classes of the data, in their order (:func:`start_model` returns which it was).
     """
 
     source: str | None = None
@@ -93,11 +93,11 @@ class Start:
         """Whether the weights are trained ones."""
         return self.pretrained or self.weights is not None
 
-    def digest(self, net: ImageClassifier) -> str:
-        """Return the digest of the trained weights in a net that has not been trained on yet, else ""."""
+    def digest(self, model: ImageClassifier) -> str:
+        """Return the digest of the trained weights in a model that has not been trained on yet, else ""."""
         if not self.trained:
             return ""
-        return weights_digest(net, without=None if self.keep_classifier else "classifier.")
+        return weights_digest(model, without=None if self.keep_classifier else "classifier.")
 
     def log_fields(self) -> dict[str, Any]:
         """Return what the log of a run says of it."""
@@ -108,34 +108,36 @@ class Start:
             "kept_classifier": named and bool(self.keep_classifier),
         }
 
-    def begun_with(self, net: ImageClassifier, data: Data) -> list[str]:
-        """Return in one line which classifier a net starts with; nothing of one that starts from scratch."""
+    def begun_with(self, model: ImageClassifier, data: Data) -> list[str]:
+        """Return in one line which classifier a model starts with; nothing of one that starts from
+        scratch.
+        """
         if not self.trained or self.source is None:
             return []
         if self.keep_classifier:
-            same = "its classes are those of" if net.categories else "it is to know the classes of"
+            same = "its classes are those of" if model.categories else "it is to know the classes of"
             return [
                 f"the classifier of {self.source} is kept: {same} {data.name} (--new-classifier: a new one)"
             ]
         return [f"the classifier is new, for the {len(data.categories):,} classes of {data.name}"]
 
-    def notes(self, net: ImageClassifier, data: Data) -> list[str]:
+    def notes(self, model: ImageClassifier, data: Data) -> list[str]:
         """Return what a user who goes on with a classifier should know, one line each."""
         if not self.keep_classifier:
             return []
         found = []
-        if not net.categories:
-            found.append("the net does not name its classes: that they are these, in this order, is on you")
+        if not model.categories:
+            found.append("the model does not name its classes: that they are these, in this order, is on you")
         if self.source is None or not data.held_out or data.val is None:
             return found
         trained = self.source if self.weights is None else os.fspath(self.weights)
         new = not_held_out_before(trained, data)
-        seen = f"whether {trained} was trained on the pictures held out here is not known"
+        seen = f"whether {trained} was trained on the images held out here is not known"
         if new is not None:
-            held = f"{new:,} of the {len(data.val):,} pictures held out here"
+            held = f"{new:,} of the {len(data.val):,} images held out here"
             seen = f"{held} were not held out for {trained}" if new else ""
         if seen:
-            found.append(f"{seen}: its accuracy on them may be too good (--val: pictures it has not seen)")
+            found.append(f"{seen}: its accuracy on them may be too good (--val: images it has not seen)")
         return found
 
 
@@ -151,19 +153,19 @@ def kept_before(out: Path) -> bool | None:
         return False  # what runs did before there was a choice
 
 
-def start_net(model: Any, data: Data, recipe: Recipe, start: Start) -> ImageClassifier:
-    """Return the net with as many outputs as there are classes; see :func:`started`."""
+def start_model(model: Any, data: Data, recipe: Recipe, start: Start) -> ImageClassifier:
+    """Return the model with as many outputs as there are classes; see :func:`started`."""
     return started(model, data, recipe, start)[0]
 
 
 def started(model: Any, data: Data, recipe: Recipe, start: Start) -> tuple[ImageClassifier, Start]:
-    """Return the net with as many outputs as there are classes, and how it started, the classifier decided.
+    """Return the model with as many outputs as there are classes, and how it started, the classifier decided.
 
     Args:
-        model: a net, which is returned itself; or the name, file or architecture of one.
+        model: a model, which is returned itself; or the name, file or architecture of one.
         data: what it is trained on.
         recipe: how; its dropout and depth are built in.
-        start: the weights of a net that is not there yet.
+        start: the weights of a model that is not there yet.
 
     Raises:
         DataError: it does not fit the data.
@@ -171,25 +173,29 @@ def started(model: Any, data: Data, recipe: Recipe, start: Start) -> tuple[Image
     classes = len(data.categories)
     if classes < 2:
         raise DataError(f"{data.name}: {classes} class; a classifier needs at least two")
-    net, start = _net(model, data, recipe, start)
-    if net.in_chans != 3:
-        raise DataError(f"{net.name} takes pictures of {net.in_chans} channels, but they are read as RGB")
-    return net, start
+    built, start = _model(model, data, recipe, start)
+    if built.in_chans != 3:
+        raise DataError(f"{built.name} takes images of {built.in_chans} channels, but they are read as RGB")
+    return built, start
 
 
-def _net(model: Any, data: Data, recipe: Recipe, start: Start) -> tuple[ImageClassifier, Start]:
+def _model(model: Any, data: Data, recipe: Recipe, start: Start) -> tuple[ImageClassifier, Start]:
     classes = len(data.categories)
     model = unwrapped(model)
     if isinstance(model, nn.Module):
         if not isinstance(model, ImageClassifier):
-            raise TypeError(f"a net of this package is trained, not a {type(model).__name__}")
+            raise TypeError(f"a model of this package is trained, not a {type(model).__name__}")
         if model.num_classes != classes:
-            raise DataError(f"the net has {model.num_classes} outputs, but {data.name} has {classes} classes")
+            raise DataError(
+                f"the model has {model.num_classes} outputs, but {data.name} has {classes} classes"
+            )
         if start.weights is not None:
-            raise DataError("a net is trained with the weights it has: load others first, or name the net")
+            raise DataError(
+                "a model is trained with the weights it has: load others first, or name the model"
+            )
         if recipe.drop_path:
             raise DataError(
-                "drop_path is built into a net: make it with create_model(..., drop_path_rate=...) and set "
+                "drop_path is built into a model: make it with create_model(..., drop_path_rate=...) and set "
                 "drop_path to 0 in the recipe"
             )
         if start.keep_classifier:
@@ -198,7 +204,7 @@ def _net(model: Any, data: Data, recipe: Recipe, start: Start) -> tuple[ImageCla
         return model, replace(start, keep_classifier=bool(start.keep_classifier))
     if not start.trained and (found := resolve(model)).kind == "weights file":
         model = found.arch  # from scratch: the architecture alone
-    net = create_model(
+    built = create_model(
         model,
         start.pretrained,
         weights=start.weights,
@@ -206,41 +212,41 @@ def _net(model: Any, data: Data, recipe: Recipe, start: Start) -> tuple[ImageCla
         drop_path_rate=recipe.drop_path,
     )
     if start.keep_classifier is None:
-        start = replace(start, keep_classifier=start.trained and tuple(net.categories) == data.categories)
+        start = replace(start, keep_classifier=start.trained and tuple(built.categories) == data.categories)
     if start.trained and start.keep_classifier:
-        _check_classifier(net, data)
+        _check_classifier(built, data)
     elif start.trained:
-        net.reset_classifier(classes)  # a new one also where the number of classes is the same
-    net.drop_rate = getattr(net.arch, "dropout", 0.0) if recipe.dropout is None else recipe.dropout
+        built.reset_classifier(classes)  # a new one also where the number of classes is the same
+    built.drop_rate = getattr(built.arch, "dropout", 0.0) if recipe.dropout is None else recipe.dropout
     if recipe.zero_init_residual and not start.trained:
-        for block in getattr(net, "blocks", ()):
+        for block in getattr(built, "blocks", ()):
             if getattr(block, "shortcut", False) and hasattr(block.mobile_inverted_conv, "point_linear"):
                 nn.init.zeros_(block.mobile_inverted_conv.point_linear.bn.weight)
-    return net, start
+    return built, start
 
 
-def _check_classifier(net: ImageClassifier, data: Data) -> None:
+def _check_classifier(model: ImageClassifier, data: Data) -> None:
     """Refuse to go on with a classifier of other classes."""
-    known, wanted = net.categories, data.categories
-    if net.num_classes != len(wanted):
-        what = f"has {net.num_classes:,} classes, but {data.name} has {len(wanted):,}"
+    known, wanted = model.categories, data.categories
+    if model.num_classes != len(wanted):
+        what = f"has {model.num_classes:,} classes, but {data.name} has {len(wanted):,}"
     elif known and tuple(known) != tuple(wanted):
         at = next(i for i in range(len(wanted)) if known[i] != wanted[i])
         what = f"knows class {at} as {known[at]!r}, but {data.name} has {wanted[at]!r} there"
     else:
         return
     raise DataError(
-        f"the classifier of {net.name} {what}: start with a new one (--new-classifier, and no "
+        f"the classifier of {model.name} {what}: start with a new one (--new-classifier, and no "
         "--keep-classifier)"
     )
 
 
 def begin_fields(trainer: Trainer) -> dict[str, Any]:
     """Return what a reader of the log needs to know about the run."""
-    net, data = trainer.net, trainer.data
+    model, data = trainer.model, trainer.data
     return {
-        "net": net.name,
-        "arch": str(dataclasses.replace(net.arch, num_classes=net.num_classes)),
+        "net": model.name,
+        "arch": str(dataclasses.replace(model.arch, num_classes=model.num_classes)),
         "given_weights": bool(trainer.start),
         "teachers": trainer.teacher.names if trainer.teacher is not None else [],
         "data": data.name,
@@ -250,7 +256,7 @@ def begin_fields(trainer: Trainer) -> dict[str, Any]:
 
 
 def figure(trainer: Trainer) -> bytes:
-    """Return the net as a picture for TensorBoard, a PNG."""
-    from ..figures.tensorboard import net_png
+    """Return the model as an image for TensorBoard, a PNG."""
+    from ..figures.tensorboard import model_png
 
-    return net_png(trainer.net.arch)
+    return model_png(trainer.model.arch)

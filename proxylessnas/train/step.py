@@ -30,13 +30,13 @@ _NEVER = 2**62
 
 
 class WeightStep:
-    """Trains a net one batch at a time.
+    """Trains a model one batch at a time.
 
     Args:
         model: maps inputs to logits; may be wrapped (DistributedDataParallel, torch.compile).
         optimizer: over its parameters.
         recipe: label smoothing, accumulation, clipping and precision are taken from it.
-        device: where the net is.
+        device: where the model is.
         average: moving average to be updated after each step, or None.
         exchange: called with the parameters between the backward pass and the update, to exchange their
             gradients with other processes where the model does not do so itself.
@@ -81,14 +81,14 @@ class WeightStep:
             taught: [B, classes], a teacher's logits, or None without one.
 
         Returns:
-            The mean loss of this process's pictures, [] and without a graph.
+            The mean loss of this process's images, [] and without a graph.
         """
         set_rates(self.optimizer, factor)
         self.optimizer.zero_grad(set_to_none=True)
         n = self.recipe.accumulate
-        pictures, labels = inputs.chunk(n), targets.chunk(n)
-        answers = [None] * len(pictures) if taught is None else taught.chunk(n)
-        parts = list(zip(pictures, labels, answers, strict=True))
+        images, labels = inputs.chunk(n), targets.chunk(n)
+        answers = [None] * len(images) if taught is None else taught.chunk(n)
+        parts = list(zip(images, labels, answers, strict=True))
         total: Tensor | None = None
         for i, (x, y, answer) in enumerate(parts):
             with self._last(i == len(parts) - 1):
@@ -118,7 +118,7 @@ class WeightStep:
         )  # fmt: skip
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """Return the context in which the net computes in the recipe's precision."""
+        """Return the context in which the model computes in the recipe's precision."""
         if self.recipe.amp == "off":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, _AMP[self.recipe.amp])

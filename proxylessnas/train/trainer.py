@@ -1,7 +1,7 @@
 """Trains and evaluates a model: epochs of steps, validation, checkpoints; it stops and resumes at any step.
 
 On a CPU the same run gives the same bits, whether it was interrupted or not, with as many threads and the
-same versions: the pictures, their order and their augmentation are functions of the seed, the epoch and the
+same versions: the images, their order and their augmentation are functions of the seed, the epoch and the
 step, and a checkpoint holds the rest.
 """
 
@@ -43,21 +43,21 @@ from .step import ADVICE, Losses, WeightStep
 
 
 class Trainer:
-    """Trains one net on one set of pictures by one recipe.
+    """Trains one model on one set of images by one recipe.
 
     Args:
-        net: is trained in place.
-        data: pictures and class names; the net has as many outputs.
+        model: is trained in place.
+        data: images and class names; the model has as many outputs.
         recipe: how.
         settings: where.
         processes: this process among the others of the run.
-        start: what the net's weights are, where that matters to a continued run.
-        teacher: opens the nets whose answers this one learns from, for its preprocessing; None without any.
+        start: what the model's weights are, where that matters to a continued run.
+        teacher: opens the models whose answers this one learns from, for its preprocessing; None without any.
     """
 
     def __init__(
         self,
-        net: ImageClassifier,
+        model: ImageClassifier,
         data: Data,
         recipe: Recipe,
         settings: Settings,
@@ -70,36 +70,36 @@ class Trainer:
         self.device = processes.device
         self.checkpoints = settings.out / "checkpoints"
         self.position = Position()
-        self.net = net.to(self.device)
+        self.model = model.to(self.device)
         if recipe.channels_last:
-            self.net = self.net.to(memory_format=torch.channels_last)
-        self.net.preprocessing = preprocessing_of(recipe, net, data)
-        self.net.categories, self.net.wnids = data.categories, data.wnids
-        self.teacher = teacher(self.net.preprocessing) if teacher is not None else None
+            self.model = self.model.to(memory_format=torch.channels_last)
+        self.model.preprocessing = preprocessing_of(recipe, model, data)
+        self.model.categories, self.model.wnids = data.categories, data.wnids
+        self.teacher = teacher(self.model.preprocessing) if teacher is not None else None
         if recipe.sync_bn and processes.world > 1:
-            convert_sync_bn(self.net)
+            convert_sync_bn(self.model)
         workers = settings.worker_count(processes.world)
         shared: dict[str, Any] = {
             "rank": processes.rank, "world": processes.world, "workers": workers, "device": self.device,
         }  # fmt: skip
         self.loader = TrainLoader(
-            data.train, recipe, self.net.preprocessing,
-            num_classes=net.num_classes, max_unreadable=settings.max_unreadable, **shared,
+            data.train, recipe, self.model.preprocessing,
+            num_classes=model.num_classes, max_unreadable=settings.max_unreadable, **shared,
         )  # fmt: skip
         self.steps_per_epoch = self.loader.steps_per_epoch
         self.val_loader = None
         if data.val is not None and len(data.val):
             size = min(256, max(1, recipe.batch_size // processes.world))
-            self.val_loader = EvalLoader(data.val, self.net.preprocessing, batch_size=size, **shared)
+            self.val_loader = EvalLoader(data.val, self.model.preprocessing, batch_size=size, **shared)
         if recipe.keep == "best" and self.val_loader is None:
-            raise ProxylessError('keep = "best" needs validation pictures, and there are none')
-        self.optimizer = make_optimizer(parameter_groups(net, recipe), recipe)
-        self.average = WeightAverage(net, recipe.ema_decay) if recipe.ema_decay else None
-        self.step = WeightStep(net, self.optimizer, recipe, self.device, self.average)
+            raise ProxylessError('keep = "best" needs validation images, and there are none')
+        self.optimizer = make_optimizer(parameter_groups(model, recipe), recipe)
+        self.average = WeightAverage(model, recipe.ema_decay) if recipe.ema_decay else None
+        self.step = WeightStep(model, self.optimizer, recipe, self.device, self.average)
         self._head_only: bool | None = None
         self.losses = Losses(self.step, processes, self.steps_per_epoch, self.checkpoints)
         self._unreadable = UnreadableNotes()
-        self._wanted = {name for name, p in net.named_parameters() if p.requires_grad}
+        self._wanted = {name for name, p in model.named_parameters() if p.requires_grad}
 
     def save(self, *, best: bool = False) -> None:
         """Write a checkpoint; every process takes part.
@@ -152,7 +152,7 @@ class Trainer:
         return True
 
     def _name_unreadable(self, run: RunLog) -> None:
-        """Tell of pictures that were found unreadable since this was last called."""
+        """Tell of images that were found unreadable since this was last called."""
         self._unreadable.tell(run.note, "training", self.loader.unreadable, "others take their place")
         if self.val_loader is not None:
             self._unreadable.tell(run.note, "validation", self.val_loader.unreadable, "they are left out")
@@ -160,7 +160,7 @@ class Trainer:
     def _epoch(self, stop: StopRequest, run: RunLog) -> bool:
         """Train to the end of the present epoch; return False if a signal asked to stop before."""
         p, recipe = self.position, self.recipe
-        set_train_mode(self.net, bool(self._head_only))
+        set_train_mode(self.model, bool(self._head_only))
         side = recipe.side_at(p.epoch, self.loader.preprocessing.input_size)
         batches = self.loader.epoch(p.epoch, first_step=p.step)
         before = last = time.monotonic()
@@ -203,7 +203,7 @@ class Trainer:
 
     def _check_finite(self) -> None:
         """Raise if weights or statistics are not finite: an update can spoil them after a good loss."""
-        states = [self.net.state_dict(), self.average.state_dict() if self.average else {}]
+        states = [self.model.state_dict(), self.average.state_dict() if self.average else {}]
         if self.processes.any_of(not checkpoint.all_finite(*states)):
             raise ProxylessError(
                 f"the weights are not finite (NaN or infinite) after step {self.position.global_step - 1}; "
@@ -238,25 +238,25 @@ class Trainer:
         self.save(best=best)
 
     def validate(self, run: RunLog, stop: StopRequest) -> Metrics | None:
-        """Return the accuracy on the validation pictures (of the averaged weights, if there are any).
+        """Return the accuracy on the validation images (of the averaged weights, if there are any).
 
         Raises:
             Stopped: a signal came; only where there is no other process that would have to be told.
         """
         self._share_statistics()
         if self.average is not None:
-            with self.average.applied(self.net):
+            with self.average.applied(self.model):
                 return self.measure(run, stop)
         return self.measure(run, stop)
 
     def _share_statistics(self) -> None:
         """Give every process the first one's BatchNorm statistics: they are those that are saved."""
         averaged = self.average.state_dict() if self.average else {}
-        names = [name for name, _ in self.net.named_buffers()]
-        self.processes.copy_first_([*self.net.buffers(), *(averaged[n] for n in names if n in averaged)])
+        names = [name for name, _ in self.model.named_buffers()]
+        self.processes.copy_first_([*self.model.buffers(), *(averaged[n] for n in names if n in averaged)])
 
     def measure(self, run: RunLog, stop: StopRequest | None = None, *, amp: bool = True) -> Metrics | None:
-        """Return the accuracy of the net as it is on the validation pictures; None if there are none.
+        """Return the accuracy of the model as it is on the validation images; None if there are none.
 
         Args:
             run: shows how far it is.
@@ -273,21 +273,21 @@ class Trainer:
                 raise Stopped
 
         autocast = self.step.autocast if amp else contextlib.nullcontext
-        return accuracy_on(self.net, self.val_loader, self.processes, autocast, before)
+        return accuracy_on(self.model, self.val_loader, self.processes, autocast, before)
 
     # ---- phases: classifier alone, then everything
 
     def _enter_phase(self, epoch: int) -> None:
-        """Freeze or free the body, and wrap the net anew when that changes."""
+        """Freeze or free the body, and wrap the model anew when that changes."""
         head_only = epoch < self.recipe.freeze_epochs
         if head_only == self._head_only:
             return
         self._head_only = head_only
-        head = {id(p) for p in head_parameters(self.net)}
-        for name, p in self.net.named_parameters():
+        head = {id(p) for p in head_parameters(self.model)}
+        for name, p in self.model.named_parameters():
             p.requires_grad_(name in self._wanted and (not head_only or id(p) in head))
             p.grad = None
-        wrapped: nn.Module = self.net
+        wrapped: nn.Module = self.model
         if self.recipe.compile:
             wrapped = torch.compile(wrapped)  # type: ignore[assignment]
         if self.processes.world > 1:
@@ -298,7 +298,7 @@ class Trainer:
     # ---- the end
 
     def finish(self, run: RunLog) -> Metrics | None:
-        """Give the net the weights the run ends with, and return their validation accuracy.
+        """Give the model the weights the run ends with, and return their validation accuracy.
 
         Those are the last or the best ones (averaged, if the recipe averages), with BatchNorm statistics
         computed anew if the recipe says so.
@@ -308,25 +308,25 @@ class Trainer:
             if self.processes.main:
                 packed = checkpoint.pack({"state": checkpoint.load(self.checkpoints / checkpoint.BEST)})
             state = checkpoint.unpack(self.processes.broadcast(packed))["state"]
-            self.net.load_state_dict(state["model"])
+            self.model.load_state_dict(state["model"])
             if self.average is not None:
                 self.average.load_state_dict(state["average"])
         self._share_statistics()
         if self.average is not None:
-            self.average.copy_to(self.net)
+            self.average.copy_to(self.model)
         if self.recipe.recalibrate_batches:
             inputs = (batch.inputs for batch in self.loader.epoch(self.recipe.epochs, mix=False))
-            recalibrate(self.net, inputs, self.recipe.recalibrate_batches, processes=self.processes)
+            recalibrate(self.model, inputs, self.recipe.recalibrate_batches, processes=self.processes)
         self._check_finite()
         metrics = self.measure(run, amp=False)
-        self.net.eval()
+        self.model.eval()
         return metrics
 
     def release(self) -> None:
-        """Give the net back as an ordinary one, whatever happened: nothing frozen that was not before."""
-        self.step.model = self.net  # what wrapped it refers to the process group, which is to end
+        """Give the model back as an ordinary one, whatever happened: nothing frozen that was not before."""
+        self.step.model = self.model  # what wrapped it refers to the process group, which is to end
         self.loader.close()
-        for name, p in self.net.named_parameters():
+        for name, p in self.model.named_parameters():
             p.requires_grad_(name in self._wanted)
             p.grad = None
-        revert_sync_bn(self.net)
+        revert_sync_bn(self.model)

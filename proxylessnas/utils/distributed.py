@@ -140,7 +140,7 @@ def processes(device: str = "auto") -> Iterator[Processes]:
         ProxylessError: the device cannot be used, or the processes do not find each other.
     """
     if dist.is_available() and dist.is_initialized():
-        group = Processes(dist.get_rank(), dist.get_world_size(), pick_device(device))
+        group = Processes(dist.get_rank(), dist.get_world_size(), choice_device(device))
         try:
             yield group
         finally:
@@ -149,9 +149,9 @@ def processes(device: str = "auto") -> Iterator[Processes]:
         return
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world <= 1 or "MASTER_ADDR" not in os.environ:
-        yield Processes(0, 1, pick_device(device))
+        yield Processes(0, 1, choice_device(device))
         return
-    chosen = pick_device(device)
+    chosen = choice_device(device)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     # Its functions take the group that exists while it is imported as a default and keep it: the group's
@@ -191,7 +191,7 @@ def let_exchanges_end() -> None:
     time.sleep(_PAUSE_S)
 
 
-def pick_device(name: str) -> torch.device:
+def choice_device(name: str) -> torch.device:
     """Return the device of this process.
 
     Raises:

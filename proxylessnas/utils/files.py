@@ -309,7 +309,7 @@ def check_place(path: Path, *, force: bool) -> None:
 
 
 def check_space(path: Path, weights_bytes: int) -> None:
-    """Check that the disk can hold a net's file.
+    """Check that the disk can hold a model's file.
 
     Raises:
         ExportError: it cannot.

@@ -11,9 +11,9 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 def keep_freed_pages(top_pad_mib: int = 64) -> bool:
     """Tell glibc to reuse freed memory instead of handing it back to the system.
 
-    Convolutional nets allocate and free large activations all the time. By default glibc maps them afresh
+    Convolutional models allocate and free large activations all the time. By default glibc maps them afresh
     each time, and touching fresh pages is slow, on virtual machines very slow. Call this once at the start of
-    a CPU program that runs or trains nets; it is never done at import. The process keeps its peak memory
+    a CPU program that runs or trains models; it is never done at import. The process keeps its peak memory
     until it ends.
 
     Args:

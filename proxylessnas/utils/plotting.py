@@ -56,7 +56,7 @@ _LOSS = _Panel(
     2.7,
     (("train_loss", "training", BLUE, "-"), ("val_loss", "validation", ORANGE, "--")),
 )
-_ACCURACY = _Panel("Accuracy on the validation pictures", "top-1 (%)", 2.7, (("val_top1", "", ORANGE, "-"),))
+_ACCURACY = _Panel("Accuracy on the validation images", "top-1 (%)", 2.7, (("val_top1", "", ORANGE, "-"),))
 _RATE = _Panel("Learning rate", "per step", 1.4, (("rate", "", GREEN, "-"),))
 
 
@@ -78,7 +78,7 @@ def confusion_csv(confusion: Confusion, names: Sequence[str], path: str | os.Pat
     """Write a confusion matrix as a table: a row a true class, a column a predicted one, counts in between.
 
     Args:
-        confusion: pictures by [true class, predicted class].
+        confusion: images by [true class, predicted class].
         names: of the classes; they are the first row and the first column.
         path: of the CSV file (UTF-8); it is replaced as a whole, or not at all.
 
@@ -95,13 +95,13 @@ def confusion_csv(confusion: Confusion, names: Sequence[str], path: str | os.Pat
 def confusion_png(confusion: Confusion, names: Sequence[str], path: str | os.PathLike[str]) -> None:
     """Draw a confusion matrix.
 
-    A row holds the pictures of one class. The colour of a cell is its share of the row, so that classes with
-    few pictures show as well as others, on a scale that spreads small shares, the mistakes.
-    Counts are written into the cells of up to 25 classes. Classes without pictures that were never predicted
+    A row holds the images of one class. The colour of a cell is its share of the row, so that classes with
+    few images show as well as others, on a scale that spreads small shares, the mistakes.
+    Counts are written into the cells of up to 25 classes. Classes without images that were never predicted
     are left out; beyond 1000 classes, neighbours share a cell.
 
     Args:
-        confusion: pictures by [true class, predicted class].
+        confusion: images by [true class, predicted class].
         names: of the classes.
         path: of the PNG file; it is replaced as a whole, or not at all.
 
@@ -127,11 +127,11 @@ def confusion_png(confusion: Confusion, names: Sequence[str], path: str | os.Pat
         if with_numbers:
             _write_counts(axes, counts, share)
         accuracy = f" ({100 * right / total:.2f} %)" if total else ""
-        axes.set_title(f"{right:,} of {total:,} pictures right{accuracy}", loc="left", pad=19, fontsize=13)
+        axes.set_title(f"{right:,} of {total:,} images right{accuracy}", loc="left", pad=19, fontsize=13)
         absent = bool(share.isnan().any())
-        notes = ["numbers of pictures"] * with_numbers + ["grey rows: no pictures"] * absent
+        notes = ["numbers of images"] * with_numbers + ["grey rows: no images"] * absent
         if left_out:
-            notes.append(f"left out: {left_out:,} of {len(names):,} classes, without pictures or predictions")
+            notes.append(f"left out: {left_out:,} of {len(names):,} classes, without images or predictions")
         write_above(axes, "; ".join(notes))
 
 

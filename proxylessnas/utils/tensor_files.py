@@ -37,7 +37,7 @@ def safe_load(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     Args:
         path: a ``.safetensors`` file or a torch checkpoint (``.pth``, new or old format): a state dict, alone
-            or under ``state_dict``, ``model_state_dict``, ``model`` or ``net`` (averages such as
+            or under ``state_dict``, ``model_state_dict``, ``model`` or ``model`` (averages such as
             ``model_ema`` where there is no other). What torch.compile and DataParallel put into the names is
             taken off.
 
@@ -188,7 +188,7 @@ def state_dict_of(loaded: object, where: str) -> dict[str, Tensor]:
             )
         if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_complex():
             kind = "complex" if value.is_complex() else "sparse, quantised or without data"
-            raise WeightsCorruptError(f"{where}: tensor {name[:60]!r} is {kind}, which no net here has")
+            raise WeightsCorruptError(f"{where}: tensor {name[:60]!r} is {kind}, which no model here has")
         out[name] = value.detach()
     return plain_names(out)
 

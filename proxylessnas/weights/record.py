@@ -51,7 +51,7 @@ class Weights(FileSpec):
         license: SPDX identifier.
         training: how the weights were made, for those of this project's own, else None: ``command``,
             ``recipe`` and ``log`` (files of the repository), ``seed``, ``data``, ``data_sha256``, ``date``,
-            ``minutes``, ``machine``, ``versions`` and ``commit``; ``teachers`` if it had any (``net``,
+            ``minutes``, ``machine``, ``versions`` and ``commit``; ``teachers`` if it had any (``model``,
             ``command``, ``params``, ``seed``, ``minutes`` and ``top1`` of each), and ``before``, the record
             of the weights it began with, if it did not begin with random ones.
     """

@@ -73,7 +73,7 @@ def test_text_is_the_python_expression():
     assert eval(str(CIFAR), {"TreeArch": TreeArch}) == CIFAR  # noqa: S307
 
 
-def test_blocks_of_the_mobile_net():
+def test_blocks_of_the_mobile_model():
     blocks = MOBILE.blocks
     assert len(blocks) == 22
     assert blocks[0] == Block("mbconv", "k3e1!", -1, 32, 16, 1, False, 3, 1)
@@ -83,7 +83,7 @@ def test_blocks_of_the_mobile_net():
     assert all(b.shortcut == (b.stride == 1 and b.in_channels == b.out_channels) for b in blocks)
 
 
-def test_tiny_net_has_a_block_without_the_shortcut_its_shape_would_allow():
+def test_tiny_model_has_a_block_without_the_shortcut_its_shape_would_allow():
     block = W025_R112.blocks[13]
     assert (block.in_channels, block.out_channels, block.stride, block.shortcut) == (24, 24, 1, False)
 

@@ -1,4 +1,4 @@
-"""Keys of latency tables: those of a net, those of a space, their text, work and nearest neighbours."""
+"""Keys of latency tables: those of a model, those of a space, their text, work and nearest neighbours."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def keys(draw: st.DrawFn) -> OpKey:
 
 
 @st.composite
-def nets(draw: st.DrawFn) -> Arch:
+def models(draw: st.DrawFn) -> Arch:
     tokens = ["k3e1", "k3e2", "k5e3!", "k3e2.5", "k7e3"]
     stages, width, first = [], None, draw(st.sampled_from([0, 5, 8]))
     for _ in range(draw(st.integers(1, 3))):
@@ -140,7 +140,7 @@ def test_parts_of_a_key() -> None:
     assert OpKey("mine", 8, 8, 7).kind == "custom"
 
 
-def test_keys_of_the_cpu_net() -> None:
+def test_keys_of_the_cpu_model() -> None:
     found = [str(key) for key in arch_keys(CPU)]
     assert len(found) == 1 + 20 + 2  # two of its 22 blocks are skipped
     assert found[:4] == [
@@ -183,9 +183,9 @@ def test_a_tree_has_no_keys() -> None:
 
 
 @settings(max_examples=25)
-@given(nets(), st.integers(5, 40))
+@given(models(), st.integers(5, 40))
 def test_keys_are_what_really_runs(arch: Arch, size: int) -> None:
-    """Shapes of every layer's input and output in a real net, its parameters and multiply-accumulates."""
+    """Shapes of every layer's input and output in a real model, its parameters and multiply-accumulates."""
     model = create_model(arch).eval()
     seen: list[tuple[Any, ...]] = []
 
@@ -207,7 +207,7 @@ def test_keys_are_what_really_runs(arch: Arch, size: int) -> None:
 
 
 @pytest.mark.parametrize("arch", CHAINS, ids=lambda arch: arch.name)
-def test_work_and_weights_of_the_published_nets(arch: Arch) -> None:
+def test_work_and_weights_of_the_published_models(arch: Arch) -> None:
     found = arch_keys(arch)
     counted = profile(create_model(arch), arch.resolution or 224)
     assert sum(key_macs(k) or 0 for k in found) == counted.macs
@@ -246,22 +246,22 @@ def test_keys_of_the_published_phone_table(shared_data: Any) -> None:
 
 @pytest.mark.parametrize("zero", [True, False])
 @pytest.mark.parametrize("first", [0, 8])
-def test_space_keys_are_those_of_all_its_nets(zero: bool, first: int) -> None:
+def test_space_keys_are_those_of_all_its_models(zero: bool, first: int) -> None:
     space = SearchSpace(
         "s", 8, first, 16, (SpaceStage(8, 1, 2), SpaceStage(12, 2, 1)), ("k3e1", "k5e2"), zero, 17, 5, 1
     )
-    every = itertools.product(*(range(len(p.choices)) for p in space.positions))
-    used = {key for picks in every for key in arch_keys(space.arch(picks))}
+    every = itertools.product(*(range(len(p.candidate_ops)) for p in space.search_blocks))
+    used = {key for choices in every for key in arch_keys(space.arch(choices))}
     assert set(space_keys(space)) == used
     assert len(space_keys(space)) == len(used)
 
 
-def test_random_nets_are_covered() -> None:
+def test_random_models_are_covered() -> None:
     rng = random.Random(0)
     for space in SPACES.values():
         known = set(space_keys(space))
         for _ in range(50):
-            assert set(arch_keys(space.arch(space.random_picks(rng)))) <= known
+            assert set(arch_keys(space.arch(space.random_choices(rng)))) <= known
 
 
 def test_nearest_key() -> None:
@@ -344,7 +344,7 @@ def test_registered_operations(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("arch", CHAINS, ids=lambda arch: arch.name)
-def test_blocks_of_keys_are_those_of_the_net(arch: Arch) -> None:
+def test_blocks_of_keys_are_those_of_the_model(arch: Arch) -> None:
     blocks = [block for block in arch.blocks if block.kind != "zero"]
     for key, block in zip(arch_keys(arch)[1:-2], blocks, strict=True):
         made = key.block

@@ -1,4 +1,4 @@
-"""Search spaces as data: the built-in ones, picks and nets, files, and what is refused."""
+"""Search spaces as data: the built-in ones, picks and models, files, and what is refused."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ DIGESTS = {
 
 
 def everything(space: SearchSpace, op: str) -> Arch:
-    return space.arch([space.columns.index(op)] * len(space.positions))
+    return space.arch([space.candidate_ops.index(op)] * len(space.search_blocks))
 
 
 @st.composite
@@ -67,20 +67,20 @@ def spaces(draw: st.DrawFn) -> SearchSpace:
 
 def test_the_published_space() -> None:
     assert IMAGENET.count == 6**6 * 7**15 == 221_502_229_807_900_608
-    assert IMAGENET.columns == ("k3e3", "k3e6", "k5e3", "k5e6", "k7e3", "k7e6", "-")
-    sizes = [p.in_size for p in IMAGENET.positions]
+    assert IMAGENET.candidate_ops == ("k3e3", "k3e6", "k5e3", "k5e6", "k7e3", "k7e6", "-")
+    sizes = [p.in_size for p in IMAGENET.search_blocks]
     assert sizes == [112, 56, 56, 56, 56, *[28] * 4, *[14] * 8, *[7] * 4]
     assert sum(map(sum, IMAGENET.mask)) == 141  # architecture parameters of the original supernet
-    skippable = [ZERO in p.choices for p in IMAGENET.positions]
-    assert skippable == [p.shortcut for p in IMAGENET.positions]
+    skippable = [ZERO in p.candidate_ops for p in IMAGENET.search_blocks]
+    assert skippable == [p.shortcut for p in IMAGENET.search_blocks]
     assert [i for i, can in enumerate(skippable) if not can] == [0, 4, 8, 12, 16, 20]
     assert [row[-1] for row in IMAGENET.mask] == skippable
     assert all(all(row[:-1]) for row in IMAGENET.mask)
-    assert IMAGENET.positions[12] == dataclasses.replace(
-        IMAGENET.positions[12], index=12, stage=3, block=0, in_channels=80, out_channels=96, in_size=14,
+    assert IMAGENET.search_blocks[12] == dataclasses.replace(
+        IMAGENET.search_blocks[12], index=12, stage=3, block=0, in_channels=80, out_channels=96, in_size=14,
         stride=1, shortcut=False, choices=("k3e3", "k3e6", "k5e3", "k5e6", "k7e3", "k7e6"),
     )  # fmt: skip
-    assert IMAGENET.positions[8].out_size == 14
+    assert IMAGENET.search_blocks[8].out_size == 14
 
 
 @pytest.mark.parametrize(
@@ -92,37 +92,37 @@ def test_the_published_space_has_its_known_bounds(op: str, params: float, macs: 
     assert round(size.macs / 1e6, 1) == macs
 
 
-def test_its_shallowest_net() -> None:
-    arch = IMAGENET.arch([len(p.choices) - 1 if p.shortcut else 0 for p in IMAGENET.positions])
+def test_its_shallowest_model() -> None:
+    arch = IMAGENET.arch([len(p.candidate_ops) - 1 if p.shortcut else 0 for p in IMAGENET.search_blocks])
     size = profile(create_model(arch), 224)
     assert (round(size.params / 1e6, 3), round(size.macs / 1e6, 1)) == (2.155, 102.5)
 
 
 @pytest.mark.parametrize(("net", "factor"), [(CPU, "1.12"), (GPU, "1.35")])
-def test_published_nets_are_in_the_space_at_their_width(net: Arch, factor: str) -> None:
+def test_published_models_are_in_the_space_at_their_width(model: Arch, factor: str) -> None:
     space = read_space(f"imagenet@{factor}")
     assert space.name == f"imagenet@{factor}"
-    again = space.arch(space.picks(net), net.name)
-    assert dataclasses.replace(again, resolution=None) == net
+    again = space.arch(space.choices(model), model.name)
+    assert dataclasses.replace(again, resolution=None) == model
 
 
-def test_picks_are_those_of_the_compact_form() -> None:
+def test_choices_are_those_of_the_compact_form() -> None:
     space = read_space("imagenet@1.12")
-    assert "".join(map(str, space.picks(CPU))) == "100010021660300032203"
+    assert "".join(map(str, space.choices(CPU))) == "100010021660300032203"
 
 
-def test_the_small_space_holds_the_demo_net() -> None:
-    picks = SMALL.picks(CIFAR10_DEMO)
-    assert picks == (0, 8, 1, 1, 1, 1, 3, 3, 3, 3, 3)
-    net = SMALL.arch(picks, "again")
-    assert net.stages[0].ops == "k3e2 -"
-    sizes = [profile(create_model(a), 32) for a in (net, CIFAR10_DEMO)]
+def test_the_small_space_holds_the_demo_model() -> None:
+    choices = SMALL.choices(CIFAR10_DEMO)
+    assert choices == (0, 8, 1, 1, 1, 1, 3, 3, 3, 3, 3)
+    model = SMALL.arch(choices, "again")
+    assert model.stages[0].ops == "k3e2 -"
+    sizes = [profile(create_model(a), 32) for a in (model, CIFAR10_DEMO)]
     assert sizes[0] == sizes[1]
 
 
 @pytest.mark.parametrize("space", SPACES.values(), ids=list(SPACES))
-def test_built_in_spaces_make_nets_that_run(space: SearchSpace) -> None:
-    arch = space.arch(space.random_picks(random.Random(1)), "one")
+def test_built_in_spaces_make_models_that_run(space: SearchSpace) -> None:
+    arch = space.arch(space.random_choices(random.Random(1)), "one")
     assert arch.name == "one"
     assert (arch.resolution, arch.num_classes) == (space.resolution, space.num_classes)
     model = create_model(arch).eval()
@@ -133,24 +133,24 @@ def test_built_in_spaces_make_nets_that_run(space: SearchSpace) -> None:
 
 
 @pytest.mark.parametrize("size", [28, 32, 64])
-def test_the_small_space_suits_small_pictures(size: int) -> None:
+def test_the_small_space_suits_small_images(size: int) -> None:
     space = SMALL.replace(resolution=size, in_channels=1)
-    assert space.positions[-1].out_size == math.ceil(size / 4)
+    assert space.search_blocks[-1].out_size == math.ceil(size / 4)
 
 
 @given(spaces(), st.randoms(use_true_random=False))
-def test_picks_and_nets_round_trip(space: SearchSpace, rng: random.Random) -> None:
-    picks = space.random_picks(rng)
-    arch = space.arch(picks)
-    assert space.picks(arch) == picks
-    assert space.picks(Arch.parse(str(arch))) == picks
+def test_choices_and_models_round_trip(space: SearchSpace, rng: random.Random) -> None:
+    choices = space.random_choices(rng)
+    arch = space.arch(choices)
+    assert space.choices(arch) == choices
+    assert space.choices(Arch.parse(str(arch))) == choices
     blocks = arch.blocks[1:] if space.first else arch.blocks
-    for position, block, pick in zip(space.positions, blocks, picks, strict=True):
+    for search_block, block, choice in zip(space.search_blocks, blocks, choices, strict=True):
         assert (block.in_channels, block.out_channels, block.stride) == (
-            position.in_channels, position.out_channels, position.stride,
+            search_block.in_channels, search_block.out_channels, search_block.stride,
         )  # fmt: skip
-        assert block.shortcut == position.shortcut
-        assert space.mask[position.index][pick]
+        assert block.shortcut == search_block.shortcut
+        assert space.mask[search_block.index][choice]
 
 
 @given(spaces())
@@ -177,38 +177,39 @@ def test_a_digest_tells_spaces_apart_but_not_names() -> None:
     assert len({space.digest for space in (TINY, *changed)}) == 4
 
 
-def test_a_tiny_space_counts_its_nets() -> None:
+def test_a_tiny_space_counts_its_models() -> None:
     space = TINY.replace(stages=(SpaceStage(8, 1, 2), SpaceStage(16, 2, 1)), candidates=("k3e2", "k5e2"))
-    nets = {
-        space.arch(picks) for picks in itertools.product(*(range(len(p.choices)) for p in space.positions))
+    models = {
+        space.arch(choices)
+        for choices in itertools.product(*(range(len(p.candidate_ops)) for p in space.search_blocks))
     }
-    assert len(nets) == space.count == 3 * 3 * 2
+    assert len(models) == space.count == 3 * 3 * 2
 
 
 def test_a_space_without_zero_has_no_such_column() -> None:
     space = TINY.replace(zero=False)
-    assert space.columns == space.candidates
+    assert space.candidate_ops == space.candidates
     assert space.count == 4**6
     assert all(all(row) for row in space.mask)
     with pytest.raises(ArchError, match="stage 1, block 2: '-' is none of k3e2 k3e4 k5e2 k5e4"):
-        space.picks(TINY.arch([0, 4, 0, 0, 0, 0]))
+        space.choices(TINY.arch([0, 4, 0, 0, 0, 0]))
 
 
-def test_random_picks_are_uniform_over_the_choices_of_a_block() -> None:
+def test_random_choices_are_uniform_over_the_choices_of_a_block() -> None:
     rng = random.Random(0)
-    drawn = [TINY.random_picks(rng) for _ in range(4000)]
-    for position in TINY.positions:
-        counts = Counter(picks[position.index] for picks in drawn)
-        assert set(counts) == set(range(len(position.choices)))
-        assert max(abs(n / 4000 - 1 / len(position.choices)) for n in counts.values()) < 0.04
-    assert TINY.random_picks(random.Random(5)) == TINY.random_picks(random.Random(5))
+    drawn = [TINY.random_choices(rng) for _ in range(4000)]
+    for search_block in TINY.search_blocks:
+        counts = Counter(choices[search_block.index] for choices in drawn)
+        assert set(counts) == set(range(len(search_block.candidate_ops)))
+        assert max(abs(n / 4000 - 1 / len(search_block.candidate_ops)) for n in counts.values()) < 0.04
+    assert TINY.random_choices(random.Random(5)) == TINY.random_choices(random.Random(5))
 
 
-def test_random_picks_follow_weights() -> None:
+def test_random_choices_follow_weights() -> None:
     rng = random.Random(0)
     weights = [1.0, 0.0, 0.0, 3.0, 4.0]
-    drawn = [TINY.random_picks(rng, weights) for _ in range(2000)]
-    first, second = (Counter(picks[i] for picks in drawn) for i in (0, 1))
+    drawn = [TINY.random_choices(rng, weights) for _ in range(2000)]
+    first, second = (Counter(choices[i] for choices in drawn) for i in (0, 1))
     assert set(first) == {0, 3}  # the first block cannot be skipped
     assert abs(first[3] / 2000 - 0.75) < 0.04
     assert abs(second[4] / 2000 - 0.5) < 0.04
@@ -225,7 +226,7 @@ def test_random_picks_follow_weights() -> None:
 )
 def test_bad_weights(weights: list[float], message: str) -> None:
     with pytest.raises(ArchError, match=message):
-        TINY.random_picks(random.Random(0), weights)
+        TINY.random_choices(random.Random(0), weights)
 
 
 @pytest.mark.parametrize(
@@ -237,12 +238,12 @@ def test_bad_weights(weights: list[float], message: str) -> None:
         ([4, 0, 0, 0, 0, 0], "stage 1, block 1: it cannot be skipped"),
     ],
 )
-def test_bad_picks(picks: list[int], message: str) -> None:
+def test_bad_choices(choices: list[int], message: str) -> None:
     with pytest.raises(ArchError, match=message):
-        TINY.arch(picks)
+        TINY.arch(choices)
 
 
-def test_picks_may_be_integers_of_other_libraries() -> None:
+def test_choices_may_be_integers_of_other_libraries() -> None:
     assert TINY.arch(torch.tensor([0, 4, 1, 2, 3, 0])) == TINY.arch([0, 4, 1, 2, 3, 0])  # type: ignore[arg-type]
 
 
@@ -265,23 +266,23 @@ def test_picks_may_be_integers_of_other_libraries() -> None:
          "stage 2, block 2: k5e2! lacks the shortcut"),
     ],
 )  # fmt: skip
-def test_a_net_of_another_space_is_refused(changes: dict, message: str) -> None:
+def test_a_model_of_another_space_is_refused(changes: dict, message: str) -> None:
     inside = Arch("n", 8, 8, 64, (Stage(16, 1, "k3e2!"), Stage(24, 2, "k3e2.0 -!"), Stage(40, 2, "k3e2")), 10)
-    assert TINY.picks(inside) == (0, 4, 0, 4, 0, 4)
+    assert TINY.choices(inside) == (0, 4, 0, 4, 0, 4)
     with pytest.raises(ArchError, match=r"'n' is not in the search space 'tiny': ") as caught:
-        TINY.picks(dataclasses.replace(inside, **changes))
+        TINY.choices(dataclasses.replace(inside, **changes))
     assert message in str(caught.value)
 
 
 def test_a_tree_is_in_no_space() -> None:
     with pytest.raises(ArchError, match="a TreeArch is not in a space"):
-        SMALL.picks(CIFAR)  # type: ignore[arg-type]
+        SMALL.choices(CIFAR)  # type: ignore[arg-type]
 
 
-def test_the_mobile_net_is_not_in_its_own_space() -> None:
+def test_the_mobile_model_is_not_in_its_own_space() -> None:
     """Its first stage is wider than the space's, as released."""
     with pytest.raises(ArchError, match="the width of stage 1 is 32, in the space 24"):
-        IMAGENET.picks(MOBILE)
+        IMAGENET.choices(MOBILE)
 
 
 def test_map_below_two_pixels_names_the_stage() -> None:
@@ -289,7 +290,7 @@ def test_map_below_two_pixels_names_the_stage() -> None:
         ArchError, match=r"'imagenet': stage 5 shrinks the map to 1x1 px, below 2x2: use a larger"
     ):
         IMAGENET.replace(resolution=32)
-    assert IMAGENET.replace(resolution=33).positions[-1].out_size == 2
+    assert IMAGENET.replace(resolution=33).search_blocks[-1].out_size == 2
     with pytest.raises(ArchError, match="the stem shrinks the map to 1x1"):
         TINY.replace(resolution=2)
 
@@ -371,9 +372,9 @@ def test_a_registered_operation_is_a_candidate(monkeypatch: pytest.MonkeyPatch, 
         read_space(path)
     register_op("plain3", _conv)
     space = read_space(path)
-    assert space.columns == ("k3e2", "k3e4", "k5e2", "plain3", "-")
+    assert space.candidate_ops == ("k3e2", "k3e4", "k5e2", "plain3", "-")
     arch = everything(space.replace(zero=False), "plain3")
-    assert space.picks(arch) == (3,) * 6
+    assert space.choices(arch) == (3,) * 6
     with torch.inference_mode():
         assert create_model(arch).eval()(torch.rand(1, 3, 32, 32)).shape == (1, 10)
 

@@ -65,11 +65,11 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with a small random net in all forms, pictures and things that are neither."""
+    """Return a folder with a small random model in all forms, images and things that are neither."""
     root = tmp_path_factory.mktemp("files")
     torch.manual_seed(5)
     model = create_model(Arch.parse(ARCH))
-    for p in model.parameters():  # spread the answers: a fresh net says nearly the same for everything
+    for p in model.parameters():  # spread the answers: a fresh model says nearly the same for everything
         if p.dim() > 1:
             torch.nn.init.normal_(p, std=0.3)
     model.train()
@@ -229,17 +229,17 @@ def test_list(run: Run) -> None:
     assert "4.36 M" in lines["proxyless_cpu"]
     assert "439 M" in lines["proxyless_cpu"]
     assert "published" in result.out
-    assert [net["name"] for net in run("list", "*Mobile*", "--json").json["nets"]] == [
+    assert [model["name"] for model in run("list", "*Mobile*", "--json").json["nets"]] == [
         "proxyless_mobile",
         "proxyless_mobile_14",
     ]
     missing = run("list", "resnet*")
     assert missing.code == 1
-    assert missing.err.startswith("error: no net matches 'resnet*'; there are: ")
+    assert missing.err.startswith("error: no model matches 'resnet*'; there are: ")
 
 
 @pytest.mark.parametrize("name", list_models(pretrained=True))
-def test_info_of_every_net(run: Run, name: str) -> None:
+def test_info_of_every_model(run: Run, name: str) -> None:
     weights = get_weights(name)
     result = run("info", name.replace("_", "-").upper())
     assert result.code == 0
@@ -298,7 +298,7 @@ def test_predict_text(run: Run, files: Path) -> None:
     assert lines[1].split(" %")[0].strip() == f"{100 * expected(files, SMALL)[0][1]:.1f}"
 
 
-def test_more_pictures_than_a_batch_and_words_behind_options(run: Run, files: Path) -> None:
+def test_more_images_than_a_batch_and_words_behind_options(run: Run, files: Path) -> None:
     names = [files / f"{i}.png" for i in range(20)]
     result = run("predict", files / "mine.safetensors", *names[:12], "--top", 1, "--json", *names[12:])
     assert [image["image"] for image in result.json["images"]] == [str(name) for name in names]
@@ -306,7 +306,7 @@ def test_more_pictures_than_a_batch_and_words_behind_options(run: Run, files: Pa
         assert answers(result.json["images"][i]) == expected(files, SMALL, f"{i}.png", 1)
 
 
-def test_one_bad_picture_does_not_stop_the_others(run: Run, files: Path) -> None:
+def test_one_bad_image_does_not_stop_the_others(run: Run, files: Path) -> None:
     bad = {
         "page.jpg": "is a web page (HTML), not an image",
         "cut.png": "damaged or truncated image",
@@ -320,7 +320,7 @@ def test_one_bad_picture_does_not_stop_the_others(run: Run, files: Path) -> None
     assert result.code == 1
     assert result.out.count(".png\n") == 2
     lines = [line for line in result.err.splitlines() if line.startswith("error: ")]
-    assert lines[-1] == "error: 6 of 8 pictures could not be classified"
+    assert lines[-1] == "error: 6 of 8 images could not be classified"
     for line, (name, reason) in zip(lines[:-1], bad.items(), strict=True):
         assert line.startswith(f"error: {files / name}")
         assert reason in line
@@ -384,7 +384,7 @@ def test_wrong_options(run: Run, files: Path, words: list[str], message: str) ->
 
 
 def test_where_the_preprocessing_comes_from(run: Run, files: Path) -> None:
-    """A file's own, else that of the named net, else the usual one with a note."""
+    """A file's own, else that of the named model, else the usual one with a note."""
     photo, assumed = files / "0.png", Preprocessing(48, 55, IMAGENET_MEAN, IMAGENET_STD)
     cases = [
         ([files / "mine.safetensors", photo], SMALL, ""),
@@ -403,17 +403,17 @@ def test_where_the_preprocessing_comes_from(run: Run, files: Path) -> None:
         (
             [files / "bare.safetensors", photo],
             assumed,
-            f"note: the net's preprocessing is not known; .*: {assumed}",
+            f"note: the model's preprocessing is not known; .*: {assumed}",
         ),
         (
             [files / "mine.txt", photo, "--weights", files / "mine.pth"],
             assumed,
-            "note: the net's preprocessing is",
+            "note: the model's preprocessing is",
         ),
         (
             [files / "mine.json", photo, "--weights", files / "mine.pth"],
             None,
-            "note: the net's preprocessing is",
+            "note: the model's preprocessing is",
         ),
     ]
     for words, preprocessing, said in cases:
@@ -435,7 +435,7 @@ def test_classes_without_names(run: Run, files: Path) -> None:
     assert result.err == ""
 
 
-BAD_NETS = [
+BAD_MODELS = [
     (["proxyless_cup"], 1, "did you mean proxyless_cpu"),
     (["nowhere.safetensors"], 1, "nowhere.safetensors: no such file"),
     (["{files}"], 1, "is a folder, not a file"),
@@ -448,16 +448,16 @@ BAD_NETS = [
     (["proxyless_cpu", "--weights", "{files}/empty.jpg"], 1, "empty.jpg"),
     (["proxyless_cpu", "--weights", "nowhere.pth"], 1, "nowhere.pth: no such file"),
     (["proxyless_cpu", "--arch", "nowhere.txt"], 1, "nowhere.txt: no such file"),
-    (["{files}/mine.txt", "--weights", "{files}/nan.pth"], 1, "nan.pth: the net's output is not finite"),
+    (["{files}/mine.txt", "--weights", "{files}/nan.pth"], 1, "nan.pth: the model's output is not finite"),
     (["{files}/mine.safetensors", "--device", "cuda:77"], 1, "--device cuda:77: not usable here"),
     (["{files}/mine.safetensors", "--device", "meta"], 1, "--device meta: nothing can be computed there"),
 ]
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "message"), BAD_NETS, ids=[" ".join(words) for words, _, _ in BAD_NETS]
+    ("words", "code", "message"), BAD_MODELS, ids=[" ".join(words) for words, _, _ in BAD_MODELS]
 )
-def test_bad_nets(run: Run, files: Path, tmp_path: Path, words: list[str], code: int, message: str) -> None:
+def test_bad_models(run: Run, files: Path, tmp_path: Path, words: list[str], code: int, message: str) -> None:
     words = [word.replace("{files}", str(files)) for word in words]
     photos = tmp_path / wnids()[0]
     photos.mkdir()
@@ -515,7 +515,7 @@ def test_names_cannot_steer_the_terminal(run: Run, files: Path, tmp_path: Path) 
 
 @pytest.fixture(scope="module")
 def classified(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return class folders by wnid in which the small net is right for 15 of 20 pictures."""
+    """Return class folders by wnid in which the small model is right for 15 of 20 images."""
     root = tmp_path_factory.mktemp("photos")
     for i in range(20):
         best = [index for index, _ in expected(files, SMALL, f"{i}.png", 1000)]
@@ -634,14 +634,14 @@ def test_eval_on_a_full_disk_still_says_what_it_found(files: Path, classified: P
 
 
 def test_eval_of_a_data_set_by_name(run: Run, files: Path, tmp_path: Path) -> None:
-    """The classes are matched by name, in whatever order the net has them."""
+    """The classes are matched by name, in whatever order the model has them."""
     result = run("eval", files / "ten.safetensors", "digits", "--json")
     assert result.code == 0, result.err
     plain = result.json
     assert 170 < plain["n"] < 190
     assert (plain["labels_from"], plain["classes"]) == ("data set", 10)
     assert "held out" in result.err
-    assert "note: the net's classes have no names" in result.err
+    assert "note: the model's classes have no names" in result.err
 
     model = create_model(files / "ten.safetensors")
     with torch.no_grad():
@@ -661,7 +661,9 @@ def test_eval_of_a_data_set_by_name(run: Run, files: Path, tmp_path: Path) -> No
     model.categories = tuple("abcdefghij")
     save_weights(model, tmp_path / "letters.safetensors")
     refused = run("eval", tmp_path / "letters.safetensors", "digits")
-    assert "its classes are not those of the net, whose 10 classes (a, b, c, ...) have no 0, 1" in refused.err
+    assert (
+        "its classes are not those of the model, whose 10 classes (a, b, c, ...) have no 0, 1" in refused.err
+    )
     assert run("eval", files / "ten.safetensors", "digits", "--labels", "number").code == 2
 
 
@@ -697,7 +699,7 @@ def test_eval_of_a_part(run: Run, files: Path, classified: Path) -> None:
     assert document["n"] == 5
 
 
-def test_eval_with_unreadable_pictures(run: Run, files: Path, classified: Path, tmp_path: Path) -> None:
+def test_eval_with_unreadable_images(run: Run, files: Path, classified: Path, tmp_path: Path) -> None:
     root = tmp_path / "photos"
     shutil.copytree(classified, root)
     folder = next(root.iterdir())
@@ -707,7 +709,7 @@ def test_eval_with_unreadable_pictures(run: Run, files: Path, classified: Path, 
     assert result.code == 1
     assert (result.json["n"], result.json["top1_correct"], len(result.json["unreadable"])) == (20, 15, 2)
     assert f"error: {folder / 'cut.png'}: damaged" in result.err
-    assert result.err.splitlines()[-1] == "error: 2 of 22 pictures could not be read"
+    assert result.err.splitlines()[-1] == "error: 2 of 22 images could not be read"
 
 
 def test_eval_by_number_and_position(run: Run, files: Path, tmp_path: Path) -> None:
@@ -727,7 +729,7 @@ def test_eval_by_number_and_position(run: Run, files: Path, tmp_path: Path) -> N
     ("words", "code", "message"),
     [
         (["nowhere"], 1, "nowhere: no such folder; data sets known by name are cifar10, "),
-        (["{files}/0.png"], 1, "is a file; a folder of pictures is expected"),
+        (["{files}/0.png"], 1, "is a file; a folder of images is expected"),
         (["{empty}"], 1, "the folder is empty"),
         (["{files}"], 1, "each file name must hold a wnid"),
         (["{photos}", "--limit", "0"], 2, "--limit must be at least 1"),
@@ -849,7 +851,7 @@ def test_fetch_list_info_verify_with_real_weights(
     monkeypatch.setenv("PROXYLESSNAS_OFFLINE", "1")
     verified = run("verify", REAL, shared_data / "weights" / REAL_FILE)
     assert (verified.code, verified.out.count("sound")) == (0, 2)
-    assert {net["name"] for net in run("list", "--json").json["nets"] if net["cached"]} == {
+    assert {model["name"] for model in run("list", "--json").json["nets"] if model["cached"]} == {
         "proxyless_w025_r112",
         "proxyless_w03_r176",
     }

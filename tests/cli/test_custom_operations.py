@@ -14,7 +14,7 @@ from proxylessnas import Arch, ArchError, Stage, WeightsMismatchError, create_mo
 from proxylessnas.arch import ops as registration
 from proxylessnas.arch.spaces import read_space
 from proxylessnas.latency.worker import Worker
-from proxylessnas.runtimes.base import NetSpec
+from proxylessnas.runtimes.base import ModelSpec
 from proxylessnas.runtimes.settings import Settings
 from proxylessnas.utils.tensor_files import read_metadata
 
@@ -51,7 +51,7 @@ def forget(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Return a folder with the module, a space, the search in it and a picture; it is the working folder."""
+    """Return a folder with the module, a space, the search in it and an image; it is the working folder."""
     from PIL import Image
 
     from proxylessnas.cli import main
@@ -140,7 +140,7 @@ def test_files_name_the_module(folder: Path) -> None:
 
 def test_a_measuring_process_imports_the_module(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    spec = NetSpec("arch", (folder / "run" / "arch.txt").read_text(encoding="utf-8"), (3, 16, 16))
+    spec = ModelSpec("arch", (folder / "run" / "arch.txt").read_text(encoding="utf-8"), (3, 16, 16))
     with Worker(Settings(), imports=[MODULE]) as worker:
         worker.load("own", spec)
     with Worker(Settings()) as worker, pytest.raises(ArchError) as caught:

@@ -26,12 +26,12 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 
 @pytest.fixture
-def net(tmp_path: Path) -> Path:
+def model(tmp_path: Path) -> Path:
     return save_weights(small(), tmp_path / "tuned.safetensors")
 
 
-def test_the_table(run: Run, net: Path, tmp_path: Path) -> None:
-    ran = run(net, tmp_path / "net.pt", "--no-measure", "--threads", 1)
+def test_the_table(run: Run, model: Path, tmp_path: Path) -> None:
+    ran = run(model, tmp_path / "net.pt", "--no-measure", "--threads", 1)
     assert ran.code == 0, ran.err
     for text in (
         "net.pt", "TorchScript, 0.1 MB, sha256 ", "tuned, input 3 x 32 x 32, any batch",
@@ -45,18 +45,18 @@ def test_the_table(run: Run, net: Path, tmp_path: Path) -> None:
     assert "latency" not in ran.out
 
 
-def test_json(run: Run, net: Path, tmp_path: Path) -> None:
-    ran = run(net, tmp_path / "net.pt", "--no-measure", "--json")
+def test_json(run: Run, model: Path, tmp_path: Path) -> None:
+    ran = run(model, tmp_path / "net.pt", "--no-measure", "--json")
     assert ran.json == json.loads((tmp_path / "net.pt.json").read_text(encoding="utf-8"))
-    ran = run(net, tmp_path / "net.pt", "--no-measure", "--json")
+    ran = run(model, tmp_path / "net.pt", "--no-measure", "--json")
     assert ran.code == 1
     assert ran.json["error"]["type"] == "ExportError"
     assert ran.json["error"]["message"].endswith("net.pt: exists already: --force replaces it")
-    assert run(net, tmp_path / "net.pt", "--no-measure", "--quiet", "--force").out == ""
+    assert run(model, tmp_path / "net.pt", "--no-measure", "--quiet", "--force").out == ""
 
 
-def test_latencies_are_measured_by_turns(run: Run, net: Path, tmp_path: Path) -> None:
-    ran = run(net, tmp_path / "net.pt", "--threads", 1)
+def test_latencies_are_measured_by_turns(run: Run, model: Path, tmp_path: Path) -> None:
+    ran = run(model, tmp_path / "net.pt", "--threads", 1)
     assert ran.code == 0, ran.err
     assert "latency of a call, 1 thread, batch 1, measured by turns on" in ran.out
     latency = json.loads((tmp_path / "net.pt.json").read_text(encoding="utf-8"))["latency"]
@@ -65,21 +65,21 @@ def test_latencies_are_measured_by_turns(run: Run, net: Path, tmp_path: Path) ->
     assert latency[1]["median_ms"] > 0
 
 
-def test_onnx_with_all_its_options(run: Run, net: Path, repo: Path, tmp_path: Path) -> None:
+def test_onnx_with_all_its_options(run: Run, model: Path, repo: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
     ran = run(
-        net, tmp_path / "net.onnx", "--uint8-input", "--opset", 20, "--batch-size", 2, "--input-size", 48,
+        model, tmp_path / "net.onnx", "--uint8-input", "--opset", 20, "--batch-size", 2, "--input-size", 48,
         "--images", repo / "examples" / "photos" / "cifar10", "--tolerance", 0.05, "--no-measure",
     )  # fmt: skip
     assert ran.code == 0, ran.err
-    assert "uint8 pictures [2, 3, H, W], batch 2" in ran.out
-    assert f"pictures of {repo / 'examples' / 'photos' / 'cifar10'}" in ran.out
+    assert "uint8 images [2, 3, H, W], batch 2" in ran.out
+    assert f"images of {repo / 'examples' / 'photos' / 'cifar10'}" in ran.out
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Return a folder of as many pictures as INT8 takes at least."""
+    """Return a folder of as many images as INT8 takes at least."""
     from PIL import Image
 
     (tmp_path / "photos").mkdir()
@@ -89,14 +89,14 @@ def photos(tmp_path: Path) -> Path:
 
 
 def test_int8_that_is_not_faster_is_said_first(
-    run: Run, net: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The file is kept, and the exit code 1, unless that is allowed. What was measured is made up here."""
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
     out = tmp_path / "net.onnx"
     words = (
-        net,
+        model,
         out,
         "--int8",
         "--calibrate",
@@ -111,7 +111,7 @@ def test_int8_that_is_not_faster_is_said_first(
     monkeypatch.setattr(onnx_int8, "schemes", lambda isa: ["minmax" if isa == "vnni" else "minmax+7bit"])
     monkeypatch.setattr(choose, "by_turns", lambda programs, x, batch: [1.0, 1.25])
     said = (
-        "INT8 is not faster than float32 here: 1.25 ms a picture against 1.00 (0.80 times as fast, 1 thread)"
+        "INT8 is not faster than float32 here: 1.25 ms an image against 1.00 (0.80 times as fast, 1 thread)"
     )
     ran = run(*words, "--target-isa", "vnni")
     assert (ran.code, ran.out.splitlines()[0]) == (1, said)
@@ -130,13 +130,13 @@ def test_int8_that_is_not_faster_is_said_first(
     assert ran.out.splitlines()[0] == str(out)
 
 
-def test_an_exported_file_is_no_net(run: Run, net: Path, tmp_path: Path) -> None:
-    assert run(net, tmp_path / "net.pt", "--no-measure").code == 0
+def test_an_exported_file_is_no_model(run: Run, model: Path, tmp_path: Path) -> None:
+    assert run(model, tmp_path / "net.pt", "--no-measure").code == 0
     ran = run(tmp_path / "net.pt", tmp_path / "again.pt", "--no-measure")
     assert (ran.code, "net.pt: is an exported file already" in ran.err) == (1, True)
 
 
-def test_what_a_killed_export_left_goes(run: Run, net: Path, tmp_path: Path) -> None:
+def test_what_a_killed_export_left_goes(run: Run, model: Path, tmp_path: Path) -> None:
     """Of a process that is no more, of this machine, for the same file."""
     done = subprocess.run(
         [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True
@@ -148,7 +148,7 @@ def test_what_a_killed_export_left_goes(run: Run, net: Path, tmp_path: Path) -> 
     for folder in (left, mine, other):
         folder.mkdir()
         (folder / "draft").write_text("half a file")
-    assert run(net, tmp_path / "net.pt", "--no-measure").code == 0
+    assert run(model, tmp_path / "net.pt", "--no-measure").code == 0
     assert [folder.exists() for folder in (left, mine, other)] == [False, True, True]
 
 
@@ -186,8 +186,8 @@ def test_random_weights_on_request(run: Run, tmp_path: Path) -> None:
         (["{net}"], 2, "OUT"),
     ],
 )
-def test_faults(run: Run, net: Path, tmp_path: Path, words: list[str], code: int, text: str) -> None:
-    place: dict[str, Any] = {"net": net, "out": tmp_path / "net"}
+def test_faults(run: Run, model: Path, tmp_path: Path, words: list[str], code: int, text: str) -> None:
+    place: dict[str, Any] = {"net": model, "out": tmp_path / "net"}
     ran = run(*(word.format(**place) for word in words), "--no-measure")
     assert ran.code == code
     assert text in ran.err

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from cli_tools import Run, runner
 from latency_table_tools import SPACE, little
-from simulated_machine import simulated, true_ms, true_net_ms
+from simulated_machine import simulated, true_model_ms, true_ms
 
 from proxylessnas.arch.spaces import read_space
 from proxylessnas.cli._options import in_options
@@ -36,7 +36,7 @@ stages = [{ width = 8, stride = 2, blocks = 2 }, { width = 16, stride = 2, block
 """
 ONE_TO_1024 = "--threads: wanted a whole number from 1 to 1024, not '0'"
 NONE_OR_SOME = "--validation-nets: wanted 0 or a whole number from 2"
-NET = """Arch("mine", stem=8, first=8, last=32, resolution=32, stages=(
+MODEL = """Arch("mine", stem=8, first=8, last=32, resolution=32, stages=(
     Stage(16, 2, "k3e2 -"), Stage(24, 1, "k5e2 k3e2")))"""
 GOOD = {
     "nets": 30, "date": "2026-11-21", "mape_percent": 2.4, "bias_percent": -0.3, "kendall_tau": 0.961,
@@ -56,9 +56,9 @@ def table(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def net(tmp_path: Path) -> Path:
+def model(tmp_path: Path) -> Path:
     path = tmp_path / "mine.txt"
-    path.write_text(NET)
+    path.write_text(MODEL)
     return path
 
 
@@ -113,18 +113,18 @@ def test_show_the_published_table(run: Run) -> None:
     assert ran.code == 0
     assert is_narrow(ran.out)
     text = re.sub(r"\s+", " ", ran.out)
-    assert "fastest net 29.61 ms k3e3 - - - | k3e3" in text
-    assert "slowest net 191.03 ms k7e6 k7e6 k7e6 k7e6 | k7e6" in text
+    assert "fastest model 29.61 ms k3e3 - - - | k3e3" in text
+    assert "slowest model 191.03 ms k7e6 k7e6 k7e6 k7e6 | k7e6" in text
     assert "coverage 70 of 70 operations (100 %)" in text
     assert "not re-measured" in text
     assert "24x56 24x56 + 6.273 11.095 7.902 14.131 10.215 18.541" in text
-    assert "never compared with measured nets" in ran.err
+    assert "never compared with measured models" in ran.err
 
 
 def test_show_a_table(run: Run, table: Path) -> None:
     ran = run("show", table)
     text = re.sub(r"\s+", " ", ran.out)
-    assert "on 30 random nets that it was not made from, 2026-11-21: mean error 2.4 %, bias -0.3 %" in text
+    assert "on 30 random models that it was not made from, 2026-11-21: mean error 2.4 %, bias -0.3 %" in text
     assert "Kendall tau 0.961" in text
     assert "coverage 12 of 12 operations (100 %)" in text
     assert ran.err == ""
@@ -194,11 +194,11 @@ def test_show_as_json(run: Run, table: Path) -> None:
     assert len(found["operations"]) == len(loaded.entries)
 
 
-def test_show_a_net(run: Run, table: Path, net: Path) -> None:
+def test_show_a_model(run: Run, table: Path, model: Path) -> None:
     from proxylessnas import Arch
 
-    total = LatencyTable.load(table).predict(Arch.parse(NET))  # type: ignore[arg-type]
-    ran = run("show", table, net)
+    total = LatencyTable.load(table).predict(Arch.parse(MODEL))  # type: ignore[arg-type]
+    ran = run("show", table, model)
     assert ran.code == 0
     lines = ran.out.splitlines()
     operations = ["stem", "k3e1", "k3e2", "k5e2", "k3e2", "last", "classifier"]
@@ -206,7 +206,7 @@ def test_show_a_net(run: Run, table: Path, net: Path) -> None:
     assert lines[-3].split() == ["total", f"{total:.3f}"]
     shares = [float(match) for match in re.findall(r"([\d.]+) %", ran.out)]
     assert sum(shares) == pytest.approx(100, abs=0.5)
-    assert run("show", table, net, "--json").json["predicted_ms"] == pytest.approx(total)
+    assert run("show", table, model, "--json").json["predicted_ms"] == pytest.approx(total)
 
 
 def test_another_space_is_covered_or_not(run: Run, table: Path, tmp_path: Path) -> None:
@@ -227,32 +227,32 @@ def test_another_space_is_covered_or_not(run: Run, table: Path, tmp_path: Path) 
 # ---- predict
 
 
-def test_predict(run: Run, table: Path, net: Path) -> None:
-    ran = run("predict", table, net)
-    assert re.match(rf"net +predicted\n{net} +[\d.]+\n\nmilliseconds a call; torch on a test", ran.out)
+def test_predict(run: Run, table: Path, model: Path) -> None:
+    ran = run("predict", table, model)
+    assert re.match(rf"model +predicted\n{model} +[\d.]+\n\nmilliseconds a call; torch on a test", ran.out)
     assert ran.err == ""
-    found = run("predict", table, net, "--json").json
+    found = run("predict", table, model, "--json").json
     assert found["nets"][0]["guessed_operations"] == 0
 
 
-def test_operations_that_were_not_measured(run: Run, table: Path, net: Path) -> None:
+def test_operations_that_were_not_measured(run: Run, table: Path, model: Path) -> None:
     """An error that names the nearest, unless guesses are allowed, which are marked and judged."""
-    net.write_text(NET.replace("Stage(24", "Stage(40"))
-    ran = run("predict", table, net)
+    model.write_text(MODEL.replace("Stage(24", "Stage(40"))
+    ran = run("predict", table, model)
     assert (ran.code, ran.out) == (1, "")
-    assert f"{net}: the latency table has no entry for k5e2 in=16x8x8 out=40 stride=1" in ran.err
+    assert f"{model}: the latency table has no entry for k5e2 in=16x8x8 out=40 stride=1" in ran.err
     assert "the nearest it has is k5e2 in=16x8x8 out=24" in ran.err
-    assert "KeyError" in run("predict", table, net, "--json").json["error"]["type"]
-    ran = run("predict", table, net, "--predict-missing")
+    assert "KeyError" in run("predict", table, model, "--json").json["error"]["type"]
+    ran = run("predict", table, model, "--predict-missing")
     assert re.search(r"guessed operations\n.* 3 of 7", ran.out)
     assert re.search(r"guessed operations are off by [\d.]+ %", ran.err)
-    shown = run("show", table, net, "--predict-missing")
+    shown = run("show", table, model, "--predict-missing")
     assert shown.out.count("~") == 4  # three operations and the legend
 
 
-def test_words_behind_options(run: Run, table: Path, net: Path) -> None:
-    assert run("predict", table, net, "--json", net).code == 0
-    ran = run("show", table, net, "--json", "more")
+def test_words_behind_options(run: Run, table: Path, model: Path) -> None:
+    assert run("predict", table, model, "--json", model).code == 0
+    ran = run("show", table, model, "--json", "more")
     assert ran.code == 2
     assert "unrecognised arguments: more" in ran.err
 
@@ -326,8 +326,8 @@ def test_a_kit_there_and_back(run: Run, tmp_path: Path) -> None:
     assert have == need
     assert {entry.how for entry in found.entries.values()} == {"fitted"}
     assert found.method["nets"] == 12
-    assert found.validation is None  # too few nets to judge it
-    assert "never compared with measured nets" in ran.err
+    assert found.validation is None  # too few models to judge it
+    assert "never compared with measured models" in ran.err
     assert run("kit", "--space", tmp_path / "space.toml", "-o", kit).code == 1
 
 
@@ -338,7 +338,7 @@ def true_device(kit: Path) -> None:
     results = json.loads((kit / "results.json").read_text())
     for item in results["items"]:
         what = manifest[item["id"]]
-        ms = true_ms(OpKey.parse(what["key"])) if "key" in what else true_net_ms(space.arch(what["picks"]))
+        ms = true_ms(OpKey.parse(what["key"])) if "key" in what else true_model_ms(space.arch(what["picks"]))
         item["ms"] = [[ms] * len(visit) for visit in item["ms"]]
         item["median_ms"] = ms
     (kit / "results.json").write_text(json.dumps(results))
@@ -347,8 +347,8 @@ def true_device(kit: Path) -> None:
 # ---- what measures
 
 
-def test_measure(run: Run, net: Path) -> None:
-    ran = run("measure", net, "--seconds", "0.01", "--image-size", 16, "--batch", 2, "--json")
+def test_measure(run: Run, model: Path) -> None:
+    ran = run("measure", model, "--seconds", "0.01", "--image-size", 16, "--batch", 2, "--json")
     assert ran.code == 0, ran.err
     (found,) = ran.json["nets"]
     assert 0 < found["undisturbed_ms"] <= found["p10_ms"] <= found["median_ms"] <= found["p90_ms"]
@@ -357,12 +357,12 @@ def test_measure(run: Run, net: Path) -> None:
     assert found["images_per_second"] == pytest.approx(2000 / found["undisturbed_ms"])
     assert (found["input_size"], found["conditions"]["batch_size"]) == ([3, 16, 16], 2)
     assert found["runs"] >= 20
-    ran = run("measure", net, "--seconds", "0.01")
+    ran = run("measure", model, "--seconds", "0.01")
     head, line, _, legend, conditions = ran.out.splitlines()
     words = ["net", "undisturbed", "median", "p10", "p90", "disturbance", "runs", "images/s"]
     assert head.split() == words
-    assert line.split()[0] == str(net)
-    assert legend.startswith("milliseconds a call of 1 picture; undisturbed: to compare by; median, p10, p90")
+    assert line.split()[0] == str(model)
+    assert legend.startswith("milliseconds a call of 1 image; undisturbed: to compare by; median, p10, p90")
     assert "memory allocator: " in conditions
 
 
@@ -418,7 +418,7 @@ def test_a_table_that_was_compared_with_few_models_says_how_many_it_takes(
     simulated(monkeypatch)
     ran = run(*BUILD, "--validation-nets", 10, "-o", tmp_path / "t.json")
     assert ran.code == 1
-    assert "it was compared with 10 nets only, wanted 30" in ran.err
+    assert "it was compared with 10 models only, wanted 30" in ran.err
     assert "note: build it again with --force --validation-nets 30\n" in ran.err
 
 
@@ -452,11 +452,11 @@ def test_validate(run: Run, tmp_path: Path) -> None:
     ("words", "code", "message"),
     [
         (["show", "nowhere.json"], 1, "no latency table at nowhere.json"),
-        (["show", "pixel1", "no_such_net"], 1, "unknown net 'no_such_net'"),
+        (["show", "pixel1", "no_such_net"], 1, "unknown model 'no_such_net'"),
         (["show", "pixel1", "proxyless_cifar"], 1, "proxyless_cifar is no chain of blocks"),
         (["show", "pixel1", "proxyless_cpu", "--space", "tiny"], 2, "--space is for"),
         (["show", "pixel1", "--image-size", "32"], 2, "name it with --space"),
-        (["predict", "pixel1"], 2, "NET"),
+        (["predict", "pixel1"], 2, "MODEL"),
         (["predict", "pixel1", "proxyless_cpu", "--image-size", "0"], 2, "--image-size: wanted a whole"),
         (["build", "--space", "imagnet", "-o", "t.json"], 1, "did you mean imagenet?"),
         (["build", "--space", "tiny", "-o", "t.txt"], 2, "-o writes a .json file"),
@@ -484,7 +484,7 @@ def test_validate(run: Run, tmp_path: Path) -> None:
         (["kit", "--space", "tiny", "-o", "k", "--nets", "-1"], 2, "--nets: wanted a whole number from 0"),
         (["kit", "--space", "tiny", "-o", "k", "--batch", "0"], 2, "--batch: wanted a whole number from 1"),
         (["import", "a.json", "-o", "t.json"], 1, "cannot read a.json"),
-        (["measure"], 2, "NET"),
+        (["measure"], 2, "MODEL"),
         (["measure", "no_such_net"], 1, "no_such_net"),
         (["measure", "proxyless_cpu", "--seconds", "nan"], 2, "--seconds: wanted a number over 0"),
         (["measure", "proxyless_cpu", "--import", "no_such_module"], 2, "--import no_such_module"),

@@ -16,7 +16,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     return runner(capsys, "plot")
 
 
-def test_nets_on_the_terminal(run: Run, tmp_path: Path) -> None:
+def test_models_on_the_terminal(run: Run, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text(str(TINY.arch([0, 4, 1, 2, 3, 4], "mine")))
     done = run("proxyless-gpu", tmp_path / "mine.txt", "proxyless_cifar")
     assert (done.code, done.err) == (0, "")
@@ -28,14 +28,14 @@ def test_nets_on_the_terminal(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_run_s_folder(run: Run, tmp_path: Path) -> None:
-    """Finished: its net, also by its own table. Unfinished: what it would derive now, with a note."""
+    """Finished: its model, also by its own table. Unfinished: what it would derive now, with a note."""
     done = run(search_folder(tmp_path / "run"), "--by", "latency")
     assert done.out.startswith("run: 7 blocks, 0 skipped, ")
     assert done.out.count(" ms") > 8
     unfinished = run(write_lines(tmp_path / "now", lines_of(done=False)))
     assert unfinished.out.startswith("now: 7 blocks")
     assert unfinished.err.strip().endswith(
-        "the search has not ended; shown is the net that it would derive now"
+        "the search has not ended; shown is the model that it would derive now"
     )
     empty = run(write_lines(tmp_path / "empty", lines_of(done=False)[:1]))
     assert (empty.code, empty.err.count("\n")) == (1, 1)
@@ -72,8 +72,8 @@ def test_accuracy_against_latency(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        ([], 2, "name a net, a file or a run's folder"),
-        (["nonsense"], 1, "unknown net 'nonsense'"),
+        ([], 2, "name a model, a file or a run's folder"),
+        (["nonsense"], 1, "unknown model 'nonsense'"),
         (["absent.txt"], 1, "absent.txt"),
         (["."], 1, "holds no run"),
         (["proxyless_gpu", "-o", "a.bmp"], 2, "-o writes a .svg or .png"),
@@ -95,11 +95,11 @@ def test_accuracy_against_latency(run: Run, tmp_path: Path) -> None:
         (["proxyless_cifar", "--by", "latency"], 1, "has no latency by operations"),
         (["proxyless_cifar", "proxyless_gpu", "-o", "a.svg"], 2, "which is drawn alone"),
         (["proxyless_cifar", "-o", "a.svg", "--cell", "0"], 1, "has no cell 0; they are 1 to 54"),
-        (["proxyless_gpu", "--cell", "1"], 2, "--cell is for the figure (-o) of a net of tree cells"),
+        (["proxyless_gpu", "--cell", "1"], 2, "--cell is for the figure (-o) of a model of tree cells"),
         (["proxyless_gpu", "--frames", "1"], 2, "--frames is 2 to 1000"),
         (["--eval", "a.json"], 2, "--eval needs --bench"),
         (["--bench", "a.csv"], 2, "--bench needs -o FILE"),
-        (["proxyless_gpu", "--bench", "a.csv", "-o", "a.svg"], 2, "leave the nets out"),
+        (["proxyless_gpu", "--bench", "a.csv", "-o", "a.svg"], 2, "leave the models out"),
     ],
 )
 def test_mistakes(

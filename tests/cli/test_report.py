@@ -80,7 +80,7 @@ def test_in_a_browser(run: Run, tmp_path: Path) -> None:
         browser.run("document.getElementById('moment').focus()")
         last = browser.text("#now")
         assert last.startswith(
-            "epoch 2, step 100; expected latency 0.74 ms (target 0.8 ms); derived net 70.00 %"
+            "epoch 2, step 100; expected latency 0.74 ms (target 0.8 ms); derived model 70.00 %"
         )
         assert browser.text("#probs tbody td.pick") == browser.text("#probs tbody td")
         browser.press(HOME)
@@ -101,8 +101,8 @@ def test_in_a_browser(run: Run, tmp_path: Path) -> None:
         assert browser.text("#play") == "Pause"
         browser.wait("document.getElementById('now').innerText.startsWith('epoch 2, step 100')")
         browser.wait("document.getElementById('play').innerText === 'Play'")
-        nets = browser.text("#net").splitlines()
-        assert [" ".join(line.split()) for line in nets] == [
+        models = browser.text("#net").splitlines()
+        assert [" ".join(line.split()) for line in models] == [
             "16 ch k3e2 k3e2",
             "24 ch k3e2 k3e2",
             "40 ch k3e2 k3e2",

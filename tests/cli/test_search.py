@@ -53,7 +53,7 @@ def test_there_are_fewer_than_thirty_five_options() -> None:
 
 def test_every_action_has_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["search"]) == 2
-    assert "derive another net from a search" in capsys.readouterr().err
+    assert "derive another model from a search" in capsys.readouterr().err
     for action in ("run", "resume", "derive", "show"):
         assert cli.main(["search", action, "--help"]) == 0
         assert f"$ proxylessnas search {action}" in capsys.readouterr().out
@@ -93,7 +93,7 @@ def test_the_recipe_goes_with_the_space(tmp_path: Path) -> None:
     assert rate == 0.2
 
 
-def test_a_search_leaves_a_net_that_every_verb_takes(
+def test_a_search_leaves_a_model_that_every_verb_takes(
     run_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = {path.name for path in run_folder.iterdir()}
@@ -108,8 +108,8 @@ def test_a_search_leaves_a_net_that_every_verb_takes(
     result = json.loads((run_folder / "result.json").read_text())
     assert result["finished"] is True
     assert result["costs"]["macs"] <= 0.5
-    net = create_model(run_folder / "child.safetensors").eval()
-    assert net(torch.zeros(1, 3, 16, 16)).shape == (1, 10)
+    model = create_model(run_folder / "child.safetensors").eval()
+    assert model(torch.zeros(1, 3, 16, 16)).shape == (1, 10)
     capsys.readouterr()
     assert cli.main(["info", str(run_folder / "child.safetensors")]) == 0
     assert "tiny" not in capsys.readouterr().err
@@ -145,7 +145,7 @@ def test_derive(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "error" in json.loads(capsys.readouterr().out)
 
 
-def test_resuming_a_finished_search_gives_the_same_net(
+def test_resuming_a_finished_search_gives_the_same_model(
     run_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before, arch = tensors(run_folder / "child.safetensors"), (run_folder / "arch.txt").read_bytes()
@@ -169,7 +169,7 @@ def test_a_dry_run_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_few_pictures_make_smaller_batches(
+def test_few_images_make_smaller_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -36,7 +36,7 @@ def test_there_are_fewer_than_thirty_options() -> None:
     for verb in (TRAIN, FINETUNE):
         parser = argparse.ArgumentParser()
         verb.arguments(parser)
-        # NET and DATA are none, and --help is every command's.
+        # MODEL and DATA are none, and --help is every command's.
         options = [a for a in parser._actions if a.option_strings and a.dest != "help"]
         assert len(options) < 30
 
@@ -47,8 +47,8 @@ def test_train_then_finetune_then_predict(
     """The path of somebody with a folder of images."""
     monkeypatch.chdir(tmp_path)
     assert cli.main(["train", str(arch_file(tmp_path)), "digits", *SHORT, "--quiet"]) == 0
-    net = capsys.readouterr().out.strip()
-    assert net == "runs/tiny-digits/model.safetensors"
+    model = capsys.readouterr().out.strip()
+    assert model == "runs/tiny-digits/model.safetensors"
     words = [
         "--epochs",
         "2",
@@ -61,7 +61,7 @@ def test_train_then_finetune_then_predict(
         "--json",
         "--quiet",
     ]
-    assert cli.main(["finetune", net, "digits", *words]) == 0
+    assert cli.main(["finetune", model, "digits", *words]) == 0
     out = json.loads(capsys.readouterr().out)
     assert out["finished"] is True
     assert out["model"] == "runs/tiny-digits-digits/model.safetensors"
@@ -166,7 +166,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path) -> None:
     assert differences_of(*files) == 0
 
 
-def test_few_pictures_make_small_batches_with_a_lower_rate(
+def test_few_images_make_small_batches_with_a_lower_rate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -183,7 +183,7 @@ def test_few_pictures_make_small_batches_with_a_lower_rate(
     ]
     words += ["--image-size", "8", "--set", "cutout=0", "--quiet", "--out"]
     assert cli.main([*words, "a"]) == 0
-    assert "60 training pictures: batches of 4 in place of 128" in capsys.readouterr().err
+    assert "60 training images: batches of 4 in place of 128" in capsys.readouterr().err
     recipe = Recipe.from_toml(Path("a/recipe.toml"))
     assert (recipe.batch_size, recipe.learning_rate) == (4, pytest.approx(0.1 / 32))
     assert cli.main([*words, "b", "--batch-size", "32"]) == 0

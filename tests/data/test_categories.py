@@ -13,7 +13,7 @@ from proxylessnas.data.categories import DATASETS, categories, simplify, unique,
 def test_imagenet() -> None:
     names, ids = categories("imagenet"), wnids("imagenet")
     assert len(names) == len(ids) == len(set(ids)) == 1000
-    assert list(ids) == sorted(ids)  # the order of the net's outputs is that of the sorted wnids
+    assert list(ids) == sorted(ids)  # the order of the model's outputs is that of the sorted wnids
     assert all(re.fullmatch(r"n\d{8}", wnid) for wnid in ids)
     assert all(name and "_" not in name and name == name.strip() for name in names)
     known = {

@@ -12,7 +12,7 @@ from proxylessnas.errors import DataError
 
 
 def test_they_are_the_test_part_of_the_uci_set() -> None:
-    """1,797 pictures; the counts of the classes are those that the authors state."""
+    """1,797 images; the counts of the classes are those that the authors state."""
     images, labels = digits.load_digits()
     assert (images.shape, images.dtype) == ((1797, 8, 8), torch.uint8)
     assert (labels.shape, labels.dtype) == ((1797,), torch.uint8)
@@ -25,7 +25,7 @@ def test_the_original_sixteenths_can_be_had_back() -> None:
     sixteenths = (images.long() * 16 + 127) // 255
     assert sorted(sixteenths.unique().tolist()) == list(range(17))
     assert torch.equal((sixteenths * 255 + 8) // 16, images.long())
-    first = "0 0 5 13 9 1 0 0"  # the top row of the first picture, a nought
+    first = "0 0 5 13 9 1 0 0"  # the top row of the first image, a nought
     assert sixteenths[0, 0].tolist() == [int(word) for word in first.split()]
 
 

@@ -1,4 +1,4 @@
-"""Pictures get the right labels, whatever their folders are called, or an error that names what is odd."""
+"""Images get the right labels, whatever their folders are called, or an error that names what is odd."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_wnid_folders_map_by_wnid_and_not_by_position(tmp_path: Path) -> None:
 
 def test_a_wnid_of_another_data_set(tmp_path: Path) -> None:
     fill(tmp_path, ["n01440764/a.jpg", "n99999999/b.jpg"])
-    with pytest.raises(DataError, match="wnids that are not among the net's classes: n99999999"):
+    with pytest.raises(DataError, match="wnids that are not among the model's classes: n99999999"):
         labels(tmp_path, 1000, "imagenet")
 
 
@@ -90,7 +90,7 @@ def test_position_is_the_last_resort_and_says_so(tmp_path: Path) -> None:
     assert found.labels_from == "position"
     assert "sorted order (cow = 0)" in found.notes[0]
     with pytest.raises(
-        DataError, match=r"its 3 folders \(cow, dog, wolf\) cannot be matched to the net's 4 classes"
+        DataError, match=r"its 3 folders \(cow, dog, wolf\) cannot be matched to the model's 4 classes"
     ):
         labels(tmp_path, 4)
 
@@ -138,9 +138,9 @@ def test_what_is_passed_over(tmp_path: Path) -> None:
     found = labelled_images(tmp_path, 1000, "imagenet")
     assert [os.path.basename(path) for path, _ in found.samples] == ["a.jpg"]
     assert found.notes == (
-        "1 class folder without pictures: n01443537",
-        "1 picture outside the class folders passed over: stray.jpg",
-        "files that are no pictures passed over: 1 .txt",
+        "1 class folder without images: n01443537",
+        "1 image outside the class folders passed over: stray.jpg",
+        "files that are no images passed over: 1 .txt",
     )
 
 
@@ -161,12 +161,12 @@ def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the folder is empty"):
         labelled_images(tmp_path, 1000)
     fill(tmp_path, ["a.txt"])
-    with pytest.raises(DataError, match="none of its 1 file is a picture"):
+    with pytest.raises(DataError, match="none of its 1 file is an image"):
         labelled_images(tmp_path, 1000)
     with pytest.raises(DataError, match="is a file"):
         labelled_images(tmp_path / "a.txt", 1000)
     fill(tmp_path, ["n01440764/a.txt"])
-    with pytest.raises(DataError, match="no pictures in its 1 folder "):
+    with pytest.raises(DataError, match="no images in its 1 folder "):
         labelled_images(tmp_path, 1000)
     with pytest.raises(DataError, match="cannot be read"):
         labelled_images("zero\0byte", 1000)
@@ -203,7 +203,7 @@ def test_dataset_survives_damaged_files(tmp_path: Path) -> None:
 
 
 def test_numbers_that_could_be_positions_are_not_guessed(tmp_path: Path) -> None:
-    """torchvision's ImageFolder sorts "10" before "2": a net trained so has another order of classes."""
+    """torchvision's ImageFolder sorts "10" before "2": a model trained so has another order of classes."""
     fill(tmp_path, [f"{i}/a.png" for i in range(11)])
     with pytest.raises(
         DataError, match=r"folder '10' is class 10 by number, but 2 in sorted order.*--labels"
@@ -216,7 +216,7 @@ def test_numbers_that_could_be_positions_are_not_guessed(tmp_path: Path) -> None
     # Known names settle it, and so does a data set whose classes are numbered.
     names = sorted(map(str, range(11)))
     assert labelled_images(tmp_path, 11, names=names).labels_from == "name"
-    with pytest.raises(DataError, match="11 folders, but the net has 12 classes"):
+    with pytest.raises(DataError, match="11 folders, but the model has 12 classes"):
         labelled_images(tmp_path, 12, labels="position")
 
 
@@ -226,7 +226,7 @@ def test_own_class_names(tmp_path: Path) -> None:
     assert sorted(label for _, label in found.samples) == [0, 2]
 
 
-def test_folders_without_pictures_that_are_no_classes(tmp_path: Path) -> None:
+def test_folders_without_images_that_are_no_classes(tmp_path: Path) -> None:
     fill(tmp_path, ["n01440764/a.jpg", "n02391049/b.jpg", "lost+found/x.jpg", "logs/y.txt"])
     found = labelled_images(tmp_path, 1000, "imagenet")
     assert sorted(label for _, label in found.samples) == [0, 340]
@@ -260,7 +260,7 @@ def test_parts_are_not_evaluated_as_classes(tmp_path: Path) -> None:
     assert labelled_images(tmp_path, 2, names=["test1", "train"]).labels_from == "name"
 
 
-def test_pictures_of_kinds_that_are_not_read_are_there_to_fail(
+def test_images_of_kinds_that_are_not_read_are_there_to_fail(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(image_folders, "heif_is_read", lambda: False)
@@ -268,11 +268,11 @@ def test_pictures_of_kinds_that_are_not_read_are_there_to_fail(
     found = labelled_images(tmp_path, 2, names=["cat", "dog"])
     assert (len(found), found.classes) == (4, 2)
     other, unread = found.notes
-    assert other == "files that are no pictures passed over: 2 .mp4"
+    assert other == "files that are no images passed over: 2 .mp4"
     assert "counted as unreadable: 2 .heic, 1 .cr2 (" in unread
     assert "install pillow-heif" in unread
     monkeypatch.setattr(image_folders, "heif_is_read", lambda: True)
     assert "counted as unreadable: 1 .cr2 (" in labelled_images(tmp_path, 2, names=["cat", "dog"]).notes[1]
     fill(tmp_path / "films", ["cat/a.mp4"])
-    with pytest.raises(DataError, match=r"no pictures in its 1 folder .*there are only 1 \.mp4"):
+    with pytest.raises(DataError, match=r"no images in its 1 folder .*there are only 1 \.mp4"):
         labelled_images(tmp_path / "films", 2)

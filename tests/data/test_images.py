@@ -1,4 +1,4 @@
-"""Every kind of picture file ends as the right upright RGB pixels, or as one clear error."""
+"""Every kind of image file ends as the right upright RGB pixels, or as one clear error."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ WIDTH, HEIGHT = 48, 32
 
 @pytest.fixture(scope="module")
 def scene() -> Image.Image:
-    """Return an RGB picture without any symmetry: wrong turns and swapped channels show."""
-    picture = Image.new("RGB", (WIDTH, HEIGHT))
-    picture.putdata([(x * 5, y * 8, (x * y) % 256) for y in range(HEIGHT) for x in range(WIDTH)])
-    return picture
+    """Return an RGB image without any symmetry: wrong turns and swapped channels show."""
+    image = Image.new("RGB", (WIDTH, HEIGHT))
+    image.putdata([(x * 5, y * 8, (x * y) % 256) for y in range(HEIGHT) for x in range(WIDTH)])
+    return image
 
 
-def saved(picture: Image.Image, path: Path, **options: object) -> Path:
-    picture.save(path, **options)  # type: ignore[arg-type]
+def saved(image: Image.Image, path: Path, **options: object) -> Path:
+    image.save(path, **options)  # type: ignore[arg-type]
     return path
 
 
@@ -98,7 +98,7 @@ def test_an_orientation_that_does_not_exist_is_upright(
     assert difference(load_image(saved(scene, tmp_path / "x.png", exif=exif(value))), scene) == 0
 
 
-def test_damaged_exif_does_not_stop_the_picture(scene: Image.Image, tmp_path: Path) -> None:
+def test_damaged_exif_does_not_stop_the_image(scene: Image.Image, tmp_path: Path) -> None:
     path = saved(scene, tmp_path / "x.png", exif=b"Exif\0\0II*\0\xff\xff\xff\x7fgarbage")
     assert difference(load_image(path), scene) == 0
     path = saved(scene, tmp_path / "x.jpg", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x7f" + b"\1" * 20)
@@ -109,7 +109,7 @@ def test_damaged_exif_does_not_stop_the_picture(scene: Image.Image, tmp_path: Pa
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "bmp", "webp", "tif", "ppm", "gif", "mpo", "jp2"])
-def test_plain_pictures(scene: Image.Image, tmp_path: Path, ending: str) -> None:
+def test_plain_images(scene: Image.Image, tmp_path: Path, ending: str) -> None:
     options = {"jpg": {"quality": 95, "subsampling": 0}, "webp": {"lossless": True}, "mpo": {"quality": 95}}
     path = tmp_path / f"x.{ending}"
     try:
@@ -391,9 +391,9 @@ def test_a_huge_jpeg_is_decoded_smaller(tmp_path: Path, monkeypatch: pytest.Monk
     """Where Pillow would only warn; other formats are decoded whole."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 640 * 480 - 1)
     monkeypatch.setattr(images, "_DRAFT_SIDE", 100)
-    picture = Image.new("RGB", (640, 480), (10, 120, 200))
-    picture.save(tmp_path / "a.jpg", quality=95)
-    picture.save(tmp_path / "a.png")
+    image = Image.new("RGB", (640, 480), (10, 120, 200))
+    image.save(tmp_path / "a.jpg", quality=95)
+    image.save(tmp_path / "a.png")
     small = load_image(tmp_path / "a.jpg")
     assert (small.size, small.mode) == ((160, 120), "RGB")  # 1/4: at 1/8 a side would be below 100
     middle = small.getpixel((80, 60))
@@ -412,7 +412,7 @@ def test_heic_is_read_where_pillow_heif_is_installed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ending", ["jpg", "png", "webp", "gif", "tif", "bmp"])
 def test_truncated_at_any_length(scene: Image.Image, tmp_path: Path, ending: str) -> None:
-    """Whatever part of a file arrived, the answer is a picture or an ImageError with the file's name."""
+    """Whatever part of a file arrived, the answer is an image or an ImageError with the file's name."""
     data = saved(scene, tmp_path / f"x.{ending}").read_bytes()
     path = tmp_path / f"cut.{ending}"
     lengths = range(1, len(data), max(1, len(data) // 60))
@@ -501,29 +501,29 @@ def test_many_threads_leave_the_warning_filters_alone(scene: Image.Image, tmp_pa
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "I;16", "F"])
-def test_a_large_picture_is_converted_in_strips_to_the_same_bits(
+def test_a_large_image_is_converted_in_strips_to_the_same_bits(
     mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     noise = Image.frombytes("RGBA", (61, 47), random.Random(1).randbytes(61 * 47 * 4))
     if mode == "I;16":
-        picture = Image.frombytes(mode, (61, 47), random.Random(2).randbytes(61 * 47 * 2))
+        image = Image.frombytes(mode, (61, 47), random.Random(2).randbytes(61 * 47 * 2))
     elif mode == "F":
-        picture = noise.convert("F").point(lambda x: x * 3 - 7.0)
+        image = noise.convert("F").point(lambda x: x * 3 - 7.0)
     else:
-        picture = noise.convert("RGB").quantize(20) if mode == "P" else noise.convert(mode)
+        image = noise.convert("RGB").quantize(20) if mode == "P" else noise.convert(mode)
     if mode == "P":
-        picture.info["transparency"] = 3
+        image.info["transparency"] = 3
     transform = Preprocessing(16, 20).build()
-    whole, seen = to_rgb(picture), transform(picture)
+    whole, seen = to_rgb(image), transform(image)
     sizes: list[int] = []
     paste = Image.Image.paste
     monkeypatch.setattr("proxylessnas.data.images._STRIP_PIXELS", 500)
     monkeypatch.setattr(
         Image.Image, "paste", lambda self, part, box: (sizes.append(part.height), paste(self, part, box))[1]
     )
-    assert to_rgb(picture).tobytes() == whole.tobytes()
+    assert to_rgb(image).tobytes() == whole.tobytes()
     assert max(sizes) == 8  # 500 / 61 rows: no copy is larger
-    assert torch.equal(transform(picture), seen)
+    assert torch.equal(transform(image), seen)
 
 
 @pytest.mark.parametrize("levels", [6, 1])

@@ -96,7 +96,7 @@ def test_fashion_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, below: s
     assert data.train.read(3).equal(arrays["train-images-idx3-ubyte"][3].expand(3, -1, -1))
     assert list(data.val.labels) == list(range(10))
     assert data.val.name(7) == "test/00007"
-    assert data.notes == ("validated on the 10 test pictures of fashion-mnist",)
+    assert data.notes == ("validated on the 10 test images of fashion-mnist",)
     monkeypatch.setenv("PROXYLESSNAS_DATA", str(tmp_path / "data"))
     held_out = open_data("fashion-mnist", val=0.5)
     assert (len(held_out.train), len(held_out.val or ())) == (10, 10)
@@ -126,7 +126,7 @@ def test_damaged_idx_files(tmp_path: Path) -> None:
         read_idx(str(tmp_path / "y"))
     write_fashion(tmp_path / "set", packed=True)
     (tmp_path / "set" / "train-labels-idx1-ubyte.gz").write_bytes(idx(torch.tensor([1, 2, 3]).byte()))
-    with pytest.raises(DataError, match=r"the train part has pictures \[20, 28, 28\] and labels \[3\]"):
+    with pytest.raises(DataError, match=r"the train part has images \[20, 28, 28\] and labels \[3\]"):
         open_data(f"fashion-mnist:{tmp_path / 'set'}")
 
 
@@ -198,7 +198,7 @@ def test_cifar(cifar: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert data.train.read(0).flatten().tolist() == cifar.first.tolist()
     assert list(data.val.labels) == [*range(n // 2)] * 2
     assert data.mean is not None
-    assert data.notes == (f"validated on the {n} test pictures of {name}",)
+    assert data.notes == (f"validated on the {n} test images of {name}",)
     same = open_data(f"{name}:{cifar.made}")  # the folder with the batches itself
     assert same.fingerprint == data.fingerprint
     turned = open_data(f"{name}:{cifar.made}", categories=cifar.labels[::-1])

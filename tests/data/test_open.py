@@ -1,4 +1,4 @@
-"""Folders of pictures to train on: what is found in them, what is held out, and clear refusals."""
+"""Folders of images to train on: what is found in them, what is held out, and clear refusals."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from proxylessnas.data.categories import categories
 from proxylessnas.data.open import class_counts, open_data
-from proxylessnas.data.sources import FilePictures, Pictures
+from proxylessnas.data.sources import FileImages, ImageSource
 from proxylessnas.data.split import few_of_each, hold_out
 from proxylessnas.errors import DataError
 
@@ -30,9 +30,9 @@ def classes(root: Path, counts: dict[str, int]) -> Path:
     return fill(root, [f"{name}/{i:03d}.jpg" for name, n in counts.items() for i in range(n)])
 
 
-def names(pictures: Pictures | None) -> list[str]:
-    assert isinstance(pictures, FilePictures)
-    return [pictures.relative(i) for i in range(len(pictures))]
+def names(images: ImageSource | None) -> list[str]:
+    assert isinstance(images, FileImages)
+    return [images.relative(i) for i in range(len(images))]
 
 
 def test_split_is_stratified_seeded_and_complete() -> None:
@@ -72,8 +72,8 @@ def test_class_folders_are_split(tmp_path: Path) -> None:
         folders = [os.path.dirname(name) for name in names(part)]
         assert [data.categories[label] for label in part.labels] == folders
     assert data.notes == (
-        f"no validation part in {tmp_path}: 10 % of each class held out, 5 of 51 pictures, seed 0",
-        "1 class with a single picture, which is trained on: eel",
+        f"no validation part in {tmp_path}: 10 % of each class held out, 5 of 51 images, seed 0",
+        "1 class with a single image, which is trained on: eel",
     )
     assert data.train.name(0) == str(tmp_path / "cat" / os.path.basename(names(data.train)[0]))
     again = open_data(str(tmp_path))
@@ -130,7 +130,7 @@ def test_val_is_preferred_to_test(tmp_path: Path) -> None:
     for part in ("train", "test", "val"):
         classes(tmp_path / part, {"a": 2, "b": 2})
     val = open_data(tmp_path).val
-    assert isinstance(val, FilePictures)
+    assert isinstance(val, FileImages)
     assert val.root == str(tmp_path / "val")
 
 
@@ -139,7 +139,7 @@ def test_train_folder_alone_is_split(tmp_path: Path) -> None:
     data = open_data(tmp_path)
     assert (len(data.train), len(data.val or ())) == (18, 2)
     assert data.notes == (
-        f"no validation part in {tmp_path}: 10 % of each class held out, 2 of 20 pictures, seed 0",
+        f"no validation part in {tmp_path}: 10 % of each class held out, 2 of 20 images, seed 0",
     )
 
 
@@ -164,17 +164,17 @@ def test_val_as_a_folder(tmp_path: Path) -> None:
     assert data.val.labels == [0, 0, 0, 1]
     assert len(data.train) == 10
     same = open_data(tmp_path / "set", val=tmp_path / "set" / "train")
-    assert "validated on the pictures that are trained on" in same.notes[0]
+    assert "validated on the images that are trained on" in same.notes[0]
 
 
 def test_val_as_a_share_leaves_the_own_part_alone(tmp_path: Path) -> None:
     classes(tmp_path / "train", {"a": 5, "b": 5})
     classes(tmp_path / "test", {"a": 2, "b": 2})
     data = open_data(tmp_path, val=0.4)
-    assert isinstance(data.val, FilePictures)
+    assert isinstance(data.val, FileImages)
     assert (len(data.train), len(data.val), data.val.root) == (6, 4, str(tmp_path / "train"))
     assert data.notes == (
-        f"validation part taken from {tmp_path}: 40 % of each class held out, 4 of 10 pictures, seed 0",
+        f"validation part taken from {tmp_path}: 40 % of each class held out, 4 of 10 images, seed 0",
     )
 
 
@@ -184,7 +184,7 @@ def test_val_classes_have_to_be_known(tmp_path: Path) -> None:
     data = open_data(tmp_path)
     assert data.val is not None
     assert data.val.labels == [0, 0, 2]
-    assert data.notes == ("no validation pictures for 1 of 3 classes: b",)
+    assert data.notes == ("no validation images for 1 of 3 classes: b",)
     classes(tmp_path / "val", {"d": 2})
     with pytest.raises(
         DataError, match=r"val: 1 folder not called like one of the 3 classes: d; the classes are a, b, c"
@@ -201,7 +201,7 @@ def test_limit(tmp_path: Path) -> None:
     assert Counter(data.val.labels) == {0: 4, 1: 1}  # held out, so limited too
     assert set(names(data.train)) < set(names(whole.train))
     assert set(names(data.val)) < set(names(whole.val))
-    assert data.notes[-1] == "limited to 4 pictures a class: 6 of 47 pictures to train on"
+    assert data.notes[-1] == "limited to 4 images a class: 6 of 47 images to train on"
     assert names(open_data(tmp_path, limit=4).train) == names(data.train)
     assert open_data(tmp_path, limit=50).notes == whole.notes
     classes(tmp_path / "val", {"a": 20, "b": 20})
@@ -229,8 +229,8 @@ def test_what_is_passed_over(tmp_path: Path) -> None:
     assert "cat/deep/er/x.png" in [*names(data.train), *names(data.val)]
     assert len(data.train) + len(data.val or ()) == 5
     assert data.notes[:2] == (
-        f"{tmp_path}: 1 folder without pictures passed over: logs",
-        f"{tmp_path}: 1 picture outside the class folders passed over: stray.jpg",
+        f"{tmp_path}: 1 folder without images passed over: logs",
+        f"{tmp_path}: 1 image outside the class folders passed over: stray.jpg",
     )
 
 
@@ -239,7 +239,7 @@ def test_categories_fix_the_order(tmp_path: Path) -> None:
     data = open_data(tmp_path, categories=["newt", "red fox", "crow"])
     assert data.categories == ("newt", "red fox", "crow")
     assert set(data.train.labels) == {1, 2}
-    assert data.notes[0] == "no training pictures for 1 of 3 classes: newt"
+    assert data.notes[0] == "no training images for 1 of 3 classes: newt"
     with pytest.raises(DataError, match="1 folder not called like one of the 2 classes: Red_Fox"):
         open_data(tmp_path, categories=["crow", "newt"])
     with pytest.raises(DataError, match="a list of class names is expected"):
@@ -249,30 +249,30 @@ def test_categories_fix_the_order(tmp_path: Path) -> None:
     assert set(open_data(wnids, categories=["toilet tissue", "tench"]).train.labels) == {0, 1}
 
 
-def test_no_picture_to_spare(tmp_path: Path) -> None:
+def test_no_image_to_spare(tmp_path: Path) -> None:
     data = open_data(classes(tmp_path, {"a": 1, "b": 1}))
     assert data.val is None
     assert len(data.train) == 2
     assert data.notes == (
-        f"no validation part in {tmp_path}: none can be held out, as no class has two pictures",
+        f"no validation part in {tmp_path}: none can be held out, as no class has two images",
     )
 
 
 def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere: no such folder; data sets known by name are cifar10, "):
         open_data(tmp_path / "nowhere")
-    with pytest.raises(DataError, match="the folder is empty; one folder of pictures for each class"):
+    with pytest.raises(DataError, match="the folder is empty; one folder of images for each class"):
         open_data(tmp_path)
     fill(tmp_path, ["a.jpg", "b.jpg"])
-    with pytest.raises(DataError, match="2 pictures but no class folders"):
+    with pytest.raises(DataError, match="2 images but no class folders"):
         open_data(tmp_path)
     with pytest.raises(DataError, match=r"a\.jpg: is a file"):
         open_data(tmp_path / "a.jpg")
     fill(tmp_path, ["cat/a.txt"])
-    with pytest.raises(DataError, match=r"no pictures in its 1 folder \(looked for"):
+    with pytest.raises(DataError, match=r"no images in its 1 folder \(looked for"):
         open_data(tmp_path)
     classes(tmp_path, {"cat": 3})
-    with pytest.raises(DataError, match=r"only one class has pictures \(cat\)"):
+    with pytest.raises(DataError, match=r"only one class has images \(cat\)"):
         open_data(tmp_path)
     classes(tmp_path, {"dog": 3})
     with pytest.raises(DataError, match="elsewhere: no such folder"):
@@ -330,7 +330,7 @@ def test_shares_that_make_no_sense(tmp_path: Path, name: str, share: Any) -> Non
 
 def test_parts_are_not_taken_as_classes(tmp_path: Path) -> None:
     fill(tmp_path / "a", [f"{part}/{i}.jpg" for part in ("train", "test1") for i in range(4)])
-    with pytest.raises(DataError, match="train: 4 pictures but no class folders"):
+    with pytest.raises(DataError, match="train: 4 images but no class folders"):
         open_data(tmp_path / "a")
     fill(tmp_path / "b", [f"{part}/{i}.jpg" for part in ("set_1", "Test Set", "val2017") for i in range(4)])
     notes = "\n".join(open_data(tmp_path / "b").notes)
@@ -363,18 +363,18 @@ def test_folders_of_systems_are_no_classes(tmp_path: Path) -> None:
     assert sorted(names(data.train)) == [f"{c}{os.sep}00{i}.jpg" for c in ("cat", "dog") for i in range(2)]
 
 
-def test_a_class_of_pictures_that_are_not_read_does_not_vanish(tmp_path: Path) -> None:
+def test_a_class_of_images_that_are_not_read_does_not_vanish(tmp_path: Path) -> None:
     fill(tmp_path, ["cat/1.jpg", "cat/2.jpg", "dog/1.CR2", "dog/2.CR2", "cat/a.txt"])
     data = open_data(tmp_path, val_fraction=0)
     assert data.categories == ("cat", "dog")
     assert data.train.labels == [0, 0, 1, 1]
-    assert f"{tmp_path}: files that are no pictures passed over: 1 .txt" in data.notes
+    assert f"{tmp_path}: files that are no images passed over: 1 .txt" in data.notes
     assert any("counted as unreadable: 2 .cr2" in note for note in data.notes)
 
 
 def test_classes_and_counts_in_one_line(tmp_path: Path) -> None:
     data = open_data(classes(tmp_path / "few", {"cat": 20, "dog": 10}))
-    assert class_counts(data) == "2 classes, training + validation pictures: cat 18 + 2, dog 9 + 1"
+    assert class_counts(data) == "2 classes, training + validation images: cat 18 + 2, dog 9 + 1"
     many = open_data(classes(tmp_path / "many", {f"c{i:02d}": i + 1 for i in range(30)}), val_fraction=0)
-    assert class_counts(many).startswith("30 classes, training pictures: c00 1, c01 2, c02 3, ")
-    assert class_counts(many).endswith("c09 10, ... (1 to 30 training pictures a class)")
+    assert class_counts(many).startswith("30 classes, training images: c00 1, c01 2, c02 3, ")
+    assert class_counts(many).endswith("c09 10, ... (1 to 30 training images a class)")

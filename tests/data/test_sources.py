@@ -1,4 +1,4 @@
-"""Pictures are read as RGB, wherever they come from, also in worker processes; a data set object will do."""
+"""Images are read as RGB, wherever they come from, also in worker processes; a data set object will do."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from proxylessnas.data.open import open_data
-from proxylessnas.data.sources import DatasetPictures, FilePictures, Pictures, TensorPictures, pixels
+from proxylessnas.data.sources import DatasetImages, FileImages, ImageSource, TensorImages, pixels
 from proxylessnas.errors import DataError, ImageError, MissingExtraError, needs
 from proxylessnas.train.evaluate import read_batches
 from proxylessnas.train.settings import Settings
 
 
-def names(pictures: Pictures | None) -> list[str]:
-    assert isinstance(pictures, FilePictures)
-    return [pictures.relative(i) for i in range(len(pictures))]
+def names(images: ImageSource | None) -> list[str]:
+    assert isinstance(images, FileImages)
+    return [images.relative(i) for i in range(len(images))]
 
 
 def draw(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (5, 4)) -> None:
@@ -34,7 +34,7 @@ def draw(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (5, 4
     Image.new("RGB", size, colour).save(path)
 
 
-def test_pictures_are_read_as_rgb(tmp_path: Path) -> None:
+def test_images_are_read_as_rgb(tmp_path: Path) -> None:
     for name, colour in {"red": (255, 0, 0), "sea": (0, 100, 200)}.items():
         for i in range(3):
             draw(tmp_path / name / f"{i}.png", colour)
@@ -52,7 +52,7 @@ def test_pictures_are_read_as_rgb(tmp_path: Path) -> None:
             assert tuple(image[:, 3, 4].tolist()) == colour
     draw(tmp_path / "red" / "9.png", (0, 0, 0), (9, 9))
     assert open_data(tmp_path).size is None
-    with pytest.raises(IndexError, match="picture 4 of 4"):
+    with pytest.raises(IndexError, match="image 4 of 4"):
         data.train.read(4)
 
 
@@ -76,34 +76,34 @@ def test_names_that_are_not_ascii(tmp_path: Path) -> None:
     assert data.train.read(0)[:, 0, 0].tolist() == [1, 2, 3]
 
 
-def test_pictures_travel_to_worker_processes(tmp_path: Path) -> None:
+def test_images_travel_to_worker_processes(tmp_path: Path) -> None:
     for i in range(6):
         draw(tmp_path / "ab"[i % 2] / f"{i}.png", (i, 0, 0))
-    pictures = open_data(tmp_path, val=0.4).train
-    copy = pickle.loads(pickle.dumps(pictures))
-    assert (names(copy), copy.labels, copy.digest()) == (names(pictures), pictures.labels, copy.digest())
-    loader = DataLoader(Reader(pictures), batch_size=2, num_workers=1, multiprocessing_context="spawn")
+    images = open_data(tmp_path, val=0.4).train
+    copy = pickle.loads(pickle.dumps(images))
+    assert (names(copy), copy.labels, copy.digest()) == (names(images), images.labels, copy.digest())
+    loader = DataLoader(Reader(images), batch_size=2, num_workers=1, multiprocessing_context="spawn")
     read = torch.cat(list(loader))
-    assert read.equal(torch.stack([pictures.read(i) for i in range(len(pictures))]))
+    assert read.equal(torch.stack([images.read(i) for i in range(len(images))]))
 
 
 class Reader(Dataset):
-    def __init__(self, pictures: Pictures) -> None:
-        self.pictures = pictures
+    def __init__(self, images: ImageSource) -> None:
+        self.images = images
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        return self.pictures.read(index)
+        return self.images.read(index)
 
 
 def test_a_million_names_stay_small() -> None:
     names = [f"n{i % 1000:08d}/n{i % 1000:08d}_{i}.JPEG" for i in range(100_000)]
-    pictures = FilePictures("root", names, [i % 1000 for i in range(100_000)], torch.zeros(100_000).long())
-    assert len(pickle.dumps(pictures)) < 60 * 100_000  # bytes
-    assert pictures.name(99_999) == os.path.join("root", names[-1])
-    some = pictures.take([5, 99_999, 5])
+    images = FileImages("root", names, [i % 1000 for i in range(100_000)], torch.zeros(100_000).long())
+    assert len(pickle.dumps(images)) < 60 * 100_000  # bytes
+    assert images.name(99_999) == os.path.join("root", names[-1])
+    some = images.take([5, 99_999, 5])
     assert [some.relative(i) for i in range(3)] == [names[5], names[-1], names[5]]
     assert some.labels == [5, 999, 5]
 
@@ -111,14 +111,14 @@ def test_a_million_names_stay_small() -> None:
 @pytest.mark.parametrize(
     ("item", "reason"),
     [
-        (torch.zeros(3, 4, 4), "float32 is not a picture"),
+        (torch.zeros(3, 4, 4), "float32 is not an image"),
         (torch.zeros(2, 4, 4, dtype=torch.uint8), "1 or 3 channels"),
-        (torch.zeros(3, 0, 4, dtype=torch.uint8), "is not a picture"),
-        (torch.zeros(1, 3, 4, 4, dtype=torch.uint8), "is not a picture"),
-        ("cat.jpg", "neither a Pillow picture"),
+        (torch.zeros(3, 0, 4, dtype=torch.uint8), "is not an image"),
+        (torch.zeros(1, 3, 4, 4, dtype=torch.uint8), "is not an image"),
+        ("cat.jpg", "neither a Pillow image"),
     ],
 )
-def test_items_that_are_no_pictures(item: Any, reason: str) -> None:
+def test_items_that_are_no_images(item: Any, reason: str) -> None:
     with pytest.raises(ImageError, match=reason):
         pixels(item)
 
@@ -127,11 +127,11 @@ def test_grey_tensors_become_rgb() -> None:
     grey = torch.arange(12, dtype=torch.uint8).view(3, 4)
     for image in (grey, grey[None]):
         assert pixels(image).equal(torch.stack([grey] * 3))
-    assert TensorPictures(grey[None, None], [0], "x").read(0).equal(torch.stack([grey] * 3))
+    assert TensorImages(grey[None, None], [0], "x").read(0).equal(torch.stack([grey] * 3))
 
 
 class Shades(Dataset):
-    """Grey pictures; the label is the shade."""
+    """Grey images; the label is the shade."""
 
     def __init__(self, n: int = 20, n_classes: int = 4, kind: str = "pil") -> None:
         self.n, self.n_classes, self.kind = n, n_classes, kind
@@ -173,7 +173,7 @@ def test_data_set_objects(kind: str) -> None:
 
 
 class Flickering(Listed):
-    """Pictures that are augmented already, with noise from everybody's generators or one of its own."""
+    """Images that are augmented already, with noise from everybody's generators or one of its own."""
 
     def __init__(self, own: bool = False, noise: int = 50, **options: Any) -> None:
         super().__init__([0, 1, 2, 3] * 5, **options)
@@ -196,8 +196,8 @@ def test_the_fingerprint_of_a_data_set_that_augments_by_itself(own: bool) -> Non
         random.seed(seed)
         np.random.seed(seed)
         expected = random.Random(seed).random(), np.random.RandomState(seed).rand()
-        pictures = DatasetPictures(Flickering(own), [0, 1, 2, 3] * 5, "train")
-        seen |= {pictures.digest(), pictures.digest()}
+        images = DatasetImages(Flickering(own), [0, 1, 2, 3] * 5, "train")
+        seen |= {images.digest(), images.digest()}
         assert (random.random(), np.random.rand()) == expected  # the caller's numbers stay
     assert len(seen) == 1
     for seed in (1, 2):
@@ -205,10 +205,10 @@ def test_the_fingerprint_of_a_data_set_that_augments_by_itself(own: bool) -> Non
         torch.manual_seed(seed)
         seen.add(open_data(Flickering(own)).fingerprint)
     assert len(seen) == 2  # of the parts that were split off, and the same again
-    assert DatasetPictures(Flickering(own), [1, 0, 2, 3] * 5, "train").digest() not in seen
-    still = [DatasetPictures(Flickering(own, noise=1), [0] * 20, "train").digest() for _ in range(2)]
-    assert still[0] == still[1]  # where the pictures are the same again, they count
-    assert still[0] != DatasetPictures(Shades(kind="tensor"), [0] * 20, "train").digest()
+    assert DatasetImages(Flickering(own), [1, 0, 2, 3] * 5, "train").digest() not in seen
+    still = [DatasetImages(Flickering(own, noise=1), [0] * 20, "train").digest() for _ in range(2)]
+    assert still[0] == still[1]  # where the images are the same again, they count
+    assert still[0] != DatasetImages(Shades(kind="tensor"), [0] * 20, "train").digest()
 
 
 @pytest.mark.parametrize("targets", [[0, 1, 2, 3] * 5, torch.arange(20) % 4, (torch.arange(20) % 4).numpy()])
@@ -245,8 +245,8 @@ def test_data_sets_that_do_not_fit() -> None:
         (Floats(), r"Floats: item 0 cannot be used: .*leave out transforms"),
         (Broken(), "Broken: item 0 cannot be read: OSError: disk on fire"),
         (Shades(n=0), "the data set is empty"),
-        (Shades(n_classes=1), "only one class has pictures"),
-        ([one, one], r"\(picture, class index\) is expected"),
+        (Shades(n_classes=1), "only one class has images"),
+        ([one, one], r"\(image, class index\) is expected"),
         ([(one, "cat")], "item 0 has the label 'cat'; a class index is expected"),
         ([(one, 0), (one, -1)], "class index -1"),
     ]:

@@ -1,4 +1,4 @@
-"""Preprocessing as data, and the same net input from Pillow pictures and tensors."""
+"""Preprocessing as data, and the same model input from Pillow images and tensors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def noise(height: int, width: int, channels: int = 3) -> torch.Tensor:
     return torch.randint(0, 256, (channels, height, width), dtype=torch.uint8)
 
 
-def picture(tensor: torch.Tensor) -> Image.Image:
+def image(tensor: torch.Tensor) -> Image.Image:
     image: Image.Image = v2.functional.to_pil_image(tensor)
     return image
 
@@ -113,13 +113,13 @@ def test_any_text_gives_preprocessing_or_a_data_error(text: str) -> None:
 
 @pytest.mark.parametrize("size", [(200, 300), (300, 200), (128, 128), (90, 70), (1, 1), (5, 400), (3000, 2)])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_picture_and_tensor_give_the_same_bits(size: tuple[int, int], interpolation: str) -> None:
+def test_image_and_tensor_give_the_same_bits(size: tuple[int, int], interpolation: str) -> None:
     transform = Preprocessing(56, 64, IMAGENET_MEAN, IMAGENET_STD, interpolation).build()
     tensor = noise(*size)
     out = transform(tensor)
     assert out.shape == (3, 56, 56)
     assert out.dtype == torch.float32
-    assert torch.equal(out, transform(picture(tensor)))
+    assert torch.equal(out, transform(image(tensor)))
 
 
 def agree(ours: torch.Tensor, theirs: torch.Tensor) -> None:
@@ -142,10 +142,8 @@ def test_it_is_the_usual_pipeline() -> None:
             v2.ToDtype(torch.float32, scale=True),
         ]
     )
-    ours = TINY.build()(picture(tensor)) * 0.5 + 0.5
-    assert (
-        ours - usual(picture(tensor))
-    ).abs().max() < 1.01 / 255  # Pillow's resize rounds a little otherwise
+    ours = TINY.build()(image(tensor)) * 0.5 + 0.5
+    assert (ours - usual(image(tensor))).abs().max() < 1.01 / 255  # Pillow's resize rounds a little otherwise
     agree(ours, usual(tensor))
 
 
@@ -176,12 +174,12 @@ def test_grey_is_repeated() -> None:
     grey = noise(140, 140, channels=1)
     out = TINY.build()(grey)
     assert torch.equal(out, TINY.build()(grey.expand(3, -1, -1)))
-    assert torch.equal(out, TINY.build()(picture(grey)))
+    assert torch.equal(out, TINY.build()(image(grey)))
     assert TINY.build()(grey[None]).shape == (1, 3, 112, 112)
 
 
-def test_pictures_of_any_mode_and_orientation(tmp_path: Path) -> None:
-    upright = picture(noise(150, 200))
+def test_images_of_any_mode_and_orientation(tmp_path: Path) -> None:
+    upright = image(noise(150, 200))
     for mode in ("RGBA", "P", "CMYK", "L", "1", "F"):
         assert TINY.build()(upright.convert(mode)).shape == (3, 112, 112)
     exif = Image.Exif()
@@ -203,10 +201,10 @@ def test_what_is_refused() -> None:
     transform = TINY.build()
     with pytest.raises(TypeError, match=r"must be uint8 .* not float32"):
         transform(torch.rand(3, 150, 150))
-    with pytest.raises(TypeError, match="Pillow picture or a uint8 tensor, not str"):
+    with pytest.raises(TypeError, match="Pillow image or a uint8 tensor, not str"):
         transform("photo.jpg")  # type: ignore[arg-type]
     for shape in [(150, 150), (4, 150, 150), (150, 150, 3), (1, 1, 3, 9, 9), (3, 0, 5), (0, 3, 9, 9)]:
-        with pytest.raises(ImageError, match="picture tensor is"):
+        with pytest.raises(ImageError, match="image tensor is"):
             transform(torch.zeros(shape, dtype=torch.uint8))
     with pytest.raises(ImageError, match="no pixels"):
         transform(Image.new("RGB", (0, 5)))
@@ -263,7 +261,7 @@ def test_without_torchvision(monkeypatch: pytest.MonkeyPatch, error: Exception) 
 
 
 def test_real_photos(shared_data: Path) -> None:
-    """Pillow pictures and uint8 tensors give the same answers on real photos."""
+    """Pillow images and uint8 tensors give the same answers on real photos."""
     from proxylessnas import create_model
     from proxylessnas.data.images import load_image
 

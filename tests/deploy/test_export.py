@@ -31,8 +31,8 @@ from proxylessnas.utils import files as placing
 OLD = b"what was there before"
 
 
-def export(net: Any, path: Path, **options: Any) -> Any:
-    return deploy.export(net, path, threads=1, measure=False, **options)
+def export(model: Any, path: Path, **options: Any) -> Any:
+    return deploy.export(model, path, threads=1, measure=False, **options)
 
 
 def names(folder: Path) -> set[str]:
@@ -56,37 +56,37 @@ def test_the_report_says_what_was_done(tmp_path: Path) -> None:
     assert set(found["versions"]) == {"torch"}
     assert found["pictures"] == "photos of examples/photos"
     assert told == [
-        "opening the net",
+        "opening the model",
         "writing TorchScript",
-        "comparing with the net on photos of examples/photos",
+        "comparing with the model on photos of examples/photos",
     ]
     assert "net.pt: TorchScript, 0.1 MB, off by" in str(report)
 
 
-def test_the_net_given_is_left_as_it_is(tmp_path: Path) -> None:
-    net = small().train()
-    before = {key: value.clone() for key, value in net.state_dict().items()}
-    export(net, tmp_path / "net.pt", input_size=48)
-    assert net.training
-    assert net.preprocessing is not None
-    assert net.preprocessing.input_size == 32
-    assert all((net.state_dict()[key] == value).all() for key, value in before.items())
+def test_the_model_given_is_left_as_it_is(tmp_path: Path) -> None:
+    model = small().train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    export(model, tmp_path / "net.pt", input_size=48)
+    assert model.training
+    assert model.preprocessing is not None
+    assert model.preprocessing.input_size == 32
+    assert all((model.state_dict()[key] == value).all() for key, value in before.items())
 
 
 def test_a_file_of_weights_and_an_architecture_without(tmp_path: Path) -> None:
     save_weights(small(), tmp_path / "tuned.safetensors")
     report = export(tmp_path / "tuned.safetensors", tmp_path / "tuned.pt")
-    assert report.subject.name == "tuned"
+    assert report.bundle.name == "tuned"
     (tmp_path / "mine.txt").write_text(str(PLAIN), encoding="utf-8")
     with pytest.raises(ProxylessError, match="no weights are published for the architecture 'plain'"):
         export(tmp_path / "mine.txt", tmp_path / "mine.pt")
-    assert export(tmp_path / "mine.txt", tmp_path / "mine.pt", pretrained=False).subject.name == "mine"
+    assert export(tmp_path / "mine.txt", tmp_path / "mine.pt", pretrained=False).bundle.name == "mine"
     again = export(tmp_path / "mine.txt", tmp_path / "it.pt", weights=tmp_path / "tuned.safetensors")
-    assert again.subject.categories[0] == "kind 0"
+    assert again.bundle.categories[0] == "kind 0"
 
 
 def test_random_weights_give_outputs_of_ordinary_size(tmp_path: Path) -> None:
-    """Deep nets without statistics overflow, and there would be nothing to compare."""
+    """Deep models without statistics overflow, and there would be nothing to compare."""
     report = export("proxyless_w025_r112", tmp_path / "net.safetensors", pretrained=False)
     assert all(0.01 < row.largest < 100 for row in report.parity)
 
@@ -142,25 +142,25 @@ def test_threads_are_checked(tmp_path: Path) -> None:
         deploy.export(small(), tmp_path / "net.pt", threads=0)
 
 
-def test_int8_needs_pictures(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="int8 needs pictures to calibrate with"):
+def test_int8_needs_images(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="int8 needs images to calibrate with"):
         export(small(), tmp_path / "net.onnx", precision="int8")
 
 
-def test_an_unknown_net(tmp_path: Path) -> None:
+def test_an_unknown_model(tmp_path: Path) -> None:
     with pytest.raises(UnknownModelError):
         export("proxyless_gppu", tmp_path / "net.pt")
 
 
 def test_a_runtime_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """It is found before the net is opened, let alone downloaded."""
+    """It is found before the model is opened, let alone downloaded."""
     pytest.importorskip("onnx")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'proxylessnas\[onnx\]'"):
-        export("no such net", tmp_path / "net.onnx")
+        export("no such model", tmp_path / "net.onnx")
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'proxylessnas\[openvino\]'"):
-        export("no such net", tmp_path / "net.xml")
+        export("no such model", tmp_path / "net.xml")
     assert names(tmp_path) == set()
 
 

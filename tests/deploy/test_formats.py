@@ -17,8 +17,8 @@ from proxylessnas.deploy.bundle import open_bundle
 from proxylessnas.deploy.formats.base import ExportOptions, format_of, formats, refuse
 
 
-def export(net: Any, path: Path, **options: Any) -> Any:
-    return deploy.export(net, path, threads=1, measure=False, **options)
+def export(model: Any, path: Path, **options: Any) -> Any:
+    return deploy.export(model, path, threads=1, measure=False, **options)
 
 
 def needs(suffix: str) -> None:
@@ -27,10 +27,10 @@ def needs(suffix: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2", ".pt", ".xml", ".safetensors"])
-def test_the_file_gives_the_nets_outputs_and_knows_what_it_is(suffix: str, tmp_path: Path) -> None:
+def test_the_file_gives_the_models_outputs_and_knows_what_it_is(suffix: str, tmp_path: Path) -> None:
     needs(suffix)
-    net = small()
-    report = export(net, tmp_path / f"net{suffix}")
+    model = small()
+    report = export(model, tmp_path / f"net{suffix}")
     assert {(row.inputs, row.batch) for row in report.parity} == {
         (inputs, batch) for inputs in ("pictures", "random numbers") for batch in (1, 2, 7)
     }
@@ -38,11 +38,11 @@ def test_the_file_gives_the_nets_outputs_and_knows_what_it_is(suffix: str, tmp_p
     assert report.largest_difference < 1e-4
     program = format_of(report.path).open(report.path, threads=1)
     x = torch.randn(3, 3, 32, 32)
-    torch.testing.assert_close(program(x), net.eval()(x).detach(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(program(x), model.eval()(x).detach(), rtol=1e-4, atol=1e-4)
     known = metadata(report.path)
     assert known["arch"].startswith("Arch('plain'")
     assert json.loads(known["categories"]) == [f"kind {i}" for i in range(5)]
-    assert Preprocessing.from_json(known["preprocessing"]) == net.preprocessing
+    assert Preprocessing.from_json(known["preprocessing"]) == model.preprocessing
     assert json.loads((tmp_path / f"net{suffix}.json").read_text(encoding="utf-8")) == report.to_dict()
     assert {p.name for p in tmp_path.iterdir()} == {f.name for f in report.files} | {f"net{suffix}.json"}
 
@@ -105,7 +105,7 @@ def test_a_wrong_opset_is_one_line(opset: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("arch", [TREE, OWN_OP], ids=["tree", "own operation"])
 @pytest.mark.parametrize("suffix", [".onnx", ".pt", ".safetensors"])
-def test_nets_that_are_not_plain(arch: Any, suffix: str, tmp_path: Path) -> None:
+def test_models_that_are_not_plain(arch: Any, suffix: str, tmp_path: Path) -> None:
     needs(suffix)
     if suffix == ".onnx":
         pytest.importorskip("onnxscript")
@@ -116,7 +116,7 @@ def test_nets_that_are_not_plain(arch: Any, suffix: str, tmp_path: Path) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", [TREE, OWN_OP], ids=["tree", "own operation"])
 @pytest.mark.parametrize("suffix", [".pt2", ".xml"])
-def test_nets_that_are_not_plain_in_slower_formats(arch: Any, suffix: str, tmp_path: Path) -> None:
+def test_models_that_are_not_plain_in_slower_formats(arch: Any, suffix: str, tmp_path: Path) -> None:
     needs(suffix)
     assert export(small(arch), tmp_path / f"net{suffix}").largest_difference < 1e-4
 
@@ -145,7 +145,7 @@ def test_a_fixed_batch(tmp_path: Path) -> None:
         program(torch.randn(2, 3, 32, 32))
 
 
-def test_a_net_with_an_operation_that_the_format_lacks(tmp_path: Path) -> None:
+def test_a_model_with_an_operation_that_the_format_lacks(tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
     with pytest.raises(ExportError, match=r"^torch\.onnx cannot export ProxylessNAS") as caught:
@@ -160,13 +160,13 @@ def test_tracing_only_half_is_found_by_the_proof(tmp_path: Path) -> None:
     assert not [*tmp_path.iterdir()]
 
 
-def test_safetensors_opens_like_any_net(tmp_path: Path) -> None:
-    net = small()
-    report = export(net, tmp_path / "net.safetensors")
+def test_safetensors_opens_like_any_model(tmp_path: Path) -> None:
+    model = small()
+    report = export(model, tmp_path / "net.safetensors")
     again = create_model(report.path).eval()
-    assert again.categories == net.categories
+    assert again.categories == model.categories
     x = torch.randn(2, 3, 32, 32)
-    assert torch.equal(again(x), net.eval()(x))
+    assert torch.equal(again(x), model.eval()(x))
 
 
 def test_openvino_keeps_float32_and_leaves_the_batch_open(tmp_path: Path) -> None:
@@ -229,13 +229,15 @@ def test_the_suffix_is_no_format() -> None:
 
 
 def test_another_input_size_changes_the_preprocessing_in_proportion() -> None:
-    subject = open_bundle(small(PLAIN), input_size=64)
-    assert subject.input_size == (3, 64, 64)
-    assert (subject.preprocessing.input_size, subject.preprocessing.resize) == (64, 72)
-    assert subject.model.preprocessing == subject.preprocessing
+    bundle = open_bundle(small(PLAIN), input_size=64)
+    assert bundle.input_size == (3, 64, 64)
+    assert (bundle.preprocessing.input_size, bundle.preprocessing.resize) == (64, 72)
+    assert bundle.model.preprocessing == bundle.preprocessing
 
 
 @pytest.mark.parametrize("net", [torch.nn.ReLU(), 3, None])
-def test_what_is_no_net(net: Any, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="must be a net of this package, a name, a file or an architecture"):
-        export(net, tmp_path / "net.safetensors")
+def test_what_is_no_model(model: Any, tmp_path: Path) -> None:
+    with pytest.raises(
+        ExportError, match="must be a model of this package, a name, a file or an architecture"
+    ):
+        export(model, tmp_path / "net.safetensors")

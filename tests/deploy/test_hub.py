@@ -1,4 +1,4 @@
-"""Nets in folders and repositories as the Hugging Face Hub has them; the Hub is a stand-in here."""
+"""Models in folders and repositories as the Hugging Face Hub has them; the Hub is a stand-in here."""
 
 from __future__ import annotations
 
@@ -67,18 +67,18 @@ def same(a: ImageClassifier, b: ImageClassifier) -> bool:
     ],
     ids=["plain", "tree", "embeddings", "grey"],
 )
-def test_a_net_comes_back_bit_for_bit(arch: Any, options: dict[str, Any], tmp_path: Path) -> None:
-    net = small(arch, **options)
-    if net.num_classes:
-        net.categories = ("Äpfel", "no: 1", *net.categories[2:])
-        net.wnids = tuple(f"n{i:08d}" for i in range(net.num_classes))
-    folder = save_pretrained(net, tmp_path / "net")
+def test_a_model_comes_back_bit_for_bit(arch: Any, options: dict[str, Any], tmp_path: Path) -> None:
+    model = small(arch, **options)
+    if model.num_classes:
+        model.categories = ("Äpfel", "no: 1", *model.categories[2:])
+        model.wnids = tuple(f"n{i:08d}" for i in range(model.num_classes))
+    folder = save_pretrained(model, tmp_path / "net")
     assert names(folder) == FILES
     assert names(tmp_path) == {"net"}
     again = from_pretrained(str(folder))
     assert not again.training
-    assert same(again, net)
-    assert same(create_model(folder / "model.safetensors"), net)
+    assert same(again, model)
+    assert same(create_model(folder / "model.safetensors"), model)
     second = save_pretrained(again, tmp_path / "again")
     for file in ("README.md", "config.json"):
         assert (second / file).read_bytes() == (folder / file).read_bytes()
@@ -87,23 +87,23 @@ def test_a_net_comes_back_bit_for_bit(arch: Any, options: dict[str, Any], tmp_pa
 def test_a_folder_needs_neither_the_hubs_library_nor_the_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    net = small()
-    folder = save_pretrained(net, tmp_path / "net")
+    model = small()
+    folder = save_pretrained(model, tmp_path / "net")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     monkeypatch.setenv("PROXYLESSNAS_OFFLINE", "1")
-    assert same(from_pretrained(folder), net)
+    assert same(from_pretrained(folder), model)
     with pytest.raises(MissingExtraError, match=r"pip install 'proxylessnas\[hub\]'"):
         from_pretrained("owner/net")
     with pytest.raises(MissingExtraError, match=r"pip install 'proxylessnas\[hub\]'"):
-        save_pretrained(net, tmp_path / "other")
+        save_pretrained(model, tmp_path / "other")
     assert names(tmp_path) == {"net"}
 
 
 def test_the_card_of_our_own_weights(tmp_path: Path) -> None:
-    net = create_model("proxyless_cifar10_demo", pretrained=True)
-    assert net.weights is not None
-    measured = net.weights.metrics
-    made = card(save_pretrained(net, tmp_path / "net"))
+    model = create_model("proxyless_cifar10_demo", pretrained=True)
+    assert model.weights is not None
+    measured = model.weights.metrics
+    made = card(save_pretrained(model, tmp_path / "net"))
     assert made.data.license == "mit"
     assert made.data.to_dict()["library_name"] == "proxylessnas"
     assert made.data.pipeline_tag == "image-classification"
@@ -115,7 +115,7 @@ def test_the_card_of_our_own_weights(tmp_path: Path) -> None:
     assert made.text.lstrip().startswith("# proxyless_cifar10_demo\n")
     for said in ("0.82 million parameters, 67.3 million multiply-adds",
                  f"| top-1 | {measured['top1']:.2f} % | measured |",
-                 "10,000 test pictures of CIFAR-10", "unchanged", str(net.preprocessing),
+                 "10,000 test images of CIFAR-10", "unchanged", str(model.preprocessing),
                  "Licence: MIT."):  # fmt: skip
         assert said
         assert said in made.text
@@ -123,8 +123,8 @@ def test_the_card_of_our_own_weights(tmp_path: Path) -> None:
 
 def test_published_figures_are_called_published(tmp_path: Path) -> None:
     stand_in_weights(["proxyless_mobile"])
-    net = create_model("proxyless_mobile", pretrained=True)
-    made = card(save_pretrained(net, tmp_path / "net"))
+    model = create_model("proxyless_mobile", pretrained=True)
+    made = card(save_pretrained(model, tmp_path / "net"))
     assert made.data.datasets == ["imagenet-1k"]
     assert {r.metric_name for r in made.data.eval_results} == {
         "top-1 accuracy, percent (published, not re-measured)",
@@ -132,36 +132,36 @@ def test_published_figures_are_called_published(tmp_path: Path) -> None:
     }
     assert "| top-1 | 74.59 % | published, not re-measured |" in made.text
     measured = Evaluation(200, 101, 150, (), 1.0)
-    made = card(save_pretrained(net, tmp_path / "other", name="Mine", measured=measured))
+    made = card(save_pretrained(model, tmp_path / "other", name="Mine", measured=measured))
     assert [r.metric_value for r in made.data.eval_results] == [50.5, 75.0]
-    assert "| top-1 | 50.50 % | measured on 200 pictures |" in made.text
+    assert "| top-1 | 50.50 % | measured on 200 images |" in made.text
     assert "published, not" not in made.text
     assert "# Mine" in made.text
 
 
 @pytest.mark.parametrize("change", ["trained", "other classes", "weights not here"])
-def test_the_card_of_a_changed_net_claims_nothing(
+def test_the_card_of_a_changed_model_claims_nothing(
     change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options: dict[str, Any] = {"num_classes": 4} if change == "other classes" else {}
-    net = create_model("proxyless_cifar10_demo", pretrained=True, **options)
+    model = create_model("proxyless_cifar10_demo", pretrained=True, **options)
     if change == "trained":
         with torch.no_grad():
-            next(net.parameters())[0, 0, 0, 0] += 1e-4
+            next(model.parameters())[0, 0, 0, 0] += 1e-4
     if change == "weights not here":
-        record = net.weights
+        record = model.weights
         assert record is not None
-        net.weights = dataclasses.replace(
+        model.weights = dataclasses.replace(
             record, bundled=False, sources=("https://127.0.0.1/net.safetensors",)
         )
-    made = card(save_pretrained(net, tmp_path / "net"))
+    made = card(save_pretrained(model, tmp_path / "net"))
     assert made.data.license is None
     assert made.data.eval_results is None
     assert made.data.datasets is None
     assert "| top-1 |" not in made.text
     assert "No licence is stated." in made.text
     assert "made from the published weights `proxyless_cifar10_demo` (MIT)" in made.text
-    assert card(save_pretrained(net, tmp_path / "b", license="Apache-2.0")).data.license == "apache-2.0"
+    assert card(save_pretrained(model, tmp_path / "b", license="Apache-2.0")).data.license == "apache-2.0"
 
 
 def test_what_people_wrote_is_kept(tmp_path: Path) -> None:
@@ -177,23 +177,23 @@ def test_what_people_wrote_is_kept(tmp_path: Path) -> None:
 
 
 def test_nothing_is_left_where_nothing_can_be_written(tmp_path: Path) -> None:
-    net = small()
+    model = small()
     with pytest.raises(ExportError, match=r"no/net: cannot be written: No such file or directory$"):
-        save_pretrained(net, tmp_path / "no" / "net")
+        save_pretrained(model, tmp_path / "no" / "net")
     (tmp_path / "file").write_text("mine", encoding="utf-8")
     with pytest.raises(ExportError, match=r"file: cannot be written: File exists$"):
-        save_pretrained(net, tmp_path / "file")
+        save_pretrained(model, tmp_path / "file")
     with pytest.raises(TypeError, match="not a Linear"):
         save_pretrained(torch.nn.Linear(1, 1), tmp_path / "net")  # type: ignore[arg-type]
     assert names(tmp_path) == {"file"}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit on a file's size there")
-def test_a_full_disk_leaves_the_old_net(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_the_old_model(tmp_path: Path) -> None:
     import resource
 
-    net = small()
-    folder = save_pretrained(net, tmp_path / "net")
+    model = small()
+    folder = save_pretrained(model, tmp_path / "net")
     before = {file: (folder / file).read_bytes() for file in FILES}
     changed = small()
     torch.nn.init.zeros_(next(changed.parameters()))
@@ -214,10 +214,10 @@ def test_config_counts_where_it_was_edited(tmp_path: Path) -> None:
     config["id2label"] = {str(i): word for i, word in enumerate("abcde")}
     config["preprocessing"]["mean"] = [0.1, 0.2, 0.3]
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    net = from_pretrained(folder)
-    assert net.categories == tuple("abcde")
-    assert net.preprocessing is not None
-    assert net.preprocessing.mean == (0.1, 0.2, 0.3)
+    model = from_pretrained(folder)
+    assert model.categories == tuple("abcde")
+    assert model.preprocessing is not None
+    assert model.preprocessing.mean == (0.1, 0.2, 0.3)
     (folder / "config.json").unlink()
     assert from_pretrained(folder).categories == small().categories
 
@@ -234,7 +234,7 @@ def test_config_counts_where_it_was_edited(tmp_path: Path) -> None:
         ({"preprocessing": 7}, WeightsCorruptError, "config.json: preprocessing must be a mapping"),
         ({"id2label": {"1": "a"}}, WeightsCorruptError, 'config.json: id2label must map "0", "1" and so on'),
         ({"id2label": {"0": 5}}, WeightsCorruptError, "config.json: labels and wnids must be texts"),
-        ({"id2label": {"0": "a"}}, WeightsCorruptError, "id2label has 1 entries, the net 5 classes"),
+        ({"id2label": {"0": "a"}}, WeightsCorruptError, "id2label has 1 entries, the model 5 classes"),
         ({"wnids": "n1"}, WeightsCorruptError, "config.json: labels and wnids must be texts"),
         ({"arch": 5}, WeightsCorruptError, "config.json: arch must be a text"),
         ({"arch": "Arch("}, WeightsCorruptError, "config.json: line 1, column"),
@@ -275,40 +275,40 @@ def hub_at(monkeypatch: pytest.MonkeyPatch) -> Any:
         yield server
 
 
-def test_a_net_goes_to_the_hub_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    net, cache = small(), tmp_path / "cache"
+def test_a_model_goes_to_the_hub_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, cache = small(), tmp_path / "cache"
     with hub_at(monkeypatch) as server:
-        first = push_to_hub(net, "owner/my-net", token="hf_secret", license="MIT", private=True)
+        first = push_to_hub(model, "owner/my-net", token="hf_secret", license="MIT", private=True)
         assert first.startswith(server.url)
         assert server.repos["owner/my-net"].keys() == FILES
         assert server.tokens == {"Bearer hf_secret"}
         assert b"# my-net" in server.repos["owner/my-net"]["README.md"]
-        assert same(from_pretrained("owner/my-net", cache_dir=cache, token=False), net)
+        assert same(from_pretrained("owner/my-net", cache_dir=cache, token=False), model)
         old = server.commit
         server.repos["owner/my-net"]["README.md"] = b"edited on the Hub"
-        torch.nn.init.zeros_(next(net.parameters()))
-        push_to_hub(net, "owner/my-net", token="hf_secret")
+        torch.nn.init.zeros_(next(model.parameters()))
+        push_to_hub(model, "owner/my-net", token="hf_secret")
         assert server.repos["owner/my-net"]["README.md"] == b"edited on the Hub"
         assert server.commit != old
-        assert same(from_pretrained("owner/my-net", cache_dir=cache, token=False), net)
-        first_net = from_pretrained("owner/my-net", revision=old, cache_dir=cache, token=False)
-        assert not same(first_net, net)
+        assert same(from_pretrained("owner/my-net", cache_dir=cache, token=False), model)
+        first_model = from_pretrained("owner/my-net", revision=old, cache_dir=cache, token=False)
+        assert not same(first_model, model)
         asked = len(server.asked)
         monkeypatch.setenv("PROXYLESSNAS_OFFLINE", "1")
-        assert same(from_pretrained("owner/my-net", cache_dir=cache), net)
+        assert same(from_pretrained("owner/my-net", cache_dir=cache), model)
         with pytest.raises(OfflineError, match="owner/other: not in the Hub's cache, and the network is"):
             from_pretrained("owner/other", cache_dir=cache)
         with pytest.raises(OfflineError, match="PROXYLESSNAS_OFFLINE forbids the network"):
-            push_to_hub(net, "owner/my-net")
+            push_to_hub(model, "owner/my-net")
         assert len(server.asked) == asked
 
 
 def test_a_repository_without_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    net = small()
-    folder = save_pretrained(net, tmp_path / "net")
+    model = small()
+    folder = save_pretrained(model, tmp_path / "net")
     with hub_at(monkeypatch) as server:
         server.put("owner/net", {"model.safetensors": (folder / "model.safetensors").read_bytes()})
-        assert same(from_pretrained("owner/net", cache_dir=tmp_path / "cache", token=False), net)
+        assert same(from_pretrained("owner/net", cache_dir=tmp_path / "cache", token=False), model)
 
 
 def test_what_the_hub_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -344,7 +344,7 @@ def test_a_hub_that_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert "\n" not in str(caught.value)
 
 
-def test_a_net_with_an_operation_of_ones_own_asks_for_it(tmp_path: Path) -> None:
+def test_a_model_with_an_operation_of_ones_own_asks_for_it(tmp_path: Path) -> None:
     folder = save_pretrained(small(), tmp_path / "net")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config["arch"] = config["arch"].replace("k7e2", "my_op")

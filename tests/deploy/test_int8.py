@@ -1,4 +1,4 @@
-"""INT8: how ranges are chosen, what is done to a net beforehand, and what is refused."""
+"""INT8: how ranges are chosen, what is done to a model beforehand, and what is refused."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from deploy_tools import OWN_OP, PLAIN, TREE
-from deploy_tools import small as training_net
+from deploy_tools import small as training_model
 from torch import Tensor, nn
 
 from proxylessnas.data.named import DIGITS, load_digits
 from proxylessnas.data.transforms import Preprocessing
 from proxylessnas.deploy.quantization import Scheme, scheme_of
 from proxylessnas.deploy.quantization.fake_quant import observe, rounded_weight, simulated
-from proxylessnas.deploy.quantization.ptq import compensated, corrected, equalised, second_moments
+from proxylessnas.deploy.quantization.ptq import compensated, corrected, equalised, second_snapshots
 from proxylessnas.deploy.quantization.qat import quantisation_aware
 from proxylessnas.deploy.quantization.quantize import divergence
 from proxylessnas.deploy.quantization.ranges import STEPS, Observed, scale_and_zero
@@ -24,8 +24,8 @@ from proxylessnas.models.base import ImageClassifier
 
 
 def small(*args: object, **options: object) -> ImageClassifier:
-    """Return a net in evaluation mode."""
-    return training_net(*args, **options).eval()  # type: ignore[arg-type]
+    """Return a model in evaluation mode."""
+    return training_model(*args, **options).eval()  # type: ignore[arg-type]
 
 
 def _batches(count: int = 2) -> list[Tensor]:
@@ -34,8 +34,8 @@ def _batches(count: int = 2) -> list[Tensor]:
 
 
 @torch.inference_mode()
-def _run(net: nn.Module, batches: list[Tensor]) -> Tensor:
-    return torch.cat([net(x) for x in batches])
+def _run(model: nn.Module, batches: list[Tensor]) -> Tensor:
+    return torch.cat([model(x) for x in batches])
 
 
 # ---- ranges
@@ -120,32 +120,32 @@ def test_a_scheme_that_is_none(name: str, problem: str) -> None:
 
 @pytest.mark.parametrize("scheme", ["minmax", "mse+floatadds", "minmax+floatfirst+floatlast"])
 def test_simulation_rounds_and_leaves_no_trace(scheme: str) -> None:
-    net, batches = small(), _batches()
-    before, exact = copy.deepcopy(net.state_dict()), _run(net, batches)
-    ranges = observe(net, batches, scheme_of(scheme))
-    with simulated(net, ranges, scheme_of(scheme)):
-        rough = _run(net, batches)
+    model, batches = small(), _batches()
+    before, exact = copy.deepcopy(model.state_dict()), _run(model, batches)
+    ranges = observe(model, batches, scheme_of(scheme))
+    with simulated(model, ranges, scheme_of(scheme)):
+        rough = _run(model, batches)
     assert not torch.equal(rough, exact)
     assert float((rough - exact).norm() / exact.norm()) < 0.2
-    assert torch.equal(_run(net, batches), exact)
-    assert net.state_dict().keys() == before.keys()
-    assert {type(m) for m in net.modules()} == {type(m) for m in small().modules()}
-    assert not any("weight_steps" in vars(m) for m in net.modules())
-    with pytest.raises(KeyboardInterrupt), simulated(net, ranges, scheme_of(scheme)):
+    assert torch.equal(_run(model, batches), exact)
+    assert model.state_dict().keys() == before.keys()
+    assert {type(m) for m in model.modules()} == {type(m) for m in small().modules()}
+    assert not any("weight_steps" in vars(m) for m in model.modules())
+    with pytest.raises(KeyboardInterrupt), simulated(model, ranges, scheme_of(scheme)):
         raise KeyboardInterrupt
-    assert torch.equal(_run(net, batches), exact)
+    assert torch.equal(_run(model, batches), exact)
 
 
 def test_what_stays_in_float32_is_not_rounded() -> None:
-    net, batches = small(), _batches()
+    model, batches = small(), _batches()
 
     def off(scheme: str) -> float:
-        ranges = observe(net, batches, scheme_of(scheme))
-        with simulated(net, ranges, scheme_of(scheme)):
-            return float((_run(net, batches) - _run(small(), batches)).norm())
+        ranges = observe(model, batches, scheme_of(scheme))
+        with simulated(model, ranges, scheme_of(scheme)):
+            return float((_run(model, batches) - _run(small(), batches)).norm())
 
-    assert "input" in observe(net, batches, Scheme())
-    places = observe(net, batches, Scheme(float_first=True))
+    assert "input" in observe(model, batches, Scheme())
+    places = observe(model, batches, Scheme(float_first=True))
     assert "input" not in places
     assert "first_conv" not in places
     assert "blocks.0.mobile_inverted_conv.point_linear" in places
@@ -154,10 +154,10 @@ def test_what_stays_in_float32_is_not_rounded() -> None:
 
 
 def test_gradients_pass_the_rounding() -> None:
-    net, batches = small(), _batches(1)
-    with simulated(net, observe(net, batches, Scheme()), Scheme()):
-        net(batches[0]).square().mean().backward()
-    first = net.get_parameter("first_conv.conv.weight")
+    model, batches = small(), _batches(1)
+    with simulated(model, observe(model, batches, Scheme()), Scheme()):
+        model(batches[0]).square().mean().backward()
+    first = model.get_parameter("first_conv.conv.weight")
     assert first.grad is not None
     assert float(first.grad.abs().sum()) > 0
 
@@ -165,7 +165,7 @@ def test_gradients_pass_the_rounding() -> None:
 # ---- equalisation
 
 
-def _spread(net: ImageClassifier, x: Tensor) -> float:
+def _spread(model: ImageClassifier, x: Tensor) -> float:
     """Return how unlike the ranges of the channels before the depthwise convolutions are."""
     ratios = []
 
@@ -175,52 +175,54 @@ def _spread(net: ImageClassifier, x: Tensor) -> float:
 
     handles = [
         module.register_forward_pre_hook(look)
-        for module in net.modules()
+        for module in model.modules()
         if isinstance(module, nn.Conv2d) and module.groups > 1
     ]
-    _run(net, [x])
+    _run(model, [x])
     for handle in handles:
         handle.remove()
     return sum(ratios)
 
 
-def _uneven(net: ImageClassifier) -> ImageClassifier:
+def _uneven(model: ImageClassifier) -> ImageClassifier:
     """Make channels unlike each other, as training does."""
     torch.manual_seed(2)
-    for name, module in net.named_modules():
+    for name, module in model.named_modules():
         if isinstance(module, nn.BatchNorm2d) and "point" not in name:
             with torch.no_grad():
                 scale = torch.rand_like(module.weight) + 0.05
                 module.weight.mul_(scale)
                 module.bias.mul_(scale)
-    return net
+    return model
 
 
 def test_equalisation_changes_ranges_and_nothing_else() -> None:
-    net, batches = _uneven(small()), _batches()
-    exact = _run(net, batches)
-    twin = equalised(net, batches, 1.0)
+    model, batches = _uneven(small()), _batches()
+    exact = _run(model, batches)
+    twin = equalised(model, batches, 1.0)
     assert torch.allclose(_run(twin, batches), exact, atol=1e-4 * float(exact.abs().max()))
-    assert _spread(twin, batches[0]) < 0.5 * _spread(net, batches[0])
-    assert torch.equal(_run(net, batches), exact)
-    assert twin.state_dict().keys() == net.state_dict().keys()
+    assert _spread(twin, batches[0]) < 0.5 * _spread(model, batches[0])
+    assert torch.equal(_run(model, batches), exact)
+    assert twin.state_dict().keys() == model.state_dict().keys()
 
 
 @pytest.mark.parametrize("arch", [OWN_OP, TREE])
 def test_equalisation_leaves_what_it_does_not_know(arch: object) -> None:
-    net = small(arch)  # type: ignore[arg-type]
-    side = net.arch.resolution
+    model = small(arch)  # type: ignore[arg-type]
+    side = model.arch.resolution
     batches = [x[:, :, :side, :side] for x in _batches(1)]
-    exact = _run(net, batches)
-    twin = equalised(net, batches)
+    exact = _run(model, batches)
+    twin = equalised(model, batches)
     assert torch.allclose(_run(twin, batches), exact, atol=1e-4 * float(exact.abs().max()))
 
 
 @pytest.mark.parametrize("pool", ["max", "avgmax"])
 def test_equalisation_knows_the_other_poolings(pool: str) -> None:
-    net, batches = _uneven(small(global_pool=pool)), _batches(1)
-    exact = _run(net, batches)
-    assert torch.allclose(_run(equalised(net, batches), batches), exact, atol=1e-4 * float(exact.abs().max()))
+    model, batches = _uneven(small(global_pool=pool)), _batches(1)
+    exact = _run(model, batches)
+    assert torch.allclose(
+        _run(equalised(model, batches), batches), exact, atol=1e-4 * float(exact.abs().max())
+    )
 
 
 # ---- compensation and correction
@@ -249,34 +251,34 @@ def test_compensated_weights_change_the_output_least(layer: nn.Conv2d | nn.Linea
         layer.weight.copy_(rounded)
         return float((layer(x) - exact).norm())
 
-    made = compensated(weight, second_moments(layer, [x]), 7)  # of four bits: more to make good
+    made = compensated(weight, second_snapshots(layer, [x]), 7)  # of four bits: more to make good
     assert off(made) < 0.8 * off(rounded_weight(weight, 7))
     # Whoever rounds it again, by its largest weight, gets the same numbers.
     assert torch.allclose(rounded_weight(made, 7), made, atol=1e-6)
     assert torch.allclose(made.flatten(1).abs().amax(1), weight.flatten(1).abs().amax(1))
 
 
-def test_correction_brings_the_8_bit_net_nearer() -> None:
-    net, batches = _uneven(small()), _batches(4)
+def test_correction_brings_the_8_bit_model_nearer() -> None:
+    model, batches = _uneven(small()), _batches(4)
     fresh = [torch.randn(8, 3, 32, 32) for _ in range(4)]
-    exact, before = _run(net, fresh), copy.deepcopy(net.state_dict())
+    exact, before = _run(model, fresh), copy.deepcopy(model.state_dict())
 
     def off(name: str) -> float:
         scheme = scheme_of(name)
-        made = corrected(net, batches, scheme) if scheme.correct or scheme.compensate else net
+        made = corrected(model, batches, scheme) if scheme.correct or scheme.compensate else model
         with simulated(made, observe(made, batches, scheme), scheme):
             return divergence(exact, _run(made, fresh))
 
     plain = off("minmax+7bit")
     assert off("minmax+correct+7bit") < plain
     assert off("minmax+compensate+correct+7bit") < plain
-    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_a_net_of_another_kind_is_left_as_it_is() -> None:
-    net = small(TREE)
-    twin = corrected(net, [], Scheme(correct=True))
-    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), twin.parameters(), strict=True))
+def test_a_model_of_another_kind_is_left_as_it_is() -> None:
+    model = small(TREE)
+    twin = corrected(model, [], Scheme(correct=True))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
 
 
 def test_divergence_is_that_of_kullback_and_leibler() -> None:
@@ -286,18 +288,18 @@ def test_divergence_is_that_of_kullback_and_leibler() -> None:
     assert divergence(p.log(), torch.tensor([[float("nan"), 0.0]])) == float("inf")
 
 
-def _digits_net(inputs: Tensor, labels: Tensor) -> ImageClassifier:
-    """Return a net that was trained on digits for a moment."""
-    net = small(PLAIN, num_classes=10).train()
-    optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3)
+def _digits_model(inputs: Tensor, labels: Tensor) -> ImageClassifier:
+    """Return a model that was trained on digits for a moment."""
+    model = small(PLAIN, num_classes=10).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(2):
         for x, y in zip(inputs.split(64), labels.split(64), strict=True):
             optimizer.zero_grad()
-            nn.functional.cross_entropy(net(x), y).backward()
+            nn.functional.cross_entropy(model(x), y).backward()
             optimizer.step()
-    net.preprocessing = Preprocessing(32, 32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    net.categories = DIGITS
-    return net.eval()
+    model.preprocessing = Preprocessing(32, 32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    model.categories = DIGITS
+    return model.eval()
 
 
 @pytest.mark.slow
@@ -305,24 +307,24 @@ def test_training_with_rounding_gains_what_rounding_lost(tmp_path: Path) -> None
     pixels, labels = load_digits()
     transform = Preprocessing(32, 32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)).build()
     inputs = transform(pixels[:1024, None].expand(-1, 3, -1, -1))
-    net = _digits_net(inputs, labels[:1024].long())
-    before = copy.deepcopy(net.state_dict())
+    model = _digits_model(inputs, labels[:1024].long())
+    before = copy.deepcopy(model.state_dict())
     batches, scheme = [inputs[:64]], Scheme(weight_bits=7)
-    ranges = {place: (low / 4, high / 4) for place, (low, high) in observe(net, batches, scheme).items()}
+    ranges = {place: (low / 4, high / 4) for place, (low, high) in observe(model, batches, scheme).items()}
 
     def loss(model: ImageClassifier) -> float:
         with simulated(model, ranges, scheme):
             return float(nn.functional.cross_entropy(_run(model, [inputs]), labels[:1024].long()))
 
     # Scales that cut off most of what they should cover do harm that training can undo.
-    twin = quantisation_aware(net, "digits", batches, scheme, ranges=ranges, out=tmp_path / "run")
-    assert loss(twin) < loss(net)
+    twin = quantisation_aware(model, "digits", batches, scheme, ranges=ranges, out=tmp_path / "run")
+    assert loss(twin) < loss(model)
     assert (tmp_path / "run" / "log.jsonl").exists()
-    assert twin.preprocessing == net.preprocessing
+    assert twin.preprocessing == model.preprocessing
     assert not twin.training
-    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     statistics = [name for name in before if "running" in name]
     assert all(torch.equal(twin.state_dict()[name], before[name]) for name in statistics)
-    assert {type(m) for m in twin.modules()} == {type(m) for m in net.modules()}
+    assert {type(m) for m in twin.modules()} == {type(m) for m in model.modules()}
     with pytest.raises(ExportError, match="qat_epochs must be a whole number of at least 1, not 0"):
-        quantisation_aware(net, "digits", batches, scheme, epochs=0)
+        quantisation_aware(model, "digits", batches, scheme, epochs=0)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from deploy_tools import exact_run
-from deploy_tools import small as training_net
+from deploy_tools import small as training_model
 
 from proxylessnas.deploy import export
 from proxylessnas.deploy.bundle import open_bundle
@@ -27,8 +27,8 @@ pytest.importorskip("onnx")
 
 
 def small() -> ImageClassifier:
-    """Return a net in evaluation mode."""
-    return training_net().eval()
+    """Return a model in evaluation mode."""
+    return training_model().eval()
 
 
 def _pair_sums(path: Path, x: torch.Tensor) -> tuple[int, int]:
@@ -79,12 +79,12 @@ def _pair_sums(path: Path, x: torch.Tensor) -> tuple[int, int]:
 @pytest.mark.parametrize("scheme", ["mse+correct", "minmax+compensate+correct"])
 def test_no_sum_of_7_bits_is_cut_off(scheme: str, tmp_path: Path) -> None:
     """A simulated processor without VNNI; where the tests run on a real one, it is asked as well."""
-    net, x = small(), torch.randn(8, 3, 32, 32)
+    model, x = small(), torch.randn(8, 3, 32, 32)
     layers = []
     for name in (scheme, f"{scheme}+7bit"):
         path, way = tmp_path / f"{name}.onnx", scheme_of(name)
         backend = backend_of(format_of(path))
-        prepared = dataclasses.replace(open_bundle(net), model=Prepared(net, [x]).net(way))
+        prepared = dataclasses.replace(open_bundle(model), model=Prepared(model, [x]).for_scheme(way))
         backend.write(prepared, path, [x], way, ExportOptions())
         isas, saturating = exact_on(backend.paired_weights(path))
         layers.append((_pair_sums(path, x), isas, len(saturating)))

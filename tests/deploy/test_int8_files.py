@@ -1,4 +1,4 @@
-"""INT8 files: written by the formats' own libraries, chosen on pictures, judged, and refused in one line."""
+"""INT8 files: written by the formats' own libraries, chosen on images, judged, and refused in one line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from deploy_tools import OWN_OP, TREE, exact_run
-from deploy_tools import small as training_net
+from deploy_tools import small as training_model
 
 from proxylessnas.data.folders import LabelledImages, labelled_images
 from proxylessnas.data.named import load_digits
@@ -32,13 +32,13 @@ pytest.importorskip("onnxruntime")
 
 
 def small(*args: Any, **options: Any) -> ImageClassifier:
-    """Return a net in evaluation mode."""
-    return training_net(*args, **options).eval()
+    """Return a model in evaluation mode."""
+    return training_model(*args, **options).eval()
 
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder of 24 pictures."""
+    """Return a folder of 24 images."""
     from PIL import Image
 
     folder = tmp_path_factory.mktemp("digits")
@@ -47,22 +47,22 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _quantise(net: ImageClassifier, path: Path, calibration: Any, **options: Any) -> Int8Report:
+def _quantise(model: ImageClassifier, path: Path, calibration: Any, **options: Any) -> Int8Report:
     fmt = format_of(path)
-    return quantise(open_bundle(net), path, fmt, calibration=calibration, threads=1, **options)
+    return quantise(open_bundle(model), path, fmt, calibration=calibration, threads=1, **options)
 
 
 def test_the_best_scheme_is_kept_with_its_report(digits: Path, tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
-    net, path = small(), tmp_path / "net.onnx"
+    model, path = small(), tmp_path / "net.onnx"
     told: list[str] = []
     schemes = ["minmax+7bit", "mse+compensate+correct+7bit"]
-    report = _quantise(net, path, digits, schemes=schemes, min_agreement=0.5, progress=told.append)
+    report = _quantise(model, path, digits, schemes=schemes, min_agreement=0.5, progress=told.append)
     assert [file.name for file in tmp_path.iterdir()] == ["net.onnx"]
     assert report.scheme == schemes[1]
     assert [tried.scheme for tried in report.tried] == schemes[::-1]
     assert report.tried[0].divergence < report.tried[1].divergence  # type: ignore[operator]
-    assert (report.calibration_pictures, report.n) == (16, 8)
+    assert (report.calibration_images, report.n) == (16, 8)
     assert report.top1_float is report.drop is None
     assert report.bytes_int8 == path.stat().st_size
     assert report.ms_float > 0 < report.ms_int8
@@ -71,7 +71,7 @@ def test_the_best_scheme_is_kept_with_its_report(digits: Path, tmp_path: Path) -
     proto = onnx.load(str(path))
     metadata = {entry.key: entry.value for entry in proto.metadata_props}
     assert metadata["int8"] == schemes[1]
-    assert metadata["arch"] == open_bundle(net).metadata()["arch"]
+    assert metadata["arch"] == open_bundle(model).metadata()["arch"]
     kinds = [node.op_type for node in proto.graph.node]
     assert "QuantizeLinear" in kinds
     assert "Clip" not in kinds
@@ -84,15 +84,15 @@ def test_the_best_scheme_is_kept_with_its_report(digits: Path, tmp_path: Path) -
     "scheme", ["minmax", "mse+floatadds", "minmax+floatfirst", "percentile+floatlast", "minmax+7bit"]
 )
 def test_the_file_computes_what_was_simulated(scheme: str, tmp_path: Path) -> None:
-    net, path, way = small(), tmp_path / "net.onnx", scheme_of(scheme)
+    model, path, way = small(), tmp_path / "net.onnx", scheme_of(scheme)
     batches = [torch.randn(8, 3, 32, 32)]
     options = ExportOptions()
-    backend_of(format_of(path)).write(open_bundle(net), path, batches, way, options)
+    backend_of(format_of(path)).write(open_bundle(model), path, batches, way, options)
     found = exact_run(path, batches[0])
     with torch.inference_mode():
-        exact = net(batches[0])
-        with simulated(net, observe(net, batches, way), way):
-            expected = net(batches[0])
+        exact = model(batches[0])
+        with simulated(model, observe(model, batches, way), way):
+            expected = model(batches[0])
     # A value between two steps may fall either way, and what follows differs; other scales would show.
     mine, its = float((expected - exact).norm()), float((found - exact).norm())
     assert 0.75 < its / mine < 1.33
@@ -109,7 +109,7 @@ def test_entropy_is_the_runtimes_own_rule(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", [OWN_OP, TREE])
-def test_other_nets_go_through_the_exporter(arch: Any, digits: Path, tmp_path: Path) -> None:
+def test_other_models_go_through_the_exporter(arch: Any, digits: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     report = _quantise(
         small(arch), tmp_path / "net.onnx", digits, schemes=["mse+correct+7bit"], min_agreement=0.0
@@ -129,24 +129,24 @@ def test_a_fixed_batch_is_filled_up(digits: Path, tmp_path: Path) -> None:
     assert report.n == 8
 
 
-def _labelled(net: ImageClassifier, digits: Path, wrong: bool = False) -> LabelledImages:
-    """Return the pictures with the labels that the float32 net gives them, or with others."""
-    subject = open_bundle(net)
-    inputs = torch.cat(read_calibration(subject, digits).everything)
+def _labelled(model: ImageClassifier, digits: Path, wrong: bool = False) -> LabelledImages:
+    """Return the images with the labels that the float32 model gives them, or with others."""
+    bundle = open_bundle(model)
+    inputs = torch.cat(read_calibration(bundle, digits).everything)
     files = sorted(digits.iterdir())
     third = torch.arange(len(files)) % 3 == 2
     order = [i for held in (False, True) for i in range(len(files)) if bool(third[i]) is held]
     with torch.inference_mode():
-        classes = (net(inputs).argmax(1) + wrong) % 5
+        classes = (model(inputs).argmax(1) + wrong) % 5
     samples = tuple((str(files[i]), int(c)) for i, c in zip(order, classes, strict=True))
     return LabelledImages(samples, "name", 5)
 
 
 def test_a_judge_with_labels(digits: Path, tmp_path: Path) -> None:
-    net = small()
-    judge = _labelled(net, digits)
+    model = small()
+    judge = _labelled(model, digits)
     report = _quantise(
-        net,
+        model,
         tmp_path / "net.onnx",
         digits,
         judge=judge,
@@ -157,31 +157,31 @@ def test_a_judge_with_labels(digits: Path, tmp_path: Path) -> None:
     assert report.top1_float == 100
     assert report.top1_int8 == pytest.approx(100 * report.agreement)
     assert report.drop == pytest.approx(100 - 100 * report.agreement)
-    assert (report.n, report.calibration_pictures) == (24, 24)
+    assert (report.n, report.calibration_images) == (24, 24)
     assert report.to_dict()["top1_float"] == 100
 
 
 def test_below_the_limit_nothing_is_kept(digits: Path, tmp_path: Path) -> None:
-    net, path = small(), tmp_path / "net.onnx"
+    model, path = small(), tmp_path / "net.onnx"
     with pytest.raises(
-        ExportError, match=r"class to only [\d.]+ % of the 8 pictures \(held out of.*110 % are asked"
+        ExportError, match=r"class to only [\d.]+ % of the 8 images \(held out of.*110 % are asked"
     ):
-        _quantise(net, path, digits, schemes=["minmax"], min_agreement=1.1)
+        _quantise(model, path, digits, schemes=["minmax"], min_agreement=1.1)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_too_many_answers_lost(digits: Path, tmp_path: Path) -> None:
-    net = small()
-    weight = net.get_parameter("classifier.linear.weight")
+    model = small()
+    weight = model.get_parameter("classifier.linear.weight")
     with torch.no_grad():  # classes that hardly differ
         weight.copy_(weight[:1] + 1e-5 * torch.randn_like(weight))
-        net.get_parameter("classifier.linear.bias").zero_()
-    judge = _labelled(net, digits)
+        model.get_parameter("classifier.linear.bias").zero_()
+    judge = _labelled(model, digits)
     with pytest.raises(
-        ExportError, match=r"is right on [\d.]+ % of the 24 pictures .* float32 on 100.0 %: more than 0"
+        ExportError, match=r"is right on [\d.]+ % of the 24 images .* float32 on 100.0 %: more than 0"
     ):
         _quantise(
-            net,
+            model,
             tmp_path / "net.onnx",
             digits,
             judge=judge,
@@ -192,27 +192,27 @@ def test_too_many_answers_lost(digits: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_pictures_that_cannot_be_used(digits: Path, tmp_path: Path) -> None:
-    net, path = small(), tmp_path / "net.onnx"
+def test_images_that_cannot_be_used(digits: Path, tmp_path: Path) -> None:
+    model, path = small(), tmp_path / "net.onnx"
     files = sorted(map(str, digits.iterdir()))
     bad = tmp_path / "bad.jpg"
     bad.write_bytes(b"\xff\xd8\xff\xe0 not really")
     with pytest.raises(ExportError, match=r"bad\.jpg: .*; take it out, or replace it"):
-        _quantise(net, path, [*files, bad])
-    with pytest.raises(ExportError, match="3 pictures to calibrate int8 with; it takes 8, better 50"):
-        _quantise(net, path, files[:3])
-    with pytest.raises(ExportError, match="int8 needs pictures to calibrate with"):
-        _quantise(net, path, None)
+        _quantise(model, path, [*files, bad])
+    with pytest.raises(ExportError, match="3 images to calibrate int8 with; it takes 8, better 50"):
+        _quantise(model, path, files[:3])
+    with pytest.raises(ExportError, match="int8 needs images to calibrate with"):
+        _quantise(model, path, None)
     with pytest.raises(DataError, match="no such folder"):
-        _quantise(net, path, tmp_path / "nowhere")
+        _quantise(model, path, tmp_path / "nowhere")
     judge = LabelledImages(((str(bad), 0),), "name", 1)
     with pytest.raises(ExportError, match=r"bad\.jpg"):
-        _quantise(net, path, digits, judge=judge, schemes=["minmax"])
-    net.preprocessing = None
+        _quantise(model, path, digits, judge=judge, schemes=["minmax"])
+    model.preprocessing = None
     with pytest.raises(
-        ExportError, match=r"the net's preprocessing is not known: in Python set model\.preprocessing"
+        ExportError, match=r"the model's preprocessing is not known: in Python set model\.preprocessing"
     ):
-        _quantise(net, path, digits)
+        _quantise(model, path, digits)
     assert [file.name for file in tmp_path.iterdir()] == ["bad.jpg"]
 
 
@@ -232,9 +232,9 @@ def test_formats_and_options_that_are_not_there(digits: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("name", ["entropy", "mse+correct+7bit", "mse+floatlast"])
 def test_schemes_that_litert_has_not(name: str, tmp_path: Path) -> None:
     path = tmp_path / "net.tflite"
-    subject, inputs = open_bundle(small()), [torch.zeros(1, 3, 32, 32)]
+    bundle, inputs = open_bundle(small()), [torch.zeros(1, 3, 32, 32)]
     with pytest.raises(ExportError, match="LiteRT's quantiser has no scheme"):
-        backend_of(format_of(path)).write(subject, path, inputs, scheme_of(name), ExportOptions())
+        backend_of(format_of(path)).write(bundle, path, inputs, scheme_of(name), ExportOptions())
     assert not list(tmp_path.iterdir())
 
 
@@ -244,10 +244,10 @@ def test_bytes_go_into_an_int8_file(digits: Path, tmp_path: Path) -> None:
     import onnxruntime as ort
 
     options: dict[str, Any] = {"precision": "int8", "calibration": digits, "min_agreement": 0.0}
-    net = small()
+    model = small()
     for name, takes_bytes in (("plain", False), ("bytes", True)):
         path = tmp_path / f"{name}.onnx"
-        report = export(net, path, uint8_input=takes_bytes, measure=False, **options)
+        report = export(model, path, uint8_input=takes_bytes, measure=False, **options)
         assert report.int8.exact_on == ("avx2", "vnni"), "by default"
     plain, inside = (
         ort.InferenceSession(tmp_path / f"{name}.onnx", providers=["CPUExecutionProvider"])
@@ -255,26 +255,32 @@ def test_bytes_go_into_an_int8_file(digits: Path, tmp_path: Path) -> None:
     )
     assert inside.get_inputs()[0].type == "tensor(uint8)"
     assert inside.get_modelmeta().custom_metadata_map == plain.get_modelmeta().custom_metadata_map
-    pictures = torch.randint(0, 256, (2, 3, 50, 40), dtype=torch.uint8)
-    assert net.preprocessing is not None
-    x = net.preprocessing.build()(pictures)
-    (a,), (b,) = plain.run(None, {"images": x.numpy()}), inside.run(None, {"images": pictures.numpy()})
+    images = torch.randint(0, 256, (2, 3, 50, 40), dtype=torch.uint8)
+    assert model.preprocessing is not None
+    x = model.preprocessing.build()(images)
+    (a,), (b,) = plain.run(None, {"images": x.numpy()}), inside.run(None, {"images": images.numpy()})
     assert abs(a - b).max() < 0.05 * abs(a).max()  # a grey value that is rounded the other way now and then
 
 
 @pytest.mark.slow
 def test_training_with_the_rounding_before_the_file(digits: Path, tmp_path: Path) -> None:
-    net, folder = small(), tmp_path / "labelled"
+    model, folder = small(), tmp_path / "labelled"
     for i, file in enumerate(sorted(digits.iterdir())):
-        place = folder / net.categories[i % 5] / file.name
+        place = folder / model.categories[i % 5] / file.name
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file, place)
-    before = {name: value.clone() for name, value in net.state_dict().items()}
+    before = {name: value.clone() for name, value in model.state_dict().items()}
     report = _quantise(
-        net, tmp_path / "net.onnx", digits, qat_epochs=1, qat_data=folder, schemes=["mse"], min_agreement=0.0
+        model,
+        tmp_path / "net.onnx",
+        digits,
+        qat_epochs=1,
+        qat_data=folder,
+        schemes=["mse"],
+        min_agreement=0.0,
     )
     assert "scheme mse after 1 epoch of fine-tuning, the best of 1" in report.lines()[0]
-    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_what_flatters_is_said(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,7 +288,7 @@ def test_what_flatters_is_said(digits: Path, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(report_module, "this_machine_saturates", lambda: True)
     report = _quantise(small(), tmp_path / "net.onnx", digits, schemes=["minmax+7bit"], min_agreement=0.0)
     few, chosen = doubts(report, unjudged=True)
-    assert "judged by 8 pictures only: one picture is 12 %" in few
+    assert "judged by 8 images only: one image is 12 %" in few
     assert "chose its scheme as well" in chosen
     sound = dataclasses.replace(report, n=100, exact_on=("avx2", "vnni"))
     assert doubts(sound, unjudged=False) == []
@@ -291,9 +297,9 @@ def test_what_flatters_is_said(digits: Path, tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_third_is_held_out(digits: Path) -> None:
-    subject = open_bundle(small())
-    pictures = read_calibration(subject, digits)
-    assert (pictures.n, sum(map(len, pictures.held_out)), sum(map(len, pictures.views))) == (24, 8, 32)
+    bundle = open_bundle(small())
+    images = read_calibration(bundle, digits)
+    assert (images.n, sum(map(len, images.held_out)), sum(map(len, images.views))) == (24, 8, 32)
     assert LEAST <= 24
 
 
@@ -335,7 +341,7 @@ def test_other_runtimes(suffix: str, digits: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", list(LIBRARIES))
-def test_a_real_net_keeps_its_accuracy(suffix: str, shared_data: Path, tmp_path: Path) -> None:
+def test_a_real_model_keeps_its_accuracy(suffix: str, shared_data: Path, tmp_path: Path) -> None:
     """Calibrated on 50 photos, judged on 150 others: 90 % of the answers, and two points at most."""
     _needs(suffix)
     photos = labelled_images(shared_data / "imagenet_sample", 1000, "imagenet")
@@ -344,10 +350,10 @@ def test_a_real_net_keeps_its_accuracy(suffix: str, shared_data: Path, tmp_path:
     )
     weights = shared_data / "weights" / "proxyless-w0.3-r176_imagenet.pth"
     path = tmp_path / f"net.{suffix}"
-    subject = open_bundle("proxyless_w03_r176", weights=weights)
+    bundle = open_bundle("proxyless_w03_r176", weights=weights)
     calibration = [file for file, _ in photos.samples[::4]]
-    report = quantise(subject, path, format_of(path), calibration=calibration, judge=judge, threads=1)
-    assert (report.n, report.calibration_pictures) == (150, 50)
+    report = quantise(bundle, path, format_of(path), calibration=calibration, judge=judge, threads=1)
+    assert (report.n, report.calibration_images) == (150, 50)
     assert report.agreement >= 0.9
     assert report.drop is not None
     assert report.drop <= 2

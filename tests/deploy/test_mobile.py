@@ -21,7 +21,7 @@ from proxylessnas.deploy.formats import litert as litert_format
 from proxylessnas.deploy.formats.base import ExportOptions, Format, Program, format_of
 from proxylessnas.deploy.formats.executorch import LARGEST_BATCH
 from proxylessnas.errors import ExportError, LatencyError, MissingExtraError
-from proxylessnas.runtimes.base import NetSpec
+from proxylessnas.runtimes.base import ModelSpec
 from proxylessnas.runtimes.registry import get_runtime
 from proxylessnas.runtimes.settings import Settings
 
@@ -33,11 +33,11 @@ def plain() -> ModelBundle:
     return open_bundle(small())
 
 
-def off(subject: ModelBundle, program: Program, batch: int) -> float:
-    """Return the largest difference between a file's outputs and the net's."""
-    x = torch.randn(batch, *subject.input_size)
+def off(bundle: ModelBundle, program: Program, batch: int) -> float:
+    """Return the largest difference between a file's outputs and the model's."""
+    x = torch.randn(batch, *bundle.input_size)
     with torch.inference_mode():
-        expected = subject.model(x)
+        expected = bundle.model(x)
     found = program(x)
     assert found.shape == expected.shape
     return float((found - expected).abs().max())
@@ -73,7 +73,7 @@ def test_an_executorch_program_computes_the_same(plain: ModelBundle, tmp_path: P
     assert executorch_format.read_metadata(path) == plain.metadata()
     assert "kind 4" in executorch_format.read_metadata(path)["categories"]
     session = get_runtime("executorch").load(
-        NetSpec("file", str(path), (3, 32, 32)), Settings("executorch", batch_size=3), tmp_path
+        ModelSpec("file", str(path), (3, 32, 32)), Settings("executorch", batch_size=3), tmp_path
     )
     assert session.output().shape == (3, 5)  # type: ignore[attr-defined]
 
@@ -90,18 +90,18 @@ def test_an_executorch_program_of_a_fixed_batch(plain: ModelBundle, tmp_path: Pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("arch", "batch"), [(PLAIN, None), (PLAIN, 2), (TREE, 1), (OWN_OP, None)])
-def test_all_of_a_net_runs_in_xnnpack(arch: Any, batch: int | None) -> None:
+def test_all_of_a_model_runs_in_xnnpack(arch: Any, batch: int | None) -> None:
     needs_executorch()
     from proxylessnas.runtimes.executorch import RUNTIME, lower
 
-    subject = open_bundle(small(arch))
+    bundle = open_bundle(small(arch))
     largest = None if batch else LARGEST_BATCH
-    x = torch.randn(batch or 2, *subject.input_size)
-    lowered = lower(subject.model, x, largest_batch=largest)
+    x = torch.randn(batch or 2, *bundle.input_size)
+    lowered = lower(bundle.model, x, largest_batch=largest)
     assert lowered.outside == ()
     loaded = RUNTIME.library()._load_for_executorch_from_buffer(lowered.program)
     with torch.inference_mode():
-        assert torch.allclose(loaded.forward((x,))[0], subject.model(x), atol=1e-5)
+        assert torch.allclose(loaded.forward((x,))[0], bundle.model(x), atol=1e-5)
     # What the exporters learn about a batch by running convolutions must not become a limit.
     assert loaded.method_meta("forward").input_tensor_meta(0).sizes()[0] == (batch or LARGEST_BATCH)
 
@@ -140,8 +140,8 @@ def test_options_of_other_formats_are_refused(
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
-def test_tree_structured_nets_need_a_fixed_batch(suffix: str) -> None:
-    with pytest.raises(ExportError, match=f"tree: {suffix} files of tree-structured nets take a fixed"):
+def test_tree_structured_models_need_a_fixed_batch(suffix: str) -> None:
+    with pytest.raises(ExportError, match=f"tree: {suffix} files of tree-structured models take a fixed"):
         format_of(Path(f"net{suffix}")).check(open_bundle(small(TREE)), ExportOptions())
 
 
@@ -164,22 +164,22 @@ def test_a_litert_file_computes_the_same(
     arch: Any, batch: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fmt, path = needs_converter(monkeypatch), tmp_path / "net.tflite"
-    subject, options = open_bundle(small(arch)), ExportOptions(batch_size=batch)
-    fmt.check(subject, options)
-    assert fmt.write(subject, path, options) == [path]
+    bundle, options = open_bundle(small(arch)), ExportOptions(batch_size=batch)
+    fmt.check(bundle, options)
+    assert fmt.write(bundle, path, options) == [path]
     assert list(tmp_path.iterdir()) == [path]
     program = fmt.open(path, threads=1)
     for count in (batch,) if batch else (1, 2, 7, 2, 100):
-        assert off(subject, program, count) < 1e-5
+        assert off(bundle, program, count) < 1e-5
     with pytest.raises(ExportError, match=r"net.tflite: LiteRT cannot run \[3, 3, 20, 20\]"):
         program(torch.zeros(3, 3, 20, 20))
-    assert litert_format.read_metadata(path) == subject.metadata()
+    assert litert_format.read_metadata(path) == bundle.metadata()
     with zipfile.ZipFile(path) as archive:
-        assert archive.read("labels.txt").decode().splitlines() == list(subject.categories)
-    runtime, spec = get_runtime("litert"), NetSpec("file", str(path), subject.input_size)
+        assert archive.read("labels.txt").decode().splitlines() == list(bundle.categories)
+    runtime, spec = get_runtime("litert"), ModelSpec("file", str(path), bundle.input_size)
     session: Any = runtime.load(spec, Settings("litert", batch_size=batch or 3), tmp_path)
     with torch.inference_mode():
-        expected = subject.model(torch.from_numpy(session.input()))
+        expected = bundle.model(torch.from_numpy(session.input()))
     assert torch.allclose(torch.from_numpy(session.output()), expected, atol=1e-5)
 
 
@@ -259,13 +259,15 @@ def test_the_litert_runtime_reads_files_only(tmp_path: Path) -> None:
     pytest.importorskip("ai_edge_litert")
     runtime = get_runtime("litert")
     with pytest.raises(LatencyError, match=r"\.tflite files only"):
-        runtime.load(NetSpec("arch", str(PLAIN), (3, 32, 32)), Settings("litert"), tmp_path)
+        runtime.load(ModelSpec("arch", str(PLAIN), (3, 32, 32)), Settings("litert"), tmp_path)
     with pytest.raises(LatencyError, match="float32 on the CPU, not bfloat16 on cpu"):
-        runtime.load(NetSpec("file", "a.tflite", (3, 32, 32)), Settings("litert", dtype="bfloat16"), tmp_path)
+        runtime.load(
+            ModelSpec("file", "a.tflite", (3, 32, 32)), Settings("litert", dtype="bfloat16"), tmp_path
+        )
     broken = tmp_path / "net.tflite"
     broken.write_bytes(b"no model" * 100)
     with pytest.raises(LatencyError, match=r"net.tflite: LiteRT cannot load it"):
-        runtime.load(NetSpec("file", str(broken), (3, 32, 32)), Settings("litert"), tmp_path)
+        runtime.load(ModelSpec("file", str(broken), (3, 32, 32)), Settings("litert"), tmp_path)
     with pytest.raises(ExportError, match=r"net.tflite: holds no metadata.json"):
         litert_format.read_metadata(broken)
 

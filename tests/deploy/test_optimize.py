@@ -1,4 +1,4 @@
-"""Folding, fusing, and the choice of the fastest way to run a net."""
+"""Folding, fusing, and the choice of the fastest way to run a model."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from proxylessnas.models.layers import ConvLayer, folded
 
 
 @pytest.fixture
-def net() -> nn.Module:
-    """Return a small net in training mode whose BatchNorms all do something."""
+def model() -> nn.Module:
+    """Return a small model in training mode whose BatchNorms all do something."""
     return small().train()
 
 
@@ -35,17 +35,17 @@ def far(a: nn.Module, b: nn.Module, x: Tensor) -> float:
     return float((a(x) - b(x)).abs().max())
 
 
-def test_folded_nets_compute_the_same(net: nn.Module) -> None:
-    before = {name: value.clone() for name, value in net.state_dict().items()}
-    twin = fold_batchnorm(net)
-    assert norms(net) > 0
+def test_folded_models_compute_the_same(model: nn.Module) -> None:
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    twin = fold_batchnorm(model)
+    assert norms(model) > 0
     assert norms(twin) == 0
-    assert net.training
+    assert model.training
     assert not twin.training
-    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert not any(parameter.requires_grad for parameter in twin.parameters())
     assert {type(layer.conv) for layer in twin.modules() if isinstance(layer, ConvLayer)} == {nn.Conv2d}
-    assert 0 < far(net.eval(), twin, torch.randn(2, 3, 32, 32)) < 1e-5
+    assert 0 < far(model.eval(), twin, torch.randn(2, 3, 32, 32)) < 1e-5
 
 
 def test_folding_rounds_once() -> None:
@@ -59,13 +59,13 @@ def test_folding_rounds_once() -> None:
 
 def test_folding_in_plain_sequences() -> None:
     conv = nn.Conv2d(3, 4, 3)
-    net = nn.Sequential(conv, nn.BatchNorm2d(4), nn.ReLU(), nn.BatchNorm2d(4))
-    net[1].running_mean.fill_(0.3)
-    net.eval()
-    twin = fold_batchnorm(net)
+    model = nn.Sequential(conv, nn.BatchNorm2d(4), nn.ReLU(), nn.BatchNorm2d(4))
+    model[1].running_mean.fill_(0.3)
+    model.eval()
+    twin = fold_batchnorm(model)
     assert isinstance(twin[1], nn.Identity)
     assert isinstance(twin[3], nn.BatchNorm2d)
-    assert far(net, twin, torch.randn(1, 3, 8, 8)) < 1e-6
+    assert far(model, twin, torch.randn(1, 3, 8, 8)) < 1e-6
 
 
 def test_what_cannot_be_folded_is_left() -> None:
@@ -73,34 +73,34 @@ def test_what_cannot_be_folded_is_left() -> None:
     shared = nn.Conv2d(3, 3, 3, padding=1)
     watched, made = nn.Conv2d(3, 3, 3), nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 3, 3))
     watched.register_forward_hook(lambda module, inputs, output: output * 2)
-    net = nn.Sequential(
+    model = nn.Sequential(
         nn.Sequential(shared, nn.BatchNorm2d(3)),
         nn.Sequential(shared, nn.BatchNorm2d(3)),
         nn.Sequential(watched, nn.BatchNorm2d(3)),
         nn.Sequential(made, nn.BatchNorm2d(3)),
         nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, track_running_stats=False)),
     ).eval()
-    twin = fold_batchnorm(net)
+    twin = fold_batchnorm(model)
     assert norms(twin) == 5
-    assert far(net, twin, torch.randn(1, 3, 16, 16)) == 0
+    assert far(model, twin, torch.randn(1, 3, 16, 16)) == 0
 
 
-def fused(net: nn.Module, x: Tensor) -> nn.Module:
+def fused(model: nn.Module, x: Tensor) -> nn.Module:
     try:
         with torch.no_grad():
-            return fuse(fold_batchnorm(net), x)
+            return fuse(fold_batchnorm(model), x)
     except (AttributeError, RuntimeError) as e:
         pytest.skip(f"this build of PyTorch has no oneDNN operators: {e}")
 
 
-def test_fused_nets_compute_the_same(net: nn.Module) -> None:
+def test_fused_models_compute_the_same(model: nn.Module) -> None:
     x = torch.randn(2, 3, 32, 32)
-    twin = fused(net, x)
-    layers = sum(isinstance(module, ConvLayer) for module in net.modules())
+    twin = fused(model, x)
+    layers = sum(isinstance(module, ConvLayer) for module in model.modules())
     assert sum(isinstance(module, FusedConv) for module in twin.modules()) == layers
     assert sum(type(module).__name__ == "FusedBlock" for module in twin.modules()) == 2  # shortcuts
     for shape in ((2, 3, 32, 32), (5, 3, 32, 32), (1, 3, 50, 38)):  # weights are ordered for the first
-        assert far(net.eval(), twin, torch.randn(shape)) < 1e-5
+        assert far(model.eval(), twin, torch.randn(shape)) < 1e-5
 
 
 def test_nothing_to_fuse() -> None:
@@ -108,12 +108,12 @@ def test_nothing_to_fuse() -> None:
         fuse(nn.Sequential(nn.Conv2d(3, 3, 3)), torch.randn(1, 3, 8, 8))
 
 
-def test_optimize(net: nn.Module) -> None:
-    """It computes the same, says what it chose, and leaves the net and the process as they were."""
-    before = pickle.dumps(net.state_dict())
-    fast = optimize(net, batch_size=2, compile="never", seconds=0.05, allow_bf16=False)
-    assert pickle.dumps(net.state_dict()) == before
-    assert net.training
+def test_optimize(model: nn.Module) -> None:
+    """It computes the same, says what it chose, and leaves the model and the process as they were."""
+    before = pickle.dumps(model.state_dict())
+    fast = optimize(model, batch_size=2, compile="never", seconds=0.05, allow_bf16=False)
+    assert pickle.dumps(model.state_dict()) == before
+    assert model.training
     report = fast.report
     names = [candidate.name for candidate in report.candidates]
     assert names[:4] == ["as given", "channels last", "folded", "folded, channels last"]
@@ -123,40 +123,41 @@ def test_optimize(net: nn.Module) -> None:
     assert (report.threads, report.batch_size, report.input_size) == (1, 2, (3, 32, 32))
     assert report.why.startswith(f"{report.chosen}: ")
     assert f"> {report.chosen}" in str(report)
-    assert report.pictures.startswith("32 random inputs and ")
+    assert report.images.startswith("32 random inputs and ")
     assert json.loads(json.dumps(report.to_dict()))["chosen"] == report.chosen
     for shape in ((2, 3, 32, 32), (1, 3, 32, 32), (3, 3, 64, 48)):
         x = torch.randn(shape)
-        assert far(net.eval(), fast, x) < 1e-4
-        # Not to the last bit: the order of sums may follow the memory format, as it does in the net as given.
-        assert far(net.eval(), fast, x.contiguous(memory_format=torch.channels_last)) < 1e-4
+        assert far(model.eval(), fast, x) < 1e-4
+        # Not to the last bit: the order of sums may follow the memory format, as it does in the model as
+        # given.
+        assert far(model.eval(), fast, x.contiguous(memory_format=torch.channels_last)) < 1e-4
     x = torch.randn(2, 3, 32, 32)
     with torch.autocast("cpu", torch.bfloat16):
         assert fast(x).dtype == torch.float32
     assert not fast(x).requires_grad
 
 
-@pytest.mark.parametrize("way", optimizing.WAYS[:5], ids=lambda way: way.name)
-def test_each_way_computes_the_same(net: nn.Module, way: Any) -> None:
-    net.eval()
+@pytest.mark.parametrize("way", optimizing.WAYS[:5], ids=lambda backend: backend.name)
+def test_each_way_computes_the_same(model: nn.Module, backend: Any) -> None:
+    model.eval()
     x = torch.randn(2, 3, 32, 32)
-    if way.name == "oneDNN fused":
-        fused(net, x)  # skips where that is not to be had
+    if backend.name == "oneDNN fused":
+        fused(model, x)  # skips where that is not to be had
     with torch.no_grad():
-        run = way.make(net, fold_batchnorm(net), x)
-        expected = net(x)
+        run = backend.make(model, fold_batchnorm(model), x)
+        expected = model(x)
         assert float((run(x) - expected).abs().max()) < 1e-5
         # The kernel, and so the order of its sums, may follow the input's memory format.
         other = run(x.contiguous(memory_format=torch.channels_last))
         assert float((other - expected).abs().max()) < 1e-5
 
 
-def test_bfloat16_is_taken_only_where_it_agrees(net: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bfloat16_is_taken_only_where_it_agrees(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(optimizing, "no_bfloat16", lambda device: "")
     x = torch.randn(16, 3, 32, 32)
     for bar, out in ((0.0, False), (1.01, True)):
         report = optimize(
-            net, x, batch_size=1, compile="never", seconds=0.01, min_agreement=bar, tolerance=1.0
+            model, x, batch_size=1, compile="never", seconds=0.01, min_agreement=bar, tolerance=1.0
         ).report
         found = {candidate.name: candidate for candidate in report.candidates}
         half = found["folded, channels last, bfloat16"]
@@ -164,34 +165,34 @@ def test_bfloat16_is_taken_only_where_it_agrees(net: nn.Module, monkeypatch: pyt
         assert (half.ms is None) == out
         assert half.difference is not None
         assert half.difference > 1e-4
-        assert report.pictures == "the 16 inputs given"
+        assert report.images == "the 16 inputs given"
         if out:
             assert report.chosen == "as given" or found[report.chosen].out == ""
     assert not any(
         "bfloat16" in c.name
-        for c in optimize(net, x, compile="never", allow_bf16=False, seconds=0).report.candidates
+        for c in optimize(model, x, compile="never", allow_bf16=False, seconds=0).report.candidates
     )
 
 
-def test_a_candidate_that_differs_is_out(net: nn.Module) -> None:
-    report = optimize(net, compile="never", seconds=0.01, tolerance=0.0).report
+def test_a_candidate_that_differs_is_out(model: nn.Module) -> None:
+    report = optimize(model, compile="never", seconds=0.01, tolerance=0.0).report
     exact, *others = [candidate for candidate in report.candidates if "bfloat16" not in candidate.name]
     assert exact.out == ""
     assert all("more than" in candidate.out for candidate in others if candidate.difference)
 
 
 def test_a_way_that_fails_is_out() -> None:
-    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 5))
-    fast = optimize(net, torch.randn(4, 1, 8, 8), compile="never", seconds=0.01)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 5))
+    fast = optimize(model, torch.randn(4, 1, 8, 8), compile="never", seconds=0.01)
     found = {candidate.name: candidate for candidate in fast.report.candidates}
     assert found["oneDNN fused"].out.startswith("failed: ")
     assert fast.report.batch_size == 4
     assert fast.report.chosen in found
 
 
-def test_a_tree_net_runs() -> None:
-    net = small(TREE)
-    assert far(net.eval(), optimize(net, compile="never", seconds=0), torch.randn(1, 3, 32, 32)) < 1e-3
+def test_a_tree_model_runs() -> None:
+    model = small(TREE)
+    assert far(model.eval(), optimize(model, compile="never", seconds=0), torch.randn(1, 3, 32, 32)) < 1e-3
 
 
 def test_of_two_as_fast_the_simpler_is_taken() -> None:
@@ -202,15 +203,15 @@ def test_of_two_as_fast_the_simpler_is_taken() -> None:
     assert "no more than noise" in why
     chosen, why = optimizing._choose([slow, plain, Candidate("compiled", ms=4.0)])
     assert chosen == "compiled"
-    assert why == "compiled: 4.00 ms, 2.50 times as fast as the net as given; next is plain with 5.05 ms"
+    assert why == "compiled: 4.00 ms, 2.50 times as fast as the model as given; next is plain with 5.05 ms"
 
 
-def test_without_a_compiler(net: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(ExportError, match=r"needs a C\+\+ compiler: install"):
-        optimize(net, compile="always")
-    assert not any("nductor" in c.name for c in optimize(net, seconds=0.01).report.candidates)
+        optimize(model, compile="always")
+    assert not any("nductor" in c.name for c in optimize(model, seconds=0.01).report.candidates)
 
 
 @pytest.mark.parametrize(
@@ -226,34 +227,34 @@ def test_without_a_compiler(net: nn.Module, monkeypatch: pytest.MonkeyPatch) -> 
         ({"example": torch.zeros(1, 4, 32, 32)}, r"does not take \[1, 4, 32, 32\]"),
     ],
 )
-def test_bad_arguments(net: nn.Module, arguments: dict[str, Any], message: str) -> None:
+def test_bad_arguments(model: nn.Module, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ExportError, match=message) as caught:
-        optimize(net, **{"compile": "never", "threads": 2, **arguments})
+        optimize(model, **{"compile": "never", "threads": 2, **arguments})
     assert torch.get_num_threads() == 1
     assert "\n" not in str(caught.value)
 
 
-def test_it_is_for_inference_in_this_process(net: nn.Module) -> None:
-    fast = optimize(net, compile="never", seconds=0)
+def test_it_is_for_inference_in_this_process(model: nn.Module) -> None:
+    fast = optimize(model, compile="never", seconds=0)
     assert fast.eval() is fast
-    with pytest.raises(ExportError, match="train the net it was made from"):
+    with pytest.raises(ExportError, match="train the model it was made from"):
         fast.train()
     with pytest.raises(ExportError, match="belongs to this process"):
         pickle.dumps(fast)
 
 
 @pytest.mark.slow
-def test_compiled_ways(net: nn.Module) -> None:
+def test_compiled_ways(model: nn.Module) -> None:
     """Both compilers make something that computes the same, and nothing of them stays behind."""
     import torch._inductor.config as inductor
 
     if optimizing.missing_compiler():
         pytest.skip("no C++ compiler")
     freezing = inductor.freezing
-    fast = optimize(net, compile="always", allow_bf16=False, seconds=0.05)
+    fast = optimize(model, compile="always", allow_bf16=False, seconds=0.05)
     assert inductor.freezing == freezing
     found = {candidate.name: candidate for candidate in fast.report.candidates}
     for name in ("inductor", "AOTInductor"):
         assert found[name].out == ""
         assert found[name].ms is not None
-    assert far(net.eval(), fast, torch.randn(1, 3, 32, 32)) < 1e-4
+    assert far(model.eval(), fast, torch.randn(1, 3, 32, 32)) < 1e-4

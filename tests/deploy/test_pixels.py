@@ -1,4 +1,4 @@
-"""Files that take bytes: the graph prepares pictures as the package does."""
+"""Files that take bytes: the graph prepares images as the package does."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from proxylessnas.deploy.formats.onnx import add_pixels
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 
-#: Share of a photo's values that may be off, the same for noise on small pictures; by how many grey values.
+#: Share of a photo's values that may be off, the same for noise on small images; by how many grey values.
 FEW, MORE, GREY = 0.005, 0.08, 1.01
 
 
-def prepare(preprocessing: Preprocessing, pictures: Tensor) -> Tensor:
-    """Run the graph of a net that does nothing."""
+def prepare(preprocessing: Preprocessing, images: Tensor) -> Tensor:
+    """Run the graph of a model that does nothing."""
     side = preprocessing.input_size
     shape = ["batch", 3, side, side]
     values = [onnx.helper.make_tensor_value_info(name, 1, shape) for name in ("images", "logits")]
@@ -37,12 +37,12 @@ def prepare(preprocessing: Preprocessing, pictures: Tensor) -> Tensor:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return torch.from_numpy(session.run(None, {"images": pictures.numpy()})[0])
+    return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
-def differences(preprocessing: Preprocessing, pictures: Tensor) -> tuple[float, float]:
+def differences(preprocessing: Preprocessing, images: Tensor) -> tuple[float, float]:
     """Return the share of values that differ, and the largest difference in grey values."""
-    found, expected = prepare(preprocessing, pictures), preprocessing.build()(pictures)
+    found, expected = prepare(preprocessing, images), preprocessing.build()(images)
     assert found.shape == expected.shape
     grey = (found - expected).abs() * 255 * torch.tensor(preprocessing.std).view(3, 1, 1)
     return float((grey > 0.01).double().mean()), float(grey.max())
@@ -59,8 +59,8 @@ def differences(preprocessing: Preprocessing, pictures: Tensor) -> tuple[float, 
     ids=["224", "112", "bicubic"],
 )
 def test_photos(photo: str, preprocessing: Preprocessing, repo: Path) -> None:
-    picture = preprocessing.build()._from_pil(load_image(repo / "examples" / "photos" / photo))
-    share, most = differences(preprocessing, picture[None])
+    image = preprocessing.build()._from_pil(load_image(repo / "examples" / "photos" / photo))
+    share, most = differences(preprocessing, image[None])
     assert share < FEW
     assert most < GREY
 
@@ -83,46 +83,44 @@ def test_photos(photo: str, preprocessing: Preprocessing, repo: Path) -> None:
 )
 def test_sides_of_any_parity_and_shape(height: int, width: int) -> None:
     """A crop that is off by a pixel would differ everywhere."""
-    pictures = torch.randint(0, 256, (2, 3, height, width), dtype=torch.uint8)
-    share, most = differences(Preprocessing(32, 36), pictures)
+    images = torch.randint(0, 256, (2, 3, height, width), dtype=torch.uint8)
+    share, most = differences(Preprocessing(32, 36), images)
     assert share < MORE
     assert most < GREY
 
 
 def test_without_antialias() -> None:
-    pictures = torch.randint(0, 256, (1, 3, 60, 80), dtype=torch.uint8)
+    images = torch.randint(0, 256, (1, 3, 60, 80), dtype=torch.uint8)
     for interpolation in ("bilinear", "bicubic"):
-        share, most = differences(
-            Preprocessing(32, 36, interpolation=interpolation, antialias=False), pictures
-        )
+        share, most = differences(Preprocessing(32, 36, interpolation=interpolation, antialias=False), images)
         assert share < MORE
         assert most < GREY
 
 
-def test_a_file_takes_pictures_of_any_size(tmp_path: Path) -> None:
-    net = small().eval()
-    report = deploy.export(net, tmp_path / "net.onnx", uint8_input=True, threads=1, measure=False)
+def test_a_file_takes_images_of_any_size(tmp_path: Path) -> None:
+    model = small().eval()
+    report = deploy.export(model, tmp_path / "net.onnx", uint8_input=True, threads=1, measure=False)
     assert report.tolerance == 0.02
     assert report.agreement is not None
     shape = onnx.load(report.path).graph.input[0].type.tensor_type.shape
     assert [d.dim_param or d.dim_value for d in shape.dim] == ["batch", 3, "height", "width"]
     session = ort.InferenceSession(str(report.path), providers=["CPUExecutionProvider"])
     assert session.get_inputs()[0].type == "tensor(uint8)"
-    assert net.preprocessing is not None
+    assert model.preprocessing is not None
     for size in ((1, 3, 50, 41), (3, 3, 36, 36)):
-        pictures = torch.randint(0, 256, size, dtype=torch.uint8)
-        found = torch.from_numpy(session.run(None, {"images": pictures.numpy()})[0])
-        expected = net(net.preprocessing.build()(pictures)).detach()
+        images = torch.randint(0, 256, size, dtype=torch.uint8)
+        found = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+        expected = model(model.preprocessing.build()(images)).detach()
         assert float((found - expected).abs().max()) < 0.02 * max(1.0, float(expected.abs().max()))
 
 
-def test_nets_that_cannot_take_bytes(tmp_path: Path) -> None:
-    net = small()
-    net.preprocessing = None
+def test_models_that_cannot_take_bytes(tmp_path: Path) -> None:
+    model = small()
+    model.preprocessing = None
     options: dict[str, Any] = {"uint8_input": True, "measure": False}
-    with pytest.raises(ExportError, match=r"the net's is not known: in Python set model\.preprocessing"):
-        deploy.export(net, tmp_path / "net.onnx", **options)
+    with pytest.raises(ExportError, match=r"the model's is not known: in Python set model\.preprocessing"):
+        deploy.export(model, tmp_path / "net.onnx", **options)
     grey = small(in_chans=1)
     grey.preprocessing = Preprocessing(32, 36)
-    with pytest.raises(ExportError, match="takes RGB pictures; the net takes 1 channels"):
+    with pytest.raises(ExportError, match="takes RGB images; the model takes 1 channels"):
         deploy.export(grey, tmp_path / "net.onnx", **options)

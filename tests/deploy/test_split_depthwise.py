@@ -43,16 +43,16 @@ def test_others_are_left_alone(conv: nn.Module) -> None:
     assert not is_wide(conv)
 
 
-def test_a_whole_net() -> None:
-    net = small().eval()
-    before, x = copy.deepcopy(net.state_dict()), torch.randn(3, 3, 32, 32)
-    twin = split_depthwise(net)
-    wide = sum(map(is_wide, net.modules()))
+def test_a_whole_model() -> None:
+    model = small().eval()
+    before, x = copy.deepcopy(model.state_dict()), torch.randn(3, 3, 32, 32)
+    twin = split_depthwise(model)
+    wide = sum(map(is_wide, model.modules()))
     assert wide == sum(isinstance(module, SplitDepthwise) for module in twin.modules()) > 0
     assert not any(map(is_wide, twin.modules()))
     with torch.inference_mode():
-        expected = net(x)
+        expected = model(x)
         assert torch.allclose(twin(x), expected, atol=1e-4 * float(expected.abs().max()))
-    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
-    kept = split_depthwise(net, lambda name: False)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    kept = split_depthwise(model, lambda name: False)
     assert sum(map(is_wide, kept.modules())) == wide

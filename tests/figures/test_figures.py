@@ -1,4 +1,4 @@
-"""Figures of nets show every block, in files that are whole or not there."""
+"""Figures of models show every block, in files that are whole or not there."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def texts_of(svg: str) -> list[str]:
     return ["".join(e.itertext()).strip() for e in ET.fromstring(svg).iter() if e.tag.endswith("text")]
 
 
-def drawn(nets: dict[str, list[report.Layer]], **options: str) -> list[str]:
+def drawn(models: dict[str, list[report.Layer]], **options: str) -> list[str]:
     file = io.BytesIO()
-    report.net_figure(nets, file, **options)
+    report.model_figure(models, file, **options)
     return texts_of(inline(file, "a", "b").text.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1))
 
 
@@ -55,7 +55,7 @@ class Pointwise(nn.Conv2d):
 @pytest.mark.parametrize(
     "arch", [a for a in PUBLISHED.values() if isinstance(a, Arch)], ids=lambda arch: arch.name
 )
-def test_layers_are_those_of_the_net(arch: Arch) -> None:
+def test_layers_are_those_of_the_model(arch: Arch) -> None:
     layers = report.layers_of(arch)
     blocks = layers[1:-2]
     assert [layer.kind for layer in (layers[0], *layers[-2:])] == ["stem", "last", "classifier"]
@@ -82,14 +82,14 @@ def test_times_are_those_of_the_table() -> None:
     assert all(layer.ms is not None for layer in guessed)
 
 
-# ---- figures of nets
+# ---- figures of models
 
 
 def test_the_paper_s_figure(tmp_path: Path) -> None:
-    """The GPU net is short and wide; the others are long and narrow: so are their columns."""
-    nets = {arch.name: report.layers_of(arch) for arch in (GPU, CPU, MOBILE)}
+    """The GPU model is short and wide; the others are long and narrow: so are their columns."""
+    models = {arch.name: report.layers_of(arch) for arch in (GPU, CPU, MOBILE)}
     for name in ("nets.svg", "nets.png"):
-        report.net_figure(nets, tmp_path / name)
+        report.model_figure(models, tmp_path / name)
     width, height = size_of(tmp_path / "nets.png")
     assert width > 1000
     assert height > 900
@@ -97,7 +97,7 @@ def test_the_paper_s_figure(tmp_path: Path) -> None:
         seen = {color for _, color in image.convert("RGB").getcolors(1 << 24) or []}
     for fill, _ in KERNEL_COLORS.values():
         assert tuple(bytes.fromhex(fill[1:])) in seen
-    texts = drawn(nets)
+    texts = drawn(models)
     assert texts.count("5×5  e3") == sum("k5e3" in b.token for a in (GPU, CPU, MOBILE) for b in a.blocks)
     assert {"proxyless_gpu", "14 blocks, 8 skipped", "224", "7", "1728", "skipped"} <= set(texts)
     assert list(ET.parse(tmp_path / "nets.svg").getroot().iter("{http://www.w3.org/2000/svg}text")) == []
@@ -112,9 +112,9 @@ def test_shades_are_apart_in_grey_print() -> None:
 
 
 def test_a_figure_is_the_same_each_time(tmp_path: Path) -> None:
-    nets = {"a": report.layers_of(TINY.arch([0] * 6))}
+    models = {"a": report.layers_of(TINY.arch([0] * 6))}
     for name in ("a.svg", "b.svg"):
-        report.net_figure(nets, tmp_path / name)
+        report.model_figure(models, tmp_path / name)
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
 
 
@@ -127,7 +127,7 @@ def test_by_latency() -> None:
         drawn({"net": report.layers_of(GPU)}, by="latency")
 
 
-def test_odd_nets_and_names() -> None:
+def test_odd_models_and_names() -> None:
     """Kernels without a colour of their own; operations of the user's; names with markup in them."""
     register_op("a_very_long_operation_name", Pointwise)
     stage = Stage(8, 2, "k9e1 a_very_long_operation_name -")
@@ -137,19 +137,21 @@ def test_odd_nets_and_names() -> None:
 
 
 def test_what_cannot_be_drawn(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no net to draw"):
-        report.net_figure({}, tmp_path / "a.svg")
+    with pytest.raises(DataError, match="no model to draw"):
+        report.model_figure({}, tmp_path / "a.svg")
     with pytest.raises(DataError, match="wanted channels or latency"):
-        report.net_figure({"a": report.layers_of(GPU)}, tmp_path / "a.svg", by="x")
+        report.model_figure({"a": report.layers_of(GPU)}, tmp_path / "a.svg", by="x")
     with pytest.raises(OSError, match="no_such_folder"):
-        report.net_figure({"a": report.layers_of(TINY.arch([0] * 6))}, tmp_path / "no_such_folder" / "a.svg")
+        report.model_figure(
+            {"a": report.layers_of(TINY.arch([0] * 6))}, tmp_path / "no_such_folder" / "a.svg"
+        )
     assert list(tmp_path.iterdir()) == []
 
 
 def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     for draw in (
-        lambda p: report.net_figure({"a": report.layers_of(GPU)}, p),
+        lambda p: report.model_figure({"a": report.layers_of(GPU)}, p),
         lambda p: report.tree_figure(CIFAR, p),
     ):
         with pytest.raises(MissingExtraError, match=r"pip install --force-reinstall matplotlib"):
@@ -159,13 +161,13 @@ def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 # ---- texts
 
 
-def test_nets_as_text() -> None:
-    text = report.net_text(report.layers_of(MOBILE), "mobile", note="9 ms")
+def test_models_as_text() -> None:
+    text = report.model_text(report.layers_of(MOBILE), "mobile", note="9 ms")
     lines = text.splitlines()
     assert lines[0] == "mobile: 20 blocks, 2 skipped, 9 ms"
     assert len([line for line in lines if "7×7" in line]) == str(MOBILE).count("k7")
     assert max(map(len, lines)) < 100
-    plain = report.net_text(report.layers_of(MOBILE), "mobile", ascii_only=True)
+    plain = report.model_text(report.layers_of(MOBILE), "mobile", ascii_only=True)
     assert plain.isascii()
     tree = report.tree_text(CIFAR)
     assert all(word in tree for word in CIFAR.words)

@@ -1,4 +1,4 @@
-"""Pictures for TensorBoard: those that are asked for, where there is time for them; no run is lost by one."""
+"""Images for TensorBoard: those that are asked for, where there is time for them; no run is lost by one."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 from report_tools import TINY, probs_of
-from runlog_tools import SIZES, has_tensorboard, pictures
+from runlog_tools import SIZES, has_tensorboard, images
 
 from proxylessnas.arch.published import CIFAR10_DEMO
-from proxylessnas.figures.tensorboard import net_png, probabilities_png
+from proxylessnas.figures.tensorboard import model_png, probabilities_png
 from proxylessnas.train.logger import RunLog
 
 needs_tensorboard = pytest.mark.skipif(not has_tensorboard(), reason="TensorBoard is not installed")
@@ -25,18 +25,18 @@ def size_of(png: bytes) -> tuple[int, int]:
         return image.size
 
 
-def test_pictures() -> None:
+def test_images() -> None:
     pytest.importorskip("matplotlib")
     early, late = (probabilities_png(TINY, probs_of(TINY, step)) for step in (1, 30))
     assert size_of(early) == size_of(late)
     assert early != late
-    width, height = size_of(net_png(CIFAR10_DEMO))
+    width, height = size_of(model_png(CIFAR10_DEMO))
     assert height > width > 300
 
 
 @needs_tensorboard
 def test_drawing_does_not_hold_a_run_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A picture that took its time is not drawn anew at once, but for the last one."""
+    """A figure that took its time is not drawn anew at once, but for the last one."""
     with Image.new("RGB", (3, 2)) as image:
         file = io.BytesIO()
         image.save(file, "PNG")
@@ -50,10 +50,10 @@ def test_drawing_does_not_hold_a_run_up(tmp_path: Path, monkeypatch: pytest.Monk
 
     with RunLog(tmp_path, **SIZES, console=False, curves=False, tensorboard=True) as log:
         for step in range(1, 6):
-            log.picture("a/b", step, draw)
-        log.picture("other", 5, draw)
-        log.picture("a/b", 6, draw, last=True)
-    found = pictures(tmp_path / "tensorboard")
+            log.image("a/b", step, draw)
+        log.image("other", 5, draw)
+        log.image("a/b", 6, draw, last=True)
+    found = images(tmp_path / "tensorboard")
     assert {tag: [step for step, _ in images] for tag, images in found.items()} == {
         "a/b": [1, 6],
         "other": [5],
@@ -61,7 +61,7 @@ def test_drawing_does_not_hold_a_run_up(tmp_path: Path, monkeypatch: pytest.Monk
     assert found["a/b"][0][1] == file.getvalue()
     assert len(calls) == 3
     with RunLog(tmp_path / "off", **SIZES, console=False, curves=False) as log:
-        log.picture("a/b", 1, draw)
+        log.image("a/b", 1, draw)
     assert len(calls) == 3
 
 
@@ -72,6 +72,6 @@ def test_without_matplotlib(
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with RunLog(tmp_path, **SIZES, console=False, curves=False, tensorboard=True) as log:
         for step in (1, 2):
-            log.picture("net", step, lambda: net_png(CIFAR10_DEMO), last=True)
-    assert capsys.readouterr().err.count("no pictures in TensorBoard: drawing charts needs matplotlib") == 1
-    assert pictures(tmp_path / "tensorboard") == {}
+            log.image("net", step, lambda: model_png(CIFAR10_DEMO), last=True)
+    assert capsys.readouterr().err.count("no images in TensorBoard: drawing charts needs matplotlib") == 1
+    assert images(tmp_path / "tensorboard") == {}

@@ -1,4 +1,4 @@
-"""The bench: nets side by side in one interleaved run, with honest accuracies."""
+"""The bench: models side by side in one interleaved run, with honest accuracies."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from simulated_machine import SimulatedWorker, simulated, true_net_ms
+from simulated_machine import SimulatedWorker, simulated, true_model_ms
 from torch import nn
 
 from proxylessnas import Arch, cli, get_weights, register_op
 from proxylessnas.errors import ArchError, LatencyError, MissingExtraError, UnknownModelError
 from proxylessnas.latency import Settings
 from proxylessnas.latency.benchmark import Bench, _thread_counts, bench, describe
-from proxylessnas.latency.benchmark_models import PEERS, SPECIALISED, open_nets
+from proxylessnas.latency.benchmark_models import PEERS, SPECIALISED, open_models
 from proxylessnas.latency.measurement import Samples, pool
 from proxylessnas.runtimes.timer import Window
 
@@ -32,11 +32,11 @@ OTHER = LITTLE.replace("little", "other").replace("k3e3 -", "k5e6 k5e6")
 
 @pytest.fixture(scope="module")
 def measured() -> tuple[Bench, list[str]]:
-    """Return a real bench of two nets and two batch sizes, and what it told on the way."""
+    """Return a real bench of two models and two batch sizes, and what it told on the way."""
     told = []
-    nets = [Arch.parse(LITTLE), Arch.parse(OTHER)]
+    models = [Arch.parse(LITTLE), Arch.parse(OTHER)]
     result = bench(
-        nets, batches=(1, 4), peers=(), rounds=3, seconds=0.01,
+        models, batches=(1, 4), peers=(), rounds=3, seconds=0.01,
         progress=lambda done, total, what: told.append(f"{done}/{total} {what}"),
     )  # fmt: skip
     return result, told
@@ -45,9 +45,9 @@ def measured() -> tuple[Bench, list[str]]:
 # ---- measuring
 
 
-def test_every_net_under_every_setting(measured: tuple[Bench, list[str]]) -> None:
+def test_every_model_under_every_setting(measured: tuple[Bench, list[str]]) -> None:
     result, _ = measured
-    assert [(row.net.name, row.setting) for row in result.rows] == [
+    assert [(row.model.name, row.setting) for row in result.rows] == [
         ("little", "torch, 1 thread, batch 1"),
         ("other", "torch, 1 thread, batch 1"),
         ("little", "torch, 1 thread, batch 4"),
@@ -74,8 +74,8 @@ def test_rounds_are_interleaved_in_fresh_orders(monkeypatch: pytest.MonkeyPatch)
         return taken(self, name, **limits)
 
     monkeypatch.setattr(SimulatedWorker, "window", window)
-    nets = [Arch.parse(LITTLE), Arch.parse(OTHER)]
-    result = bench(nets, batches=(1, 4), peers=(), rounds=3, seconds=0.01)
+    models = [Arch.parse(LITTLE), Arch.parse(OTHER)]
+    result = bench(models, batches=(1, 4), peers=(), rounds=3, seconds=0.01)
     orders = [tuple(seen[i : i + 4]) for i in range(0, len(seen), 4)]
     assert len(orders) == result.rounds >= 3
     assert all(Counter(order) == Counter(orders[0]) and len(set(order)) == 4 for order in orders)
@@ -85,11 +85,13 @@ def test_rounds_are_interleaved_in_fresh_orders(monkeypatch: pytest.MonkeyPatch)
 def test_a_busy_neighbour_changes_the_medians_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both models take what they take undisturbed, and the disturbance beside it says how busy it was."""
     simulated(monkeypatch, disturbed=0.8, placement=0.0, speeds=0.0)
-    nets = [Arch.parse(LITTLE), Arch.parse(OTHER)]
-    rows = bench([net for net in nets if isinstance(net, Arch)], peers=(), rounds=40, seconds=0.5).rows
-    for net, row in zip(nets, rows, strict=True):
-        assert isinstance(net, Arch)
-        assert row.timing.undisturbed_ms == pytest.approx(true_net_ms(net), rel=0.01)
+    models = [Arch.parse(LITTLE), Arch.parse(OTHER)]
+    rows = bench(
+        [model for model in models if isinstance(model, Arch)], peers=(), rounds=40, seconds=0.5
+    ).rows
+    for model, row in zip(models, rows, strict=True):
+        assert isinstance(model, Arch)
+        assert row.timing.undisturbed_ms == pytest.approx(true_model_ms(model), rel=0.01)
         assert row.timing.disturbance > 1.15
         assert row.timing.noise == ()
 
@@ -125,7 +127,7 @@ register_op("bench_plain", build)
 """
 
 
-def test_a_net_that_cannot_be_loaded_is_left_out_with_a_note(
+def test_a_model_that_cannot_be_loaded_is_left_out_with_a_note(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The measuring process knows an operation only if it imports the module that registers it."""
@@ -134,13 +136,13 @@ def test_a_net_that_cannot_be_loaded_is_left_out_with_a_note(
     import bench_ops  # type: ignore[import-not-found]
 
     register_op("bench_plain", bench_ops.build)
-    nets = [Arch.parse(LITTLE), Arch.parse(OTHER.replace("k5e6", "bench_plain"))]
+    models = [Arch.parse(LITTLE), Arch.parse(OTHER.replace("k5e6", "bench_plain"))]
     few: dict[str, Any] = {"peers": (), "rounds": 1, "seconds": 0.001}
-    result = bench(nets, **few)
-    assert [row.net.name for row in result.rows] == ["little"]
+    result = bench(models, **few)
+    assert [row.model.name for row in result.rows] == ["little"]
     assert "other is left out (torch, 1 thread, batch 1): " in result.notes[0]
     assert "bench_plain" in result.notes[0]
-    assert len(bench(nets, imports=["bench_ops"], **few).rows) == 2
+    assert len(bench(models, imports=["bench_ops"], **few).rows) == 2
 
 
 @pytest.mark.slow
@@ -149,9 +151,9 @@ def test_nothing_could_be_measured() -> None:
         return nn.Conv2d(i, o, 3, s, 1)
 
     register_op("bench_unknown_elsewhere", build)
-    net = Arch.parse(OTHER.replace("k5e6", "bench_unknown_elsewhere"))
+    model = Arch.parse(OTHER.replace("k5e6", "bench_unknown_elsewhere"))
     with pytest.raises(LatencyError, match="nothing could be measured:\n  other is left out"):
-        bench([net], peers=(), rounds=1, seconds=0.001)
+        bench([model], peers=(), rounds=1, seconds=0.001)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +161,7 @@ def test_nothing_could_be_measured() -> None:
     [
         ({"nets": ["proxyless_cp"]}, UnknownModelError, "did you mean proxyless_cpu"),
         ({"nets": ["nowhere/a.txt"]}, ArchError, "nowhere"),
-        ({"nets": []}, LatencyError, "no net to measure"),
+        ({"nets": []}, LatencyError, "no model to measure"),
         ({"runtimes": ["tensorflow"]}, LatencyError, "tensorflow"),
         ({"runtimes": []}, LatencyError, "no setting"),
         ({"threads": [0]}, LatencyError, "threads"),
@@ -173,91 +175,91 @@ def test_what_makes_no_sense(options: dict[str, Any], error: type[Exception], me
         bench(**{"nets": [Arch.parse(LITTLE)], "peers": (), **options})
 
 
-# ---- nets and what is known about them
+# ---- models and what is known about them
 
 
-def test_own_nets_have_the_published_figures(tmp_path: Path) -> None:
-    nets, notes = open_nets([*SPECIALISED, "proxyless_w025_r112", "proxyless_cifar10_demo"], tmp_path)
+def test_own_models_have_the_published_figures(tmp_path: Path) -> None:
+    models, notes = open_models([*SPECIALISED, "proxyless_w025_r112", "proxyless_cifar10_demo"], tmp_path)
     assert notes == []
-    by_name = {net.name: net for net in nets}
+    by_name = {model.name: model for model in models}
     cpu = by_name["proxyless_cpu"]
     assert (cpu.params, cpu.macs, cpu.top1, cpu.top1_status) == (4_361_648, 439_243_864, 75.29, "published")
     small = by_name["proxyless_w025_r112"]
     assert (small.spec.input_size, small.top1) == ((3, 112, 112), None)
     demo = by_name["proxyless_cifar10_demo"]
     assert (demo.top1_status, demo.dataset, demo.num_classes) == ("measured here", "cifar10", 10)
-    assert not any(net.peer for net in nets)
+    assert not any(model.peer for model in models)
 
 
 def test_an_accuracy_belongs_to_its_input_size(tmp_path: Path) -> None:
-    (net,), _ = open_nets(["proxyless_cpu"], tmp_path, image_size=160)
-    assert (net.top1, net.top1_status, net.spec.input_size) == (None, None, (3, 160, 160))
-    assert net.macs < 439_243_864
-    (net,), _ = open_nets(["proxyless_cpu"], tmp_path, image_size=224)
-    assert net.top1 == 75.29
+    (model,), _ = open_models(["proxyless_cpu"], tmp_path, image_size=160)
+    assert (model.top1, model.top1_status, model.spec.input_size) == (None, None, (3, 160, 160))
+    assert model.macs < 439_243_864
+    (model,), _ = open_models(["proxyless_cpu"], tmp_path, image_size=224)
+    assert model.top1 == 75.29
 
 
-def test_files_and_repeated_nets(tmp_path: Path) -> None:
+def test_files_and_repeated_models(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     for name in ("a.txt", "b.txt", "sub/a.txt"):
         (tmp_path / name).write_text(LITTLE)
     words = [str(tmp_path / name) for name in ("a.txt", "b.txt", "a.txt", "sub/a.txt")]
-    nets, _ = open_nets(words, tmp_path)
-    assert [net.name for net in nets] == ["a", "b", "a (2)"]
+    models, _ = open_models(words, tmp_path)
+    assert [model.name for model in models] == ["a", "b", "a (2)"]
 
 
-def test_torchvision_nets_come_with_imagenet_nets_only(tmp_path: Path) -> None:
+def test_torchvision_models_come_with_imagenet_models_only(tmp_path: Path) -> None:
     pytest.importorskip("torchvision")
-    nets, notes = open_nets(["proxyless_cpu", PEERS[0]], tmp_path, peers=PEERS[:1])
-    assert [net.name for net in nets] == ["proxyless_cpu", "torchvision/mobilenet_v2"]
+    models, notes = open_models(["proxyless_cpu", PEERS[0]], tmp_path, peers=PEERS[:1])
+    assert [model.name for model in models] == ["proxyless_cpu", "torchvision/mobilenet_v2"]
     assert notes == []
-    peer = nets[1]
+    peer = models[1]
     assert (peer.peer, peer.params, peer.macs, peer.num_classes) == (True, 3_504_872, 300_774_272, 1000)
     assert (peer.top1_status, peer.dataset) == ("published", "imagenet")
     assert 70 < float(peer.top1 or 0) < 75
     assert "torchvision, MobileNet_V2_Weights" in str(peer.top1_source)
-    nets, notes = open_nets(["proxyless_cifar10_demo"], tmp_path, peers=PEERS)
-    assert len(nets) == 1
-    assert notes == ["other libraries' nets are left out: none of these is an ImageNet net"]
+    models, notes = open_models(["proxyless_cifar10_demo"], tmp_path, peers=PEERS)
+    assert len(models) == 1
+    assert notes == ["other libraries' models are left out: none of these is an ImageNet model"]
     with pytest.raises(UnknownModelError, match="did you mean torchvision/mobilenet_v2"):
-        open_nets(["torchvision/mobilenetv2"], tmp_path)
+        open_models(["torchvision/mobilenetv2"], tmp_path)
 
 
 def test_without_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its nets are left out with a note, but one that was asked for by name is an error."""
+    """Its models are left out with a note, but one that was asked for by name is an error."""
     monkeypatch.setitem(sys.modules, "torchvision.models", None)
-    nets, notes = open_nets(["proxyless_cpu"], tmp_path, peers=TORCHVISION)
-    assert [net.name for net in nets] == ["proxyless_cpu"]
+    models, notes = open_models(["proxyless_cpu"], tmp_path, peers=TORCHVISION)
+    assert [model.name for model in models] == ["proxyless_cpu"]
     assert len(notes) == 3
     assert all("install --force-reinstall torchvision" in text for text in notes)
     with pytest.raises(MissingExtraError, match="pip install --force-reinstall torchvision"):
-        open_nets(PEERS[:1], tmp_path)
+        open_models(PEERS[:1], tmp_path)
 
 
 def test_without_timm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its nets are peers only where it is installed; one that was asked for by name is an error."""
+    """Its models are peers only where it is installed; one that was asked for by name is an error."""
     monkeypatch.setitem(sys.modules, "timm", None)
-    nets, notes = open_nets(["proxyless_cpu"], tmp_path, peers=TIMM)
-    assert ([net.name for net in nets], notes) == (["proxyless_cpu"], [])
+    models, notes = open_models(["proxyless_cpu"], tmp_path, peers=TIMM)
+    assert ([model.name for model in models], notes) == (["proxyless_cpu"], [])
     with pytest.raises(MissingExtraError, match="pip install timm"):
-        open_nets(["timm/mnasnet_100"], tmp_path)
+        open_models(["timm/mnasnet_100"], tmp_path)
 
 
-def test_timm_nets_are_peers_without_being_asked_for(tmp_path: Path) -> None:
+def test_timm_models_are_peers_without_being_asked_for(tmp_path: Path) -> None:
     """Their accuracies are those that timm publishes for its default weights at 224 px."""
     pytest.importorskip("timm")
     assert inspect.signature(bench).parameters["peers"].default == PEERS
     assert {*TORCHVISION, *TIMM} == {*PEERS}
-    nets, notes = open_nets(["proxyless_cpu"], tmp_path, peers=TIMM)
+    models, notes = open_models(["proxyless_cpu"], tmp_path, peers=TIMM)
     assert notes == []
-    assert [(net.name, net.top1, net.peer, net.spec.input_size[1]) for net in nets[1:]] == [
+    assert [(model.name, model.top1, model.peer, model.spec.input_size[1]) for model in models[1:]] == [
         ("timm/mobilenetv3_large_100", 75.766, True, 224),
         ("timm/efficientnet_lite0", 75.48, True, 224),
         ("timm/mnasnet_100", 74.65, True, 224),
     ]
-    assert {net.top1_status for net in nets} == {"published"}
-    assert all("results-imagenet.csv" in str(net.top1_source) for net in nets[1:])
-    smaller, _ = open_nets(["proxyless_cpu"], tmp_path, peers=TIMM[2:], image_size=160)
+    assert {model.top1_status for model in models} == {"published"}
+    assert all("results-imagenet.csv" in str(model.top1_source) for model in models[1:])
+    smaller, _ = open_models(["proxyless_cpu"], tmp_path, peers=TIMM[2:], image_size=160)
     assert smaller[1].top1 is smaller[1].top1_source is None
 
 
@@ -265,8 +267,8 @@ def test_a_broken_timm_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / "timm.py").write_text("raise RuntimeError('a build for another torch')")
     monkeypatch.delitem(sys.modules, "timm", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
-    nets, notes = open_nets(["proxyless_cpu"], tmp_path, peers=TIMM[:1])
-    assert len(nets) == 1
+    models, notes = open_models(["proxyless_cpu"], tmp_path, peers=TIMM[:1])
+    assert len(models) == 1
     assert notes[0].startswith("timm/mobilenetv3_large_100 is left out: ")
 
 
@@ -278,12 +280,17 @@ def test_threads_that_make_no_difference_are_said() -> None:
     )  # fmt: skip
 
 
-def test_timm_nets(tmp_path: Path) -> None:
+def test_timm_models(tmp_path: Path) -> None:
     pytest.importorskip("timm")
-    (net,), _ = open_nets(["timm/mnasnet_small"], tmp_path)
-    assert (net.peer, net.num_classes, net.spec.input_size, net.top1) == (True, 1000, (3, 224, 224), None)
-    with pytest.raises(UnknownModelError, match="no net 'mnasnet_smal'; did you mean timm/mnasnet_small"):
-        open_nets(["timm/mnasnet_smal"], tmp_path)
+    (model,), _ = open_models(["timm/mnasnet_small"], tmp_path)
+    assert (model.peer, model.num_classes, model.spec.input_size, model.top1) == (
+        True,
+        1000,
+        (3, 224, 224),
+        None,
+    )
+    with pytest.raises(UnknownModelError, match="no model 'mnasnet_smal'; did you mean timm/mnasnet_small"):
+        open_models(["timm/mnasnet_smal"], tmp_path)
 
 
 # ---- files and the command
@@ -326,7 +333,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "*: measured by this project" in out
     assert "top-1 of proxyless_cifar10_demo: on CIFAR-10, not on ImageNet" in out
     assert all(len(line) <= 100 for line in lines)
-    assert "other libraries' nets are left out" in err
+    assert "other libraries' models are left out" in err
     assert "little is not in the figure: its accuracy is not known" in err
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     assert len((tmp_path / "a.csv").read_text().splitlines()) == 3
@@ -360,7 +367,7 @@ def test_command_as_json_without_any_accuracy(tmp_path: Path, capsys: pytest.Cap
         (["--png", "nowhere/a.png"], 1, "there is no folder nowhere"),
         (["--runtime", "tensorflow"], 2, "--runtime: 'tensorflow' is none of torch, "),
         (["--import", "no_such_module"], 2, "--import no_such_module: ModuleNotFoundError"),
-        (["no_such_net"], 1, "unknown net 'no_such_net'"),
+        (["no_such_net"], 1, "unknown model 'no_such_net'"),
     ],
 )
 def test_wrong_use_is_one_clear_error(

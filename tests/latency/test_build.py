@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from simulated_machine import simulated as simulate
-from simulated_machine import true_net_ms
+from simulated_machine import true_model_ms
 
 from proxylessnas import Arch, Stage
 from proxylessnas.arch.op_key import space_keys
@@ -23,7 +23,7 @@ from proxylessnas.errors import ArchError, LatencyError
 from proxylessnas.latency import LatencyTable, Validation, build_table, doubts, validate_table
 from proxylessnas.latency.build import Plan
 from proxylessnas.latency.journal import Journal
-from proxylessnas.latency.random_nets import random_nets
+from proxylessnas.latency.random_models import random_models
 from proxylessnas.latency.validate import fitted_on
 from proxylessnas.runtimes.settings import Settings
 
@@ -60,8 +60,8 @@ def test_a_table_of_a_disturbed_machine_is_to_be_trusted(
     assert validation.ceiling_tau is not None
     assert validation.ceiling_tau > 0.9
     # Against the truth itself, without the noise of measuring it.
-    nets = [space.arch(picks) for picks in random_nets(space, 60, seed=99)]
-    errors = [table.predict(net) / true_net_ms(net) - 1 for net in nets]
+    nets = [space.arch(choices) for choices in random_models(space, 60, seed=99)]
+    errors = [table.predict(model) / true_model_ms(model) - 1 for model in nets]
     assert sum(map(abs, errors)) / 60 < 0.02
     assert machine.processes == table.method["processes"] == 4
     assert table.method["minutes"] == pytest.approx(machine.now_s / 60, abs=0.01)
@@ -81,8 +81,8 @@ def test_two_paces_are_not_mixed(monkeypatch: pytest.MonkeyPatch) -> None:
     space = read_space("tiny")
     table = build_table(space, validation_nets=30)
     assert machine.now_s > 40
-    nets = [space.arch(picks) for picks in random_nets(space, 40, seed=99)]
-    assert max(abs(table.predict(net) / true_net_ms(net) - 1) for net in nets) < 0.06
+    nets = [space.arch(choices) for choices in random_models(space, 40, seed=99)]
+    assert max(abs(table.predict(model) / true_model_ms(model) - 1) for model in nets) < 0.06
     assert Validation.from_dict(table.validation or {}).mape_percent < 3
     # Whatever it does now is compared with the pace the table is for.
     assert validate_table(table, nets=10).reference_ratio == pytest.approx(1.0, abs=0.03)
@@ -92,8 +92,8 @@ def test_two_paces_are_not_mixed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "times as long as when the table was made" in later.verdict
 
 
-def test_operations_that_no_random_net_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a space of few nets, some are left for the check, and have an operation to themselves."""
+def test_operations_that_no_random_model_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a space of few models, some are left for the check, and have an operation to themselves."""
     simulate(monkeypatch, placement=0.0)
     tokens = tuple(f"k{kernel}e{ratio}" for kernel in (3, 5, 7) for ratio in (2, 3, 4))
     few = MINI.replace(stages=(SpaceStage(16, 2, 1),), candidates=tokens, zero=False)
@@ -101,7 +101,7 @@ def test_operations_that_no_random_net_has(monkeypatch: pytest.MonkeyPatch) -> N
     assert Plan(few, Settings(), None, 2, None, 0, ()).extra  # else this test would show nothing
     have, need, missing = build_table(few, validation_nets=2).coverage()
     assert (have, missing) == (need, ())
-    with pytest.raises(LatencyError, match=r"too few nets \(4\)"):
+    with pytest.raises(LatencyError, match=r"too few models \(4\)"):
         build_table(few.replace(candidates=tokens[:4]), validation_nets=2)
 
 
@@ -192,7 +192,7 @@ def test_slow_loading_means_one_process(monkeypatch: pytest.MonkeyPatch) -> None
     assert doubts(table) == []
 
 
-def test_operations_of_other_nets(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_operations_of_other_models(monkeypatch: pytest.MonkeyPatch) -> None:
     other = Arch("other", 24, 12, 640, (Stage(20, 2, "k3e3 k5e6"), Stage(44, 2, "k7e6 -")), resolution=224)
     for parts in (True, False):
         simulate(monkeypatch, parts=parts)
@@ -200,7 +200,7 @@ def test_operations_of_other_nets(monkeypatch: pytest.MonkeyPatch) -> None:
         table = build_table(
             "imagenet", runtime=runtime, extra=[other], nets=60, validation_nets=0, minutes=0.5
         )
-        assert table.predict(other) == pytest.approx(true_net_ms(other), rel=0.08)
+        assert table.predict(other) == pytest.approx(true_model_ms(other), rel=0.08)
 
 
 @pytest.mark.parametrize("traits", [{}, {"disturbed": 0.3}, {"drift": 1.0}, {"placement": 0.0}])
@@ -223,7 +223,7 @@ def test_progress_and_space_without_choice(monkeypatch: pytest.MonkeyPatch) -> N
     assert all(0 <= done <= total for done, total, _ in told)
     assert [done for done, _, _ in told] == sorted(done for done, _, _ in told)
     lonely = MINI.replace(candidates=("k3e2",), zero=False)
-    with pytest.raises(LatencyError, match="too few nets"):
+    with pytest.raises(LatencyError, match="too few models"):
         build_table(lonely)
 
 
@@ -257,7 +257,7 @@ from proxylessnas.latency.journal import Journal
 from simulated_machine import SteadyWorker
 from tests.latency.test_build import MINI
 session.Worker = SteadyWorker
-build.LEAST_NETS = 12  # quick is all that counts here
+build.LEAST_MODELS = 12  # quick is all that counts here
 Journal.remove = lambda self: None  # the test counts its lines
 if __name__ == "__main__":
     table = build_table(MINI, path={path!r}, minutes=0.1, validation_nets=4)
@@ -298,7 +298,7 @@ def test_killed_for_real_and_resumed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_at_ten_random_moments(tmp_path: Path) -> None:
+def test_killed_at_ten_random_snapshots(tmp_path: Path) -> None:
     _kill_and_resume(tmp_path, kills=10)
 
 
@@ -315,7 +315,7 @@ def test_validation_of_a_table_made_elsewhere(monkeypatch: pytest.MonkeyPatch) -
         validate_table(table, nets=1)
 
 
-def test_validation_avoids_the_nets_of_the_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_validation_avoids_the_models_of_the_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = simulate(monkeypatch)
     table = build_table(MINI, validation_nets=0)
     fitted = {" | ".join(stage.ops for stage in MINI.arch(p).stages) for p in fitted_on(table, MINI)}

@@ -1,4 +1,4 @@
-"""Corrections that a validation found: adopted, judged on nets they were not fitted on, or refused."""
+"""Corrections that a validation found: adopted, judged on models they were not fitted on, or refused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from proxylessnas.latency import (
     validate_table,
 )
 from proxylessnas.latency.metrics import evaluate, halves
-from proxylessnas.latency.random_nets import Picks, random_nets
+from proxylessnas.latency.random_models import Picks, random_models
 from proxylessnas.latency.table import Correction, Entry, ForeignConditions
 from proxylessnas.latency.table_io import conditions_to_dict
 from proxylessnas.latency.validate import FITTED_ON, compared, elsewhere, fitted_on, misplaced
@@ -42,25 +42,27 @@ def table() -> LatencyTable:
     return LatencyTable(Conditions(device_name="a test"), entries, space=SPACE, offset_ms=0.1)
 
 
-def picks_of(count: int = 60) -> list[Picks]:
-    return random_nets(SPACE, count, seed=SEED)
+def choices_of(count: int = 60) -> list[Picks]:
+    return random_models(SPACE, count, seed=SEED)
 
 
 def truth(
     table: LatencyTable,
-    picks: Sequence[Picks],
+    choices: Sequence[Picks],
     scale: float = 1.3,
     offset: float = 0.8,
     noise: float = 0.01,
 ) -> list[float]:
     """Return what a device would measure of which the table is off by a line."""
     rng = random.Random(1)
-    return [(scale * table.predict(SPACE.arch(p)) + offset) * math.exp(rng.gauss(0, noise)) for p in picks]
+    return [(scale * table.predict(SPACE.arch(p)) + offset) * math.exp(rng.gauss(0, noise)) for p in choices]
 
 
 def validated(table: LatencyTable, count: int = 60, **truths: float) -> LatencyTable:
-    picks = picks_of(count)
-    found = evaluate(compared(table, SPACE, picks, truth(table, picks, **truths)), seed=SEED, noisy_nets=2)
+    choices = choices_of(count)
+    found = evaluate(
+        compared(table, SPACE, choices, truth(table, choices, **truths)), seed=SEED, noisy_nets=2
+    )
     where = conditions_to_dict(table.conditions)
     return table.with_validation(dataclasses.replace(found, measured_with=where, space=SPACE.digest))
 
@@ -68,18 +70,18 @@ def validated(table: LatencyTable, count: int = 60, **truths: float) -> LatencyT
 def test_the_corrected_table_is_judged_on_the_half_it_was_not_fitted_on(table: LatencyTable) -> None:
     before = validated(table)
     after = adopt_correction(before)
-    picks = picks_of()
-    _, judged = halves(60, SEED)
-    measured = truth(table, picks)
+    choices = choices_of()
+    _, evaluated = halves(60, SEED)
+    measured = truth(table, choices)
     found = Validation.from_dict(after.validation or {})
-    assert found.nets == len(judged) == 30
-    texts = [" | ".join(stage.ops for stage in SPACE.arch(picks[i]).stages) for i in sorted(judged)]
+    assert found.nets == len(evaluated) == 30
+    texts = [" | ".join(stage.ops for stage in SPACE.arch(choices[i]).stages) for i in sorted(evaluated)]
     assert [text for text, _, _ in found.pairs] == texts
     # Each prediction is the corrected table's own, and the figures are those of these predictions.
-    for (_, predicted, ms), i in zip(found.pairs, sorted(judged), strict=True):
-        assert predicted == pytest.approx(after.predict(SPACE.arch(picks[i])))
+    for (_, predicted, ms), i in zip(found.pairs, sorted(evaluated), strict=True):
+        assert predicted == pytest.approx(after.predict(SPACE.arch(choices[i])))
         assert ms == measured[i]
-    errors = [abs(after.predict(SPACE.arch(picks[i])) / measured[i] - 1) for i in judged]
+    errors = [abs(after.predict(SPACE.arch(choices[i])) / measured[i] - 1) for i in evaluated]
     assert found.mape_percent == pytest.approx(100 * statistics.fmean(errors))
     old = Validation.from_dict(before.validation or {})
     assert found.mape_percent == pytest.approx(old.judged_after_percent)
@@ -90,20 +92,20 @@ def test_the_corrected_table_is_judged_on_the_half_it_was_not_fitted_on(table: L
     said = after.method["correction"]
     assert (said["fitted_on_nets"], said["judged_on_nets"]) == (30, 30)
     assert said["mape_before_percent"] == old.judged_before_percent
-    # The rank correlation of the uniform half is that of the uniform nets among these.
-    alone = evaluate([found.pairs[n] for n, i in enumerate(sorted(judged)) if i % 2 == 0])
+    # The rank correlation of the uniform half is that of the uniform models among these.
+    alone = evaluate([found.pairs[n] for n, i in enumerate(sorted(evaluated)) if i % 2 == 0])
     assert found.uniform_kendall_tau == alone.kendall_tau
 
 
-def test_no_later_validation_draws_a_net_that_the_correction_was_fitted_on(table: LatencyTable) -> None:
+def test_no_later_validation_draws_a_model_that_the_correction_was_fitted_on(table: LatencyTable) -> None:
     after = adopt_correction(validated(table))
-    picks = picks_of()
-    assert set(fitted_on(after, SPACE)) == {picks[i] for i in halves(60, SEED)[0]}
-    later = random_nets(SPACE, 60, seed=SEED, avoid=fitted_on(after, SPACE))
+    choices = choices_of()
+    assert set(fitted_on(after, SPACE)) == {choices[i] for i in halves(60, SEED)[0]}
+    later = random_models(SPACE, 60, seed=SEED, avoid=fitted_on(after, SPACE))
     assert not {*later} & {*fitted_on(after, SPACE)}
     assert fitted_on(after, SPACE.replace(resolution=160)) == []
     own = dataclasses.replace(after, method={**after.method, "nets": 5, "seed": 11})
-    assert {*fitted_on(own, SPACE)} == {*fitted_on(after, SPACE), *random_nets(SPACE, 5, seed=11)}
+    assert {*fitted_on(own, SPACE)} == {*fitted_on(after, SPACE), *random_models(SPACE, 5, seed=11)}
     with pytest.raises(LatencyError, match="the table's method is damaged"):
         fitted_on(dataclasses.replace(after, method={FITTED_ON: [[99] * 21]}), SPACE)
 
@@ -111,8 +113,8 @@ def test_no_later_validation_draws_a_net_that_the_correction_was_fitted_on(table
 def test_a_correction_upon_a_correction(table: LatencyTable) -> None:
     first = table.with_correction(1.1, 0.2)
     after = adopt_correction(validated(first))
-    plain, both = first.predict(SPACE.arch(picks_of()[0])), after.predict(SPACE.arch(picks_of()[0]))
-    found = evaluate(compared(first, SPACE, picks_of(), truth(first, picks_of())), seed=SEED)
+    plain, both = first.predict(SPACE.arch(choices_of()[0])), after.predict(SPACE.arch(choices_of()[0]))
+    found = evaluate(compared(first, SPACE, choices_of(), truth(first, choices_of())), seed=SEED)
     assert both == pytest.approx(found.scale * plain + found.offset_ms)
     again = adopt_correction(validated(after, scale=0.7))
     assert len(again.method[FITTED_ON]) == 60
@@ -130,7 +132,7 @@ def changed(table: LatencyTable, **changes: Any) -> LatencyTable:
     return table.with_validation({**(validated(table).validation or {}), **changes})
 
 
-def unknown_nets(table: LatencyTable) -> LatencyTable:
+def unknown_models(table: LatencyTable) -> LatencyTable:
     pairs = (validated(table).validation or {})["pairs"]
     return changed(table, pairs=[["k3e9", *pair[1:]] for pair in pairs])
 
@@ -141,14 +143,14 @@ def test_what_is_no_correction_is_refused_with_the_reason(table: LatencyTable) -
         (table, "was never validated"),
         (
             validated(table, scale=1.0, offset=0.0, noise=0.05),
-            r"not help: on the nets .* [\d.]+ % with it and",
+            r"not help: on the models .* [\d.]+ % with it and",
         ),
         (changed(table, measured_with=other), "other conditions: device_name was a test, is another machine"),
         (changed(table, space="0" * 64), "another space than its own, 'imagenet'"),
         (changed(table, reference_ratio=1.3), "took 1.30 times as long as when the table was made"),
-        (changed(table, seed=4), "does not say on which of its nets"),
-        (changed(table, pairs=[["k3e9", 1, 1]] * 60), "does not say on which of its nets"),
-        (unknown_nets(table), "names a net that is not one of the table's space: k3e9"),
+        (changed(table, seed=4), "does not say on which of its models"),
+        (changed(table, pairs=[["k3e9", 1, 1]] * 60), "does not say on which of its models"),
+        (unknown_models(table), "names a model that is not one of the table's space: k3e9"),
         (table.with_validation({"kendall_tau": 1.0}), "cannot be read"),
     ]
     for bad, text in cases:
@@ -169,7 +171,7 @@ def test_a_validation_of_another_machine_or_space_is_no_reason_to_trust(table: L
         ({"measured_with": {**here, "versions": {"torch": "9"}}}, "torch was None, is 9"),
         ({"measured_with": {"threads": 1}}, "is missing"),
         ({"measured_with": [1]}, "wanted an object"),
-        ({"space": "0" * 64}, "with nets of another space than its own, 'imagenet'"),
+        ({"space": "0" * 64}, "with models of another space than its own, 'imagenet'"),
     ]
     for extra, text in cases:
         (problem,) = doubts(table.with_validation({**good, **extra}))
@@ -206,7 +208,7 @@ def test_a_forced_validation_elsewhere_is_marked(machine: Machine, tmp_path: Pat
     assert "another space than its own" in problem
 
 
-def test_a_validation_after_a_correction_is_of_other_nets(machine: Machine) -> None:
+def test_a_validation_after_a_correction_is_of_other_models(machine: Machine) -> None:
     """With the seed of the one that found it."""
     off = on_this_machine(0.7)
     found = validate_table(off, nets=60)
@@ -253,7 +255,9 @@ def test_the_command_adopts_a_correction_that_helps(
     assert LatencyTable.load(file).correction == Correction()
     assert cli.main([*words, "--adopt-correction"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "fitted on 30 nets; validated is the corrected table on 30 others; another would not help" in shown
+    assert (
+        "fitted on 30 models; validated is the corrected table on 30 others; another would not help" in shown
+    )
     assert "on 30 random" in shown
     found = LatencyTable.load(file)
     assert found.correction.scale == pytest.approx(1 / 0.7, rel=0.05)

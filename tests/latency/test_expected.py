@@ -1,4 +1,4 @@
-"""The expected latency of a net drawn from probabilities."""
+"""The expected latency of a model drawn from probabilities."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from latency_table_tools import SPACE, every_net, little, uniform
+from latency_table_tools import SPACE, every_model, little, uniform
 
 from proxylessnas.errors import LatencyError
 from proxylessnas.latency import OpKey, Predictor
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_expected_is_the_mean_over_all_nets(seed: int) -> None:
+def test_expected_is_the_mean_over_all_models(seed: int) -> None:
     """By enumeration, value and gradient in the logits."""
     table = little(seed, offset_ms=0.3).with_correction(1.1, -0.2)
     torch.manual_seed(seed)
@@ -22,8 +22,8 @@ def test_expected_is_the_mean_over_all_nets(seed: int) -> None:
     logits = torch.randn(mask.shape, dtype=torch.float64, requires_grad=True)
     probs = logits.masked_fill(~mask, -math.inf).softmax(1)
     mean: Any = 0
-    for net in every_net(SPACE):
-        mean = mean + probs[range(4), net].prod() * table.predict(SPACE.arch(net))
+    for model in every_model(SPACE):
+        mean = mean + probs[range(4), model].prod() * table.predict(SPACE.arch(model))
     expected = table.expected(probs)
     assert expected.item() == pytest.approx(mean.item(), rel=1e-12)
     (by_hand,) = torch.autograd.grad(mean, logits, retain_graph=True)
@@ -45,11 +45,11 @@ def test_expected_keeps_the_dtype(dtype: torch.dtype) -> None:
     torch.testing.assert_close(probs.grad.double(), table.costs()[0], rtol=0.01, atol=0.01)
 
 
-def test_one_hot_probs_give_the_net_itself() -> None:
+def test_one_hot_probs_give_the_model_itself() -> None:
     table = little()
-    for net in every_net(SPACE)[::5]:
-        probs = torch.nn.functional.one_hot(torch.tensor(net), 3).double()
-        assert float(table.expected(probs)) == pytest.approx(table.predict(SPACE.arch(net)))
+    for model in every_model(SPACE)[::5]:
+        probs = torch.nn.functional.one_hot(torch.tensor(model), 3).double()
+        assert float(table.expected(probs)) == pytest.approx(table.predict(SPACE.arch(model)))
 
 
 def test_expected_works_after_inference_mode_and_under_another_default_device() -> None:

@@ -1,4 +1,4 @@
-"""Entries fitted to own times and whole nets, where the truth is known."""
+"""Entries fitted to own times and whole models, where the truth is known."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import math
 import random
 
 import pytest
-from simulated_machine import OFFSET_MS, maps_mb, true_ms, true_net_ms
+from simulated_machine import OFFSET_MS, maps_mb, true_model_ms, true_ms
 
 from proxylessnas.arch.op_key import OpKey, arch_keys, space_keys
 from proxylessnas.arch.spaces import read_space
 from proxylessnas.errors import LatencyError
 from proxylessnas.latency.fit import Fit, fit_entries
 from proxylessnas.latency.metrics import kendall_tau
-from proxylessnas.latency.random_nets import random_nets
+from proxylessnas.latency.random_models import random_models
 
 SPACE = read_space("imagenet")
 KEYS = space_keys(SPACE)
@@ -21,8 +21,8 @@ KEYS = space_keys(SPACE)
 
 def measured(count: int, noise: float, seed: int = 0) -> list[tuple[list[OpKey], float]]:
     rng = random.Random(seed)
-    archs = [SPACE.arch(picks) for picks in random_nets(SPACE, count, seed=seed)]
-    return [(arch_keys(a), true_net_ms(a) * math.exp(rng.gauss(0, noise))) for a in archs]
+    archs = [SPACE.arch(choices) for choices in random_models(SPACE, count, seed=seed)]
+    return [(arch_keys(a), true_model_ms(a) * math.exp(rng.gauss(0, noise))) for a in archs]
 
 
 def own_times(spread: float, scale: float = 1.0, per_map: float = 0.0, seed: int = 3) -> dict[OpKey, float]:
@@ -32,9 +32,9 @@ def own_times(spread: float, scale: float = 1.0, per_map: float = 0.0, seed: int
 
 def errors(fit: Fit) -> tuple[float, float]:
     """Mean relative error against the truth, and Kendall's tau."""
-    archs = [SPACE.arch(picks) for picks in random_nets(SPACE, 60, seed=77)]
+    archs = [SPACE.arch(choices) for choices in random_models(SPACE, 60, seed=77)]
     predicted = [fit.offset_ms + sum(fit.costs_ms[k] for k in arch_keys(a)) for a in archs]
-    truth = [true_net_ms(a) for a in archs]
+    truth = [true_model_ms(a) for a in archs]
     off = [abs(p / t - 1) for p, t in zip(predicted, truth, strict=True)]
     return sum(off) / len(off), kendall_tau(predicted, truth)
 
@@ -52,14 +52,15 @@ def test_exact_measurements_give_exact_entries() -> None:
     ("spread", "per_map"), [(0.0, 0.0), (0.02, 0.0), (0.1, 0.0), (0.05, 0.1), (0.3, 0.0), (0.05, 0.3)]
 )
 def test_noise_bad_own_times_and_boundary_costs(spread: float, per_map: float) -> None:
-    """Nets are off by 1.3 % of their own; own times by as much as 30 %, or by the cost of converting maps."""
+    """Models are off by 1.3 % of their own; own times by as much as 30 %, or by the cost of converting
+    maps."""
     fit = fit_entries(own_times(spread, 1.2, per_map), measured(154, 0.013))
     off, tau = errors(fit)
     assert off < (0.012 if spread < 0.2 else 0.016)
     assert tau > (0.95 if spread < 0.2 else 0.93)
     assert fit.nets == 154
     assert all(ms > 0 for ms in fit.costs_ms.values())
-    # What it says about itself is about right: the nets' own noise is in it.
+    # What it says about itself is about right: the models' own noise is in it.
     assert 1.0 < fit.loo_percent < 3.0
 
 
@@ -76,7 +77,7 @@ def test_sums_of_own_times_are_worse() -> None:
     assert errors(unfitted)[0] > 5 * errors(fit)[0]
 
 
-def test_disturbed_nets_do_not_count() -> None:
+def test_disturbed_models_do_not_count() -> None:
     nets = measured(154, 0.013)
     rng = random.Random(5)
     disturbed = [
@@ -89,7 +90,7 @@ def test_disturbed_nets_do_not_count() -> None:
     assert fit.outliers >= 15
 
 
-def test_few_nets() -> None:
+def test_few_models() -> None:
     """As many as there is time for where loading one takes half a minute."""
     off, tau = errors(fit_entries(own_times(0.05, 1.2, 0.05), measured(24, 0.013)))
     assert off < 0.03
@@ -109,32 +110,32 @@ def test_bad_input() -> None:
 
 
 def test_nonsense_is_an_error_and_no_table() -> None:
-    """Nets that get faster the more they have to do."""
+    """Models that get faster the more they have to do."""
     nets = [(keys, 1e3 / ms) for keys, ms in measured(60, 0.0)]
     with pytest.raises(LatencyError, match="quieter machine"):
         fit_entries(own_times(0.0), nets)
 
 
-def test_random_nets_cover_the_space_and_its_latencies() -> None:
-    nets = random_nets(SPACE, 28, seed=1)
+def test_random_models_cover_the_space_and_its_latencies() -> None:
+    nets = random_models(SPACE, 28, seed=1)
     assert len(set(nets)) == 28
-    assert {key for picks in nets for key in arch_keys(SPACE.arch(picks))} == set(KEYS)
-    for row in zip(*nets[::2], strict=True):  # the uniform ones: 14 nets, 6 or 7 choices
+    assert {key for choices in nets for key in arch_keys(SPACE.arch(choices))} == set(KEYS)
+    for row in zip(*nets[::2], strict=True):  # the uniform ones: 14 models, 6 or 7 choices
         counts = [row.count(choice) for choice in set(row)]
         assert max(counts) - min(counts) <= 1
-    assert random_nets(SPACE, 10, seed=1) == nets[:10]
-    assert not set(random_nets(SPACE, 28, seed=2)) & set(nets)
-    many = random_nets(SPACE, 200, seed=0)
-    ms = [true_net_ms(SPACE.arch(picks)) for picks in many]
+    assert random_models(SPACE, 10, seed=1) == nets[:10]
+    assert not set(random_models(SPACE, 28, seed=2)) & set(nets)
+    many = random_models(SPACE, 200, seed=0)
+    ms = [true_model_ms(SPACE.arch(choices)) for choices in many]
     uniform, tilted = ms[::2], ms[1::2]
     assert max(tilted) - min(tilted) > 1.5 * (max(uniform) - min(uniform))
 
 
-def test_random_nets_of_a_space_with_few() -> None:
+def test_random_models_of_a_space_with_few() -> None:
     # Only depth is left to choose.
     few = SPACE.replace(candidates=("k3e3",), stages=SPACE.stages[:3])
-    nets = random_nets(few, 1000, seed=0)
+    nets = random_models(few, 1000, seed=0)
     depths = {tuple(len(s.ops.replace("-", "").split()) for s in few.arch(p).stages) for p in nets}
-    assert len(nets) == len(depths) > 55  # nets that skip other blocks of a stage are the same net
-    with pytest.raises(LatencyError, match="too few nets"):
-        random_nets(few.replace(zero=False), 2, seed=0, avoid=[(0,) * 12])
+    assert len(nets) == len(depths) > 55  # models that skip other blocks of a stage are the same model
+    with pytest.raises(LatencyError, match="too few models"):
+        random_models(few.replace(zero=False), 2, seed=0, avoid=[(0,) * 12])

@@ -33,10 +33,10 @@ from proxylessnas.latency.kit import kit as kit_module
 from proxylessnas.latency.kit.kit import KitResults, read_results, write_kit
 from proxylessnas.latency.kit.results import KitNoise, kit_table
 from proxylessnas.latency.measurement import Samples
-from proxylessnas.latency.random_nets import random_nets
+from proxylessnas.latency.random_models import random_models
 from proxylessnas.latency.table import LatencyTable
 from proxylessnas.latency.validate import OWN_NAME, doubts, elsewhere, fitted_on, misplaced
-from proxylessnas.runtimes.base import NetSpec
+from proxylessnas.runtimes.base import ModelSpec
 from proxylessnas.runtimes.device_name import device_name
 from proxylessnas.runtimes.environment import conditions
 from proxylessnas.runtimes.machine_load import NOISY_LOAD, read_ticks
@@ -49,7 +49,7 @@ SPACE = SearchSpace(
     "kit", stem=8, first=8, last=32, stages=(SpaceStage(16, 2, 2), SpaceStage(24, 2, 1)),
     candidates=("k3e2", "k5e3"), resolution=32, num_classes=10,
 )  # fmt: skip
-NETS = 3
+MODELS = 3
 QUICK = ("--rounds", "2", "--seconds", "0.01", "--runs", "3")
 
 
@@ -67,7 +67,7 @@ register_op("kit_unexportable", Unexportable)
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a kit that nothing changes."""
-    return write_kit(SPACE, tmp_path_factory.mktemp("kits") / "kit", nets=NETS, batch_size=2)
+    return write_kit(SPACE, tmp_path_factory.mktemp("kits") / "kit", nets=MODELS, batch_size=2)
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def test_a_kit_holds_every_operation_and_says_what_it_is(written: Path) -> None:
     keys = [item["key"] for item in manifest["items"] if "key" in item]
     assert keys == [str(key) for key in space_keys(SPACE)]
     nets = [item["picks"] for item in manifest["items"] if "picks" in item]
-    assert len({tuple(picks) for picks in nets}) == NETS
+    assert len({tuple(choices) for choices in nets}) == MODELS
     for item in manifest["items"]:
         record = item["files"]["onnx"]
         content = (written / record["path"]).read_bytes()
@@ -138,10 +138,10 @@ def test_the_imagenet_space_is_a_few_megabytes(tmp_path: Path) -> None:
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 5e6
 
 
-def test_the_same_seed_gives_the_same_nets(written: Path, tmp_path: Path) -> None:
-    again = write_kit(SPACE, tmp_path / "kit", nets=NETS, batch_size=2)
+def test_the_same_seed_gives_the_same_models(written: Path, tmp_path: Path) -> None:
+    again = write_kit(SPACE, tmp_path / "kit", nets=MODELS, batch_size=2)
     assert manifest_of(again)["items"] == manifest_of(written)["items"]
-    other = write_kit(SPACE, tmp_path / "other", nets=NETS, batch_size=2, seed=1)
+    other = write_kit(SPACE, tmp_path / "other", nets=MODELS, batch_size=2, seed=1)
     assert manifest_of(other)["items"] != manifest_of(written)["items"]
 
 
@@ -156,11 +156,11 @@ def optimised(content: bytes, path: Path) -> Counter[str]:
 
 def test_repeated_weights_are_unrolled_when_the_file_is_loaded(tmp_path: Path) -> None:
     """So that the runtime runs what it would with ordinary weights."""
-    from proxylessnas.runtimes.onnx_graph import whole_net_onnx, with_repeated_weights
+    from proxylessnas.runtimes.onnx_graph import whole_model_onnx, with_repeated_weights
 
     space = read_space("small")
-    spec = NetSpec("arch", str(space.arch([3] * len(space.positions))), (3, 32, 32))
-    full = whole_net_onnx(spec)
+    spec = ModelSpec("arch", str(space.arch([3] * len(space.search_blocks))), (3, 32, 32))
+    full = whole_model_onnx(spec)
     small = with_repeated_weights(onnx.load_model_from_string(full)).SerializeToString()
     assert len(small) < len(full) / 20
     kinds = optimised(small, tmp_path / "small.onnx")
@@ -189,8 +189,8 @@ def test_there_and_back(measured: Path) -> None:
     assert isinstance(results, KitResults)
     assert results.space == SPACE
     assert list(results.ops_ms) == space_keys(SPACE)
-    assert len(results.nets) == NETS
-    assert all(SPACE.arch(picks) and ms > 0 for picks, ms in results.nets)
+    assert len(results.nets) == MODELS
+    assert all(SPACE.arch(choices) and ms > 0 for choices, ms in results.nets)
     conditions = results.conditions
     assert (conditions.runtime, conditions.threads, conditions.batch_size) == ("onnxruntime", 1, 2)
     assert conditions.device_name == "Phone 1"
@@ -202,7 +202,7 @@ def test_there_and_back(measured: Path) -> None:
         assert len(item["ms"]) == 2  # rounds
         assert item["runs"] == sum(map(len, item["ms"])) >= 6
         assert item["median_ms"] == pytest.approx(
-            statistics.median([ms for visit in item["ms"] for ms in visit])
+            statistics.median([ms for measurement in item["ms"] for ms in measurement])
         )
         assert item["warmup_runs"] >= 6
     assert results.own_name == device_name()
@@ -211,7 +211,7 @@ def test_there_and_back(measured: Path) -> None:
 
 
 def test_figures_are_milliseconds(measured: Path) -> None:
-    """A net takes at least as long as its first operation, and not a thousand times longer than all."""
+    """A model takes at least as long as its first operation, and not a thousand times longer than all."""
     results = read_results(measured)
     ops = sum(samples.median_ms for samples in results.ops_ms.values())
     assert all(0.01 * ops < ms < 100 * ops for _, ms in results.nets)
@@ -227,7 +227,7 @@ def test_figures_are_milliseconds(measured: Path) -> None:
     assert min(took) / 10 < results.nets[0][1] < max(took) * 10
 
 
-def test_killed_at_any_moment_it_goes_on_and_measures_nothing_twice(kit: Path) -> None:
+def test_killed_at_any_snapshot_it_goes_on_and_measures_nothing_twice(kit: Path) -> None:
     options = ("--rounds", "4", "--seconds", "0.03", "--runs", "3")
     journal = kit / "results.json.part"
     total = 4 * len(manifest_of(kit)["items"])
@@ -256,11 +256,11 @@ def test_killed_at_any_moment_it_goes_on_and_measures_nothing_twice(kit: Path) -
     assert f"going on: {len(kept) - 1} of {total}" in done.stdout
     assert not journal.exists()
     items = {item["id"]: item["ms"] for item in results_of(kit)["items"]}
-    assert [len(visits) for visits in items.values()] == [4] * len(items)
-    for visit in kept[1:]:
-        assert items[visit["id"]][visit["round"]] == visit["ms"]
-    visits = Counter((visit["round"], visit["id"]) for visit in kept[1:])
-    assert set(visits.values()) == {1}
+    assert [len(measurements) for measurements in items.values()] == [4] * len(items)
+    for measurement in kept[1:]:
+        assert items[measurement["id"]][measurement["round"]] == measurement["ms"]
+    measurements = Counter((measurement["round"], measurement["id"]) for measurement in kept[1:])
+    assert set(measurements.values()) == {1}
     read_results(kit)
 
 
@@ -416,7 +416,7 @@ def test_every_visit_says_what_disturbed_it(measured: Path) -> None:
         assert len(item["noise"]) == len(item["other_load"]) == len(item["ms"]) == 2
         assert all(load is None or 0 <= load <= 1 for load in item["other_load"])
     noise = read_results(measured).noise
-    assert noise.visits == 2 * len(manifest_of(measured)["items"])
+    assert noise.measurements == 2 * len(manifest_of(measured)["items"])
     noisy = [bool(why) for item in results_of(measured)["items"] for why in item["noise"]]
     assert noise.disturbed == sum(noisy)
     assert bool(noise.most) == any(noisy)
@@ -429,11 +429,11 @@ def quiet_but(*noisy: tuple[int, int]) -> Any:
         for i, item in enumerate(data["items"]):
             item["ms"] = [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
             item["other_load"], item["noise"] = [0.0, 0.0], [[], []]
-            for which, visit in noisy:
+            for which, measurement in noisy:
                 if i == which:
-                    item["ms"][visit] = [3.0, 3.0, 3.0]
-                    item["other_load"][visit] = 0.25
-                    item["noise"][visit] = ["other programs used 1 of 4 processors"]
+                    item["ms"][measurement] = [3.0, 3.0, 3.0]
+                    item["other_load"][measurement] = 0.25
+                    item["noise"][measurement] = ["other programs used 1 of 4 processors"]
             item["median_ms"] = statistics.median([*item["ms"][0], *item["ms"][1]])
 
     return change
@@ -441,9 +441,9 @@ def quiet_but(*noisy: tuple[int, int]) -> Any:
 
 def test_disturbed_visits_count_only_where_there_are_no_others(measured: Path, tmp_path: Path) -> None:
     items = results_of(measured)["items"]
-    net = next(i for i, item in enumerate(items) if item["id"] == "net-001")
+    model = next(i for i, item in enumerate(items) if item["id"] == "net-001")
     block = next(i for i, item in enumerate(items) if item["id"] == "block-000")
-    change = quiet_but((block, 0), (net, 0), (net, 1))
+    change = quiet_but((block, 0), (model, 0), (model, 1))
     results = read_results(measured, changed(measured, tmp_path, change))
     assert {samples.median_ms for samples in results.ops_ms.values()} == {1.0}
     assert [ms for _, ms in results.nets] == [1.0, 3.0, 1.0]
@@ -482,25 +482,25 @@ def test_a_table_of_a_kit_is_one_of_this_device(measured: Path) -> None:
     other = dataclasses.replace(here, device_name="another", threads=2)
     differences = elsewhere(table, other)
     assert differences == ["threads was 1, is 2", "device_name was Phone 1, is another"]
-    assert set(fitted_on(table, SPACE)) == set()  # of so few nets, none was used
+    assert set(fitted_on(table, SPACE)) == set()  # of so few models, none was used
 
 
-def test_the_nets_of_a_kit_are_not_those_of_a_later_validation(measured: Path) -> None:
+def test_the_models_of_a_kit_are_not_those_of_a_later_validation(measured: Path) -> None:
     space = read_space("small")
     own = {key: 0.1 + (key_macs(key) or 0) / 1e7 for key in space_keys(space)}
     ops = {key: Samples((ms, ms, ms), 3, True, None) for key, ms in own.items()}
-    picks = random_nets(space, 40, seed=0)
-    nets = [(one, 1.1 * sum(own[key] for key in arch_keys(space.arch(one)))) for one in picks]
-    noise = KitNoise(visits=50, disturbed=3, nets=2, load_known=True, most="other programs")
+    choices = random_models(space, 40, seed=0)
+    nets = [(one, 1.1 * sum(own[key] for key in arch_keys(space.arch(one)))) for one in choices]
+    noise = KitNoise(measurements=50, disturbed=3, nets=2, load_known=True, most="other programs")
     where = read_results(measured).conditions
     table = kit_table(KitResults(space, ops, nets, where, "2026-11-21", noise, "board"))
-    assert set(fitted_on(table, space)) == set(picks)
+    assert set(fitted_on(table, space)) == set(choices)
     validation = table.validation or {}
     assert (validation["noisy_nets"], validation["space"]) == (2, space.digest)
     assert misplaced(table) == doubts(table) == []
     assert table.method[OWN_NAME] == "board"
     again = LatencyTable.from_dict(table.to_dict())
-    assert set(fitted_on(again, space)) == set(picks)
+    assert set(fitted_on(again, space)) == set(choices)
 
 
 def test_results_elsewhere(kit: Path, tmp_path: Path) -> None:
@@ -581,5 +581,5 @@ def test_executorch_programs(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     results = read_results(folder)
     assert results.conditions.runtime == "executorch"
-    assert results.noise.visits == 2 * len(manifest_of(folder)["items"])
+    assert results.noise.measurements == 2 * len(manifest_of(folder)["items"])
     assert len(results.ops_ms) == len(space_keys(space))

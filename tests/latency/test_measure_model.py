@@ -27,7 +27,7 @@ from proxylessnas.errors import ArchError, LatencyError, UnknownModelError
 from proxylessnas.latency import measure
 from proxylessnas.latency import measure_model as measuring
 from proxylessnas.runtimes.environment import allocator
-from proxylessnas.runtimes.modules import build_net
+from proxylessnas.runtimes.modules import build_model
 from proxylessnas.runtimes.settings import Settings
 
 ARCH = Arch("small", stem=8, first=8, last=32, num_classes=10, resolution=24, in_channels=2,
@@ -35,7 +35,7 @@ ARCH = Arch("small", stem=8, first=8, last=32, num_classes=10, resolution=24, in
 QUICK: dict[str, Any] = {"min_runs": 5, "min_seconds": 0.0, "max_seconds": 2.0}
 
 
-class Net(nn.Module):
+class Model(nn.Module):
     """A module that other processes can import, with everything that could be changed by accident."""
 
     def __init__(self) -> None:
@@ -58,31 +58,31 @@ def hook(module: nn.Module, inputs: Any, output: Any) -> None:
     """Do nothing; importable, so that it can travel."""
 
 
-def prepared(kind: type[Net] = Net) -> Net:
+def prepared(kind: type[Model] = Model) -> Model:
     """Return a module in the middle of training: gradients, hooks, one part in evaluation mode."""
-    net = kind().to(memory_format=torch.channels_last)
-    net.conv.register_forward_hook(hook)
-    net.train()
-    net.frozen.eval()
-    net(torch.randn(2, 3, 8, 8)).sum().backward()
-    return net
+    model = kind().to(memory_format=torch.channels_last)
+    model.conv.register_forward_hook(hook)
+    model.train()
+    model.frozen.eval()
+    model(torch.randn(2, 3, 8, 8)).sum().backward()
+    return model
 
 
-def local_kind() -> type[Net]:
-    class Local(Net):
+def local_kind() -> type[Model]:
+    class Local(Model):
         """A class that no other process can import."""
 
     return Local
 
 
-def digest(net: nn.Module) -> str:
+def digest(model: nn.Module) -> str:
     """Return a digest of all that a module and this process's torch have for state."""
     found = hashlib.sha256()
 
     def add(*values: object) -> None:
         found.update(repr(values).encode())
 
-    for name, tensor in [*net.named_parameters(), *net.named_buffers()]:
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         grad = tensor.grad
         add(name, id(tensor), tensor.data_ptr(), tensor.dtype, tensor.device, tensor.stride())
         add(tensor.requires_grad, None if tensor.is_inference() else tensor._version)
@@ -90,10 +90,10 @@ def digest(net: nn.Module) -> str:
         if grad is not None:
             add(id(grad), grad.stride())
             found.update(grad.contiguous().numpy().tobytes())
-    for name, module in net.named_modules():
+    for name, module in model.named_modules():
         hooks = [list(getattr(module, key)) for key in sorted(vars(module)) if key.endswith("hooks")]
         add(name, type(module), module.training, hooks, sorted(vars(module)))
-    add(getattr(net, "note", None))
+    add(getattr(model, "note", None))
     add(torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled())
     add(torch.is_inference_mode_enabled(), random.getstate(), torch.get_rng_state().tolist())
     return found.hexdigest()
@@ -110,44 +110,44 @@ OWN, HERE = "in a process of its own", "in this process"
     [(OWN, contextlib.nullcontext), (HERE, contextlib.nullcontext), (HERE, torch.inference_mode)],
 )
 def test_the_model_is_bit_for_bit_as_before(where: str, mode: Any) -> None:
-    net = prepared(local_kind() if where == HERE else Net)
+    model = prepared(local_kind() if where == HERE else Model)
     with mode():
-        before = digest(net)
-        timing = measure(net, input_size=16, memory_format="contiguous", **QUICK)
-        assert digest(net) == before
+        before = digest(model)
+        timing = measure(model, input_size=16, memory_format="contiguous", **QUICK)
+        assert digest(model) == before
     assert timing.runs >= 5
-    assert net.calls == 1
-    net(torch.randn(2, 3, 8, 8)).sum().backward()  # and it can be trained on
+    assert model.calls == 1
+    model(torch.randn(2, 3, 8, 8)).sum().backward()  # and it can be trained on
 
 
 @pytest.mark.parametrize("where", [OWN, HERE])
 def test_the_model_is_as_before_after_an_error(where: str) -> None:
-    net = prepared(local_kind() if where == HERE else Net)
+    model = prepared(local_kind() if where == HERE else Model)
     with torch.inference_mode():
-        before = digest(net)
+        before = digest(model)
         with pytest.raises(LatencyError, match=r"expected input.* to have 3 channels"):
-            measure(net, input_size=(5, 16, 16), **QUICK)
-        assert digest(net) == before
+            measure(model, input_size=(5, 16, 16), **QUICK)
+        assert digest(model) == before
 
 
-def test_a_net_of_the_package_in_training_is_left_alone() -> None:
-    net = create_model(ARCH)
-    net.freeze_bn()
-    before = digest(net)
+def test_a_model_of_the_package_in_training_is_left_alone() -> None:
+    model = create_model(ARCH)
+    model.freeze_bn()
+    before = digest(model)
     with torch.no_grad():
-        timing = measure(net, dtype="bfloat16", batch_size=2, **QUICK)
-    assert digest(net) == before
+        timing = measure(model, dtype="bfloat16", batch_size=2, **QUICK)
+    assert digest(model) == before
     assert timing.input_size == (2, 24, 24)
     assert (timing.conditions.dtype, timing.conditions.batch_size) == ("bfloat16", 2)
 
 
-def test_a_net_made_in_inference_mode_can_be_measured() -> None:
+def test_a_model_made_in_inference_mode_can_be_measured() -> None:
     with torch.inference_mode():
-        nets = [Net(), local_kind()()]
-    for net in nets:
-        before = digest(net)
-        assert measure(net, input_size=16, **QUICK).median_ms > 0
-        assert digest(net) == before
+        nets = [Model(), local_kind()()]
+    for model in nets:
+        before = digest(model)
+        assert measure(model, input_size=16, **QUICK).median_ms > 0
+        assert digest(model) == before
 
 
 # What is measured, and what is said about it
@@ -200,7 +200,7 @@ def spec_of(loaded: list[Any], what: Any, **options: Any) -> Any:
     return loaded[-1][0]
 
 
-def test_names_and_files_stand_for_nets(loaded: list[Any], tmp_path: Path) -> None:
+def test_names_and_files_stand_for_models(loaded: list[Any], tmp_path: Path) -> None:
     (tmp_path / "net.txt").write_text(str(ARCH))
     for what in ("proxyless-mobile", PUBLISHED["proxyless_mobile"]):
         spec = spec_of(loaded, what)
@@ -228,12 +228,12 @@ def test_the_size_of_the_input(loaded: list[Any]) -> None:
     assert spec_of(loaded, create_model(ARCH, in_chans=5)).input_size == (5, 24, 24)
 
 
-def test_the_tree_structured_net_can_be_measured(loaded: list[Any]) -> None:
+def test_the_tree_structured_model_can_be_measured(loaded: list[Any]) -> None:
     tree = TreeArch("tree", "7mdi7m5d5577 aiaa3im7didd", start=8, alpha=4, num_stages=2, resolution=16)
     spec = spec_of(loaded, tree)
     assert (spec.kind, spec.input_size) == ("arch", (3, 16, 16))
-    net, x = build_net(spec, Settings(batch_size=2))
-    assert net(x).shape == (2, 10)
+    model, x = build_model(spec, Settings(batch_size=2))
+    assert model(x).shape == (2, 10)
 
 
 def test_registered_operations_can_be_measured_although_no_other_process_knows_them() -> None:
@@ -251,23 +251,23 @@ def test_a_module_that_cannot_travel_is_measured_here() -> None:
     threads = torch.get_num_threads()
     seen = []
 
-    class Local(Net):
+    class Local(Model):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             seen.append((torch.get_num_threads(), self.training, torch.is_inference_mode_enabled()))
             random.random()
             torch.rand(1)
             return super().forward(x)
 
-    net = Local()
-    before = digest(net)
-    timing = measure(net, input_size=16, threads=2, **QUICK)
+    model = Local()
+    before = digest(model)
+    timing = measure(model, input_size=16, threads=2, **QUICK)
     assert set(seen) == {(2, False, True)}
     assert timing.conditions.allocator == allocator()
     assert timing.conditions.threads == 2
     assert torch.get_num_threads() == threads
-    assert digest(net) == before
+    assert digest(model) == before
     with torch.autocast("cpu", torch.bfloat16):
-        assert measure(net, input_size=16, **QUICK).conditions.dtype == "float32"
+        assert measure(model, input_size=16, **QUICK).conditions.dtype == "float32"
 
 
 IN_MAIN = """
@@ -275,9 +275,9 @@ import proxylessnas, torch
 from proxylessnas import latency
 from proxylessnas.runtimes.environment import allocator
 {first}
-class Net(torch.nn.Sequential):
+class Model(torch.nn.Sequential):
     pass
-found = latency.measure(Net(torch.nn.Conv2d(3, 4, 3)), input_size=16, min_runs=3, min_seconds=0.0)
+found = latency.measure(Model(torch.nn.Conv2d(3, 4, 3)), input_size=16, min_runs=3, min_seconds=0.0)
 assert found.conditions.allocator == allocator()
 print(found.conditions.allocator, any("hands freed memory back" in reason for reason in found.noise))
 """
@@ -297,9 +297,9 @@ def test_freed_memory_that_is_not_kept_is_a_reason_to_distrust(keeps: bool) -> N
 
 
 def test_a_lambda_inside_is_no_obstacle() -> None:
-    net = nn.Sequential(nn.Conv2d(3, 4, 3))
-    net[0].register_forward_hook(lambda *_: None)
-    assert measure(net, input_size=16, **QUICK).median_ms > 0
+    model = nn.Sequential(nn.Conv2d(3, 4, 3))
+    model[0].register_forward_hook(lambda *_: None)
+    assert measure(model, input_size=16, **QUICK).median_ms > 0
 
 
 def test_a_class_that_only_looks_importable_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,7 +308,7 @@ def test_a_class_that_only_looks_importable_is_found_out(monkeypatch: pytest.Mon
     import types
 
     ghost = types.ModuleType("ghost_module")
-    ghost.Ghost = type("Ghost", (Net,), {"__module__": "ghost_module"})  # type: ignore[attr-defined]
+    ghost.Ghost = type("Ghost", (Model,), {"__module__": "ghost_module"})  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "ghost_module", ghost)
     assert measure(ghost.Ghost(), input_size=16, **QUICK).conditions.allocator == allocator()
 
@@ -360,8 +360,8 @@ def test_bad_input_is_one_clear_error(
         measure(what, **options)
 
 
-def test_a_net_that_gives_up_while_it_is_timed() -> None:
-    class Tired(Net):
+def test_a_model_that_gives_up_while_it_is_timed() -> None:
+    class Tired(Model):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             if self.calls > 3:
                 raise MemoryError("enough")
@@ -372,7 +372,7 @@ def test_a_net_that_gives_up_while_it_is_timed() -> None:
 
 
 @pytest.mark.slow
-def test_the_published_nets_keep_their_order() -> None:
+def test_the_published_models_keep_their_order() -> None:
     """More work takes longer: the two ends of the zoo, several times each."""
     times: dict[str, list[float]] = {"proxyless_w025_r112": [], "proxyless_gpu": []}
     for _ in range(3):
@@ -384,6 +384,6 @@ def test_the_published_nets_keep_their_order() -> None:
 def test_a_device_may_be_given_as_a_module_says_it() -> None:
     with pytest.raises(LatencyError, match="device cuda:7: set CUDA_VISIBLE_DEVICES"):
         measure("proxyless_cifar10_demo", device=torch.device("cuda:7"))
-    net = create_model("proxyless_cifar10_demo")
-    found = measure(net, device=next(net.parameters()).device, min_runs=3, min_seconds=0.01)
+    model = create_model("proxyless_cifar10_demo")
+    found = measure(model, device=next(model.parameters()).device, min_runs=3, min_seconds=0.01)
     assert found.conditions.device == "cpu"

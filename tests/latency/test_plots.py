@@ -35,7 +35,7 @@ def point(name: str = "net", ms: float = 10.0, **changes: Any) -> Point:
 # ---- accuracy against latency
 
 
-def test_own_nets_and_others_have_colours_of_their_own(tmp_path: Path) -> None:
+def test_own_models_and_others_have_colours_of_their_own(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     accuracy_png({"torch": [point("a"), point("b", 20.0)]}, path)
     assert share_of(path, BLUE) > 1e-5
@@ -106,7 +106,7 @@ def test_predictions(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [1e-9, 1.0, 1e9])
-def test_a_single_net_and_any_size(tmp_path: Path, value: float) -> None:
+def test_a_single_model_and_any_size(tmp_path: Path, value: float) -> None:
     prediction_png([(value, value)], tmp_path / "a.png")
 
 
@@ -161,7 +161,7 @@ def test_without_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_latency_without_accuracy_is_drawn_as_bars(tmp_path: Path) -> None:
-    """One bar a net, as long as its latency, with its figure and the line from 10 to 90 %."""
+    """One bar a model, as long as its latency, with its figure and the line from 10 to 90 %."""
     from xml.etree import ElementTree
 
     points = [

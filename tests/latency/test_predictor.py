@@ -133,12 +133,12 @@ def test_predicted_entries_teach_nothing() -> None:
     assert Predictor.fit(wrong).weights != predictor.weights
 
 
-def test_the_sum_over_a_net_is_close() -> None:
-    """Nets of another width, all of whose operations are predicted."""
+def test_the_sum_over_a_model_is_close() -> None:
+    """Models of another width, all of whose operations are predicted."""
     predictor, space = Predictor.fit(measured("imagenet", 0.01)), read_space("imagenet@1.4")
     rng = random.Random(0)
     for _ in range(10):
-        keys = arch_keys(space.arch(space.random_picks(rng)))
+        keys = arch_keys(space.arch(space.random_choices(rng)))
         assert sum(map(predictor.predict, keys)) == pytest.approx(sum(map(device, keys)), rel=0.1)
 
 

@@ -7,21 +7,21 @@ import statistics
 from pathlib import Path
 
 import pytest
-from simulated_machine import Machine, simulated, true_net_ms
+from simulated_machine import Machine, simulated, true_model_ms
 
 from proxylessnas.arch.spaces import read_space
 from proxylessnas.errors import LatencyError
 from proxylessnas.latency.journal import Journal
 from proxylessnas.latency.measurement import Measurement, Timing, quantile, uncertainty
-from proxylessnas.latency.random_nets import random_nets
+from proxylessnas.latency.random_models import random_models
 from proxylessnas.latency.session import REFERENCE, Item, MeasurementSession, conditions_differ
 from proxylessnas.latency.validate import model_spec
-from proxylessnas.runtimes.base import NetSpec
+from proxylessnas.runtimes.base import ModelSpec
 from proxylessnas.runtimes.settings import Conditions, Settings
 from proxylessnas.runtimes.timer import Window
 
 SPACE = read_space("tiny")
-ARCHS = [SPACE.arch(picks) for picks in random_nets(SPACE, 20, seed=5)]
+ARCHS = [SPACE.arch(choices) for choices in random_models(SPACE, 20, seed=5)]
 
 
 def items(count: int = 20, seconds: float = 0.012) -> list[Item]:
@@ -107,7 +107,7 @@ def test_two_sessions_on_a_disturbed_machine_agree(monkeypatch: pytest.MonkeyPat
         a, b = (session.measured[name] for session in found)
         apart.append(abs(a.undisturbed_ms / b.undisturbed_ms - 1))
         medians.append(abs(a.median_ms / b.median_ms - 1))
-        assert a.undisturbed_ms == pytest.approx(true_net_ms(arch), rel=0.01)
+        assert a.undisturbed_ms == pytest.approx(true_model_ms(arch), rel=0.01)
     assert max(apart) < 0.01
     assert max(medians) > 0.05
     assert statistics.median(medians) > 2 * max(apart)
@@ -122,8 +122,8 @@ def test_time_that_other_programs_had_is_left_out(monkeypatch: pytest.MonkeyPatc
     session = measured(machine, 0)
     for i, arch in enumerate(ARCHS):
         found = session.measured[f"net {i}"]
-        assert found.undisturbed_ms == pytest.approx(true_net_ms(arch), rel=0.01)
-        assert found.median_ms > true_net_ms(arch) + 5
+        assert found.undisturbed_ms == pytest.approx(true_model_ms(arch), rel=0.01)
+        assert found.median_ms > true_model_ms(arch) + 5
 
 
 def test_a_quiet_machine_needs_little_time_and_a_disturbed_one_more(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +215,7 @@ def test_what_fails_is_left_out_or_raised(monkeypatch: pytest.MonkeyPatch) -> No
     assert not machine.windows.keys() & machine.broken
     assert session.uncertainty() < 0.01
     assert session.measured["net 4"].undisturbed_ms > 0
-    with pytest.raises(LatencyError, match=r"net [37] cannot be run"):
+    with pytest.raises(LatencyError, match=r"model [37] cannot be run"):
         MeasurementSession(items()).run(60)
 
 
@@ -238,7 +238,7 @@ def test_large_images_are_loaded_in_groups(
     settings = Settings(batch_size=batch)
     large = [
         Item(item.name if item.name == REFERENCE else f"{item.name} {k}",
-             NetSpec("arch", item.spec.text, (3, size, size)), settings)
+             ModelSpec("arch", item.spec.text, (3, size, size)), settings)
         for k in range(3) for item in items(20)[0 if not k else 1 :]
     ]  # fmt: skip
     session = MeasurementSession(large)

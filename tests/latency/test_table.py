@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from latency_table_tools import SPACE, every_net, little, uniform
+from latency_table_tools import SPACE, every_model, little, uniform
 
 from proxylessnas.arch.space import SpaceStage
 from proxylessnas.arch.spaces import read_space
@@ -31,7 +31,7 @@ from proxylessnas.latency.table import Correction, Entry
 # The published table.
 
 
-def picks(text: str) -> list[int]:
+def choices(text: str) -> list[int]:
     return [int(c) for c in text.replace(".", "")]
 
 
@@ -48,7 +48,7 @@ def picks(text: str) -> list[int]:
 )
 def test_pixel1_predicts_the_known_latencies(ops: str, ms: float) -> None:
     space = read_space("imagenet")
-    assert LatencyTable.load("pixel1").predict(space.arch(picks(ops))) == pytest.approx(ms, abs=0.006)
+    assert LatencyTable.load("pixel1").predict(space.arch(choices(ops))) == pytest.approx(ms, abs=0.006)
 
 
 def test_pixel1_covers_the_published_space() -> None:
@@ -62,7 +62,7 @@ def test_pixel1_covers_the_published_space() -> None:
     assert table.conditions.device_name == "Google Pixel 1"
     assert table.statistic == "mean"
     assert "not re-measured" in str(table.source)
-    assert doubts(table) != []  # nobody compared it with whole nets here
+    assert doubts(table) != []  # nobody compared it with whole models here
 
 
 def test_pixel1_is_the_original_file(shared_data: Path) -> None:
@@ -86,10 +86,10 @@ def test_pixel1_lacks_other_widths() -> None:
     assert "'imagenet' at 224 px" in message
 
 
-# Nets.
+# Models.
 
 
-def test_a_net_costs_the_sum_of_its_operations() -> None:
+def test_a_model_costs_the_sum_of_its_operations() -> None:
     table = little()
     arch = SPACE.arch([0, 2, 1, 2])  # two blocks are skipped
     keys = arch_keys(arch)
@@ -140,7 +140,7 @@ def test_a_missing_key_is_an_error_that_names_it() -> None:
     with pytest.raises(LatencyKeyError, match="out=7; the nearest it has is classifier"):
         table.predict(big, resolution=32, num_classes=7)
     without = dataclasses.replace(table, space=None)
-    with pytest.raises(LatencyKeyError, match="holds 12 operations of nets for inputs of 32 px"):
+    with pytest.raises(LatencyKeyError, match="holds 12 operations of models for inputs of 32 px"):
         without.lookup(key)
 
 
@@ -154,7 +154,7 @@ def test_a_tree_is_not_predicted() -> None:
 # A whole space.
 
 
-def test_costs_add_up_to_every_net() -> None:
+def test_costs_add_up_to_every_model() -> None:
     table = little(offset_ms=0.1)
     costs, fixed_ms = table.costs()
     mask = torch.tensor(SPACE.mask)
@@ -162,16 +162,16 @@ def test_costs_add_up_to_every_net() -> None:
     assert costs.shape == mask.shape
     assert (costs[~mask] == 0).all()
     assert (costs[:, 2] == 0).all()
-    for net in every_net(SPACE):
-        total = fixed_ms + float(costs[range(4), net].sum())
-        assert table.predict(SPACE.arch(net)) == pytest.approx(total)
+    for model in every_model(SPACE):
+        total = fixed_ms + float(costs[range(4), model].sum())
+        assert table.predict(SPACE.arch(model)) == pytest.approx(total)
     costs.zero_()  # a copy
     assert float(table.costs()[0].sum()) > 0
 
 
-def test_range_is_that_of_all_nets() -> None:
+def test_range_is_that_of_all_models() -> None:
     table = little(3)
-    every = [table.predict(SPACE.arch(net)) for net in every_net(SPACE)]
+    every = [table.predict(SPACE.arch(model)) for model in every_model(SPACE)]
     assert table.range_ms() == pytest.approx((min(every), max(every)))
 
 
@@ -205,8 +205,8 @@ def test_trust_asks_for_a_good_validation() -> None:
     bad = table.with_validation({"kendall_tau": 0.79, "mape_percent": 16, "nets": 30})
     assert [problem[:11] for problem in doubts(bad)] == ["it orders m", "it is off b"]
     assert len(doubts(table.with_validation({}))) == 3
-    judged = {"kendall_tau": 1.0, "mape_percent": 0, "nets": 29}
-    assert "29 nets" in doubts(table.with_validation(judged))[0]
+    evaluated = {"kendall_tau": 1.0, "mape_percent": 0, "nets": 29}
+    assert "29 models" in doubts(table.with_validation(evaluated))[0]
     rounded = {"kendall_tau": 1.0000000000000002, "mape_percent": 0, "nets": 50}
     assert doubts(table.with_validation(rounded)) == []
     with pytest.raises(

@@ -213,9 +213,10 @@ def test_the_unit_of_ordinary_devices_is_not_doubted(tmp_path: Path, phone: dict
     for factor in (5.0, 1.0, 0.1, 0.0025):
         table = read(tmp_path, "a.json", {key: ms * factor for key, ms in phone.items()})
         assert "doubt" not in table.method
-    # A GPU that takes 0.1 ms for whatever it does, in a little net: hardly any work, but an ordinary device.
-    little_net = {f"k3e3 in={n}x8x8 out={n} stride=1 shortcut": 0.1 for n in range(8, 24)}
-    assert "doubt" not in read(tmp_path, "a.json", little_net).method
+    # A GPU that takes 0.1 ms for whatever it does, in a little model: hardly any work, but an ordinary
+    # device.
+    little_model = {f"k3e3 in={n}x8x8 out={n} stride=1 shortcut": 0.1 for n in range(8, 24)}
+    assert "doubt" not in read(tmp_path, "a.json", little_model).method
 
 
 def test_microseconds_called_milliseconds(tmp_path: Path, phone: dict[str, float]) -> None:

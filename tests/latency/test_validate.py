@@ -218,7 +218,7 @@ def test_an_old_table_says_that_it_is_of_medians(tmp_path: Path, capsys: pytest.
 
 
 def test_bad_input() -> None:
-    with pytest.raises(LatencyError, match="at least 2 nets"):
+    with pytest.raises(LatencyError, match="at least 2 models"):
         evaluate([("", 1.0, 1.0)])
     for bad in (math.nan, math.inf, 0.0, -1.0):
         with pytest.raises(LatencyError, match="finite"):

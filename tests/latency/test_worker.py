@@ -23,13 +23,13 @@ from proxylessnas.arch.op_key import arch_keys
 from proxylessnas.errors import ArchError, LatencyError, MissingExtraError
 from proxylessnas.latency import worker as process
 from proxylessnas.latency.worker import Worker
-from proxylessnas.runtimes.base import NetSpec
+from proxylessnas.runtimes.base import ModelSpec
 from proxylessnas.runtimes.environment import allocator
 from proxylessnas.runtimes.settings import Settings
 
 ARCH = Arch("small", stem=8, first=8, last=32, num_classes=10, resolution=32,
             stages=(Stage(16, 2, "k3e2 - k5e3"), Stage(24, 2, "k3e4! k7e2")))  # fmt: skip
-SPEC = NetSpec("arch", str(ARCH), (3, 32, 32))
+SPEC = ModelSpec("arch", str(ARCH), (3, 32, 32))
 QUICK = {"min_runs": 5, "min_seconds": 0.0, "max_seconds": 2.0}
 POSIX = pytest.mark.skipif(os.name != "posix", reason="signals")
 
@@ -101,8 +101,8 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
             yield worker
 
 
-def custom(token: str) -> NetSpec:
-    return NetSpec("op", f"{token} in=4x8x8 out=4 stride=1", (4, 8, 8))
+def custom(token: str) -> ModelSpec:
+    return ModelSpec("op", f"{token} in=4x8x8 out=4 stride=1", (4, 8, 8))
 
 
 def is_gone(pid: int, within_s: float = 300.0) -> bool:
@@ -157,7 +157,7 @@ def test_the_state_of_the_allocator_is_found_out() -> None:
         assert states[1] == "pages kept" or states[0] == states[1] != "default"
 
 
-def test_a_net_is_timed_as_a_whole_and_in_parts(worker: Worker) -> None:
+def test_a_model_is_timed_as_a_whole_and_in_parts(worker: Worker) -> None:
     assert worker.load("net", SPEC) > 0
     found = worker.window("net", min_runs=10, min_seconds=0.1, max_seconds=5)
     assert len(found.ms) == len(found.own_ms) >= 10
@@ -172,22 +172,22 @@ def test_a_net_is_timed_as_a_whole_and_in_parts(worker: Worker) -> None:
 
 
 @pytest.mark.parametrize("key", ["k5e3 in=16x9x9 out=16 stride=1 shortcut", *map(str, arch_keys(ARCH))])
-def test_every_operation_of_a_net_can_be_timed_alone(worker: Worker, key: str) -> None:
+def test_every_operation_of_a_model_can_be_timed_alone(worker: Worker, key: str) -> None:
     channels, height, width = map(int, key.split("in=")[1].split()[0].split("x"))
-    worker.load("op", NetSpec("op", key, (channels, height, width)))
+    worker.load("op", ModelSpec("op", key, (channels, height, width)))
     assert min(worker.window("op", **QUICK).own_ms) > 0
-    with pytest.raises(LatencyError, match="only a net made from an architecture"):
+    with pytest.raises(LatencyError, match="only a model made from an architecture"):
         worker.parts("op", runs=1)
 
 
 def test_a_name_can_be_used_again_and_dropped(worker: Worker) -> None:
     worker.load("again", SPEC)
     worker.load("again", custom("noisy_op"))
-    with pytest.raises(LatencyError, match="only a net"):
+    with pytest.raises(LatencyError, match="only a model"):
         worker.parts("again", runs=1)
     worker.drop("again")
     worker.drop("never heard of")
-    with pytest.raises(LatencyError, match="no net 'again' is loaded"):
+    with pytest.raises(LatencyError, match="no model 'again' is loaded"):
         worker.window("again")
 
 
@@ -201,24 +201,24 @@ def test_what_is_printed_in_the_child_does_no_harm(worker: Worker) -> None:
 @pytest.mark.parametrize(
     ("spec", "error", "text"),
     [
-        (NetSpec("arch", "Arch(name=)", (3, 32, 32)), ArchError, "line 1, column 11"),
-        (NetSpec("arch", str(ARCH), (3, 2**15, 2**15)), LatencyError, "RuntimeError"),
-        (NetSpec("op", "k3e6", (3, 32, 32)), LatencyError, "no key of a latency table"),
-        (NetSpec("op", "unheard_of in=4x8x8 out=4 stride=1", (4, 8, 8)), LatencyError, "unknown operation"),
-        (NetSpec("op", "k3e6 in=4x8x8 out=4 stride=1", (5, 8, 8)), LatencyError, "channels"),
-        (NetSpec("module", "/no/such/file", (3, 32, 32)), LatencyError, "No such file"),
-        (NetSpec("file", "/no/such/file", (3, 32, 32)), LatencyError, "/no/such/file: no such file"),
+        (ModelSpec("arch", "Arch(name=)", (3, 32, 32)), ArchError, "line 1, column 11"),
+        (ModelSpec("arch", str(ARCH), (3, 2**15, 2**15)), LatencyError, "RuntimeError"),
+        (ModelSpec("op", "k3e6", (3, 32, 32)), LatencyError, "no key of a latency table"),
+        (ModelSpec("op", "unheard_of in=4x8x8 out=4 stride=1", (4, 8, 8)), LatencyError, "unknown operation"),
+        (ModelSpec("op", "k3e6 in=4x8x8 out=4 stride=1", (5, 8, 8)), LatencyError, "channels"),
+        (ModelSpec("module", "/no/such/file", (3, 32, 32)), LatencyError, "No such file"),
+        (ModelSpec("file", "/no/such/file", (3, 32, 32)), LatencyError, "/no/such/file: no such file"),
         (custom("hungry_op"), LatencyError, "RuntimeError"),
     ],
 )
 def test_errors_come_back_and_the_process_goes_on(
-    worker: Worker, spec: NetSpec, error: type[Exception], text: str
+    worker: Worker, spec: ModelSpec, error: type[Exception], text: str
 ) -> None:
     with pytest.raises(error, match=text) as caught:
         worker.load("bad", spec)
     assert type(caught.value) is error
     assert "\n" not in str(caught.value)
-    with pytest.raises(LatencyError, match="no net 'bad'"):
+    with pytest.raises(LatencyError, match="no model 'bad'"):
         worker.window("bad")
 
 
@@ -236,7 +236,7 @@ def ops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_child_that_hangs_is_stopped_and_said_so(
     ops: list[str], temp: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Loading runs the net once, and hangs there."""
+    """Loading runs the model once, and hangs there."""
     with Worker(Settings(), imports=ops) as worker:
         pid = worker._process.pid
         monkeypatch.setitem(process.LIMITS_S, "load", 1.5)
@@ -329,15 +329,15 @@ def test_a_library_that_is_broken_says_so_and_names_its_pip_line(
 
 MEASURES = """
 import sys
-from proxylessnas.runtimes.modules import build_net, op_module
+from proxylessnas.runtimes.modules import build_model, op_module
 from proxylessnas.latency.worker import Worker
 from proxylessnas.runtimes.settings import Settings
-from proxylessnas.runtimes.base import NetSpec
+from proxylessnas.runtimes.base import ModelSpec
 from proxylessnas.arch.published import PUBLISHED
 
 def main():
     with Worker(Settings()) as worker:
-        worker.load("net", NetSpec("arch", str(PUBLISHED["proxyless_w025_r112"]), (3, 112, 112)))
+        worker.load("net", ModelSpec("arch", str(PUBLISHED["proxyless_w025_r112"]), (3, 112, 112)))
         print(worker._process.pid, flush=True)
         worker.window("net", min_runs=10**6, min_seconds=600, max_seconds=600)
 

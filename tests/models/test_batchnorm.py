@@ -17,7 +17,7 @@ from proxylessnas.models.batchnorm import convert_sync_bn, recalibrate, revert_s
 from proxylessnas.utils.distributed import Processes
 
 ARCH = Arch("small", stem=8, first=8, last=16, stages=(Stage(8, 2, "k3e3 k3e3"),))
-SIZES = (4, 6)  # pictures of each process: not the same
+SIZES = (4, 6)  # images of each process: not the same
 
 
 def batches(count: int = 3) -> list[Tensor]:

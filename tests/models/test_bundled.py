@@ -25,17 +25,17 @@ from proxylessnas.weights.registry import get_weights
 NAME = "proxyless_cifar10_demo"
 
 
-def trained_net() -> proxylessnas.ProxylessNAS:
-    """Return a net whose BatchNorm statistics are as odd as those of a trained one."""
+def trained_model() -> proxylessnas.ProxylessNAS:
+    """Return a model whose BatchNorm statistics are as odd as those of a trained one."""
     torch.manual_seed(0)
-    net = proxylessnas.proxyless_cifar10_demo()
-    for name, value in net.state_dict().items():
+    model = proxylessnas.proxyless_cifar10_demo()
+    for name, value in model.state_dict().items():
         if name.endswith("running_var"):
             value.uniform_(1e-5, 3.0)
         elif name.endswith("running_mean"):
             value.normal_()
-    net.categories = get_weights("proxyless_cifar").categories
-    return net.eval()
+    model.categories = get_weights("proxyless_cifar").categories
+    return model.eval()
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Weights:
     monkeypatch.setattr("proxylessnas.weights.cache.ASSETS", tmp_path / "package")
     (tmp_path / "package").mkdir()
     path = tmp_path / "package" / "stand_in.safetensors"
-    proxylessnas.save_weights(trained_net().half(), path)
+    proxylessnas.save_weights(trained_model().half(), path)
     data = path.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     record = get_weights(NAME)
@@ -66,28 +66,28 @@ def test_half_precision_becomes_float32_exactly(
 ) -> None:
     """Without network (the tests have none) and without a cache."""
     monkeypatch.setenv("PROXYLESSNAS_OFFLINE", offline)
-    net = proxylessnas.create_model(NAME, weights=weights)
-    stored = trained_net().half().state_dict()
-    for name, value in net.state_dict().items():
+    model = proxylessnas.create_model(NAME, weights=weights)
+    stored = trained_model().half().state_dict()
+    for name, value in model.state_dict().items():
         if value.is_floating_point():
             assert value.dtype == torch.float32, name
             assert torch.equal(value, stored[name].float()), name
-    assert net.weights is weights
-    assert net.categories == weights.categories
-    assert net.preprocessing == weights.preprocessing
+    assert model.weights is weights
+    assert model.categories == weights.categories
+    assert model.preprocessing == weights.preprocessing
     loaded = proxylessnas.create_model(NAME)
     assert proxylessnas.load_weights(loaded, weights).missing == []
     by_path = proxylessnas.create_model(weights_path(weights))
     for other in (loaded, by_path):
-        assert all(torch.equal(v, other.state_dict()[k]) for k, v in net.state_dict().items())
+        assert all(torch.equal(v, other.state_dict()[k]) for k, v in model.state_dict().items())
 
 
 @pytest.mark.usefixtures("no_cache")
 def test_other_channels_and_classes(weights: Weights) -> None:
-    net = proxylessnas.create_model(NAME, weights=weights, in_chans=1, num_classes=3)
-    stem = trained_net().half().state_dict()["first_conv.conv.weight"].float()
-    assert torch.equal(net.state_dict()["first_conv.conv.weight"], stem.sum(1, keepdim=True))
-    assert net(torch.rand(2, 1, 32, 32)).shape == (2, 3)
+    model = proxylessnas.create_model(NAME, weights=weights, in_chans=1, num_classes=3)
+    stem = trained_model().half().state_dict()["first_conv.conv.weight"].float()
+    assert torch.equal(model.state_dict()["first_conv.conv.weight"], stem.sum(1, keepdim=True))
+    assert model(torch.rand(2, 1, 32, 32)).shape == (2, 3)
 
 
 @pytest.mark.usefixtures("no_cache")
@@ -137,26 +137,26 @@ def test_a_damaged_package_is_said_so_and_left_alone(weights: Weights, tmp_path:
     assert not (tmp_path / "to").exists()
 
 
-# --- how the net is made ---------------------------------------------------------------------------------
+# --- how the model is made ---------------------------------------------------------------------------------
 
 
-def test_a_wider_net_computes_the_same(repo: Path, tmp_path: Path) -> None:
-    net = trained_net()
-    proxylessnas.save_weights(net, tmp_path / "net.safetensors")
+def test_a_wider_model_computes_the_same(repo: Path, tmp_path: Path) -> None:
+    model = trained_model()
+    proxylessnas.save_weights(model, tmp_path / "net.safetensors")
     wide = tmp_path / "wide.txt"
     script = [sys.executable, repo / "benchmarks" / "widen_net.py", tmp_path / "net.safetensors", wide]
     script += ["--out", tmp_path / "wide.safetensors"]
-    wide.write_text(str(net.arch).replace("k3e6", "k3e8"))
+    wide.write_text(str(model.arch).replace("k3e6", "k3e8"))
     run(script, cwd=tmp_path)
     wider = proxylessnas.create_model(tmp_path / "wide.safetensors").eval()
-    pictures = torch.randn(2, 3, 32, 32)
+    images = torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
-        torch.testing.assert_close(wider(pictures), net(pictures), rtol=1e-4, atol=1e-4)
-    assert wider.categories == net.categories
-    assert str(wider.arch).count("k3e8") == str(net.arch).count("k3e6") > 0
-    for other, words in ((str(net.arch).replace("k3e6", "k3e3"), "is narrower"),
-                         (str(net.arch).replace("last=640", "last=700"), "only expansion ratios"),
-                         (str(net.arch).replace("k3e6 ", "", 1), "other blocks")):  # fmt: skip
+        torch.testing.assert_close(wider(images), model(images), rtol=1e-4, atol=1e-4)
+    assert wider.categories == model.categories
+    assert str(wider.arch).count("k3e8") == str(model.arch).count("k3e6") > 0
+    for other, words in ((str(model.arch).replace("k3e6", "k3e3"), "is narrower"),
+                         (str(model.arch).replace("last=640", "last=700"), "only expansion ratios"),
+                         (str(model.arch).replace("k3e6 ", "", 1), "other blocks")):  # fmt: skip
         wide.write_text(other)
         done = subprocess.run(script, capture_output=True, text=True, check=False)
         assert done.returncode == 1
@@ -170,10 +170,10 @@ def test_a_wider_net_computes_the_same(repo: Path, tmp_path: Path) -> None:
         ("whitened_teacher.py", "--widths 8 16 16 --epochs 5 --batch-size 100 --part 50", 30),
     ],
 )
-def test_a_net_of_plain_convolutions_is_trained_and_teaches(
+def test_a_model_of_plain_convolutions_is_trained_and_teaches(
     repo: Path, tmp_path: Path, name: str, options: str, least: int
 ) -> None:
-    """The script in small, on digits; a net then learns from the program it writes."""
+    """The script in small, on digits; a model then learns from the program it writes."""
     from proxylessnas.train import Settings, open_data, read_recipe, train
 
     words = ["digits", "--test", "digits", *options.split(), "--threads", "1", "--out", str(tmp_path)]
@@ -187,29 +187,29 @@ def test_a_net_of_plain_convolutions_is_trained_and_teaches(
     assert train(NAME, data, recipe, out=out, teacher=tmp_path / "teacher.pt2").finished
 
 
-# --- how a trained net gets into the package ------------------------------------------------------------
+# --- how a trained model gets into the package ------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def shipped(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a copy of the repository into which the net of a (made-up) run was put."""
+    """Return a copy of the repository into which the model of a (made-up) run was put."""
     from PIL import Image
 
     folder = tmp_path_factory.mktemp("shipped")
     copy = Path(shutil.copytree(tree, folder / "proxylessnas-main"))
     finished, test = folder / "run", folder / "test"
     finished.mkdir()
-    net = trained_net()
-    net.preprocessing = dataclasses.replace(get_weights(NAME).preprocessing, mean=(0.5, 0.25, 0.125))
-    proxylessnas.save_weights(net, finished / "model.safetensors")
+    model = trained_model()
+    model.preprocessing = dataclasses.replace(get_weights(NAME).preprocessing, mean=(0.5, 0.25, 0.125))
+    proxylessnas.save_weights(model, finished / "model.safetensors")
     (finished / "recipe.toml").write_text("epochs = 2\nseed = 7\n")
     (finished / "epochs.csv").write_text("epoch,step\n1,10\n2,20\n")
     (finished / "result.json").write_text(json.dumps({"finished": True, "seconds": 90.0}))
     (finished / "log.jsonl").write_text('{"time": "2026-01-31T12:00:00+00:00", "event": "done"}\n')
-    for name in net.categories:
+    for name in model.categories:
         (test / name).mkdir(parents=True)
-        picture = Image.fromarray(torch.randint(0, 256, (32, 32, 3), dtype=torch.uint8).numpy())
-        picture.save(test / name / "0.png")
+        image = Image.fromarray(torch.randint(0, 256, (32, 32, 3), dtype=torch.uint8).numpy())
+        image.save(test / name / "0.png")
     bundle(copy)
     return copy
 
@@ -231,7 +231,7 @@ def test_the_manifest_says_what_was_measured(shipped: Path, repo: Path) -> None:
     assert entry["mean"] == [0.5, 0.25, 0.125]
     assert (entry["params"], entry["macs"]) == (get_weights(NAME).params, get_weights(NAME).macs)
     assert entry["metrics"]["status"] == "measured"
-    assert entry["metrics"]["top1"] % 10 == 0, "ten pictures"
+    assert entry["metrics"]["top1"] % 10 == 0, "ten images"
     assert entry["training"] == {
         "command": "proxylessnas train x",
         "recipe": f"benchmarks/training/{NAME}.toml",
@@ -280,11 +280,11 @@ def test_a_run_that_went_on_keeps_the_record_of_the_one_before(shipped: Path, tm
 USE = """
 import json, torch
 import proxylessnas
-net = proxylessnas.proxyless_cifar10_demo(pretrained=True).eval()
+model = proxylessnas.proxyless_cifar10_demo(pretrained=True).eval()
 hub = torch.hub.load({repo!r}, "proxyless_cifar10_demo", source="local", pretrained=True)
-assert all(torch.equal(v, hub.state_dict()[k]) for k, v in net.state_dict().items())
+assert all(torch.equal(v, hub.state_dict()[k]) for k, v in model.state_dict().items())
 assert proxylessnas.get_weights("proxyless_cifar10_demo").metrics["status"] == "measured"
-found = net.predict({photo!r}, top=10)
+found = model.predict({photo!r}, top=10)
 print(json.dumps([found[0].name, sum(p.probability for p in found)]))
 from proxylessnas.cli import main
 for words in (["list"], ["info", "proxyless_cifar10_demo"], ["verify", "proxyless_cifar10_demo"],
@@ -346,15 +346,15 @@ def real() -> Weights:
 
 
 @pytest.mark.usefixtures("no_cache")
-def test_the_real_net_is_here_small_and_good(real: Weights) -> None:
+def test_the_real_model_is_here_small_and_good(real: Weights) -> None:
     assert os.path.getsize(real.verify()) < 2_000_000
     assert real.metrics["status"] == "measured"
     assert real.training is not None
-    net = proxylessnas.create_model(NAME, pretrained=True)
-    assert {t.dtype for t in net.state_dict().values()} == {torch.float32, torch.int64}
+    model = proxylessnas.create_model(NAME, pretrained=True)
+    assert {t.dtype for t in model.state_dict().values()} == {torch.float32, torch.int64}
 
 
-def test_info_says_how_every_step_of_the_real_net_was_made(
+def test_info_says_how_every_step_of_the_real_model_was_made(
     real: Weights, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from proxylessnas import cli
@@ -372,41 +372,41 @@ def test_info_says_how_every_step_of_the_real_net_was_made(
     assert len(steps) == 4, "three trainings"
 
 
-def test_the_real_net_reaches_its_target(real: Weights) -> None:
-    """91 % of the CIFAR-10 test pictures; the figure is measured when a net is put into the package."""
+def test_the_real_model_reaches_its_target(real: Weights) -> None:
+    """91 % of the CIFAR-10 test images; the figure is measured when a model is put into the package."""
     assert real.metrics["top1"] >= 91
 
 
 @pytest.mark.slow
-def test_the_figures_of_the_real_net_are_measured_again(real: Weights) -> None:
-    """With the test pictures, where somebody has them: CIFAR10_TEST_FOLDER names the folder."""
+def test_the_figures_of_the_real_model_are_measured_again(real: Weights) -> None:
+    """With the test images, where somebody has them: CIFAR10_TEST_FOLDER names the folder."""
     folder = os.environ.get("CIFAR10_TEST_FOLDER")
     if not folder:
-        pytest.skip("CIFAR10_TEST_FOLDER names no folder of test pictures")
+        pytest.skip("CIFAR10_TEST_FOLDER names no folder of test images")
     from proxylessnas.data.folders import labelled_images
     from proxylessnas.train.evaluate import evaluate
 
-    net = proxylessnas.create_model(NAME, pretrained=True)
-    pictures = labelled_images(folder, 10, names=net.categories)
-    assert net.preprocessing is not None
-    found = evaluate(net, pictures.samples, net.preprocessing.build(), batch_size=100)
+    model = proxylessnas.create_model(NAME, pretrained=True)
+    images = labelled_images(folder, 10, names=model.categories)
+    assert model.preprocessing is not None
+    found = evaluate(model, images.samples, model.preprocessing.build(), batch_size=100)
     assert found.n == 10_000
     assert round(found.top1, 2) == pytest.approx(real.metrics["top1"], abs=0.02)
 
 
 def photos_right(repo: Path) -> list[bool]:
-    net = proxylessnas.proxyless_cifar10_demo(pretrained=True)
+    model = proxylessnas.proxyless_cifar10_demo(pretrained=True)
     photos = sorted((repo / "examples" / "photos" / "cifar10").glob("*.jpg"))
-    return [photo.stem.split("_")[0] == net.predict(photo, top=1)[0].name for photo in photos]
+    return [photo.stem.split("_")[0] == model.predict(photo, top=1)[0].name for photo in photos]
 
 
 @pytest.mark.usefixtures("no_cache")
-def test_the_real_net_names_most_photos(repo: Path) -> None:
+def test_the_real_model_names_most_photos(repo: Path) -> None:
     right = photos_right(repo)
     assert sum(right) > len(right) / 2
 
 
 @pytest.mark.usefixtures("no_cache")
-def test_the_real_net_names_all_photos_but_one(repo: Path) -> None:
+def test_the_real_model_names_all_photos_but_one(repo: Path) -> None:
     right = photos_right(repo)
     assert sum(right) >= len(right) - 1

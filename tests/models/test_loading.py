@@ -1,4 +1,4 @@
-"""Weights into nets: names, files, transfer to other heads and stems; all or nothing."""
+"""Weights into models: names, files, transfer to other heads and stems; all or nothing."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.models.test_models import SMALL, SMALL_TREE
 
 
 @pytest.fixture
-def net():
+def donor():
     torch.manual_seed(3)
     model = create_model(SMALL)
     model(torch.randn(8, 3, 32, 32))  # moves the BatchNorm statistics off their start
@@ -38,10 +38,10 @@ def net():
 
 
 @pytest.fixture
-def checkpoint(net, tmp_path):
+def checkpoint(donor, tmp_path):
     """An original-format checkpoint."""
     path = tmp_path / "net.pth"
-    torch.save({"state_dict": net.state_dict()}, path)
+    torch.save({"state_dict": donor.state_dict()}, path)
     return path
 
 
@@ -50,18 +50,18 @@ def same_tensors(model, other, skip=()):
     return {k for k in a if k not in skip and not torch.equal(a[k], b[k])}
 
 
-def test_an_original_checkpoint_loads_exactly(net, checkpoint):
+def test_an_original_checkpoint_loads_exactly(donor, checkpoint):
     model = create_model(SMALL, weights=checkpoint)
-    assert same_tensors(model, net) == set()
+    assert same_tensors(model, donor) == set()
     assert all(p.requires_grad and not p.is_meta for p in model.parameters())
     assert not any(b.is_meta for b in model.buffers())
     assert model.training
     x = torch.randn(2, 3, 32, 32)
-    assert torch.equal(model.eval()(x), net(x))
+    assert torch.equal(model.eval()(x), donor(x))
     fresh = create_model(SMALL)
     report = load_weights(fresh, checkpoint)
     assert (report.missing, report.unexpected, report.adapted) == ([], [], {})
-    assert same_tensors(fresh, net) == set()
+    assert same_tensors(fresh, donor) == set()
     assert fresh.load_state_dict(torch.load(checkpoint, weights_only=True)["state_dict"], strict=True)
 
 
@@ -76,12 +76,12 @@ def test_no_socket_for_a_local_file(checkpoint, monkeypatch):
 
 
 @pytest.mark.parametrize("classes", [7, 0])
-def test_transfer_to_another_head(net, checkpoint, classes, caplog):
+def test_transfer_to_another_head(donor, checkpoint, classes, caplog):
     with caplog.at_level(logging.WARNING, "proxylessnas"):
         model = create_model(SMALL, weights=checkpoint, num_classes=classes)
     head = {k for k in model.state_dict() if k.startswith("classifier")}
-    assert {k: v for k, v in model.state_dict().items() if k not in head}.keys() <= net.state_dict().keys()
-    assert all(torch.equal(v, net.state_dict()[k]) for k, v in model.state_dict().items() if k not in head)
+    assert {k: v for k, v in model.state_dict().items() if k not in head}.keys() <= donor.state_dict().keys()
+    assert all(torch.equal(v, donor.state_dict()[k]) for k, v in model.state_dict().items() if k not in head)
     assert model(torch.randn(2, 3, 32, 32)).shape == (2, classes or SMALL.last)
     assert all(not p.is_meta for p in model.parameters())
     warned = [r.getMessage() for r in caplog.records]
@@ -94,7 +94,7 @@ def test_transfer_to_another_head(net, checkpoint, classes, caplog):
         assert warned == []
 
 
-def test_the_number_of_classes_comes_from_the_file(net, tmp_path):
+def test_the_number_of_classes_comes_from_the_file(donor, tmp_path):
     tuned = create_model(SMALL, num_classes=3)
     torch.save(tuned.state_dict(), tmp_path / "tuned.pth")
     assert create_model(SMALL, weights=tmp_path / "tuned.pth").num_classes == 3
@@ -121,14 +121,14 @@ def test_the_stem_is_adapted(arch, in_chans, tmp_path, caplog):
         torch.testing.assert_close(stem[:, 0], old[:, 0] * 3 / in_chans)
 
 
-def test_a_misfit_is_an_error_and_changes_nothing(net, tmp_path):
+def test_a_misfit_is_an_error_and_changes_nothing(donor, tmp_path):
     other = Arch("other", stem=8, first=8, last=24, num_classes=5, stages=SMALL.stages[:1])
     torch.save(create_model(other).state_dict(), tmp_path / "other.pth")
-    before = copy.deepcopy(net)
+    before = copy.deepcopy(donor)
     for strict in (True, False):
         with pytest.raises(WeightsMismatchError, match=r"other\.pth do not fit small") as caught:
-            load_weights(net, tmp_path / "other.pth", strict=strict)
-        assert same_tensors(net, before) == set()
+            load_weights(donor, tmp_path / "other.pth", strict=strict)
+        assert same_tensors(donor, before) == set()
     misfit = "feature_mix_layer.conv.weight"
     assert caught.value.shapes == {misfit: ((24, 8, 1, 1), (24, 16, 1, 1))}
     assert f"1 of another shape ({misfit} [24, 8, 1, 1], not [24, 16, 1, 1])" in str(caught.value)
@@ -136,34 +136,34 @@ def test_a_misfit_is_an_error_and_changes_nothing(net, tmp_path):
     with pytest.raises(WeightsMismatchError):
         create_model(SMALL, weights=tmp_path / "other.pth")
     with pytest.raises(WeightsMismatchError, match="no tensor of the weights"):
-        load_weights(net, {"a": torch.zeros(1)}, strict=False)
+        load_weights(donor, {"a": torch.zeros(1)}, strict=False)
 
 
-def test_missing_and_unexpected_tensors(net):
+def test_missing_and_unexpected_tensors(donor):
     state = {k: v.clone() for k, v in create_model(SMALL).state_dict().items()}
     del state["first_conv.bn.weight"]
     state["stray"] = torch.zeros(2)
     with pytest.raises(
         WeightsMismatchError, match=r"1 missing \(first_conv\.bn\.weight\), 1 unexpected \(stray\)"
     ):
-        load_weights(net, state)
-    old = net.state_dict()["first_conv.bn.weight"].clone()
-    report = load_weights(net, state, strict=False)
+        load_weights(donor, state)
+    old = donor.state_dict()["first_conv.bn.weight"].clone()
+    report = load_weights(donor, state, strict=False)
     assert (report.missing, report.unexpected) == (["first_conv.bn.weight"], ["stray"])
-    assert torch.equal(net.state_dict()["first_conv.bn.weight"], old)
-    assert torch.equal(net.state_dict()["first_conv.bn.bias"], state["first_conv.bn.bias"])
+    assert torch.equal(donor.state_dict()["first_conv.bn.weight"], old)
+    assert torch.equal(donor.state_dict()["first_conv.bn.bias"], state["first_conv.bn.bias"])
 
 
-def test_weights_older_than_batch_counters_load(net):
-    state = {k: v for k, v in net.state_dict().items() if not k.endswith("num_batches_tracked")}
+def test_weights_older_than_batch_counters_load(donor):
+    state = {k: v for k, v in donor.state_dict().items() if not k.endswith("num_batches_tracked")}
     model = create_model(SMALL)
     load_weights(model, state)
     assert model.first_conv.bn.num_batches_tracked == 0
 
 
-def test_half_precision_weights_become_the_default_type(net, tmp_path):
+def test_half_precision_weights_become_the_default_type(donor, tmp_path):
     torch.save(
-        {k: v.half() if v.is_floating_point() else v for k, v in net.state_dict().items()},
+        {k: v.half() if v.is_floating_point() else v for k, v in donor.state_dict().items()},
         tmp_path / "half.pth",
     )
     model = create_model(SMALL, weights=tmp_path / "half.pth")
@@ -189,7 +189,7 @@ def test_one_file_holds_architecture_weights_and_preprocessing(arch, tmp_path):
     embedding = create_model(arch, num_classes=0)
     assert create_model(save_weights(embedding, tmp_path / "e.safetensors")).num_classes == 0
     tuned = create_model(tmp_path / "e.safetensors", num_classes=3)
-    assert tuned.num_classes == 3, "a net without a classifier gets one"
+    assert tuned.num_classes == 3, "a model without a classifier gets one"
     assert not tuned.classifier.linear.weight.is_meta
     headless = {k: v for k, v in model.state_dict().items() if not k.startswith("classifier")}
     with pytest.raises(WeightsMismatchError, match=r"missing \(classifier\.linear"):
@@ -235,7 +235,7 @@ def test_clear_errors(tmp_path, monkeypatch):
         create_model("proxyless_cpu", pretrained=True)
 
 
-def test_preprocessing_is_known_for_zoo_nets_and_not_guessed_for_others():
+def test_preprocessing_is_known_for_zoo_models_and_not_guessed_for_others():
     assert (
         create_model("proxyless_w025_r112").preprocessing == get_weights("proxyless_w025_r112").preprocessing
     )
@@ -245,7 +245,7 @@ def test_preprocessing_is_known_for_zoo_nets_and_not_guessed_for_others():
 
 
 def test_real_weights_by_path_by_cache_and_by_copy(shared_data, tmp_path, monkeypatch):
-    """The tiny net's real file: through a path, as the cached original, and as its safetensors copy."""
+    """The tiny model's real file: through a path, as the cached original, and as its safetensors copy."""
     import shutil
 
     from proxylessnas.weights import cache
@@ -267,7 +267,7 @@ def test_real_weights_by_path_by_cache_and_by_copy(shared_data, tmp_path, monkey
     assert same_tensors(seven, by_path, skip) == set()
 
 
-def test_what_belongs_to_a_net_survives_its_file(tmp_path):
+def test_what_belongs_to_a_model_survives_its_file(tmp_path):
     model = create_model(SMALL, global_pool="avgmax").eval()
     model.categories = ("a", "b", "c", "d", "e")
     path = save_weights(model, tmp_path / "net.safetensors")
@@ -303,10 +303,10 @@ def test_what_save_weights_refuses(tmp_path):
 @pytest.mark.parametrize(
     "entry", [{"categories": "7"}, {"num_classes": "many"}, {"preprocessing": "{}"}, {"wnids": "["}]
 )
-def test_a_malformed_header_is_refused(entry, net, tmp_path):
+def test_a_malformed_header_is_refused(entry, donor, tmp_path):
     from proxylessnas.utils.tensor_files import write_safetensors
 
-    write_safetensors(net.state_dict(), tmp_path / "net.safetensors", {"arch": str(SMALL), **entry})
+    write_safetensors(donor.state_dict(), tmp_path / "net.safetensors", {"arch": str(SMALL), **entry})
     with pytest.raises(WeightsCorruptError, match=r"net\.safetensors: the header is malformed"):
         create_model(tmp_path / "net.safetensors")
 
@@ -314,10 +314,10 @@ def test_a_malformed_header_is_refused(entry, net, tmp_path):
 @pytest.mark.parametrize(
     "wrap", [lambda s: {"state_dict": s}, lambda s: {f"module.{k}": v for k, v in s.items()}]
 )
-def test_given_tensors_are_unwrapped_like_a_file(wrap, net):
+def test_given_tensors_are_unwrapped_like_a_file(wrap, donor):
     model = create_model(SMALL)
-    load_weights(model, wrap(net.state_dict()))
-    assert same_tensors(model, net) == set()
+    load_weights(model, wrap(donor.state_dict()))
+    assert same_tensors(model, donor) == set()
 
 
 def test_pretrained_is_a_switch():
@@ -353,24 +353,24 @@ def test_real_names_come_with_real_weights(shared_data, tmp_path):
         lambda s: s.update({"first_conv.conv.weight": torch.zeros(8, 3, 3, 3, dtype=torch.int32)}),
     ],
 )
-def test_a_damaged_head_or_odd_tensor_is_an_error(spoil, net, tmp_path):
+def test_a_damaged_head_or_odd_tensor_is_an_error(spoil, donor, tmp_path):
     """A classifier is replaced only if it is a whole one for another number of classes."""
-    state = {k: v.clone() for k, v in net.state_dict().items()}
+    state = {k: v.clone() for k, v in donor.state_dict().items()}
     spoil(state)
     torch.save(state, tmp_path / "w.pth")
-    before = copy.deepcopy(net)
+    before = copy.deepcopy(donor)
     with pytest.raises(WeightsMismatchError):
         create_model(SMALL, weights=tmp_path / "w.pth")
     with pytest.raises(WeightsMismatchError):
-        load_weights(net, tmp_path / "w.pth")
-    assert same_tensors(net, before) == set()
+        load_weights(donor, tmp_path / "w.pth")
+    assert same_tensors(donor, before) == set()
 
 
 @pytest.mark.parametrize(
     "kind", [lambda v: v.to("meta"), lambda v: v.to(torch.complex64), lambda v: v.to_sparse()]
 )
-def test_tensors_of_no_use_are_refused_before_anything_changes(kind, net):
-    state = dict(net.state_dict())
+def test_tensors_of_no_use_are_refused_before_anything_changes(kind, donor):
+    state = dict(donor.state_dict())
     state["classifier.linear.bias"] = kind(state["classifier.linear.bias"])
     fresh = create_model(SMALL)
     before = copy.deepcopy(fresh)
@@ -378,13 +378,13 @@ def test_tensors_of_no_use_are_refused_before_anything_changes(kind, net):
         load_weights(fresh, state)
     assert same_tensors(fresh, before) == set()
     with pytest.raises(TypeError, match="meta"):
-        load_weights(create_model(SMALL).to("meta"), net.state_dict())
+        load_weights(create_model(SMALL).to("meta"), donor.state_dict())
     with pytest.raises(TypeError, match="Linear"):
-        load_weights(torch.nn.Linear(2, 2), net.state_dict())
+        load_weights(torch.nn.Linear(2, 2), donor.state_dict())
 
 
-def test_parameters_own_their_memory(net, tmp_path):
-    state = {k: v.clone() for k, v in net.state_dict().items()}
+def test_parameters_own_their_memory(donor, tmp_path):
+    state = {k: v.clone() for k, v in donor.state_dict().items()}
     state["feature_mix_layer.bn.weight"] = torch.ones(1).expand(24)
     state["feature_mix_layer.bn.bias"] = state["feature_mix_layer.bn.running_mean"]
     torch.save(state, tmp_path / "w.pth")
@@ -395,7 +395,7 @@ def test_parameters_own_their_memory(net, tmp_path):
         model.feature_mix_layer.bn.weight.add_(torch.arange(24.0))
 
 
-def test_a_file_called_like_a_net_changes_nothing(tmp_path, monkeypatch):
+def test_a_file_called_like_a_model_changes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "proxyless_w025_r112").write_text(str(SMALL))
     (tmp_path / "mine").write_text(str(SMALL))
@@ -403,8 +403,8 @@ def test_a_file_called_like_a_net_changes_nothing(tmp_path, monkeypatch):
     assert create_model("mine").arch == SMALL
 
 
-def test_nets_made_under_inference_mode_can_be_trained(net, tmp_path):
-    torch.save(net.state_dict(), tmp_path / "w.pth")
+def test_models_made_under_inference_mode_can_be_trained(donor, tmp_path):
+    torch.save(donor.state_dict(), tmp_path / "w.pth")
     with torch.inference_mode():
         models = [
             create_model(SMALL),

@@ -1,4 +1,4 @@
-"""The nets: exact sizes, the original names, equality with an independent interpreter, and the backbone
+"""The models: exact sizes, the original names, equality with an independent interpreter, and the backbone
 interface."""
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ import copy
 
 import pytest
 import torch
-from reference_net import run
+from reference_model import run
 from torch import nn
 
 import proxylessnas
@@ -72,7 +72,7 @@ def test_equals_the_interpreted_description(name):
 
 
 @pytest.mark.parametrize("arch", [SMALL_TREE, PUBLISHED["proxyless_cifar"]], ids=["small", "published"])
-def test_tree_net_equals_the_interpreted_description(arch):
+def test_tree_model_equals_the_interpreted_description(arch):
     model = randomise(create_model(arch)).double()
     x = torch.randn(2, 3, 32, 32, dtype=torch.double)
     with torch.inference_mode():
@@ -286,7 +286,7 @@ def test_freeze_bn_survives_train():
 
 
 @pytest.mark.parametrize("kind", BUILD)
-def test_the_nets_copy_and_pickle(kind):
+def test_the_models_copy_and_pickle(kind):
     import pickle
 
     model = create_model(BUILD[kind]).eval()
@@ -349,7 +349,7 @@ def test_a_registered_operation_loads_weights_and_must_be_a_module(tmp_path):
         create_model(Arch("toy", stem=8, first=8, last=16, stages=(Stage(8, 2, "toy_number"),)))
 
 
-def test_profile_neither_runs_nor_changes_the_net():
+def test_profile_neither_runs_nor_changes_the_model():
     model = create_model(SMALL).train()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     calls: list[int] = []
@@ -387,6 +387,6 @@ def test_list_models():
     assert set(proxylessnas.list_models(pretrained=True)) == set(MODEL_NAMES)
 
 
-def test_cifar_builder_returns_the_tree_net():
+def test_cifar_builder_returns_the_tree_model():
     assert isinstance(proxylessnas.proxyless_cifar(num_classes=3), PyramidTreeNet)
     assert proxylessnas.proxyless_mobile14().arch == PUBLISHED["proxyless_mobile_14"]

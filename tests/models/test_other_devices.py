@@ -28,7 +28,7 @@ from proxylessnas.search import SearchRecipe
 from proxylessnas.search.arch_optimizers import MODES
 from proxylessnas.search.objective import expected_cost
 from proxylessnas.search.searcher import Searcher
-from proxylessnas.search.setup import Job
+from proxylessnas.search.setup import SearchSetup
 from proxylessnas.search.supernet import SuperNet
 from proxylessnas.train import Recipe, Settings
 from proxylessnas.train.augment import BatchAugment, Draws, Mixing
@@ -81,21 +81,21 @@ def values_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 def test_training_steps(tmp_path: Path, optimizer: str, change: dict[str, float]) -> None:
     trainer = trainer_of(tmp_path, BUSY.replace(optimizer=optimizer, **change))
     trainer._enter_phase(0)
-    trainer.net.train()
+    trainer.model.train()
     losses = list(steps_of(trainer))
     assert [loss.device for loss in losses] == [META] * 3
-    state = [*trainer.net.state_dict().values(), *values_of(trainer.optimizer)]
+    state = [*trainer.model.state_dict().values(), *values_of(trainer.optimizer)]
     assert trainer.average is not None
     state += trainer.average.state_dict().values()
     assert {tensor.device for tensor in state} == {META}
     assert values_of(trainer.optimizer)
     for loss in losses:
         trainer.losses.add(loss)
-    with trainer.average.applied(trainer.net):
-        metrics = accuracy_on(trainer.net, trainer.val_loader, trainer.processes)
+    with trainer.average.applied(trainer.model):
+        metrics = accuracy_on(trainer.model, trainer.val_loader, trainer.processes)
     assert {tensor.device for tensor in metrics.tensors()} == {META}
     inputs = (batch.inputs for batch in trainer.loader.epoch(1, mix=False))
-    assert recalibrate(trainer.net, inputs, 2) == 2
+    assert recalibrate(trainer.model, inputs, 2) == 2
     trainer.release()
 
 
@@ -118,7 +118,7 @@ def test_a_step_with_a_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_evaluation_reads_once_at_its_end() -> None:
-    net, given = create_model(TINY), []
+    model, given = create_model(TINY), []
 
     def batches() -> Iterator[tuple[Tensor, Tensor, list[str]]]:
         for _ in range(3):
@@ -126,21 +126,21 @@ def test_evaluation_reads_once_at_its_end() -> None:
             yield torch.zeros(4, 3, 8, 8), torch.zeros(4, dtype=torch.long), []
 
     with pytest.raises(RuntimeError, match="meta"):
-        evaluate_batches(net, batches(), device="meta")
+        evaluate_batches(model, batches(), device="meta")
     assert len(given) == 3
 
 
 def searcher_of(folder: Path, recipe: SearchRecipe) -> Searcher:
     data = noise_folder(folder / "data")
-    job = Job(TINY_SPACE, str(data), recipe, None, False, None)
+    job = SearchSetup(TINY_SPACE, str(data), recipe, None, False, None)
     settings = Settings(folder / "run", device="meta", workers=0, console=False)
     return job.searcher(settings, Processes(0, 1, META))
 
 
 def weight_steps(searcher: Searcher) -> None:
-    searcher.net.train()
+    searcher.model.train()
     for number, batch in zip(range(3), searcher.loader.epoch(0), strict=False):
-        searcher.net.set_path(searcher.net.alphas.sample(searcher.path_generator))
+        searcher.model.set_path(searcher.model.alphas.sample(searcher.path_generator))
         assert searcher.weight_step(batch, number, 0.5).device == META
     assert values_of(searcher.optimizer)
     assert {value.device for value in values_of(searcher.optimizer)} == {META}
@@ -150,7 +150,7 @@ def weight_steps(searcher: Searcher) -> None:
 def test_steps_of_a_search_by_gradient(tmp_path: Path, mode: str) -> None:
     searcher = searcher_of(tmp_path, SHORT.replace(arch_mode=mode))
     weight_steps(searcher)
-    step, alphas = searcher.arch_step, searcher.net.alphas
+    step, alphas = searcher.arch_step, searcher.model.alphas
     assert step is not None
     inputs, targets = searcher.arch_loader.batch(0)
     pairs = alphas.sample_pairs(searcher.arch_generator)
@@ -158,7 +158,7 @@ def test_steps_of_a_search_by_gradient(tmp_path: Path, mode: str) -> None:
     path = pairs.indices[:, 0].tolist()
     if mode != "two":
         path, wanted = alphas.sample(searcher.arch_generator), [list(range(len(alphas.mask[0])))] * len(path)
-    searcher.net.set_path(path)
+    searcher.model.set_path(path)
     found = step.gate_gradient(inputs, targets, wanted)
     assert found.device == META
     assert found.shape == (alphas.mask.numel() + 1,)
@@ -168,12 +168,12 @@ def test_steps_of_a_search_by_gradient(tmp_path: Path, mode: str) -> None:
 def test_steps_of_a_search_by_reinforce(tmp_path: Path) -> None:
     searcher = searcher_of(tmp_path, SHORT.replace(algorithm="reinforce"))
     weight_steps(searcher)
-    paths = [searcher.net.alphas.sample(searcher.arch_generator) for _ in range(3)]
+    paths = [searcher.model.alphas.sample(searcher.arch_generator) for _ in range(3)]
     assert searcher.reinforce is not None
     found = searcher.reinforce.right(paths, *searcher.arch_loader.batch(0))
     assert (found.device, found.shape) == (META, (4,))
-    child = searcher.net.child(paths[0])
-    assert recalibrate(child, searcher.judging.calibration(), 2) == 2
+    child = searcher.model.child(paths[0])
+    assert recalibrate(child, searcher.evaluator.calibration(), 2) == 2
     metrics = accuracy_on(child, searcher.judge_loader, searcher.processes)
     assert {tensor.device for tensor in metrics.tensors()} == {META}
     searcher.release()
@@ -191,53 +191,53 @@ def test_expected_costs() -> None:
     assert expected_cost(probs, costs, fixed_ms).device == META
 
 
-def on_cuda(net: nn.Module) -> Callable[..., Tensor]:
-    """Return a net with tensors of a played GPU in the place of its own."""
+def on_cuda(model: nn.Module) -> Callable[..., Tensor]:
+    """Return a model with tensors of a played GPU in the place of its own."""
     tensors = {}
-    for name, own in [*net.named_parameters(), *net.named_buffers()]:
+    for name, own in [*model.named_parameters(), *model.named_buffers()]:
         layout = torch.channels_last if own.dim() == 4 else torch.contiguous_format
         tensors[name] = torch.empty(own.shape, dtype=own.dtype, device="cuda", memory_format=layout)
-    return lambda x: torch.func.functional_call(net, tensors, (x,))
+    return lambda x: torch.func.functional_call(model, tensors, (x,))
 
 
-def pictures(channels: int = 3, size: int = 32) -> Tensor:
+def images(channels: int = 3, size: int = 32) -> Tensor:
     x = torch.zeros(2, channels, size, size, device="cuda")
     return x.contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("name", ["proxyless_mobile", "proxyless_cifar10_demo", "proxyless_cifar"])
-@pytest.mark.parametrize("change", [lambda net: net, fold_batchnorm], ids=["as it is", "folded"])
-def test_nets_play_cuda(name: str, change: Callable[[nn.Module], nn.Module]) -> None:
-    net = change(create_model(name).eval())
+@pytest.mark.parametrize("change", [lambda model: model, fold_batchnorm], ids=["as it is", "folded"])
+def test_models_play_cuda(name: str, change: Callable[[nn.Module], nn.Module]) -> None:
+    model = change(create_model(name).eval())
     with FakeTensorMode(), torch.inference_mode():
-        logits = on_cuda(net)(pictures())
+        logits = on_cuda(model)(images())
         metrics = Metrics(logits.shape[1], device=logits.device)
         metrics.add(logits, torch.zeros(2, dtype=torch.long, device="cuda"))
         assert {t.device.type for t in [logits, *metrics.tensors()]} == {"cuda"}
 
 
 def test_training_plays_cuda() -> None:
-    net = create_model(TINY, drop_path_rate=0.2).train()
+    model = create_model(TINY, drop_path_rate=0.2).train()
     with FakeTensorMode():
-        assert on_cuda(net)(pictures(size=8)).device.type == "cuda"
+        assert on_cuda(model)(images(size=8)).device.type == "cuda"
 
 
 def test_a_supernet_plays_cuda() -> None:
-    net = SuperNet(TINY_SPACE).train()
+    model = SuperNet(TINY_SPACE).train()
     for column in range(4):
-        net.set_path([column] * len(net.choices))
-        with FakeTensorMode(), net.statistics_kept():
-            x = pictures(TINY_SPACE.in_channels, 8)
-            gates = torch.zeros(len(net.choices), 5, device="cuda")
-            with net.gated(gates, [range(4)] * len(net.choices), store=True):
-                assert on_cuda(net)(x).device.type == "cuda"
+        model.set_path([column] * len(model.choices))
+        with FakeTensorMode(), model.statistics_kept():
+            x = images(TINY_SPACE.in_channels, 8)
+            gates = torch.zeros(len(model.choices), 5, device="cuda")
+            with model.gated(gates, [range(4)] * len(model.choices), store=True):
+                assert on_cuda(model)(x).device.type == "cuda"
 
 
 def test_operations_that_are_timed_play_cuda() -> None:
     for key in arch_keys(TINY):
         module = op_module(str(key)).eval()
         with FakeTensorMode(), torch.inference_mode():
-            assert on_cuda(module)(pictures(key.in_channels, key.size)).device.type == "cuda"
+            assert on_cuda(module)(images(key.in_channels, key.size)).device.type == "cuda"
 
 
 def test_augmentation_plays_cuda() -> None:

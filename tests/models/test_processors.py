@@ -53,10 +53,10 @@ from proxylessnas import Arch, Stage, create_model
 
 torch.set_num_threads(1)
 arch = Arch("x", stem=4, first=0, last=16, stem_stride=1, stages=(Stage(8, 2, "test_narrow"),), num_classes=3)
-net = create_model(arch).to(memory_format=torch.channels_last).train()
+model = create_model(arch).to(memory_format=torch.channels_last).train()
 for _ in range(20):
     x = torch.randn(20, 3, 16, 16).contiguous(memory_format=torch.channels_last)
-    net(x).sum().backward()
+    model(x).sum().backward()
 """
 CHECKED = {"LD_PRELOAD": "libc_malloc_debug.so.0", "GLIBC_TUNABLES": "glibc.malloc.check=3"}
 
@@ -77,5 +77,5 @@ def test_wide_and_unstrided_operations_are_left_alone() -> None:
     for channels, stride in ((8, 2), (4, 1)):
         op = registered_op("test_narrow", channels, 8, stride)
         assert not any(module._forward_pre_hooks for module in op.modules())
-    net = create_model(Arch("x", stem=8, first=8, last=8, stages=(Stage(8, 2, "k3e3"),), num_classes=2))
-    assert not any(module._forward_pre_hooks for module in net.modules())
+    model = create_model(Arch("x", stem=8, first=8, last=8, stages=(Stage(8, 2, "k3e3"),), num_classes=2))
+    assert not any(module._forward_pre_hooks for module in model.modules())

@@ -1,4 +1,4 @@
-"""Every net passes torch.compile, torch.export (strict) and torch.jit.trace."""
+"""Every model passes torch.compile, torch.export (strict) and torch.jit.trace."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from proxylessnas import create_model
 from proxylessnas.arch.published import MODEL_NAMES
 from tests.models.test_models import SMALL_TREE, randomise
 
-# The published tree net has 911 convolutions: the same code with 4 of its 54 cells is traced in the quick
+# The published tree model has 911 convolutions: the same code with 4 of its 54 cells is traced in the quick
 # tests.
 QUICK = [name for name in MODEL_NAMES if name != "proxyless_cifar"]
 ALL = [*QUICK, pytest.param("proxyless_cifar", marks=pytest.mark.slow), SMALL_TREE]
@@ -30,13 +30,13 @@ def _no_trace_log(monkeypatch):
 
 @pytest.fixture(params=ALL, ids=ids)
 def model(request):
-    net = randomise(create_model(request.param)).train()
-    for module in net.modules():
+    model = randomise(create_model(request.param)).train()
+    for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 1.0
     with torch.no_grad():
-        net(torch.randn(8, 3, SIZE, SIZE))  # without statistics of its own the deep tree net overflows
-    return net.eval()
+        model(torch.randn(8, 3, SIZE, SIZE))  # without statistics of its own the deep tree model overflows
+    return model.eval()
 
 
 def close(a: torch.Tensor, b: torch.Tensor) -> None:
@@ -103,7 +103,7 @@ def test_jit_trace(model):
 
 @pytest.mark.parametrize("training", [False, True])
 def test_compile_captures_one_graph(training):
-    """The whole net is one graph, in both modes (eager backend: no compiler needed)."""
+    """The whole model is one graph, in both modes (eager backend: no compiler needed)."""
     for arch in ("proxyless_w025_r112", SMALL_TREE):
         torch._dynamo.reset()
         model = randomise(create_model(arch)).train(training)

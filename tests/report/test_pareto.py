@@ -27,8 +27,8 @@ def point(name: str, ms: float, top1: float, published: bool = True) -> Point:
     return Point(name, ms, ms, ms, top1, published, False)
 
 
-def eval_file(path: Path, net: str, top1: float, **changes: object) -> Path:
-    path.write_text(json.dumps({"net": net, "top1": top1, "n": 200, "data": "photos", **changes}))
+def eval_file(path: Path, model: str, top1: float, **changes: object) -> Path:
+    path.write_text(json.dumps({"net": model, "top1": top1, "n": 200, "data": "photos", **changes}))
     return path
 
 
@@ -39,7 +39,7 @@ def text_of(benches: list[Path], **options: list[Path]) -> str:
 
 
 def test_the_front() -> None:
-    """No net on it is equalled or beaten in both; every other one is."""
+    """No model on it is equalled or beaten in both; every other one is."""
     points = [point("a", 1, 60), point("b", 2, 70), point("c", 2, 65), point("d", 3, 70), point("e", 9, 71)]
     assert [p.name for p in pareto_front(points)] == ["a", "b", "e"]
     assert [p.name for p in pareto_front(reversed(points))] == ["a", "b", "e"]
@@ -58,15 +58,15 @@ def test_the_front_is_drawn(tmp_path: Path) -> None:
 
 
 def test_names_that_a_spreadsheet_would_run_are_read_back(tmp_path: Path) -> None:
-    nets: dict[str, tuple[float, float | str]] = {"=1+1": (1.0, 50.0), "'@a": (2.0, 60.0), "a": (3.0, 70.0)}
-    table = bench_file(tmp_path / "a.csv", nets)
+    models: dict[str, tuple[float, float | str]] = {"=1+1": (1.0, 50.0), "'@a": (2.0, 60.0), "a": (3.0, 70.0)}
+    table = bench_file(tmp_path / "a.csv", models)
     assert "'=1+1," in table.read_text()
-    assert [row["net"] for row in read_bench(table)] == list(nets)
+    assert [row["net"] for row in read_bench(table)] == list(models)
 
 
 def test_what_is_not_drawn_is_said(tmp_path: Path) -> None:
-    nets = {"proxyless_gpu": (30.0, 75.1), "proxyless_mobile": (20.0, 74.6), "mine": (10.0, "")}
-    table = bench_file(tmp_path / "a.csv", nets)
+    models = {"proxyless_gpu": (30.0, 75.1), "proxyless_mobile": (20.0, 74.6), "mine": (10.0, "")}
+    table = bench_file(tmp_path / "a.csv", models)
     assert pareto_figure([table], tmp_path / "a.png") == ["mine is not drawn: its accuracy is not known"]
     other = eval_file(tmp_path / "other.json", "other", 80.0)
     assert pareto_figure([table], tmp_path / "b.png", evals=[other]) == [
@@ -77,8 +77,8 @@ def test_what_is_not_drawn_is_said(tmp_path: Path) -> None:
 
 
 def test_files_of_a_bench(tmp_path: Path) -> None:
-    nets = {"proxyless_gpu": (30.0, 75.1), "proxyless_mobile": (20.0, 74.6), "mine": (10.0, "")}
-    table = bench_file(tmp_path / "a.csv", nets)
+    models = {"proxyless_gpu": (30.0, 75.1), "proxyless_mobile": (20.0, 74.6), "mine": (10.0, "")}
+    table = bench_file(tmp_path / "a.csv", models)
     rows = read_bench(table)
     assert [(row["net"], row["median_ms"], row["top1"]) for row in rows] == [
         ("proxyless_gpu", 30.0, 75.1), ("proxyless_mobile", 20.0, 74.6), ("mine", 10.0, None),
@@ -115,11 +115,11 @@ def test_the_undisturbed_latency_is_drawn(tmp_path: Path) -> None:
 
 
 def test_several_benches_and_evaluations(tmp_path: Path) -> None:
-    """A net that was evaluated has the accuracy measured there; fronts of both kinds are apart."""
-    nets = {"proxyless_gpu": (30.0, 75.1), "proxyless_mobile": (20.0, 74.6), "mine": (10.0, "")}
+    """A model that was evaluated has the accuracy measured there; fronts of both kinds are apart."""
+    models = {"proxyless_gpu": (30.0, 75.1), "proxyless_mobile": (20.0, 74.6), "mine": (10.0, "")}
     benches = [
-        bench_file(tmp_path / "a.csv", nets),
-        bench_file(tmp_path / "b.csv", nets, device_name="another"),
+        bench_file(tmp_path / "a.csv", models),
+        bench_file(tmp_path / "b.csv", models, device_name="another"),
     ]
     evals = [
         eval_file(tmp_path / "1.json", "mine", 61.0, data="imagenet photos"),
@@ -128,11 +128,11 @@ def test_several_benches_and_evaluations(tmp_path: Path) -> None:
     svg = text_of(benches, evals=evals)
     for text in (
         ">mine<", "torch, 1 thread, batch 1; another", "this package, top-1 measured", "top-1 published",
-        "200 pictures of imagenet photos", "Pareto front, measured",
+        "200 images of imagenet photos", "Pareto front, measured",
     ):  # fmt: skip
         assert text in svg
     eval_file(tmp_path / "2.json", "proxyless_gpu", 71.0, n=50, data="imagenet photos")
-    with pytest.raises(DataError, match="not of the same pictures"):
+    with pytest.raises(DataError, match="not of the same images"):
         text_of(benches, evals=evals)
 
 

@@ -40,11 +40,11 @@ def page(folder: Path) -> Page:
 # ---- the log
 
 
-def test_a_story(folder: Path) -> None:
-    story = report.read_story(folder)
-    assert story == report.read_story(folder / "search.jsonl")
-    assert (story.space, story.target, story.notes) == (TINY, ("latency", 0.8, "ms"), ())
-    assert [m.step for m in story.moments] == [
+def test_a_run(folder: Path) -> None:
+    run = report.read_run(folder)
+    assert run == report.read_run(folder / "search.jsonl")
+    assert (run.space, run.target, run.notes) == (TINY, ("latency", 0.8, "ms"), ())
+    assert [m.step for m in run.snapshots] == [
         *range(10, 101, 10),
         100,
         *range(110, 201, 10),
@@ -52,9 +52,9 @@ def test_a_story(folder: Path) -> None:
         *range(210, 301, 10),
         300,
     ]
-    assert story.blocks == ["1.1", "1.2", "2.1", "2.2", "3.1", "3.2"]
-    assert story.tokens(story.moments[-1].picks) == ["k3e2"] * 6
-    assert [m.probs[0][0] for m in story.moments][-1] == probs_of(TINY, 30)[0][0]
+    assert run.blocks == ["1.1", "1.2", "2.1", "2.2", "3.1", "3.2"]
+    assert run.tokens(run.snapshots[-1].choices) == ["k3e2"] * 6
+    assert [m.probs[0][0] for m in run.snapshots][-1] == probs_of(TINY, 30)[0][0]
 
 
 def test_a_log_that_was_cut_off(folder: Path, tmp_path: Path) -> None:
@@ -66,12 +66,12 @@ def test_a_log_that_was_cut_off(folder: Path, tmp_path: Path) -> None:
         (tmp_path / "search.jsonl").write_bytes(whole[:end])
         if end < first:
             with pytest.raises(DataError, match="does not begin as the log of a search does"):
-                report.read_story(tmp_path)
+                report.read_run(tmp_path)
             continue
-        story = report.read_story(tmp_path)
-        assert "the search has not ended, or its log was cut off: this is what there is" in story.notes
-        told += any("is incomplete and left out" in note for note in story.notes)
-        assert story.done is None
+        run = report.read_run(tmp_path)
+        assert "the search has not ended, or its log was cut off: this is what there is" in run.notes
+        told += any("is incomplete and left out" in note for note in run.notes)
+        assert run.done is None
     assert told > 8
 
 
@@ -90,12 +90,12 @@ def test_lines_that_make_no_sense(tmp_path: Path, pages: int) -> None:
             row[rng.choice(list(row))] = rng.choice(ODD)
         write_lines(tmp_path, odd)
         try:
-            story = report.read_story(tmp_path)
+            run = report.read_run(tmp_path)
         except DataError as e:
             message = str(e)
         else:
             sound, message = sound + 1, ""
-            assert all(0 <= p <= 1 for m in story.moments for row in m.probs for p in row)
+            assert all(0 <= p <= 1 for m in run.snapshots for row in m.probs for p in row)
             if sound <= pages:  # drawing takes its time
                 report.write_report(tmp_path, tmp_path / "report.html")
                 Page(tmp_path / "report.html")
@@ -108,7 +108,7 @@ def test_damaged_lines_are_counted(folder: Path, tmp_path: Path) -> None:
     lines[3], lines[5] = "rubbish", "[1, 2]"
     lines[7] = json.dumps({**json.loads(lines[7]), "probs": [[1.0]]})
     (tmp_path / "search.jsonl").write_text("\n".join(lines))
-    notes = report.read_story(tmp_path).notes
+    notes = report.read_run(tmp_path).notes
     assert notes == (
         "2 damaged lines of search.jsonl are left out",
         "1 line of search.jsonl not fitting the space is left out",
@@ -119,8 +119,8 @@ def test_damaged_lines_are_counted(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_movie(folder: Path, tmp_path: Path) -> None:
-    story = report.read_story(folder)
-    assert report.write_movie(story, tmp_path / "a.gif", frames=4, seconds=1.0) == 4
+    run = report.read_run(folder)
+    assert report.write_movie(run, tmp_path / "a.gif", frames=4, seconds=1.0) == 4
     with Image.open(tmp_path / "a.gif") as movie:
         assert movie.n_frames == 4
         assert movie.info["loop"] == 0
@@ -135,27 +135,27 @@ def test_a_movie(folder: Path, tmp_path: Path) -> None:
 
 
 def test_frames_are_spread_over_the_search(folder: Path) -> None:
-    moments = report.read_story(folder).moments
-    shown = spread(moments, 5)
-    assert (len(shown), shown[0], shown[-1]) == (5, moments[0], moments[-1])
-    assert spread(moments[:3], 5) == list(moments[:3])
+    snapshots = report.read_run(folder).snapshots
+    shown = spread(snapshots, 5)
+    assert (len(shown), shown[0], shown[-1]) == (5, snapshots[0], snapshots[-1])
+    assert spread(snapshots[:3], 5) == list(snapshots[:3])
 
 
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="the program ffmpeg is not installed")
 def test_a_movie_as_mp4(folder: Path, tmp_path: Path) -> None:
-    report.write_movie(report.read_story(folder), tmp_path / "a.mp4", frames=3)
+    report.write_movie(report.read_run(folder), tmp_path / "a.mp4", frames=3)
     assert (tmp_path / "a.mp4").read_bytes()[4:8] == b"ftyp"
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
 
 
 def test_movies_that_cannot_be_made(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    story = report.read_story(folder)
+    run = report.read_run(folder)
     with pytest.raises(DataError, match=r"a movie's suffix is \.gif or \.mp4"):
-        report.write_movie(story, tmp_path / "a.avi")
+        report.write_movie(run, tmp_path / "a.avi")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ProxylessError, match="needs the program ffmpeg, which is not installed"):
-        report.write_movie(story, tmp_path / "a.mp4")
-    warm = report.read_story(write_lines(tmp_path / "warm", lines_of(done=False)[:1]))
+        report.write_movie(run, tmp_path / "a.mp4")
+    warm = report.read_run(write_lines(tmp_path / "warm", lines_of(done=False)[:1]))
     for write, name in ((report.write_movie, "a.gif"), (report.write_movie_page, "a.html")):
         with pytest.raises(DataError, match="no arch step or epoch with probabilities yet"):
             write(warm, tmp_path / name)
@@ -171,12 +171,12 @@ def test_what_a_report_says(page: Page) -> None:
         "Latency: predicted and measured", "Comparison at equal cost", "Do it again", "Versions",
     ]  # fmt: skip
     for text in (
-        "gradient (ProxylessNAS-G)", "8,000 nets", "91.50 %", "0.78 ms",
+        "gradient (ProxylessNAS-G)", "8,000 models", "91.50 %", "0.78 ms",
         "+4.0 % of the prediction; the target is kept", "1:01",
         "predicted 0.750 ms, measured 0.780 ms (+4.0%), target 0.800 ms: kept",
         "half of the calls take over 0.819 ms (disturbance 1.05)",
         "1 other candidate measured above the target: 0.840 ms (predicted 0.780)",
-        "at most 0.8 ms; nets of the space go from 0.5 ms to 1.1 ms", 'Stage(16, 1, "k3e2 k3e2")',
+        "at most 0.8 ms; models of the space go from 0.5 ms to 1.1 ms", 'Stage(16, 1, "k3e2 k3e2")',
         "chance used no latency table", "+0.00 points", "--data digits", "torch 2.15.0",
     ):  # fmt: skip
         assert text in page.text, text
@@ -197,7 +197,7 @@ def test_a_report_needs_nothing_else(page: Page) -> None:
 
 
 def test_a_report_for_those_who_do_not_see_it(page: Page) -> None:
-    """Every picture says in words what it shows; tables have captions; scrolling takes keys."""
+    """Every image says in words what it shows; tables have captions; scrolling takes keys."""
     svgs = [given for tag, given in page.tags if tag == "svg"]
     assert len(svgs) >= 9
     for given in svgs:
@@ -257,9 +257,9 @@ def test_a_search_that_has_not_ended(tmp_path: Path) -> None:
         (
             12,
             [
-                "70.00 % on the held-out pictures",
-                "not yet: the net is measured when the search ends",
-                "this is the net that was derived, within the target, after epoch",
+                "70.00 % on the held-out images",
+                "not yet: the model is measured when the search ends",
+                "this is the model that was derived, within the target, after epoch",
                 "The search, step by step",
             ],
         ),
@@ -297,7 +297,7 @@ def test_latencies_of_other_tables_are_not_compared(folder: Path, tmp_path: Path
     assert "the search cannot be run again as it was: space.toml" in Page(tmp_path / "b.html").text
 
 
-def test_baselines_judge_nets(tmp_path: Path) -> None:
+def test_baselines_judge_models(tmp_path: Path) -> None:
     lines = lines_of(steps=0, algorithm="random", done=False)
     for i in range(1, 7):
         row = {
@@ -311,7 +311,7 @@ def test_baselines_judge_nets(tmp_path: Path) -> None:
         lines.append({**row, "costs": {"latency": 0.6 + 0.05 * i}})
     report.write_report(write_lines(tmp_path, lines), tmp_path / "a.html")
     page = Page(tmp_path / "a.html")
-    assert "random nets (baseline)" in page.text
+    assert "random models (baseline)" in page.text
     assert "judged, 4 keep to its target: from 51.00 to 54.00 %" in page.text
     assert "step by step" not in page.text
 
@@ -352,8 +352,8 @@ def test_what_has_no_report(folder: Path, tmp_path: Path) -> None:
 def test_runs_are_compared_by_what_can_be(
     changes: dict[str, Any], result: dict[str, Any], verdict: str, tmp_path: Path
 ) -> None:
-    mine = report.read_story(write_lines(tmp_path / "mine", lines_of(table="0" * 64)))
+    mine = report.read_run(write_lines(tmp_path / "mine", lines_of(table="0" * 64)))
     lines = lines_of(**{"table": "0" * 64, **changes})
     lines[-1] |= result
-    other = report.read_story(write_lines(tmp_path / "other", lines))
+    other = report.read_run(write_lines(tmp_path / "other", lines))
     assert _verdict(mine, other, "latency") == verdict

@@ -41,7 +41,7 @@ def test_what_a_report_says(tmp_path: Path) -> None:
 def test_a_run_that_has_not_ended(tmp_path: Path) -> None:
     folder = train_folder(tmp_path / "run", done=False)
     for gone, text in (
-        ("log.jsonl", "No figure of the net: its file is written when the run ends"),
+        ("log.jsonl", "No figure of the model: its file is written when the run ends"),
         ("epochs.csv", "holds no run"),
     ):
         (folder / gone).unlink()
@@ -76,15 +76,15 @@ def test_damaged_files(tmp_path: Path) -> None:
 
 def test_a_table_alone_or_a_log_alone(tmp_path: Path) -> None:
     folder = train_folder(tmp_path / "run")
-    whole = report.read_train_story(folder)
+    whole = report.read_train_run(folder)
     (folder / "epochs.csv").unlink()
-    assert [row["val_top1"] for row in report.read_train_story(folder).epochs] == [
+    assert [row["val_top1"] for row in report.read_train_run(folder).epochs] == [
         row["val_top1"] for row in whole.epochs
     ]
     write_lines(tmp_path / "empty", [])
     (tmp_path / "empty" / "search.jsonl").rename(tmp_path / "empty" / "log.jsonl")
     with pytest.raises(DataError, match=r"neither .* has a sound line"):
-        report.read_train_story(tmp_path / "empty")
+        report.read_train_run(tmp_path / "empty")
 
 
 def test_kinds_are_not_mixed(tmp_path: Path) -> None:
@@ -106,23 +106,23 @@ def test_values_of_a_recipe() -> None:
 def test_the_page_is_called_after_the_run_and_counts_at_the_size_of_its_images(tmp_path: Path) -> None:
     """The model was made from a published one; what is on the page is its own."""
     folder = train_folder(tmp_path / "kitchen")
-    net = create_model("proxyless_cifar10_demo")
-    net.preprocessing = Preprocessing(64, 64)
-    save_weights(net, folder / "model.safetensors")
+    model = create_model("proxyless_cifar10_demo")
+    model.preprocessing = Preprocessing(64, 64)
+    save_weights(model, folder / "model.safetensors")
     report.write_report(folder, tmp_path / "a.html")
     text = Page(tmp_path / "a.html").text
     assert "kitchen: training of proxyless_cifar10_demo" in text
     assert "kitchen by channels" in text, "the figure of the model"
-    assert f"{profile(net, 64).macs / 1e6:.3g} M multiply-adds" in text
+    assert f"{profile(model, 64).macs / 1e6:.3g} M multiply-adds" in text
 
 
 def test_trainings_are_compared_on_the_same_images_only(tmp_path: Path) -> None:
     mine, other = train_folder(tmp_path / "mine"), train_folder(tmp_path / "other", epochs=3, done=False)
-    first = report.read_train_story(mine)
+    first = report.read_train_run(mine)
     assert _against(first, first) == "this run"
     assert (
-        _against(first, report.read_train_story(other)) == "-8.00 points"
+        _against(first, report.read_train_run(other)) == "-8.00 points"
     )  # 90 - 60 / 3 = 70, 78 of the first
     log = other / "log.jsonl"
     log.write_text(log.read_text().replace('"validation": 100', '"validation": 90'))
-    assert _against(first, report.read_train_story(other)) == "other images"
+    assert _against(first, report.read_train_run(other)) == "other images"

@@ -13,8 +13,8 @@ from deploy_tools import small
 from proxylessnas import LatencyError, create_model, deploy
 from proxylessnas.latency import bench, measure
 from proxylessnas.latency.benchmark import _plan
-from proxylessnas.latency.benchmark_models import open_nets
-from proxylessnas.runtimes.base import NetSpec
+from proxylessnas.latency.benchmark_models import open_models
+from proxylessnas.runtimes.base import ModelSpec
 from proxylessnas.runtimes.files import (
     check_runtime,
     file_runtimes,
@@ -73,14 +73,14 @@ def test_damaged_programs_are_one_line(name: str, content: bytes, tmp_path: Path
 def test_torch_runs_its_files(torchscript: Path, tmp_path: Path) -> None:
     from proxylessnas.runtimes.torch_eager import RUNTIME
 
-    spec = NetSpec("file", str(torchscript), (3, 32, 32))
+    spec = ModelSpec("file", str(torchscript), (3, 32, 32))
     session = RUNTIME.load(spec, Settings(batch_size=2), tmp_path)
     session.run()
     assert session.x.shape == (2, 3, 32, 32)
     with pytest.raises(LatencyError, match="the CPU in float32"):
         RUNTIME.load(spec, Settings(dtype="bfloat16"), tmp_path)
     with pytest.raises(LatencyError, match=r"net\.pt does not take \[1, 4, 32, 32\]"):
-        RUNTIME.load(NetSpec("file", str(torchscript), (4, 32, 32)), Settings(), tmp_path)
+        RUNTIME.load(ModelSpec("file", str(torchscript), (4, 32, 32)), Settings(), tmp_path)
 
 
 def test_measure_takes_files(torchscript: Path) -> None:
@@ -105,10 +105,10 @@ def test_measure_finds_the_runtime_of_a_file(tmp_path: Path) -> None:
 
 def test_a_bench_plans_files_for_the_runtimes_that_read_them(torchscript: Path, tmp_path: Path) -> None:
     (tmp_path / "net.onnx").touch()
-    nets = open_nets(["proxyless_cifar10_demo", tmp_path / "net.onnx", torchscript], tmp_path)[0]
+    models = open_models(["proxyless_cifar10_demo", tmp_path / "net.onnx", torchscript], tmp_path)[0]
 
     def planned(*settings: Settings) -> list[tuple[str, int, list[int]]]:
-        return [(s.runtime, s.batch_size, chosen) for s, chosen in _plan(settings, nets).items()]
+        return [(s.runtime, s.batch_size, chosen) for s, chosen in _plan(settings, models).items()]
 
     assert planned(Settings("torch"), Settings("torch", batch_size=8)) == [
         ("torch", 1, [0, 2]), ("torch", 8, [0, 2]), ("onnxruntime", 1, [1]), ("onnxruntime", 8, [1]),
@@ -126,19 +126,19 @@ def test_a_bench_measures_a_file_in_its_own_runtime(torchscript: Path, tmp_path:
     result = bench(
         ["proxyless_cifar10_demo", tmp_path / "net.onnx", torchscript], peers=(), rounds=1, seconds=0.01
     )
-    assert [(row.net.name, row.timing.conditions.runtime) for row in result.rows] == [
+    assert [(row.model.name, row.timing.conditions.runtime) for row in result.rows] == [
         ("proxyless_cifar10_demo", "torch"), ("net.pt", "torch"), ("net.onnx", "onnxruntime"),
     ]  # fmt: skip
-    net = create_model(small().arch)
-    assert result.rows[1].net.params == sum(p.numel() for p in net.parameters())
+    model = create_model(small().arch)
+    assert result.rows[1].model.params == sum(p.numel() for p in model.parameters())
 
 
 def test_a_file_without_a_report_has_no_size(torchscript: Path, tmp_path: Path) -> None:
     lonely = tmp_path / "lonely.pt"
     lonely.write_bytes(torchscript.read_bytes())
-    found = open_nets([lonely], tmp_path)[0][0]
+    found = open_models([lonely], tmp_path)[0][0]
     assert (found.params, found.macs, found.spec.input_size) == (0, 0, (3, 224, 224))
     broken: dict[str, Any] = {"input_size": [3, 32, 32], "net": {"arch": "Arch(name=)"}}
     (tmp_path / "lonely.pt.json").write_text(json.dumps(broken), encoding="utf-8")
-    found = open_nets([lonely], tmp_path, image_size=48)[0][0]
+    found = open_models([lonely], tmp_path, image_size=48)[0][0]
     assert (found.params, found.spec.input_size) == (0, (3, 48, 48))

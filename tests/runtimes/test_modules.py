@@ -1,4 +1,4 @@
-"""Nets as a measuring process builds them, and the runtimes of torch."""
+"""Models as a measuring process builds them, and the runtimes of torch."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from proxylessnas.arch.op_key import arch_keys
 from proxylessnas.errors import LatencyError, MissingExtraError
 from proxylessnas.latency.worker import Worker
 from proxylessnas.runtimes import registry
-from proxylessnas.runtimes.base import NetSpec
+from proxylessnas.runtimes.base import ModelSpec
 from proxylessnas.runtimes.files import file_runtimes
-from proxylessnas.runtimes.modules import build_net, op_module
+from proxylessnas.runtimes.modules import build_model, op_module
 from proxylessnas.runtimes.settings import Settings
 from proxylessnas.runtimes.torch_compile import own_function
 from proxylessnas.runtimes.torch_sessions import parts_of, session_for
 
 ARCH = Arch("small", stem=8, first=8, last=32, num_classes=10, resolution=32,
             stages=(Stage(16, 2, "k3e2 - k5e3"), Stage(24, 2, "k3e4! k7e2")))  # fmt: skip
-SPEC = NetSpec("arch", str(ARCH), (3, 32, 32))
+SPEC = ModelSpec("arch", str(ARCH), (3, 32, 32))
 QUICK = {"min_runs": 5, "min_seconds": 0.0, "max_seconds": 2.0}
 
 
@@ -97,43 +97,43 @@ def test_runtimes_are_found_without_their_libraries() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_nets_are_built_as_asked_for_and_the_same_every_time(dtype: torch.dtype) -> None:
+def test_models_are_built_as_asked_for_and_the_same_every_time(dtype: torch.dtype) -> None:
     settings = Settings(batch_size=3, dtype=str(dtype).removeprefix("torch."))
     state = torch.get_rng_state()
-    (net, x), (again, y) = (build_net(SPEC, settings) for _ in range(2))
+    (model, x), (again, y) = (build_model(SPEC, settings) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), state)
     assert x.shape == (3, 3, 32, 32)
     assert x.dtype == dtype
     assert x.is_contiguous(memory_format=torch.channels_last)
-    assert not net.training
-    assert not any(p.requires_grad for p in net.parameters())
-    assert {p.dtype for p in net.parameters()} == {dtype}
-    weights = [p for p in net.parameters() if p.dim() == 4 and p.shape[2] > 1 and p.shape[1] > 1]
+    assert not model.training
+    assert not any(p.requires_grad for p in model.parameters())
+    assert {p.dtype for p in model.parameters()} == {dtype}
+    weights = [p for p in model.parameters() if p.dim() == 4 and p.shape[2] > 1 and p.shape[1] > 1]
     assert weights
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in weights)
     with torch.inference_mode():
-        assert torch.equal(net(x), again(y))
-        assert net(x).std() > 0.01
+        assert torch.equal(model(x), again(y))
+        assert model(x).std() > 0.01
 
 
-def test_the_parts_of_a_net_make_its_output() -> None:
-    net, x = build_net(SPEC, Settings(batch_size=2))
+def test_the_parts_of_a_model_make_its_output() -> None:
+    model, x = build_model(SPEC, Settings(batch_size=2))
     y = x
     with torch.inference_mode():
-        for _, step in parts_of(net, SPEC):
+        for _, step in parts_of(model, SPEC):
             y = step(y)
-        assert torch.equal(y, net(x))
-    keys = [key for key, _ in parts_of(net, SPEC) if key]
+        assert torch.equal(y, model(x))
+    keys = [key for key, _ in parts_of(model, SPEC) if key]
     assert keys == [str(key) for key in arch_keys(ARCH)]
-    assert parts_of(net, NetSpec("arch", str(ARCH), (3, 32, 24))) == []  # keys are of square inputs
-    other = parts_of(net, NetSpec("arch", str(ARCH), (3, 64, 64)))
+    assert parts_of(model, ModelSpec("arch", str(ARCH), (3, 32, 24))) == []  # keys are of square inputs
+    other = parts_of(model, ModelSpec("arch", str(ARCH), (3, 64, 64)))
     assert other[0][0] == "stem in=3x64x64 out=8 stride=2"
 
 
-def test_an_operation_alone_does_what_it_does_in_a_net() -> None:
-    net, x = build_net(SPEC, Settings())
+def test_an_operation_alone_does_what_it_does_in_a_model() -> None:
+    model, x = build_model(SPEC, Settings())
     with torch.inference_mode():
-        for key, step in parts_of(net, SPEC):
+        for key, step in parts_of(model, SPEC):
             if key:
                 alone = op_module(key).eval()
                 state = dict(zip(alone.state_dict(), _state_of(step).values(), strict=True))
@@ -147,7 +147,7 @@ def _state_of(step: object) -> dict[str, torch.Tensor]:
     return module.state_dict()
 
 
-def test_every_compiled_net_has_a_function_of_its_own() -> None:
+def test_every_compiled_model_has_a_function_of_its_own() -> None:
     """The compiler keeps a few results for each function, and runs the rest uncompiled without a word."""
     compiled: list[int] = []
 
@@ -155,18 +155,18 @@ def test_every_compiled_net_has_a_function_of_its_own() -> None:
         compiled.append(1)
         return graph.forward
 
-    nets = [nn.Sequential(nn.Conv2d(2, 2, 1), nn.Conv2d(2, n, 1)) for n in range(1, 13)]
+    models = [nn.Sequential(nn.Conv2d(2, 2, 1), nn.Conv2d(2, n, 1)) for n in range(1, 13)]
     with torch.no_grad():
-        calls = [torch.compile(own_function(net), backend=backend, dynamic=False) for net in nets]
+        calls = [torch.compile(own_function(model), backend=backend, dynamic=False) for model in models]
         for _ in range(2):
             for n, call in enumerate(calls):
                 assert call(torch.zeros(1, 2, 4, 4)).shape[1] == n + 1
     torch.compiler.reset()
-    assert len(compiled) == len(nets)
+    assert len(compiled) == len(models)
 
 
 @pytest.mark.slow
-def test_compiled_nets_are_timed() -> None:
+def test_compiled_models_are_timed() -> None:
     if registry.available(["torch-compile"])["torch-compile"]:
         pytest.skip("no compiler")
     with Worker(Settings(runtime="torch-compile")) as worker:
@@ -190,10 +190,10 @@ def test_a_gpu_times_by_its_own_clock(cuda_graph: bool) -> None:
         total = sum(sorted(ms)[25] for _, ms in parts)
         assert 0.2 < total / whole < 5
         assert torch.cuda.get_device_name() == worker.conditions.device_name
-    net, x = build_net(SPEC, settings)
+    model, x = build_model(SPEC, settings)
     with torch.inference_mode():
-        expected = net(x)
-        session = session_for(net, x, settings, parts_of(net, SPEC))
+        expected = model(x)
+        session = session_for(model, x, settings, parts_of(model, SPEC))
         session.run()
         session.parts_ms(1)
         if cuda_graph:

@@ -1,4 +1,4 @@
-"""The runtimes that take a net as a graph: outputs of the eager net, threads as asked, clear refusals."""
+"""The runtimes that take a model as a graph: outputs of the eager model, threads as asked, clear refusals."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import torch
 from proxylessnas.arch.arch import Arch
 from proxylessnas.arch.blocks import Stage
 from proxylessnas.errors import LatencyError, MissingExtraError
-from proxylessnas.runtimes.base import NetSpec
-from proxylessnas.runtimes.modules import build_net
+from proxylessnas.runtimes.base import ModelSpec
+from proxylessnas.runtimes.modules import build_model
 from proxylessnas.runtimes.settings import Settings
 
-NET = NetSpec(
+MODEL = ModelSpec(
     "arch", str(Arch("net", 8, 8, 32, (Stage(16, 2, "k3e2 - k5e2 k3e2!"),), num_classes=10)), (3, 32, 32)
 )
 FAST = ("onnxruntime", "openvino")
@@ -37,11 +37,11 @@ def get(name: str) -> Any:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_output_is_that_of_the_eager_net(name: str, tmp_path: Path) -> None:
+def test_output_is_that_of_the_eager_model(name: str, tmp_path: Path) -> None:
     runtime = get(name)
     settings = Settings(name, batch_size=2)
-    session = runtime.load(NET, settings, tmp_path)
-    model, _ = build_net(NET, Settings(batch_size=2))
+    session = runtime.load(MODEL, settings, tmp_path)
+    model, _ = build_model(MODEL, Settings(batch_size=2))
     for _ in range(3):
         session.run()
     x = torch.from_numpy(session.input().copy())
@@ -64,10 +64,10 @@ def test_output_is_that_of_the_eager_net(name: str, tmp_path: Path) -> None:
 )  # fmt: skip
 def test_single_operations(name: str, key: str, tmp_path: Path) -> None:
     channels, size, _ = (int(n) for n in key.split("in=")[1].split()[0].split("x"))
-    spec = NetSpec("op", key, (channels, size, size))
+    spec = ModelSpec("op", key, (channels, size, size))
     session = get(name).load(spec, Settings(name), tmp_path)
     session.run()
-    model, _ = build_net(spec, Settings())
+    model, _ = build_model(spec, Settings())
     x = torch.from_numpy(session.input().copy())
     torch.testing.assert_close(torch.from_numpy(session.output().copy()), model(x), rtol=1e-3, atol=1e-4)
 
@@ -75,11 +75,11 @@ def test_single_operations(name: str, key: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", FAST)
 def test_onnx_files(name: str, tmp_path: Path) -> None:
     runtime = get(name)
-    from proxylessnas.runtimes.onnx_graph import whole_net_onnx
+    from proxylessnas.runtimes.onnx_graph import whole_model_onnx
 
     path = tmp_path / "net.onnx"
-    path.write_bytes(whole_net_onnx(NET, 2))
-    spec = NetSpec("file", str(path), (3, 32, 32))
+    path.write_bytes(whole_model_onnx(MODEL, 2))
+    spec = ModelSpec("file", str(path), (3, 32, 32))
     session = runtime.load(spec, Settings(name, batch_size=2), tmp_path)
     session.run()
     assert session.output().shape == (2, 10)
@@ -98,14 +98,14 @@ def test_onnx_files_with_a_free_batch(name: str, tmp_path: Path) -> None:
     runtime = get(name)
     import onnx
 
-    from proxylessnas.runtimes.onnx_graph import whole_net_onnx
+    from proxylessnas.runtimes.onnx_graph import whole_model_onnx
 
-    model = onnx.load_model_from_string(whole_net_onnx(NET))
+    model = onnx.load_model_from_string(whole_model_onnx(MODEL))
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     path = tmp_path / "net.onnx"
     onnx.save(model, path)
-    session = runtime.load(NetSpec("file", str(path), (3, 32, 32)), Settings(name, batch_size=3), tmp_path)
+    session = runtime.load(ModelSpec("file", str(path), (3, 32, 32)), Settings(name, batch_size=3), tmp_path)
     session.run()
     assert session.output().shape == (3, 10)
 
@@ -119,16 +119,16 @@ def test_refusals_name_another_way(name: str, tmp_path: Path) -> None:
         if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
             pytest.skip("this ONNX Runtime has a CUDA provider")
     with pytest.raises(LatencyError, match=r"'torch'"):
-        runtime.load(NET, Settings(name, device="cuda"), tmp_path)
+        runtime.load(MODEL, Settings(name, device="cuda"), tmp_path)
     with pytest.raises(LatencyError, match=r"float16.*'torch'"):
-        runtime.load(NET, Settings(name, dtype="float16"), tmp_path)
+        runtime.load(MODEL, Settings(name, dtype="float16"), tmp_path)
 
 
 def test_executorch_cannot_read_onnx_files(tmp_path: Path) -> None:
     path = tmp_path / "net.onnx"
     path.touch()
     with pytest.raises(LatencyError, match=r"'onnxruntime' or 'openvino'"):
-        get("executorch").load(NetSpec("file", str(path), (3, 32, 32)), Settings("executorch"), tmp_path)
+        get("executorch").load(ModelSpec("file", str(path), (3, 32, 32)), Settings("executorch"), tmp_path)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -139,7 +139,7 @@ def test_a_missing_library_names_the_extra(
     monkeypatch.setitem(sys.modules, name, None)
     for module in [m for m in sys.modules if m.startswith(f"{name}.")]:
         monkeypatch.setitem(sys.modules, module, None)
-    for ask in (runtime.versions, lambda: runtime.load(NET, Settings(name), tmp_path)):
+    for ask in (runtime.versions, lambda: runtime.load(MODEL, Settings(name), tmp_path)):
         with pytest.raises(MissingExtraError, match=rf"pip install 'proxylessnas\[{EXTRAS[name]}\]'"):
             ask()
 
@@ -147,10 +147,10 @@ def test_a_missing_library_names_the_extra(
 def test_openvino_computes_in_the_precision_asked_for(tmp_path: Path) -> None:
     """Left alone, it takes bfloat16 where the processor can."""
     runtime = get("openvino")
-    model, _ = build_net(NET, Settings())
+    model, _ = build_model(MODEL, Settings())
 
     def error(dtype: str) -> float:
-        session = runtime.load(NET, Settings("openvino", dtype=dtype), tmp_path)
+        session = runtime.load(MODEL, Settings("openvino", dtype=dtype), tmp_path)
         session.run()
         x = torch.from_numpy(session.input().copy())
         return (torch.from_numpy(session.output().copy()) - model(x)).abs().max().item()
@@ -166,29 +166,29 @@ _THREADS = """
 from pathlib import Path
 import torch
 from proxylessnas.errors import LatencyError
-from proxylessnas.runtimes.modules import build_net
+from proxylessnas.runtimes.modules import build_model
 from proxylessnas.runtimes.onnxruntime import RUNTIME
 from proxylessnas.runtimes.settings import Settings
-from proxylessnas.runtimes.base import NetSpec
+from proxylessnas.runtimes.base import ModelSpec
 
 def count():
     return len([*Path("/proc/self/task").iterdir()])
 
-net = NetSpec("arch", TEXT, (3, 32, 32))
+spec = ModelSpec("arch", TEXT, (3, 32, 32))
 torch.set_num_threads(1)
-model, _ = build_net(net, Settings())
+model, _ = build_model(spec, Settings())
 RUNTIME.versions()
 kept, added = [], []
 for number in range(3):
     before = count()
-    kept.append(RUNTIME.load(net, Settings("onnxruntime", threads=3), Path(".")))
+    kept.append(RUNTIME.load(spec, Settings("onnxruntime", threads=3), Path(".")))
     kept[-1].run()
     added.append(count() - before)
     error = model(torch.from_numpy(kept[-1].input())) - torch.from_numpy(kept[-1].output())
     assert error.abs().max() < 1e-4, error
 print(*added)
 try:
-    RUNTIME.load(net, Settings("onnxruntime", threads=4), Path(".")).run()
+    RUNTIME.load(spec, Settings("onnxruntime", threads=4), Path(".")).run()
 except LatencyError as e:
     print(e)
 """
@@ -202,7 +202,7 @@ def test_onnxruntime_starts_no_thread_when_asked_for_one(tmp_path: Path) -> None
     runtime = get("onnxruntime")
     runtime.versions()
     before = len(os.listdir("/proc/self/task"))
-    session = runtime.load(NET, Settings("onnxruntime"), tmp_path)
+    session = runtime.load(MODEL, Settings("onnxruntime"), tmp_path)
     session.run()
     assert len(os.listdir("/proc/self/task")) == before
 
@@ -212,7 +212,7 @@ def test_onnxruntime_has_as_many_threads_as_asked_and_one_pool() -> None:
     """Idle threads of other sessions would take processors from the one that is measured."""
     get("onnxruntime")
     done = subprocess.run(
-        [sys.executable, "-c", _THREADS.replace("TEXT", repr(NET.text))],
+        [sys.executable, "-c", _THREADS.replace("TEXT", repr(MODEL.text))],
         capture_output=True, text=True, timeout=300, cwd=Path(__file__).resolve().parents[2],
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -226,7 +226,7 @@ def test_executorch_changes_its_pool(tmp_path: Path) -> None:
     runtime = get("executorch")
 
     library = runtime.library()
-    spec = NetSpec("op", "k3e2 in=8x8x8 out=8 stride=1 shortcut", (8, 8, 8))
+    spec = ModelSpec("op", "k3e2 in=8x8x8 out=8 stride=1 shortcut", (8, 8, 8))
     for threads in (2, 1):
         runtime.load(spec, Settings("executorch", threads=threads), tmp_path).run()
         assert library._threadpool_get_thread_count() == threads

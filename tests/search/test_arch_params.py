@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from proxylessnas.search.arch_params import Alphas, Pairs
+from proxylessnas.search.arch_params import ArchParameters, Pairs
 
 MASK = [
     [True, True, True, True],
@@ -19,8 +19,8 @@ MASK = [
 ]
 
 
-def alphas(seed: int = 0, std: float = 1.0) -> Alphas:
-    found = Alphas(MASK)
+def alphas(seed: int = 0, std: float = 1.0) -> ArchParameters:
+    found = ArchParameters(MASK)
     found.init(generator(seed), std)
     return found
 
@@ -42,12 +42,12 @@ def test_probabilities_are_a_softmax_over_the_mask() -> None:
 
 
 def test_init_is_the_published_one_and_leaves_the_rest_at_zero() -> None:
-    big = Alphas([[True] * 500 + [False] * 10] * 100)
+    big = ArchParameters([[True] * 500 + [False] * 10] * 100)
     assert not big.logits.any()
     big.init(generator())
     assert big.logits[big.mask].std().item() == pytest.approx(1e-3, rel=0.02)
     assert not big.logits[~big.mask].any()
-    again = Alphas([[True] * 500 + [False] * 10] * 100)
+    again = ArchParameters([[True] * 500 + [False] * 10] * 100)
     again.init(generator())
     assert torch.equal(big.logits, again.logits)
 
@@ -55,17 +55,17 @@ def test_init_is_the_published_one_and_leaves_the_rest_at_zero() -> None:
 @pytest.mark.parametrize("mask", [[[True, False], [False, False]], [], [[]]])
 def test_a_block_without_candidates_is_refused(mask: list[list[bool]]) -> None:
     with pytest.raises((ValueError, IndexError)):
-        Alphas(mask)
+        ArchParameters(mask)
 
 
-def test_alpha_stays_double_and_on_the_cpu_whatever_happens_to_the_net() -> None:
-    net = nn.Sequential(alphas(), nn.Linear(2, 2))
-    logits = net[0].logits
-    net.half().to("meta")
-    assert net[0].logits is logits
+def test_alpha_stays_double_and_on_the_cpu_whatever_happens_to_the_model() -> None:
+    model = nn.Sequential(alphas(), nn.Linear(2, 2))
+    logits = model[0].logits
+    model.half().to("meta")
+    assert model[0].logits is logits
     assert logits.dtype == torch.float64
     assert logits.device.type == "cpu"
-    twin = copy.deepcopy(net[0])
+    twin = copy.deepcopy(model[0])
     assert torch.equal(twin.logits, logits)
     assert twin.logits is not logits
 
@@ -230,7 +230,7 @@ def test_the_two_move_as_the_optimiser_said() -> None:
 
 
 def test_entropy() -> None:
-    a = Alphas(MASK)
+    a = ArchParameters(MASK)
     counts = torch.tensor([4.0, 3.0, 2.0, 1.0], dtype=torch.float64)
     torch.testing.assert_close(a.entropy(), counts.log())
     with torch.no_grad():
@@ -239,7 +239,7 @@ def test_entropy() -> None:
 
 
 def test_most_probable_candidate() -> None:
-    a = Alphas(MASK)
+    a = ArchParameters(MASK)
     assert a.most_probable() == [0, 0, 1, 2]  # the first of equals, of those there are
     with torch.no_grad():
         a.logits.copy_(torch.tensor([[-1.0, -3, -2, -0.5], [1, 2, 3, 0], [0, -5, -4, 0], [0, 0, -9, 0]]))

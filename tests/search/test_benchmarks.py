@@ -94,20 +94,20 @@ def test_random(scripts: dict[str, ModuleType], tmp_path: Path, capsys: pytest.C
     again(scripts["search_random"], tmp_path, rows)
 
 
-def test_random_nets_of_one_latency_are_drawn_evenly(scripts: dict[str, ModuleType]) -> None:
-    """Asked for as many as there are, it finds every net whose latency is near, and no other."""
+def test_random_models_of_one_latency_are_drawn_evenly(scripts: dict[str, ModuleType]) -> None:
+    """Asked for as many as there are, it finds every model whose latency is near, and no other."""
     table = little()
     _, fixed = table.costs(SPACE)
-    choices = [range(len(p.choices)) for p in SPACE.positions]
-    picks = next(p for p in itertools.product(*choices) if table.predict(SPACE.arch(p)) > 1.5 * fixed)
-    wanted = table.predict(SPACE.arch(picks))
+    every = [range(len(p.candidate_ops)) for p in SPACE.search_blocks]
+    choices = next(p for p in itertools.product(*every) if table.predict(SPACE.arch(p)) > 1.5 * fixed)
+    wanted = table.predict(SPACE.arch(choices))
     function_of: Any = scripts["search_random"].function_of
     near = {
         function_of(SPACE.arch(p))
-        for p in itertools.product(*choices)
+        for p in itertools.product(*every)
         if abs(table.predict(SPACE.arch(p)) / wanted - 1) <= 0.2
-    } - {function_of(SPACE.arch(picks))}
-    found = scripts["search_random"].alike(SPACE, table, picks, 0.2, len(near), seed=0)
+    } - {function_of(SPACE.arch(choices))}
+    found = scripts["search_random"].alike(SPACE, table, choices, 0.2, len(near), seed=0)
     assert {function_of(arch) for arch in found} == near
     assert len(found) == len(near)
 

@@ -1,4 +1,4 @@
-"""What nets cost: the sums over blocks are the nets' own figures."""
+"""What models cost: the sums over blocks are the models' own figures."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import random
 
 import pytest
 import torch
-from search_tools import COLUMNS, SPACE, ZERO_COLUMN, same, small_net, state_of
+from search_tools import COLUMNS, SPACE, ZERO_COLUMN, same, small_model, state_of
 
 from proxylessnas import DataError, profile
 from proxylessnas.arch.space import SearchSpace
 from proxylessnas.arch.spaces import read_space
 from proxylessnas.latency.table import LatencyTable
-from proxylessnas.search.constraints import Budget, Costs, check_reachable, latency_costs, size_costs
+from proxylessnas.search.constraints import Constraint, Costs, check_reachable, latency_costs, size_costs
 from proxylessnas.search.objective import expected_cost
 from proxylessnas.search.supernet import SuperNet
 
@@ -21,15 +21,15 @@ GREY = read_space("small").replace(in_channels=1, resolution=28)
 
 @pytest.mark.parametrize("space", [SPACE, read_space("tiny"), GREY], ids=lambda s: s.name)
 def test_sizes_are_those_of_the_children(space: SearchSpace) -> None:
-    net = SuperNet(space)
-    found = size_costs(net)
+    model = SuperNet(space)
+    found = size_costs(model)
     rng = random.Random(0)
     shape = (space.in_channels, space.resolution, space.resolution)
-    nets = [list(space.random_picks(rng)) for _ in range(6)]
-    for picks in [*nets, found["macs"].cheapest(), found["params"].dearest()]:
-        child = profile(net.child(picks), shape)
-        assert found["macs"].of(picks) == pytest.approx(child.macs / 1e6, rel=1e-12)
-        assert found["params"].of(picks) == pytest.approx(child.params / 1e6, rel=1e-12)
+    models = [list(space.random_choices(rng)) for _ in range(6)]
+    for choices in [*models, found["macs"].cheapest(), found["params"].dearest()]:
+        child = profile(model.child(choices), shape)
+        assert found["macs"].of(choices) == pytest.approx(child.macs / 1e6, rel=1e-12)
+        assert found["params"].of(choices) == pytest.approx(child.params / 1e6, rel=1e-12)
 
 
 def test_the_published_space_has_its_published_bounds() -> None:
@@ -45,15 +45,15 @@ def test_the_published_space_has_its_published_bounds() -> None:
     assert all(costs.exact and not costs.table[:, 6].any() for costs in found.values())
 
 
-def test_counting_leaves_the_net_as_it_was() -> None:
-    net = small_net()
-    net.set_path([3, 4, 2, 1])
-    before, alpha = state_of(net), net.alphas.logits.detach().clone()
-    size_costs(net)
-    assert net.path == [3, 4, 2, 1]
-    assert net.training
-    assert same(before, net.state_dict())
-    assert torch.equal(net.alphas.logits, alpha)
+def test_counting_leaves_the_model_as_it_was() -> None:
+    model = small_model()
+    model.set_path([3, 4, 2, 1])
+    before, alpha = state_of(model), model.alphas.logits.detach().clone()
+    size_costs(model)
+    assert model.path == [3, 4, 2, 1]
+    assert model.training
+    assert same(before, model.state_dict())
+    assert torch.equal(model.alphas.logits, alpha)
 
 
 def test_latencies_are_those_of_the_table() -> None:
@@ -63,8 +63,8 @@ def test_latencies_are_those_of_the_table() -> None:
     assert not costs.exact
     rng = random.Random(0)
     for _ in range(10):
-        picks = space.random_picks(rng)
-        assert costs.of(picks) == pytest.approx(table.predict(space.arch(picks)), rel=1e-9)
+        choices = space.random_choices(rng)
+        assert costs.of(choices) == pytest.approx(table.predict(space.arch(choices)), rel=1e-9)
     assert not costs.table[:, 6].any()
     # Published figures of the original table.
     assert costs.range() == pytest.approx((29.61, 191.03), abs=0.01)
@@ -80,7 +80,7 @@ def some_costs() -> Costs:
     return Costs("latency", "ms", table.masked_fill(~mask, 0), 2.0, mask)
 
 
-def test_cheapest_and_dearest_are_nets_of_the_space() -> None:
+def test_cheapest_and_dearest_are_models_of_the_space() -> None:
     costs = some_costs()
     # A column that is not there costs 0, but does not count.
     assert costs.cheapest() == [0, ZERO_COLUMN, 0, ZERO_COLUMN]
@@ -102,18 +102,18 @@ def test_figures_as_text() -> None:
     assert [costs.show(value) for value in shown] == list(shown.values())
 
 
-def test_targets_that_no_net_meets_are_refused_with_the_range() -> None:
+def test_targets_that_no_model_meets_are_refused_with_the_range() -> None:
     costs = some_costs()
     low, high = costs.range()
-    check_reachable([Budget(costs, low), Budget(costs, high)])
+    check_reachable([Constraint(costs, low), Constraint(costs, high)])
     for limit in (0.99 * low, 1e-9):
-        with pytest.raises(DataError, match=r"no net .* latency .*: they go from 3 ms to 6.2 ms"):
-            check_reachable([Budget(costs, high), Budget(costs, limit)])
-    with pytest.raises(DataError, match=r"every net .* latency 6.3 ms: they go from 3 ms to 6.2 ms"):
-        check_reachable([Budget(costs, 6.3)])
+        with pytest.raises(DataError, match=r"no model .* latency .*: they go from 3 ms to 6.2 ms"):
+            check_reachable([Constraint(costs, high), Constraint(costs, limit)])
+    with pytest.raises(DataError, match=r"every model .* latency 6.3 ms: they go from 3 ms to 6.2 ms"):
+        check_reachable([Constraint(costs, 6.3)])
 
 
 @pytest.mark.parametrize("limit", [0.0, -1.0, float("nan"), float("inf")])
 def test_targets_that_are_no_numbers_are_refused(limit: float) -> None:
     with pytest.raises(DataError, match="a target must be a number above 0"):
-        check_reachable([Budget(some_costs(), limit)])
+        check_reachable([Constraint(some_costs(), limit)])

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from proxylessnas.search.arch_params import Alphas
-from proxylessnas.search.objective import Controller, Objective, expected_cost
+from proxylessnas.search.arch_params import ArchParameters
+from proxylessnas.search.objective import ConstraintController, Objective, expected_cost
 
 #: Alpha's rate, arch steps, blocks, candidates: the recipe `tiny` on the bundled digits, `small` on fewer
-#: pictures than it is made for, and a fraction of `imagenet`, which has some hundred thousand.
+#: images than it is made for, and a fraction of `imagenet`, which has some hundred thousand.
 SEARCHES = {"tiny": (3e-2, 130, 6, 5), "small": (1e-2, 600, 11, 9), "imagenet": (1e-3, 2000, 21, 7)}
 
 
@@ -30,7 +30,7 @@ def course(
 
     Args:
         search: one of ``SEARCHES``.
-        share: where in the range of all nets' costs the target is.
+        share: where in the range of all models' costs the target is.
         kind: of the objective.
         worth: cross-entropy that one unit of cost brings down.
         noise: of the gates' gradient.
@@ -42,7 +42,7 @@ def course(
     def randn() -> Tensor:
         return torch.randn(blocks, columns, generator=g, dtype=torch.float64)
 
-    alphas = Alphas([[True] * columns] * blocks)
+    alphas = ArchParameters([[True] * columns] * blocks)
     alphas.init(g)
     costs = torch.rand(blocks, columns, generator=g, dtype=torch.float64) * 6 + 2
     costs[:, -1] = 0.0
@@ -51,7 +51,7 @@ def course(
     target = least + share * (most - least)
     optimizer = torch.optim.Adam([alphas.logits], rate, betas=(0.0, 0.999))
     strength = 0.3 if kind == "mul_log" else 0.1
-    controller = Controller(Objective(kind, target, strength), adapt=adapt, rate=rate)
+    controller = ConstraintController(Objective(kind, target, strength), adapt=adapt, rate=rate)
     found = []
     for _ in range(steps):
         optimizer.zero_grad()
@@ -98,7 +98,7 @@ def test_a_hard_pull_at_the_start_leaves_the_loss_its_say() -> None:
 
 
 def test_a_strength_of_zero_stays_one() -> None:
-    controller = Controller(Objective("add_linear", 10.0, 0.0), rate=0.1)
+    controller = ConstraintController(Objective("add_linear", 10.0, 0.0), rate=0.1)
     for _ in range(10):
         controller.update(30.0)
     assert controller.current().pull(1.0, 30.0).by_cost == 0.0
@@ -106,7 +106,7 @@ def test_a_strength_of_zero_stays_one() -> None:
 
 
 def test_a_run_goes_on_from_its_state() -> None:
-    first, second = (Controller(Objective("mul_log", 10.0), rate=0.1) for _ in range(2))
+    first, second = (ConstraintController(Objective("mul_log", 10.0), rate=0.1) for _ in range(2))
     for cost in (12.0, 10.5, 9.0):
         first.update(cost)
     second.load_state_dict(first.state_dict())

@@ -1,4 +1,4 @@
-"""The pictures of a search: what is held out of train, and the batches that arch steps see."""
+"""The images of a search: what is held out of train, and the batches that arch steps see."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from proxylessnas.data.open import open_data
-from proxylessnas.data.sources import FilePictures, TensorPictures
+from proxylessnas.data.sources import FileImages, TensorImages
 from proxylessnas.data.transforms import Preprocessing
 from proxylessnas.errors import DataError
 from proxylessnas.search.data import ArchLoader, SearchData, open_search_data
@@ -29,15 +29,15 @@ KINDS = {"ant": 8, "bee": 5, "cow": 12}
 
 
 def folder_of(root: Path, kinds: dict[str, int] = KINDS, size: int | None = 20) -> Path:
-    """Make a folder of class folders; with no size, the pictures are of different ones."""
+    """Make a folder of class folders; with no size, the images are of different ones."""
     from PIL import Image
 
     dice = np.random.default_rng(0)
     for kind, count in kinds.items():
         (root / kind).mkdir(parents=True)
         for i in range(count):
-            picture = Image.fromarray(dice.integers(0, 256, (6, 6, 3), dtype=np.uint8))
-            picture.resize((24, size or 20 + i)).save(root / kind / f"{i:02d}.png")
+            image = Image.fromarray(dice.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+            image.resize((24, size or 20 + i)).save(root / kind / f"{i:02d}.png")
     return root
 
 
@@ -78,7 +78,7 @@ def test_a_share_of_each_class_is_held_out_of_train(tmp_path: Path) -> None:
     assert data.size == (20, 24)
     assert data.notes == data.weights.notes
     assert data.notes == (
-        f"held out of {tmp_path} for the architecture: 25 % of each class held out, 6 of 25 pictures, seed 3",
+        f"held out of {tmp_path} for the architecture: 25 % of each class held out, 6 of 25 images, seed 3",
     )
 
 
@@ -91,7 +91,7 @@ def test_the_choice_follows_from_the_seed(tmp_path: Path) -> None:
     assert one.fingerprint == again.fingerprint != other.fingerprint
 
 
-def test_training_the_net_further_validates_on_what_the_search_held_out(tmp_path: Path) -> None:
+def test_training_the_model_further_validates_on_what_the_search_held_out(tmp_path: Path) -> None:
     folder_of(tmp_path)
     data, later = (
         open_search_data(tmp_path, arch_fraction=0.2, seed=5),
@@ -107,9 +107,9 @@ def test_validation_and_test_folders_are_never_looked_into(tmp_path: Path, part:
     folder_of(tmp_path / part)
     clean = open_search_data(tmp_path, arch_fraction=0.25, seed=0)
     shutil.rmtree(tmp_path / part)
-    # Anything that reads this stumbles: a class that train lacks, garbage for pictures, a link to itself.
+    # Anything that reads this stumbles: a class that train lacks, garbage for images, a link to itself.
     (tmp_path / part / "ant").mkdir(parents=True)
-    (tmp_path / part / "ant" / "00.png").write_bytes(b"no picture")
+    (tmp_path / part / "ant" / "00.png").write_bytes(b"no image")
     (tmp_path / part / "unknown").mkdir()
     os.symlink("01.png", tmp_path / part / "unknown" / "01.png")
     with recorded_accesses() as found:
@@ -137,13 +137,13 @@ def test_named_data_and_data_sets() -> None:
     assert data.arch.read(0).shape == (3, 8, 8)
 
 
-def test_classes_that_have_no_picture_to_spare(tmp_path: Path) -> None:
+def test_classes_that_have_no_image_to_spare(tmp_path: Path) -> None:
     folder_of(tmp_path / "some", {"ant": 1, "bee": 4})
     data = open_search_data(tmp_path / "some", arch_fraction=0.25, seed=0)
     assert list(data.arch.labels) == [1]
     assert data.notes[-1] == "architectures are judged without 1 of 2 classes"
     folder_of(tmp_path / "none", {"ant": 1, "bee": 1})
-    with pytest.raises(DataError, match="no class has two pictures"):
+    with pytest.raises(DataError, match="no class has two images"):
         open_search_data(tmp_path / "none", arch_fraction=0.25, seed=0)
 
 
@@ -161,25 +161,25 @@ def test_a_source_that_is_not_there(tmp_path: Path) -> None:
 # ---- batches
 
 
-def tensors(n: int = 23, classes: int = 4, size: int = 16) -> TensorPictures:
-    """Return pictures in memory; every one is one of a kind."""
+def tensors(n: int = 23, classes: int = 4, size: int = 16) -> TensorImages:
+    """Return images in memory; every one is one of a kind."""
     images = torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8)
-    return TensorPictures(images, [i % classes for i in range(n)], "train")
+    return TensorImages(images, [i % classes for i in range(n)], "train")
 
 
-def arch_loader(pictures: object, batch_size: int = 6, seed: int = 1, **more: object) -> ArchLoader:
-    return ArchLoader(pictures, SMALL, batch_size=batch_size, seed=seed, **more)  # type: ignore[arg-type]
+def arch_loader(images: object, batch_size: int = 6, seed: int = 1, **more: object) -> ArchLoader:
+    return ArchLoader(images, SMALL, batch_size=batch_size, seed=seed, **more)  # type: ignore[arg-type]
 
 
 def same(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> bool:
     return torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
 
 
-def test_batches_are_evaluation_pictures_in_a_new_order_each_pass() -> None:
-    pictures = tensors(23)
+def test_batches_are_evaluation_images_in_a_new_order_each_pass() -> None:
+    images = tensors(23)
     transform = SMALL.build()
-    expected = [transform(pictures.read(i)) for i in range(23)]
-    loader = arch_loader(pictures)
+    expected = [transform(images.read(i)) for i in range(23)]
+    loader = arch_loader(images)
     assert (loader.batch_size, loader.batches_per_pass, loader.in_memory) == (6, 3, True)
     passes = []
     for first in (0, 3):
@@ -199,13 +199,13 @@ def test_batches_are_evaluation_pictures_in_a_new_order_each_pass() -> None:
 
 
 def test_a_batch_is_a_function_of_the_seed_and_its_number() -> None:
-    pictures = tensors()
-    loader = arch_loader(pictures)
+    images = tensors()
+    loader = arch_loader(images)
     forward = [loader.batch(i) for i in range(8)]
-    other = arch_loader(pictures)
+    other = arch_loader(images)
     for number in (7, 0, 3, 3, 2):
         assert same(other.batch(number), forward[number])
-    assert not same(arch_loader(pictures, seed=2).batch(0), forward[0])
+    assert not same(arch_loader(images, seed=2).batch(0), forward[0])
     with pytest.raises(ValueError, match="numbered from 0"):
         loader.batch(-1)
 
@@ -214,8 +214,8 @@ def test_no_random_number_is_drawn(tmp_path: Path) -> None:
     files = open_search_data(folder_of(tmp_path, size=None), arch_fraction=0.5, seed=0).arch
     in_memory = tensors()
     states = torch.get_rng_state(), random.getstate()
-    for pictures in (in_memory, files):
-        loader = arch_loader(pictures, limit_bytes=0)
+    for images in (in_memory, files):
+        loader = arch_loader(images, limit_bytes=0)
         loader.batch(3)
         loader.close()
     assert torch.equal(torch.get_rng_state(), states[0])
@@ -225,7 +225,7 @@ def test_no_random_number_is_drawn(tmp_path: Path) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_reading_one_by_one_gives_the_same_batches_as_memory(tmp_path: Path, workers: int) -> None:
     files = open_search_data(folder_of(tmp_path), arch_fraction=0.5, seed=0).arch
-    assert isinstance(files, FilePictures)
+    assert isinstance(files, FileImages)
     kept, read = arch_loader(files, 4), arch_loader(files, 4, limit_bytes=0, workers=workers)
     assert kept.in_memory
     assert not read.in_memory
@@ -239,9 +239,9 @@ def test_reading_one_by_one_gives_the_same_batches_as_memory(tmp_path: Path, wor
 
 @pytest.mark.parametrize("limit_bytes", [1 << 30, 0])
 def test_all_processes_together_see_what_one_would(limit_bytes: int) -> None:
-    pictures = tensors()
-    one = arch_loader(pictures, 6, limit_bytes=limit_bytes)
-    shares = [arch_loader(pictures, 6, rank=r, world=3, limit_bytes=limit_bytes) for r in range(3)]
+    images = tensors()
+    one = arch_loader(images, 6, limit_bytes=limit_bytes)
+    shares = [arch_loader(images, 6, rank=r, world=3, limit_bytes=limit_bytes) for r in range(3)]
     for number in (0, 1, 2, 5):
         parts = [share.batch(number) for share in shares]
         assert [len(part[1]) for part in parts] == [2, 2, 2]
@@ -250,20 +250,20 @@ def test_all_processes_together_see_what_one_would(limit_bytes: int) -> None:
 
 
 @pytest.mark.parametrize("limit_bytes", [1 << 30, 0])
-def test_unreadable_pictures_are_replaced_by_the_next(tmp_path: Path, limit_bytes: int) -> None:
+def test_unreadable_images_are_replaced_by_the_next(tmp_path: Path, limit_bytes: int) -> None:
     files = open_search_data(folder_of(tmp_path, {"ant": 20, "bee": 20}), arch_fraction=0.5, seed=0).arch
     good = arch_loader(files, 20)
     damaged = files.name(3), files.name(4), files.name(19)
     for name in damaged:
-        Path(name).write_bytes(b"no picture")
+        Path(name).write_bytes(b"no image")
     loader = arch_loader(files, 20, max_unreadable=0.2, limit_bytes=limit_bytes)
-    order = loader._order.pictures(0).tolist()
+    order = loader._order.images(0).tolist()
     stand_ins = {3: 5, 4: 5, 19: 0}
     inputs, targets = loader.batch(0)
     expected_inputs, expected_targets = good.batch(0)
-    place = {picture: row for row, picture in enumerate(order)}
-    for row, picture in enumerate(order):
-        from_row = place[stand_ins.get(picture, picture)]
+    place = {image: row for row, image in enumerate(order)}
+    for row, image in enumerate(order):
+        from_row = place[stand_ins.get(image, image)]
         assert torch.equal(inputs[row], expected_inputs[from_row])
         assert targets[row] == expected_targets[from_row]
     assert set(loader.unreadable) == set(damaged)
@@ -271,38 +271,38 @@ def test_unreadable_pictures_are_replaced_by_the_next(tmp_path: Path, limit_byte
 
 
 @pytest.mark.parametrize("limit_bytes", [1 << 30, 0])
-def test_too_many_unreadable_pictures(tmp_path: Path, limit_bytes: int) -> None:
+def test_too_many_unreadable_images(tmp_path: Path, limit_bytes: int) -> None:
     files = open_search_data(folder_of(tmp_path), arch_fraction=0.5, seed=0).arch
-    Path(files.name(0)).write_bytes(b"no picture")
-    with pytest.raises(DataError, match=r"1 of 12 pictures held out .* more than the 1 %"):
+    Path(files.name(0)).write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"1 of 12 images held out .* more than the 1 %"):
         arch_loader(files, 12, limit_bytes=limit_bytes).batch(0)
     for i in range(len(files)):
-        Path(files.name(i)).write_bytes(b"no picture")
+        Path(files.name(i)).write_bytes(b"no image")
     with pytest.raises(DataError):
         arch_loader(files, 12, limit_bytes=limit_bytes, max_unreadable=1.0).batch(0)
 
 
-def test_fewer_pictures_than_a_batch_make_smaller_ones() -> None:
+def test_fewer_images_than_a_batch_make_smaller_ones() -> None:
     loader = arch_loader(tensors(7), 64)
     assert (loader.batch_size, loader.batches_per_pass) == (7, 1)
     assert len(loader.batch(2)[1]) == 7
     shares = [arch_loader(tensors(7), 64, rank=r, world=2) for r in range(2)]
     assert [share.batch_size for share in shares] == [6, 6]
     assert [len(share.batch(0)[1]) for share in shares] == [3, 3]
-    with pytest.raises(DataError, match="1 picture held out for the architecture, fewer than the 2 proc"):
+    with pytest.raises(DataError, match="1 image held out for the architecture, fewer than the 2 proc"):
         arch_loader(tensors(1), 64, world=2)
     with pytest.raises(DataError, match="cannot be shared evenly by 2 processes"):
         arch_loader(tensors(20), 7, world=2)
 
 
 def test_the_memory_layout_is_chosen() -> None:
-    pictures = tensors()
-    plain = arch_loader(pictures, channels_last=False).batch(0)
+    images = tensors()
+    plain = arch_loader(images, channels_last=False).batch(0)
     assert plain[0].is_contiguous()
-    assert same(plain, arch_loader(pictures).batch(0))
+    assert same(plain, arch_loader(images).batch(0))
 
 
-def test_pictures_that_change_by_themselves_are_the_same_for_the_same_batch() -> None:
+def test_images_that_change_by_themselves_are_the_same_for_the_same_batch() -> None:
     class Noisy(torch.utils.data.Dataset[tuple[Tensor, int]]):
         targets = (0, 1) * 8
 

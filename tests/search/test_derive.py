@@ -1,4 +1,4 @@
-"""Nets out of a supernet: in memory through ``search.derive``, and out of a search's folder."""
+"""Models out of a supernet: in memory through ``search.derive``, and out of a search's folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 from latency_table_tools import SPACE as TIMED
 from latency_table_tools import little
-from search_tools import SPACE, batch, same, small_net, state_of
+from search_tools import SPACE, batch, same, small_model, state_of
 from train_tools import differences_of, environment, noise_folder, run_command, tensors, watched
 
 import proxylessnas
@@ -59,70 +59,70 @@ assert "torch" not in sys.modules
     subprocess.run([sys.executable, "-c", code], env=environment(), check=True)
 
 
-def test_a_net_in_memory() -> None:
-    """The example of the documentation: (architecture, net), the net a plain one that shares nothing."""
-    net = small_net()
-    before, path = state_of(net), net.path
-    arch, child = search.derive(net, name="mine")
+def test_a_model_in_memory() -> None:
+    """The example of the documentation: (architecture, model), the model a plain one that shares nothing."""
+    model = small_model()
+    before, path = state_of(model), model.path
+    arch, child = search.derive(model, name="mine")
     assert type(child) is ProxylessNAS
     assert child.arch is arch
     assert arch.name == "mine"
-    assert list(SPACE.picks(arch)) == net.alphas.most_probable()
-    net.set_path(SPACE.picks(arch))
+    assert list(SPACE.choices(arch)) == model.alphas.most_probable()
+    model.set_path(SPACE.choices(arch))
     x = batch()[0]
     with torch.no_grad():
-        assert torch.allclose(child.eval()(x), net.eval()(x), rtol=0, atol=SHARED)
-    net.set_path(path)
+        assert torch.allclose(child.eval()(x), model.eval()(x), rtol=0, atol=SHARED)
+    model.set_path(path)
     for p in child.parameters():
         p.data.zero_()
-    assert same(before, net.state_dict())
+    assert same(before, model.state_dict())
 
 
 def test_targets_are_met() -> None:
-    net = small_net()
+    model = small_model()
     size = (SPACE.in_channels, SPACE.resolution, SPACE.resolution)
-    ranges = {name: costs.range() for name, costs in size_costs(net).items()}
+    ranges = {name: costs.range() for name, costs in size_costs(model).items()}
     limits = {f"target_{name}_m": low + 0.4 * (high - low) for name, (low, high) in ranges.items()}
     for chosen in ({"target_macs_m": limits["target_macs_m"]}, limits):
-        _, child = search.derive(net, **chosen)
+        _, child = search.derive(model, **chosen)
         found = profile(child, size)
         costs = {"target_macs_m": found.macs / 1e6, "target_params_m": found.params / 1e6}
         assert all(costs[name] <= limit for name, limit in chosen.items())
         assert costs["target_macs_m"] >= 0.85 * limits["target_macs_m"]
-    arch, _ = search.derive(net, min_depth=2)
+    arch, _ = search.derive(model, min_depth=2)
     assert "-" not in [token for stage in arch.stages for token in stage.tokens]
-    with pytest.raises(DataError, match="no net of this space keeps to params"):
-        search.derive(net, target_params_m=1e-6)
+    with pytest.raises(DataError, match="no model of this space keeps to params"):
+        search.derive(model, target_params_m=1e-6)
 
 
 def test_a_latency_target_needs_a_table(tmp_path: Path) -> None:
-    table, net = little(), seeded(TIMED, 0)
+    table, model = little(), seeded(TIMED, 0)
     low, high = table.range_ms()
     target = low + 0.4 * (high - low)
     path = table.save(tmp_path / "table.json")
     for given in (table, path, str(path)):
-        arch, _ = search.derive(net, table=given, target_ms=target)
+        arch, _ = search.derive(model, table=given, target_ms=target)
         assert 0.85 * target <= table.predict(arch) <= target
     with pytest.raises(DataError, match="needs a latency table"):
-        search.derive(net, target_ms=target)
+        search.derive(model, target_ms=target)
     with pytest.raises(LatencyError, match="nowhere"):
-        search.derive(net, target_ms=target, table=tmp_path / "nowhere.json")
+        search.derive(model, target_ms=target, table=tmp_path / "nowhere.json")
 
 
 def test_statistics_are_computed_anew_from_all_batches() -> None:
-    """As if the net had seen just these pictures; the supernet's own statistics stay."""
-    net = small_net()
-    before = state_of(net)
+    """As if the model had seen just these images; the supernet's own statistics stay."""
+    model = small_model()
+    before = state_of(model)
     batches = [batch(seed)[0] for seed in range(3)]
-    _, old = search.derive(net)
-    _, new = search.derive(net, calibration=iter(batches))
+    _, old = search.derive(model)
+    _, new = search.derive(model, calibration=iter(batches))
     mean = new.first_conv.bn.running_mean
     stem = old.first_conv.conv
     with torch.no_grad():
         wanted = torch.stack([stem(x).mean((0, 2, 3)) for x in batches]).mean(0)
     assert torch.allclose(mean, wanted, rtol=0, atol=1e-12)
     assert not torch.allclose(mean, old.first_conv.bn.running_mean)
-    assert same(before, net.state_dict())
+    assert same(before, model.state_dict())
 
 
 # ---- out of a folder
@@ -130,7 +130,7 @@ def test_statistics_are_computed_anew_from_all_batches() -> None:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with pictures and a finished search."""
+    """Return a folder with images and a finished search."""
     root = tmp_path_factory.mktemp("derive")
     noise_folder(root / "data", a_class=6)
     recipe = search.read_search_recipe("tiny").with_epochs(1, 1)
@@ -147,7 +147,7 @@ def test_resume_describe_and_derive_from_a_folder(folders: Path, tmp_path: Path)
     assert found["finished"]
     assert found["targets"] == {"macs_m": 0.5}
     again = after.resume(folders / "run", Settings(folders / "run", device="cpu", console=False))
-    assert again.picks == tuple(found["result"]["picks"])
+    assert again.choices == tuple(found["result"]["picks"])
     result = after.derive(folders / "run", tmp_path / "net", target_macs_m=0.4, device="cpu")
     assert isinstance(result, search.SearchResult)
     assert result.costs["macs"] <= 0.4
@@ -156,7 +156,7 @@ def test_resume_describe_and_derive_from_a_folder(folders: Path, tmp_path: Path)
         after.derive(folders / "run", tmp_path / "net", device="cpu")
 
 
-def test_two_processes_derive_the_net_of_one(folders: Path) -> None:
+def test_two_processes_derive_the_model_of_one(folders: Path) -> None:
     """One of them writes; a folder that is taken ends both, with one message that says why."""
     after.derive(folders / "run", folders / "one" / "net", target_macs_m=0.4, device="cpu")
     words = ["search", "derive", str(folders / "run"), "--target-macs", "0.4", "--threads", "1"]

@@ -19,22 +19,22 @@ from search_tools import (
     mixture_gradient,
     one_hot,
     same,
-    small_net,
+    small_model,
     state_of,
 )
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from proxylessnas.search.mixed_op import Choice, echo, inner_product
+from proxylessnas.search.mixed_op import MixedOp, binary_gate, inner_product
 from proxylessnas.search.supernet import SuperNet
 
 
 @pytest.mark.parametrize("store", [False, True])
 @pytest.mark.parametrize("path", PATHS)
 def test_gates_have_the_gradient_of_the_explicit_mixture(path: list[int], store: bool) -> None:
-    net, (x, t) = small_net(), batch()
-    loss, wanted = mixture_gradient(net, path, x, t)
-    found_loss, found = gate_gradient(net, path, x, t, store=store)
+    model, (x, t) = small_model(), batch()
+    loss, wanted = mixture_gradient(model, path, x, t)
+    found_loss, found = gate_gradient(model, path, x, t, store=store)
     torch.testing.assert_close(found_loss, loss, rtol=1e-12, atol=0)
     torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-14)
     assert found[:, :ZERO_COLUMN].count_nonzero() == BLOCKS * ZERO_COLUMN
@@ -43,13 +43,13 @@ def test_gates_have_the_gradient_of_the_explicit_mixture(path: list[int], store:
 
 @pytest.mark.parametrize("path", PATHS[:3])
 def test_gates_have_the_gradient_of_finite_differences(path: list[int]) -> None:
-    net, (x, t) = small_net(), batch()
-    _, found = gate_gradient(net, path, x, t)
+    model, (x, t) = small_model(), batch()
+    _, found = gate_gradient(model, path, x, t)
     step = 1e-7  # short: a step across the kink of a ReLU6 has another slope
 
     def loss(gates: Tensor) -> float:
-        with torch.no_grad(), net.statistics_kept():
-            return float(F.cross_entropy(mixture(net, gates, x), t))
+        with torch.no_grad(), model.statistics_kept():
+            return float(F.cross_entropy(mixture(model, gates, x), t))
 
     for i in range(BLOCKS):
         for k in range(COLUMNS):
@@ -62,82 +62,84 @@ def test_gates_have_the_gradient_of_finite_differences(path: list[int]) -> None:
 
 @pytest.mark.parametrize("store", [False, True])
 def test_only_wanted_gates_get_a_gradient(store: bool) -> None:
-    net, (x, t), path = small_net(), batch(), [0, 4, 3, 1]
+    model, (x, t), path = small_model(), batch(), [0, 4, 3, 1]
     others = [2, 0, 1, 4]
-    _, everything = mixture_gradient(net, path, x, t)
-    _, found = gate_gradient(net, path, x, t, [[k] for k in others], store)
+    _, everything = mixture_gradient(model, path, x, t)
+    _, found = gate_gradient(model, path, x, t, [[k] for k in others], store)
     kept = one_hot(path).bool() | one_hot(others).bool()
     torch.testing.assert_close(found, everything * kept, rtol=1e-9, atol=1e-14)
 
 
 def test_unasked_candidates_do_not_run() -> None:
-    net, (x, t), path = small_net(), batch(), [0, 4, 3, 1]
-    counts = counted(net)
-    F.cross_entropy(net(x), t).backward()  # a weight step, on the path that is set at first: all 0
+    model, (x, t), path = small_model(), batch(), [0, 4, 3, 1]
+    counts = counted(model)
+    F.cross_entropy(model(x), t).backward()  # a weight step, on the path that is set at first: all 0
     assert counts() == [[1, 0, 0, 0, 0]] * BLOCKS
-    gate_gradient(net, path, x, t, [[2], [1], [3], [4]])
+    gate_gradient(model, path, x, t, [[2], [1], [3], [4]])
     assert counts() == [[1, 0, 1, 0, 0], [0, 1, 0, 0, 0], [0, 0, 0, 1, 0], [0, 1, 0, 0, 0]]
     for store in (False, True):
-        gate_gradient(net, path, x, t, store=store)
+        gate_gradient(model, path, x, t, store=store)
         assert counts() == [[1, 1, 1, 1, 0]] * BLOCKS
 
 
 @pytest.mark.parametrize("path", PATHS[:3])
 def test_weights_get_the_gradient_of_a_plain_step(path: list[int]) -> None:
-    net, (x, t) = small_net(), batch()
-    net.set_path(path)
+    model, (x, t) = small_model(), batch()
+    model.set_path(path)
     x.requires_grad_()
-    plain = torch.autograd.grad(F.cross_entropy(net(x), t), [x, *net.parameters()], allow_unused=True)
+    plain = torch.autograd.grad(F.cross_entropy(model(x), t), [x, *model.parameters()], allow_unused=True)
     for store in (False, True):
         gates = torch.zeros(BLOCKS, COLUMNS, dtype=x.dtype, requires_grad=True)
-        with net.gated(gates, ALL, store=store):
-            loss = F.cross_entropy(net(x), t)
-        found = torch.autograd.grad(loss, [x, *net.parameters()], allow_unused=True)
+        with model.gated(gates, ALL, store=store):
+            loss = F.cross_entropy(model(x), t)
+        found = torch.autograd.grad(loss, [x, *model.parameters()], allow_unused=True)
         for a, b in zip(plain, found, strict=True):
             assert (a is None) == (b is None)
             assert a is None or torch.equal(a, b)
 
 
-def assert_gradients_of_the_mixture(net: SuperNet, x: Tensor, t: Tensor, *, store: bool, atol: float) -> None:
+def assert_gradients_of_the_mixture(
+    model: SuperNet, x: Tensor, t: Tensor, *, store: bool, atol: float
+) -> None:
     for path in PATHS:
-        _, wanted = mixture_gradient(net, path, x, t)
-        found = gate_gradient(net, path, x, t, store=store)[1]
+        _, wanted = mixture_gradient(model, path, x, t)
+        found = gate_gradient(model, path, x, t, store=store)[1]
         torch.testing.assert_close(found, wanted, rtol=1e-9, atol=atol)
 
 
 @pytest.mark.parametrize("store", [False, True])
 def test_frozen_weights_are_no_obstacle(store: bool) -> None:
-    net, (x, t) = small_net(), batch()
-    net.requires_grad_(False)
-    assert_gradients_of_the_mixture(net, x, t, store=store, atol=1e-14)
+    model, (x, t) = small_model(), batch()
+    model.requires_grad_(False)
+    assert_gradients_of_the_mixture(model, x, t, store=store, atol=1e-14)
 
 
 @pytest.mark.parametrize("store", [False, True])
 def test_channels_last(store: bool) -> None:
-    net, (x, t) = small_net().to(memory_format=torch.channels_last), batch()
+    model, (x, t) = small_model().to(memory_format=torch.channels_last), batch()
     x = x.contiguous(memory_format=torch.channels_last)
-    assert_gradients_of_the_mixture(net, x, t, store=store, atol=1e-13)
+    assert_gradients_of_the_mixture(model, x, t, store=store, atol=1e-13)
 
 
 @pytest.mark.parametrize("store", [False, True])
 def test_autocast_reaches_what_the_backward_pass_runs(store: bool) -> None:
-    net, (x, t) = small_net(dtype=torch.float32), batch(dtype=torch.float32)
+    model, (x, t) = small_model(dtype=torch.float32), batch(dtype=torch.float32)
     types: set[torch.dtype] = set()
-    for choice in net.choices:
-        op = choice.op(2)
+    for mixed_op in model.mixed_ops:
+        op = mixed_op.op(2)
         assert isinstance(op, Curve)
         op.mix.register_forward_hook(lambda _m, _i, out: types.add(out.dtype))
     path = [0, 4, 1, 3]
     with torch.autocast("cpu", torch.bfloat16):
-        _, exact = mixture_gradient(net, path, x, t)
+        _, exact = mixture_gradient(model, path, x, t)
     gates = torch.zeros(BLOCKS, COLUMNS, requires_grad=True)
-    net.set_path(path)
+    model.set_path(path)
     types.clear()
-    with net.statistics_kept(), torch.autocast("cpu", torch.bfloat16):
-        with net.gated(gates, ALL, store=store):
-            logits = net(x)
+    with model.statistics_kept(), torch.autocast("cpu", torch.bfloat16):
+        with model.gated(gates, ALL, store=store):
+            logits = model(x)
         loss = F.cross_entropy(logits.float(), t)
-    with net.statistics_kept():
+    with model.statistics_kept():
         loss.backward()  # as always outside of autocast
     assert types == {torch.bfloat16}
     assert gates.grad is not None
@@ -146,14 +148,14 @@ def test_autocast_reaches_what_the_backward_pass_runs(store: bool) -> None:
 
 
 def test_statistics_and_weights_stay_as_they_are() -> None:
-    net, (x, t) = small_net(), batch()
-    before = state_of(net)
+    model, (x, t) = small_model(), batch()
+    before = state_of(model)
     for path in PATHS:
         for store in (False, True):
-            gate_gradient(net, path, x, t, store=store)
-    assert same(before, net.state_dict())
-    net(x)
-    assert not same(before, net.state_dict())  # a plain forward pass in training mode moves them
+            gate_gradient(model, path, x, t, store=store)
+    assert same(before, model.state_dict())
+    model(x)
+    assert not same(before, model.state_dict())  # a plain forward pass in training mode moves them
 
 
 class _Broken(nn.Module):
@@ -163,25 +165,25 @@ class _Broken(nn.Module):
 
 @pytest.mark.parametrize("where", ["forward", "backward"])
 def test_after_an_error_no_gate_is_open(where: str) -> None:
-    net, (x, t) = small_net(), batch()
-    good = net.choices[1]._ops
-    net.choices[1]._ops = (*good[:2], _Broken(), *good[3:])
+    model, (x, t) = small_model(), batch()
+    good = model.mixed_ops[1]._ops
+    model.mixed_ops[1]._ops = (*good[:2], _Broken(), *good[3:])
     with pytest.raises(RuntimeError, match="broken candidate"):
-        gate_gradient(net, [0, 2 if where == "forward" else 0, 0, 0], x, t)
-    assert all(c.gates is None and c.others == () and not c.store for c in net.choices)
-    assert all(norm.track_running_stats for norm in net._norms)
-    net.choices[1]._ops = good
-    before = state_of(net)
-    _, wanted = mixture_gradient(net, PATHS[0], x, t)
-    torch.testing.assert_close(gate_gradient(net, PATHS[0], x, t)[1], wanted, rtol=1e-9, atol=1e-14)
-    assert same(before, net.state_dict())
+        gate_gradient(model, [0, 2 if where == "forward" else 0, 0, 0], x, t)
+    assert all(c.gates is None and c.others == () and not c.store for c in model.mixed_ops)
+    assert all(norm.track_running_stats for norm in model._norms)
+    model.mixed_ops[1]._ops = good
+    before = state_of(model)
+    _, wanted = mixture_gradient(model, PATHS[0], x, t)
+    torch.testing.assert_close(gate_gradient(model, PATHS[0], x, t)[1], wanted, rtol=1e-9, atol=1e-14)
+    assert same(before, model.state_dict())
 
 
 def test_gates_of_another_shape_are_refused_and_leave_nothing_open() -> None:
-    net = small_net()
-    with pytest.raises(ValueError, match="zip"), net.gated(torch.zeros(BLOCKS - 1, COLUMNS), ALL):
+    model = small_model()
+    with pytest.raises(ValueError, match="zip"), model.gated(torch.zeros(BLOCKS - 1, COLUMNS), ALL):
         pytest.fail("not reached")
-    assert all(c.gates is None for c in net.choices)
+    assert all(c.gates is None for c in model.mixed_ops)
 
 
 @pytest.mark.parametrize("active", [0, 1, 2])
@@ -195,7 +197,7 @@ def test_one_block_alone(active: int, shortcut: bool) -> None:
         nn.Conv2d(3, 3, 1).double(),
         None if shortcut else False,
     ]
-    block = Choice(candidates, shortcut)
+    block = MixedOp(candidates, shortcut)
     x = torch.randn(2, 3, 5, 5, generator=g, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(2, 3, 5, 5, generator=g, dtype=torch.float64)
     block.active, block.gates = active, torch.zeros(3, dtype=torch.float64, requires_grad=True)
@@ -211,7 +213,7 @@ def test_one_block_alone(active: int, shortcut: bool) -> None:
     torch.testing.assert_close(by_x, wanted, rtol=1e-14, atol=0)
 
 
-def block_output(block: Choice, x: Tensor) -> Tensor:
+def block_output(block: MixedOp, x: Tensor) -> Tensor:
     op = block.op(block.active)
     y = x.new_zeros(()) if op is None else op(x)
     return x + y if block.shortcut else y
@@ -220,7 +222,7 @@ def block_output(block: Choice, x: Tensor) -> Tensor:
 def test_echo_returns_what_it_was_given() -> None:
     x, y = torch.randn(2, 3, 4, 4, requires_grad=True), torch.randn(2, 3, 4, 4, requires_grad=True)
     gates = torch.zeros(2, requires_grad=True)
-    out = echo(x, y, gates, 0, [(1, torch.sin)])
+    out = binary_gate(x, y, gates, 0, [(1, torch.sin)])
     assert torch.equal(out, y)
     out.sum().backward()
     assert x.grad is None  # its way is through the operation
@@ -229,12 +231,12 @@ def test_echo_returns_what_it_was_given() -> None:
 
 
 def test_gradients_add_up_over_two_backward_passes() -> None:
-    net, (x, t) = small_net(), batch()
-    _, once = gate_gradient(net, PATHS[1], x, t)
+    model, (x, t) = small_model(), batch()
+    _, once = gate_gradient(model, PATHS[1], x, t)
     gates = torch.zeros(BLOCKS, COLUMNS, dtype=x.dtype, requires_grad=True)
     for _ in range(2):
-        with net.statistics_kept(), net.gated(gates, ALL):
-            F.cross_entropy(net(x), t).backward()
+        with model.statistics_kept(), model.gated(gates, ALL):
+            F.cross_entropy(model(x), t).backward()
     torch.testing.assert_close(gates.grad, 2 * once, rtol=1e-12, atol=0)
 
 
@@ -274,7 +276,7 @@ def test_inner_product_of_flat_maps(shape: tuple[int, ...]) -> None:
 
 
 def test_the_space_of_these_tests_has_what_they_need() -> None:
-    net = small_net()
-    assert [c.shortcut for c in net.choices] == [False, True, False, True]
-    assert [c.allowed[ZERO_COLUMN] for c in net.choices] == [False, True, False, True]
-    assert len(SPACE.columns) == COLUMNS
+    model = small_model()
+    assert [c.shortcut for c in model.mixed_ops] == [False, True, False, True]
+    assert [c.allowed[ZERO_COLUMN] for c in model.mixed_ops] == [False, True, False, True]
+    assert len(SPACE.candidate_ops) == COLUMNS

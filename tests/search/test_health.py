@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from proxylessnas.errors import ProxylessError
-from proxylessnas.search.arch_params import Alphas
+from proxylessnas.search.arch_params import ArchParameters
 from proxylessnas.search.logger import Health
 
 # Four blocks of two candidates and a skip, and one that cannot be skipped.
@@ -14,9 +14,9 @@ MASK = [[True, True, True]] * 4 + [[True, True, False]]
 ZERO = 2
 
 
-def alphas(skipped: int) -> Alphas:
+def alphas(skipped: int) -> ArchParameters:
     """Return alphas that would skip so many of the four blocks, with a probability of 0.9 each."""
-    found = Alphas(MASK)
+    found = ArchParameters(MASK)
     p = torch.tensor([0.05, 0.05, 0.9], dtype=torch.float64)
     for i in range(4):
         found.logits.data[i] = (p if i < skipped else p.flip(0)).log()
@@ -30,7 +30,7 @@ def told(states: list[int], *, ends: bool = True) -> list[int]:
     for epoch, skipped in enumerate(states, 1):
         last = ends and epoch == len(states)
         notes = health.end_of_epoch(alphas(skipped), last=last)
-        assert all("the search collapses to a shallow net" in note for note in notes)
+        assert all("the search collapses to a shallow model" in note for note in notes)
         found += [epoch] * len(notes)
         health.load_state_dict(health.state_dict())  # as a run that is killed here and goes on
     return found

@@ -9,9 +9,9 @@ from proxylessnas.search.init import align
 from proxylessnas.search.supernet import SuperNet, seeded
 
 
-def _outputs(net: SuperNet, block: int) -> torch.Tensor:
+def _outputs(model: SuperNet, block: int) -> torch.Tensor:
     """Return what each candidate makes of one input, [candidates, features]."""
-    choice, position = net.choices[block], net.space.positions[block]
+    mixed_op, position = model.mixed_ops[block], model.space.search_blocks[block]
     x = torch.randn(
         4,
         position.in_channels,
@@ -19,8 +19,8 @@ def _outputs(net: SuperNet, block: int) -> torch.Tensor:
         position.in_size,
         generator=torch.Generator().manual_seed(0),
     )
-    ops = [op for k, allowed in enumerate(choice.allowed) if allowed and (op := choice.op(k)) is not None]
-    with torch.no_grad(), net.statistics_kept():
+    ops = [op for k, allowed in enumerate(mixed_op.allowed) if allowed and (op := mixed_op.op(k)) is not None]
+    with torch.no_grad(), model.statistics_kept():
         return torch.stack([op(x).flatten() for op in ops])
 
 
@@ -33,7 +33,7 @@ def test_candidates_begin_alike() -> None:
     space = read_space("tiny")
     before, after = seeded(space, 0).train(), seeded(space, 0).train()
     align(after, torch.Generator().manual_seed(1))
-    for block, position in enumerate(space.positions):
+    for block, position in enumerate(space.search_blocks):
         if not position.shortcut:
             assert abs(_likeness(_outputs(before, block))) < 0.2
             assert _likeness(_outputs(after, block)) > 0.4
@@ -41,18 +41,18 @@ def test_candidates_begin_alike() -> None:
 
 def test_blocks_with_a_shortcut_begin_as_the_identity() -> None:
     space = read_space("tiny")
-    net = seeded(space, 0).train()
-    align(net, torch.Generator().manual_seed(1))
-    for block, position in enumerate(space.positions):
+    model = seeded(space, 0).train()
+    align(model, torch.Generator().manual_seed(1))
+    for block, position in enumerate(space.search_blocks):
         if position.shortcut:
-            assert not _outputs(net, block).any()
+            assert not _outputs(model, block).any()
 
 
 def test_the_same_generator_gives_the_same_weights_of_the_usual_scale() -> None:
     space = read_space("small")
     one, two, other = (seeded(space, 0) for _ in range(3))
-    for net, seed in ((one, 1), (two, 1), (other, 2)):
-        align(net, torch.Generator().manual_seed(seed))
+    for model, seed in ((one, 1), (two, 1), (other, 2)):
+        align(model, torch.Generator().manual_seed(seed))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
     plain = seeded(space, 0)
     differs = False

@@ -1,4 +1,4 @@
-"""The net a search ends with: as good as trying every net."""
+"""The model a search ends with: as good as trying every model."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ import torch
 from torch import Tensor
 
 from proxylessnas import DataError
-from proxylessnas.search.constraints import Budget, Costs
+from proxylessnas.search.constraints import Constraint, Costs
 from proxylessnas.search.derivation import Infeasible, most_probable_within
 
 STAGES = [0, 0, 1, 1, 1]
 BLOCKS, COLUMNS, ZERO = len(STAGES), 4, 3
 
 
-def nets(log_probs: Tensor) -> list[tuple[int, ...]]:
+def models(log_probs: Tensor) -> list[tuple[int, ...]]:
     return list(
         itertools.product(*[[k for k, v in enumerate(row) if v > -math.inf] for row in log_probs.tolist()])
     )
 
 
-def deep_enough(picks: Sequence[int], least: int, zero: int = ZERO) -> bool:
+def deep_enough(choices: Sequence[int], least: int, zero: int = ZERO) -> bool:
     for stage in set(STAGES):
-        kept = sum(s == stage and pick != zero for s, pick in zip(STAGES, picks, strict=True))
+        kept = sum(s == stage and choice != zero for s, choice in zip(STAGES, choices, strict=True))
         if kept < min(least, STAGES.count(stage)):
             return False
     return True
 
 
-def best_of_all(log_probs: Tensor, budgets: Sequence[Budget], least: int) -> float | None:
-    """Return the log-probability of the best net that fits, by trying all of them; None if none fits."""
+def best_of_all(log_probs: Tensor, constraints: Sequence[Constraint], least: int) -> float | None:
+    """Return the log-probability of the best model that fits, by trying all of them; None if none fits."""
     scores = [
-        sum(log_probs[i, k].item() for i, k in enumerate(picks))
-        for picks in nets(log_probs)
-        if deep_enough(picks, least)
-        and all(b.costs.of(picks) <= b.limit + 1e-9 * abs(b.limit) for b in budgets)
+        sum(log_probs[i, k].item() for i, k in enumerate(choices))
+        for choices in models(log_probs)
+        if deep_enough(choices, least)
+        and all(b.costs.of(choices) <= b.limit + 1e-9 * abs(b.limit) for b in constraints)
     ]
     return max(scores, default=None)
 
@@ -52,7 +52,7 @@ def random_mask(rng: random.Random) -> Tensor:
 
 
 def random_costs(rng: random.Random, mask: Tensor, whole: bool = False) -> Costs:
-    """Return random costs; whole numbers make many nets cost the same."""
+    """Return random costs; whole numbers make many models cost the same."""
     values = [float(rng.randint(1, 4)) if whole else rng.random() for _ in range(BLOCKS * COLUMNS)]
     table = torch.tensor(values, dtype=torch.float64).view(BLOCKS, COLUMNS).masked_fill(~mask, 0)
     table[:, ZERO] = 0
@@ -60,29 +60,29 @@ def random_costs(rng: random.Random, mask: Tensor, whole: bool = False) -> Costs
 
 
 @pytest.mark.parametrize("seed", range(120))
-def test_it_is_what_trying_every_net_finds(seed: int) -> None:
+def test_it_is_what_trying_every_model_finds(seed: int) -> None:
     rng, g = random.Random(seed), torch.Generator().manual_seed(seed)
     mask = random_mask(rng)
-    even = seed % 5 == 0  # many equally probable nets
+    even = seed % 5 == 0  # many equally probable models
     logits = torch.randn(mask.shape, generator=g, dtype=torch.float64)
     log_probs = (logits.sign() if even else logits).masked_fill(~mask, -math.inf).log_softmax(1)
-    budgets = []
+    constraints = []
     for _ in range(seed % 4):
         costs = random_costs(rng, mask, whole=seed % 3 == 0)
         low, high = costs.range()
-        budgets.append(Budget(costs, low + (high - low) * rng.uniform(-0.05, 1.05)))
+        constraints.append(Constraint(costs, low + (high - low) * rng.uniform(-0.05, 1.05)))
     least = rng.choice([0, 0, 1, 2, 9])
-    wanted = best_of_all(log_probs, budgets, least)
+    wanted = best_of_all(log_probs, constraints, least)
     options = {"stages": STAGES, "zero_column": ZERO, "least_depth": least}
     if wanted is None:
-        with pytest.raises(Infeasible, match="no net of this space meets"):
-            most_probable_within(log_probs, budgets, **options)
+        with pytest.raises(Infeasible, match="no model of this space meets"):
+            most_probable_within(log_probs, constraints, **options)
         return
-    picks = most_probable_within(log_probs, budgets, **options)
-    assert mask[torch.arange(BLOCKS), picks].all()
-    assert sum(log_probs[i, k].item() for i, k in enumerate(picks)) == pytest.approx(wanted, abs=1e-12)
-    assert deep_enough(picks, least)
-    assert all(b.costs.of(picks) <= b.limit + 1e-9 * abs(b.limit) for b in budgets)
+    choices = most_probable_within(log_probs, constraints, **options)
+    assert mask[torch.arange(BLOCKS), choices].all()
+    assert sum(log_probs[i, k].item() for i, k in enumerate(choices)) == pytest.approx(wanted, abs=1e-12)
+    assert deep_enough(choices, least)
+    assert all(b.costs.of(choices) <= b.limit + 1e-9 * abs(b.limit) for b in constraints)
 
 
 def full(table: list[list[float]], name: str = "latency", fixed: float = 0.0) -> Costs:
@@ -90,50 +90,50 @@ def full(table: list[list[float]], name: str = "latency", fixed: float = 0.0) ->
     return Costs(name, "ms", values, fixed, torch.ones(values.shape, dtype=torch.bool))
 
 
-def test_without_a_budget_it_is_the_most_probable_one() -> None:
+def test_without_a_constraint_it_is_the_most_probable_one() -> None:
     log_probs = torch.randn(21, 7, dtype=torch.float64).log_softmax(1)
     assert most_probable_within(log_probs, []) == log_probs.argmax(1).tolist()
 
 
-def test_a_budget_that_everything_meets_changes_nothing() -> None:
+def test_a_constraint_that_everything_meets_changes_nothing() -> None:
     log_probs = torch.randn(6, 3, dtype=torch.float64).log_softmax(1)
     costs = full(torch.rand(6, 3).tolist())
-    assert most_probable_within(log_probs, [Budget(costs, 100.0)]) == log_probs.argmax(1).tolist()
+    assert most_probable_within(log_probs, [Constraint(costs, 100.0)]) == log_probs.argmax(1).tolist()
 
 
 def test_most_probable_candidates_may_cost_too_much_together() -> None:
     log_probs = torch.tensor([[0.6, 0.4], [0.9, 0.1]], dtype=torch.float64).log()
     costs = full([[3.0, 1.0], [3.0, 1.0]])
-    assert most_probable_within(log_probs, [Budget(costs, 6.0)]) == [0, 0]
-    assert most_probable_within(log_probs, [Budget(costs, 5.0)]) == [1, 0]
-    assert most_probable_within(log_probs, [Budget(costs, 2.0)]) == [1, 1]
+    assert most_probable_within(log_probs, [Constraint(costs, 6.0)]) == [0, 0]
+    assert most_probable_within(log_probs, [Constraint(costs, 5.0)]) == [1, 0]
+    assert most_probable_within(log_probs, [Constraint(costs, 2.0)]) == [1, 1]
     with pytest.raises(Infeasible, match=r"latency of at most 1.99 ms .*from 2 ms to 6 ms"):
-        most_probable_within(log_probs, [Budget(costs, 1.99)])
+        most_probable_within(log_probs, [Constraint(costs, 1.99)])
 
 
-def test_budgets_that_can_only_be_met_apart() -> None:
+def test_constraints_that_can_only_be_met_apart() -> None:
     log_probs = torch.zeros(1, 2, dtype=torch.float64).log_softmax(1)
     one, two = full([[1.0, 2.0]]), full([[2.0, 1.0]], "macs")
-    assert most_probable_within(log_probs, [Budget(one, 1.0)]) == [0]
-    assert most_probable_within(log_probs, [Budget(two, 1.0)]) == [1]
+    assert most_probable_within(log_probs, [Constraint(one, 1.0)]) == [0]
+    assert most_probable_within(log_probs, [Constraint(two, 1.0)]) == [1]
     with pytest.raises(Infeasible, match="latency of at most 1 ms and macs of at most 1 ms"):
-        most_probable_within(log_probs, [Budget(one, 1.0), Budget(two, 1.0)])
+        most_probable_within(log_probs, [Constraint(one, 1.0), Constraint(two, 1.0)])
 
 
-def test_of_equally_probable_nets_it_is_the_cheapest() -> None:
+def test_of_equally_probable_models_it_is_the_cheapest() -> None:
     log_probs = torch.zeros(4, 3, dtype=torch.float64).log_softmax(1)
     costs = full([[3.0, 1.0, 2.0], [1.0, 2.0, 3.0], [2.0, 3.0, 1.0], [5.0, 5.0, 4.0]])
-    assert most_probable_within(log_probs, [Budget(costs, 100.0)]) == [1, 0, 2, 2]
+    assert most_probable_within(log_probs, [Constraint(costs, 100.0)]) == [1, 0, 2, 2]
 
 
 def test_limits_met_to_the_last_digit_are_met() -> None:
     rng = random.Random(0)
     for _ in range(50):
         costs = random_costs(rng, torch.ones(BLOCKS, COLUMNS, dtype=torch.bool))
-        picks = [rng.randrange(COLUMNS) for _ in range(BLOCKS)]
+        choices = [rng.randrange(COLUMNS) for _ in range(BLOCKS)]
         log_probs = torch.full((BLOCKS, COLUMNS), -5.0, dtype=torch.float64)
-        log_probs[torch.arange(BLOCKS), picks] = -0.1
-        assert most_probable_within(log_probs, [Budget(costs, costs.of(picks))]) == picks
+        log_probs[torch.arange(BLOCKS), choices] = -0.1
+        assert most_probable_within(log_probs, [Constraint(costs, costs.of(choices))]) == choices
 
 
 def kept_with(*probabilities: float) -> Tensor:
@@ -145,7 +145,7 @@ def kept_with(*probabilities: float) -> Tensor:
 @pytest.mark.parametrize(
     ("least", "expected"), [(0, [1] * 5), (1, [1, 0, 1, 1, 0]), (2, [0, 0, 1, 0, 0]), (5, [0] * 5)]
 )
-def test_depth_without_a_budget(least: int, expected: list[int]) -> None:
+def test_depth_without_a_constraint(least: int, expected: list[int]) -> None:
     log_probs = kept_with(0.1, 0.2, 0.1, 0.2, 0.3)
     assert most_probable_within(log_probs, [], stages=STAGES, zero_column=1, least_depth=least) == expected
 
@@ -156,14 +156,14 @@ def test_depth_counts_blocks_that_cannot_be_skipped() -> None:
     assert found == [1, 0, 0, 1, 1]
 
 
-def test_depth_that_no_budget_allows() -> None:
+def test_depth_that_no_constraint_allows() -> None:
     log_probs = torch.zeros(5, 2, dtype=torch.float64).log_softmax(1)
     costs = full([[1.0, 0.0]] * 5)
     rules = {"stages": STAGES, "zero_column": 1, "least_depth": 2}
-    picks = most_probable_within(log_probs, [Budget(costs, 4.0)], **rules)
-    assert picks.count(0) == 4
+    choices = most_probable_within(log_probs, [Constraint(costs, 4.0)], **rules)
+    assert choices.count(0) == 4
     with pytest.raises(Infeasible, match=r"latency of at most 3.9 ms and at least 2 blocks a stage"):
-        most_probable_within(log_probs, [Budget(costs, 3.9)], **rules)
+        most_probable_within(log_probs, [Constraint(costs, 3.9)], **rules)
 
 
 def test_a_space_without_zero_has_its_depth_anyway() -> None:
@@ -174,25 +174,25 @@ def test_a_space_without_zero_has_its_depth_anyway() -> None:
 
 @pytest.mark.parametrize("budgets", [1, 2, 3])
 @pytest.mark.parametrize("sharpness", [1.0, 1e-3])
-def test_the_published_space_takes_seconds_at_most(budgets: int, sharpness: float) -> None:
-    g = torch.Generator().manual_seed(budgets)
+def test_the_published_space_takes_seconds_at_most(constraints: int, sharpness: float) -> None:
+    g = torch.Generator().manual_seed(constraints)
     log_probs = (torch.randn(21, 7, generator=g, dtype=torch.float64) * sharpness).log_softmax(1)
     base = torch.rand(21, 7, generator=g, dtype=torch.float64)
     limits = []
-    for _ in range(budgets):  # costs of one net are alike: what is slow has more to compute
+    for _ in range(constraints):  # costs of one model are alike: what is slow has more to compute
         table = base + 0.2 * torch.rand(21, 7, generator=g, dtype=torch.float64)
         table[:, 6] = 0
         costs = Costs("latency", "ms", table, 0.3, torch.ones(21, 7, dtype=torch.bool))
         low, high = costs.range()
-        limits.append(Budget(costs, low + 0.5 * (high - low)))
+        limits.append(Constraint(costs, low + 0.5 * (high - low)))
     start = time.process_time()
-    picks = most_probable_within(log_probs, limits)
+    choices = most_probable_within(log_probs, limits)
     assert time.process_time() - start < 20
-    assert all(b.costs.of(picks) <= b.limit * (1 + 1e-9) for b in limits)
+    assert all(b.costs.of(choices) <= b.limit * (1 + 1e-9) for b in limits)
     for i in range(21):  # no single change is better and fits
         for k in range(7):
-            other = [*picks[:i], k, *picks[i + 1 :]]
-            if log_probs[i, k] > log_probs[i, picks[i]] + 1e-12:
+            other = [*choices[:i], k, *choices[i + 1 :]]
+            if log_probs[i, k] > log_probs[i, choices[i]] + 1e-12:
                 assert any(b.costs.of(other) > b.limit for b in limits)
 
 

@@ -67,7 +67,7 @@ def test_small_targets_keep_their_sense(target: float) -> None:
     values = [objective.pull(2.0, share * target) for share in (1e-3, 0.3, 0.7, 1.0, 1.5, 4.0, 100.0)]
     for pull in values:
         assert all(math.isfinite(v) for v in pull)
-        assert pull.by_cost > 0  # a dearer net is always worse
+        assert pull.by_cost > 0  # a dearer model is always worse
     assert all(a.value < b.value for a, b in itertools.pairwise(values))
 
 
@@ -97,16 +97,16 @@ def test_nonsense_is_refused(changes: dict[str, object], words: str) -> None:
         dataclasses.replace(Objective("mul_log", 80.0), **changes)
 
 
-def test_expected_cost_is_the_mean_over_all_nets() -> None:
+def test_expected_cost_is_the_mean_over_all_models() -> None:
     g = torch.Generator().manual_seed(0)
     costs = torch.rand(3, 4, generator=g, dtype=torch.float64)
     logits = torch.randn(3, 4, generator=g, dtype=torch.float64, requires_grad=True)
     p = logits.softmax(1)
     found = expected_cost(p, costs, 1.5)
     mean = sum(
-        math.prod(float(p[i, k].detach()) for i, k in enumerate(picks))
-        * (1.5 + sum(float(costs[i, k]) for i, k in enumerate(picks)))
-        for picks in itertools.product(range(4), repeat=3)
+        math.prod(float(p[i, k].detach()) for i, k in enumerate(choices))
+        * (1.5 + sum(float(costs[i, k]) for i, k in enumerate(choices)))
+        for choices in itertools.product(range(4), repeat=3)
     )
     assert found.item() == pytest.approx(mean, rel=1e-12)
     found.backward()

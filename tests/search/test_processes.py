@@ -22,14 +22,14 @@ RECIPES = {
     "gradient": SYNCED,
     "two": SYNCED.replace(arch_mode="two"),
     "reinforce": SYNCED.replace(algorithm="reinforce"),
-    # Statistics of each process's own; nets are judged with the supernet's.
+    # Statistics of each process's own; models are judged with the supernet's.
     "unsynced": SHORT.replace(recalibrate_batches=0),
 }
 WEIGHT_STEPS = 9
 
 
 class Counted(Processes):
-    """Takes note of what travels: how many numbers of which type, and what a plain net of the path has."""
+    """Takes note of what travels: how many numbers of which type, and what a plain model of the path has."""
 
     def watch(self, searcher: Searcher, found: dict[str, Any]) -> None:
         self.__dict__["watched"] = searcher, found
@@ -42,7 +42,7 @@ class Counted(Processes):
             if sum(len(group["params"]) for group in searcher.optimizer.param_groups) == len(path):
                 for tensor in tensors:  # of a weight step
                     found["sent"].append((tensor.numel(), sum(p.numel() for p in path)))
-                    found["paths"].append(list(searcher.net.path))
+                    found["paths"].append(list(searcher.model.path))
         super().sum_(tensors)
 
 
@@ -56,9 +56,9 @@ def search_and_save(folder: str, name: str, rank: int, world: int) -> None:
     del processes.__dict__["watched"]
     child, metrics = searcher.inherited(searcher.derived(), "child")
     found |= {
-        "alphas": searcher.net.alphas.logits.detach(), "model": searcher.net.state_dict(),
+        "alphas": searcher.model.alphas.logits.detach(), "model": searcher.model.state_dict(),
         "child": child.state_dict(), "right": metrics.top1_correct, "loss": metrics.loss,
-        "all": sum(p.numel() for p in searcher.net.parameters()), "arch_steps": searcher.arch_steps,
+        "all": sum(p.numel() for p in searcher.model.parameters()), "arch_steps": searcher.arch_steps,
     }  # fmt: skip
     torch.save(found, f"{folder}/{name}-{world}-{rank}.pt")
 
@@ -89,7 +89,7 @@ def test_two_processes_give_what_one_with_the_whole_batch_gives(folder: Path, na
     torch.testing.assert_close(one["alphas"], two["alphas"], rtol=0, atol=1e-5)
     assert float(one["alphas"].abs().max()) > 0.05  # it has moved
     assert differences_of(one["model"], two["model"]) < 1e-5
-    assert differences_of(one["child"], two["child"]) < 1e-5  # the net that is saved, recalibrated
+    assert differences_of(one["child"], two["child"]) < 1e-5  # the model that is saved, recalibrated
     assert one["right"] == two["right"]
 
 

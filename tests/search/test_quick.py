@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from search_tools import gate_gradient, mixture_gradient, same, small_net, state_of
+from search_tools import gate_gradient, mixture_gradient, same, small_model, state_of
 from torch import Tensor, nn
 
 from proxylessnas.arch.blocks import Block
 from proxylessnas.arch.space import SearchSpace, SpaceStage
 from proxylessnas.models.layers import MBConv
-from proxylessnas.search.arch_params import Alphas
+from proxylessnas.search.arch_params import ArchParameters
 from proxylessnas.search.mixed_op import Moments, output
 
 LAST = torch.channels_last
@@ -58,7 +58,7 @@ def test_the_output_is_that_of_the_candidate(
     assert (moments._found is not None) == (shape == MANY)
 
 
-def test_moments_are_those_of_the_map_and_found_once() -> None:
+def test_snapshots_are_those_of_the_map_and_found_once() -> None:
     x, moments = batch(), Moments()
     rows = x.permute(1, 0, 2, 3).flatten(1)
     mean, covariance = moments.of(x)
@@ -154,17 +154,17 @@ def test_alpha_gets_the_gradient_of_the_explicit_mixture(
     g = torch.Generator().manual_seed(0)
     x = torch.randn(8, 2, 96, 96, generator=g).to(dtype).contiguous(memory_format=LAST)
     t = torch.randint(0, 5, (8,), generator=g)
-    net = small_net(0, SPACE, dtype).to(memory_format=LAST)
-    before = state_of(net)
+    model = small_model(0, SPACE, dtype).to(memory_format=LAST)
+    before = state_of(model)
     for path in ([0, 1, 2, 3], [3, 4, 1, 4]):
-        _, wanted = mixture_gradient(net, path, x, t)  # runs its candidates as they are
-        _, found = gate_gradient(net, path, x, t, store=store)
+        _, wanted = mixture_gradient(model, path, x, t)  # runs its candidates as they are
+        _, found = gate_gradient(model, path, x, t, store=store)
         gradients = []
         for gates in (wanted, found):
-            alphas = Alphas(SPACE.mask)
+            alphas = ArchParameters(SPACE.mask)
             alphas.init(torch.Generator().manual_seed(1), std=1.0)
             alphas.add_gate_gradient(gates)
             gradients.append(alphas.logits.grad)
         size = float(gradients[0].abs().max())
         torch.testing.assert_close(gradients[1], gradients[0], rtol=tolerance, atol=tolerance * size)
-    assert same(before, net.state_dict())
+    assert same(before, model.state_dict())

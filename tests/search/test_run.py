@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from runlog_tools import has_tensorboard, pictures, scalars
+from runlog_tools import has_tensorboard, images, scalars
 from search_tools import SHORT, TINY_SPACE, searcher_of, silent
 from torch.utils._python_dispatch import TorchDispatchMode
 from train_tools import differences_of, noise_folder, tensors
@@ -44,7 +44,7 @@ def lines(run: Path, name: str = "search.jsonl") -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / name).read_text().splitlines()]
 
 
-def test_the_net_is_judged_as_its_user_will_run_it(run: Path, data: Path) -> None:
+def test_the_model_is_judged_as_its_user_will_run_it(run: Path, data: Path) -> None:
     result = json.loads((run / "result.json").read_text())
     assert result["judged_in"] == "float32"
     searcher = searcher_of(data, run, BF16)
@@ -55,8 +55,8 @@ def test_the_net_is_judged_as_its_user_will_run_it(run: Path, data: Path) -> Non
     same, metrics = searcher.inherited(result["picks"], "bf16")
     assert differences_of(same.state_dict(), tensors(run / "child.safetensors")) == 0
     assert metrics.loss == found.loss
-    # In the search's own precision it is not quite the same net.
-    assert searcher.judging.inherited(result["picks"], amp=True)[1].loss != found.loss
+    # In the search's own precision it is not quite the same model.
+    assert searcher.evaluator.inherited(result["picks"], amp=True)[1].loss != found.loss
 
 
 @pytest.mark.skipif(not has_tensorboard(), reason="TensorBoard is not installed")
@@ -77,9 +77,9 @@ def test_tensorboard_gets_what_the_log_gets(run: Path) -> None:
 
 
 @pytest.mark.skipif(not has_tensorboard(), reason="TensorBoard is not installed")
-def test_tensorboard_shows_alpha_and_the_net(run: Path) -> None:
+def test_tensorboard_shows_alpha_and_the_model(run: Path) -> None:
     pytest.importorskip("matplotlib")
-    found = pictures(run / "tensorboard")
+    found = images(run / "tensorboard")
     assert set(found) == {"search/probabilities", "search/net"}
     for tag in found:
         assert {step for step, _ in found[tag]} <= {6, 9}
@@ -134,7 +134,7 @@ def test_stopped_anywhere_a_search_goes_on_to_the_same_bits(
     whole = searcher_of(data, tmp_path / "whole", recipe)
     resume_search(whole)
     assert whole.fit(StopAfter(1000), silent())
-    stops = (2, 5, 3, 2, 2, 1000)  # looks of each part, one a step, an epoch and a judged net
+    stops = (2, 5, 3, 2, 2, 1000)  # looks of each part, one a step, an epoch and a judged model
     for looks in stops:
         part = searcher_of(data, tmp_path / "parts", recipe)
         notes = resume_search(part)
@@ -168,7 +168,7 @@ def test_no_step_of_the_weights_waits_for_the_device(algorithm: str, data: Path,
 
     seen: list[Any] = []
     searcher = searcher_of(data, tmp_path / "x", SHORT.replace(algorithm=algorithm))
-    searcher.net.train()
+    searcher.model.train()
     batches = list(searcher.loader.epoch(0))
     searcher.weight_step(batches[0], 0, 1.0)
     with Reads():
@@ -179,19 +179,19 @@ def test_no_step_of_the_weights_waits_for_the_device(algorithm: str, data: Path,
     assert searcher.losses.look(StopRequest()).steps == len(batches)
 
 
-def test_pictures_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+def test_images_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     folder = noise_folder(tmp_path / "data")
     parts = searcher_of(folder, tmp_path / "x", SHORT).data
     bad = parts.arch.name(3), parts.weights.train.name(5)
     for name in bad:
-        Path(name).write_bytes(b"no picture")
+        Path(name).write_bytes(b"no image")
     settings = Settings(tmp_path / "run", device="cpu", workers=0, console=False, max_unreadable=0.05)
     recipe = SHORT.replace(warmup_epochs=1, epochs=1)
     assert search(TINY_SPACE, folder, recipe, out=settings).finished
     notes = [line["text"] for line in lines(tmp_path / "run", "log.jsonl") if line["event"] == "note"]
     for name in bad:
         assert sum(name in note for note in notes) == 1
-    assert any(note.startswith("1 held-out picture(s) cannot be read") for note in notes)
+    assert any(note.startswith("1 held-out image(s) cannot be read") for note in notes)
     with pytest.raises(DataError, match="cannot be read, more than the 1 %") as caught:
         searcher_of(folder, tmp_path / "y", SHORT)
     assert bad[1] in str(caught.value)
@@ -200,21 +200,21 @@ def test_pictures_that_cannot_be_read_are_named(tmp_path: Path) -> None:
 def test_weights_that_break_down_are_told_of_before_alpha(data: Path, tmp_path: Path) -> None:
     searcher = searcher_of(data, tmp_path / "x", SHORT.replace(warmup_epochs=0))
     searcher.losses.every = 10  # as on a GPU: an arch step comes before the next look
-    torch.nn.init.constant_(searcher.net.classifier.linear.weight, float("nan"))
+    torch.nn.init.constant_(searcher.model.classifier.linear.weight, float("nan"))
     with pytest.raises(ProxylessError, match=r"the loss is not finite .* since step 0 \(epoch 1\)"):
         searcher.fit(StopRequest(), silent())
 
 
 def test_a_batch_of_one_tells_what_to_do(data: Path, tmp_path: Path) -> None:
     searcher = searcher_of(data, tmp_path / "x", SHORT)
-    searcher.judging.loader = _Ones()  # type: ignore[assignment]
-    picks = searcher.derived()
-    with pytest.raises(DataError, match=r"with 1 picture.*use a larger batch_size or image_size"):
-        searcher.inherited(picks, "x")
+    searcher.evaluator.loader = _Ones()  # type: ignore[assignment]
+    choices = searcher.derived()
+    with pytest.raises(DataError, match=r"with 1 image.*use a larger batch_size or image_size"):
+        searcher.inherited(choices, "x")
 
 
 class _Ones:
-    """Gives batches of one picture that the net shrinks to 1x1 px."""
+    """Gives batches of one image that the model shrinks to 1x1 px."""
 
     def epoch(self, number: int, mix: bool = True) -> Any:
         from proxylessnas.train.loader import Batch

@@ -1,12 +1,12 @@
-"""A toy problem whose best net is known: both algorithms find it.
+"""A toy problem whose best model is known: both algorithms find it.
 
-A picture has three channels of noise. In each, pixels some way apart are alike or opposite, and which of the
+An image has three channels of noise. In each, pixels some way apart are alike or opposite, and which of the
 two it is in each channel makes up the class (of eight). Every block listens to one channel, and compares
 pixels one, two or three apart. So the best operation is another one in every block, what a block makes of its
 channel is worth something whatever the others do, and none can stand in for another.
 
 It has to be like this for the answer to be known: where the blocks of a stack can each do the same work, many
-nets are best, and which of them a search ends at is chance; where a wrong block hides the signal from all
+models are best, and which of them a search ends at is chance; where a wrong block hides the signal from all
 others, most sampled paths say nothing at all.
 """
 
@@ -64,7 +64,7 @@ TOY = SearchSpace(
 )  # fmt: skip
 
 
-def pictures(g: torch.Generator, n: int = 64) -> tuple[Tensor, Tensor]:
+def images(g: torch.Generator, n: int = 64) -> tuple[Tensor, Tensor]:
     """Return noise [n, 3, 8, 8] whose pixels are alike or opposite, and the class."""
     bits = torch.randint(0, 2, (n, CHANNELS), generator=g)
     noise = torch.randn(n, CHANNELS, 8, 8, generator=g)
@@ -74,72 +74,72 @@ def pictures(g: torch.Generator, n: int = 64) -> tuple[Tensor, Tensor]:
 
 @functools.cache
 def _warm(seed: int) -> tuple[SuperNet, Tensor]:
-    net, g = seeded(TOY, seed).train(), torch.Generator().manual_seed(seed)
-    net.first_conv = nn.Identity()
-    paths, rng = sgd_paths(net), random.Random(seed)
+    model, g = seeded(TOY, seed).train(), torch.Generator().manual_seed(seed)
+    model.first_conv = nn.Identity()
+    paths, rng = sgd_paths(model), random.Random(seed)
     for _ in range(100):
-        net.random_path(rng)
-        train(net, paths, g)
-    return net, g.get_state()
+        model.random_path(rng)
+        train(model, paths, g)
+    return model, g.get_state()
 
 
 def warm(seed: int) -> tuple[SuperNet, PathParameters, torch.Generator]:
-    """Return a net whose weights were trained on even paths; its stem passes pictures on as they are."""
-    net, state = _warm(seed)
+    """Return a model whose weights were trained on even paths; its stem passes images on as they are."""
+    model, state = _warm(seed)
     g = torch.Generator()
     g.set_state(state)
-    net = copy.deepcopy(net)
-    return net, sgd_paths(net), g
+    model = copy.deepcopy(model)
+    return model, sgd_paths(model), g
 
 
-def train(net: SuperNet, paths: PathParameters, g: torch.Generator) -> float:
+def train(model: SuperNet, paths: PathParameters, g: torch.Generator) -> float:
     with paths.selected():
-        x, t = pictures(g)
-        loss = F.cross_entropy(net(x), t)
+        x, t = images(g)
+        loss = F.cross_entropy(model(x), t)
         loss.backward()
         paths.optimizer.step()
     return float(loss.detach())
 
 
-def adam(net: SuperNet) -> torch.optim.Optimizer:
-    return torch.optim.Adam([net.alphas.logits], 0.06, betas=(0.0, 0.999))
+def adam(model: SuperNet) -> torch.optim.Optimizer:
+    return torch.optim.Adam([model.alphas.logits], 0.06, betas=(0.0, 0.999))
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_gradient_finds_the_best_net(mode: str) -> None:
+def test_gradient_finds_the_best_model(mode: str) -> None:
     found = []
     for seed in SEEDS:
-        net, paths, g = warm(seed)
-        costs = torch.zeros(net.alphas.mask.shape, dtype=torch.float64)
-        step = ArchStep(net, adam(net), paths, costs, 0.0, mode=mode, generator=g)
+        model, paths, g = warm(seed)
+        costs = torch.zeros(model.alphas.mask.shape, dtype=torch.float64)
+        step = ArchStep(model, adam(model), paths, costs, 0.0, mode=mode, generator=g)
         for _ in range(45):
-            net.set_path(net.alphas.sample(g))
-            train(net, paths, g)
-            step(*pictures(g), Objective("none"))
-        found.append(net.alphas.most_probable())
+            model.set_path(model.alphas.sample(g))
+            train(model, paths, g)
+            step(*images(g), Objective("none"))
+        found.append(model.alphas.most_probable())
     assert found.count(BEST) >= 9, found
 
 
-def test_reinforce_finds_the_best_net() -> None:
+def test_reinforce_finds_the_best_model() -> None:
     found = []
     for seed in SEEDS:
-        net, paths, g = warm(seed)
-        step = ReinforceStep(net, adam(net), None, None, samples=8, decay=0.9, generator=g)
+        model, paths, g = warm(seed)
+        step = ReinforceStep(model, adam(model), None, None, samples=8, decay=0.9, generator=g)
         for _ in range(45):
-            net.set_path(net.alphas.sample(g))
-            train(net, paths, g)
-            step(*pictures(g))
-        found.append(net.alphas.most_probable())
+            model.set_path(model.alphas.sample(g))
+            train(model, paths, g)
+            step(*images(g))
+        found.append(model.alphas.most_probable())
     assert found.count(BEST) >= 9, found
 
 
 @pytest.mark.parametrize("kind", ["add_linear", "mul_log"])
-def test_a_strong_pull_leads_to_the_cheapest_net(kind: str) -> None:
+def test_a_strong_pull_leads_to_the_cheapest_model(kind: str) -> None:
     costs = torch.tensor([[3.0, 2.0, 1.0, 0.0]] * 3, dtype=torch.float64)
     for seed in range(3):
-        net, paths, g = warm(seed)
-        step = ArchStep(net, adam(net), paths, costs, 1.0, generator=g)
-        expected = [step(*pictures(g), Objective(kind, 6.0, strength=10.0)).expected for _ in range(60)]
+        model, paths, g = warm(seed)
+        step = ArchStep(model, adam(model), paths, costs, 1.0, generator=g)
+        expected = [step(*images(g), Objective(kind, 6.0, strength=10.0)).expected for _ in range(60)]
         assert expected[0] == pytest.approx(7.0, abs=0.01)
         assert expected[-1] < 5.0
-        assert net.alphas.most_probable() == [2, 2, 2]
+        assert model.alphas.most_probable() == [2, 2, 2]

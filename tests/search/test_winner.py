@@ -14,10 +14,10 @@ import pytest
 import simulated_machine
 import torch
 from cli_tools import runner
-from latency_table_tools import SPACE, every_net
+from latency_table_tools import SPACE, every_model
 from report_tools import Page
 from search_tools import SHORT
-from simulated_machine import OFFSET_MS, SimulatedWorker, simulated, true_net_ms
+from simulated_machine import OFFSET_MS, SimulatedWorker, simulated, true_model_ms
 from train_tools import in_two_processes, noise_folder
 
 from proxylessnas import create_model, report
@@ -26,11 +26,11 @@ from proxylessnas.latency import Conditions, LatencyTable, OpKey, session, space
 from proxylessnas.latency.table import Entry
 from proxylessnas.search import SearchResult, search
 from proxylessnas.search import evaluate as winner
-from proxylessnas.search.baselines import Judged
+from proxylessnas.search.baselines import Evaluated
 from proxylessnas.search.evaluate import CANDIDATES, Measured, choose
 from proxylessnas.search.result import describe_latency
 from proxylessnas.search.searcher import Searcher
-from proxylessnas.search.setup import Job
+from proxylessnas.search.setup import SearchSetup
 from proxylessnas.train import Settings
 from proxylessnas.utils.distributed import Processes
 
@@ -73,8 +73,12 @@ def predicting(
         space: of the table.
     """
     entries = {key: Entry(share(key) * true_ms(key)) for key in space_keys(space)}
-    net = space.arch(every_net(space)[0])
-    method = {} if reference is None else {"reference": {"net": str(net), "ms": reference * true_net_ms(net)}}
+    model = space.arch(every_model(space)[0])
+    method = (
+        {}
+        if reference is None
+        else {"reference": {"net": str(model), "ms": reference * true_model_ms(model)}}
+    )
     conditions = Conditions(**{"device_name": "simulated", "versions": {"torch": "9"}, **changes})
     return LatencyTable(conditions, entries, space=space, offset_ms=OFFSET_MS, method=method)
 
@@ -84,21 +88,21 @@ def middle(table: LatencyTable, share: float = 0.9) -> float:
     return low + share * (high - low)
 
 
-def job_of(data: Path, table: LatencyTable, out: Path, **changes: Any) -> tuple[Job, Searcher]:
+def job_of(data: Path, table: LatencyTable, out: Path, **changes: Any) -> tuple[SearchSetup, Searcher]:
     recipe = RECIPE.replace(**{"target_ms": middle(table), **changes})
-    job = Job(HERE, str(data), recipe, table, True, None)
+    setup = SearchSetup(HERE, str(data), recipe, table, True, None)
     group = Processes(0, 1, torch.device("cpu"))
-    return job, job.searcher(Settings(out, device="cpu", workers=0, console=False), group)
+    return setup, setup.searcher(Settings(out, device="cpu", workers=0, console=False), group)
 
 
 def true_of(tried: Measured) -> float:
-    return true_net_ms(HERE.arch(tried.picks))
+    return true_model_ms(HERE.arch(tried.choices))
 
 
-def rightly_chosen(picks: list[int], tried: list[Measured], target: float) -> None:
+def rightly_chosen(choices: list[int], tried: list[Measured], target: float) -> None:
     """Check that the candidates followed each other as they should; the chosen one is the last of them."""
-    assert tried[-1].picks == tuple(picks)
-    assert len({t.picks for t in tried}) == len(tried) <= CANDIDATES
+    assert tried[-1].choices == tuple(choices)
+    assert len({t.choices for t in tried}) == len(tried) <= CANDIDATES
     for t in tried:
         assert t.timing is not None
         assert t.ms == pytest.approx(true_of(t), rel=0.005)
@@ -114,9 +118,9 @@ def test_one_that_keeps_to_the_target_is_taken(
 ) -> None:
     machine = simulated(monkeypatch, disturbed=0.5, **EXACT)
     table = predicting(lambda key: 1.0)
-    job, searcher = job_of(data, table, tmp_path)
-    picks, (only,) = choose(job, searcher)
-    assert (picks, list(only.picks)) == (searcher.derived(), searcher.derived())
+    setup, searcher = job_of(data, table, tmp_path)
+    choices, (only,) = choose(setup, searcher)
+    assert (choices, list(only.choices)) == (searcher.derived(), searcher.derived())
     assert only.predicted_ms == pytest.approx(true_of(only))
     assert only.ms == pytest.approx(true_of(only), rel=0.02)
     assert only.reference_ratio == pytest.approx(1.0, abs=0.02)
@@ -129,12 +133,12 @@ def test_one_that_is_too_slow_gives_way(data: Path, tmp_path: Path, monkeypatch:
     """The table knows 80 % of every operation: by the first measurement that is known of the second, too."""
     simulated(monkeypatch, **EXACT)
     table = predicting(lambda key: 0.8)
-    job, searcher = job_of(data, table, tmp_path)
+    setup, searcher = job_of(data, table, tmp_path)
     target = middle(table)
-    picks, tried = choose(job, searcher)
-    assert [t.picks for t in tried][:1] == [tuple(searcher.derived())]
+    choices, tried = choose(setup, searcher)
+    assert [t.choices for t in tried][:1] == [tuple(searcher.derived())]
     assert len(tried) >= 2
-    rightly_chosen(picks, tried, target)
+    rightly_chosen(choices, tried, target)
     assert tried[-1].ms is not None
     assert tried[-1].ms <= target
 
@@ -145,12 +149,12 @@ def test_a_table_that_errs_now_here_now_there(
 ) -> None:
     simulated(monkeypatch, **EXACT)
     table = predicting(lambda key: random.Random(f"{seed} {key}").uniform(0.5, 1.1))
-    job, searcher = job_of(data, table, tmp_path, seed=seed)
+    setup, searcher = job_of(data, table, tmp_path, seed=seed)
     target = middle(table)
-    picks, tried = choose(job, searcher)
+    choices, tried = choose(setup, searcher)
     true = [true_of(t) for t in tried]
     if true[-1] <= target:
-        rightly_chosen(picks, tried, target)
+        rightly_chosen(choices, tried, target)
     else:  # nothing did: the fastest
         assert true[-1] == min(true)
 
@@ -167,12 +171,12 @@ def test_after_five_candidates_the_fastest_is_taken(
     table = LatencyTable(table.conditions, table.entries, space=HERE)
     monkeypatch.setattr(simulated_machine, "true_ms", lambda key: 0.0)
     simulated(monkeypatch, **EXACT)
-    job, searcher = job_of(data, table, tmp_path, target_ms=0.39)
-    picks, tried = choose(job, searcher)
+    setup, searcher = job_of(data, table, tmp_path, target_ms=0.39)
+    choices, tried = choose(setup, searcher)
     assert len(tried) == CANDIDATES == 5
     assert all(t.ms == pytest.approx(OFFSET_MS, rel=0.002) for t in tried)
     assert tried[-1].ms == min(t.ms for t in tried if t.ms is not None)
-    assert tuple(picks) == tried[-1].picks
+    assert tuple(choices) == tried[-1].choices
 
 
 def test_where_nothing_keeps_to_the_target_the_fastest_is_taken(
@@ -182,10 +186,10 @@ def test_where_nothing_keeps_to_the_target_the_fastest_is_taken(
     simulated(monkeypatch, **EXACT)
     table = predicting(lambda key: 0.05)
     table = LatencyTable(table.conditions, table.entries, space=HERE)
-    job, searcher = job_of(data, table, tmp_path)
-    picks, tried = choose(job, searcher)
-    assert true_of(tried[-1]) == min(true_net_ms(HERE.arch(n)) for n in every_net(HERE)) > middle(table)
-    assert tuple(picks) == tried[-1].picks
+    setup, searcher = job_of(data, table, tmp_path)
+    choices, tried = choose(setup, searcher)
+    assert true_of(tried[-1]) == min(true_model_ms(HERE.arch(n)) for n in every_model(HERE)) > middle(table)
+    assert tuple(choices) == tried[-1].choices
 
 
 @pytest.mark.parametrize("algorithm", ["random", "evolution"])
@@ -194,29 +198,32 @@ def test_of_the_models_that_were_judged_the_next_best(
 ) -> None:
     simulated(monkeypatch, **EXACT)
     table = predicting(lambda key: 0.75)
-    job, searcher = job_of(data, table, tmp_path, algorithm=algorithm, population=2)
+    setup, searcher = job_of(data, table, tmp_path, algorithm=algorithm, population=2)
     target = middle(table)
-    nets = [n for n in every_net(HERE) if table.predict(HERE.arch(n)) <= target]
-    nets.sort(key=lambda n: true_net_ms(HERE.arch(n)))
-    keeps, slow, slower = nets[0], nets[-2], nets[-1]
-    assert true_net_ms(HERE.arch(slow)) > target > true_net_ms(HERE.arch(keeps))
-    for net, top1 in ((keeps, 40.0), (slower, 70.0), (slow, 60.0)):
-        searcher.judging.judged.append(Judged(net, top1, (table.predict(HERE.arch(net)),)))
-    picks, tried = choose(job, searcher)
-    assert [t.picks for t in tried] == [slower, keeps]  # by the first one it is known that `slow` is too slow
-    assert tuple(picks) == keeps
-    del searcher.judging.judged[0]
-    picks, tried = choose(job, searcher)
-    assert [t.picks for t in tried] == [slower]  # no other was judged that could keep to the target
-    assert tuple(picks) == slower
+    models = [n for n in every_model(HERE) if table.predict(HERE.arch(n)) <= target]
+    models.sort(key=lambda n: true_model_ms(HERE.arch(n)))
+    keeps, slow, slower = models[0], models[-2], models[-1]
+    assert true_model_ms(HERE.arch(slow)) > target > true_model_ms(HERE.arch(keeps))
+    for model, top1 in ((keeps, 40.0), (slower, 70.0), (slow, 60.0)):
+        searcher.evaluator.evaluated.append(Evaluated(model, top1, (table.predict(HERE.arch(model)),)))
+    choices, tried = choose(setup, searcher)
+    assert [t.choices for t in tried] == [
+        slower,
+        keeps,
+    ]  # by the first one it is known that `slow` is too slow
+    assert tuple(choices) == keeps
+    del searcher.evaluator.evaluated[0]
+    choices, tried = choose(setup, searcher)
+    assert [t.choices for t in tried] == [slower]  # no other was judged that could keep to the target
+    assert tuple(choices) == slower
 
 
 def test_a_target_that_is_no_latency(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The model is measured once, and stays, whatever it takes."""
     simulated(monkeypatch, **EXACT)
-    job, searcher = job_of(data, predicting(lambda key: 0.5), tmp_path, target_ms=None, target_macs_m=0.1)
-    picks, (only,) = choose(job, searcher)
-    assert list(only.picks) == picks == searcher.derived()
+    setup, searcher = job_of(data, predicting(lambda key: 0.5), tmp_path, target_ms=None, target_macs_m=0.1)
+    choices, (only,) = choose(setup, searcher)
+    assert list(only.choices) == choices == searcher.derived()
     assert only.ms == pytest.approx(true_of(only), rel=0.005)
     assert only.ms > 1.2 * only.predicted_ms
 
@@ -230,16 +237,16 @@ def test_a_machine_that_is_slower_than_it_was(
     table = LatencyTable(
         table.conditions, table.entries, space=HERE, offset_ms=OFFSET_MS / 1.25, method=table.method
     )
-    job, searcher = job_of(data, table, tmp_path)
-    _, (only,) = choose(job, searcher)
+    setup, searcher = job_of(data, table, tmp_path)
+    _, (only,) = choose(setup, searcher)
     assert only.timing is not None
     assert only.reference_ratio == pytest.approx(1.25, rel=0.005)
     assert only.timing.undisturbed_ms == pytest.approx(true_of(only), rel=0.005)
     assert only.ms == pytest.approx(true_of(only) / 1.25, rel=0.01)
     assert only.ms == pytest.approx(only.predicted_ms, rel=0.01)
     table = predicting(lambda key: 1.0, reference=1 / 1.02)  # 2 % are nothing
-    job, searcher = job_of(data, table, tmp_path)
-    _, (only,) = choose(job, searcher)
+    setup, searcher = job_of(data, table, tmp_path)
+    _, (only,) = choose(setup, searcher)
     assert only.timing is not None
     assert only.ms == only.timing.undisturbed_ms
 
@@ -248,17 +255,17 @@ def test_a_measurement_that_fails_loses_nothing(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     simulated(monkeypatch, **EXACT)
-    job, searcher = job_of(data, predicting(lambda key: 0.5, device_name="another"), tmp_path)
-    picks, (only,) = choose(job, searcher)
-    assert (picks, only.ms) == (searcher.derived(), None)
+    setup, searcher = job_of(data, predicting(lambda key: 0.5, device_name="another"), tmp_path)
+    choices, (only,) = choose(setup, searcher)
+    assert (choices, only.ms) == (searcher.derived(), None)
     assert only.note == "not measured: device_name was another, is simulated"
-    job, searcher = job_of(data, predicting(lambda key: 0.5), tmp_path)
+    setup, searcher = job_of(data, predicting(lambda key: 0.5), tmp_path)
 
     def no_more(*_: object) -> SimulatedWorker:
         raise OSError("no more processes")
 
     monkeypatch.setattr(session, "Worker", no_more)
-    assert choose(job, searcher)[1][0].note == "not measured: no more processes"
+    assert choose(setup, searcher)[1][0].note == "not measured: no more processes"
 
 
 # ---- what is told
@@ -281,8 +288,8 @@ def test_everything_says_what_was_predicted_and_measured(
     table = predicting(lambda key: 0.8)
     out = tmp_path / "run"
     result = finished(data, out, table)
-    target, true = middle(table), true_net_ms(HERE.arch(result.picks))
-    assert result.predicted_ms == pytest.approx(table.predict(HERE.arch(result.picks)))
+    target, true = middle(table), true_model_ms(HERE.arch(result.choices))
+    assert result.predicted_ms == pytest.approx(table.predict(HERE.arch(result.choices)))
     assert result.measured_ms == pytest.approx(true, rel=0.005)
     assert result.measured_ms <= target
     assert len(result.too_slow) >= 1
@@ -384,12 +391,12 @@ def work(rank: int, folder: str) -> None:
         machine = simulated(patch, **EXACT)
         table = predicting(lambda key: 0.8)
         recipe = RECIPE.replace(target_ms=middle(table))
-        job = Job(HERE, f"{folder}/data", recipe, table, True, None)
+        setup = SearchSetup(HERE, f"{folder}/data", recipe, table, True, None)
         settings = Settings(Path(folder) / "run", device="cpu", workers=0, console=False)
-        searcher = job.searcher(settings, Processes(rank, 2, torch.device("cpu")))
+        searcher = setup.searcher(settings, Processes(rank, 2, torch.device("cpu")))
         first = searcher.derived()
-        picks, tried = choose(job, searcher)
-        found = {"first": first, "picks": picks, "tried": len(tried), "processes": machine.processes}
+        choices, tried = choose(setup, searcher)
+        found = {"first": first, "picks": choices, "tried": len(tried), "processes": machine.processes}
     Path(folder, f"{rank}.json").write_text(json.dumps(found))
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 
 def share_of(path: Path, color: tuple[int, int, int]) -> float:
-    """Return which share of a picture has just this colour."""
+    """Return which share of an image has just this colour."""
     with Image.open(path) as image:
         image.load()
         assert image.format == "PNG"

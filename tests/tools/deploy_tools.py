@@ -1,4 +1,4 @@
-"""Nets to export: small ones of every kind, with weights that folding cannot ignore."""
+"""Models to export: small ones of every kind, with weights that folding cannot ignore."""
 
 from __future__ import annotations
 
@@ -77,15 +77,15 @@ def give_statistics(model: nn.Module) -> None:
 
 
 def small(arch: Arch | TreeArch = PLAIN, **options: object) -> ImageClassifier:
-    """Return a net with statistics, preprocessing and class names."""
+    """Return a model with statistics, preprocessing and class names."""
     torch.manual_seed(0)
-    net = create_model(arch, **options)  # type: ignore[arg-type]
-    give_statistics(net)
+    model = create_model(arch, **options)  # type: ignore[arg-type]
+    give_statistics(model)
     side = arch.resolution or 32
-    if net.in_chans == 3:
-        net.preprocessing = Preprocessing(side, side + 4, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
-    net.categories = tuple(f"kind {i}" for i in range(net.num_classes))
-    return net
+    if model.in_chans == 3:
+        model.preprocessing = Preprocessing(side, side + 4, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
+    model.categories = tuple(f"kind {i}" for i in range(model.num_classes))
+    return model
 
 
 def exact_run(path: Path, x: Tensor) -> Tensor:

@@ -24,9 +24,11 @@ def little(seed: int = 0, space: SearchSpace = SPACE, **changes: Any) -> Latency
     return LatencyTable(Conditions(device_name="a test"), entries, **{"space": space, **changes})
 
 
-def every_net(space: SearchSpace) -> list[tuple[int, ...]]:
-    columns = space.columns
-    return list(itertools.product(*[[columns.index(c) for c in p.choices] for p in space.positions]))
+def every_model(space: SearchSpace) -> list[tuple[int, ...]]:
+    columns = space.candidate_ops
+    return list(
+        itertools.product(*[[columns.index(c) for c in p.candidate_ops] for p in space.search_blocks])
+    )
 
 
 def uniform(space: SearchSpace) -> torch.Tensor:

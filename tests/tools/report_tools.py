@@ -1,4 +1,4 @@
-"""What the tests of pictures and reports share: runs as their files are, without searching or training."""
+"""What the tests of images and reports share: runs as their files are, without searching or training."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ def lines_of(
     found: list[dict[str, Any]] = [
         {
             "time": "2026-01-02T03:04:05.000+00:00", "event": "begin", "step": 0, "epoch": 0,
-            "space": space.to_dict(), "columns": list(space.columns), "algorithm": "gradient",
+            "space": space.to_dict(), "columns": list(space.candidate_ops), "algorithm": "gradient",
             "targets": {"latency": 0.8}, "units": {"latency": "ms"}, "range": {"latency": [0.5, 1.1]},
             "table": None, "data": "digits", "pictures": {"weights": 1347, "arch": 450},
             "versions": {"proxylessnas": "0.1.0", "torch": "2.15.0"}, "seed": 0, **begin,
         }
     ]  # fmt: skip
-    picks = [0] * len(space.positions)
+    choices = [0] * len(space.search_blocks)
     for i in range(1, steps + 1):
         figures = {"step": 10 * i, "epoch": 1 + i // 10, "expected": 0.7 + 0.4 / i, "entropy": 1.5 - 0.03 * i}
         figures |= {"skip_share": 0.2, "gradient_norm": 0.01 * i}
         found.append({"event": "arch", "arch_step": i, "loss": 1 / i, **figures, "probs": probs_of(space, i)})
         if i % 10 == 0:
-            end = {"picks": picks, "top1": 60.0 + i, "costs": {"latency": 0.75}}
+            end = {"picks": choices, "top1": 60.0 + i, "costs": {"latency": 0.75}}
             found.append({"event": "epoch", **figures, "probs": probs_of(space, i), **end})
     if done:
-        result = {"arch": str(space.arch(picks, "found")), "picks": picks, "model": "child.safetensors"}
+        result = {"arch": str(space.arch(choices, "found")), "picks": choices, "model": "child.safetensors"}
         result |= {
             "top1_held_out": 91.5,
             "costs": {"latency": 0.75, "macs": 1.4, "params": 0.03},
@@ -59,10 +59,10 @@ def lines_of(
 def probs_of(space: SearchSpace, step: int) -> list[list[float]]:
     """Return probabilities, [blocks][candidates]."""
     rows = []
-    for position in space.positions:
-        logits = [math.exp(0.1 * step) if k == 0 else 1.0 for k in range(len(position.choices))]
+    for position in space.search_blocks:
+        logits = [math.exp(0.1 * step) if k == 0 else 1.0 for k in range(len(position.candidate_ops))]
         row = [round(v / sum(logits), 4) for v in logits]
-        rows.append(row + [0.0] * (len(space.columns) - len(row)))
+        rows.append(row + [0.0] * (len(space.candidate_ops) - len(row)))
     return rows
 
 
@@ -73,7 +73,7 @@ def write_lines(folder: Path, lines: list[dict[str, Any]]) -> Path:
 
 
 def search_folder(folder: Path, *, table: bool = True, **changes: Any) -> Path:
-    """Return the folder of a search: its log, its space, its table and its net."""
+    """Return the folder of a search: its log, its space, its table and its model."""
     lines = lines_of(**{"table": "0" * 64 if table else None, **changes})
     write_lines(folder, lines)
     (folder / "space.toml").write_text(TINY.to_toml())
@@ -89,8 +89,8 @@ def search_folder(folder: Path, *, table: bool = True, **changes: Any) -> Path:
 def train_folder(folder: Path, epochs: int = 5, done: bool = True) -> Path:
     """Return the folder of a training run."""
     folder.mkdir(parents=True, exist_ok=True)
-    net = create_model("proxyless_cifar10_demo")
-    begin = {"net": net.arch.name, "arch": str(net.arch), "given_weights": False, "data": "digits"}
+    model = create_model("proxyless_cifar10_demo")
+    begin = {"net": model.arch.name, "arch": str(model.arch), "given_weights": False, "data": "digits"}
     begin |= {"pictures": {"training": 900, "validation": 100}, "versions": {"torch": "2.15.0"}}
     rows = [
         {"epoch": i, "step": 9 * i, "train_loss": 2 / i, "val_loss": 2.1 / i, "val_top1": 90 - 60 / i,
@@ -111,7 +111,7 @@ def train_folder(folder: Path, epochs: int = 5, done: bool = True) -> Path:
         result = {"finished": True, "model": "model.safetensors", "top1": 78.0, "steps": 45, "seconds": 15.0}
         (folder / "result.json").write_text(json.dumps(result))
         save_weights(
-            net, folder / "model.safetensors", metadata={"data": "digits (900 training pictures, 0)"}
+            model, folder / "model.safetensors", metadata={"data": "digits (900 training images, 0)"}
         )
     return folder
 
@@ -123,10 +123,10 @@ BENCH = {
 }  # fmt: skip
 
 
-def bench_file(path: Path, nets: dict[str, tuple[float, float | str]], **changes: str) -> Path:
+def bench_file(path: Path, models: dict[str, tuple[float, float | str]], **changes: str) -> Path:
     """Write what ``bench --csv`` writes: name to (milliseconds, top-1 or "")."""
     rows = []
-    for name, (ms, top1) in nets.items():
+    for name, (ms, top1) in models.items():
         times = {"median_ms": ms, "p10_ms": 0.95 * ms, "p90_ms": 1.1 * ms}
         rows.append({**BENCH, **changes, "net": name, **times, "top1": top1, "params": 1, "noise": ""})
     path.write_text(

@@ -107,8 +107,8 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-def pictures(folder: Path) -> dict[str, list[tuple[int, bytes]]]:
-    """Read the pictures of event files as TensorBoard does: tag to (step, PNG)."""
+def images(folder: Path) -> dict[str, list[tuple[int, bytes]]]:
+    """Read the images of event files as TensorBoard does: tag to (step, PNG)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -13,10 +13,10 @@ from proxylessnas import register_op
 from proxylessnas.arch.space import SearchSpace, SpaceStage
 from proxylessnas.search import SearchRecipe
 from proxylessnas.search.logger import SearchLog
-from proxylessnas.search.mixed_op import Choice
+from proxylessnas.search.mixed_op import MixedOp
 from proxylessnas.search.path_optimizer import PathParameters
 from proxylessnas.search.searcher import Searcher
-from proxylessnas.search.setup import Job
+from proxylessnas.search.setup import SearchSetup
 from proxylessnas.search.supernet import SuperNet, seeded
 from proxylessnas.train import Recipe, Settings
 from proxylessnas.train.logger import RunLog
@@ -61,45 +61,45 @@ ALL = [range(COLUMNS)] * BLOCKS
 PATHS = ([0, 1, 2, 3], [1, 4, 0, 1], [2, 4, 3, 4], [3, 0, 1, 2], [0, 2, 0, 4])
 
 
-def small_net(seed: int = 0, space: SearchSpace = SPACE, dtype: torch.dtype = torch.float64) -> SuperNet:
-    """Return a net in training mode, with an alpha that is far from even."""
-    net = seeded(space, seed).to(dtype).train()
-    net.alphas.init(torch.Generator().manual_seed(seed), std=1.0)
-    return net
+def small_model(seed: int = 0, space: SearchSpace = SPACE, dtype: torch.dtype = torch.float64) -> SuperNet:
+    """Return a model in training mode, with an alpha that is far from even."""
+    model = seeded(space, seed).to(dtype).train()
+    model.alphas.init(torch.Generator().manual_seed(seed), std=1.0)
+    return model
 
 
 def batch(
     seed: int = 0, dtype: torch.dtype = torch.float64, n: int = 6, size: int = 16
 ) -> tuple[Tensor, Tensor]:
-    """Return pictures and classes."""
+    """Return images and classes."""
     g = torch.Generator().manual_seed(seed)
-    pictures = torch.randn(n, SPACE.in_channels, size, size, generator=g, dtype=torch.float64)
-    return pictures.to(dtype), torch.randint(0, SPACE.num_classes, (n,), generator=g)
+    images = torch.randn(n, SPACE.in_channels, size, size, generator=g, dtype=torch.float64)
+    return images.to(dtype), torch.randint(0, SPACE.num_classes, (n,), generator=g)
 
 
-def sgd_paths(net: SuperNet, momentum: float = 0.9, fused: bool = False) -> PathParameters:
-    """Return the paths of a net with the optimiser of a search."""
+def sgd_paths(model: SuperNet, momentum: float = 0.9, fused: bool = False) -> PathParameters:
+    """Return the paths of a model with the optimiser of a search."""
     optimizer = torch.optim.SGD(
-        net.parameters(), 0.05, momentum, weight_decay=1e-2, nesterov=momentum > 0, fused=fused
+        model.parameters(), 0.05, momentum, weight_decay=1e-2, nesterov=momentum > 0, fused=fused
     )
-    return PathParameters(net, optimizer)
+    return PathParameters(model, optimizer)
 
 
-def mixture(net: SuperNet, gates: Tensor, x: Tensor) -> Tensor:
+def mixture(model: SuperNet, gates: Tensor, x: Tensor) -> Tensor:
     """Return the logits with every block written out as ``sum_k g_k o_k(x)``, plus ``x`` with a shortcut."""
-    x = net.first_conv(x)
-    for block in net.blocks:
-        if not isinstance(block, Choice):
+    x = model.first_conv(x)
+    for block in model.blocks:
+        if not isinstance(block, MixedOp):
             x = block(x)
             continue
-        row = gates[net.choices.index(block)]
+        row = gates[model.mixed_ops.index(block)]
         y = torch.zeros(())
         for k, allowed in enumerate(block.allowed):
             op = block.op(k) if allowed else None
             if op is not None:
                 y = y + row[k] * op(x)
         x = x + y if block.shortcut else y
-    return net.classifier(net.feature_mix_layer(x).mean((2, 3)))
+    return model.classifier(model.feature_mix_layer(x).mean((2, 3)))
 
 
 def one_hot(path: Sequence[int], dtype: torch.dtype = torch.float64) -> Tensor:
@@ -107,17 +107,17 @@ def one_hot(path: Sequence[int], dtype: torch.dtype = torch.float64) -> Tensor:
     return F.one_hot(torch.tensor(list(path)), COLUMNS).to(dtype)
 
 
-def mixture_gradient(net: SuperNet, path: Sequence[int], x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+def mixture_gradient(model: SuperNet, path: Sequence[int], x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     """Return the loss and what autograd makes of the mixture's gates."""
     gates = one_hot(path, x.dtype).requires_grad_()
-    with net.statistics_kept():
-        loss = F.cross_entropy(mixture(net, gates, x), t)
+    with model.statistics_kept():
+        loss = F.cross_entropy(mixture(model, gates, x), t)
         (gradient,) = torch.autograd.grad(loss, gates)
     return loss.detach(), gradient
 
 
 def gate_gradient(
-    net: SuperNet,
+    model: SuperNet,
     path: Sequence[int],
     x: Tensor,
     t: Tensor,
@@ -126,17 +126,17 @@ def gate_gradient(
 ) -> tuple[Tensor, Tensor]:
     """Return the loss and what the gates give."""
     gates = torch.zeros(BLOCKS, COLUMNS, dtype=x.dtype, requires_grad=True)
-    net.set_path(path)
-    with net.statistics_kept():
-        with net.gated(gates, wanted, store=store):
-            loss = F.cross_entropy(net(x), t)
+    model.set_path(path)
+    with model.statistics_kept():
+        with model.gated(gates, wanted, store=store):
+            loss = F.cross_entropy(model(x), t)
         (gradient,) = torch.autograd.grad(loss, gates)
     return loss.detach(), gradient
 
 
-def state_of(net: nn.Module) -> dict[str, Tensor]:
+def state_of(model: nn.Module) -> dict[str, Tensor]:
     """Return copies of everything that a state dict has."""
-    return {key: value.clone() for key, value in net.state_dict().items()}
+    return {key: value.clone() for key, value in model.state_dict().items()}
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
@@ -144,7 +144,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(value, b[key]) for key, value in a.items())
 
 
-def counted(net: SuperNet) -> Callable[[], list[list[int]]]:
+def counted(model: SuperNet) -> Callable[[], list[list[int]]]:
     """Count how often each candidate runs; the function returned gives the counts and starts over."""
     counts = [[0] * COLUMNS for _ in range(BLOCKS)]
 
@@ -154,9 +154,9 @@ def counted(net: SuperNet) -> Callable[[], list[list[int]]]:
 
         return count
 
-    for i, choice in enumerate(net.choices):
-        for k, allowed in enumerate(choice.allowed):
-            op = choice.op(k) if allowed else None
+    for i, mixed_op in enumerate(model.mixed_ops):
+        for k, allowed in enumerate(mixed_op.allowed):
+            op = mixed_op.op(k) if allowed else None
             if op is not None:
                 op.register_forward_hook(hook(i, k))
 
@@ -169,9 +169,9 @@ def counted(net: SuperNet) -> Callable[[], list[list[int]]]:
     return read
 
 
-#: The same blocks for pictures of 8 px.
+#: The same blocks for images of 8 px.
 TINY_SPACE = SPACE.replace(stem_stride=1, resolution=8)
-#: One epoch of warm-up and two of search, each of 3 steps on the pictures of ``noise_folder``.
+#: One epoch of warm-up and two of search, each of 3 steps on the images of ``noise_folder``.
 SHORT = SearchRecipe(
     weights=Recipe(
         epochs=3, batch_size=20, image_size=8, resize=8, crop="padded", crop_padding=1, flip=True,
@@ -186,8 +186,8 @@ SHORT = SearchRecipe(
 def searcher_of(data: Path, out: Path, recipe: SearchRecipe, processes: Processes | None = None) -> Searcher:
     """Return a search that may begin."""
     settings = Settings(out, device="cpu", workers=0, console=False)
-    job = Job(TINY_SPACE, str(data), recipe, None, False, None)
-    return job.searcher(settings, processes or Processes(0, 1, torch.device("cpu")))
+    setup = SearchSetup(TINY_SPACE, str(data), recipe, None, False, None)
+    return setup.searcher(settings, processes or Processes(0, 1, torch.device("cpu")))
 
 
 def silent() -> SearchLog:

@@ -16,7 +16,7 @@ from proxylessnas.errors import LatencyError
 from proxylessnas.latency import session
 from proxylessnas.latency import validate as validation
 from proxylessnas.latency.worker import Worker
-from proxylessnas.runtimes.base import NetSpec
+from proxylessnas.runtimes.base import ModelSpec
 from proxylessnas.runtimes.settings import Conditions, Settings
 from proxylessnas.runtimes.timer import MAX_SECONDS, MIN_RUNS, MIN_SECONDS, Window
 
@@ -25,7 +25,7 @@ START_S = 0.5  # of a process
 
 
 def true_ms(key: OpKey) -> float:
-    """What an operation adds to a net: by its size, and by a taste of its own."""
+    """What an operation adds to a model: by its size, and by a taste of its own."""
     macs, traffic = key_macs(key), key_bytes(key)
     assert macs is not None
     assert traffic is not None
@@ -33,7 +33,7 @@ def true_ms(key: OpKey) -> float:
     return own * (0.02 + macs / 30e6 + sum(traffic) / 20e6)
 
 
-def true_net_ms(arch: Arch) -> float:
+def true_model_ms(arch: Arch) -> float:
     return OFFSET_MS + sum(map(true_ms, arch_keys(arch)))
 
 
@@ -48,14 +48,14 @@ class Machine:
 
     Args:
         parts: whether the runtime can time parts.
-        placement: standard deviation of a net's latency from loading to loading, as a share.
+        placement: standard deviation of a model's latency from loading to loading, as a share.
         speeds: that of a process's speed.
         drift: how much slower it gets in 300 s, as a share.
         disturbed: share of the time in which a neighbour is busy: for 1 to 5 s at a time, in which each run
             takes 1.2 to 2 times as long.
         stolen: share of the runs that another program interrupts for 5 ms, which are no CPU time of theirs.
-        own: by how much a net always differs from the sum of its operations, as a share.
-        load_s: what loading a net takes.
+        own: by how much a model always differs from the sum of its operations, as a share.
+        load_s: what loading a model takes.
         shared: (first, last) second between which its processors share a core: small maps are slowed less.
         seed: of all of this.
     """
@@ -130,7 +130,7 @@ class SimulatedWorker:
     def __init__(self, machine: Machine, settings: Settings) -> None:
         self.machine, self.settings, self.has_parts = machine, settings, machine.parts
         self.conditions = Conditions(**settings.to_dict(), device_name=machine.name, versions={"torch": "9"})
-        self.nets: dict[str, tuple[NetSpec, float, list[tuple[OpKey, float]], float]] = {}
+        self.nets: dict[str, tuple[ModelSpec, float, list[tuple[OpKey, float]], float]] = {}
         self.speed = math.exp(machine.rng.gauss(0, machine.speeds))
 
     def __enter__(self) -> SimulatedWorker:
@@ -138,7 +138,7 @@ class SimulatedWorker:
 
     def __exit__(self, *_: object) -> None: ...
 
-    def load(self, name: str, spec: NetSpec) -> float:
+    def load(self, name: str, spec: ModelSpec) -> float:
         machine = self.machine
         machine.sleep(machine.load_s)
         if name in machine.broken:
@@ -208,9 +208,9 @@ class SteadyWorker(Worker):
 
     def __init__(self, settings: Settings, imports: Sequence[str] = ()) -> None:
         super().__init__(settings, imports)
-        self.specs: dict[str, NetSpec] = {}
+        self.specs: dict[str, ModelSpec] = {}
 
-    def load(self, name: str, spec: NetSpec) -> float:
+    def load(self, name: str, spec: ModelSpec) -> float:
         self.specs[name] = spec
         return super().load(name, spec)
 
@@ -221,7 +221,7 @@ class SteadyWorker(Worker):
         else:
             arch = Arch.parse(spec.text)
             assert isinstance(arch, Arch)
-            ms = true_net_ms(arch)
+            ms = true_model_ms(arch)
         return Window((ms,) * len(found.ms), (ms,) * len(found.ms))
 
     def parts(self, name: str, *, runs: int) -> list[tuple[str, tuple[float, ...]]]:

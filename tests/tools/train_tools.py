@@ -1,4 +1,4 @@
-"""What the tests of training share: a tiny net, a few pictures, short recipes, runs in other processes."""
+"""What the tests of training share: a tiny model, a few images, short recipes, runs in other processes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def few_digits(limit: int = 10) -> Data:
 
 
 def noise_folder(folder: Path, classes: int = 10, a_class: int = 11) -> Path:
-    """Make a folder of pictures without any two equal pixels side by side.
+    """Make a folder of images without any two equal pixels side by side.
 
     Digits have large areas of one value. Where rounding moves that across the kink of a ReLU6, hundreds of
     activations change at once, and runs that differ by 1e-7 soon differ by 1e-3.

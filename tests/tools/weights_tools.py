@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 def stand_in_weights(names: Sequence[str] | None = None) -> None:
-    """Put random weights into the cache where the published ones of these nets (all by default) would be.
+    """Put random weights into the cache where the published ones of these models (all by default) would be.
 
     The published files are not part of the repository, and their digests cannot be imitated. But after a
     verified load, later ones read a copy with its own digest beside it, and that is what is written here.

@@ -25,12 +25,12 @@ PADDED = Recipe(crop="padded", crop_padding=3, flip=True)
 
 
 def photos(n: int, height: int = SIZE, width: int = SIZE) -> Tensor:
-    """Return pictures, uint8 [n, height, width, 3], no pixel of which is black."""
+    """Return images, uint8 [n, height, width, 3], no pixel of which is black."""
     return torch.randint(1, 256, (n, height, width, 3), dtype=torch.uint8)
 
 
 def one_by_one(image: Tensor, top: int, left: int, flip: bool, y: int, x: int, cutout: int) -> Tensor:
-    """Augment one picture [H, W, 3] the plain way: pixel for pixel."""
+    """Augment one image [H, W, 3] the plain way: pixel for pixel."""
     out = torch.empty(3, SIZE, SIZE)
     for row in range(SIZE):
         for column in range(SIZE):
@@ -45,7 +45,7 @@ def one_by_one(image: Tensor, top: int, left: int, flip: bool, y: int, x: int, c
 
 
 @pytest.mark.parametrize("cutout", [0, 1, 5, 8, 40])
-def test_a_batch_is_augmented_like_its_pictures_one_by_one(cutout: int) -> None:
+def test_a_batch_is_augmented_like_its_images_one_by_one(cutout: int) -> None:
     augment = BatchAugment(PADDED.replace(cutout=cutout), PREPROCESSING, CPU)
     images, draws = photos(4), augment.draws(4, 0)
     batch = augment(images, draws)
@@ -68,7 +68,7 @@ def test_draws_are_uniform_and_independent() -> None:
     assert torch.corrcoef(together).fill_diagonal_(0).abs().max() < 4.5 / n**0.5
 
 
-def test_draws_are_of_the_picture_and_the_epoch() -> None:
+def test_draws_are_of_the_image_and_the_epoch() -> None:
     augment = BatchAugment(PADDED, PREPROCESSING, CPU)
     first = augment.draws(50, 0)
     assert all(torch.equal(a, b) for a, b in zip(first, augment.draws(50, 0), strict=True))
@@ -121,14 +121,14 @@ def test_geometry_is_that_of_the_evaluation(size: tuple[int, int], interpolation
     assert torch.equal(normalised(pixels, preprocessing), preprocessing.build()(image))
 
 
-def test_a_picture_without_augmentation_is_what_evaluation_sees() -> None:
+def test_a_image_without_augmentation_is_what_evaluation_sees() -> None:
     preprocessing = Preprocessing(SIZE, 20)
     image = photos(1, 40, 60)[0].permute(2, 0, 1)
     transform = train_transform(Recipe(crop="none", flip=False), preprocessing)
     assert torch.equal(transform(image), preprocessing.build()(image))
 
 
-def test_padded_crops_of_single_pictures_are_all_windows_equally_often() -> None:
+def test_padded_crops_of_single_images_are_all_windows_equally_often() -> None:
     transform = train_transform(PADDED.replace(crop_padding=1), PREPROCESSING)
     image = photos(1)[0].permute(2, 0, 1)
     padded = torch.nn.functional.pad(image, (1, 1, 1, 1))
@@ -156,7 +156,7 @@ def test_padded_crop_of_a_photo_brings_it_to_the_size_first() -> None:
 
 
 def test_resized_crops_keep_the_least_share_and_vary() -> None:
-    # In a picture of coordinates a crop's corners tell its size.
+    # In an image of coordinates a crop's corners tell its size.
     rows = torch.arange(100).view(100, 1).expand(100, 100)
     image = torch.stack([rows, rows.T, rows]).to(torch.uint8)
     transform = train_transform(
@@ -173,7 +173,7 @@ def test_resized_crops_keep_the_least_share_and_vary() -> None:
     assert 0.9 < max(areas) < 1.05
 
 
-def test_mirrors_half_of_the_single_pictures() -> None:
+def test_mirrors_half_of_the_single_images() -> None:
     transform = train_transform(Recipe(crop="none", flip=True), PREPROCESSING)
     image = photos(1)[0].permute(2, 0, 1)
     plain = normalised(image, PREPROCESSING)
@@ -193,7 +193,7 @@ def test_mirrors_half_of_the_single_pictures() -> None:
         {"cutout": 6},
     ],
 )
-def test_each_augmentation_of_single_pictures_changes_them(changes: dict[str, float]) -> None:
+def test_each_augmentation_of_single_images_changes_them(changes: dict[str, float]) -> None:
     transform = train_transform(Recipe(crop="none", flip=False).replace(**changes), PREPROCESSING)
     image = photos(1)[0].permute(2, 0, 1)
     before = image.clone()
@@ -205,7 +205,7 @@ def test_each_augmentation_of_single_pictures_changes_them(changes: dict[str, fl
 
 
 @pytest.mark.parametrize("side", [1, 4, 7, 40])
-def test_cutout_of_single_pictures_has_its_centre_anywhere(side: int) -> None:
+def test_cutout_of_single_images_has_its_centre_anywhere(side: int) -> None:
     cutout, n = Cutout(side), 2000
     lost = torch.zeros(SIZE, SIZE)
     for _ in range(n):
@@ -233,10 +233,10 @@ def mixed(recipe: Recipe, step: int, rank: int = 0) -> tuple[Tensor, Tensor, Ten
     return inputs, targets, *mixing(inputs.clone(), targets, 0, step)
 
 
-def test_mixup_mixes_pictures_as_it_mixes_targets() -> None:
+def test_mixup_mixes_images_as_it_mixes_targets() -> None:
     for step in range(5):
         inputs, targets, x, y = mixed(Recipe(mixup_alpha=0.8), step)
-        share = float(y[0, 0])  # of the first picture's own class
+        share = float(y[0, 0])  # of the first image's own class
         assert torch.allclose(x, share * inputs + (1 - share) * inputs.roll(1, 0), atol=1e-6)
         own = torch.nn.functional.one_hot(targets, 5)
         assert torch.allclose(y, share * own + (1 - share) * own.roll(1, 0), atol=1e-6)
@@ -293,7 +293,7 @@ def test_no_mixing() -> None:
     assert not Mixing(Recipe(), 5)
 
 
-def test_every_picture_is_mirrored_once_in_two_epochs() -> None:
+def test_every_image_is_mirrored_once_in_two_epochs() -> None:
     augment = BatchAugment(PADDED, PREPROCESSING, CPU)
     flips = [augment.draws(500, epoch).flips for epoch in range(6)]
     for first, second in zip(flips[::2], flips[1::2], strict=True):

@@ -1,4 +1,4 @@
-"""Learning from a teacher: the loss, which nets can teach, and runs with one."""
+"""Learning from a teacher: the loss, which models can teach, and runs with one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def settings(out: Path, **more: Any) -> Settings:
 
 
 class Constant(nn.Module):
-    """Answers every picture alike, and remembers what it was shown."""
+    """Answers every image alike, and remembers what it was shown."""
 
     def __init__(self, answer: list[float]) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Constant(nn.Module):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the file of a net that was trained on a few digits."""
+    """Return the file of a model that was trained on a few digits."""
     out = tmp_path_factory.mktemp("teacher") / "run"
     recipe = BUSY.replace(epochs=6, dropout=0, drop_path=0, mixup_alpha=0, cutout=0)
     result = train(TINY, few_digits(), recipe, out=settings(out))
@@ -99,43 +99,43 @@ def test_a_pupil_that_answers_like_its_teacher_has_nothing_to_learn() -> None:
 
 @pytest.mark.parametrize("taught", [False, True])
 def test_parts_of_a_step_are_taught_their_own_answers(taught: bool) -> None:
-    """Two accumulated parts give the gradients of one whole batch (a net without BatchNorm)."""
+    """Two accumulated parts give the gradients of one whole batch (a model without BatchNorm)."""
     torch.manual_seed(0)
     inputs, targets = torch.randn(8, 3, 4, 4), torch.randint(0, 10, (8,))
     answers = torch.randn(8, 10) * 5 if taught else None
     found = []
     for accumulate in (1, 2):
         torch.manual_seed(1)
-        net = nn.Sequential(nn.Flatten(), nn.Linear(48, 10))
+        model = nn.Sequential(nn.Flatten(), nn.Linear(48, 10))
         recipe = Recipe(batch_size=8, accumulate=accumulate)
-        optimizer = torch.optim.SGD([{"params": list(net.parameters()), "base": 0.1}], 0.1)
-        WeightStep(net, optimizer, recipe, CPU)(inputs, targets, 0, 1.0, answers)
-        found.append(net.state_dict())
+        optimizer = torch.optim.SGD([{"params": list(model.parameters()), "base": 0.1}], 0.1)
+        WeightStep(model, optimizer, recipe, CPU)(inputs, targets, 0, 1.0, answers)
+        found.append(model.state_dict())
     assert differences_of(*found) < 1e-6
 
 
 def test_the_teacher_sees_the_pupils_pixels_as_it_wants_them() -> None:
     data = few_digits()
-    net = proxylessnas.create_model(TINY).eval()
-    net.preprocessing = Preprocessing(16, 16, (0.1, 0.2, 0.3), (0.5, 0.5, 0.4))
-    net.categories = data.categories
-    teacher = open_teacher(net, data, PUPIL, CPU)
+    model = proxylessnas.create_model(TINY).eval()
+    model.preprocessing = Preprocessing(16, 16, (0.1, 0.2, 0.3), (0.5, 0.5, 0.4))
+    model.categories = data.categories
+    teacher = open_teacher(model, data, PUPIL, CPU)
     pixels = torch.rand(3, 3, 8, 8)
     as_pupil = (pixels - torch.tensor(PUPIL.mean)[:, None, None]) / torch.tensor(PUPIL.std)[:, None, None]
-    own = net.preprocessing
+    own = model.preprocessing
     as_teacher = (pixels - torch.tensor(own.mean)[:, None, None]) / torch.tensor(own.std)[:, None, None]
     as_teacher = F.interpolate(as_teacher, (16, 16), mode="bilinear", antialias=True)
     with torch.no_grad():
-        torch.testing.assert_close(teacher(as_pupil, PUPIL), net(as_teacher), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(teacher(as_pupil, PUPIL), model(as_teacher), rtol=1e-4, atol=1e-5)
 
 
-def test_a_mirrored_teacher_answers_alike_for_a_picture_and_its_mirror_image(tmp_path: Path) -> None:
-    net = proxylessnas.create_model(TINY).eval()
-    net.preprocessing = PUPIL
-    teachers = open_teachers(net, few_digits(), PUPIL, CPU)
+def test_a_mirrored_teacher_answers_alike_for_a_image_and_its_mirror_image(tmp_path: Path) -> None:
+    model = proxylessnas.create_model(TINY).eval()
+    model.preprocessing = PUPIL
+    teachers = open_teachers(model, few_digits(), PUPIL, CPU)
     x = torch.randn(4, 3, 8, 8)
     with torch.no_grad():
-        wanted = (net(x) + net(x.flip(3))) / 2
+        wanted = (model(x) + model(x.flip(3))) / 2
     for view in (x, x.flip(3)):
         found = teachers(view, PUPIL, mirrored=True)
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
@@ -147,7 +147,7 @@ def test_a_mirrored_teacher_answers_alike_for_a_picture_and_its_mirror_image(tmp
 
 
 @pytest.mark.parametrize("works", [True, False])
-def test_a_net_of_ours_teaches_in_its_quick_form(works: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_of_ours_teaches_in_its_quick_form(works: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """BatchNorm is folded; the fused operators are used where they are there, and compute the same."""
     from proxylessnas.models.fuse import FusedConv
     from proxylessnas.train import distillation as module
@@ -157,19 +157,19 @@ def test_a_net_of_ours_teaches_in_its_quick_form(works: bool, monkeypatch: pytes
 
     if not works:
         monkeypatch.setattr(module, "fuse", broken)
-    net = proxylessnas.create_model(TINY)
-    for layer in net.modules():
+    model = proxylessnas.create_model(TINY)
+    for layer in model.modules():
         if isinstance(layer, nn.BatchNorm2d):
             nn.init.uniform_(layer.weight, 0.5, 1.5)
             nn.init.uniform_(layer.running_mean, -1, 1)
-    net.preprocessing = PUPIL
-    teacher = open_teacher(net, few_digits(), PUPIL, CPU)
-    kinds = {type(layer) for layer in teacher.net.modules()}
+    model.preprocessing = PUPIL
+    teacher = open_teacher(model, few_digits(), PUPIL, CPU)
+    kinds = {type(layer) for layer in teacher.model.modules()}
     assert nn.BatchNorm2d not in kinds
     assert (FusedConv in kinds) == (works and torch.backends.mkldnn.is_available())
     x = torch.randn(5, 3, 8, 8)
     with torch.no_grad():
-        torch.testing.assert_close(teacher(x, PUPIL), net.eval()(x), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(teacher(x, PUPIL), model.eval()(x), rtol=1e-4, atol=1e-5)
 
 
 def test_several_teachers_answer_with_their_mean_logits(tmp_path: Path) -> None:
@@ -189,16 +189,16 @@ def test_several_teachers_answer_with_their_mean_logits(tmp_path: Path) -> None:
 
 
 def test_the_callers_module_stays_as_it_is() -> None:
-    net = proxylessnas.create_model(TINY).train()
-    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    teacher = open_teacher(net, few_digits(), PUPIL, CPU)
+    model = proxylessnas.create_model(TINY).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    teacher = open_teacher(model, few_digits(), PUPIL, CPU)
     teacher(torch.randn(4, 3, 8, 8), PUPIL)
-    assert net.training
-    assert all(p.requires_grad for p in net.parameters())
-    assert differences_of(before, dict(net.state_dict())) == 0
+    assert model.training
+    assert all(p.requires_grad for p in model.parameters())
+    assert differences_of(before, dict(model.state_dict())) == 0
 
 
-def test_a_net_that_learns_from_a_teacher_alone_becomes_like_it(tmp_path: Path) -> None:
+def test_a_model_that_learns_from_a_teacher_alone_becomes_like_it(tmp_path: Path) -> None:
     """The teacher finds every digit a three: so does the pupil, whatever the labels say."""
     answer = [0.0] * 10
     answer[3] = 6.0
@@ -217,7 +217,7 @@ def test_a_net_that_learns_from_a_teacher_alone_becomes_like_it(tmp_path: Path) 
     assert differences_of(tensors(labels.model), tensors(plain.model)) == 0
 
 
-def test_small_pictures_are_shown_to_the_teacher_whole(tmp_path: Path) -> None:
+def test_small_images_are_shown_to_the_teacher_whole(tmp_path: Path) -> None:
     teacher = Constant([0.0] * 10)
     recipe = BUSY.replace(epochs=2, start_size=4, grow_epochs=1)
     train(TINY, few_digits(), recipe, out=settings(tmp_path / "run"), teacher=teacher)
@@ -232,47 +232,45 @@ def test_an_exported_program_teaches(trained: Path, tmp_path: Path) -> None:
     data = few_digits()
     own, program = (open_teacher(p, data, PUPIL, CPU) for p in (trained, tmp_path / "net.pt2"))
     x = torch.randn(7, 3, 8, 8)
-    net_view = proxylessnas.create_model(trained).preprocessing
-    assert net_view is not None
-    torch.testing.assert_close(own(x, net_view), program(x, net_view), rtol=1e-4, atol=1e-4)
+    model_view = proxylessnas.create_model(trained).preprocessing
+    assert model_view is not None
+    torch.testing.assert_close(own(x, model_view), program(x, model_view), rtol=1e-4, atol=1e-4)
 
 
 def test_a_program_of_ours_brings_its_classes_and_preprocessing(tmp_path: Path) -> None:
     from proxylessnas import deploy
 
     data = few_digits()
-    net = proxylessnas.create_model(TINY).eval()
-    net.preprocessing = Preprocessing(8, 8, (0.1, 0.2, 0.3), (0.5, 0.5, 0.4))
-    net.categories = data.categories
-    deploy.export(net, tmp_path / "net.pt2")
-    own, program = (open_teacher(source, data, PUPIL, CPU) for source in (net, tmp_path / "net.pt2"))
+    model = proxylessnas.create_model(TINY).eval()
+    model.preprocessing = Preprocessing(8, 8, (0.1, 0.2, 0.3), (0.5, 0.5, 0.4))
+    model.categories = data.categories
+    deploy.export(model, tmp_path / "net.pt2")
+    own, program = (open_teacher(source, data, PUPIL, CPU) for source in (model, tmp_path / "net.pt2"))
     x = torch.randn(7, 3, 8, 8)
     torch.testing.assert_close(own(x, PUPIL), program(x, PUPIL), rtol=1e-4, atol=1e-4)
-    net.categories = tuple(reversed(data.categories))
-    deploy.export(net, tmp_path / "other.pt2")
+    model.categories = tuple(reversed(data.categories))
+    deploy.export(model, tmp_path / "other.pt2")
     with pytest.raises(DataError, match="has the classes of digits in another order"):
         open_teacher(tmp_path / "other.pt2", data, PUPIL, CPU)
 
 
 def test_a_program_with_a_fixed_batch_cannot_teach(tmp_path: Path) -> None:
-    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 10)).eval()
-    torch.export.save(torch.export.export(net, (torch.zeros(2, 3, 8, 8),)), tmp_path / "two.pt2")
-    with pytest.raises(
-        DataError, match=r"takes 2 pictures a call and not 3 .*: its batch size has to be open"
-    ):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 10)).eval()
+    torch.export.save(torch.export.export(model, (torch.zeros(2, 3, 8, 8),)), tmp_path / "two.pt2")
+    with pytest.raises(DataError, match=r"takes 2 images a call and not 3 .*: its batch size has to be open"):
         open_teacher(tmp_path / "two.pt2", few_digits(), PUPIL, CPU)
 
 
 def test_teachers_that_something_was_made_of() -> None:
-    """A traced net is put into evaluation mode; a wrapped one of ours still says how its pictures are."""
+    """A traced model is put into evaluation mode; a wrapped one of ours still says how its images are."""
     data = few_digits()
     traced = torch.fx.symbolic_trace(nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(192, 10)))
     teacher, x = open_teacher(traced, data, PUPIL, CPU), torch.randn(4, 3, 8, 8)
     torch.testing.assert_close(teacher(x, PUPIL), teacher(x, PUPIL), rtol=0, atol=0)
-    net = proxylessnas.create_model(TINY)
-    net.preprocessing = Preprocessing(8, 8, (0.1, 0.2, 0.3), (0.5, 0.5, 0.4))
-    wrapped = open_teacher(torch.compile(net), data, PUPIL, CPU)
-    assert wrapped.preprocessing == net.preprocessing
+    model = proxylessnas.create_model(TINY)
+    model.preprocessing = Preprocessing(8, 8, (0.1, 0.2, 0.3), (0.5, 0.5, 0.4))
+    wrapped = open_teacher(torch.compile(model), data, PUPIL, CPU)
+    assert wrapped.preprocessing == model.preprocessing
 
 
 def test_a_teacher_beside_mixed_precision(trained: Path, tmp_path: Path) -> None:
@@ -284,9 +282,9 @@ def test_a_teacher_beside_mixed_precision(trained: Path, tmp_path: Path) -> None
 def test_two_processes_learn_from_one_teacher(trained: Path, tmp_path: Path) -> None:
     """They end with the weights of one process with the whole batch."""
     (tmp_path / "tiny.txt").write_text(str(TINY), encoding="utf-8")
-    pictures = noise_folder(tmp_path / "pictures")
-    net = proxylessnas.create_model(TINY, num_classes=10)
-    proxylessnas.save_weights(net, tmp_path / "teacher.safetensors")
+    images = noise_folder(tmp_path / "pictures")
+    model = proxylessnas.create_model(TINY, num_classes=10)
+    proxylessnas.save_weights(model, tmp_path / "teacher.safetensors")
     recipe = BUSY.replace(
         epochs=1, mixup_alpha=0, cutmix_alpha=0, dropout=0, drop_path=0, sync_bn=True, ema_decay=0
     )
@@ -295,7 +293,7 @@ def test_two_processes_learn_from_one_teacher(trained: Path, tmp_path: Path) -> 
         words = [
             "train",
             str(tmp_path / "tiny.txt"),
-            str(pictures),
+            str(images),
             "--recipe",
             str(tmp_path / "recipe.toml"),
         ]
@@ -384,11 +382,11 @@ def test_a_teacher_that_cannot_teach_is_one_clear_error(trained: Path, tmp_path:
 
     refused(tmp_path / "none.pt2", r"none\.pt2 is not there")
     refused(trained.parent, "is a folder: name the model.safetensors in it")
-    refused(tmp_path / "net.pth", "does not say which net it is of")
+    refused(tmp_path / "net.pth", "does not say which model it is of")
     refused(Constant([0.0] * 9 + [float("nan")]), "answers with NaN or infinite logits")
     (tmp_path / "bad.pt2").write_bytes(b"PK not a program")
     refused(tmp_path / "bad.pt2", r"bad\.pt2: not a program of torch\.export")
-    refused(Constant([0.0] * 4), "gives .4. outputs a picture, but digits has 10 classes")
+    refused(Constant([0.0] * 4), "gives .4. outputs an image, but digits has 10 classes")
     refused(nn.Linear(5, 10), r"cannot take inputs of .2, 3, 8, 8.")
     numbered = Constant([0.0] * 10)
     numbered.categories = 10  # a number of classes is no list of their names

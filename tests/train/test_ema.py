@@ -13,7 +13,7 @@ from proxylessnas.errors import CheckpointError
 from proxylessnas.train.ema import WeightAverage
 
 
-def net() -> nn.Module:
+def small_model() -> nn.Module:
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 3))
     return layers.to(memory_format=torch.channels_last)
@@ -39,7 +39,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 def test_average_has_the_decay_and_its_warmup() -> None:
-    model = net()
+    model = small_model()
     average = WeightAverage(model, 0.5)
     expected = {name: t.double() for name, t in state(model).items()}
     for step in range(12):  # (1 + n) / (10 + n) passes 0.5 at n = 8
@@ -56,7 +56,7 @@ def test_average_has_the_decay_and_its_warmup() -> None:
 
 
 def test_what_does_not_change_stays_bitwise() -> None:
-    model = net()
+    model = small_model()
     average = WeightAverage(model, 0.999)
     for step in range(50):
         average.update(step)
@@ -65,7 +65,7 @@ def test_what_does_not_change_stays_bitwise() -> None:
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_applied_and_back_bit_for_bit(fails: bool) -> None:
-    model = net()
+    model = small_model()
     average = WeightAverage(model, 0.9)
     train_step(model, 0)
     average.update(0)
@@ -88,8 +88,8 @@ def test_applied_and_back_bit_for_bit(fails: bool) -> None:
     assert [id(t) for t in model.parameters()] == identity
 
 
-def test_averages_can_be_had_in_another_net_of_the_same_kind() -> None:
-    model, other = net(), net()
+def test_averages_can_be_had_in_another_model_of_the_same_kind() -> None:
+    model, other = small_model(), small_model()
     average = WeightAverage(model, 0.9)
     train_step(model, 0)
     average.update(0)
@@ -105,7 +105,7 @@ def test_averages_can_be_had_in_another_net_of_the_same_kind() -> None:
 
 
 def test_a_run_continued_from_its_state_gives_the_same_bits(tmp_path: Path) -> None:
-    model = net()
+    model = small_model()
     average = WeightAverage(model, 0.9)
     for step in range(3):
         train_step(model, step)
@@ -113,7 +113,7 @@ def test_a_run_continued_from_its_state_gives_the_same_bits(tmp_path: Path) -> N
     torch.save({"model": model.state_dict(), "average": average.state_dict()}, tmp_path / "state.pt")
 
     loaded = torch.load(tmp_path / "state.pt", weights_only=True)
-    model2 = net()
+    model2 = small_model()
     average2 = WeightAverage(model2, 0.9)
     model2.load_state_dict(loaded["model"])
     average2.load_state_dict(loaded["average"])
@@ -126,7 +126,7 @@ def test_a_run_continued_from_its_state_gives_the_same_bits(tmp_path: Path) -> N
 
 
 def test_loading_does_not_tie_the_average_to_the_state() -> None:
-    model = net()
+    model = small_model()
     average = WeightAverage(model, 0.9)
     given = {name: torch.zeros_like(t) for name, t in average.state_dict().items()}
     average.load_state_dict(given)
@@ -134,11 +134,11 @@ def test_loading_does_not_tie_the_average_to_the_state() -> None:
     assert all(not t.any() for t in given.values())
 
 
-def test_state_of_another_net_is_refused() -> None:
-    average = WeightAverage(net(), 0.9)
+def test_state_of_another_model_is_refused() -> None:
+    average = WeightAverage(small_model(), 0.9)
     good = average.state_dict()
     fewer = {name: t for name, t in good.items() if name != "3.bias"}
-    with pytest.raises(CheckpointError, match="another net; 1 tensors do not fit"):
+    with pytest.raises(CheckpointError, match="another model; 1 tensors do not fit"):
         average.load_state_dict(fewer)
     with pytest.raises(CheckpointError, match=r"0\.weight"):
         average.load_state_dict({**good, "0.weight": torch.zeros(8, 3, 1, 1)})
@@ -169,4 +169,4 @@ def test_small_changes_of_half_precision_weights_are_not_lost() -> None:
 @pytest.mark.parametrize("decay", [-0.1, 1.0, float("nan")])
 def test_decay_out_of_range(decay: float) -> None:
     with pytest.raises(ValueError, match="decay must be"):
-        WeightAverage(net(), decay)
+        WeightAverage(small_model(), decay)

@@ -1,4 +1,4 @@
-"""Accuracy is counted right, damaged pictures do not stop it, and worker processes change nothing."""
+"""Accuracy is counted right, damaged images do not stop it, and worker processes change nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _one_thread() -> Iterator[None]:
 
 
 class ByRed(nn.Module):
-    """Ranks 10 classes by how near their number is to the picture's red level / 20."""
+    """Ranks 10 classes by how near their number is to the image's red level / 20."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ def to_tensor(image: Image.Image) -> torch.Tensor:
 
 @pytest.fixture
 def samples(tmp_path: Path) -> list[tuple[str, int]]:
-    """Return 7 pictures of class 3: 4 exact, 2 off by two classes, 1 off by six."""
+    """Return 7 images of class 3: 4 exact, 2 off by two classes, 1 off by six."""
     found = []
     for i, level in enumerate([60, 60, 60, 60, 100, 100, 180]):
         path = tmp_path / f"{i}.png"
@@ -74,7 +74,7 @@ def test_counting(samples: list[tuple[str, int]], batch_size: int, workers: int)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_unreadable_pictures_are_named_and_left_out(samples: list[tuple[str, int]], workers: int) -> None:
+def test_unreadable_images_are_named_and_left_out(samples: list[tuple[str, int]], workers: int) -> None:
     Path(samples[1][0]).write_bytes(b"rubbish")
     Path(samples[5][0]).unlink()
     result = evaluate(ByRed(), samples, to_tensor, batch_size=1, workers=workers)
@@ -121,13 +121,13 @@ def test_batches_from_elsewhere(samples: list[tuple[str, int]]) -> None:
     assert evaluate_batches(ByRed(), [(None, None, ["gone"])]).n == 0
 
 
-def test_a_class_that_the_net_does_not_have(samples: list[tuple[str, int]]) -> None:
+def test_a_class_that_the_model_does_not_have(samples: list[tuple[str, int]]) -> None:
     with pytest.raises(DataError, match="targets 3 to 10: the classes are 0 to 9"):
         evaluate(ByRed(), [*samples, (samples[0][0], 10)], to_tensor)
 
 
 def test_nothing_to_count(samples: list[tuple[str, int]]) -> None:
-    with pytest.raises(DataError, match="no pictures"):
+    with pytest.raises(DataError, match="no images"):
         evaluate(ByRed(), [], to_tensor)
     assert Evaluation(0, 0, 0, (), 0.0).top1 == Evaluation(0, 0, 0, (), 0.0).images_per_second == 0
 
@@ -141,7 +141,7 @@ def test_fewer_than_five_classes(samples: list[tuple[str, int]]) -> None:
     assert (result.top1_correct, result.top5_correct) == (3, 7)
 
 
-def test_a_net_that_answers_nan(samples: list[tuple[str, int]]) -> None:
+def test_a_model_that_answers_nan(samples: list[tuple[str, int]]) -> None:
     class Broken(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.full((len(x), 10), float("nan"))
@@ -162,7 +162,7 @@ class KillsItsProcess:
 
 
 def test_a_worker_that_dies(samples: list[tuple[str, int]]) -> None:
-    with pytest.raises(DataError, match=r"a process that reads pictures died .* try 0 workers"):
+    with pytest.raises(DataError, match=r"a process that reads images died .* try 0 workers"):
         evaluate(ByRed(), samples, KillsItsProcess(), workers=1)
 
 

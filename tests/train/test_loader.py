@@ -18,7 +18,7 @@ from torch import Tensor
 
 import proxylessnas
 from proxylessnas.data.open import Data, open_data
-from proxylessnas.data.sources import Pictures, TensorPictures
+from proxylessnas.data.sources import ImageSource, TensorImages
 from proxylessnas.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from proxylessnas.errors import DataError
 from proxylessnas.train.evaluate import dead_workers_as_data_error
@@ -32,14 +32,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
 SMALL = Preprocessing(16, 16)
 WHOLE = Recipe(crop="padded", crop_padding=2, cutout=4, batch_size=8, seed=1)  # augmented a batch at a time
-SINGLE = WHOLE.replace(rand_augment=1)  # picture by picture
+SINGLE = WHOLE.replace(rand_augment=1)  # image by image
 PHOTOS = Recipe(crop="resized", batch_size=8, seed=1)
 
 
-def tensors(n: int = 40, classes: int = 4, size: int = 16) -> TensorPictures:
-    """Return pictures in memory; every one is one of a kind."""
+def tensors(n: int = 40, classes: int = 4, size: int = 16) -> TensorImages:
+    """Return images in memory; every one is one of a kind."""
     images = torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8)
-    return TensorPictures(images, [i % classes for i in range(n)], "train")
+    return TensorImages(images, [i % classes for i in range(n)], "train")
 
 
 @pytest.fixture(scope="module")
@@ -58,13 +58,13 @@ def photo_folder(root: Path, height: int | None = None) -> Path:
             folder.mkdir(parents=True)
             for i in range(count):
                 coarse = dice.integers(0, 256, (4, 4, 3), dtype=np.uint8)
-                picture = Image.fromarray(coarse).resize((24, height or 20 + i))
-                picture.save(folder / f"{i:02d}.jpg")
+                image = Image.fromarray(coarse).resize((24, height or 20 + i))
+                image.save(folder / f"{i:02d}.jpg")
     return root
 
 
-def loader(pictures: Pictures, recipe: Recipe = WHOLE, **more: object) -> TrainLoader:
-    return TrainLoader(pictures, recipe, SMALL, num_classes=4, **more)  # type: ignore[arg-type]
+def loader(images: ImageSource, recipe: Recipe = WHOLE, **more: object) -> TrainLoader:
+    return TrainLoader(images, recipe, SMALL, num_classes=4, **more)  # type: ignore[arg-type]
 
 
 def assert_same(some: Iterator[Batch] | list[Batch], others: Iterator[Batch] | list[Batch]) -> None:
@@ -77,8 +77,8 @@ def assert_same(some: Iterator[Batch] | list[Batch], others: Iterator[Batch] | l
 
 
 def test_batches_in_memory() -> None:
-    pictures = tensors(43)
-    train = loader(pictures)
+    images = tensors(43)
+    train = loader(images)
     batches = list(train.epoch(0))
     assert (train.in_memory, train.steps_per_epoch, len(batches)) == (True, 5, 5)
     for batch in batches:
@@ -89,12 +89,12 @@ def test_batches_in_memory() -> None:
 
 
 @pytest.mark.parametrize("limit_bytes", [1 << 30, 0])
-def test_without_augmentation_the_pictures_are_those_of_the_evaluation(limit_bytes: int) -> None:
-    pictures = tensors(16)
-    train = loader(pictures, Recipe(crop="none", flip=False, batch_size=16), limit_bytes=limit_bytes)
+def test_without_augmentation_the_images_are_those_of_the_evaluation(limit_bytes: int) -> None:
+    images = tensors(16)
+    train = loader(images, Recipe(crop="none", flip=False, batch_size=16), limit_bytes=limit_bytes)
     (batch,) = train.epoch(0)
     transform = SMALL.build()
-    expected = {transform(pictures.read(i)).numpy().tobytes(): pictures.labels[i] for i in range(16)}
+    expected = {transform(images.read(i)).numpy().tobytes(): images.labels[i] for i in range(16)}
     found = {x.contiguous().numpy().tobytes(): int(y) for x, y in zip(*batch, strict=True)}
     assert found == expected
     assert train.in_memory is bool(limit_bytes)
@@ -108,22 +108,22 @@ def test_other_memory_layout() -> None:
 
 @pytest.mark.parametrize("recipe", [WHOLE, SINGLE, WHOLE.replace(mixup_alpha=0.5, cutmix_alpha=1.0)])
 def test_a_batch_follows_from_seed_epoch_and_step(recipe: Recipe) -> None:
-    pictures = tensors()
-    train = loader(pictures, recipe)
+    images = tensors()
+    train = loader(images, recipe)
     first, second = list(train.epoch(0)), list(train.epoch(1))
     assert not torch.equal(first[0].inputs, second[0].inputs)
     assert_same(train.epoch(0), first)
-    assert_same(loader(pictures, recipe).epoch(1, first_step=3), second[3:])
-    assert not torch.equal(next(loader(pictures, recipe.replace(seed=2)).epoch(0)).inputs, first[0].inputs)
+    assert_same(loader(images, recipe).epoch(1, first_step=3), second[3:])
+    assert not torch.equal(next(loader(images, recipe.replace(seed=2)).epoch(0)).inputs, first[0].inputs)
 
 
 @pytest.mark.parametrize("recipe", [SINGLE, PHOTOS])
 def test_the_number_of_workers_changes_nothing(photos: Data, recipe: Recipe) -> None:
-    pictures = tensors() if recipe is SINGLE else photos.train
-    alone = loader(pictures, recipe)
+    images = tensors() if recipe is SINGLE else photos.train
+    alone = loader(images, recipe)
     assert alone.in_memory is (recipe is SINGLE)
     first, second = list(alone.epoch(0)), list(alone.epoch(1))
-    with_workers = loader(pictures, recipe, workers=2)
+    with_workers = loader(images, recipe, workers=2)
     next(with_workers.epoch(7))  # an epoch that is left while its batches are being made
     assert_same(with_workers.epoch(0), first)
     assert_same(with_workers.epoch(1, first_step=2), second[2:])
@@ -134,29 +134,29 @@ def test_the_number_of_workers_changes_nothing(photos: Data, recipe: Recipe) -> 
 
 @pytest.mark.parametrize("recipe", [WHOLE, SINGLE])
 def test_parts_of_two_processes_make_up_the_batch(recipe: Recipe) -> None:
-    pictures = tensors()
-    whole = loader(pictures, recipe).epoch(2)
-    parts = zip(*(loader(pictures, recipe, rank=r, world=2).epoch(2) for r in range(2)), strict=True)
+    images = tensors()
+    whole = loader(images, recipe).epoch(2)
+    parts = zip(*(loader(images, recipe, rank=r, world=2).epoch(2) for r in range(2)), strict=True)
     joined = [Batch(*(torch.cat(pair) for pair in zip(*part, strict=True))) for part in parts]
     assert len(joined[0].inputs) == 8
     assert_same(whole, joined)
 
 
 @pytest.mark.parametrize("recipe", [WHOLE, SINGLE])
-def test_parts_of_a_step_hold_the_same_pictures_on_two_processes(recipe: Recipe) -> None:
-    pictures, recipe = tensors(), recipe.replace(accumulate=2)
+def test_parts_of_a_step_hold_the_same_images_on_two_processes(recipe: Recipe) -> None:
+    images, recipe = tensors(), recipe.replace(accumulate=2)
     for whole, *shares in zip(
-        loader(pictures, recipe).epoch(1),
-        *(loader(pictures, recipe, rank=r, world=2).epoch(1) for r in range(2)),
+        loader(images, recipe).epoch(1),
+        *(loader(images, recipe, rank=r, world=2).epoch(1) for r in range(2)),
         strict=True,
     ):
         for k, part in enumerate(whole.inputs.chunk(2)):
             assert torch.equal(torch.cat([share.inputs.chunk(2)[k] for share in shares]), part)
     with pytest.raises(DataError, match=r"by 3 processes, each in 2 parts .* multiple of 6, such as 6 or 12"):
-        loader(pictures, recipe, world=3)
+        loader(images, recipe, world=3)
 
 
-def test_pictures_are_augmented_anew_in_each_epoch() -> None:
+def test_images_are_augmented_anew_in_each_epoch() -> None:
     for recipe in (WHOLE, SINGLE):
         train = loader(tensors(8), recipe)
         seen = [
@@ -165,7 +165,7 @@ def test_pictures_are_augmented_anew_in_each_epoch() -> None:
         assert len(set.union(*seen)) > 20  # of 24
 
 
-def test_memory_changes_nothing_where_pictures_are_augmented_one_by_one(photos: Data) -> None:
+def test_memory_changes_nothing_where_images_are_augmented_one_by_one(photos: Data) -> None:
     for recipe in (SINGLE, Recipe(crop="none", rand_augment=1, batch_size=8)):
         kept, read = (loader(photos.train, recipe, limit_bytes=limit) for limit in (1 << 30, 0))
         assert (kept.in_memory, read.in_memory) == (True, False)
@@ -173,12 +173,12 @@ def test_memory_changes_nothing_where_pictures_are_augmented_one_by_one(photos: 
 
 
 def test_mixing_can_be_left_out() -> None:
-    pictures = tensors()
-    train = loader(pictures, WHOLE.replace(mixup_alpha=0.5))
+    images = tensors()
+    train = loader(images, WHOLE.replace(mixup_alpha=0.5))
     mixed = next(train.epoch(0))
     assert (mixed.targets.shape, mixed.targets.dtype) == ((8, 4), torch.float32)
     assert torch.allclose(mixed.targets.sum(1), torch.ones(8))
-    assert_same(train.epoch(0, mix=False), loader(pictures).epoch(0))
+    assert_same(train.epoch(0, mix=False), loader(images).epoch(0))
 
 
 @pytest.mark.parametrize("recipe", [WHOLE, SINGLE, PHOTOS.replace(mixup_alpha=1.0)])
@@ -200,7 +200,7 @@ def test_waiting_is_counted(photos: Data) -> None:
     assert train.waited_s == waited
 
 
-# ---- pictures in memory
+# ---- images in memory
 
 
 def test_photos_are_kept_once_they_are_of_one_size(photos: Data) -> None:
@@ -223,32 +223,32 @@ def test_files_are_read_by_several_threads_like_by_one(tmp_path: Path) -> None:
 
 
 def test_not_kept_if_too_large_or_of_two_sizes() -> None:
-    pictures = tensors(10)
-    assert load_into_memory(pictures, limit_bytes=10 * 3 * 16 * 16) is not None
-    assert load_into_memory(pictures, limit_bytes=10 * 3 * 16 * 16 - 1) is None
+    images = tensors(10)
+    assert load_into_memory(images, limit_bytes=10 * 3 * 16 * 16) is not None
+    assert load_into_memory(images, limit_bytes=10 * 3 * 16 * 16 - 1) is None
     odd_one = Replaced(tensors(200), {101: torch.zeros(3, 16, 17, dtype=torch.uint8)})
     assert load_into_memory(odd_one) is None  # none of the first few that are looked at has this size
 
 
 class Replaced:
-    """Pictures some of which are others."""
+    """Images some of which are others."""
 
-    def __init__(self, pictures: TensorPictures, others: dict[int, Tensor]) -> None:
-        self.pictures, self.others = pictures, others
-        self.labels = pictures.labels
+    def __init__(self, images: TensorImages, others: dict[int, Tensor]) -> None:
+        self.images, self.others = images, others
+        self.labels = images.labels
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def name(self, index: int) -> str:
-        return self.pictures.name(index)
+        return self.images.name(index)
 
     def read(self, index: int) -> Tensor:
-        return self.others[index] if index in self.others else self.pictures.read(index)
+        return self.others[index] if index in self.others else self.images.read(index)
 
 
 class Restless(Replaced):
-    """Pictures that are augmented already when they are read."""
+    """Images that are augmented already when they are read."""
 
     def read(self, index: int) -> Tensor:
         image = super().read(index)
@@ -256,23 +256,23 @@ class Restless(Replaced):
 
 
 def test_a_data_set_with_augmentation_of_its_own_is_not_frozen() -> None:
-    pictures = Restless(tensors(), {})
+    images = Restless(tensors(), {})
     recipe = Recipe(crop="none", flip=False, batch_size=8)
-    train = loader(pictures, recipe)
+    train = loader(images, recipe)
     assert not train.in_memory
-    first, second = (list(loader(pictures, recipe, workers=w).epoch(0)) for w in (0, 2))
+    first, second = (list(loader(images, recipe, workers=w).epoch(0)) for w in (0, 2))
     assert_same(first, second)
     epochs = [torch.cat([batch.inputs for batch in train.epoch(e)]) for e in range(2)]
     seen = {x.contiguous().numpy().tobytes() for inputs in epochs for x in inputs}
-    assert 50 < len(seen) < 70  # of 40 pictures, half of which are turned between the epochs
+    assert 50 < len(seen) < 70  # of 40 images, half of which are turned between the epochs
 
 
-# ---- pictures that cannot be read
+# ---- images that cannot be read
 
 
 @pytest.fixture
 def damaged(tmp_path: Path) -> Data:
-    """Return photos of one size; the first and the last but one training picture are damaged."""
+    """Return photos of one size; the first and the last but one training image are damaged."""
     folder = photo_folder(tmp_path, height=24)
     for name in ("train/cat/00.jpg", "train/dog/18.jpg", "val/dog/03.jpg"):
         path = folder / name
@@ -282,7 +282,7 @@ def damaged(tmp_path: Path) -> Data:
 
 @pytest.mark.parametrize("limit_bytes", [1 << 30, 0])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_next_readable_picture_stands_in(damaged: Data, limit_bytes: int, workers: int) -> None:
+def test_the_next_readable_image_stands_in(damaged: Data, limit_bytes: int, workers: int) -> None:
     recipe = Recipe(crop="none", flip=False, batch_size=40)
     train = loader(damaged.train, recipe, max_unreadable=0.05, limit_bytes=limit_bytes, workers=workers)
     (batch,) = train.epoch(0)
@@ -295,8 +295,8 @@ def test_the_next_readable_picture_stands_in(damaged: Data, limit_bytes: int, wo
 
 
 @pytest.mark.parametrize("limit_bytes", [1 << 30, 0])
-def test_too_many_unreadable_pictures(damaged: Data, limit_bytes: int) -> None:
-    message = r"(?s)2 of 40 training pictures cannot be read, more than the 4.9 % .*00\.jpg: .*18\.jpg: "
+def test_too_many_unreadable_images(damaged: Data, limit_bytes: int) -> None:
+    message = r"(?s)2 of 40 training images cannot be read, more than the 4.9 % .*00\.jpg: .*18\.jpg: "
     recipe = Recipe(crop="none", batch_size=40)
     with pytest.raises(DataError, match=message):
         list(loader(damaged.train, recipe, max_unreadable=0.049, limit_bytes=limit_bytes).epoch(0))
@@ -308,32 +308,32 @@ def test_nothing_can_be_read(tmp_path: Path, limit_bytes: int) -> None:
     data = open_data(folder)
     for path in folder.rglob("*.jpg"):
         path.write_bytes(b"nothing")
-    with pytest.raises(DataError, match=r"(?s)none of 40 .*pictures can be read; .*\.jpg: "):
+    with pytest.raises(DataError, match=r"(?s)none of 40 .*images can be read; .*\.jpg: "):
         next(loader(data.train, WHOLE, max_unreadable=1, limit_bytes=limit_bytes).epoch(0))
-    with pytest.raises(DataError, match=r"(?s)none of 14 validation pictures can be read; .*\.jpg: "):
+    with pytest.raises(DataError, match=r"(?s)none of 14 validation images can be read; .*\.jpg: "):
         list(EvalLoader(data.val, SMALL, batch_size=8, limit_bytes=limit_bytes))  # type: ignore[arg-type]
 
 
 # ---- wrong data
 
 
-def test_fewer_pictures_than_a_batch() -> None:
-    with pytest.raises(DataError, match="there are 7 training pictures, fewer than one batch of 8"):
+def test_fewer_images_than_a_batch() -> None:
+    with pytest.raises(DataError, match="there are 7 training images, fewer than one batch of 8"):
         loader(tensors(7))
 
 
-def test_labels_that_the_net_has_no_output_for() -> None:
-    with pytest.raises(DataError, match="labels run from 0 to 4; a net of 4 outputs takes 0 to 3"):
+def test_labels_that_the_model_has_no_output_for() -> None:
+    with pytest.raises(DataError, match="labels run from 0 to 4; a model of 4 outputs takes 0 to 3"):
         loader(tensors(classes=5))
 
 
 # ---- worker processes
 
-DIED = r"a process that reads pictures died .* try 0 workers"
+DIED = r"a process that reads images died .* try 0 workers"
 
 
 class Killing(Replaced):
-    """Pictures whose reading kills the worker process that does it, or sends it another signal."""
+    """Images whose reading kills the worker process that does it, or sends it another signal."""
 
     def __init__(self, number: int, spared: int = 0) -> None:
         super().__init__(tensors(16), {})
@@ -405,19 +405,19 @@ import sys, time
 import torch
 import torch.utils.data._utils as internals
 from proxylessnas.train.loader import EvalLoader
-from proxylessnas.data.sources import TensorPictures
+from proxylessnas.data.sources import TensorImages
 from proxylessnas.data.transforms import Preprocessing
 
 internals.MP_STATUS_CHECK_INTERVAL = internals.worker.MP_STATUS_CHECK_INTERVAL = 0.3  # else 5 s
 
-class Slow(TensorPictures):
+class Slow(TensorImages):
     def read(self, index):
         time.sleep(float(sys.argv[1]) if index >= 8 else 0)
         return super().read(index)
 
 if __name__ == "__main__":
-    pictures = Slow(torch.zeros(4000, 3, 16, 16, dtype=torch.uint8), [0] * 4000, "train")
-    loader = EvalLoader(pictures, Preprocessing(16, 16), batch_size=8, workers=2, limit_bytes=0)
+    images = Slow(torch.zeros(4000, 3, 16, 16, dtype=torch.uint8), [0] * 4000, "train")
+    loader = EvalLoader(images, Preprocessing(16, 16), batch_size=8, workers=2, limit_bytes=0)
     batches = iter(loader)
     next(batches)
     print("ready", flush=True)
@@ -484,18 +484,18 @@ def test_validation_sees_what_evaluation_sees(photos: Data, limit_bytes: int, wo
 
 
 @pytest.mark.parametrize("limit_bytes", [1 << 30, 0])
-def test_each_validation_picture_counts_in_one_process(limit_bytes: int) -> None:
-    pictures = tensors(5)
+def test_each_validation_image_counts_in_one_process(limit_bytes: int) -> None:
+    images = tensors(5)
     transform = SMALL.build()
     for rank in range(7):
-        batches = EvalLoader(pictures, SMALL, batch_size=2, rank=rank, world=7, limit_bytes=limit_bytes)
+        batches = EvalLoader(images, SMALL, batch_size=2, rank=rank, world=7, limit_bytes=limit_bytes)
         found = [x for inputs, _ in batches for x in inputs]
         assert len(found) == (rank < 5)
-        assert all(torch.equal(x, transform(pictures.read(rank))) for x in found)
+        assert all(torch.equal(x, transform(images.read(rank))) for x in found)
 
 
 @pytest.mark.parametrize("limit_bytes", [1 << 30, 0])
-def test_unreadable_validation_pictures_are_left_out(damaged: Data, limit_bytes: int) -> None:
+def test_unreadable_validation_images_are_left_out(damaged: Data, limit_bytes: int) -> None:
     val = damaged.val
     assert val is not None
     batches = EvalLoader(val, SMALL, batch_size=4, limit_bytes=limit_bytes)
@@ -515,43 +515,43 @@ def test_validation_works_in_inference_mode(photos: Data) -> None:
 # ---- preprocessing
 
 
-def net(preprocessing: Preprocessing | None = None) -> proxylessnas.ImageClassifier:
+def small_model(preprocessing: Preprocessing | None = None) -> proxylessnas.ImageClassifier:
     model = proxylessnas.create_model("proxyless_mobile", num_classes=2)
     model.preprocessing = preprocessing
     return model
 
 
-def test_preprocessing_of_a_new_net(photos: Data) -> None:
-    resolution = net().arch.resolution or 224
-    found = preprocessing_of(Recipe(), net(), photos)
+def test_preprocessing_of_a_new_model(photos: Data) -> None:
+    resolution = small_model().arch.resolution or 224
+    found = preprocessing_of(Recipe(), small_model(), photos)
     assert found == Preprocessing(resolution, round(resolution * 256 / 224), IMAGENET_MEAN, IMAGENET_STD)
     sizes = {63: 63, 64: 73, 128: 146, 224: 256}
     for size, resize in sizes.items():
-        found = preprocessing_of(Recipe(image_size=size), net(), photos)
+        found = preprocessing_of(Recipe(image_size=size), small_model(), photos)
         assert (found.input_size, found.resize) == (size, resize)
 
 
-def test_preprocessing_of_a_trained_net(photos: Data) -> None:
+def test_preprocessing_of_a_trained_model(photos: Data) -> None:
     own = Preprocessing(160, 176, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    assert preprocessing_of(Recipe(), net(own), photos) == own
-    assert preprocessing_of(Recipe(image_size=160), net(own), photos) == own
-    found = preprocessing_of(Recipe(image_size=32, interpolation="bicubic"), net(own), photos)
+    assert preprocessing_of(Recipe(), small_model(own), photos) == own
+    assert preprocessing_of(Recipe(image_size=160), small_model(own), photos) == own
+    found = preprocessing_of(Recipe(image_size=32, interpolation="bicubic"), small_model(own), photos)
     assert found == Preprocessing(32, 32, own.mean, own.std, "bicubic")
     mean = (0.5, 0.5, 0.5)
     recipe = Recipe(resize=200, mean=mean, std=mean)
-    assert preprocessing_of(recipe, net(own), photos) == Preprocessing(160, 200, mean, mean)
+    assert preprocessing_of(recipe, small_model(own), photos) == Preprocessing(160, 200, mean, mean)
 
 
 def test_preprocessing_from_the_data() -> None:
     data = open_data("digits")
-    found = preprocessing_of(Recipe(image_size=16), net(), data)
+    found = preprocessing_of(Recipe(image_size=16), small_model(), data)
     assert (found.mean, found.std) == (data.mean or IMAGENET_MEAN, data.std or IMAGENET_STD)
 
 
 def test_resize_below_the_input_size(photos: Data) -> None:
     own = Preprocessing(160, 176)
-    with pytest.raises(DataError, match="resize 100 is smaller than the net's input of 160 px: set resize"):
-        preprocessing_of(Recipe(resize=100), net(own), photos)
+    with pytest.raises(DataError, match="resize 100 is smaller than the model's input of 160 px: set resize"):
+        preprocessing_of(Recipe(resize=100), small_model(own), photos)
 
 
 @pytest.mark.parametrize(
@@ -561,10 +561,10 @@ def test_resize_below_the_input_size(photos: Data) -> None:
         ({"crop": "padded", "crop_padding": 16}, "crop_padding 16 must be below image_size, which is 16"),
     ],
 )
-def test_augmentation_that_leaves_nothing_of_a_picture(
+def test_augmentation_that_leaves_nothing_of_a_image(
     photos: Data, changes: dict[str, Any], problem: str
 ) -> None:
-    model = net(Preprocessing(16, 16))
+    model = small_model(Preprocessing(16, 16))
     with pytest.raises(DataError, match=problem):
         preprocessing_of(Recipe(**changes), model, photos)
     smaller = {name: value - 1 if value == 16 else value for name, value in changes.items()}
@@ -575,16 +575,16 @@ def test_augmentation_that_leaves_nothing_of_a_picture(
 @pytest.mark.gpu
 @pytest.mark.parametrize("recipe", [WHOLE, SINGLE])
 def test_batches_on_a_gpu_are_those_on_the_cpu(recipe: Recipe) -> None:
-    pictures = tensors()
-    here, there = loader(pictures, recipe), loader(pictures, recipe, device="cuda", workers=2)
+    images = tensors()
+    here, there = loader(images, recipe), loader(images, recipe, device="cuda", workers=2)
     for a, b in zip(here.epoch(0), there.epoch(0), strict=True):
         assert b.inputs.device.type == b.targets.device.type == "cuda"
         assert b.inputs.is_contiguous(memory_format=torch.channels_last)
         assert torch.allclose(a.inputs, b.inputs.cpu(), atol=1e-5)
         assert torch.equal(a.targets, b.targets.cpu())
     for (a, _), (b, _) in zip(
-        EvalLoader(pictures, SMALL, batch_size=7),
-        EvalLoader(pictures, SMALL, batch_size=7, device="cuda", limit_bytes=0, workers=1),
+        EvalLoader(images, SMALL, batch_size=7),
+        EvalLoader(images, SMALL, batch_size=7, device="cuda", limit_bytes=0, workers=1),
         strict=True,
     ):
         assert torch.allclose(a, b.cpu(), atol=1e-5)

@@ -20,10 +20,10 @@ def logits_for(confidence: float, best: int, classes: int) -> list[float]:
 
 def test_by_hand() -> None:
     """Confidence 0.9 right, 0.92 wrong, 0.5 right, 0.5 wrong, 0.34 right: bins 14, 14, 8, 8 and 6 of 15."""
-    pictures = [(0.9, 0, 0), (0.92, 1, 2), (0.5, 2, 2), (0.5, 0, 1), (0.34, 1, 1)]  # confidence, best, true
+    images = [(0.9, 0, 0), (0.92, 1, 2), (0.5, 2, 2), (0.5, 0, 1), (0.34, 1, 1)]  # confidence, best, true
     metrics = Metrics(3)
-    logits = torch.tensor([logits_for(c, b, 3) for c, b, _ in pictures])
-    metrics.add(logits, torch.tensor([true for _, _, true in pictures]))
+    logits = torch.tensor([logits_for(c, b, 3) for c, b, _ in images])
+    metrics.add(logits, torch.tensor([true for _, _, true in images]))
     assert (metrics.n, metrics.top1_correct, metrics.top5_correct) == (5, 3, 5)
     assert metrics.top1 == 60
     assert metrics.top5 == 100
@@ -98,7 +98,7 @@ def test_shares_of_processes_add_up_in_place() -> None:
     logits, targets = drawn()
     whole = counted(logits, targets, [500])
     shares = [counted(logits[r::3], targets[r::3], [len(targets[r::3])]) for r in range(3)]
-    shares.append(Metrics(20))  # a process without pictures
+    shares.append(Metrics(20))  # a process without images
     for parts in zip(*(share.tensors() for share in shares), strict=True):
         total = torch.stack(parts).sum(0)
         for part in parts:
@@ -137,7 +137,7 @@ def test_nothing_counted() -> None:
     assert metrics.per_class.isnan().all()
 
 
-def test_a_net_that_broke_down_shows_as_nan() -> None:
+def test_a_model_that_broke_down_shows_as_nan() -> None:
     """Whoever adds NaN must see it in the loss, and no count may leave its place."""
     metrics = Metrics(3)
     metrics.add(torch.full((2, 3), float("nan")), torch.tensor([0, 1]))

@@ -31,7 +31,7 @@ from proxylessnas.train.recipe import Recipe
 ARCH = Arch("small", stem=8, first=8, last=32, stages=(Stage(8, 2, "k3e3"), Stage(16, 2, "k5e3 - k3e3")))
 
 
-def net(**options: object) -> ImageClassifier:
+def small_model(**options: object) -> ImageClassifier:
     return create_model(ARCH, num_classes=5, **options)  # type: ignore[arg-type]
 
 
@@ -61,14 +61,14 @@ def test_every_parameter_is_in_one_group(name: str, layer_decay: float) -> None:
     ],
 )
 def test_weight_decay(no_decay: str, spared: object) -> None:
-    model = net()
+    model = small_model()
     recipe = Recipe(no_decay=no_decay, weight_decay=1e-4)
     for name, group in named(model, parameter_groups(model, recipe)).items():
         assert group["weight_decay"] == (0.0 if spared(name) else 1e-4), name  # type: ignore[operator]
         assert group["name"].endswith("no decay") is spared(name)  # type: ignore[operator]
 
 
-def test_branch_norms_of_the_tree_net_do_not_decay() -> None:
+def test_branch_norms_of_the_tree_model_do_not_decay() -> None:
     model = create_model("proxyless_cifar")
     norms = {
         f"{name}.{p}"
@@ -82,7 +82,7 @@ def test_branch_norms_of_the_tree_net_do_not_decay() -> None:
 
 
 def test_layer_decay_counts_blocks_from_the_classifier() -> None:
-    model = net()
+    model = small_model()
     recipe = Recipe(learning_rate=0.1, layer_decay=0.5, head_rate=3.0)
     factors = {name: group["factor"] for name, group in named(model, parameter_groups(model, recipe)).items()}
     expected = {
@@ -100,7 +100,7 @@ def test_layer_decay_counts_blocks_from_the_classifier() -> None:
 
 
 def test_frozen_parameters_are_left_out() -> None:
-    model = net()
+    model = small_model()
     model.first_conv.requires_grad_(False)  # type: ignore[union-attr]
     groups = named(model, parameter_groups(model, Recipe()))
     assert groups.keys() == {n for n, p in model.named_parameters() if not n.startswith("first_conv")}
@@ -109,7 +109,7 @@ def test_frozen_parameters_are_left_out() -> None:
         parameter_groups(model, Recipe())
 
 
-def test_net_without_classifier_and_loose_parameters() -> None:
+def test_model_without_classifier_and_loose_parameters() -> None:
     model = create_model(ARCH, num_classes=0)
     model.extra = nn.Parameter(torch.zeros(3))  # type: ignore[assignment]
     assert [name for name, _ in sections(model)][-2:] == ["feature_mix_layer", "classifier"]
@@ -128,7 +128,7 @@ def _gradients(model: nn.Module, seed: int) -> None:
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_sgd_is_nesterov_with_l2(layout: torch.memory_format) -> None:
-    model = net().to(memory_format=layout)
+    model = small_model().to(memory_format=layout)
     recipe = Recipe(learning_rate=0.1, momentum=0.9, weight_decay=1e-3, no_decay="bn", layer_decay=0.7)
     groups = parameter_groups(model, recipe)
     decay = {name: (g["weight_decay"], g["factor"]) for name, g in named(model, groups).items()}
@@ -149,7 +149,7 @@ def test_sgd_is_nesterov_with_l2(layout: torch.memory_format) -> None:
 
 
 def test_adamw_decouples_the_decay() -> None:
-    model = net()
+    model = small_model()
     recipe = Recipe(optimizer="adamw", learning_rate=1e-3, betas=(0.8, 0.95), weight_decay=0.1, no_decay="bn")
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     groups = parameter_groups(model, recipe)
@@ -195,7 +195,7 @@ def test_orthogonalized(shape: tuple[int, int]) -> None:
 
 
 def test_muon_steps_matrices_and_leaves_the_rest_to_sgd() -> None:
-    model, plain = net(), net()
+    model, plain = small_model(), small_model()
     plain.load_state_dict(model.state_dict())
     recipe = Recipe(learning_rate=0.1, weight_decay=1e-3, muon_rate=0.02, muon_decay=0.5, layer_decay=0.9)
     ours = make_optimizer(
@@ -210,7 +210,7 @@ def test_muon_steps_matrices_and_leaves_the_rest_to_sgd() -> None:
     }
     assert matrices == expected
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    for i in range(2):  # the second with momentum; gradients are the same in both nets
+    for i in range(2):  # the second with momentum; gradients are the same in both models
         _gradients(plain, i)
         for (_, p), (_, q) in zip(model.named_parameters(), plain.named_parameters(), strict=True):
             p.grad = q.grad
@@ -233,7 +233,7 @@ def test_muon_steps_matrices_and_leaves_the_rest_to_sgd() -> None:
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
 def test_state_goes_on_in_a_new_optimizer(optimizer: str) -> None:
     recipe = Recipe(optimizer=optimizer, learning_rate=0.01, layer_decay=0.8)
-    one = net()
+    one = small_model()
     first = make_optimizer(parameter_groups(one, recipe), recipe)
     _gradients(one, 0)
     first.step()
@@ -292,7 +292,7 @@ def test_rates_rise_then_fall_within_bounds(
 
 
 def test_a_frozen_body_keeps_its_statistics_while_dropout_is_on() -> None:
-    model = net(drop_rate=0.5, drop_path_rate=0.5)
+    model = small_model(drop_rate=0.5, drop_path_rate=0.5)
     x = torch.randn(8, 3, 32, 32)
     before = {name: b.clone() for name, b in model.named_buffers()}
     set_train_mode(model, frozen_body=True)

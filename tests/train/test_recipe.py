@@ -200,7 +200,7 @@ def test_differences_are_named() -> None:
     assert new.differences(new) == []
 
 
-def test_pictures_grow() -> None:
+def test_images_grow() -> None:
     recipe = Recipe(epochs=10, start_size=16, grow_epochs=4)
     assert [recipe.side_at(epoch, 32) for epoch in range(7)] == [16, 20, 24, 28, 32, 32, 32]
     assert Recipe().side_at(0, 32) == 32

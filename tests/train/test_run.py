@@ -1,4 +1,4 @@
-"""Training from pictures to a file: what comes out, what is refused, what is kept."""
+"""Training from images to a file: what comes out, what is refused, what is kept."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_a_run_learns_and_leaves_a_net_that_opens(trained: Path) -> None:
+def test_a_run_learns_and_leaves_a_model_that_opens(trained: Path) -> None:
     result = json.loads((trained / "result.json").read_text())
     assert result["top1"] > 90
-    net = proxylessnas.create_model(trained / "model.safetensors").eval()
-    assert net.categories == tuple("0123456789")
-    assert net.preprocessing is not None
+    model = proxylessnas.create_model(trained / "model.safetensors").eval()
+    assert model.categories == tuple("0123456789")
+    assert model.preprocessing is not None
     data = open_data("digits")
     assert data.val is not None
-    prepare = net.preprocessing.build()
+    prepare = model.preprocessing.build()
     with torch.inference_mode():
         inputs = torch.stack([prepare(data.val.read(i)) for i in range(len(data.val))])
-        right = net(inputs).argmax(1) == torch.tensor(list(data.val.labels))
+        right = model(inputs).argmax(1) == torch.tensor(list(data.val.labels))
     assert 100 * right.double().mean() == pytest.approx(result["top1"])
 
 
@@ -163,10 +163,10 @@ def test_another_run_in_the_folder_is_refused(trained: Path, tmp_path: Path) -> 
     before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
     with pytest.raises(CheckpointError, match=r"learning_rate: 0\.7, was 0\.3.*another --out"):
         train(TINY, "digits", recipe.replace(learning_rate=0.7), out=settings)
-    with pytest.raises(CheckpointError, match="other pictures"):
+    with pytest.raises(CheckpointError, match="other images"):
         train(TINY, few_digits(), recipe, out=settings)
     wider = proxylessnas.Arch.parse(str(TINY).replace("stem=8", "stem=16"))
-    with pytest.raises(CheckpointError, match="another net"):
+    with pytest.raises(CheckpointError, match="another model"):
         train(wider, "digits", recipe, out=settings)
     after = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
     assert before == after
@@ -268,17 +268,17 @@ def test_two_runs_do_not_write_into_one_folder(tmp_path: Path) -> None:
 
 def test_parts_of_a_step_add_up(tmp_path: Path) -> None:
     """Accumulated over two parts a step is the same, as long as BatchNorm does not see the parts."""
-    nets = []
+    models = []
     for accumulate in (1, 2):
         torch.manual_seed(0)
-        net = proxylessnas.create_model(TINY)
-        net.freeze_bn()
+        model = proxylessnas.create_model(TINY)
+        model.freeze_bn()
         recipe = BUSY.replace(
             epochs=1, accumulate=accumulate, mixup_alpha=0, dropout=0, drop_path=0, ema_decay=0.0
         )
-        train(net, few_digits(), recipe, out=Settings(tmp_path / str(accumulate), console=False))
-        nets.append(net.state_dict())
-    assert differences_of(*nets) < 1e-5
+        train(model, few_digits(), recipe, out=Settings(tmp_path / str(accumulate), console=False))
+        models.append(model.state_dict())
+    assert differences_of(*models) < 1e-5
 
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
@@ -314,17 +314,17 @@ def test_the_run_ends_with_the_best_weights_if_asked(tmp_path: Path) -> None:
 
 def test_wrong_use_is_told_before_anything_is_written(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    net = proxylessnas.create_model(TINY, num_classes=3)
-    with pytest.raises(DataError, match="the net has 3 outputs, but digits has 10 classes"):
-        train(net, few_digits(), BUSY, out=out)
-    with pytest.raises(TypeError, match="net of this package"):
+    model = proxylessnas.create_model(TINY, num_classes=3)
+    with pytest.raises(DataError, match="the model has 3 outputs, but digits has 10 classes"):
+        train(model, few_digits(), BUSY, out=out)
+    with pytest.raises(TypeError, match="model of this package"):
         train(torch.nn.Linear(2, 2), few_digits(), BUSY, out=out)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="threads"):
         Settings(out, threads=0)
     assert not (out / "checkpoints").exists()
 
 
-def test_damaged_pictures_are_named_and_too_many_stop_the_run(tmp_path: Path) -> None:
+def test_damaged_images_are_named_and_too_many_stop_the_run(tmp_path: Path) -> None:
     from PIL import Image
 
     for name, colour in (("red", (200, 0, 0)), ("blue", (0, 0, 200))):
@@ -333,26 +333,26 @@ def test_damaged_pictures_are_named_and_too_many_stop_the_run(tmp_path: Path) ->
             Image.new("RGB", (12, 10), (colour[0] + i, 0, colour[2])).save(
                 tmp_path / "data" / name / f"{i}.png"
             )
-    (tmp_path / "data" / "red" / "7.png").write_bytes(b"no picture")
+    (tmp_path / "data" / "red" / "7.png").write_bytes(b"no image")
     recipe = BUSY.replace(epochs=1, batch_size=8, resize=None, val_fraction=0.2)
-    with pytest.raises(DataError, match=r"(?s)1 of 48 training pictures cannot be read.*7\.png"):
+    with pytest.raises(DataError, match=r"(?s)1 of 48 training images cannot be read.*7\.png"):
         train(TINY, tmp_path / "data", recipe, out=Settings(tmp_path / "strict", console=False, workers=0))
     loose = Settings(tmp_path / "loose", console=False, workers=0, max_unreadable=0.1)
     assert train(TINY, tmp_path / "data", recipe, out=loose).finished
     assert "7.png" in (tmp_path / "loose" / "log.jsonl").read_text()
 
 
-def test_a_compiled_net_is_trained_and_saved_under_its_own_names(
+def test_a_compiled_model_is_trained_and_saved_under_its_own_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The backend is torch's own "eager", as a C compiler is not everywhere and takes a minute."""
     compiled = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda net: compiled(net, backend="eager"))
+    monkeypatch.setattr(torch, "compile", lambda model: compiled(model, backend="eager"))
     recipe = BUSY.replace(epochs=1, compile=True)
     train(TINY, few_digits(), recipe, out=Settings(tmp_path / "run", console=False))
     train(TINY, few_digits(), recipe.replace(compile=False), out=Settings(tmp_path / "plain", console=False))
-    nets = [tensors(tmp_path / name / "model.safetensors") for name in ("run", "plain")]
-    assert differences_of(*nets) < 1e-4
+    models = [tensors(tmp_path / name / "model.safetensors") for name in ("run", "plain")]
+    assert differences_of(*models) < 1e-4
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
@@ -370,20 +370,20 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
     assert not (settings.out / "model.safetensors").exists()
 
 
-def test_a_net_of_the_users_is_given_back_unfrozen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_of_the_users_is_given_back_unfrozen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stopper = Stopper(monkeypatch)
     stopper.at = 2
-    net = proxylessnas.create_model(TINY)
+    model = proxylessnas.create_model(TINY)
     recipe = BUSY.replace(freeze_epochs=2, drop_path=0.0)
     settings = Settings(tmp_path / "run", console=False)
-    assert not train(net, few_digits(), recipe, out=settings).finished
-    assert all(p.requires_grad for p in net.parameters())
+    assert not train(model, few_digits(), recipe, out=settings).finished
+    assert all(p.requires_grad for p in model.parameters())
     stopper.at = None
-    assert train(net, few_digits(), recipe, out=settings).finished
-    with pytest.raises(DataError, match="drop_path is built into a net"):
-        train(net, few_digits(), BUSY, out=tmp_path / "other")
+    assert train(model, few_digits(), recipe, out=settings).finished
+    with pytest.raises(DataError, match="drop_path is built into a model"):
+        train(model, few_digits(), BUSY, out=tmp_path / "other")
     with pytest.raises(DataError, match="trained with the weights it has"):
-        finetune(net, few_digits(), recipe, out=tmp_path / "other", weights="none.pth")
+        finetune(model, few_digits(), recipe, out=tmp_path / "other", weights="none.pth")
 
 
 def test_the_best_is_there_when_a_run_is_killed_before_the_last_is_written(
@@ -406,23 +406,23 @@ def test_the_best_is_there_when_a_run_is_killed_before_the_last_is_written(
         train(TINY, few_digits(), recipe, out=broken)
     monkeypatch.setattr(os, "replace", replace)
     train(TINY, few_digits(), recipe, out=broken)
-    nets = [tensors(s.out / "model.safetensors") for s in (whole, broken)]
-    assert differences_of(*nets) == 0
+    models = [tensors(s.out / "model.safetensors") for s in (whole, broken)]
+    assert differences_of(*models) == 0
 
 
 def test_other_weights_to_start_from_are_another_run(trained: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
     base = tmp_path / "base.safetensors"
-    net = proxylessnas.create_model(trained / "model.safetensors")
-    proxylessnas.save_weights(net, base)
+    model = proxylessnas.create_model(trained / "model.safetensors")
+    proxylessnas.save_weights(model, base)
     recipe = BUSY.replace(epochs=1, mixup_alpha=0)
     settings = Settings(tmp_path / "run", console=False)
     finetune(base, few_digits(), recipe, out=settings)
     state = load_file(base)
     state["first_conv.conv.weight"] += 1
-    net.load_state_dict(state)
-    proxylessnas.save_weights(net, base)
+    model.load_state_dict(state)
+    proxylessnas.save_weights(model, base)
     with pytest.raises(CheckpointError, match="began with other weights"):
         finetune(base, few_digits(), recipe, out=settings)
 
@@ -434,12 +434,12 @@ def test_from_scratch_takes_the_architecture_of_a_file_alone(trained: Path, tmp_
     assert differences_of(old, new) > 0.1
 
 
-def test_nets_and_batches_that_cannot_work_are_named(tmp_path: Path) -> None:
+def test_models_and_batches_that_cannot_work_are_named(tmp_path: Path) -> None:
     grey = proxylessnas.create_model(TINY, in_chans=1)
-    with pytest.raises(DataError, match="takes pictures of 1 channels"):
+    with pytest.raises(DataError, match="takes images of 1 channels"):
         train(grey, few_digits(), BUSY.replace(drop_path=0.0), out=tmp_path / "grey")
     recipe = BUSY.replace(batch_size=1, image_size=4, resize=4, cutout=0, mixup_alpha=0)
-    with pytest.raises(DataError, match="BatchNorm cannot work with 1 picture"):
+    with pytest.raises(DataError, match="BatchNorm cannot work with 1 image"):
         train(TINY, few_digits(), recipe, out=Settings(tmp_path / "one", console=False))
     with pytest.raises(DataError, match="leave val out"):
         train(TINY, few_digits(), BUSY, out=tmp_path / "val", val=tmp_path)
@@ -464,7 +464,7 @@ def test_a_signal_during_validation_loses_nothing(tmp_path: Path, monkeypatch: p
     state = checkpoint_of(broken.out)["position"]
     assert (state["epoch"], state["step"]) == (0, 5)
     assert train(TINY, few_digits(), BUSY, out=broken).finished
-    nets = [tensors(s.out / "model.safetensors") for s in (whole, broken)]
-    assert differences_of(*nets) == 0
+    models = [tensors(s.out / "model.safetensors") for s in (whole, broken)]
+    assert differences_of(*models) == 0
     tables = [(s.out / "epochs.csv").read_text().splitlines() for s in (whole, broken)]
     assert [row.split(",")[:6] for row in tables[0]] == [row.split(",")[:6] for row in tables[1]]

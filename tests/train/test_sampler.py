@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from proxylessnas.errors import DataError
-from proxylessnas.train.sampler import ORDER, PICTURE, Steps, generator, mix64, order
+from proxylessnas.train.sampler import IMAGE, ORDER, Steps, generator, mix64, order
 
 
 def test_mix64_is_fixed_for_good() -> None:
-    # Another function would make a run that is continued go on with other pictures.
+    # Another function would make a run that is continued go on with other images.
     assert mix64() == 0x9E3779B97F4A7C15
     assert mix64(0) == 0x6E789E6AA1B965F4
-    assert mix64(7, PICTURE, 3, 12345) == 0xBB5E0A24B1A03692
+    assert mix64(7, IMAGE, 3, 12345) == 0xBB5E0A24B1A03692
 
 
 def test_mix64_tells_neighbours_and_their_order_apart() -> None:
@@ -27,7 +27,7 @@ def test_mix64_changes_half_of_the_bits() -> None:
 
 
 def test_streams_of_one_seed_differ() -> None:
-    first, second = (torch.rand(4, generator=generator(0, stream, 0)) for stream in (ORDER, PICTURE))
+    first, second = (torch.rand(4, generator=generator(0, stream, 0)) for stream in (ORDER, IMAGE))
     assert not torch.equal(first, second)
 
 
@@ -77,15 +77,13 @@ def test_iterates_over_the_epoch_that_was_set() -> None:
     assert len(expected) == 2
 
 
-def test_too_few_pictures() -> None:
-    with pytest.raises(
-        DataError, match=r"there are 9 training pictures, fewer than one batch of 10.* most 9"
-    ):
+def test_too_few_images() -> None:
+    with pytest.raises(DataError, match=r"there are 9 training images, fewer than one batch of 10.* most 9"):
         Steps(9, 10, seed=0)
 
 
 def test_a_batch_that_cannot_be_shared() -> None:
-    with pytest.raises(DataError, match="a batch of 10 pictures cannot be shared evenly by 4 processes"):
+    with pytest.raises(DataError, match="a batch of 10 images cannot be shared evenly by 4 processes"):
         Steps(100, 10, seed=0, world=4)
 
 
@@ -94,7 +92,7 @@ def test_a_batch_that_cannot_be_shared() -> None:
 )
 def test_a_batch_that_cannot_be_shared_in_parts(n: int, batch_size: int, such_as: str) -> None:
     message = (
-        rf"a batch of {batch_size} pictures cannot be shared evenly by 4 processes, each in 2 parts "
+        rf"a batch of {batch_size} images cannot be shared evenly by 4 processes, each in 2 parts "
         rf"\(accumulate\): batch_size has to be a multiple of 8, such as {such_as}$"
     )
     with pytest.raises(DataError, match=message):

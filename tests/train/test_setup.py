@@ -15,24 +15,24 @@ import proxylessnas
 from proxylessnas import cli
 from proxylessnas.data.class_folders import VALIDATION_FILE, not_held_out_before, validation_names
 from proxylessnas.errors import CheckpointError, DataError
-from proxylessnas.report.runs import read_train_story
+from proxylessnas.report.runs import read_train_run
 from proxylessnas.report.train_page import train_again
 from proxylessnas.train import Data, Settings, finetune, open_data, train
 from proxylessnas.train.distillation import teacher_notes
-from proxylessnas.train.setup import Start, kept_before, start_net, started
+from proxylessnas.train.setup import Start, kept_before, start_model, started
 from proxylessnas.train.step import WeightStep
 
 RECIPE = BUSY.replace(epochs=1, mixup_alpha=0)
 
 
 def saved(folder: Path, **changes: object) -> Path:
-    """Write a net for the digits with random weights."""
-    net = proxylessnas.create_model(TINY, num_classes=10)
-    net.categories = tuple(few_digits().categories)
+    """Write a model for the digits with random weights."""
+    model = proxylessnas.create_model(TINY, num_classes=10)
+    model.categories = tuple(few_digits().categories)
     for name, value in changes.items():
-        setattr(net, name, value)
+        setattr(model, name, value)
     path = folder / "net.safetensors"
-    proxylessnas.save_weights(net, path)
+    proxylessnas.save_weights(model, path)
     return path
 
 
@@ -40,8 +40,8 @@ def test_the_classifier_is_new_or_that_of_the_weights(tmp_path: Path) -> None:
     path, data = saved(tmp_path), few_digits()
     given = tensors(path)
     torch.manual_seed(1)
-    new = dict(start_net(path, data, RECIPE, Start(None, True)).state_dict())
-    kept = dict(start_net(path, data, RECIPE, Start(None, True, None, True)).state_dict())
+    new = dict(start_model(path, data, RECIPE, Start(None, True)).state_dict())
+    kept = dict(start_model(path, data, RECIPE, Start(None, True, None, True)).state_dict())
     assert differences_of(given, kept) == 0
     assert [name for name in given if not torch.equal(given[name], new[name])] == ["classifier.linear.weight"]
 
@@ -56,7 +56,7 @@ def test_a_run_that_hardly_moves_ends_with_the_classifier_it_began_with(tmp_path
     torch.testing.assert_close(
         ended["classifier.linear.weight"], begun["classifier.linear.weight"], rtol=0, atol=1e-6
     )
-    story = read_train_story(out.out)
+    story = read_train_run(out.out)
     assert story.begin["kept_classifier"] is True
     assert "--keep-classifier" in str(train_again(story, out.out, "REPORT"))
 
@@ -73,15 +73,15 @@ def test_a_classifier_of_the_same_classes_is_kept(tmp_path: Path) -> None:
     """In the same order, that is; and the preset's frozen epoch, for a new one, is left out."""
     path, data = saved(tmp_path), few_digits()
     auto = Start(str(path), True, None, None)
-    net, start = started(path, data, RECIPE, auto)
+    model, start = started(path, data, RECIPE, auto)
     assert start.keep_classifier is True
-    assert differences_of(tensors(path), dict(net.state_dict())) == 0
-    (said,) = start.begun_with(net, data)
+    assert differences_of(tensors(path), dict(model.state_dict())) == 0
+    (said,) = start.begun_with(model, data)
     assert "is kept: its classes are those of digits (--new-classifier" in said
     for known in (tuple("1023456789"), ()):
-        net, start = started(saved(tmp_path, categories=known), data, RECIPE, auto)
+        model, start = started(saved(tmp_path, categories=known), data, RECIPE, auto)
         assert start.keep_classifier is False
-        assert start.begun_with(net, data) == ["the classifier is new, for the 10 classes of digits"]
+        assert start.begun_with(model, data) == ["the classifier is new, for the 10 classes of digits"]
 
 
 @pytest.mark.parametrize("keep", [True, False, None])
@@ -95,7 +95,7 @@ def test_a_run_that_is_continued_keeps_what_it_began_with(tmp_path: Path, keep: 
     again = finetune(path, few_digits(), RECIPE, out=out)
     assert first.model is not None
     assert again.steps == first.steps
-    story = read_train_story(out.out)
+    story = read_train_run(out.out)
     assert ("--keep-classifier" if kept else "--new-classifier") in str(train_again(story, out.out, "R"))
     if not kept:  # a log that says nothing of it
         log = out.out / "log.jsonl"
@@ -121,9 +121,7 @@ def test_the_presets_frozen_epoch_goes_with_a_new_classifier(tmp_path: Path) -> 
         words += ["--set", "image_size=8", "--device", "cpu", *more, "--out", str(tmp_path / name)]
         done = run_command(*words)
         assert done.returncode == 0, done.stderr
-        assert done.stderr.startswith(
-            "note: 10 classes, training + validation pictures: 0 10 + 10, 1 10 + 10"
-        )
+        assert done.stderr.startswith("note: 10 classes, training + validation images: 0 10 + 10, 1 10 + 10")
         recipe = (tmp_path / name / "recipe.toml").read_text(encoding="utf-8")
         assert f"freeze_epochs = {frozen}" in recipe
 
@@ -146,32 +144,32 @@ def test_a_classifier_of_other_classes_is_not_kept(
 
 
 def test_a_classifier_with_more_classes_is_not_kept(tmp_path: Path) -> None:
-    net = proxylessnas.create_model(TINY, num_classes=1000)
-    proxylessnas.save_weights(net, tmp_path / "net.safetensors")
+    model = proxylessnas.create_model(TINY, num_classes=1000)
+    proxylessnas.save_weights(model, tmp_path / "net.safetensors")
     out = Settings(tmp_path / "run", console=False)
     with pytest.raises(DataError, match=r"has 1,000 classes, but .* has 10"):
         finetune(tmp_path / "net.safetensors", few_digits(), RECIPE, out=out, keep_classifier=True)
 
 
-def test_pictures_that_were_not_held_out_before_are_pointed_at(tmp_path: Path) -> None:
-    """More pictures, or another seed, hold out others: the net may know them."""
+def test_images_that_were_not_held_out_before_are_pointed_at(tmp_path: Path) -> None:
+    """More images, or another seed, hold out others: the model may know them."""
     out = Settings(tmp_path / "first", console=False)
     result = finetune(saved(tmp_path), few_digits(), RECIPE, out=out)
     assert result.model is not None
 
     def notes(data: Data, source: Path) -> list[str]:
         start = Start(str(source), pretrained=True, keep_classifier=True)
-        return start.notes(start_net(source, data, RECIPE, start), data)
+        return start.notes(start_model(source, data, RECIPE, start), data)
 
     assert notes(few_digits(), result.model) == []
     (note,) = notes(open_data("digits", limit=10, seed=1), result.model)
-    assert "pictures held out here were not held out for" in note
+    assert "images held out here were not held out for" in note
     assert "--val" in note
     (note,) = notes(few_digits(), saved(tmp_path))
     assert "is not known" in note
 
 
-def test_held_out_pictures_that_a_teacher_may_know_are_pointed_at(tmp_path: Path) -> None:
+def test_held_out_images_that_a_teacher_may_know_are_pointed_at(tmp_path: Path) -> None:
     out = Settings(tmp_path / "first", console=False)
     result = finetune(saved(tmp_path), few_digits(), RECIPE, out=out)
     assert result.model is not None
@@ -188,8 +186,8 @@ def test_held_out_pictures_that_a_teacher_may_know_are_pointed_at(tmp_path: Path
     assert note in (tmp_path / "third" / "log.jsonl").read_text(encoding="utf-8")
 
 
-def test_which_pictures_an_earlier_run_held_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However the folder is written; beside the file of the weights, and never beside the name of a net."""
+def test_which_images_an_earlier_run_held_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However the folder is written; beside the file of the weights, and never beside the name of a model."""
     noise_folder(tmp_path / "photos")
     monkeypatch.chdir(tmp_path)
     data, again = (open_data(folder, val_fraction=0.25) for folder in ("photos", tmp_path / "photos"))
@@ -204,10 +202,10 @@ def test_which_pictures_an_earlier_run_held_out(tmp_path: Path, monkeypatch: pyt
     new = set(validation_names(other)) - set(names)
     assert not_held_out_before("net.safetensors", other) == len(new) > 0
     start = Start("proxyless_cifar10_demo", weights=weights, keep_classifier=True)
-    net = proxylessnas.create_model(TINY, num_classes=len(data.categories))
-    net.categories = data.categories
-    assert start.notes(net, again) == []
-    (note,) = start.notes(net, other)
+    model = proxylessnas.create_model(TINY, num_classes=len(data.categories))
+    model.categories = data.categories
+    assert start.notes(model, again) == []
+    (note,) = start.notes(model, other)
     assert f"were not held out for {weights}" in note
 
 
@@ -219,16 +217,16 @@ def test_what_a_recipe_says_of_teachers_counts_for_nothing_without_one() -> None
     assert teacher_notes("net.safetensors", few_digits(), recipe) == []
 
 
-def test_a_net_without_names_is_taken_at_its_word(tmp_path: Path) -> None:
+def test_a_model_without_names_is_taken_at_its_word(tmp_path: Path) -> None:
     data = few_digits()
     start = Start(None, keep_classifier=True)
     recipe = RECIPE.replace(drop_path=0)
-    net = start_net(proxylessnas.create_model(TINY, num_classes=10), data, recipe, start)
-    (note,) = start.notes(net, data)
+    model = start_model(proxylessnas.create_model(TINY, num_classes=10), data, recipe, start)
+    (note,) = start.notes(model, data)
     assert "does not name its classes" in note
-    net.categories = tuple("abcdefghij")
+    model.categories = tuple("abcdefghij")
     with pytest.raises(DataError, match="knows class 0 as 'a'"):
-        start_net(net, data, recipe, start)
+        start_model(model, data, recipe, start)
 
 
 def test_the_command_goes_on_bitwise_and_freezes_nothing(
@@ -268,5 +266,5 @@ def test_the_command_goes_on_bitwise_and_freezes_nothing(
     assert again.returncode == 0, again.stderr
     a, b = (tensors(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
     assert differences_of(a, b) == 0
-    story = read_train_story(tmp_path / "cut")
+    story = read_train_run(tmp_path / "cut")
     assert f"finetune {path} digits" in str(train_again(story, tmp_path / "cut", "REPORT"))

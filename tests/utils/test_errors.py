@@ -10,7 +10,7 @@ import pytest
 
 from proxylessnas.errors import for_command_line
 
-# Reached from Python alone: a module or a net in memory, or an argument that no option stands for.
+# Reached from Python alone: a module or a model in memory, or an argument that no option stands for.
 PYTHON_ALONE = {"zoo.py", "loading.py", "classifier.py", "predict.py", "optimizing.py", "arch_official.py"}
 
 

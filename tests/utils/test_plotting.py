@@ -37,7 +37,7 @@ def identity(n: int) -> torch.Tensor:
 @needs_matplotlib
 @pytest.mark.parametrize("n", [1, 2, 10, 26, 1500])
 def test_a_diagonal(tmp_path: Path, n: int) -> None:
-    """A right answer is a cell of the darkest shade; the matrix fills most of the picture."""
+    """A right answer is a cell of the darkest shade; the matrix fills most of the image."""
     path = tmp_path / "a.png"
     confusion_png(identity(n), [f"class {i}" for i in range(n)], path)
     cells = min(n, 750)  # 1500 classes share cells by twos

@@ -65,10 +65,10 @@ def saved(value: object, *, old: bool = False) -> bytes:
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
-    digest = write_safetensors(STATE, path, {"arch": "a net", "note": "é"})
+    digest = write_safetensors(STATE, path, {"arch": "a model", "note": "é"})
     state, metadata = safe_load(path)
     assert same(state, STATE)
-    assert metadata == read_metadata(path) == {"arch": "a net", "note": "é"}
+    assert metadata == read_metadata(path) == {"arch": "a model", "note": "é"}
     assert hashlib.sha256(path.read_bytes()).hexdigest() == digest
     assert [file.name for file in tmp_path.iterdir()] == ["x.safetensors"]
 

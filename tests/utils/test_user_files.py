@@ -24,7 +24,7 @@ from proxylessnas.utils.files import open_file, read_bytes, read_text
 from proxylessnas.utils.tensor_files import read_metadata, safe_load
 from proxylessnas.weights.cache import weights_path
 
-NET = 'Arch("mine", stem=16, first=8, last=64, num_classes=3, stages=(\n    Stage(24, 2, "k5e3"),\n))\n'
+MODEL = 'Arch("mine", stem=16, first=8, last=64, num_classes=3, stages=(\n    Stage(24, 2, "k5e3"),\n))\n'
 READERS: dict[str, Callable[[Path], Any]] = {
     "a.txt": create_model,
     "net.config": Arch.from_official,
@@ -110,8 +110,8 @@ def test_text_as_windows_writes_it(bom: bytes, encoding: str, tmp_path: Path) ->
         return tmp_path / name
 
     assert read_recipe(put("r.toml", "epochs = 7\n")).epochs == 7
-    assert create_model(put("a.txt", NET)).arch == Arch.parse(NET)
-    config = put("net.config", json.dumps(Arch.parse(NET).to_official()))
+    assert create_model(put("a.txt", MODEL)).arch == Arch.parse(MODEL)
+    config = put("net.config", json.dumps(Arch.parse(MODEL).to_official()))
     assert Arch.from_official(config).num_classes == 3
     table = put("t.csv", "key,ms\nk3e6 in=24x56x56 out=40 stride=2,1.5\n")
     assert [e.ms for e in import_table(table, device_name="x").entries.values()] == [1.5]

@@ -62,7 +62,7 @@ def test_names_are_forgiving_and_unknown_ones_are_not() -> None:
         assert get_weights(name) is get_weights("proxyless_mobile_14")
     with pytest.raises(UnknownModelError, match="proxyless_mobile"):
         get_weights("proxyless_mobil")
-    for nonsense in ("", "no such net", 3, None):
+    for nonsense in ("", "no such model", 3, None):
         with pytest.raises(UnknownModelError):
             get_weights(nonsense)  # type: ignore[arg-type]
 

@@ -34,7 +34,7 @@ TRAINING = {
     "command": "proxylessnas train data --net proxyless_cifar10_demo",
     "recipe": "benchmarks/training/demo.toml",
     "seed": 0,
-    "data": "CIFAR-10, 50,000 pictures",
+    "data": "CIFAR-10, 50,000 images",
     "data_sha256": "0" * 64,
     "log": "benchmarks/training/demo.csv",
     "date": "2026-01-31",
@@ -58,13 +58,13 @@ def changed(value: Any, *path: str) -> dict[str, Any]:
 # --- what it says --------------------------------------------------------------------------------------
 
 
-def test_all_nets_have_an_entry() -> None:
+def test_all_models_have_an_entry() -> None:
     assert set(list_weights()) == set(MODEL_NAMES)
     assert set(proxylessnas.list_models(pretrained=True)) == set(MODEL_NAMES)
 
 
 @pytest.mark.parametrize("name", list_weights())
-def test_parameters_and_macs_are_those_of_the_net(name: str) -> None:
+def test_parameters_and_macs_are_those_of_the_model(name: str) -> None:
     weights = get_weights(name)
     model = proxylessnas.create_model(weights.arch)
     counted = proxylessnas.profile(model.eval(), (3, weights.input_size, weights.input_size))
@@ -102,7 +102,7 @@ def test_weights_in_the_package() -> None:
     assert weights.sources == ()
     assert weights.meta["bundled"]
     assert not get_weights(TINY).bundled
-    measured = {"top1": 90.0, "top5": 99.0, "status": "measured", "source": "10,000 test pictures"}
+    measured = {"top1": 90.0, "top5": 99.0, "status": "measured", "source": "10,000 test images"}
     data = changed(TRAINING, "weights", OURS, "training")
     data["weights"][OURS]["metrics"] = measured
     made = manifest_from_dict(data)[OURS]
@@ -116,7 +116,7 @@ def test_weights_in_the_package() -> None:
     teacher = {"net": "plain", "command": "make it", "params": 9, "seed": 0, "minutes": 1.5, "top1": 93.5}
     taught = {**TRAINING, "teachers": [teacher, teacher]}
     assert manifest_from_dict(changed(taught, "weights", OURS, "training"))[OURS].training == taught
-    for bad in ({**teacher, "top1": 101}, {**teacher, "command": ""}, {**teacher, "x": 1}, "a net"):
+    for bad in ({**teacher, "top1": 101}, {**teacher, "command": ""}, {**teacher, "x": 1}, "a model"):
         with pytest.raises(ManifestError, match=rf"{OURS}: training: teachers\[1\]"):
             manifest_from_dict(changed({**TRAINING, "teachers": [teacher, bad]}, "weights", OURS, "training"))
     for bad in ([], teacher, None):
@@ -397,7 +397,7 @@ def test_every_accuracy_says_which_images_it_is_of(name: str) -> None:
         assert right == pytest.approx(round(right)), "a share of so many images"
 
 
-def test_the_tiny_nets_figures() -> None:
+def test_the_tiny_models_figures() -> None:
     larger, smaller = (get_weights(name).metrics for name in ("proxyless_w03_r176", TINY))
     assert (larger["top1"], larger["top5"], larger["status"]) == (57.0, 80.2, "published, not re-measured")
     assert "mit-han-lab/mcunet" in larger["source"]
@@ -452,7 +452,7 @@ def test_the_tables_of_models_agree(repo: Path, file: str) -> None:
 
 
 @pytest.mark.parametrize("name", [TINY, pytest.param("proxyless_w03_r176", marks=pytest.mark.slow)])
-def test_the_tiny_nets_are_measured_again(name: str, shared_data: Path, tmp_path: Path) -> None:
+def test_the_tiny_models_are_measured_again(name: str, shared_data: Path, tmp_path: Path) -> None:
     """On 500 photos of 10 classes, where they are, with all 1000 outputs counted."""
     archive, weights = shared_data / "imagenet_val_dogs.tar", get_weights(name)
     file = shared_data / "weights" / weights.filename
@@ -460,9 +460,9 @@ def test_the_tiny_nets_are_measured_again(name: str, shared_data: Path, tmp_path
         pytest.skip(f"{archive.name} or {file.name} is not in {shared_data}")
     with tarfile.open(archive) as tar:
         tar.extractall(tmp_path, filter="data")
-    net = proxylessnas.create_model(name, weights=file)
-    assert net.preprocessing is not None
-    found = evaluate(net, labelled_images(tmp_path, 1000, "imagenet").samples, net.preprocessing.build())
+    model = proxylessnas.create_model(name, weights=file)
+    assert model.preprocessing is not None
+    found = evaluate(model, labelled_images(tmp_path, 1000, "imagenet").samples, model.preprocessing.build())
     (record,) = weights.metrics["measured"]
     assert found.n == record["n"]
     # A photo whose two best classes are as good as equal may fall either way on another processor.

@@ -16,7 +16,7 @@ from ...errors import ExportError, shown
 from ...utils.lazy_names import declared
 from ..bundle import ModelBundle
 
-#: Runs a file in its own runtime: pictures as the file takes them, [N, C, H, W], to logits [N, classes] on
+#: Runs a file in its own runtime: images as the file takes them, [N, C, H, W], to logits [N, classes] on
 #: the CPU in float32. Any N that the file allows.
 Program = Callable[[Tensor], Tensor]
 
@@ -26,8 +26,8 @@ class ExportOptions:
     """How a file is to be written; a format refuses what it cannot do.
 
     Attributes:
-        batch_size: pictures a call; None leaves it open where the format can.
-        uint8_input: the file takes pictures of any size as bytes, uint8 [N, 3, H, W], and does resize, crop
+        batch_size: images a call; None leaves it open where the format can.
+        uint8_input: the file takes images of any size as bytes, uint8 [N, 3, H, W], and does resize, crop
             and normalisation itself.
         opset: version of ONNX's operators; None takes the exporter's own.
         aot: ``.pt2`` only: machine code for this machine (AOTInductor) instead of a portable graph.
@@ -65,7 +65,7 @@ class Format(Protocol):
             MissingExtraError: one is not installed; the message gives the pip line.
         """
 
-    def check(self, subject: ModelBundle, options: ExportOptions) -> None:
+    def check(self, bundle: ModelBundle, options: ExportOptions) -> None:
         """Refuse at once what cannot work.
 
         Raises:
@@ -73,13 +73,13 @@ class Format(Protocol):
             MissingExtraError: a library is not installed.
         """
 
-    def write(self, subject: ModelBundle, path: Path, options: ExportOptions) -> list[Path]:
+    def write(self, bundle: ModelBundle, path: Path, options: ExportOptions) -> list[Path]:
         """Write the file, and return it with the files that belong to it (as an OpenVINO ``.bin``).
 
         ``path`` lies in a folder of the export's own; whoever calls moves what is proven to its place.
 
         Raises:
-            ExportError: the net has an operation that the format lacks, or the exporter failed.
+            ExportError: the model has an operation that the format lacks, or the exporter failed.
         """
 
     def open(self, path: Path, *, threads: int | None = None) -> Program:
@@ -106,15 +106,15 @@ def refuse(fmt: Format, options: ExportOptions, *known: str) -> None:
         raise ExportError(f"{fmt.suffix} files have no option {' and no option '.join(words)}")
 
 
-def refuse_open_trees(fmt: Format, subject: ModelBundle, options: ExportOptions) -> None:
-    """Refuse a tree-structured net of an open batch: its channel shuffles are bound to the example's batch.
+def refuse_open_trees(fmt: Format, bundle: ModelBundle, options: ExportOptions) -> None:
+    """Refuse a tree-structured model of an open batch: its channel shuffles are bound to the example's batch.
 
     Raises:
         ExportError: it is one.
     """
-    if isinstance(subject.model.arch, TreeArch) and options.batch_size is None:
+    if isinstance(bundle.model.arch, TreeArch) and options.batch_size is None:
         raise ExportError(
-            f"{subject.name}: {fmt.suffix} files of tree-structured nets take a fixed number of pictures: "
+            f"{bundle.name}: {fmt.suffix} files of tree-structured models take a fixed number of images: "
             "--batch-size 1 (batch_size=1 in Python), say"
         )
 

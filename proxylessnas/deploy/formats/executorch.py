@@ -37,13 +37,13 @@ class ExecuTorchFormat:
 
         return {**RUNTIME.versions(), "torch": torch.__version__}
 
-    def check(self, subject: ModelBundle, options: ExportOptions) -> None:
+    def check(self, bundle: ModelBundle, options: ExportOptions) -> None:
         """Refuse at once what cannot work."""
         refuse(self, options, "batch_size")
-        refuse_open_trees(self, subject, options)
+        refuse_open_trees(self, bundle, options)
         self.versions()
 
-    def write(self, subject: ModelBundle, path: Path, options: ExportOptions) -> list[Path]:
+    def write(self, bundle: ModelBundle, path: Path, options: ExportOptions) -> list[Path]:
         """Write the file and return it.
 
         Raises:
@@ -52,17 +52,17 @@ class ExecuTorchFormat:
         """
         from ...runtimes.executorch import lower
 
-        example = torch.zeros(options.batch_size or 1, *subject.input_size)
+        example = torch.zeros(options.batch_size or 1, *bundle.input_size)
         largest = LARGEST_BATCH if options.batch_size is None else None
         try:
-            net = split_depthwise(subject.model)
-            lowered = lower(net, example, largest_batch=largest, metadata=subject.metadata())
+            model = split_depthwise(bundle.model)
+            lowered = lower(model, example, largest_batch=largest, metadata=bundle.metadata())
         except LatencyError as e:
-            raise ExportError(f"{subject.name}: {e}") from e
+            raise ExportError(f"{bundle.name}: {e}") from e
         slow = [name for name in lowered.outside if name in _MUST_BE_DELEGATED]
         if slow:
             raise ExportError(
-                f"{subject.name}: XNNPACK does not take {', '.join(slow)}, and ExecuTorch's own kernels are "
+                f"{bundle.name}: XNNPACK does not take {', '.join(slow)}, and ExecuTorch's own kernels are "
                 "many times slower; .onnx takes it"
             )
         path.write_bytes(lowered.program)

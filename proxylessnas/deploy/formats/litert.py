@@ -40,7 +40,7 @@ _ADVICE = f"""make it once (2 GB with torch for CPUs) and name it:
 class LiteRTFormat:
     """See :class:`~proxylessnas.deploy.formats.base.Format`.
 
-    The file's input is [N, H, W, C], as phones' libraries have pictures; a program of :meth:`open` takes
+    The file's input is [N, H, W, C], as phones' libraries have images; a program of :meth:`open` takes
     [N, C, H, W] like all others. Behind the model the file is a zip archive with the texts of
     :meth:`~proxylessnas.deploy.bundle.ModelBundle.metadata` as ``metadata.json`` and, if the classes have
     names, ``labels.txt``, where TensorFlow Lite's tools look for it.
@@ -53,23 +53,23 @@ class LiteRTFormat:
         """Return the versions of the libraries it is run with; the converter has its own."""
         return RUNTIME.versions()
 
-    def check(self, subject: ModelBundle, options: ExportOptions) -> None:
+    def check(self, bundle: ModelBundle, options: ExportOptions) -> None:
         """Refuse at once what cannot work."""
         refuse(self, options, "batch_size")
-        refuse_open_trees(self, subject, options)
+        refuse_open_trees(self, bundle, options)
         self.versions()
-        arch = subject.model.arch
+        arch = bundle.model.arch
         if isinstance(arch, Arch) and any(block.kind == "custom" for block in arch.blocks):
             raise ExportError(
-                f"{subject.name}: has operations of your own, which LiteRT's converter, in another Python, "
+                f"{bundle.name}: has operations of your own, which LiteRT's converter, in another Python, "
                 "does not know; .onnx takes them"
             )
         converter_python()
 
-    def write(self, subject: ModelBundle, path: Path, options: ExportOptions) -> list[Path]:
+    def write(self, bundle: ModelBundle, path: Path, options: ExportOptions) -> list[Path]:
         """Write the file and return it; takes a minute."""
-        convert(subject, path, options)
-        append_metadata(path, subject.metadata(), subject.categories)
+        convert(bundle, path, options)
+        append_metadata(path, bundle.metadata(), bundle.categories)
         return [path]
 
     def open(self, path: Path, *, threads: int | None = None) -> Program:
@@ -91,11 +91,11 @@ class LiteRTFormat:
         return run
 
 
-def convert(subject: ModelBundle, path: Path, options: ExportOptions, int8: Sequence[object] = ()) -> None:
-    """Write a net as a ``.tflite`` file without metadata.
+def convert(bundle: ModelBundle, path: Path, options: ExportOptions, int8: Sequence[object] = ()) -> None:
+    """Write a model as a ``.tflite`` file without metadata.
 
     Args:
-        subject: the net.
+        bundle: the model.
         path: the file.
         options: ``batch_size`` counts.
         int8: what ``litert_convert.py`` takes for a file in 8 bits.
@@ -104,19 +104,19 @@ def convert(subject: ModelBundle, path: Path, options: ExportOptions, int8: Sequ
         ExportError: the converter fails.
         MissingExtraError: there is none.
     """
-    own = [block.token for block in getattr(subject.model.arch, "blocks", ()) if block.kind == "custom"]
+    own = [block.token for block in getattr(bundle.model.arch, "blocks", ()) if block.kind == "custom"]
     if own:
         raise ExportError(
-            f"{subject.name}: LiteRT's converter runs in another Python, where operation {own[0]!r} is not "
+            f"{bundle.name}: LiteRT's converter runs in another Python, where operation {own[0]!r} is not "
             "registered: export it as .onnx, .xml, .pte or .pt2"
         )
-    weights = save_weights(subject.model, path.with_name(f"{path.stem}-for-litert.safetensors"))
+    weights = save_weights(bundle.model, path.with_name(f"{path.stem}-for-litert.safetensors"))
     script = Path(__file__).resolve().parents[1] / "litert_convert.py"
     package = script.parents[1]
-    _, height, width = subject.input_size
+    _, height, width = bundle.input_size
     numbers = [height, width, options.batch_size or 0]
     try:
-        _run([converter_python(), "-I", script, package, weights, path, *numbers, *int8], subject.name)
+        _run([converter_python(), "-I", script, package, weights, path, *numbers, *int8], bundle.name)
     finally:
         weights.unlink(missing_ok=True)
 

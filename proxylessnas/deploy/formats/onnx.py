@@ -46,7 +46,7 @@ class OnnxFormat:
         """Return the versions of the libraries it is written and run with."""
         return {"onnx": str(import_onnx().__version__), **RUNTIME.versions()}
 
-    def check(self, subject: ModelBundle, options: ExportOptions) -> None:
+    def check(self, bundle: ModelBundle, options: ExportOptions) -> None:
         """Refuse at once what cannot work."""
         refuse(self, options, "batch_size", "uint8_input", "opset")
         self.versions()
@@ -56,31 +56,31 @@ class OnnxFormat:
                 f"opset {options.opset} cannot be written: {OPSET} to {latest} can, with the installed onnx"
             )
         if options.uint8_input:
-            if subject.preprocessing is None:
+            if bundle.preprocessing is None:
                 raise ExportError(
-                    f"{subject.name}: --uint8-input (uint8_input=True in Python) puts the preprocessing into "
-                    "the file, but the net's is not known: in Python set "
+                    f"{bundle.name}: --uint8-input (uint8_input=True in Python) puts the preprocessing into "
+                    "the file, but the model's is not known: in Python set "
                     "model.preprocessing, which save_weights keeps"
                 )
-            if subject.input_size[0] != 3:
+            if bundle.input_size[0] != 3:
                 raise ExportError(
-                    f"{subject.name}: --uint8-input (uint8_input=True in Python) takes RGB pictures; the net "
-                    f"takes {subject.input_size[0]} channels"
+                    f"{bundle.name}: --uint8-input (uint8_input=True in Python) takes RGB images; the model "
+                    f"takes {bundle.input_size[0]} channels"
                 )
 
-    def write(self, subject: ModelBundle, path: Path, options: ExportOptions) -> list[Path]:
+    def write(self, bundle: ModelBundle, path: Path, options: ExportOptions) -> list[Path]:
         """Write the file and return it."""
         onnx = import_onnx()
-        proto = net_proto(subject, options.batch_size, options.opset or OPSET)
+        proto = model_proto(bundle, options.batch_size, options.opset or OPSET)
         if options.uint8_input:
-            assert subject.preprocessing is not None  # says check()
-            add_pixels(proto, subject.preprocessing, IMAGES)
+            assert bundle.preprocessing is not None  # says check()
+            add_pixels(proto, bundle.preprocessing, IMAGES)
         proto.producer_name, proto.producer_version = "proxylessnas", __version__
-        onnx.helper.set_model_props(proto, subject.metadata())
+        onnx.helper.set_model_props(proto, bundle.metadata())
         try:
             onnx.checker.check_model(proto, full_check=True)
         except Exception as e:  # its errors share no base class over the versions
-            raise ExportError(f"{subject.name}: the ONNX checker refuses the graph ({first_line(e)})") from e
+            raise ExportError(f"{bundle.name}: the ONNX checker refuses the graph ({first_line(e)})") from e
         path.write_bytes(proto.SerializeToString())
         return [path]
 
@@ -106,42 +106,42 @@ class OnnxFormat:
         return run
 
 
-def net_proto(subject: ModelBundle, batch_size: int | None, opset: int = OPSET) -> Proto:
-    """Return a net as an ONNX model with input "images" and output "logits".
+def model_proto(bundle: ModelBundle, batch_size: int | None, opset: int = OPSET) -> Proto:
+    """Return a model as an ONNX model with input "images" and output "logits".
 
     Args:
-        subject: the net.
-        batch_size: pictures a call; None leaves it open.
+        bundle: the model.
+        batch_size: images a call; None leaves it open.
         opset: version of ONNX's operators.
 
     Raises:
-        ExportError: the net has an operation that cannot be exported.
+        ExportError: the model has an operation that cannot be exported.
         MissingExtraError: onnx or onnxscript is not installed.
     """
     # The exporter takes a batch of one for a constant.
-    example = torch.zeros(batch_size or 2, *subject.input_size)
-    model, open_batch = subject.model, batch_size is None
+    example = torch.zeros(batch_size or 2, *bundle.input_size)
+    model, open_batch = bundle.model, batch_size is None
     try:
         if is_plain(model) and not has_registered(model):
             proto = model_onnx(model, example, opset=opset, open_batch=open_batch)
         else:
             proto = traced_onnx(model, example, opset, open_batch)
     except LatencyError as e:
-        raise ExportError(f"{subject.name}: {e}") from e
+        raise ExportError(f"{bundle.name}: {e}") from e
     return _renamed(proto, {INPUT: IMAGES, OUTPUT: LOGITS})
 
 
-def take_bytes(path: Path, subject: ModelBundle) -> None:
-    """Put a net's preprocessing into a file that was written without it, as ``uint8_input`` does.
+def take_bytes(path: Path, bundle: ModelBundle) -> None:
+    """Put a model's preprocessing into a file that was written without it, as ``uint8_input`` does.
 
     Args:
         path: of the file, which is changed.
-        subject: the net, whose preprocessing is known.
+        bundle: the model, whose preprocessing is known.
     """
     onnx = import_onnx()
     proto = onnx.load(str(path))
-    assert subject.preprocessing is not None  # says check()
-    add_pixels(proto, subject.preprocessing, IMAGES)
+    assert bundle.preprocessing is not None  # says check()
+    add_pixels(proto, bundle.preprocessing, IMAGES)
     onnx.checker.check_model(proto)
     path.write_bytes(proto.SerializeToString())
 
@@ -168,7 +168,7 @@ def add_pixels(proto: Proto, preprocessing: Preprocessing, name: str) -> None:
 
     Args:
         proto: a model of operator set 18 or later whose one input is called ``name``; it is changed.
-        preprocessing: what the net was trained with.
+        preprocessing: what the model was trained with.
         name: of the input, before and after.
     """
     onnx = import_onnx()

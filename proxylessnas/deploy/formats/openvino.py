@@ -31,24 +31,24 @@ class OpenVinoFormat:
 
         return {**RUNTIME.versions(), "onnx": str(import_onnx().__version__)}
 
-    def check(self, subject: ModelBundle, options: ExportOptions) -> None:
+    def check(self, bundle: ModelBundle, options: ExportOptions) -> None:
         """Refuse at once what cannot work."""
         refuse(self, options, "batch_size")
         self.versions()
 
-    def write(self, subject: ModelBundle, path: Path, options: ExportOptions) -> list[Path]:
+    def write(self, bundle: ModelBundle, path: Path, options: ExportOptions) -> list[Path]:
         """Write the two files and return them, the one with the graph first."""
-        from .onnx import net_proto
+        from .onnx import model_proto
 
         ov = RUNTIME.library()
-        proto = net_proto(subject, options.batch_size)
+        proto = model_proto(bundle, options.batch_size)
         try:
             model = ov.Core().read_model(proto.SerializeToString())
-            for key, value in subject.metadata().items():
+            for key, value in bundle.metadata().items():
                 model.set_rt_info(value, [SECTION, key])
             ov.save_model(model, str(path), compress_to_fp16=False)
         except RuntimeError as e:
-            raise ExportError(f"{subject.name}: OpenVINO cannot write the net ({last_line(e)})") from e
+            raise ExportError(f"{bundle.name}: OpenVINO cannot write the model ({last_line(e)})") from e
         return [path, path.with_suffix(".bin")]
 
     def open(self, path: Path, *, threads: int | None = None) -> Program:

@@ -33,15 +33,15 @@ class SafetensorsFormat:
         found = str(getattr(safetensors, "__version__", None) or version("safetensors"))
         return {"proxylessnas": __version__, "torch": str(torch.__version__), "safetensors": found}
 
-    def check(self, subject: ModelBundle, options: ExportOptions) -> None:
+    def check(self, bundle: ModelBundle, options: ExportOptions) -> None:
         """Refuse at once what cannot work."""
         refuse(self, options)
         self.versions()
 
-    def write(self, subject: ModelBundle, path: Path, options: ExportOptions) -> list[Path]:
+    def write(self, bundle: ModelBundle, path: Path, options: ExportOptions) -> list[Path]:
         """Write the file and return it."""
-        known = subject.metadata()
-        return [save_weights(subject.model, path, {key: known[key] for key in _MORE if key in known})]
+        known = bundle.metadata()
+        return [save_weights(bundle.model, path, {key: known[key] for key in _MORE if key in known})]
 
     def open(self, path: Path, *, threads: int | None = None) -> Program:
         """Load a file as ``create_model(path)`` does."""

@@ -57,10 +57,10 @@ def is_wide(module: nn.Module) -> bool:
 
 
 def split_depthwise(model: nn.Module, wanted: Callable[[str], bool] = lambda name: True) -> nn.Module:
-    """Return a copy of a net whose large depthwise convolutions are sums; BatchNorm is folded.
+    """Return a copy of a model whose large depthwise convolutions are sums; BatchNorm is folded.
 
     Args:
-        model: any net; it is not changed.
+        model: any model; it is not changed.
         wanted: whether to split the convolution of a name.
 
     Returns:

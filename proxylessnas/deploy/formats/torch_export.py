@@ -29,21 +29,21 @@ class TorchExportFormat:
         """Return the version of torch."""
         return {"torch": str(torch.__version__)}
 
-    def check(self, subject: ModelBundle, options: ExportOptions) -> None:
+    def check(self, bundle: ModelBundle, options: ExportOptions) -> None:
         """Refuse at once what cannot work."""
         refuse(self, options, "batch_size", "aot", "threads")
         todo = missing_compiler() if options.aot else None
         if todo:
             raise ExportError(f"machine code needs a C++ compiler: {todo}; without --aot none is needed")
 
-    def write(self, subject: ModelBundle, path: Path, options: ExportOptions) -> list[Path]:
+    def write(self, bundle: ModelBundle, path: Path, options: ExportOptions) -> list[Path]:
         """Write the file and return it."""
-        program = exported_program(subject, options.batch_size)
+        program = exported_program(bundle, options.batch_size)
         if options.aot:
-            compile_program(program, path, subject.name, options.threads, subject.metadata())
+            compile_program(program, path, bundle.name, options.threads, bundle.metadata())
         else:
             buffer = io.BytesIO()
-            torch.export.save(program, buffer, extra_files={METADATA_FILE: json.dumps(subject.metadata())})
+            torch.export.save(program, buffer, extra_files={METADATA_FILE: json.dumps(bundle.metadata())})
             path.write_bytes(buffer.getbuffer())
         return [path]
 
@@ -52,25 +52,25 @@ class TorchExportFormat:
         return opened(path)
 
 
-def exported_program(subject: ModelBundle, batch_size: int | None) -> Any:
-    """Return the net as a ``torch.export.ExportedProgram``.
+def exported_program(bundle: ModelBundle, batch_size: int | None) -> Any:
+    """Return the model as a ``torch.export.ExportedProgram``.
 
     Args:
-        subject: the net.
-        batch_size: pictures a call; None leaves it open.
+        bundle: the model.
+        batch_size: images a call; None leaves it open.
 
     Raises:
-        ExportError: torch.export cannot take the net.
+        ExportError: torch.export cannot take the model.
     """
     # The exporter takes a batch of one for a constant.
-    example = torch.zeros(batch_size or 2, *subject.input_size)
+    example = torch.zeros(batch_size or 2, *bundle.input_size)
     shapes: Any = None if batch_size else ({0: torch.export.Dim("batch", min=1)},)
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # about the exporter's own insides
-            return torch.export.export(subject.model, (example,), dynamic_shapes=shapes, strict=False)
+            return torch.export.export(bundle.model, (example,), dynamic_shapes=shapes, strict=False)
     except Exception as e:  # the exporter raises whatever the module's code or its own does
-        raise ExportError(f"{subject.name}: torch.export cannot take the net ({first_line(e)})") from e
+        raise ExportError(f"{bundle.name}: torch.export cannot take the model ({first_line(e)})") from e
 
 
 def compile_program(
@@ -81,9 +81,9 @@ def compile_program(
     Args:
         program: a ``torch.export.ExportedProgram``.
         path: of the package, which ends in ``.pt2``.
-        name: of the net, for messages.
+        name: of the model, for messages.
         threads: number of threads that the code is made for; None is torch's own.
-        metadata: what the package says of the net.
+        metadata: what the package says of the model.
 
     Raises:
         ExportError: the compiler fails.
@@ -100,7 +100,7 @@ def compile_program(
     except OSError:
         raise
     except Exception as e:  # the compiler's errors share no base class
-        raise ExportError(f"{name}: AOTInductor cannot compile the net ({first_line(e)})") from e
+        raise ExportError(f"{name}: AOTInductor cannot compile the model ({first_line(e)})") from e
     finally:
         torch.set_num_threads(before)
 

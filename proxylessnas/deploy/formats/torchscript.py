@@ -27,23 +27,23 @@ class TorchScriptFormat:
         """Return the version of torch."""
         return {"torch": str(torch.__version__)}
 
-    def check(self, subject: ModelBundle, options: ExportOptions) -> None:
+    def check(self, bundle: ModelBundle, options: ExportOptions) -> None:
         """Refuse at once what cannot work."""
         refuse(self, options)
 
-    def write(self, subject: ModelBundle, path: Path, options: ExportOptions) -> list[Path]:
+    def write(self, bundle: ModelBundle, path: Path, options: ExportOptions) -> list[Path]:
         """Write the file and return it."""
-        example = torch.zeros(1, *subject.input_size)
+        example = torch.zeros(1, *bundle.input_size)
         try:
             with warnings.catch_warnings(), torch.no_grad():
                 warnings.simplefilter("ignore")  # that TorchScript is deprecated is known
-                traced: Any = torch.jit.trace(subject.model, (example,), check_trace=False)
+                traced: Any = torch.jit.trace(bundle.model, (example,), check_trace=False)
                 frozen: Any = torch.jit.freeze(traced)
                 buffer = io.BytesIO()
-                extra = {METADATA_FILE: json.dumps(subject.metadata())}
+                extra = {METADATA_FILE: json.dumps(bundle.metadata())}
                 torch.jit.save(frozen, buffer, _extra_files=extra)
         except Exception as e:  # tracing runs the module's code
-            raise ExportError(f"{subject.name}: TorchScript cannot take the net ({first_line(e)})") from e
+            raise ExportError(f"{bundle.name}: TorchScript cannot take the model ({first_line(e)})") from e
         path.write_bytes(buffer.getbuffer())
         return [path]
 

@@ -30,7 +30,7 @@ class Backend(Protocol):
 
     def write(
         self,
-        subject: ModelBundle,
+        bundle: ModelBundle,
         path: Path,
         batches: Sequence[Tensor],
         scheme: Scheme,
@@ -39,14 +39,14 @@ class Backend(Protocol):
         """Write an int8 file.
 
         Args:
-            subject: the net, prepared for the scheme.
+            bundle: the model, prepared for the scheme.
             path: the file.
             batches: calibration inputs [N, C, H, W].
             scheme: how; what has been done in torch already is left alone.
             options: as for the float file.
 
         Raises:
-            ExportError: the library cannot quantise the net.
+            ExportError: the library cannot quantise the model.
             MissingExtraError: it is not installed.
         """
 

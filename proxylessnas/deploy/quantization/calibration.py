@@ -1,4 +1,4 @@
-"""The pictures that 8-bit scales are chosen by."""
+"""The images that 8-bit scales are chosen by."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...data.folders import LabelledImages, counted, entries, is_picture, pictures_below
+from ...data.folders import LabelledImages, counted, entries, images_below, is_image
 from ...errors import ExportError
 from ...train.evaluate import read_batches
 from ..bundle import ModelBundle
 
-#: Fewer show too little of what a net can meet, and none could be held out to choose by.
+#: Fewer show too little of what a model can meet, and none could be held out to choose by.
 LEAST = 8
 #: More cost time and memory, and gain nothing that could be measured.
 MOST = 256
@@ -26,7 +26,7 @@ _ZOOM = 0.875
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Pictures to choose scales by, and others to choose the scheme by.
+    """Images to choose scales by, and others to choose the scheme by.
 
     Attributes:
         fit, held_out: batches of inputs [N, C, H, W], normalised.
@@ -46,38 +46,38 @@ class Calibration:
 
     @property
     def n(self) -> int:
-        """How many pictures there are in all."""
+        """How many images there are in all."""
         return sum(len(x) for x in self.everything)
 
 
 def read_calibration(
-    subject: ModelBundle,
+    bundle: ModelBundle,
     given: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | LabelledImages | None,
 ) -> Calibration:
-    """Read the pictures to calibrate with; of more than :data:`MOST`, some spread evenly over all.
+    """Read the images to calibrate with; of more than :data:`MOST`, some spread evenly over all.
 
     Args:
-        subject: the net they are for.
-        given: a folder (with any folders in it), files, or labelled pictures, whose labels are not used.
+        bundle: the model they are for.
+        given: a folder (with any folders in it), files, or labelled images, whose labels are not used.
 
     Raises:
-        ExportError: none are given, too few, one cannot be read, or the net's preprocessing is not known.
+        ExportError: none are given, too few, one cannot be read, or the model's preprocessing is not known.
         DataError: there is no such folder.
     """
     if given is None:
         raise ExportError(
-            "int8 needs pictures to calibrate with, like those the net will see: --calibrate FOLDER "
+            "int8 needs images to calibrate with, like those the model will see: --calibrate FOLDER "
             "(calibration=FOLDER in Python); 50 will do"
         )
     files, source = _files(given)
     if len(files) < LEAST:
         raise ExportError(
-            f"{source}: {counted(len(files), 'picture')} to calibrate int8 with; it takes {LEAST}, better 50"
+            f"{source}: {counted(len(files), 'image')} to calibrate int8 with; it takes {LEAST}, better 50"
         )
     if len(files) > MOST:
         files = [files[i * len(files) // MOST] for i in range(MOST)]
-        source = f"{MOST} pictures of {source}"
-    inputs = torch.cat([x for x, _ in labelled_inputs(subject, [(file, 0) for file in files])])
+        source = f"{MOST} images of {source}"
+    inputs = torch.cat([x for x, _ in labelled_inputs(bundle, [(file, 0) for file in files])])
     held = torch.arange(len(inputs)) % _HELD_OUT == _HELD_OUT - 1
     return Calibration(
         inputs[~held].split(_BATCH), inputs[held].split(_BATCH), _views(inputs[held]).split(_BATCH), source
@@ -85,9 +85,9 @@ def read_calibration(
 
 
 def _views(x: Tensor) -> Tensor:
-    """Return pictures with their mirror images and a closer look at both, [4 N, C, H, W].
+    """Return images with their mirror images and a closer look at both, [4 N, C, H, W].
 
-    So a dozen pictures tell schemes apart that differ by one answer in twenty.
+    So a dozen images tell schemes apart that differ by one answer in twenty.
     """
     height, width = x.shape[2:]
     high, wide = (max(1, round(_ZOOM * side)) for side in (height, width))
@@ -98,38 +98,38 @@ def _views(x: Tensor) -> Tensor:
 
 
 def labelled_inputs(
-    subject: ModelBundle, samples: Sequence[tuple[str, int]]
+    bundle: ModelBundle, samples: Sequence[tuple[str, int]]
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield batches of inputs [N, C, H, W] with their class indices [N].
 
     Raises:
-        ExportError: a picture cannot be read, which the message names; or the preprocessing is not known.
+        ExportError: an image cannot be read, which the message names; or the preprocessing is not known.
     """
-    if subject.preprocessing is None:
+    if bundle.preprocessing is None:
         raise ExportError(
-            f"{subject.name}: int8 is chosen by pictures, but the net's preprocessing is not known: in "
+            f"{bundle.name}: int8 is chosen by images, but the model's preprocessing is not known: in "
             "Python set model.preprocessing, which save_weights keeps"
         )
-    if subject.input_size[0] != 3:
+    if bundle.input_size[0] != 3:
         raise ExportError(
-            f"{subject.name}: int8 is chosen by RGB pictures; the net takes {subject.input_size[0]} channels"
+            f"{bundle.name}: int8 is chosen by RGB images; the model takes {bundle.input_size[0]} channels"
         )
-    for inputs, labels, unreadable in read_batches(samples, subject.preprocessing.build(), _BATCH, 0):
+    for inputs, labels, unreadable in read_batches(samples, bundle.preprocessing.build(), _BATCH, 0):
         if unreadable:
             raise ExportError(f"{unreadable[0]}; take it out, or replace it")
         yield inputs, labels
 
 
 def _files(given: object) -> tuple[list[str], str]:
-    """Return the pictures' paths, and what to call them."""
+    """Return the images' paths, and what to call them."""
     if isinstance(given, LabelledImages):
-        return [path for path, _ in given.samples], "the calibration pictures"
+        return [path for path, _ in given.samples], "the calibration images"
     if isinstance(given, (str, os.PathLike)):
         root = os.fspath(given)
         assert isinstance(root, str)
-        if is_picture(root) and not os.path.isdir(root):
+        if is_image(root) and not os.path.isdir(root):
             return [root], root
         entries(root)  # says what is wrong with the folder
-        return [os.path.join(root, name) for name in sorted(pictures_below(root))], root
+        return [os.path.join(root, name) for name in sorted(images_below(root))], root
     assert isinstance(given, Iterable)
-    return [os.fspath(path) for path in given], "the calibration pictures"
+    return [os.fspath(path) for path in given], "the calibration images"

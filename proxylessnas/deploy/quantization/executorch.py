@@ -34,41 +34,41 @@ def paired_weights(path: Path) -> None:
 
 
 def write(
-    subject: ModelBundle, path: Path, batches: Sequence[Tensor], scheme: Scheme, options: ExportOptions
+    bundle: ModelBundle, path: Path, batches: Sequence[Tensor], scheme: Scheme, options: ExportOptions
 ) -> None:
     """Write an int8 file; see :class:`~.backends.Backend`.
 
-    The classifier's input is rounded anew for each picture, so that the logits stay in float32.
+    The classifier's input is rounded anew for each image, so that the logits stay in float32.
     """
     if scheme.weight_bits != 8 or scheme.rule not in ("minmax", "mse"):
         raise ExportError(f"XNNPACK's quantiser has no scheme {scheme.name!r}: minmax and mse, with 8 bits")
-    net: nn.Module = subject.model
+    model: nn.Module = bundle.model
     if scheme.float_wide:
-        net = split_depthwise(net)
-    sums = {name for name, module in net.named_modules() if isinstance(module, SplitDepthwise)}
+        model = split_depthwise(model)
+    sums = {name for name, module in model.named_modules() if isinstance(module, SplitDepthwise)}
     quantizer, prepare, convert = _quantizer(scheme, sums)
     fixed = options.batch_size
     shapes = None if fixed else ({0: torch.export.Dim("batch", min=1, max=LARGEST_BATCH)},)
-    example = torch.zeros(fixed or 2, *subject.input_size)
-    pictures = [part for x in batches for part in x.split(fixed or len(x)) if len(part) == (fixed or len(x))]
+    example = torch.zeros(fixed or 2, *bundle.input_size)
+    images = [part for x in batches for part in x.split(fixed or len(x)) if len(part) == (fixed or len(x))]
     with _quiet():
         try:
-            graph = torch.export.export(net, (example,), dynamic_shapes=shapes).module()
+            graph = torch.export.export(model, (example,), dynamic_shapes=shapes).module()
             graph = prepare(graph, quantizer)
             with torch.no_grad():
-                for x in pictures:
+                for x in images:
                     graph(x)
             graph = convert(graph)
             exported = torch.export.export(graph, (example,), dynamic_shapes=shapes)
         except Exception as e:  # torch and torchao raise anything
-            raise ExportError(f"{subject.name}: torchao cannot quantise the net ({first_line(e)})") from e
+            raise ExportError(f"{bundle.name}: torchao cannot quantise the model ({first_line(e)})") from e
         try:
-            lowered = lower_exported(exported, subject.name, {**subject.metadata(), "int8": scheme.name})
+            lowered = lower_exported(exported, bundle.name, {**bundle.metadata(), "int8": scheme.name})
         except LatencyError as e:
-            raise ExportError(f"{subject.name}: {e}") from e
+            raise ExportError(f"{bundle.name}: {e}") from e
     slow = [name for name in lowered.outside if name in _MUST_BE_DELEGATED]
     if slow:
-        raise ExportError(f"{subject.name}: XNNPACK does not take {', '.join(slow)} of the int8 net")
+        raise ExportError(f"{bundle.name}: XNNPACK does not take {', '.join(slow)} of the int8 model")
     path.write_bytes(lowered.program)
 
 

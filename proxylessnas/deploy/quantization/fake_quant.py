@@ -1,9 +1,9 @@
-"""A net that computes as its 8-bit file will, in torch: for corrections and training before the export.
+"""A model that computes as its 8-bit file will, in torch: for corrections and training before the export.
 
 Weights are rounded by output channel, symmetrically; activations by tensor, unsigned with a zero point: what
 ONNX Runtime, OpenVINO and XNNPACK all do, but for the last bit. Rounding a convolution's weights by channel
 and folding the BatchNorm behind it into them may change places, as the latter multiplies whole channels: so
-the net keeps its BatchNorm, its parameters and their names.
+the model keeps its BatchNorm, its parameters and their names.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..formats.split_depthwise import is_wide
 from .ranges import STEPS, Observed, scale_and_zero
 from .schemes import Scheme
 
-#: Place in the net -> (least, greatest) value that the 8-bit scale covers there.
+#: Place in the model -> (least, greatest) value that the 8-bit scale covers there.
 Ranges = dict[str, tuple[float, float]]
 _INPUT, _POOLED = "input", "pooled"
 
@@ -59,15 +59,15 @@ def _rounded(x: Tensor, bounds: tuple[float, float]) -> Tensor:
 
 
 def rounded_input(x: Tensor, ranges: Ranges) -> Tensor:
-    """Round what enters the net as the file does; unchanged where it stays in float32."""
+    """Round what enters the model as the file does; unchanged where it stays in float32."""
     return _rounded(x, ranges[_INPUT]) if _INPUT in ranges else x
 
 
-def observe(net: ImageClassifier, batches: Iterable[Tensor], scheme: Scheme) -> Ranges:
+def observe(model: ImageClassifier, batches: Iterable[Tensor], scheme: Scheme) -> Ranges:
     """Return the range of every place whose values the file holds in 8 bits.
 
     Args:
-        net: in evaluation mode.
+        model: in evaluation mode.
         batches: inputs [N, C, H, W]; gone through twice.
         scheme: its rule ("minmax" in place of "entropy", which is not ours), and what stays in float32.
     """
@@ -82,9 +82,9 @@ def observe(net: ImageClassifier, batches: Iterable[Tensor], scheme: Scheme) -> 
         seen[place].count(x)
 
     for visit in (see, count):
-        with _visited(net, visit, scheme), torch.inference_mode():
+        with _visited(model, visit, scheme), torch.inference_mode():
             for x in inputs:
-                net(x)
+                model(x)
     return {place: values.range(rule) for place, values in seen.items()}
 
 
@@ -94,23 +94,23 @@ def stays_float(name: str, module: nn.Module, scheme: Scheme) -> bool:
 
 
 def in_float_part(name: str, scheme: Scheme) -> bool:
-    """Return whether the part of the net that a scheme leaves in float32 holds the module of a name."""
+    """Return whether the part of the model that a scheme leaves in float32 holds the module of a name."""
     first = name.partition(".")[0] == "first_conv" or f"{name}.".startswith("blocks.0.")
     return (scheme.float_first and first) or (scheme.float_last and name.startswith("classifier"))
 
 
 @contextlib.contextmanager
-def simulated(net: ImageClassifier, ranges: Ranges, scheme: Scheme) -> Iterator[None]:
-    """Let a net round weights and activations while the block runs; gradients pass through the rounding.
+def simulated(model: ImageClassifier, ranges: Ranges, scheme: Scheme) -> Iterator[None]:
+    """Let a model round weights and activations while the block runs; gradients pass through the rounding.
 
     Args:
-        net: is as before afterwards.
+        model: is as before afterwards.
         ranges: what :func:`observe` found by the same scheme.
         scheme: what stays in float32, and the bits of the weights.
     """
     layers = [
         module
-        for name, module in net.named_modules()
+        for name, module in model.named_modules()
         if type(module) in (nn.Conv2d, nn.Linear) and not stays_float(name, module, scheme)
     ]
 
@@ -121,7 +121,7 @@ def simulated(net: ImageClassifier, ranges: Ranges, scheme: Scheme) -> Iterator[
         for layer in layers:
             layer.weight_steps = scheme.weight_steps(layer)
             layer.__class__ = _RoundedConv2d if isinstance(layer, nn.Conv2d) else _RoundedLinear
-        with _visited(net, rounded, scheme):
+        with _visited(model, rounded, scheme):
             yield
     finally:
         for layer in layers:
@@ -131,7 +131,7 @@ def simulated(net: ImageClassifier, ranges: Ranges, scheme: Scheme) -> Iterator[
 
 @contextlib.contextmanager
 def _visited(
-    net: ImageClassifier, visit: Callable[[str, Tensor], Tensor | None], scheme: Scheme
+    model: ImageClassifier, visit: Callable[[str, Tensor], Tensor | None], scheme: Scheme
 ) -> Iterator[None]:
     """Call ``visit`` with each place and its values while the block runs; what it returns replaces them."""
 
@@ -144,11 +144,11 @@ def _visited(
     float_adds = scheme.float_adds
     handles = []
     if not scheme.float_first:
-        handles.append(net.register_forward_pre_hook(into(_INPUT)))
+        handles.append(model.register_forward_pre_hook(into(_INPUT)))
     if not scheme.float_last:
-        handles.append(net.classifier.register_forward_pre_hook(into(_POOLED)))
+        handles.append(model.classifier.register_forward_pre_hook(into(_POOLED)))
     after_sum = False
-    for name, module in net.named_modules():
+    for name, module in model.named_modules():
         inside = in_float_part(name, scheme) and not name.endswith(
             "point_linear"
         )  # whose output is read in 8 bits
@@ -163,8 +163,8 @@ def _visited(
             after_sum = module.shortcut
             if module.shortcut and not float_adds:
                 handles.append(module.register_forward_hook(out_of(name)))
-    if isinstance(net, ProxylessNAS) and after_sum and float_adds:
-        handles.append(net.feature_mix_layer.register_forward_pre_hook(into("feature_mix_layer.in")))
+    if isinstance(model, ProxylessNAS) and after_sum and float_adds:
+        handles.append(model.feature_mix_layer.register_forward_pre_hook(into("feature_mix_layer.in")))
     try:
         yield
     finally:

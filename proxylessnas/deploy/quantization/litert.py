@@ -31,7 +31,7 @@ def paired_weights(path: Path) -> None:
 
 
 def write(
-    subject: ModelBundle, path: Path, batches: Sequence[Tensor], scheme: Scheme, options: ExportOptions
+    bundle: ModelBundle, path: Path, batches: Sequence[Tensor], scheme: Scheme, options: ExportOptions
 ) -> None:
     """Write an int8 file; see :class:`~.backends.Backend`."""
     if scheme.rule not in _RULES or scheme.weight_bits != 8 or scheme.float_last:
@@ -43,12 +43,12 @@ def write(
 
     first = [
         name
-        for name, module in split_depthwise(subject.model).named_modules()
+        for name, module in split_depthwise(bundle.model).named_modules()
         if isinstance(module, nn.Conv2d) and in_float_part(name, scheme)
     ]
     with tempfile.TemporaryDirectory(prefix="proxylessnas-int8-") as folder:
         inputs = Path(folder) / "inputs.npy"
         np.save(inputs, torch.cat(list(batches)).permute(0, 2, 3, 1).contiguous().numpy())
         floats = [len(first), int(scheme.float_adds), int(scheme.float_wide)]
-        convert(subject, path, options, [scheme.rule, inputs, *floats])
-    append_metadata(path, {**subject.metadata(), "int8": scheme.name}, subject.categories)
+        convert(bundle, path, options, [scheme.rule, inputs, *floats])
+    append_metadata(path, {**bundle.metadata(), "int8": scheme.name}, bundle.categories)

@@ -23,7 +23,7 @@ def quantise_file(
     """Replace a float32 file by one with 8-bit weights and activations.
 
     Convolutions and sums are static, int8, each output channel with a scale of its own. The classifier's
-    input is rounded anew for each picture, so that the logits stay in float32, as does the file's input.
+    input is rounded anew for each image, so that the logits stay in float32, as does the file's input.
 
     Args:
         path: the file.

@@ -30,7 +30,7 @@ _KINDS = (
     "Pad", "Reshape", "Transpose",
 )  # fmt: skip
 _WEIGHTED = ("Conv", "Gemm", "MatMul")
-_AT_ONCE = 4  # pictures a run: all activations of a run are in memory
+_AT_ONCE = 4  # images a run: all activations of a run are in memory
 
 
 def schemes(target_isa: str) -> list[str]:
@@ -62,13 +62,13 @@ def paired_weights(path: Path) -> dict[str, Tensor]:
 
 
 def write(
-    subject: ModelBundle, path: Path, batches: Sequence[Tensor], scheme: Scheme, options: ExportOptions
+    bundle: ModelBundle, path: Path, batches: Sequence[Tensor], scheme: Scheme, options: ExportOptions
 ) -> None:
     """Write an int8 file; see :class:`~.backends.Backend`."""
     onnx = import_onnx()
     library()
     exact = path.with_name(f"{path.stem}-exact.onnx")
-    FORMAT.write(subject, exact, options)
+    FORMAT.write(bundle, exact, options)
     proto = onnx.shape_inference.infer_shapes(onnx.load(str(exact)))
     exact.unlink()
     at_once = options.batch_size or _AT_ONCE
@@ -86,11 +86,11 @@ def write(
             raise
         except Exception as e:  # the quantiser raises anything
             raise ExportError(
-                f"{subject.name}: ONNX Runtime cannot quantise the net ({first_line(e)})"
+                f"{bundle.name}: ONNX Runtime cannot quantise the model ({first_line(e)})"
             ) from e
     if scheme.float_adds:
         _keep_sums(made)
-    onnx.helper.set_model_props(made, {**subject.metadata(), "int8": scheme.name})
+    onnx.helper.set_model_props(made, {**bundle.metadata(), "int8": scheme.name})
     onnx.checker.check_model(made)
     path.write_bytes(made.SerializeToString())
 
@@ -239,7 +239,7 @@ def _entropy(proto: Proto, inputs: Sequence[Tensor]) -> dict[str, tuple[float, f
 
 
 class _Reader:
-    """Hands calibration pictures to ONNX Runtime."""
+    """Hands calibration images to ONNX Runtime."""
 
     def __init__(self, entry: str, inputs: Sequence[Tensor]) -> None:
         self._inputs: Iterator[dict[str, Any]] = ({entry: x.numpy()} for x in inputs)

@@ -22,7 +22,7 @@ from ...models.base import ImageClassifier
 from ...runtimes.openvino import RUNTIME
 from ..bundle import ModelBundle
 from ..formats.base import ExportOptions
-from ..formats.onnx import net_proto
+from ..formats.onnx import model_proto
 from ..formats.openvino import SECTION
 from ..formats.split_depthwise import MOST_WEIGHTS
 from .fake_quant import rounded_weight, stays_float
@@ -69,11 +69,11 @@ def _quantised(model: Any) -> Iterator[tuple[Any, Any, Any]]:
 
 
 def write(
-    subject: ModelBundle, path: Path, batches: Sequence[Tensor], scheme: Scheme, options: ExportOptions
+    bundle: ModelBundle, path: Path, batches: Sequence[Tensor], scheme: Scheme, options: ExportOptions
 ) -> None:
     """Write an int8 file; see :class:`~.backends.Backend`.
 
-    A net whose biases are not corrected by the scheme gets NNCF's own correction. NNCF's own 7 bits (its
+    A model whose biases are not corrected by the scheme gets NNCF's own correction. NNCF's own 7 bits (its
     fix for overflow) put each channel's largest weight between two steps, which no correction foresees:
     7-bit weights are rounded to their steps before it sees them, and what it made of them is put back.
     """
@@ -83,12 +83,12 @@ def write(
         raise ExportError(f"NNCF has no rule {scheme.rule!r}; it has {', '.join(_RULES)}")
     size = options.batch_size or 1
     if scheme.weight_bits == 7:
-        subject = dataclasses.replace(subject, model=_on_steps(subject.model, scheme))
-    pictures = [part.numpy() for x in batches for part in x.split(size) if len(part) == size]
+        bundle = dataclasses.replace(bundle, model=_on_steps(bundle.model, scheme))
+    images = [part.numpy() for x in batches for part in x.split(size) if len(part) == size]
     with _quiet(nncf):
         try:
             exact = path.with_name(f"{path.stem}-exact.onnx")
-            exact.write_bytes(net_proto(subject, options.batch_size).SerializeToString())
+            exact.write_bytes(model_proto(bundle, options.batch_size).SerializeToString())
             # Not Core.read_model(): that leaves weights behind Reshape, for which NNCF takes a wrong axis,
             # and biases where it does not find them.
             model = ov.convert_model(str(exact))
@@ -103,33 +103,33 @@ def write(
             )
             made = nncf.quantize(
                 model,
-                nncf.Dataset(pictures),
+                nncf.Dataset(images),
                 preset=nncf.QuantizationPreset.MIXED,
                 target_device=nncf.TargetDevice.CPU,
-                subset_size=len(pictures),
+                subset_size=len(images),
                 fast_bias_correction=False,
                 ignored_scope=_ignored(nncf, model, scheme),
                 advanced_parameters=advanced,
             )
             if scheme.weight_bits == 7:
                 _to_7_bits(ov, made)
-            for key, value in {**subject.metadata(), "int8": scheme.name}.items():
+            for key, value in {**bundle.metadata(), "int8": scheme.name}.items():
                 made.set_rt_info(value, [SECTION, key])
             ov.save_model(made, str(path), compress_to_fp16=False)
         except ProxylessError:
             raise
         except Exception as e:  # NNCF and OpenVINO raise anything
-            raise ExportError(f"{subject.name}: NNCF cannot quantise the net ({first_line(e)})") from e
+            raise ExportError(f"{bundle.name}: NNCF cannot quantise the model ({first_line(e)})") from e
 
 
 @torch.no_grad()
-def _on_steps(net: ImageClassifier, scheme: Scheme) -> ImageClassifier:
-    """Return a copy of a net whose weights are what a scheme rounds them to."""
-    net = copy.deepcopy(net)
-    for name, layer in net.named_modules():
+def _on_steps(model: ImageClassifier, scheme: Scheme) -> ImageClassifier:
+    """Return a copy of a model whose weights are what a scheme rounds them to."""
+    model = copy.deepcopy(model)
+    for name, layer in model.named_modules():
         if isinstance(layer, (nn.Conv2d, nn.Linear)) and not stays_float(name, layer, scheme):
             layer.weight.copy_(rounded_weight(layer.weight, scheme.weight_steps(layer)))
-    return net
+    return model
 
 
 def _to_7_bits(ov: Any, model: Any) -> None:

@@ -2,21 +2,21 @@
 
 To the nearest number, each weight is off by up to half a step, and the layer's output by the sum of all these
 errors. Rounded in turn, with what is left of a row moved each time so that its output on the calibration
-pictures changes least (optimal brain quantisation, Frantar et al. 2022; GPTQ's order and Cholesky form), the
+images changes least (optimal brain quantisation, Frantar et al. 2022; GPTQ's order and Cholesky form), the
 errors cancel. Nothing is trained, and no label is looked at.
 
 Rounded weights shift the mean of a layer's output, which nothing behind it takes out again, and depthwise
-filters of nine weights shift it most. The shift is measured on the calibration pictures, layer by layer and
+filters of nine weights shift it most. The shift is measured on the calibration images, layer by layer and
 with what all layers before have done already, and taken from the bias (Nagel et al. 2019, section 4.2, with
 measured means).
 
-A tensor has one scale for all its channels; in nets with depthwise convolutions the range of one channel may
-be a hundred times that of the next, which is then rounded to two or three steps. Multiplying a channel by a
-number and dividing the weights that read it by the same number changes nothing in float32 (data-free
+A tensor has one scale for all its channels; in models with depthwise convolutions the range of one channel
+may be a hundred times that of the next, which is then rounded to two or three steps. Multiplying a channel by
+a number and dividing the weights that read it by the same number changes nothing in float32 (data-free
 quantisation, Nagel et al. 2019, section 4.1), and the weights have a scale for each output channel anyway.
 
 Behind ReLU6 a channel is only ever made larger, up to the bound: what it cuts off then lies beyond anything
-the calibration pictures showed, and an 8-bit scale would cut it off as well.
+the calibration images showed, and an 8-bit scale would cut it off as well.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from .fake_quant import observe, rounded_input, simulated, stays_float
 from .schemes import Scheme
 
 _DAMPING = 0.01  # of the mean diagonal: a weight whose input is next to nothing must not run away
-_PATCHES = 4096  # input patches a picture batch that the second moments are taken from
+_PATCHES = 4096  # input patches an image batch that the second moments are taken from
 
 
-def second_moments(layer: nn.Conv2d | nn.Linear, inputs: list[Tensor]) -> Tensor:
+def second_snapshots(layer: nn.Conv2d | nn.Linear, inputs: list[Tensor]) -> Tensor:
     """Return the second moments of what a layer's filters see, [groups, n, n] for filters of n weights.
 
     Args:
@@ -78,7 +78,7 @@ def compensated(weight: Tensor, moments: Tensor, steps: int = 127) -> Tensor:
 
     Args:
         weight: [out, ...], of one scale an output channel.
-        moments: [groups, n, n] of :func:`second_moments`.
+        moments: [groups, n, n] of :func:`second_snapshots`.
         steps: of the grid on either side of zero.
     """
     groups, n, _ = moments.shape
@@ -111,26 +111,26 @@ def compensated(weight: Tensor, moments: Tensor, steps: int = 127) -> Tensor:
 
 @torch.no_grad()
 def corrected(
-    net: ImageClassifier,
+    model: ImageClassifier,
     batches: Sequence[Tensor],
     scheme: Scheme,
 ) -> ImageClassifier:
-    """Return a copy of a net whose weights and biases make good what 8 bits do to it, as the scheme wants.
+    """Return a copy of a model whose weights and biases make good what 8 bits do to it, as the scheme wants.
 
-    A net that is no :class:`ProxylessNAS` comes back as it is.
+    A model that is no :class:`ProxylessNAS` comes back as it is.
 
     Args:
-        net: in evaluation mode.
+        model: in evaluation mode.
         batches: calibration inputs [N, C, H, W].
         scheme: how the file will be written.
     """
-    twin = copy.deepcopy(net)
+    twin = copy.deepcopy(model)
     if not isinstance(twin, ProxylessNAS):
         return twin
-    assert isinstance(net, ProxylessNAS)
-    ranges = observe(net, batches, scheme)
-    parts = [(net.first_conv, twin.first_conv), *zip(net.blocks, twin.blocks, strict=True)]
-    parts.append((net.feature_mix_layer, twin.feature_mix_layer))
+    assert isinstance(model, ProxylessNAS)
+    ranges = observe(model, batches, scheme)
+    parts = [(model.first_conv, twin.first_conv), *zip(model.blocks, twin.blocks, strict=True)]
+    parts.append((model.feature_mix_layer, twin.feature_mix_layer))
     names = {module: name for name, module in twin.named_modules()}
     exact = list(batches)
     rough = [rounded_input(x, ranges) for x in batches]
@@ -144,7 +144,7 @@ def corrected(
             if scheme.compensate and not stays_float(f"{names[b]}.conv", b.conv, scheme):
                 with simulated(twin, ranges, scheme):
                     entering = _inputs_of(false, b.conv, rough)
-                moments = second_moments(b.conv, entering)
+                moments = second_snapshots(b.conv, entering)
                 b.conv.weight.copy_(compensated(b.conv.weight, moments, scheme.weight_steps(b.conv)))
             if not scheme.correct:
                 continue
@@ -158,7 +158,7 @@ def corrected(
 
 
 def _inputs_of(part: nn.Module, layer: nn.Module, batches: Sequence[Tensor]) -> list[Tensor]:
-    """Return what enters a layer of a part of a net, for each batch."""
+    """Return what enters a layer of a part of a model, for each batch."""
     found: list[Tensor] = []
     handle = layer.register_forward_pre_hook(lambda module, args: found.append(args[0]))
     try:
@@ -170,7 +170,7 @@ def _inputs_of(part: nn.Module, layer: nn.Module, batches: Sequence[Tensor]) -> 
 
 
 def _mean_of(part: nn.Module, norm: nn.Module, batches: Sequence[Tensor]) -> Tensor:
-    """Return the mean of each channel behind a BatchNorm of a part of a net, over all batches."""
+    """Return the mean of each channel behind a BatchNorm of a part of a model, over all batches."""
     total: list[Tensor] = []
     count = 0
 
@@ -189,7 +189,7 @@ def _mean_of(part: nn.Module, norm: nn.Module, batches: Sequence[Tensor]) -> Ten
 
 
 _BOUND = 6.0
-_HEADROOM = 1.25  # between the largest value that the calibration pictures showed and the bound
+_HEADROOM = 1.25  # between the largest value that the calibration images showed and the bound
 _MOST = 64.0  # no channel is scaled further: beyond it there is nothing but noise to be gained
 
 
@@ -212,19 +212,19 @@ class _Link:
         return any(writer.act for writer in self.writers)
 
 
-def equalised(net: ImageClassifier, batches: Iterable[Tensor], strength: float = 1.0) -> ImageClassifier:
-    """Return a copy of a net with like ranges of the channels of each tensor.
+def equalised(model: ImageClassifier, batches: Iterable[Tensor], strength: float = 1.0) -> ImageClassifier:
+    """Return a copy of a model with like ranges of the channels of each tensor.
 
-    On the calibration pictures it computes the same, but for float32's rounding. A net that is no
+    On the calibration images it computes the same, but for float32's rounding. A model that is no
     :class:`ProxylessNAS` comes back as it is.
 
     Args:
-        net: in evaluation mode.
+        model: in evaluation mode.
         batches: calibration inputs [N, C, H, W].
         strength: 1 makes the ranges alike, 0 leaves them; between, the weights that read a channel become
             less unlike each other.
     """
-    twin = copy.deepcopy(net)
+    twin = copy.deepcopy(model)
     if not isinstance(twin, ProxylessNAS):
         return twin
     links = [link for link in _links(twin) if link.writers and link.readers and not link.fixed]
@@ -257,10 +257,10 @@ def _divide_inputs(reader: nn.Conv2d | nn.Linear, scale: Tensor) -> None:
         weight.div_(scale.view(1, -1, *[1] * (weight.ndim - 2)))
 
 
-def _links(net: ProxylessNAS) -> Iterator[_Link]:
-    """Yield the tensors of a net, front to back."""
-    stream = _Link([net.first_conv], watched=[net.first_conv])
-    for block in net.blocks:
+def _links(model: ProxylessNAS) -> Iterator[_Link]:
+    """Yield the tensors of a model, front to back."""
+    stream = _Link([model.first_conv], watched=[model.first_conv])
+    for block in model.blocks:
         assert isinstance(block, ResidualBlock)  # ModuleList does not tell
         op = block.mobile_inverted_conv
         if op is None:
@@ -281,13 +281,13 @@ def _links(net: ProxylessNAS) -> Iterator[_Link]:
         if not block.shortcut:
             yield stream
             stream = after
-    stream.readers.append(net.feature_mix_layer.conv)
+    stream.readers.append(model.feature_mix_layer.conv)
     yield stream
-    if net.global_pool in ("avg", "max", "avgmax") and isinstance(net.classifier, LinearLayer):
-        yield _Link([net.feature_mix_layer], [net.classifier.linear], [net.feature_mix_layer])
+    if model.global_pool in ("avg", "max", "avgmax") and isinstance(model.classifier, LinearLayer):
+        yield _Link([model.feature_mix_layer], [model.classifier.linear], [model.feature_mix_layer])
 
 
-def _peaks(net: ImageClassifier, links: list[_Link], batches: Iterable[Tensor]) -> list[Tensor]:
+def _peaks(model: ImageClassifier, links: list[_Link], batches: Iterable[Tensor]) -> list[Tensor]:
     """Return the largest absolute value of each channel of each tensor."""
     found: list[Tensor | None] = [None] * len(links)
 
@@ -305,7 +305,7 @@ def _peaks(net: ImageClassifier, links: list[_Link], batches: Iterable[Tensor]) 
     try:
         with torch.inference_mode():
             for x in batches:
-                net(x)
+                model(x)
     finally:
         for handle in handles:
             handle.remove()

@@ -1,6 +1,6 @@
-"""Quantisation-aware fine-tuning: the training engine trains the net as its 8-bit file computes.
+"""Quantisation-aware fine-tuning: the training engine trains the model as its 8-bit file computes.
 
-For nets that no scheme of scales alone keeps accurate. Weights and activations are rounded in the forward
+For models that no scheme of scales alone keeps accurate. Weights and activations are rounded in the forward
 pass, the gradients pass through (Jacob et al. 2018, section 3); ranges and BatchNorm statistics stay as they
 are, as the file has both fixed.
 """
@@ -24,13 +24,13 @@ from .schemes import Scheme
 if TYPE_CHECKING:
     from ...train import Data, Recipe
 
-#: Small steps from where the net is; what the classes are it knows already.
+#: Small steps from where the model is; what the classes are it knows already.
 _RATE = 1e-3
 _BATCH = 32
 
 
 def quantisation_aware(
-    net: ImageClassifier,
+    model: ImageClassifier,
     data: Data | str | os.PathLike[str],
     batches: Sequence[Tensor],
     scheme: Scheme,
@@ -40,27 +40,27 @@ def quantisation_aware(
     ranges: Ranges | None = None,
     out: str | os.PathLike[str] | None = None,
 ) -> ImageClassifier:
-    """Return a copy of a net, trained to lose nothing in 8 bits; evaluation mode.
+    """Return a copy of a model, trained to lose nothing in 8 bits; evaluation mode.
 
     Args:
-        net: on the CPU, with the classes of the pictures.
-        data: labelled pictures to train on, as :func:`proxylessnas.train.open_data` takes them.
+        model: on the CPU, with the classes of the images.
+        data: labelled images to train on, as :func:`proxylessnas.train.open_data` takes them.
         batches: calibration inputs [N, C, H, W], by which the ranges are chosen.
         scheme: how the file will be written.
-        epochs: passes over the pictures.
+        epochs: passes over the images.
         recipe: everything else about the training; None takes small steps, and crops and mirror images.
         ranges: of the activations; None chooses them by the scheme's rule.
         out: folder of the run, with its log and checkpoints; None keeps none of it.
 
     Raises:
         ExportError: ``epochs`` is no whole number above zero.
-        DataError: the pictures cannot be used, or have other classes than the net.
+        DataError: the images cannot be used, or have other classes than the model.
     """
     from ...train import Settings, finetune, open_data, read_recipe
 
     if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
         raise ExportError(f"qat_epochs must be a whole number of at least 1, not {shown(epochs)}")
-    twin = copy.deepcopy(net)
+    twin = copy.deepcopy(model)
     own = recipe is None
     if recipe is None:
         recipe = read_recipe("finetune").replace(
@@ -68,7 +68,7 @@ def quantisation_aware(
             label_smoothing=0.0, dropout=0.0, ema_decay=0.0, image_size=None,
         )  # fmt: skip
     if isinstance(data, (str, os.PathLike)):
-        categories = list(net.categories) or None
+        categories = list(model.categories) or None
         data = open_data(data, val_fraction=recipe.val_fraction, seed=recipe.seed, categories=categories)
     if own and 0 < len(data.train) < recipe.batch_size:
         recipe = recipe.replace(batch_size=len(data.train))
@@ -77,7 +77,7 @@ def quantisation_aware(
     }
     frozen = twin._frozen_bn
     if ranges is None:
-        ranges = observe(net, batches, scheme)
+        ranges = observe(model, batches, scheme)
     twin.freeze_bn()
     with tempfile.TemporaryDirectory(prefix="proxylessnas-qat-") as folder, simulated(twin, ranges, scheme):
         where = Path(out) if out is not None else Path(folder) / "run"

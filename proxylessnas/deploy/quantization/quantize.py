@@ -1,4 +1,4 @@
-"""Choose the 8-bit numbers of a net by measurement, and judge what came out: :func:`quantise`."""
+"""Choose the 8-bit numbers of a model by measurement, and judge what came out: :func:`quantise`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _TURNS, _MOST_SECONDS = 20, 10.0  # of both files for the latency: at least, and
 
 
 def quantise(
-    subject: ModelBundle,
+    bundle: ModelBundle,
     path: Path,
     fmt: Format,
     *,
@@ -51,32 +51,32 @@ def quantise(
     threads: int | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Int8Report:
-    """Write a net as an int8 file, by the scheme that does best on pictures it was not calibrated on.
+    """Write a model as an int8 file, by the scheme that does best on images it was not calibrated on.
 
-    A third of the calibration pictures is held out; each scheme is calibrated on the others, its file run
-    in its own runtime on those held out, and the one whose probabilities are nearest to the float32 net's is
-    taken. With pictures to judge by, it is then calibrated on all; the judge is looked at once, at the end.
+    A third of the calibration images is held out; each scheme is calibrated on the others, its file run
+    in its own runtime on those held out, and the one whose probabilities are nearest to the float32 model's
+    is taken. With images to judge by, it is then calibrated on all; the judge is looked at once, at the end.
 
     Args:
-        subject: the net.
+        bundle: the model.
         path: the file to be written, in a folder of the export's own.
         fmt: its format: ``.onnx``, ``.xml``, ``.pte`` or ``.tflite``.
         calibration: see :func:`~.calibration.read_calibration`.
-        judge: labelled pictures to judge by; None takes the calibration pictures that were held out.
-        min_agreement: share of the pictures, 0 to 1, to which int8 has to give the float32 net's class.
-        max_drop: how much of the top-1 accuracy may be lost, 0 to 1; a single picture always may.
+        judge: labelled images to judge by; None takes the calibration images that were held out.
+        min_agreement: share of the images, 0 to 1, to which int8 has to give the float32 model's class.
+        max_drop: how much of the top-1 accuracy may be lost, 0 to 1; a single image always may.
         target_isa: processors to choose schemes for, one of :data:`~.saturation.TARGETS`.
         schemes: what to try, by name (:func:`~.schemes.scheme_of`); None takes the format's own list for the
             target.
-        qat_epochs: first train the net so many epochs as its int8 file computes; see
-            :func:`~.qat.quantisation_aware`. The judge still compares with the net as it was.
-        qat_data: labelled pictures to train on.
+        qat_epochs: first train the model so many epochs as its int8 file computes; see
+            :func:`~.qat.quantisation_aware`. The judge still compares with the model as it was.
+        qat_data: labelled images to train on.
         options: as for the float file.
         threads: of the runtime; None is torch's number.
         progress: told what comes next.
 
     Raises:
-        ExportError: no or unreadable pictures, no scheme works, or the best is below a limit; nothing is at
+        ExportError: no or unreadable images, no scheme works, or the best is below a limit; nothing is at
             ``path`` then.
         MissingExtraError: a library is not installed.
     """
@@ -87,38 +87,38 @@ def quantise(
     if not wanted:
         raise ExportError("no int8 scheme to try")
     threads = threads or torch.get_num_threads()
-    pictures = read_calibration(subject, calibration)
+    images = read_calibration(bundle, calibration)
     folder = Path(tempfile.mkdtemp(prefix=".int8-", dir=path.parent))
     try:
-        work = _Work(subject, fmt, backend, options, threads, folder)
+        work = _Work(bundle, fmt, backend, options, threads, folder)
         exact = folder / f"float{fmt.suffix}"
-        fmt.write(subject, exact, options)
-        base = subject.model
+        fmt.write(bundle, exact, options)
+        base = bundle.model
         if qat_epochs:
             assert qat_data is not None  # says check_int8()
             tell(f"quantisation-aware training, {counted(qat_epochs, 'epoch')}")
-            base = quantisation_aware(base, qat_data, pictures.fit, wanted[-1], epochs=qat_epochs)
-        tried, best = _best(work, Prepared(base, pictures.fit), pictures, wanted, tell)
+            base = quantisation_aware(base, qat_data, images.fit, wanted[-1], epochs=qat_epochs)
+        tried, best = _best(work, Prepared(base, images.fit), images, wanted, tell)
         if judge is not None:
             tell(f"writing the int8 file by the scheme {best.name}")
-            draft = work.write(best, Prepared(base, pictures.everything))
-            judged_on, seen = f"{len(judge)} labelled pictures", pictures.n
+            draft = work.write(best, Prepared(base, images.everything))
+            judged_on, seen = f"{len(judge)} labelled images", images.n
         else:
             draft = work.path_of(best)
-            judged_on = "held out of the calibration pictures"
-            seen = sum(len(x) for x in pictures.fit)
+            judged_on = "held out of the calibration images"
+            seen = sum(len(x) for x in images.fit)
         tell("judging the int8 file")
         program = fmt.open(draft, threads=threads)
-        verdict = _judged(subject, program, pictures, judge, options)
+        verdict = _judged(bundle, program, images, judge, options)
         programs = [fmt.open(exact, threads=threads), program]
-        ms_float, ms_int8 = by_turns(programs, pictures.fit[0], options.batch_size or 1)
+        ms_float, ms_int8 = by_turns(programs, images.fit[0], options.batch_size or 1)
         top1_float, top1_int8 = verdict.top1
         isas, saturating = exact_on(backend.paired_weights(draft))
         report = Int8Report(
             scheme=best.name,
             tried=tuple(tried),
-            calibrated_on=pictures.source,
-            calibration_pictures=seen,
+            calibrated_on=images.source,
+            calibration_images=seen,
             judged_on=judged_on,
             n=verdict.n,
             agreement=verdict.agreement,
@@ -156,7 +156,7 @@ def check_int8(fmt: Format, qat_epochs: object, qat_data: object, target_isa: ob
         raise ExportError(f"qat_epochs must be a whole number of at least 0, not {shown(qat_epochs)}")
     if (qat_epochs > 0) != (qat_data is not None):
         raise ExportError(
-            "quantisation-aware training takes both --qat-epochs and --qat-data, the pictures "
+            "quantisation-aware training takes both --qat-epochs and --qat-data, the images "
             "(qat_epochs= and qat_data= in Python)"
         )
     return backend
@@ -166,7 +166,7 @@ def check_int8(fmt: Format, qat_epochs: object, qat_data: object, target_isa: ob
 class _Work:
     """What the candidates have in common."""
 
-    subject: ModelBundle
+    bundle: ModelBundle
     fmt: Format
     backend: Backend
     options: ExportOptions
@@ -177,8 +177,8 @@ class _Work:
         return self.folder / f"{scheme.name}{self.fmt.suffix}"
 
     def write(self, scheme: Scheme, prepared: Prepared) -> Path:
-        """Write the net by a scheme, calibrated on the pictures of ``prepared``."""
-        changed = dataclasses.replace(self.subject, model=prepared.net(scheme))
+        """Write the model by a scheme, calibrated on the images of ``prepared``."""
+        changed = dataclasses.replace(self.bundle, model=prepared.for_scheme(scheme))
         path = self.path_of(scheme)
         self.backend.write(changed, path, prepared.batches, scheme, self.options)
         return path
@@ -187,13 +187,13 @@ class _Work:
 def _best(
     work: _Work,
     prepared: Prepared,
-    pictures: Calibration,
+    images: Calibration,
     wanted: Sequence[Scheme],
     tell: Callable[[str], None],
 ) -> tuple[list[Tried], Scheme]:
-    """Try all schemes on the pictures held out; return what came of each, best first, and the best."""
+    """Try all schemes on the images held out; return what came of each, best first, and the best."""
     with torch.inference_mode():
-        expected = torch.cat([work.subject.model(x) for x in pictures.views])
+        expected = torch.cat([work.bundle.model(x) for x in images.views])
     tried: list[Tried] = []
     failure: ExportError | None = None
     for i, scheme in enumerate(wanted):
@@ -203,7 +203,7 @@ def _best(
             path = work.write(scheme, prepared)
             seconds = time.perf_counter() - begin
             program = work.fmt.open(path, threads=work.threads)
-            found = torch.cat(run_in_batches(program, pictures.views, work.options))
+            found = torch.cat(run_in_batches(program, images.views, work.options))
         except ExportError as e:
             failure = e
             tried.append(Tried(scheme.name, None, None, time.perf_counter() - begin, str(e)))
@@ -220,7 +220,7 @@ def _best(
 def divergence(expected: Tensor, found: Tensor) -> float:
     """Return the mean Kullback-Leibler divergence of logits [N, classes] from others, in nats.
 
-    It is finer than the share of equal classes, which a dozen pictures can only tell to a twelfth. NaN
+    It is finer than the share of equal classes, which a dozen images can only tell to a twelfth. NaN
     counts as infinite.
     """
     p, q = expected.double().log_softmax(1), found.double().log_softmax(1)
@@ -243,7 +243,7 @@ def run_in_batches(program: Program, batches: Iterable[Tensor], options: ExportO
 
 @dataclass
 class _Verdict:
-    """Sums over the pictures that judge a file."""
+    """Sums over the images that judge a file."""
 
     n: int = 0
     same: int = 0
@@ -280,34 +280,34 @@ class _Verdict:
 
 
 def _judged(
-    subject: ModelBundle,
+    bundle: ModelBundle,
     program: Program,
-    pictures: Calibration,
+    images: Calibration,
     judge: LabelledImages | None,
     options: ExportOptions,
 ) -> _Verdict:
     verdict = _Verdict()
     batches: Iterable[tuple[Tensor, Tensor | None]] = (
-        ((x, None) for x in pictures.held_out) if judge is None else labelled_inputs(subject, judge.samples)
+        ((x, None) for x in images.held_out) if judge is None else labelled_inputs(bundle, judge.samples)
     )
     for x, labels in batches:
         with torch.inference_mode():
-            expected = subject.model(x)
+            expected = bundle.model(x)
         verdict.add(expected, torch.cat(run_in_batches(program, [x], options)), labels)
     if not verdict.n:
-        raise ExportError("there are no pictures to judge int8 by")
+        raise ExportError("there are no images to judge int8 by")
     return verdict
 
 
 def _refuse_bad(report: Int8Report, verdict: _Verdict, min_agreement: float, max_drop: float) -> None:
     """Raise ExportError if a limit is not kept."""
     what = f"int8 by the scheme {report.scheme}, the best of {len(report.tried)}, "
-    on = f"of the {report.n} pictures ({report.judged_on})"
+    on = f"of the {report.n} images ({report.judged_on})"
     if not report.agreement >= min_agreement:
         raise ExportError(
-            f"{what}gives the float32 net's class to only {100 * report.agreement:.1f} % {on}; "
+            f"{what}gives the float32 model's class to only {100 * report.agreement:.1f} % {on}; "
             f"{100 * min_agreement:g} % are asked for (--min-agreement). Nothing was kept; more calibration "
-            "pictures, like those the net will see, help"
+            "images, like those the model will see, help"
         )
     lost = verdict.right_float - verdict.right_int8
     if verdict.labelled and lost > max(1, max_drop * verdict.n):
@@ -323,7 +323,7 @@ def by_turns(programs: Sequence[Program], x: Tensor, batch: int) -> list[float]:
     Args:
         programs: files in their runtime.
         x: inputs [N, C, H, W].
-        batch: pictures a call.
+        batch: images a call.
     """
     x = x[torch.arange(batch) % len(x)]
     calls = [_Call(program, x) for program in programs]
@@ -349,7 +349,7 @@ class _Call(Session):
 
 
 def _parts(draft: Path) -> list[Path]:
-    """Return the files of a net, that which names it last."""
+    """Return the files of a model, that which names it last."""
     return sorted((p for p in draft.parent.iterdir() if p.stem == draft.stem), key=lambda p: p == draft)
 
 
@@ -358,7 +358,7 @@ def _bytes(draft: Path) -> int:
 
 
 class Prepared:
-    """A net made ready for schemes.
+    """A model made ready for schemes.
 
     Args:
         model: in evaluation mode; is not changed.
@@ -369,17 +369,17 @@ class Prepared:
         self.model, self.batches = model, batches
         self._made: dict[tuple[Any, ...], ImageClassifier] = {}
 
-    def net(self, scheme: Scheme) -> ImageClassifier:
-        """Return the net whose weights a scheme rounds."""
-        net = self.model
+    def for_scheme(self, scheme: Scheme) -> ImageClassifier:
+        """Return the model whose weights a scheme rounds."""
+        model = self.model
         if scheme.equalise:
             key: tuple[Any, ...] = ("equalise", scheme.equalise)
             if key not in self._made:
-                self._made[key] = equalised(net, self.batches, scheme.equalise)
-            net = self._made[key]
+                self._made[key] = equalised(model, self.batches, scheme.equalise)
+            model = self._made[key]
         if scheme.compensate or scheme.correct:
             key = (scheme,)
             if key not in self._made:
-                self._made[key] = corrected(net, self.batches, scheme)
-            net = self._made[key]
-        return net
+                self._made[key] = corrected(model, self.batches, scheme)
+            model = self._made[key]
+        return model

@@ -1,4 +1,4 @@
-"""What the quantisation of a net found."""
+"""What the quantisation of a model found."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from ...data.folders import counted
 from .schemes import ISAS, this_machine_saturates
 
-#: Pictures below which a share of them says little.
+#: Images below which a share of them says little.
 FEW = 20
 #: A file that takes more than this share of the other's latency is not called faster: a verdict that noise
 #: alone could turn would be none.
@@ -29,13 +29,13 @@ def is_faster(int8_ms: float, float_ms: float) -> bool:
 
 @dataclass(frozen=True)
 class Tried:
-    """One scheme on the calibration pictures that were held out, mirrored and enlarged ones among them.
+    """One scheme on the calibration images that were held out, mirrored and enlarged ones among them.
 
     Attributes:
         scheme: its name; :func:`~.schemes.scheme_of` reads it.
-        divergence: mean Kullback-Leibler divergence of the int8 net's probabilities from the float32 net's,
-            nats; what the choice goes by. None if the scheme failed.
-        agreement: share of the pictures that both give the same class, 0 to 1.
+        divergence: mean Kullback-Leibler divergence of the int8 model's probabilities from the float32
+            model's, nats; what the choice goes by. None if the scheme failed.
+        agreement: share of the images that both give the same class, 0 to 1.
         seconds: that writing the file took.
         problem: why it failed; "" if it did not.
     """
@@ -49,16 +49,16 @@ class Tried:
 
 @dataclass(frozen=True)
 class Int8Report:
-    """The file that was chosen, on the pictures that judge it.
+    """The file that was chosen, on the images that judge it.
 
     Attributes:
         scheme: name of the scheme.
         tried: all schemes, best first.
-        calibrated_on: where the calibration pictures are from.
-        calibration_pictures: how many scales were chosen by.
+        calibrated_on: where the calibration images are from.
+        calibration_images: how many scales were chosen by.
         judged_on: what judged it, in words.
-        n: how many pictures that were.
-        agreement: share of them that the int8 and the float32 net give the same class, 0 to 1.
+        n: how many images that were.
+        agreement: share of them that the int8 and the float32 model give the same class, 0 to 1.
         top1_float, top1_int8: accuracy on them, percent; None without labels.
         difference: largest absolute difference of a logit.
         divergence: as in :class:`Tried`.
@@ -76,7 +76,7 @@ class Int8Report:
     scheme: str
     tried: tuple[Tried, ...]
     calibrated_on: str
-    calibration_pictures: int
+    calibration_images: int
     judged_on: str
     n: int
     agreement: float
@@ -117,7 +117,7 @@ class Int8Report:
         if self.faster:
             return ""
         return (
-            f"INT8 is not faster than float32 here: {_ms(self.ms_int8)} ms a picture against "
+            f"INT8 is not faster than float32 here: {_ms(self.ms_int8)} ms an image against "
             f"{_ms(self.ms_float)} ({self.speedup:.2f} times as fast, {counted(self.threads, 'thread')})"
         )
 
@@ -145,11 +145,11 @@ class Int8Report:
         trained = f" after {counted(self.qat_epochs, 'epoch')} of fine-tuning" if self.qat_epochs else ""
         return [
             f"int8 scheme {self.scheme}{trained}, the best of {len(self.tried)}, calibrated on "
-            f"{self.calibration_pictures} pictures ({self.calibrated_on})",
-            f"float32 -> int8 on {self.n} pictures ({self.judged_on}): same class for "
+            f"{self.calibration_images} images ({self.calibrated_on})",
+            f"float32 -> int8 on {self.n} images ({self.judged_on}): same class for "
             f"{100 * self.agreement:.1f} %{top1}, logits off by {self.difference:.2g} at most",
             f"{self.bytes_float / 1e6:.1f} -> {self.bytes_int8 / 1e6:.1f} MB; both files in their "
-            f"runtime, in this process: {_ms(self.ms_float)} -> {_ms(self.ms_int8)} ms a picture "
+            f"runtime, in this process: {_ms(self.ms_float)} -> {_ms(self.ms_int8)} ms an image "
             f"({self.speedup:.2f} times as fast, {counted(self.threads, 'thread')})",
             self._exact(),
         ]
@@ -160,17 +160,17 @@ def doubts(report: Int8Report, unjudged: bool) -> list[str]:
 
     Args:
         report: the figures.
-        unjudged: the pictures that chose the scheme judged it, too.
+        unjudged: the images that chose the scheme judged it, too.
     """
     found = []
     if report.n < FEW:
         found.append(
-            f"int8 was judged by {counted(report.n, 'picture')} only: one picture is "
+            f"int8 was judged by {counted(report.n, 'image')} only: one image is "
             f"{100 / report.n:.0f} %; give more (--calibrate, or labelled ones with --data)"
         )
     if unjudged:
         found.append(
-            "the pictures that judged int8 chose its scheme as well, so its figures flatter it a little: "
+            "the images that judged int8 chose its scheme as well, so its figures flatter it a little: "
             "--data with others judges fairly"
         )
     if report.exact_on == ("vnni",) and this_machine_saturates():

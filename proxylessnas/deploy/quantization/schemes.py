@@ -29,7 +29,7 @@ class Scheme:
     """One way.
 
     Weights are always symmetric and have a scale for each output channel, activations always have a zero
-    point and one scale a tensor: without the first, nets with depthwise convolutions lose several points.
+    point and one scale a tensor: without the first, models with depthwise convolutions lose several points.
 
     Attributes:
         rule: which values a scale covers, one of :data:`~.ranges.RULES`.

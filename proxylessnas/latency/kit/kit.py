@@ -1,7 +1,7 @@
 """A kit: what a device without PyTorch needs to measure a search space, and the way back to a table.
 
 :func:`write_kit` makes a folder that is copied to the device. There, ``python run.py`` measures every
-operation of the space and some whole nets, and writes ``results.json``, which :func:`read_results` reads.
+operation of the space and some whole models, and writes ``results.json``, which :func:`read_results` reads.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from ..._version import __version__
 from ...arch.op_key import space_keys
 from ...arch.space import SearchSpace
 from ...errors import LatencyError, shown
-from ...runtimes.base import NetSpec
+from ...runtimes.base import ModelSpec
 from ...utils.files import sync_folder
-from ..random_nets import random_nets
+from ..random_models import random_models
 from ..validate import check_count
 from .results import KIT_FORMAT, KIT_VERSION, KitResults, kit_runtimes, read_results
 
@@ -38,7 +38,7 @@ PARTS = {
 _FOLDERS = {"op": "blocks", "arch": "nets"}
 
 _README = """\
-Latency kit: {blocks} operations and {nets} whole nets of the search space "{space}", batch {batch}.
+Latency kit: {blocks} operations and {models} whole models of the search space "{space}", batch {batch}.
 
 1. Copy this folder to the device to be measured. It needs Python 3.8 or later, numpy, and {runtimes}.
 2. Close other programs, plug in the charger, and run
@@ -51,7 +51,7 @@ Latency kit: {blocks} operations and {nets} whole nets of the search space "{spa
 
        proxylessnas latency import results.json --kit FOLDER -o table.json
 
-Files: manifest.json says what each net is and its SHA-256, which run.py checks. The weights are random
+Files: manifest.json says what each model is and its SHA-256, which run.py checks. The weights are random
 numbers, in the ONNX files a short pattern that the runtime repeats when it loads them: good for measuring,
 not for use.
 """
@@ -69,18 +69,18 @@ def write_kit(
 ) -> Path:
     """Write a folder with which another device can measure a search space.
 
-    It holds one file an operation (``blocks/``), whole random nets to fit a table on and to judge it
-    (``nets/``), ``manifest.json``, a program ``run.py`` that needs no PyTorch, with two modules that tell the
-    machine's name and load, and a ``README.txt``. ONNX files are small, a few megabytes in all. ExecuTorch
-    programs hold all weights and take up to ten seconds each to make.
+    It holds one file an operation (``blocks/``), whole random models to fit a table on and to judge it
+    (``models/``), ``manifest.json``, a program ``run.py`` that needs no PyTorch, with two modules that tell
+    the machine's name and load, and a ``README.txt``. ONNX files are small, a few megabytes in all.
+    ExecuTorch programs hold all weights and take up to ten seconds each to make.
 
     Args:
         space: the search space.
         folder: is made; the folder above it must be there.
         formats: "onnx", "executorch" or both.
-        nets: whole nets; fewer, if the space has fewer.
-        batch_size: pictures a call.
-        seed: of the random nets.
+        nets: whole models; fewer, if the space has fewer.
+        batch_size: images a call.
+        seed: of the random models.
         progress: called with (files written, files in all).
 
     Returns:
@@ -120,18 +120,18 @@ class _Item:
     """A thing to be measured: its record in the manifest, and what it is."""
 
     record: dict[str, Any]
-    spec: NetSpec
+    spec: ModelSpec
     number: int
 
 
 def _contents(space: SearchSpace, nets: int, seed: int) -> Iterator[_Item]:
     for i, key in enumerate(space_keys(space)):
-        spec = NetSpec("op", str(key), (key.in_channels, key.size, key.size))
+        spec = ModelSpec("op", str(key), (key.in_channels, key.size, key.size))
         yield _Item({"id": f"block-{i:03d}", "label": str(key), "key": str(key)}, spec, i)
     size = (space.in_channels, space.resolution, space.resolution)
-    for i, picks in enumerate(random_nets(space, nets, seed=seed) if nets else ()):
-        spec = NetSpec("arch", str(space.arch(picks)), size)
-        yield _Item({"id": f"net-{i:03d}", "label": f"net {i}", "picks": list(picks)}, spec, i)
+    for i, choices in enumerate(random_models(space, nets, seed=seed) if nets else ()):
+        spec = ModelSpec("arch", str(space.arch(choices)), size)
+        yield _Item({"id": f"net-{i:03d}", "label": f"net {i}", "picks": list(choices)}, spec, i)
 
 
 def _fill(

@@ -52,14 +52,14 @@ class KitNoise:
     """What disturbed a kit's measurement.
 
     Attributes:
-        visits: to all files together.
+        measurements: to all files together.
         disturbed: how many of them were, by other programs or by what made the runs unsteady.
-        nets: whole nets of which every visit was.
+        nets: whole models of which every visit was.
         load_known: whether the system told for most visits what other programs used.
         most: the reason of the most disturbed visit, in words; empty if there is none.
     """
 
-    visits: int = 0
+    measurements: int = 0
     disturbed: int = 0
     nets: int = 0
     load_known: bool = False
@@ -74,7 +74,7 @@ class KitResults:
         space: the search space of the kit.
         ops_ms: the runs of every operation of the space, without those of disturbed visits where there are
             others.
-        nets: ``(picks, median ms)`` of the whole nets, likewise; ``space.arch(picks)`` is the net.
+        nets: ``(picks, median ms)`` of the whole models, likewise; ``space.arch(picks)`` is the model.
         conditions: the device and how it measured; those of a provider other than the CPU's are
             :class:`~proxylessnas.latency.entries.ForeignConditions`.
         date: ISO day on which the measurement began.
@@ -121,12 +121,12 @@ def read_results(kit: str | os.PathLike[str], results: str | os.PathLike[str] | 
     date = fields.take("date", is_date, "a day such as 2026-11-21")
     conditions = _conditions(problems, fields)
     own_name = fields.take("own_name", lambda v: is_text(v, 300), "a short text") or ""
-    visits = _visits(problems, fields, items)
+    measurements = _visits(problems, fields, items)
     raise_problems(problems, str(path))
-    samples = {name: _undisturbed(of_item) for name, of_item in visits.items()}
+    samples = {name: _undisturbed(of_item) for name, of_item in measurements.items()}
     ops = {OpKey.parse(item["key"]): samples[item["id"]] for item in items if "key" in item}
     nets = [(tuple(item["picks"]), samples[item["id"]].median_ms) for item in items if "picks" in item]
-    noise = _noise(visits, [item["id"] for item in items if "picks" in item])
+    noise = _noise(measurements, [item["id"] for item in items if "picks" in item])
     return KitResults(space, ops, nets, conditions, date, noise, own_name)
 
 
@@ -162,18 +162,18 @@ def _read_manifest(path: Path) -> tuple[SearchSpace, list[dict[str, Any]], int]:
         elif "key" in item:
             missing.remove(item["key"])
         else:
-            _check_picks(problems, where, item["picks"], space)
+            _check_choices(problems, where, item["picks"], space)
     problems += [f"no item for {key}" for key in sorted(missing)]
     raise_problems(problems, str(path))
     return space, items, batch_size
 
 
-def _check_picks(problems: list[str], where: str, picks: Any, space: SearchSpace) -> None:
-    if not isinstance(picks, list):
-        problems.append(f"{where}: picks is {show(picks)}; wanted a list")
+def _check_choices(problems: list[str], where: str, choices: Any, space: SearchSpace) -> None:
+    if not isinstance(choices, list):
+        problems.append(f"{where}: picks is {show(choices)}; wanted a list")
         return
     try:
-        space.arch(picks)
+        space.arch(choices)
     except ArchError as e:
         problems.append(f"{where}: {e}")
 
@@ -208,18 +208,20 @@ def _conditions(problems: list[str], fields: Fields) -> Any:
 
 
 @dataclass(frozen=True)
-class _Visit:
+class _Measurement:
     """The runs of one visit to a file, and what disturbed them."""
 
     samples: Samples
     noise: tuple[str, ...]
 
 
-def _visits(problems: list[str], fields: Fields, items: list[dict[str, Any]]) -> dict[str, list[_Visit]]:
+def _visits(
+    problems: list[str], fields: Fields, items: list[dict[str, Any]]
+) -> dict[str, list[_Measurement]]:
     """Return the visits to each item."""
     rows = fields.take("items", lambda v: isinstance(v, list) and len(v) <= MAX_ITEMS, "a list") or []
     wanted = {item["id"] for item in items}
-    found: dict[str, list[_Visit]] = {}
+    found: dict[str, list[_Measurement]] = {}
     for i, row in enumerate(rows):
         where = f"items[{i}]"
         name = row.get("id") if isinstance(row, dict) else None
@@ -237,50 +239,57 @@ def _visits(problems: list[str], fields: Fields, items: list[dict[str, Any]]) ->
             problems.append(f"{where} ({name}): other_load is {show(loads)}; wanted a share for each visit")
             continue
         warmups = [warmup] + [0] * (len(runs) - 1)
-        visits = [
+        measurements = [
             Samples(ms, before, True, load) for ms, before, load in zip(runs, warmups, loads, strict=True)
         ]
         # What the first runners did not write is told by the runs themselves, but for others' load.
-        noise = row.get("noise", [list(visit.noise) for visit in visits])
+        noise = row.get("noise", [list(measurement.noise) for measurement in measurements])
         if not _each(noise, len(runs), lambda v: isinstance(v, list) and all(is_text(t, 300) for t in v)):
             problems.append(f"{where} ({name}): noise is {show(noise)}; wanted reasons for each visit")
             continue
-        found[name] = [_Visit(visit, tuple(why)) for visit, why in zip(visits, noise, strict=True)]
-        median = statistics.median(ms for visit in runs for ms in visit)
+        found[name] = [
+            _Measurement(measurement, tuple(why))
+            for measurement, why in zip(measurements, noise, strict=True)
+        ]
+        median = statistics.median(ms for measurement in runs for ms in measurement)
         if row.get("median_ms") is None or not _close(row["median_ms"], median):
             problems.append(f"{where} ({name}): median_ms is not the median of its runs")
     missing = [item for item in items if item["id"] not in found]
     if not problems:
-        problems += [f"{item['id']} ({item.get('key', 'a net')}) was not measured" for item in missing]
+        problems += [f"{item['id']} ({item.get('key', 'a model')}) was not measured" for item in missing]
     return found
 
 
-def _undisturbed(visits: list[_Visit]) -> Samples:
+def _undisturbed(measurements: list[_Measurement]) -> Samples:
     """Return the runs of undisturbed visits in one row; of all, if there is none."""
-    used = [visit.samples for visit in visits if not visit.noise] or [visit.samples for visit in visits]
+    used = [measurement.samples for measurement in measurements if not measurement.noise] or [
+        measurement.samples for measurement in measurements
+    ]
     return pool(used)
 
 
-def _noise(visits: dict[str, list[_Visit]], nets: list[str]) -> KitNoise:
-    every = [visit for of_item in visits.values() for visit in of_item]
-    noisy = [visit for visit in every if visit.noise]
-    noisy.sort(key=lambda visit: (visit.samples.other_load or 0.0, visit.samples.spread))
+def _noise(measurements: dict[str, list[_Measurement]], nets: list[str]) -> KitNoise:
+    every = [measurement for of_item in measurements.values() for measurement in of_item]
+    noisy = [measurement for measurement in every if measurement.noise]
+    noisy.sort(key=lambda measurement: (measurement.samples.other_load or 0.0, measurement.samples.spread))
     return KitNoise(
-        visits=len(every),
+        measurements=len(every),
         disturbed=len(noisy),
-        nets=sum(all(visit.noise for visit in visits[name]) for name in nets),
-        load_known=2 * sum(visit.samples.other_load is not None for visit in every) > len(every),
+        nets=sum(all(measurement.noise for measurement in measurements[name]) for name in nets),
+        load_known=2 * sum(measurement.samples.other_load is not None for measurement in every) > len(every),
         most="; ".join(noisy[-1].noise) if noisy else "",
     )
 
 
-def _runs(visits: Any) -> list[tuple[float, ...]] | None:
+def _runs(measurements: Any) -> list[tuple[float, ...]] | None:
     """Return the times of each visit; None if they are malformed."""
-    if not isinstance(visits, list) or not all(isinstance(v, list) and v for v in visits):
+    if not isinstance(measurements, list) or not all(isinstance(v, list) and v for v in measurements):
         return None
-    count = sum(map(len, visits))
-    fine = 0 < count <= MAX_RUNS and all(is_ms(value) for visit in visits for value in visit)
-    return [tuple(map(float, visit)) for visit in visits] if fine else None
+    count = sum(map(len, measurements))
+    fine = 0 < count <= MAX_RUNS and all(
+        is_ms(value) for measurement in measurements for value in measurement
+    )
+    return [tuple(map(float, measurement)) for measurement in measurements] if fine else None
 
 
 def _each(values: Any, count: int, ok: Callable[[Any], bool]) -> bool:
@@ -291,7 +300,7 @@ def _close(a: Any, b: float) -> bool:
     return is_ms(a) and abs(a - b) <= 1e-6 * b + 1e-9
 
 
-#: Nets from which on entries are fitted to them, and from which on the fit is judged.
+#: Models from which on entries are fitted to them, and from which on the fit is judged.
 LEAST_TO_FIT, LEAST_TO_JUDGE = 8, 16
 _PARTS = 8
 _OWN_TIMES = "each operation alone, by a kit"
@@ -300,16 +309,17 @@ Picks = tuple[int, ...]
 
 
 def kit_table(results: KitResults) -> LatencyTable:
-    """Fit a table to a kit's operations and whole nets, and judge it on the same nets, an eighth at a time.
+    """Fit a table to a kit's operations and whole models, and judge it on the same models, an eighth at a
+    time.
 
-    The nets are split into eight parts; those of each part are predicted by a table that was fitted to the
-    other seven, so the validation is of nets that the fit did not see. The table itself is fitted to all.
+    The models are split into eight parts; those of each part are predicted by a table that was fitted to the
+    other seven, so the validation is of models that the fit did not see. The table itself is fitted to all.
 
     Disturbed visits count only where a file has no others; the method and the validation say how many there
     were.
 
-    With fewer than 8 nets, an entry is the operation's own time: such sums are not whole nets' latencies, and
-    the table stays unvalidated, as it does with fewer than 16.
+    With fewer than 8 models, an entry is the operation's own time: such sums are not whole models' latencies,
+    and the table stays unvalidated, as it does with fewer than 16.
     """
     space, nets = results.space, results.nets
     own = {
@@ -324,9 +334,9 @@ def kit_table(results: KitResults) -> LatencyTable:
         return table
     pairs: list[tuple[str, float, float]] = [("", 0.0, 0.0)] * len(nets)
     for part in range(_PARTS):
-        others = _fitted(results, own, [net for i, net in enumerate(nets) if i % _PARTS != part])
-        picks, ms = zip(*nets[part::_PARTS], strict=True)
-        pairs[part::_PARTS] = compared(others, space, picks, ms)
+        others = _fitted(results, own, [model for i, model in enumerate(nets) if i % _PARTS != part])
+        choices, ms = zip(*nets[part::_PARTS], strict=True)
+        pairs[part::_PARTS] = compared(others, space, choices, ms)
     found = evaluate(
         pairs,
         conditions=results.conditions.describe(),
@@ -352,7 +362,7 @@ def _fitted(
     method = {
         "own_times": _OWN_TIMES,
         "nets": len(nets),
-        FITTED_ON: [list(picks) for picks, _ in nets],
+        FITTED_ON: [list(choices) for choices, _ in nets],
         **_method(results),
     }
     return fitted_table(results.conditions, results.space, own, nets, method, date=results.date)

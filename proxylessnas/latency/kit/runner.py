@@ -1,4 +1,4 @@
-"""Measure the nets of this folder on this device and write results.json.
+"""Measure the models of this folder on this device and write results.json.
 
     python run.py
 
@@ -196,7 +196,7 @@ class Watch:
         return {"other_load": share, "noise": self.module.disturbances((high - low) / middle, share)}
 
 
-def visit(run: Callable[[], None], options: argparse.Namespace) -> Tuple[List[float], int]:
+def measurement(run: Callable[[], None], options: argparse.Namespace) -> Tuple[List[float], int]:
     """Time a loaded file after a warm-up; return (milliseconds of each run, warm-up runs)."""
     clock = time.perf_counter
     start, warmup = clock(), 0
@@ -217,11 +217,11 @@ class Journal:
 
     def __init__(self, path: str, head: Dict[str, Any]) -> None:
         self.path, self.head = path, head
-        self.visits: Dict[Tuple[int, str], Dict[str, Any]] = {}
+        self.measurements: Dict[Tuple[int, str], Dict[str, Any]] = {}
         if os.path.exists(path):
             self._read()
         self.file = open(path, "a", encoding="utf-8")
-        if not self.visits and not os.path.getsize(path):
+        if not self.measurements and not os.path.getsize(path):
             self._write(head)
 
     def _read(self) -> None:
@@ -235,7 +235,7 @@ class Journal:
             records = [json.loads(line.decode("utf-8")) for line in whole]
             for record in records[1:]:
                 record["ms"], record["warmup"], record["other_load"], record["noise"]
-                self.visits[record["round"], record["id"]] = record
+                self.measurements[record["round"], record["id"]] = record
         except (ValueError, KeyError, TypeError) as e:
             raise Problem(f"{self.path} is damaged; remove it to start anew") from e
         if records and records[0] != self.head:
@@ -254,7 +254,7 @@ class Journal:
 
     def add(self, record: Dict[str, Any]) -> None:
         """Keep a visit."""
-        self.visits[record["round"], record["id"]] = record
+        self.measurements[record["round"], record["id"]] = record
         self._write(record)
 
 
@@ -301,16 +301,16 @@ def measure(options: argparse.Namespace) -> int:
     for number in range(options.rounds):
         names = sorted(items)
         random.Random(number).shuffle(names)
-        plan += [(number, name) for name in names if (number, name) not in journal.visits]
-    reporter = Reporter(len(journal.visits), options.rounds * len(items))
-    if journal.visits:
-        print(f"going on: {len(journal.visits)} of {reporter.total} visits are there")
+        plan += [(number, name) for name in names if (number, name) not in journal.measurements]
+    reporter = Reporter(len(journal.measurements), options.rounds * len(items))
+    if journal.measurements:
+        print(f"going on: {len(journal.measurements)} of {reporter.total} visits are there")
     for number, name in plan:
         item = items[name]
         try:
             watch.start()
             run = runtime.load(os.path.join(FOLDER, item["files"][kind]["path"]), item["input"])
-            ms, warmup = visit(run, options)
+            ms, warmup = measurement(run, options)
             noise = watch.stop(ms)
         except (Problem, MemoryError):
             raise
@@ -318,11 +318,11 @@ def measure(options: argparse.Namespace) -> int:
             raise Problem(f"{item['files'][kind]['path']} cannot be run: {e}") from e
         del run  # one file in memory at a time
         journal.add({"round": number, "id": name, "ms": ms, "warmup": warmup, **noise})
-        reporter.show(len(journal.visits), f"{sorted(ms)[len(ms) // 2]:.3f} ms  {item['label']}")
+        reporter.show(len(journal.measurements), f"{sorted(ms)[len(ms) // 2]:.3f} ms  {item['label']}")
     if reporter.terminal:
         print()
     write_results(options.output, journal, items)
-    noisy = sum(bool(record["noise"]) for record in journal.visits.values())
+    noisy = sum(bool(record["noise"]) for record in journal.measurements.values())
     print(f"wrote {options.output}; {noisy} of {reporter.total} visits were disturbed, it says by what")
     return 0
 
@@ -331,11 +331,14 @@ def write_results(path: str, journal: Journal, items: Dict[str, Any]) -> None:
     """Write the results file; it is there whole or not at all."""
     measured = []
     for name in sorted(items):
-        visits = [journal.visits[key] for key in sorted(journal.visits) if key[1] == name]
-        runs = [value for visit in visits for value in visit["ms"]]
+        measurements = [journal.measurements[key] for key in sorted(journal.measurements) if key[1] == name]
+        runs = [value for measurement in measurements for value in measurement["ms"]]
         row = {"id": name, "median_ms": statistics.median(runs), "runs": len(runs)}
-        row["warmup_runs"] = sum(visit["warmup"] for visit in visits)
-        row.update((field, [visit[field] for visit in visits]) for field in ("ms", "other_load", "noise"))
+        row["warmup_runs"] = sum(measurement["warmup"] for measurement in measurements)
+        row.update(
+            (field, [measurement[field] for measurement in measurements])
+            for field in ("ms", "other_load", "noise")
+        )
         measured.append(row)
     with open(path + ".tmp", "w", encoding="utf-8") as file:
         json.dump(dict(journal.head, items=measured), file)

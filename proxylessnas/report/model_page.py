@@ -12,7 +12,7 @@ from ..arch.blocks import Stage
 from ..arch.op_key import CLASSIFIER
 from ..arch.tree import TreeArch
 from ..errors import LatencyError, LatencyKeyError, one_line
-from ..figures.draw_model import SKIPPED, Layer, counts, layers_of, net_figure, summary, timed_layers
+from ..figures.draw_model import SKIPPED, Layer, counts, layers_of, model_figure, summary, timed_layers
 from ..figures.draw_tree import tree_figure
 from .page import Raw, code, details, figure, inline, tag
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from ..latency.table import LatencyTable
 
 
-def net_part(arch: Arch | TreeArch, table: LatencyTable | None, notes: list[str]) -> Raw:
-    """Return a net's figures and its text.
+def model_part(arch: Arch | TreeArch, table: LatencyTable | None, notes: list[str]) -> Raw:
+    """Return a model's figures and its text.
 
     Args:
-        arch: the net.
+        arch: the model.
         table: of a device, or None.
         notes: to which is added why there is no figure by latency, if there is none.
     """
@@ -32,32 +32,32 @@ def net_part(arch: Arch | TreeArch, table: LatencyTable | None, notes: list[str]
         file = io.BytesIO()
         tree_figure(arch, file)
         svg = inline(file, f"The cells of {arch.name}", f"{arch.name} has {len(arch.words)} tree cells.")
-        caption = "Every tree cell of the net, an operation an edge."
-        return Raw(figure(svg.text, caption) + details("The net as text", code(tree_text(arch))))
+        caption = "Every tree cell of the model, an operation an edge."
+        return Raw(figure(svg.text, caption) + details("The model as text", code(tree_text(arch))))
     try:
         layers = layers_of(arch)
     except LatencyError as e:
-        notes.append(f"the net's figure is left out: {e}")
+        notes.append(f"the model's figure is left out: {e}")
         return Raw("")
-    parts = [_figure(arch.name, layers, "channels", "The net, block by block; the width shows the channels.")]
-    text = net_text(layers, arch.name)
+    parts = [
+        _figure(arch.name, layers, "channels", "The model, block by block; the width shows the channels.")
+    ]
+    text = model_text(layers, arch.name)
     if table is not None:
         try:
             timed, total = timed_layers(arch, table)
         except (LatencyKeyError, LatencyError) as e:
             notes.append(f"the figure by latency is left out: {str(e).splitlines()[0]}")
         else:
-            said = (
-                f"The same net; the width shows what each block costs by the latency table ({total} in all)."
-            )
+            said = f"The same model; the width shows what each block costs by the latency table ({total} in all)."
             parts.append(_figure(arch.name, timed, "latency", said))
-            text = net_text(timed, arch.name, note=total)
-    return Raw(tag("div", *parts, class_="grid nets") + details("The net as text", code(text)))
+            text = model_text(timed, arch.name, note=total)
+    return Raw(tag("div", *parts, class_="grid models") + details("The model as text", code(text)))
 
 
 def _figure(name: str, layers: list[Layer], by: str, caption: str) -> Raw:
     file = io.BytesIO()
-    net_figure({name: layers}, file, by=by)
+    model_figure({name: layers}, file, by=by)
     words = "; ".join(in_words(layer, by) for layer in layers)
     svg = inline(
         file, f"{name} by {by}", f"{name}, {summary(layers)}, from input to output: {words}.", natural=True
@@ -79,15 +79,15 @@ _ACROSS = 6  # cells in a line
 _KERNELS = {3: "░", 5: "▒", 7: "▓"}
 
 
-def net_text(layers: Sequence[Layer], name: str, *, note: str = "", ascii_only: bool = False) -> str:
-    """Return a net as text, a line a layer.
+def model_text(layers: Sequence[Layer], name: str, *, note: str = "", ascii_only: bool = False) -> str:
+    """Return a model as text, a line a layer.
 
     The bar of a layer is as long as the square root of its channels at the widest place, or, where latencies
     are known, as its latency; its shade is the kernel size.
 
     Args:
         layers: of :func:`~proxylessnas.figures.draw_model.layers_of`.
-        name: of the net.
+        name: of the model.
         note: about the whole, such as its latency.
         ascii_only: for terminals that show nothing else.
     """
@@ -115,7 +115,7 @@ def net_text(layers: Sequence[Layer], name: str, *, note: str = "", ascii_only: 
 
 
 def stages_text(arch: Arch | TreeArch) -> str:
-    """Return a net in a few lines, one a stage, as a log or a report shows it."""
+    """Return a model in a few lines, one a stage, as a log or a report shows it."""
     if isinstance(arch, TreeArch):
         return tree_text(arch)
     size = -(-(arch.resolution or 224) // arch.stem_stride)
@@ -127,7 +127,7 @@ def stages_text(arch: Arch | TreeArch) -> str:
 
 
 def tree_text(arch: TreeArch) -> str:
-    """Return a net of tree cells, stage by stage; see :mod:`proxylessnas.arch.tree` for the letters."""
+    """Return a model of tree cells, stage by stage; see :mod:`proxylessnas.arch.tree` for the letters."""
     widths, count = arch.cell_widths, len(arch.words)
     each = count // arch.num_stages
     lines = [f"{one_line(arch.name)}: {count} tree cells in {arch.num_stages} stages"]

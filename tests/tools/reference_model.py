@@ -1,5 +1,5 @@
-"""An independent way to run a net: interpret the original JSON description with functional calls and original
-tensor names."""
+"""An independent way to run a model: interpret the original JSON description with functional calls and
+original tensor names."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _tree(spec: dict[str, Any], state: State, name: str, x: Tensor, eps: float) 
 
 
 def run(description: dict[str, Any], state: State, x: Tensor) -> Tensor:
-    """Return the logits of ``x`` for a net described by the original JSON, in evaluation mode."""
+    """Return the logits of ``x`` for a model described by the original JSON, in evaluation mode."""
     if description["name"] == "PyramidTreeNet":
         eps = 1e-5
         for i, block in enumerate(description["blocks"]):

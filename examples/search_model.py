@@ -1,6 +1,6 @@
-"""Search a net for this machine: measure what operations cost here, aim at a latency, check what comes out.
+"""Search a model for this machine: measure what operations cost here, aim at a latency, check what comes out.
 
-python examples/search_net.py --data photos/ --out runs/photos
+python examples/search_model.py --data photos/ --out runs/photos
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from proxylessnas.utils.progress import Steps
 
 
 class Known(torch.utils.data.Dataset):
-    """The pictures that the search may see; the others judge its net. Any data set will do for a search."""
+    """The images that the search may see; the others judge its model. Any data set will do for a search."""
 
     def __init__(self, data: Data) -> None:
-        self.pictures, self.targets, self.classes = data.train, list(data.train.labels), data.categories
+        self.images, self.targets, self.classes = data.train, list(data.train.labels), data.categories
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        return self.pictures.read(index), self.targets[index]
+        return self.images.read(index), self.targets[index]
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Search a net for this machine.")
+    parser = argparse.ArgumentParser(description="Search a model for this machine.")
     parser.add_argument("--data", default="digits", help="folder of class folders, or a data set's name")
     parser.add_argument("--out", type=Path, help="folder, whose run is resumed; default: one below runs/")
     parser.add_argument("--target-ms", type=float, help="default: the middle of what can be reached here")
@@ -46,7 +46,8 @@ def main(argv: list[str] | None = None) -> int:
     data, path = open_data(args.data, val_fraction=0.2), out / "table.json"
     space = read_space("tiny").replace(num_classes=len(data.categories))
 
-    # 1. What does each operation of the space cost here? Other nets, measured whole, say how far to trust it.
+    # 1. What does each operation of the space cost here? Other models, measured whole, say how far to trust
+    # it.
     print(f"\nWhat do the operations of the space {space.name} cost on this machine?", flush=True)
     try:
         if not path.exists():
@@ -55,23 +56,24 @@ def main(argv: list[str] | None = None) -> int:
         print("  " + (latency.Validation.from_dict(v).verdict if (v := table.validation) else "unvalidated"))
         target = {"target_ms": args.target_ms or sum(table.range_ms()) / 2}
     except LatencyError as error:  # the machine may be too busy for any such thing
-        table, target = None, {"target_macs_m": 1.7}  # nets of this space need 0.6 to 2.9 million
+        table, target = None, {"target_macs_m": 1.7}  # models of this space need 0.6 to 2.9 million
         print(f"  {error}. So the search has another aim")
 
     # 2. The search trains weights on one part of what it may see, and the architecture on the other.
-    print(f"\nWhich of its {space.count:,} nets suits {len(data.train):,} pictures best?", flush=True)
+    print(f"\nWhich of its {space.count:,} models suits {len(data.train):,} images best?", flush=True)
     recipe = read_search_recipe("tiny").with_epochs(args.epochs, args.epochs).replace(**target)
     result = search(space, Known(data), recipe, out=Settings(out / "net", threads=1), table=table, force=True)
     if result.model is None:  # Ctrl-C; the same command goes on
         return 130
 
-    # 3. What came out is a plain net with the weights of the search, which has measured its latency as well.
-    net = create_model(result.model).eval()
-    metrics, read = Metrics(net.num_classes), net.preprocessing.build()
+    # 3. What came out is a plain model with the weights of the search, which has measured its latency as
+    # well.
+    model = create_model(result.model).eval()
+    metrics, read = Metrics(model.num_classes), model.preprocessing.build()
     for some in torch.arange(len(data.val)).split(256):
-        logits = net(torch.stack([read(data.val.read(i)) for i in some.tolist()])).detach()
+        logits = model(torch.stack([read(data.val.read(i)) for i in some.tolist()])).detach()
         metrics.add(logits, torch.tensor(data.val.labels)[some])
-    print(f"\n{net.arch}\n{metrics.top1:.1f} % of {metrics.n} pictures that the search never saw are right.")
+    print(f"\n{model.arch}\n{metrics.top1:.1f} % of {metrics.n} images that the search never saw are right.")
     print(f"To train it on: proxylessnas finetune {result.model} {args.data}")
     return 0
 
