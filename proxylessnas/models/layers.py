@@ -182,7 +182,7 @@ def zero_last_scale(op: nn.Module | None) -> None:
 
 
 def make_op(op: Op, in_channels: int, out_channels: int, stride: int, **options: Any) -> nn.Module | None:
-    """Return a new module of an operation; None for a skipped block.
+    """Return a new module of an operation, safe to train on every processor; None for a skipped block.
 
     Args:
         op: the operation.
@@ -196,17 +196,14 @@ def make_op(op: Op, in_channels: int, out_channels: int, stride: int, **options:
         ArchError: what the builder of a registered operation returned is no module.
     """
     if isinstance(op, OpSpec):
-        return OpLayers(op, in_channels, out_channels, stride, **options)
-    return _registered_op(op, in_channels, out_channels, stride) if isinstance(op, Registered) else None
-
-
-def _registered_op(op: Registered, in_channels: int, out_channels: int, stride: int) -> nn.Module:
-    """Return a new module of an operation that a user registered, safe to train on every processor."""
-    module = op.build(in_channels, out_channels, stride)
-    if not isinstance(module, nn.Module):
-        raise ArchError(f"operation {op.name!r}: its builder returned no nn.Module")
+        module: nn.Module = OpLayers(op, in_channels, out_channels, stride, **options)
+    elif isinstance(op, Registered):
+        module = op.build(in_channels, out_channels, stride)
+        if not isinstance(module, nn.Module):
+            raise ArchError(f"operation {op.name!r}: its builder returned no nn.Module")
+    else:
+        return None
     for layer in module.modules():
-        # Of our own operations none is like this; see the hook.
         if (
             isinstance(layer, nn.Conv2d)
             and layer.kernel_size == (1, 1)
