@@ -169,10 +169,8 @@ def _show(facts: dict[str, Any]) -> None:
     print(printable(pairs(rows, "  ")))
     print(f"\n{printable(facts['arch'])}")
     if "ops" in facts["stages"][0]:
-        print(
-            "; ".join(["\nStage(width, stride of its first block, blocks)", *_examples(facts["stages"])])
-            + ";"
-        )
+        print("\nStage(width, stride of its first block, blocks);", end=" ")
+        print(*[f"{example};" for example in _examples(facts["stages"])], sep="\n")
         print("-: a skipped block; !: a block without its shortcut")
 
 
