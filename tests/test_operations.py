@@ -228,7 +228,7 @@ def test_figures(token: str) -> None:
 @pytest.mark.parametrize(
     ("token", "says"),
     [
-        ("n4", "n4: 1x1 bottleneck"),
+        ("n4", "n4: 1x1 bottleneck, expansion 4"),
         ("k5e3s", "k5e3s: 5x5 MBConv, expansion 3, squeeze-and-excite"),
         ("f3e2", "f3e4: 3x3 fused MBConv, expansion 4"),
     ],

@@ -15,7 +15,7 @@ class FusedMBConv(OpSpec):
     depthwise one. At ratio 1 it is a single kxk convolution with ReLU6, as in EfficientNetV2.
     """
 
-    kind, letters, example = "fused", "fes", "f3e4"
+    kind, title, letters, example, mark = "fused", "fused MBConv", "fes", "f3e4", "f "
     official, official_keys = "FusedMBConvLayer", ("kernel_size", "expand_ratio", "use_se")
     optional = ("point_linear",)
 
@@ -31,14 +31,3 @@ class FusedMBConv(OpSpec):
             *([squeeze(wide, in_channels)] if self.squeezed else []),
             *([ConvSpec("point_linear", wide, out_channels, act=False)] if self.ratio > 1 else []),
         )
-
-    @property
-    def label(self) -> str:
-        """What a figure calls it, in a few letters."""
-        return f"f {self.kernel}×{self.kernel}  e{self.ratio:g}{' SE' * self.squeezed}"
-
-    @property
-    def about(self) -> str:
-        """What ``info`` says of it, in a few words."""
-        with_se = ", squeeze-and-excite" * self.squeezed
-        return f"{self.kernel}x{self.kernel} fused MBConv, expansion {self.ratio:g}{with_se}"

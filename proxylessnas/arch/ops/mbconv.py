@@ -15,7 +15,7 @@ class MBConv(OpSpec):
     original checkpoints. Widths are not rounded to multiples of 8, as in the original code.
     """
 
-    kind, letters, example = "mbconv", "kes", "k5e3"
+    kind, title, letters, example = "mbconv", "MBConv", "kes", "k5e3"
     official, official_keys = "MBInvertedConvLayer", ("kernel_size", "expand_ratio", "use_se")
     optional = ("inverted_bottleneck",)
 
@@ -32,14 +32,3 @@ class MBConv(OpSpec):
             *([squeeze(wide, in_channels)] if self.squeezed else []),
             ConvSpec("point_linear", wide, out_channels, act=False),
         )
-
-    @property
-    def label(self) -> str:
-        """What a figure calls it, in a few letters."""
-        return f"{self.kernel}×{self.kernel}  e{self.ratio:g}{' SE' * self.squeezed}"
-
-    @property
-    def about(self) -> str:
-        """What ``info`` says of it, in a few words."""
-        with_se = ", squeeze-and-excite" * self.squeezed
-        return f"{self.kernel}x{self.kernel} MBConv, expansion {self.ratio:g}{with_se}"

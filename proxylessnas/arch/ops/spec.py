@@ -129,6 +129,8 @@ class OpSpec(Op):
     what a token spells: each number behind its letter, and a letter alone for what is true.
 
     Attributes:
+        title: what ``info`` calls it.
+        mark: what its label in figures begins with.
         letters: of the fields, in order: "kes" for ``k5e3`` and ``k5e3s``.
         example: the token that messages and ``info`` show.
         official: name of its layer in the original code's JSON, or one of our own.
@@ -136,6 +138,8 @@ class OpSpec(Op):
         optional: names of layers that only some have: of the others, the module has None there.
     """
 
+    title: ClassVar[str]
+    mark: ClassVar[str] = ""
     letters: ClassVar[str]
     example: ClassVar[str]
     official: ClassVar[str]
@@ -203,9 +207,21 @@ class OpSpec(Op):
         return " ".join([self.kind, *(a for a, name, _ in self.spelled() if getattr(self, name) is True)])
 
     @property
+    def label(self) -> str:
+        """What a figure calls it, in a few letters."""
+        kernel, ratio, squeezed = self._usual()
+        return f"{self.mark}{kernel}×{kernel}  e{ratio:g}{' SE' * squeezed}" if kernel else self.name
+
+    @property
     def about(self) -> str:
         """What ``info`` says of it, in a few words."""
-        return (type(self).__doc__ or "").partition(":")[0].lower()
+        kernel, ratio, squeezed = self._usual()
+        title = f"{kernel}x{kernel} {self.title}" if kernel else self.title
+        return title + f", expansion {ratio:g}" * bool(ratio) + ", squeeze-and-excite" * squeezed
+
+    def _usual(self) -> tuple[int, float, bool]:
+        """Return the fields that most operations have, 0 and False for those that this one lacks."""
+        return getattr(self, "kernel", 0), getattr(self, "ratio", 0), getattr(self, "squeezed", False)
 
 
 def kernel_of(layers: Layers) -> int:
