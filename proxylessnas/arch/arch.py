@@ -5,7 +5,9 @@
 
 One token of a stage is one block:
 
-* ``k5e3``   mobile inverted bottleneck (MBConv) with a 5x5 depthwise convolution and expansion ratio 3
+* ``k5e3``   mobile inverted bottleneck (MBConv) with a 5x5 depthwise convolution and expansion ratio 3;
+             ``k5e3s``: with squeeze-and-excite
+* ``f3e4``   fused MBConv: a dense 3x3 convolution with expansion ratio 4, then 1x1; ``f3e4s`` likewise
 * ``-``      the Zero candidate: the block is skipped, its input passes on. It keeps its place, so that block
              numbers equal those of the original checkpoints
 * ``name``   an operation registered with :func:`register_op`
@@ -25,7 +27,16 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ArchError, shown
-from .blocks import MAX_BLOCKS, MAX_WIDTH, Block, Stage, check_common, check_int, check_number
+from .blocks import (
+    MAX_BLOCKS,
+    MAX_WIDTH,
+    Block,
+    Stage,
+    check_common,
+    check_int,
+    check_number,
+    first_block,
+)
 from .official import mbconv_to_official, read_mbconv, read_official
 from .official_tree import read_tree
 from .ops import parse_token
@@ -35,7 +46,7 @@ from .tree import TreeArch
 
 @dataclass(frozen=True)
 class Arch:
-    """A chain of MBConv stages between a stem and a classifier.
+    """A chain of stages of blocks between a stem and a classifier.
 
     Attributes:
         name: free text, by habit the builder's name.
@@ -99,21 +110,19 @@ class Arch:
         """
         width = self.stem
         if self.first:
-            yield Block("mbconv", "k3e1!", -1, width, self.first, 1, False, 3, 1)
+            yield first_block(width, self.first)
             width = self.first
         for s, stage in enumerate(self.stages):
             for b, token in enumerate(stage.tokens):
-                kind, kernel, expand, shortcut = parse_token(token)
+                op, shortcut = parse_token(token)
                 stride = stage.stride if b == 0 else 1
                 same_shape = stride == 1 and width == stage.width
-                if kind == "zero" and not same_shape:
+                if op.kind == "zero" and not same_shape:
                     raise ArchError(
                         f"stage {s + 1}, block {b + 1}: '-' (a skipped block) needs equal shapes around it, "
                         f"but here {width} channels become {stage.width} with stride {stride}"
                     )
-                block = Block(
-                    kind, token, s, width, stage.width, stride, shortcut and same_shape, kernel, expand
-                )
+                block = Block(op, token, s, width, stage.width, stride, shortcut and same_shape)
                 if block.mid_channels > 4 * MAX_WIDTH:
                     raise ArchError(
                         f"stage {s + 1}, block {b + 1}: {token!r} expands to {block.mid_channels} channels"

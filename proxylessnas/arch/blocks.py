@@ -1,4 +1,4 @@
-"""Parts of architectures: blocks and stages of MBConv models, cells of tree models, and checks of both."""
+"""Parts of architectures: blocks and stages of chains, cells of tree models, and checks of both."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ..errors import ArchError, shown
 from ..utils.checks import is_int, is_number
 from .ops import parse_token
+from .ops.spec import Layers, Op, kernel_of, widest_of
 
 if TYPE_CHECKING:
     from .arch import Arch
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 MAX_WIDTH = 65_536
 MAX_BLOCKS = 4_096
+FIRST = "k3e1!"  # token of the fixed first block
 
 #: The operations of a tree cell's edges; :mod:`proxylessnas.arch.tree` says what they are.
 EDGE_LETTERS = "i357dam"
@@ -27,24 +29,43 @@ BOTTLENECK = 4
 class Block:
     """One block, resolved: what :class:`~proxylessnas.models.proxylessnas.ProxylessNAS` builds.
 
-    ``kind`` is ``"mbconv"``, ``"zero"`` or ``"custom"``; ``kernel`` and ``expand`` are 0 unless it is an
-    MBConv. ``stage`` is the index of its stage, -1 for the fixed first block.
+    ``stage`` is the index of its stage, -1 for the fixed first block.
     """
 
-    kind: str
+    op: Op
     token: str
     stage: int
     in_channels: int
     out_channels: int
     stride: int
     shortcut: bool
-    kernel: int = 0
-    expand: float = 0
+
+    @property
+    def kind(self) -> str:
+        """Kind of its operation, such as "mbconv"; "zero": skipped, "custom": registered by a user."""
+        return self.op.kind
+
+    @property
+    def layers(self) -> Layers | None:
+        """What its operation is made of, first to last; None where that is not known."""
+        return self.op.layers(self.in_channels, self.out_channels, self.stride)
+
+    @property
+    def kernel(self) -> int:
+        """Side of its largest kernel; 0 if there is none or it is not known."""
+        return kernel_of(self.layers or ())
 
     @property
     def mid_channels(self) -> int:
-        """Channels of the depthwise convolution (not rounded to a multiple of 8, as in the original code)."""
-        return round(self.in_channels * self.expand)
+        """Channels of its widest map inside."""
+        layers = self.layers
+        most = max(self.in_channels, self.out_channels)
+        return most if layers is None else widest_of(layers, self.in_channels)
+
+
+def first_block(in_channels: int, out_channels: int) -> Block:
+    """Return the fixed first block: an MBConv of ratio 1 without a shortcut."""
+    return Block(parse_token(FIRST)[0], FIRST, -1, in_channels, out_channels, 1, False)
 
 
 @dataclass(frozen=True)

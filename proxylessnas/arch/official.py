@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ArchError
 from ..utils.checks import is_number, show
 from ..utils.files import read_text
+from . import ops
 from .blocks import MAX_WIDTH, Block, Stage, check_int
-from .ops import ZERO, custom_op
+from .ops import ZERO, parse_token
+from .ops.spec import OpSpec, SESpec
 
 if TYPE_CHECKING:
     from .arch import Arch
@@ -26,8 +29,9 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 16_000_000
 _COMMON = {"use_bn": False, "act_func": None, "dropout_rate": 0, "ops_order": "weight_bn_act"}
-#: Keys that later versions of the original code add to every MBConv, with the only values these models have.
-_LATER_MBCONV: dict[str, Any] = {"mid_channels": None, "act_func": "relu6", "use_se": False}
+#: Keys that later versions of the original code add to every block, with the values of most of these models.
+_LATER_BLOCK: dict[str, Any] = {"mid_channels": None, "act_func": "relu6", "use_se": False}
+_SHAPE = ("in_channels", "out_channels", "stride")
 _LATER_BN: dict[str, Any] = {"ws_eps": None}
 
 
@@ -132,24 +136,36 @@ def check_linear(spec: Any, ops_order: str) -> Mapping[str, Any]:
     return check_layer(spec, "classifier", wanted, ("in_features", "out_features", *dropout))
 
 
-def _block(block: Block, later: Mapping[str, Any]) -> dict[str, Any]:
-    op: dict[str, Any]
+def _op(block: Block, later: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the JSON of a block's operation.
+
+    ``use_se`` alone does not say how narrow a squeeze-and-excite is: our own ``se_channels`` does.
+    """
+    op = block.op
     if block.kind == "zero":
-        op = {"name": "ZeroLayer", "stride": block.stride}
-    else:
-        op = {"in_channels": block.in_channels, "out_channels": block.out_channels, "stride": block.stride}
-        if block.kind == "custom":
-            op["name"] = block.token.removesuffix("!")
-        else:
-            op |= {"name": "MBInvertedConvLayer", "kernel_size": block.kernel, "expand_ratio": block.expand}
-            op |= later
+        return {"name": "ZeroLayer", "stride": block.stride}
+    shape = {"in_channels": block.in_channels, "out_channels": block.out_channels, "stride": block.stride}
+    if not isinstance(op, OpSpec):
+        return {**shape, "name": op.name}
+    values = dict(zip(op.official_keys, astuple(op), strict=True))
+    numbers = {key: value for key, value in values.items() if not isinstance(value, bool)}
+    flags = {key: value for key, value in values.items() if value is True}
+    found: dict[str, Any] = {**shape, "name": op.official, **numbers, **later, **flags}
+    for layer in block.layers or ():
+        if isinstance(layer, SESpec):
+            found["se_channels"] = layer.squeezed
+    return found
+
+
+def _block(block: Block, later: Mapping[str, Any]) -> dict[str, Any]:
     shortcut = plain_layer("IdentityLayer", block.in_channels) if block.shortcut else None
+    op = _op(block, later)
     return {"name": "MobileInvertedResidualBlock", "mobile_inverted_conv": op, "shortcut": shortcut}
 
 
 def mbconv_to_official(arch: Arch) -> dict[str, Any]:
-    """Return the JSON description of an MBConv model (see :meth:`Arch.to_official`)."""
-    later_block = {key: value for key, value in _LATER_MBCONV.items() if key in arch.official_keys}
+    """Return the JSON description of a chain of blocks (see :meth:`Arch.to_official`)."""
+    later_block = {key: value for key, value in _LATER_BLOCK.items() if key in arch.official_keys}
     later_bn = {key: value for key, value in _LATER_BN.items() if key in arch.official_keys}
     blocks = arch.blocks
     data: dict[str, Any] = {
@@ -181,31 +197,47 @@ def _read_token(op: Mapping[str, Any], where: str, width: int, seen: set[str]) -
         if op["stride"] != 1:
             raise ArchError(f"{where}: a ZeroLayer has stride 1 here, not {show(op['stride'])}")
         return ZERO, width, 1
-    free: tuple[str, ...] = ("in_channels", "out_channels", "stride")
-    if name == "MBInvertedConvLayer":
-        free += ("kernel_size", "expand_ratio")
-        seen.update(key for key in _LATER_MBCONV if key in op)
-        check_layer(op, where, {"name": name, **_LATER_MBCONV}, free)
-        kernel, ratio = op["kernel_size"], op["expand_ratio"]
-        check_int(f"{where}: kernel_size", kernel, 1, 99)
-        if not is_number(ratio, 1, 100) or ratio == 100:
-            raise ArchError(f"{where}: expand_ratio must be a number from 1 to 100, not {show(ratio)}")
-        token = f"k{kernel}e{ratio:.3f}".rstrip("0").rstrip(".")
-        if float(token.partition("e")[2]) != ratio:
-            raise ArchError(f"{where}: expand_ratio {show(ratio)} has more than three decimals")
+    spec = next((spec for spec in ops.SPECS if spec.official == name), None)
+    if spec is not None:
+        token = _read_spec(spec, op, where, width)
+        seen.update(key for key, usual in _LATER_BLOCK.items() if key in op and same(op[key], usual))
+    elif not isinstance(name, str):
+        raise ArchError(f"{where}: expected a layer, found {show(name)}")
+    elif name not in ops.registered():
+        known = ", ".join([*(spec.official for spec in ops.SPECS), "ZeroLayer"])
+        known += " and operations of modules (--import MODULE)"
+        raise ArchError(f"{where}: {show(name)} is not a known layer; known are {known}")
     else:
-        if not isinstance(name, str):
-            raise ArchError(f"{where}: expected a layer, found {show(name)}")
-        try:
-            custom_op(name)
-        except KeyError as e:
-            known = "MBInvertedConvLayer, ZeroLayer and operations of modules (--import MODULE)"
-            raise ArchError(f"{where}: {show(name)} is not a known layer; known are {known}") from e
-        check_layer(op, where, {"name": name}, free)
+        check_layer(op, where, {"name": name}, _SHAPE)
         token = name
     _check_channels(op, where, width)
     check_int(f"{where}: stride", op["stride"], 1, 2)
     return token, op["out_channels"], op["stride"]
+
+
+def _read_spec(spec: type[OpSpec], op: Mapping[str, Any], where: str, width: int) -> str:
+    """Return the token of an operation of the package whose input has ``width`` channels."""
+    token = ""
+    for key, (letter, _, kind) in zip(spec.official_keys, spec.spelled(), strict=True):
+        value = op.get(key, False)
+        if kind == "bool":
+            token += letter * (value is True)
+        elif key not in op:
+            raise ArchError(f"{where}: {key!r} is missing")
+        elif kind == "int":
+            check_int(f"{where}: {key}", value, 1, 99)
+            token += f"{letter}{value}"
+        elif not is_number(value, 1, 100) or value == 100:
+            raise ArchError(f"{where}: {key} must be a number from 1 to 100, not {show(value)}")
+        elif float(f"{value:.3f}") != value:
+            raise ArchError(f"{where}: {key} {show(value)} has more than three decimals")
+        else:
+            token += f"{letter}{value:.3f}".rstrip("0").rstrip(".")
+    wanted = _op(Block(parse_token(token)[0], token, 0, width, width, 1, False), _LATER_BLOCK)
+    if "se_channels" in wanted and "se_channels" not in op:
+        raise ArchError(f"{where}: use_se is true, but 'se_channels' does not say how wide")
+    check_layer(op, where, wanted, _SHAPE)
+    return token
 
 
 def _read_blocks(blocks: Any, stem: int, seen: set[str]) -> tuple[int, list[Stage]]:
@@ -275,7 +307,7 @@ def read_mbconv(build: type[Arch], data: Mapping[str, Any], name: str) -> Arch:
             f"classifier: in_features is {show(classifier['in_features'])}, "
             f"but {mix['out_channels']} features arrive"
         )
-    order = [*_LATER_MBCONV, *_LATER_BN]
+    order = [*_LATER_BLOCK, *_LATER_BN]
     return build(
         name=name,
         stem=stem["out_channels"],

@@ -19,7 +19,8 @@ from ..errors import ArchError, LatencyError, shown
 from ..utils.checks import is_int
 from .arch import Arch
 from .blocks import MAX_WIDTH, Block
-from .ops import IDENTIFIER, ZERO, op_name, parse_token
+from .ops import IDENTIFIER, ZERO, is_spelled, op_name, parse_token
+from .ops.spec import ConvSpec, Layers, OpSpec, kernel_of, widest_of, with_sizes
 from .space import SearchSpace
 
 STEM, LAST, CLASSIFIER = "stem", "last", "classifier"
@@ -31,7 +32,6 @@ _TEXT = re.compile(
     r"out=(?P<out>[0-9]{1,8})(?: stride=(?P<stride>[12]))?(?P<shortcut> shortcut)?",
     re.ASCII,
 )
-_LIKE_MBCONV = re.compile(r"k[0-9]+e[0-9.]+")
 
 
 class OpKey(NamedTuple):
@@ -86,18 +86,30 @@ class OpKey(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """What it is: "stem", "last", "classifier", "mbconv" or "custom"."""
-        return self.op if self.op in FIXED else "mbconv" if self.kernel else "custom"
+        """What it is: "stem", "last", "classifier", "custom", or an operation's kind such as "mbconv"."""
+        spec = _spec(self.op)
+        return self.op if self.op in FIXED else spec.kind if spec else "custom"
+
+    @property
+    def family(self) -> str:
+        """What it shares its costs with: what is of its kind; for a registered operation, itself."""
+        spec = _spec(self.op)
+        return spec.family if spec else f"{self.kind} {self.op}"
+
+    @property
+    def layers(self) -> Layers | None:
+        """The convolutions that it is made of; None if it has none, or if that is not known."""
+        return _layers(self.op, self.in_channels, self.out_channels, self.stride)
 
     @property
     def kernel(self) -> int:
-        """Kernel of an MBConv; 0 if it is none."""
-        return _mbconv(self.op)[0]
+        """Side of a block's largest kernel; 0 if it is no block, or not known."""
+        return kernel_of(self.layers or ()) if _spec(self.op) else 0
 
     @property
     def expand(self) -> float:
-        """Expansion ratio of an MBConv; 0 if it is none."""
-        return _mbconv(self.op)[1]
+        """Channels of a block's widest map for each one that enters; 0 if it is no block, or not known."""
+        return widest_of(self.layers or (), self.in_channels) / self.in_channels if _spec(self.op) else 0
 
     @property
     def out_size(self) -> int:
@@ -114,7 +126,7 @@ class OpKey(NamedTuple):
         if self.op in FIXED:
             raise LatencyError(f"{self} is no block")
         try:
-            kind, kernel, expand, _ = parse_token(self.op)
+            op, _ = parse_token(self.op)
         except ArchError as e:
             raise LatencyError(f"{self}: {e}") from e
         token = (
@@ -122,25 +134,29 @@ class OpKey(NamedTuple):
             if self.shortcut or self.stride != 1 or self.in_channels != self.out_channels
             else f"{self.op}!"
         )
-        return Block(
-            kind, token, 0, self.in_channels, self.out_channels, self.stride, self.shortcut, kernel, expand
-        )
+        return Block(op, token, 0, self.in_channels, self.out_channels, self.stride, self.shortcut)
 
 
 @lru_cache(maxsize=4096)
-def _mbconv(op: str) -> tuple[int, float]:
-    """Return kernel and expansion ratio of an MBConv; zeros for any other operation."""
+def _spec(op: str) -> OpSpec | None:
+    """Return an operation of the package; None for a fixed layer, or what a user registers."""
     try:
-        _, kernel, expand, _ = parse_token(op)
-    except ArchError:  # a fixed layer, or an operation that is not registered here
-        return 0, 0
-    return kernel, expand
+        found, _ = parse_token(op)
+    except ArchError:
+        return None
+    return found if isinstance(found, OpSpec) else None
+
+
+@lru_cache(maxsize=4096)
+def _layers(op: str, in_channels: int, out_channels: int, stride: int) -> Layers | None:
+    if op in (STEM, LAST):
+        return (ConvSpec("conv", in_channels, out_channels, 3 if op == STEM else 1, stride),)
+    spec = _spec(op)
+    return spec.layers(in_channels, out_channels, stride) if spec else None
 
 
 def _checked_op(op: str, text: str) -> str:
-    if op in FIXED:
-        return op
-    if _LIKE_MBCONV.fullmatch(op):
+    if is_spelled(op):
         try:
             return op_name(op)
         except ArchError as e:
@@ -169,7 +185,7 @@ def arch_keys(
     """Return a model's operations in order of execution; skipped blocks are left out.
 
     Args:
-        arch: a model of MBConv blocks.
+        arch: a chain of blocks.
         resolution: height and width of its input in pixels; None takes the architecture's, 224 if that has
             none.
         num_classes: outputs; None takes the architecture's.
@@ -240,35 +256,8 @@ def _distance(a: OpKey, b: OpKey) -> tuple[int, float]:
             (a.kernel or 1, b.kernel or 1), (a.expand or 1, b.expand or 1),
         )
     )  # fmt: skip
-    same_kind = a.kind == b.kind and (a.kind != "custom" or a.op == b.op)
-    strangers = 0 if same_kind else 1 if a.op not in FIXED and b.op not in FIXED else 2
+    strangers = 0 if a.family == b.family else 1 if a.op not in FIXED and b.op not in FIXED else 2
     return strangers, shape + 0.1 * (a.shortcut != b.shortcut)
-
-
-class _Convolution(NamedTuple):
-    kernel: int
-    in_channels: int
-    out_channels: int
-    groups: int
-    in_size: int
-    out_size: int
-
-    @property
-    def weights(self) -> int:
-        return self.kernel**2 * self.in_channels // self.groups * self.out_channels
-
-
-def _convolutions(key: OpKey) -> list[_Convolution] | None:
-    """Return the convolutions of an operation; None if it is not known what it does."""
-    channels, out, size, out_size = key.in_channels, key.out_channels, key.size, key.out_size
-    if key.op in (STEM, LAST):
-        return [_Convolution(3 if key.op == STEM else 1, channels, out, 1, size, out_size)]
-    if key.kind != "mbconv":
-        return None
-    mid = round(channels * key.expand)
-    expansion = [_Convolution(1, channels, mid, 1, size, size)] if key.expand > 1 else []
-    depthwise = _Convolution(key.kernel, mid, mid, mid, size, out_size)
-    return [*expansion, depthwise, _Convolution(1, mid, out, 1, out_size, out_size)]
 
 
 def key_macs(key: OpKey) -> int | None:
@@ -278,8 +267,8 @@ def key_macs(key: OpKey) -> int | None:
     """
     if key.op == CLASSIFIER:
         return key.in_channels * key.out_channels
-    found = _convolutions(key)
-    return None if found is None else sum(c.weights * c.out_size**2 for c in found)
+    layers = key.layers
+    return None if layers is None else sum(layer.macs(size) for layer, size in with_sizes(layers, key.size))
 
 
 def key_bytes(key: OpKey, dtype_bytes: int = 4) -> tuple[int, int] | None:
@@ -293,11 +282,11 @@ def key_bytes(key: OpKey, dtype_bytes: int = 4) -> tuple[int, int] | None:
         features, classes = key.in_channels, key.out_channels
         activations = features * key.size**2 + 2 * features + classes
         return (features + 1) * classes * dtype_bytes, activations * dtype_bytes
-    found = _convolutions(key)
-    if found is None:
+    layers = key.layers
+    if layers is None:
         return None
-    weights = sum(c.weights + 2 * c.out_channels for c in found)
-    activations = sum(c.in_channels * c.in_size**2 + c.out_channels * c.out_size**2 for c in found)
+    weights = sum(layer.params for layer in layers)
+    activations = sum(layer.values(size) for layer, size in with_sizes(layers, key.size))
     if key.shortcut:
         activations += key.in_channels * key.size**2
     return weights * dtype_bytes, activations * dtype_bytes

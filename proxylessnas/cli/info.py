@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from ..arch.ops import SPECS, parse_token
+from ..arch.ops.spec import OpSpec
 from ..errors import WeightsCorruptError, WeightsNotFoundError
 from ._command import Verb
 from ._latency import add_imports
@@ -167,8 +169,17 @@ def _show(facts: dict[str, Any]) -> None:
     print(printable(pairs(rows, "  ")))
     print(f"\n{printable(facts['arch'])}")
     if "ops" in facts["stages"][0]:
-        print("\nStage(width, stride of its first block, blocks); k5e3: 5x5 MBConv, expansion 3;")
+        print("\nStage(width, stride of its first block, blocks);", end=" ")
+        print(*[f"{example};" for example in _examples(facts["stages"])], sep="\n")
         print("-: a skipped block; !: a block without its shortcut")
+
+
+def _examples(stages: list[dict[str, Any]]) -> list[str]:
+    """Return an example of each kind of operation that a model has, but for registered ones."""
+    used = [parse_token(token)[0] for stage in stages for token in stage["ops"].split()]
+    shown = {op.family: op for op in used if isinstance(op, OpSpec)}
+    shown |= {op.family: op for spec in SPECS if (op := spec.parse(spec.example)) and op.family in shown}
+    return [f"{op.name}: {op.about}" for op in shown.values()]
 
 
 def _training(record: dict[str, Any]) -> str:

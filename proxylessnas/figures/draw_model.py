@@ -1,10 +1,9 @@
 """Models as figures (SVG or PNG, with matplotlib): block by block, one or several side by side.
 
-A model flows from top to bottom. An MBConv block is drawn as what it is, an inverted bottleneck: narrow at
-its input and output, wide in between, where its depthwise convolution is. So a model of large ratios looks
-wide, and one of many blocks long. By latency, a block is a bar as wide as the time it takes. The kernel size
-is a shade that stays apart in grey print and for every kind of colour vision, and is written into each block
-too.
+A model flows from top to bottom. A block is drawn as what it is, mostly an inverted bottleneck: narrow at its
+input and output, wide in between. So a model of large ratios looks wide, and one of many blocks long. By
+latency, a block is a bar as wide as the time it takes. The kernel size is a shade that stays apart in grey
+print and for every kind of colour vision, and is written into each block too.
 """
 
 from __future__ import annotations
@@ -12,13 +11,12 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..arch.arch import Arch
-from ..arch.blocks import Block
-from ..arch.op_key import CLASSIFIER, LAST, STEM, OpKey, arch_keys
+from ..arch.op_key import CLASSIFIER, FIXED, LAST, STEM, OpKey, arch_keys
 from ..errors import DataError
 from ..latency.plots import short
 from ..utils.plotting import GREY, open_figure, require_matplotlib
@@ -162,7 +160,7 @@ def _skipped(axes: Any, x: float, y: float) -> None:
 def _layer(axes: Any, x: float, y: float, layer: Layer, by: str, widest: float, decimals: str) -> None:
     from matplotlib.patches import Polygon
 
-    fill, ink = KERNEL_COLORS.get(layer.kernel, _OTHER) if layer.kind == "mbconv" else _OTHER
+    fill, ink = _OTHER if layer.kind in FIXED else KERNEL_COLORS.get(layer.kernel, _OTHER)
     top, bottom = y + _GAP / 2, y + 1 - _GAP / 2
     least = _LEAST if by == "channels" else _LEAST_TIME
     into, wide, out = (max(least, _HALF * width / widest) for width in _widths(layer, by))
@@ -218,9 +216,9 @@ def _legend(axes: Any, models: Mapping[str, Sequence[Layer]], by: str) -> None:
             facecolor=KERNEL_COLORS.get(k, _OTHER)[0],
             edgecolor=INK,
             linewidth=0.5,
-            label=f"{k}×{k} depthwise",
+            label=f"{k}×{k} kernel",
         )
-        for k in sorted({layer.kernel for layer in layers if layer.kind == "mbconv"})
+        for k in sorted({layer.kernel for layer in layers if layer.kernel and layer.kind not in FIXED})
     ]
     marks.append(Patch(facecolor="none", edgecolor=INK, linewidth=1.3, label="halves the map"))
     if any(layer.kind == SKIPPED for layer in layers):
@@ -243,10 +241,10 @@ class Layer:
     """One layer of a model, drawn as one shape.
 
     Attributes:
-        kind: "stem", "mbconv", "custom", "skipped" (the Zero candidate), "last" or "classifier".
-        name: of a registered operation; else "".
-        kernel: side of the (depthwise) convolution, 0 where there is none.
-        expand: expansion ratio, 0 where there is none.
+        kind: "stem", that of an operation such as "mbconv", "skipped" (the Zero candidate), "last" or
+            "classifier".
+        label: what a figure calls it, short.
+        kernel: side of the largest kernel, 0 where there is none.
         channels: at the input, at the widest place and at the output.
         size: side of the map at the input, px.
         stride: 1 or 2.
@@ -256,9 +254,8 @@ class Layer:
     """
 
     kind: str
-    name: str
+    label: str
     kernel: int
-    expand: float
     channels: tuple[int, int, int]
     size: int
     stride: int
@@ -270,14 +267,6 @@ class Layer:
     def out_size(self) -> int:
         """Side of the map at the output, px."""
         return 1 if self.kind == CLASSIFIER else -(-self.size // self.stride)
-
-    @property
-    def label(self) -> str:
-        """What a figure calls it, short."""
-        if self.kind == "mbconv":
-            return f"{self.kernel}×{self.kernel}  e{self.expand:g}"
-        fixed = {STEM: "3×3 conv", LAST: "1×1 conv", CLASSIFIER: "classifier", SKIPPED: SKIPPED}
-        return fixed.get(self.kind, self.name)
 
 
 def layers_of(
@@ -296,46 +285,25 @@ def layers_of(
         times_ms: latency of every operation of the model, such as ``table.breakdown`` gives it.
 
     Raises:
-        LatencyError: it is no model of MBConv blocks.
+        LatencyError: it is no chain of blocks.
         KeyError: an operation has no latency.
     """
-    keys = arch_keys(arch, resolution=resolution, num_classes=num_classes)
-    blocks: Iterable[Block] = arch.iter_blocks()
-    order = iter(keys)
+    order = iter(arch_keys(arch, resolution=resolution, num_classes=num_classes))
     found = [_fixed(next(order), times_ms)]
-    for block in blocks:
+    for block in arch.iter_blocks():
+        channels = (block.in_channels, block.mid_channels, block.out_channels)
         if block.kind == "zero":
-            found.append(
-                Layer(
-                    SKIPPED,
-                    "",
-                    0,
-                    0,
-                    (block.in_channels,) * 2 + (block.out_channels,),
-                    found[-1].out_size,
-                    1,
-                    True,
-                    block.stage,
-                    None if times_ms is None else 0.0,
-                )
-            )
+            ms = None if times_ms is None else 0.0
+            found.append(Layer(SKIPPED, SKIPPED, 0, channels, found[-1].out_size, 1, True, block.stage, ms))
             continue
         key = next(order)
-        wide = block.mid_channels if block.kind == "mbconv" else max(block.in_channels, block.out_channels)
+        ms = None if times_ms is None else times_ms[key]
         found.append(
             Layer(
-                block.kind,
-                block.token.removesuffix("!") if block.kind == "custom" else "",
-                block.kernel,
-                block.expand,
-                (block.in_channels, wide, block.out_channels),
-                key.size,
-                block.stride,
-                block.shortcut,
-                block.stage,
-                None if times_ms is None else times_ms[key],
+                block.kind, block.op.label, block.kernel, channels, key.size, block.stride, block.shortcut,
+                block.stage, ms,
             )
-        )
+        )  # fmt: skip
     return found + [_fixed(key, times_ms) for key in order]
 
 
@@ -368,12 +336,13 @@ def timed_layers(arch: Arch, table: LatencyTable, predict_missing: bool = False)
 
 def counts(layers: Sequence[Layer]) -> tuple[int, int]:
     """Return how many blocks a model has, and how many of its places are skipped."""
-    kinds = [layer.kind for layer in layers]
-    return kinds.count("mbconv") + kinds.count("custom"), kinds.count(SKIPPED)
+    skipped = sum(layer.kind == SKIPPED for layer in layers)
+    return sum(layer.kind not in FIXED for layer in layers) - skipped, skipped
 
 
 def _fixed(key: OpKey, times_ms: Mapping[OpKey, float] | None) -> Layer:
     channels = (key.in_channels, max(key.in_channels, key.out_channels), key.out_channels)
     kernel = {STEM: 3, LAST: 1}.get(key.op, 0)
+    label = f"{kernel}×{kernel} conv" if kernel else key.op
     ms = None if times_ms is None else times_ms[key]
-    return Layer(key.op, "", kernel, 0, channels, key.size, key.stride, False, -1, ms)
+    return Layer(key.op, label, kernel, channels, key.size, key.stride, False, -1, ms)

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from ..arch.op_key import CLASSIFIER, OpKey, nearest_key
+from ..arch.ops.spec import ConvSpec, with_sizes
 from ..errors import LatencyError, LatencyKeyError
 from ..utils.checks import Fields, check_keys, is_number, is_text, show
 from ..utils.files import write_atomically
@@ -105,7 +106,7 @@ class Predictor:
         folds = [list(range(i, len(keys), 100)) for i in range(min(100, len(keys)))]
         shapes: dict[tuple[Any, ...], list[int]] = {}
         for i, key in enumerate(keys):
-            shapes.setdefault((kind_of(key), *key[1:5]), []).append(i)
+            shapes.setdefault((key.family, *key[1:5]), []).append(i)
         return dataclasses.replace(
             _fit(keys, ms),
             held_out=_held_out(keys, ms, folds),
@@ -121,9 +122,9 @@ class Predictor:
         return float(self._predict([key])[0])
 
     def _predict(self, keys: Sequence[OpKey]) -> Tensor:
-        known = {kind_of(key) for key in self.keys}
+        known = {key.family for key in self.keys}
         for key in keys:
-            if kind_of(key) not in known:
+            if key.family not in known:
                 near = nearest_key(key, self.keys)
                 raise LatencyKeyError(
                     f"no operation like {key} was measured, so nothing can be said of its latency; the "
@@ -208,8 +209,8 @@ def _held_out(keys: Sequence[OpKey], ms: Tensor, folds: Sequence[Sequence[int]])
     for fold in folds:
         out = set(fold)
         rest = [i for i in range(len(keys)) if i not in out]
-        known = {kind_of(keys[i]) for i in rest}
-        evaluated = [i for i in fold if kind_of(keys[i]) in known]
+        known = {keys[i].family for i in rest}
+        evaluated = [i for i in fold if keys[i].family in known]
         if evaluated and len(rest) >= LEAST_ENTRIES - 1:
             predicted.append(_fit([keys[i] for i in rest], ms[rest])._predict([keys[i] for i in evaluated]))
             measured.append(ms[evaluated])
@@ -281,40 +282,30 @@ PLACE_COLUMNS = 6
 CONSTANT, LINEAR, WIDTHS = 1.0, 0.3, (1.0, 2.0)
 
 
-def kind_of(key: OpKey) -> str:
-    """Return what shares nothing but the line with other kinds."""
-    return f"custom {key.op}" if key.kind == "custom" else key.kind
-
-
 def work(keys: Iterable[OpKey]) -> Tensor:
     """Return the work of each operation, float64 [keys, 6].
 
     Columns: millions of multiply-accumulates in dense and in depthwise convolutions, millions of values that
     dense and depthwise ones read and write, millions of dense weights, and 1. A registered operation counts
-    as one 1x1 convolution; what is wrong with that, the left-over part of its own kind learns.
+    as one 1x1 convolution, squeeze-and-excite as depthwise; what is wrong with that, the left-over part of
+    its own kind learns.
     """
     rows = []
     for key in keys:
-        before, after = key.size * key.size, key.out_size * key.out_size
         dense = depthwise = moved = moved_depthwise = weights = 0.0
         if key.kind == CLASSIFIER:
             dense = weights = key.in_channels * key.out_channels
-            moved = key.in_channels * before
-        elif key.kind == "mbconv":
-            mid = round(key.in_channels * key.expand)
-            if key.expand > 1:
-                dense += key.in_channels * mid * before
-                moved += (key.in_channels + mid) * before
-                weights += key.in_channels * mid
-            depthwise = key.kernel * key.kernel * mid * after
-            moved_depthwise = mid * (before + after)
-            dense += mid * key.out_channels * after
-            moved += (mid + key.out_channels) * after
-            weights += mid * key.out_channels
+            moved = key.in_channels * key.size**2
         else:
-            weights = (9 if key.kind == "stem" else 1) * key.in_channels * key.out_channels
-            dense = weights * after
-            moved = key.in_channels * before + key.out_channels * after
+            unknown = (ConvSpec("", key.in_channels, key.out_channels, stride=key.stride),)
+            for layer, size in with_sizes(key.layers or unknown, key.size):
+                if layer.is_depthwise:
+                    depthwise += layer.macs(size)
+                    moved_depthwise += layer.values(size)
+                else:
+                    dense += layer.macs(size)
+                    moved += layer.values(size)
+                    weights += layer.weights
         rows.append([dense, depthwise, moved, moved_depthwise, weights, 1e6])
     return torch.tensor(rows, dtype=torch.float64, device="cpu") / 1e6
 
@@ -330,7 +321,7 @@ def similarity(a: Sequence[OpKey], b: Sequence[OpKey], center: Tensor) -> Tensor
     at, bt = place(a), place(b)
     numbers: dict[str, int] = {}
     kinds = [
-        torch.tensor([numbers.setdefault(kind_of(key), len(numbers)) for key in keys], device="cpu")
+        torch.tensor([numbers.setdefault(key.family, len(numbers)) for key in keys], device="cpu")
         for keys in (a, b)
     ]
     distance = (at[:, None] - bt[None]).pow(2).sum(-1)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .layers import ConvLayer, MBConv, ResidualBlock
+from .layers import ConvLayer, OpLayers, ResidualBlock
 
 _RELU6: tuple[str, list[float], str] = ("hardtanh", [0.0, 6.0], "")
 _NOTHING: tuple[str, list[float], str] = ("none", [], "")
@@ -51,16 +51,17 @@ class FusedConv(nn.Module):
 class FusedBlock(nn.Module):
     """A block with a shortcut, which is added by its last convolution."""
 
-    def __init__(self, op: MBConv) -> None:
+    def __init__(self, op: OpLayers) -> None:
         super().__init__()
         self.mobile_inverted_conv = op
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, C, H, W] to the same shape."""
-        op = self.mobile_inverted_conv
-        y = x if op.inverted_bottleneck is None else op.inverted_bottleneck(x)
-        y = op.depth_conv(y)
-        return op.point_linear(y, x)
+        *layers, last = self.mobile_inverted_conv
+        y = x
+        for layer in layers:
+            y = layer(y)
+        return last(y, x)
 
 
 def fuse(folded: nn.Module, example: Tensor) -> nn.Module:
@@ -85,7 +86,10 @@ def fuse(folded: nn.Module, example: Tensor) -> nn.Module:
         for name, child in list(parent.named_children()):
             if isinstance(child, ResidualBlock) and child.shortcut:
                 op = child.mobile_inverted_conv
-                if isinstance(op, MBConv) and isinstance(op.point_linear, FusedConv):
+                if not isinstance(op, OpLayers):
+                    continue
+                last = op[-1]
+                if isinstance(last, FusedConv) and last.after is _NOTHING:
                     setattr(parent, name, FusedBlock(op))
     if not count:
         raise RuntimeError("it has no convolution that could be fused with what follows")

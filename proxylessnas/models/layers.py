@@ -1,4 +1,4 @@
-"""Convolutions, MBConv blocks and the classifier, under the parameter names of the original checkpoints."""
+"""Convolutions, operations, blocks and the classifier, under the names of the original checkpoints."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..arch.blocks import Block
-from ..arch.ops import custom_op
+from ..arch.ops import Registered
+from ..arch.ops.spec import Op, OpSpec, SESpec
 from ..errors import ArchError
 
 
@@ -19,6 +20,8 @@ class _Conv2d(nn.Conv2d):
         if not self.weight.is_meta:
             fan_out = self.kernel_size[0] * self.kernel_size[1] * self.out_channels / self.groups
             self.weight.data.normal_(0.0, math.sqrt(2.0 / fan_out))
+            if self.bias is not None:
+                self.bias.data.zero_()
 
 
 class _BatchNorm2d(nn.BatchNorm2d):
@@ -48,9 +51,10 @@ def conv2d(
     *,
     dilation: int = 1,
     groups: int = 1,
+    bias: bool = False,
     device: Any = None,
 ) -> nn.Conv2d:
-    """Return a convolution without bias, with "same" padding for odd kernels, initialised by He's rule.
+    """Return a convolution with "same" padding for odd kernels, initialised by He's rule.
 
     Weights are drawn from N(0, 2 / fan_out) with fan_out = k * k * out_channels / groups. The original code
     does not divide by the groups, which gives depthwise filters a far smaller scale; BatchNorm hides it, and
@@ -58,7 +62,7 @@ def conv2d(
     """
     padding = kernel // 2 * dilation
     layer: nn.Conv2d = _Conv2d(
-        in_channels, out_channels, kernel, stride, padding, dilation, groups, bias=False, device=device
+        in_channels, out_channels, kernel, stride, padding, dilation, groups, bias=bias, device=device
     )
     layer.__class__ = nn.Conv2d
     return layer
@@ -132,39 +136,74 @@ class ConvLayer(nn.Module):
         return F.relu6(x, inplace=True) if self.act else x
 
 
-class MBConv(nn.Module):
-    """Mobile inverted bottleneck: 1x1 expansion (absent at ratio 1), depthwise kxk, linear 1x1 projection."""
+class SqueezeExcite(nn.Module):
+    """Channels weighted by what two 1x1 convolutions make of their means (Hu et al. 2018).
 
-    def __init__(self, block: Block, *, eps: float = 1e-3, momentum: float = 0.1, device: Any = None) -> None:
+    Through a hard sigmoid, relu6(x + 3) / 6: every runtime has it or its parts, and 8 bits hold it evenly.
+    """
+
+    def __init__(self, channels: int, squeezed: int, device: Any = None) -> None:
         super().__init__()
-        mid, options = block.mid_channels, {"eps": eps, "momentum": momentum, "device": device}
-        self.inverted_bottleneck = (
-            ConvLayer(block.in_channels, mid, 1, **options) if block.expand > 1 else None
-        )
-        self.depth_conv = ConvLayer(mid, mid, block.kernel, block.stride, mid, **options)
-        self.point_linear = ConvLayer(mid, block.out_channels, 1, act=False, **options)
+        self.reduce = conv2d(channels, squeezed, 1, bias=True, device=device)
+        self.expand = conv2d(squeezed, channels, 1, bias=True, device=device)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map [N, in, H, W] to [N, out, ceil(H / stride), ceil(W / stride)]."""
-        expand = self.inverted_bottleneck
-        if expand is not None:
-            x = expand(x)
-        # Not nested: that would keep the widest map alive through the projection.
-        x = self.depth_conv(x)
-        return self.point_linear(x)
+        """Map [N, C, H, W] to the same shape."""
+        squeezed = F.relu(self.reduce(x.mean((2, 3), keepdim=True)), inplace=True)
+        return x * F.hardsigmoid(self.expand(squeezed))
 
 
-def registered_op(token: str, in_channels: int, out_channels: int, stride: int) -> nn.Module:
-    """Return a new module of an operation that a user registered, safe to train on every processor.
+class OpLayers(nn.Sequential):
+    """An operation of the package: its layers one after the other, under the names that it gives them."""
+
+    def __init__(self, op: OpSpec, in_channels: int, out_channels: int, stride: int, **options: Any) -> None:
+        super().__init__()
+        self.kind = op.kind
+        for name in op.optional:
+            setattr(self, name, None)
+        for spec in op.layers(in_channels, out_channels, stride):
+            layer: nn.Module
+            if isinstance(spec, SESpec):
+                layer = SqueezeExcite(spec.channels, spec.squeezed, options.get("device"))
+            else:
+                name, ins, outs, kernel, step, groups, act = spec
+                layer = ConvLayer(ins, outs, kernel, step, groups, act=act, **options)
+            setattr(self, spec.name, layer)
+
+
+def zero_last_scale(op: nn.Module | None) -> None:
+    """Let an operation of the package begin with nothing (Goyal et al. 2017), if its last layer is linear.
+
+    Behind ReLU6 a scale of zero would get no gradient.
+    """
+    last = op[-1] if isinstance(op, OpLayers) else None
+    if isinstance(last, ConvLayer) and not last.act:
+        nn.init.zeros_(last.bn.weight)
+
+
+def make_op(op: Op, in_channels: int, out_channels: int, stride: int, **options: Any) -> nn.Module | None:
+    """Return a new module of an operation, safe to train on every processor; None for a skipped block.
+
+    Args:
+        op: the operation.
+        in_channels: of its block.
+        out_channels: of its block.
+        stride: of its block.
+        **options: eps, momentum and device of :class:`ConvLayer`. A registered operation stays on the default
+            device: it may hold buffers that no checkpoint has.
 
     Raises:
-        ArchError: what its builder returned is no module.
+        ArchError: what the builder of a registered operation returned is no module.
     """
-    op = custom_op(token)(in_channels, out_channels, stride)
-    if not isinstance(op, nn.Module):
-        raise ArchError(f"operation {token!r}: its builder returned no nn.Module")
-    for layer in op.modules():
-        # Of our own operations none is like this; see the hook.
+    if isinstance(op, OpSpec):
+        module: nn.Module = OpLayers(op, in_channels, out_channels, stride, **options)
+    elif isinstance(op, Registered):
+        module = op.build(in_channels, out_channels, stride)
+        if not isinstance(module, nn.Module):
+            raise ArchError(f"operation {op.name!r}: its builder returned no nn.Module")
+    else:
+        return None
+    for layer in module.modules():
         if (
             isinstance(layer, nn.Conv2d)
             and layer.kernel_size == (1, 1)
@@ -173,7 +212,7 @@ def registered_op(token: str, in_channels: int, out_channels: int, stride: int) 
             and layer.in_channels < 8
         ):
             layer.register_forward_pre_hook(_cut_what_is_not_read)
-    return op
+    return module
 
 
 def _cut_what_is_not_read(conv: nn.Conv2d, inputs: tuple[Tensor, ...]) -> Tensor | None:
@@ -214,15 +253,10 @@ class ResidualBlock(nn.Module):
         device: Any = None,
     ) -> None:
         super().__init__()
-        self.mobile_inverted_conv: nn.Module | None = None
-        if block.kind == "mbconv":
-            self.mobile_inverted_conv = MBConv(block, eps=eps, momentum=momentum, device=device)
-        elif block.kind == "custom":
-            token = block.token.removesuffix("!")
-            # On a real device even if the rest waits on meta: it may hold buffers that no checkpoint has.
-            self.mobile_inverted_conv = registered_op(
-                token, block.in_channels, block.out_channels, block.stride
-            )
+        self.mobile_inverted_conv = make_op(
+            block.op, block.in_channels, block.out_channels, block.stride,
+            eps=eps, momentum=momentum, device=device,
+        )  # fmt: skip
         self.shortcut = block.shortcut
         self.drop_path_rate = drop_path_rate
 

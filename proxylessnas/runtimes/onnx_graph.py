@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..arch.arch import Arch
 from ..errors import ExportError, LatencyError, ProxylessError, first_line, missing_extra
-from ..models.layers import ConvLayer, LinearLayer, MBConv, ResidualBlock, folded
+from ..models.layers import ConvLayer, LinearLayer, OpLayers, ResidualBlock, SqueezeExcite, folded
 from ..models.proxylessnas import ProxylessNAS
 from ..utils.files import read_bytes
 from .base import ModelSpec
@@ -140,7 +140,7 @@ def model_onnx(
 def has_registered(model: nn.Module) -> bool:
     """Tell whether there is a registered operation in a model."""
     ops = [m.mobile_inverted_conv for m in model.modules() if isinstance(m, ResidualBlock)]
-    return any(op is not None and not isinstance(op, MBConv) for op in ops)
+    return any(op is not None and not isinstance(op, OpLayers) for op in ops)
 
 
 def import_onnx() -> Any:
@@ -167,7 +167,7 @@ class _Graph:
         self.nodes: list[Any] = []
         self.initializers: list[Any] = []
         self.opsets = {"": opset}
-        self.bounded = False
+        self.constants: set[str] = set()
         self.kind = self.onnx.helper.np_dtype_to_tensor_dtype(_numpy(example.new_zeros(1)).dtype)
         self.input = self._info(INPUT)
 
@@ -176,6 +176,7 @@ class _Graph:
         return self.onnx.helper.make_tensor_value_info(name, self.kind, shape)
 
     def _constant(self, name: str, values: Tensor) -> str:
+        self.constants.add(name)
         self.initializers.append(self.onnx.numpy_helper.from_array(_numpy(values), name))
         return name
 
@@ -187,8 +188,11 @@ class _Graph:
 
     def layer(self, layer: ConvLayer, name: str) -> None:
         """Append a convolution with its folded BatchNorm and ReLU6."""
-        conv, bn = layer.conv, layer.bn
-        weight, bias = folded(conv, bn)
+        self._conv(layer.conv, *folded(layer.conv, layer.bn), name)
+        if layer.act:
+            self._node("Clip", [self.value, *self._bounds()], f"{name}.relu6", self.shape)
+
+    def _conv(self, conv: nn.Conv2d, weight: Tensor, bias: Tensor, name: str) -> None:
         kernel, stride = conv.kernel_size[0], conv.stride[0]
         pad = kernel // 2
         batch, _, height, width = self.shape
@@ -203,12 +207,27 @@ class _Graph:
             group=conv.groups, pads=[pad] * 4, auto_pad="NOTSET", strides=[stride] * 2, dilations=[1, 1],
             kernel_shape=[kernel] * 2,
         )  # fmt: skip
-        if layer.act:
-            self._node("Clip", [self.value, *self._bounds()], f"{name}.relu6", self.shape)
+
+    def squeeze(self, layer: SqueezeExcite, name: str) -> None:
+        """Append a squeeze-and-excite."""
+        before, shape = self.value, self.shape
+        self._pool(f"{name}.mean", keepdims=1)
+        for conv, kind, step in ((layer.reduce, "Relu", "reduce"), (layer.expand, "HardSigmoid", "expand")):
+            assert conv.bias is not None  # as it was made with one
+            self._conv(conv, conv.weight, conv.bias, f"{name}.{step}")
+            numbers = {"alpha": 1 / 6, "beta": 0.5} if kind == "HardSigmoid" else {}
+            self._node(kind, [self.value], f"{name}.{step}.{kind.lower()}", self.shape, **numbers)
+        self._node("Mul", [before, self.value], f"{name}.mul", shape)
+
+    def _pool(self, name: str, keepdims: int) -> None:
+        if "axes" not in self.constants:
+            self._constant("axes", torch.tensor([2, 3]))
+        shape = self.shape[:2] + (1, 1) * keepdims
+        inputs = [self.value, "axes"]
+        self._node("ReduceMean", inputs, name, shape, keepdims=keepdims, noop_with_empty_axes=0)
 
     def _bounds(self) -> list[str]:
-        if not self.bounded:
-            self.bounded = True
+        if "zero" not in self.constants:
             self._constant("zero", torch.zeros((), dtype=self.dtype))
             self._constant("six", torch.full((), 6.0, dtype=self.dtype))
         return ["zero", "six"]
@@ -219,11 +238,13 @@ class _Graph:
         if op is None:
             return
         before = self.value
-        if isinstance(op, MBConv):
-            if op.inverted_bottleneck is not None:
-                self.layer(op.inverted_bottleneck, f"{name}.expand")
-            self.layer(op.depth_conv, f"{name}.depth")
-            self.layer(op.point_linear, f"{name}.project")
+        if isinstance(op, OpLayers):
+            for child, layer in op.named_children():
+                if isinstance(layer, SqueezeExcite):
+                    self.squeeze(layer, f"{name}.{child}")
+                else:
+                    assert isinstance(layer, ConvLayer)  # the only other one
+                    self.layer(layer, f"{name}.{child}")
         else:
             self._exported_op(op, name, token)
         if block.shortcut:
@@ -253,10 +274,7 @@ class _Graph:
 
     def head(self, linear: nn.Linear) -> None:
         """Append global average pooling and the classifier."""
-        axes = self._constant("axes", torch.tensor([2, 3]))
-        self._node(
-            "ReduceMean", [self.value, axes], "pool", self.shape[:2], keepdims=0, noop_with_empty_axes=0
-        )
+        self._pool("pool", keepdims=0)
         inputs = [self.value, self._constant("classifier.weight", linear.weight.detach())]
         if linear.bias is not None:
             inputs.append(self._constant("classifier.bias", linear.bias.detach()))

@@ -19,10 +19,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..models.layers import MBConv
+from ..models.layers import ConvLayer, OpLayers, zero_last_scale
 
 if TYPE_CHECKING:
-    from .mixed_op import MixedOp
     from .supernet import SuperNet
 
 _RIM = 0.3  # factor on the weights around the 3x3 in the middle of a larger kernel
@@ -31,7 +30,8 @@ _RIM = 0.3  # factor on the weights around the 3x3 in the middle of a larger ker
 def align(supernet: SuperNet, generator: torch.Generator) -> None:
     """Let the candidates of each block begin as nearly the same function.
 
-    Only MBConv candidates with an expansion take part; others keep what they were created with.
+    Candidates of one kind agree, layer by layer of a name; those without an expansion, squeeze-and-excite and
+    registered operations keep what they were created with.
 
     Args:
         supernet: its weights are overwritten, on the CPU.
@@ -39,39 +39,41 @@ def align(supernet: SuperNet, generator: torch.Generator) -> None:
     """
     with torch.no_grad():
         for mixed_op in supernet.mixed_ops:
-            ops = _mbconvs(mixed_op)
-            if ops:
-                _cut_from_one_draw(ops, generator)
-            if mixed_op.shortcut:
-                for op in ops:
-                    nn.init.zeros_(op.point_linear.bn.weight)
+            ops = [mixed_op.op(k) for k, allowed in enumerate(mixed_op.allowed) if allowed]
+            kinds: dict[str, list[OpLayers]] = {}
+            for op in ops:
+                if isinstance(op, OpLayers) and _expands(op):
+                    kinds.setdefault(op.kind, []).append(op)
+            for alike in kinds.values():
+                _cut_from_one_draw(alike, generator)
+                if mixed_op.shortcut:
+                    for op in alike:
+                        zero_last_scale(op)
 
 
-def _mbconvs(mixed_op: MixedOp) -> list[MBConv]:
-    ops = [mixed_op.op(k) for k, allowed in enumerate(mixed_op.allowed) if allowed]
-    return [op for op in ops if isinstance(op, MBConv) and op.inverted_bottleneck is not None]
+def _expands(op: OpLayers) -> bool:
+    """Tell whether a map inside an operation is wider than its input."""
+    convs = [layer.conv for layer in op if isinstance(layer, ConvLayer)]
+    return any(conv.out_channels > convs[0].in_channels for conv in convs[:-1])
 
 
-def _cut_from_one_draw(ops: list[MBConv], generator: torch.Generator) -> None:
-    depths = [op.depth_conv.conv.weight for op in ops]
-    kernel, middle = max(w.shape[-1] for w in depths), max(w.shape[0] for w in depths)
-    first = ops[0]
-    assert first.inverted_bottleneck is not None
-    ins, outs = first.inverted_bottleneck.conv.weight.shape[1], first.point_linear.conv.weight.shape[0]
-    expand = _he(middle, ins, 1, middle, generator)
-    depth = _he(middle, 1, kernel, 1, generator)
-    point = _he(outs, middle, 1, outs, generator)
-    rim = torch.full((kernel, kernel), _RIM)
-    inner = slice((kernel - min(3, kernel)) // 2, (kernel + min(3, kernel)) // 2)
-    rim[inner, inner] = 1.0
-    depth *= rim
+def _cut_from_one_draw(ops: list[OpLayers], generator: torch.Generator) -> None:
+    by_name: dict[str, list[nn.Conv2d]] = {}
     for op in ops:
-        assert op.inverted_bottleneck is not None
-        width, _, size, _ = op.depth_conv.conv.weight.shape
-        at = (kernel - size) // 2
-        op.inverted_bottleneck.conv.weight.copy_(expand[:width])
-        op.depth_conv.conv.weight.copy_(depth[:width, :, at : at + size, at : at + size])
-        op.point_linear.conv.weight.copy_(point[:, :width])
+        for name, layer in op.named_children():
+            if isinstance(layer, ConvLayer):
+                by_name.setdefault(name, []).append(layer.conv)
+    for convs in by_name.values():
+        outs, ins, kernel, _ = map(max, zip(*(conv.weight.shape for conv in convs), strict=True))
+        drawn = _he(outs, ins, kernel, 1 if convs[0].groups > 1 else outs, generator)
+        rim = torch.full((kernel, kernel), _RIM)
+        inner = slice((kernel - min(3, kernel)) // 2, (kernel + min(3, kernel)) // 2)
+        rim[inner, inner] = 1.0
+        drawn *= rim
+        for conv in convs:
+            width, depth, size, _ = conv.weight.shape
+            at = (kernel - size) // 2
+            conv.weight.copy_(drawn[:width, :depth, at : at + size, at : at + size])
 
 
 def _he(outs: int, ins: int, kernel: int, fan_channels: int, generator: torch.Generator) -> Tensor:

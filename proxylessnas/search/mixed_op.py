@@ -11,11 +11,12 @@ It is computed in the backward pass, where ``dL/dy`` is at hand, and nothing of 
 
 In an arch step all candidates of a block see the same input, and BatchNorm uses the batch's statistics. Those
 of a 1x1 convolution ``u = W x`` follow from the mean and the covariance of ``x``: ``mean(u) = W mean(x)`` and
-``var(u) = diag(W cov(x) W^T)``. So the widest map of an MBConv need not be looked at to be normalised: scale
-and shift go into the convolution, and the covariance of its narrow input serves all candidates.
+``var(u) = diag(W cov(x) W^T)``. So the wide map behind an operation's first 1x1 convolution need not be
+looked at to be normalised: scale and shift go into the convolution, and the covariance of its narrow input
+serves all candidates.
 
 This is the same function, computed in another order. What is not known to gain by it runs as it is: GPUs,
-autocast, other layouts, small maps, and whatever is no plain MBConv.
+autocast, other layouts, small maps, and whatever does not begin with a plain 1x1 convolution.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..models.layers import ConvLayer, MBConv
+from ..models.layers import ConvLayer, OpLayers
 
 
 class MixedOp(nn.Module):
@@ -223,20 +224,31 @@ def output(op: nn.Module, x: Tensor, moments: Moments) -> Tensor:
         x: the block's input, [N, C, H, W].
         moments: shared by all candidates of the block.
     """
-    if type(op) is not MBConv or not _suits(x):
+    if not isinstance(op, OpLayers) or not _suits(x):
         return op(x)
-    expand, project = op.inverted_bottleneck, op.point_linear
-    if expand is None or not all(map(_plain, (op, expand, expand.conv, expand.bn, project, project.conv))):
+    pointwise = [layer if _is_pointwise(layer) else None for layer in op]
+    parts = [part for layer in pointwise if layer for part in (layer, layer.conv, layer.bn)]
+    if pointwise[0] is None or not all(map(_plain, (op, *parts))):
         return op(x)
-    if _normalises_by_batch(expand.bn) and x.numel() >= _PIXELS * x.shape[1] ** 2:
-        y = _pointwise(x, *_folded(expand, *moments.of(x)))
-    else:
-        y = expand.bn(_pointwise(x, expand.conv.weight))
-    # One name for all: the widest map is not to live through the projection.
-    y = F.relu6(y, inplace=True)
-    y = op.depth_conv(y)
-    y = _pointwise(y, project.conv.weight)
-    return project.bn(y)
+    y = x
+    for i, (layer, fast) in enumerate(zip(op, pointwise, strict=True)):
+        # One name for all: the widest map is not to live through the projection.
+        if fast is None:
+            y = layer(y)
+            continue
+        if i == 0 and _normalises_by_batch(fast.bn) and x.numel() >= _PIXELS * x.shape[1] ** 2:
+            y = _pointwise(x, *_folded(fast, *moments.of(x)))
+        else:
+            y = _pointwise(y, fast.conv.weight)
+            y = fast.bn(y)
+        if fast.act:
+            y = F.relu6(y, inplace=True)
+    return y
+
+
+def _is_pointwise(layer: nn.Module) -> TypeGuard[ConvLayer]:
+    conv = layer.conv if isinstance(layer, ConvLayer) else None
+    return conv is not None and conv.kernel_size == conv.stride == (1, 1) and conv.groups == 1
 
 
 def _suits(x: Tensor) -> bool:
@@ -252,7 +264,7 @@ def _suits(x: Tensor) -> bool:
 def _plain(module: nn.Module) -> bool:
     """Tell whether a module is as ``layers.py`` makes it, and so does nothing else when it is called."""
     return (
-        type(module) in (MBConv, ConvLayer, nn.Conv2d, nn.BatchNorm2d)
+        type(module) in (OpLayers, ConvLayer, nn.Conv2d, nn.BatchNorm2d)
         and not module._forward_hooks
         and not module._forward_pre_hooks
         and "forward" not in module.__dict__

@@ -22,12 +22,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..arch.blocks import Block
-from ..arch.ops import ZERO, parse_token
+from ..arch.blocks import first_block
+from ..arch.ops import parse_token
 from ..arch.space import SearchBlock, SearchSpace
 from ..data.transforms import Preprocessing
 from ..errors import ArchError
-from ..models.layers import ConvLayer, LinearLayer, MBConv, ResidualBlock, registered_op
+from ..models.layers import ConvLayer, LinearLayer, ResidualBlock, make_op
 from ..models.proxylessnas import ProxylessNAS
 from .arch_params import ArchParameters
 from .mixed_op import MixedOp
@@ -55,8 +55,7 @@ class SuperNet(nn.Module):
         self.first_conv = ConvLayer(space.in_channels, space.stem, 3, space.stem_stride, **options)
         fixed: list[nn.Module] = []
         if space.first:
-            block = Block("mbconv", "k3e1!", -1, space.stem, space.first, 1, False, 3, 1)
-            fixed.append(ResidualBlock(block, **options))
+            fixed.append(ResidualBlock(first_block(space.stem, space.first), **options))
         self.mixed_ops: list[MixedOp] = []
         for search_block in space.search_blocks:
             candidates = [_candidate(search_block, column, options) for column in space.candidate_ops]
@@ -193,17 +192,14 @@ def _candidate(search_block: SearchBlock, token: str, options: dict[str, Any]) -
     """Return what :class:`MixedOp` takes for a column: a module, None for Zero, False where there is none."""
     if token not in search_block.candidate_ops:
         return False
-    if token == ZERO:
-        return None
-    kind, kernel, expand, _ = parse_token(token)
-    if kind == "custom":
-        op = registered_op(token, search_block.in_channels, search_block.out_channels, search_block.stride)
-        return op.to(options["device"]) if options["device"] is not None else op
-    block = Block(
-        kind, token, search_block.stage, search_block.in_channels, search_block.out_channels,
-        search_block.stride, search_block.shortcut, kernel, expand,
-    )  # fmt: skip
-    return MBConv(block, **options)
+    op = make_op(
+        parse_token(token)[0],
+        search_block.in_channels,
+        search_block.out_channels,
+        search_block.stride,
+        **options,
+    )
+    return op if op is None or options["device"] is None else op.to(options["device"])
 
 
 def _named(prefix: str, module: nn.Module) -> dict[str, Tensor]:

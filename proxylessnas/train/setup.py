@@ -21,6 +21,7 @@ from ..data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from ..errors import DataError
 from ..models.base import ImageClassifier, unwrapped
 from ..models.factory import create_model
+from ..models.layers import zero_last_scale
 from ..models.resolve import resolve
 from ..utils.config import problems_error
 from ..utils.files import open_file
@@ -218,8 +219,8 @@ def _model(model: Any, data: Data, recipe: Recipe, start: Start) -> tuple[ImageC
     built.drop_rate = getattr(built.arch, "dropout", 0.0) if recipe.dropout is None else recipe.dropout
     if recipe.zero_init_residual and not start.trained:
         for block in getattr(built, "blocks", ()):
-            if getattr(block, "shortcut", False) and hasattr(block.mobile_inverted_conv, "point_linear"):
-                nn.init.zeros_(block.mobile_inverted_conv.point_linear.bn.weight)
+            if getattr(block, "shortcut", False):
+                zero_last_scale(block.mobile_inverted_conv)
     return built, start
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from proxylessnas import Arch, ArchError, Stage, TreeArch, UnknownModelError, register_op
 from proxylessnas.arch.blocks import Block
+from proxylessnas.arch.ops.mbconv import MBConv
 from proxylessnas.arch.published import CIFAR, MOBILE, MODEL_NAMES, PUBLISHED, W025_R112, normalise_name
 
 OFFICIAL = {
@@ -76,8 +77,8 @@ def test_text_is_the_python_expression():
 def test_blocks_of_the_mobile_model():
     blocks = MOBILE.blocks
     assert len(blocks) == 22
-    assert blocks[0] == Block("mbconv", "k3e1!", -1, 32, 16, 1, False, 3, 1)
-    assert blocks[1] == Block("mbconv", "k5e3", 0, 16, 32, 2, False, 5, 3)
+    assert blocks[0] == Block(MBConv(3, 1), "k3e1!", -1, 32, 16, 1, False)
+    assert blocks[1] == Block(MBConv(5, 3), "k5e3", 0, 16, 32, 2, False)
     assert [b.kind for b in blocks].count("zero") == 2
     assert blocks[21].mid_channels == 192 * 6
     assert all(b.shortcut == (b.stride == 1 and b.in_channels == b.out_channels) for b in blocks)

@@ -350,8 +350,9 @@ def test_blocks_of_keys_are_those_of_the_model(arch: Arch) -> None:
         made = key.block
         for what in (
             "kind",
+            "op",
+            "layers",
             "kernel",
-            "expand",
             "in_channels",
             "out_channels",
             "stride",

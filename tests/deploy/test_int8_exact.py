@@ -103,7 +103,7 @@ def test_depthwise_convolutions_keep_8_bits(tmp_path: Path) -> None:
     )
     weights = [v for v in onnx.load(str(path)).graph.initializer if v.data_type == onnx.TensorProto.INT8]
     largest = {v.name: int(abs(onnx.numpy_helper.to_array(v).astype(int)).max()) for v in weights}
-    assert {n for name, n in largest.items() if "depth.weight_quantized" in name} == {127}
+    assert {n for name, n in largest.items() if "depth_conv.weight_quantized" in name} == {127}
     assert {n for name, n in largest.items() if "depth" not in name and "weight_quantized" in name} == {64}
 
 

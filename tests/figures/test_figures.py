@@ -59,7 +59,11 @@ def test_layers_are_those_of_the_model(arch: Arch) -> None:
     layers = report.layers_of(arch)
     blocks = layers[1:-2]
     assert [layer.kind for layer in (layers[0], *layers[-2:])] == ["stem", "last", "classifier"]
-    assert [(b.kernel, b.expand) for b in arch.blocks] == [(b.kernel, b.expand) for b in blocks]
+    assert [(b.kernel, b.mid_channels) for b in arch.blocks] == [(b.kernel, b.channels[1]) for b in blocks]
+    labels = [
+        f"{b.op.kernel}×{b.op.kernel}  e{b.op.ratio}" if b.kind == "mbconv" else SKIPPED for b in arch.blocks
+    ]
+    assert labels == [b.label for b in blocks]
     assert [b.kind == "zero" for b in arch.blocks] == [b.kind == SKIPPED for b in blocks]
     for before, layer in pairwise(layers):
         assert layer.size == before.out_size

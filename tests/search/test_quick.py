@@ -9,9 +9,9 @@ import torch
 from search_tools import gate_gradient, mixture_gradient, same, small_model, state_of
 from torch import Tensor, nn
 
-from proxylessnas.arch.blocks import Block
+from proxylessnas.arch.ops import parse_token
 from proxylessnas.arch.space import SearchSpace, SpaceStage
-from proxylessnas.models.layers import MBConv
+from proxylessnas.models.layers import OpLayers, make_op
 from proxylessnas.search.arch_params import ArchParameters
 from proxylessnas.search.mixed_op import Moments, output
 
@@ -22,10 +22,12 @@ MANY, FEW = (8, 8, 32, 32), (16, 48, 8, 8)
 
 def block(
     channels: int = 8, kernel: int = 3, expand: int = 3, stride: int = 1, dtype: torch.dtype = torch.float64
-) -> MBConv:
+) -> OpLayers:
     """Return an MBConv whose BatchNorms are far from new, and use the batch's statistics alone."""
     torch.manual_seed(0)
-    op = MBConv(Block("mbconv", "", 0, channels, 12, stride, False, kernel, expand)).to(dtype).train()
+    op = make_op(parse_token(f"k{kernel}e{expand}")[0], channels, 12, stride)
+    assert isinstance(op, OpLayers)
+    op = op.to(dtype).train()
     for module in op.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.weight, 1.0, 0.5)
@@ -73,19 +75,19 @@ def test_an_input_without_spread_is_no_obstacle() -> None:
         torch.testing.assert_close(output(op, x, Moments()), op(x), rtol=1e-9, atol=1e-9)
 
 
-def _hook(path: str) -> Callable[[MBConv], object]:
+def _hook(path: str) -> Callable[[OpLayers], object]:
     return lambda op: op.get_submodule(path).register_forward_hook(lambda *_: None)
 
 
-def _before(path: str) -> Callable[[MBConv], object]:
+def _before(path: str) -> Callable[[OpLayers], object]:
     return lambda op: op.get_submodule(path).register_forward_pre_hook(lambda *_: None)
 
 
-def _parametrised(op: MBConv) -> None:
+def _parametrised(op: OpLayers) -> None:
     torch.nn.utils.parametrizations.weight_norm(op.point_linear.conv)
 
 
-def _replaced(op: MBConv) -> None:
+def _replaced(op: OpLayers) -> None:
     op.point_linear.forward = lambda x: x.mean((2, 3), keepdim=True)  # type: ignore[method-assign]
 
 
@@ -96,10 +98,10 @@ def _replaced(op: MBConv) -> None:
         *(_before(p) for p in ("inverted_bottleneck.conv", "point_linear.conv")),
         _parametrised, _replaced,
         lambda op: op.to(torch.float32).to(torch.bfloat16),
-        lambda op: setattr(op, "__class__", type("Other", (MBConv,), {})),
+        lambda op: setattr(op, "__class__", type("Other", (OpLayers,), {})),
     ],
 )  # fmt: skip
-def test_what_is_out_of_the_ordinary_runs_as_it_is(change: Callable[[MBConv], object]) -> None:
+def test_what_is_out_of_the_ordinary_runs_as_it_is(change: Callable[[OpLayers], object]) -> None:
     op, moments = block(), Moments()
     change(op)
     x = batch(dtype=op.depth_conv.conv.weight.dtype)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ...models.base import ImageClassifier
-from ...models.layers import ConvLayer, ResidualBlock
+from ...models.layers import ConvLayer, OpLayers, ResidualBlock, SqueezeExcite
 from ...models.proxylessnas import ProxylessNAS
 from ..formats.split_depthwise import is_wide
 from .ranges import STEPS, Observed, scale_and_zero
@@ -148,13 +148,11 @@ def _visited(
     if not scheme.float_last:
         handles.append(model.classifier.register_forward_pre_hook(into(_POOLED)))
     after_sum = False
+    ends = {op[-1] for op in model.modules() if isinstance(op, OpLayers)}
     for name, module in model.named_modules():
-        inside = in_float_part(name, scheme) and not name.endswith(
-            "point_linear"
-        )  # whose output is read in 8 bits
-        if inside:
+        if in_float_part(name, scheme) and module not in ends:  # whose output is read in 8 bits
             continue
-        if isinstance(module, ConvLayer):
+        if isinstance(module, (ConvLayer, SqueezeExcite)):
             handles.append(module.register_forward_hook(out_of(name)))
         elif isinstance(module, ResidualBlock) and module.mobile_inverted_conv is not None:
             if after_sum and float_adds:

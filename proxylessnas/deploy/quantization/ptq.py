@@ -22,6 +22,7 @@ the calibration images showed, and an 8-bit scale would cut it off as well.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...models.base import ImageClassifier
-from ...models.layers import ConvLayer, LinearLayer, MBConv, ResidualBlock
+from ...models.layers import ConvLayer, LinearLayer, OpLayers, ResidualBlock
 from ...models.proxylessnas import ProxylessNAS
 from .fake_quant import observe, rounded_input, simulated, stays_float
 from .schemes import Scheme
@@ -266,15 +267,17 @@ def _links(model: ProxylessNAS) -> Iterator[_Link]:
         if op is None:
             continue
         after = stream if block.shortcut else _Link()
-        if isinstance(op, MBConv):
-            first = op.inverted_bottleneck
-            stream.readers.append((first or op.depth_conv).conv)
-            if first is not None:
-                yield _Link([first], [op.depth_conv.conv], [first])
-            yield _Link([op.depth_conv], [op.point_linear.conv], [op.depth_conv])
-            after.writers.append(op.point_linear)
-        else:
-            stream.fixed = after.fixed = True
+        layers = list(op) if isinstance(op, OpLayers) else [op]
+        for before, layer in itertools.pairwise(layers):  # what is no convolution lets nothing pass
+            if isinstance(before, ConvLayer) and isinstance(layer, ConvLayer):
+                yield _Link([before], [layer.conv], [before])
+        first, last = layers[0], layers[-1]
+        if isinstance(first, ConvLayer):
+            stream.readers.append(first.conv)
+        if isinstance(last, ConvLayer):
+            after.writers.append(last)
+        stream.fixed |= not isinstance(first, ConvLayer)
+        after.fixed |= not isinstance(last, ConvLayer)
         if block.shortcut and stream.clipped:  # the sum of a bounded value and others is not bounded
             stream.fixed = True
         after.watched.append(block)

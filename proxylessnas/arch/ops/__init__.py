@@ -1,7 +1,8 @@
 """Operations of blocks: reads their tokens, registers one's own, and remembers which module registered them.
 
-A token is ``k5e3`` (a mobile inverted bottleneck with a 5x5 depthwise convolution and expansion ratio 3),
-``-`` (a skipped block) or the name of a registered operation; a trailing ``!`` leaves out the shortcut.
+A token is spelled as one of :data:`SPECS` says (``k5e3``: a mobile inverted bottleneck with a 5x5 depthwise
+convolution and expansion ratio 3), ``-`` (a skipped block) or the name of a registered operation; a trailing
+``!`` leaves out the shortcut.
 
 Texts of architectures and search spaces end in a comment line an operation, which every reader of them skips:
 
@@ -15,14 +16,20 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from ..errors import ArchError, shown
+from ...errors import ArchError, shown
+from .fused import FusedMBConv
+from .mbconv import MBConv
+from .spec import Layers, Op, OpSpec
+
+#: The operations of the package. A new one is a file beside these, imported here.
+SPECS: tuple[type[OpSpec], ...] = (MBConv, FusedMBConv)
 
 ZERO = "-"
-_MBCONV = re.compile(r"k([0-9]{1,2})e([0-9]{1,2}(?:\.[0-9]{1,3})?)")
 IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _NOTE = re.compile(r"^# operation ([A-Za-z_]\w{0,63}): registered by (\w[\w.-]{0,199})$", re.MULTILINE)
 _MAIN = "__main__"
@@ -33,22 +40,51 @@ OpBuilder = Callable[[int, int, int], Any]
 _custom_ops: dict[str, OpBuilder] = {}
 
 
+@dataclass(frozen=True)
+class Zero(Op):
+    """A block that is skipped."""
+
+    kind = "zero"
+
+    @property
+    def name(self) -> str:
+        """Its token."""
+        return ZERO
+
+    def layers(self, in_channels: int, out_channels: int, stride: int) -> Layers:
+        """Return no layer."""
+        return ()
+
+
+@dataclass(frozen=True)
+class Registered(Op):
+    """An operation that a user registered."""
+
+    kind = "custom"
+    token: str
+    build: OpBuilder
+
+    @property
+    def name(self) -> str:
+        """Its token."""
+        return self.token
+
+
 def register_op(token: str, build: OpBuilder) -> None:
     """Make ``token`` usable as a block in every architecture.
 
     Args:
-        token: an identifier that is not an MBConv token (``k3e6``).
+        token: an identifier that is not spelled like an operation of the package (``k3e6``).
         build: called with ``(in_channels, out_channels, stride)``; returns an ``nn.Module`` that maps [N,
             in_channels, H, W] to [N, out_channels, ceil(H / stride), ceil(W / stride)].
 
     Raises:
         ArchError: the token is not an identifier, or it is taken by another builder.
     """
-    if not isinstance(token, str) or not IDENTIFIER.fullmatch(token) or _MBCONV.fullmatch(token):
-        raise ArchError(
-            f"cannot register {token!r}: an operation's name is an identifier other than k<kernel>e<ratio>"
-        )
-    if token in ("ZeroLayer", "MBInvertedConvLayer", "IdentityLayer"):
+    if not isinstance(token, str) or not IDENTIFIER.fullmatch(token) or is_spelled(token):
+        taken = " and ".join(spec.grammar() for spec in SPECS)
+        raise ArchError(f"cannot register {token!r}: its name must be an identifier other than {taken}")
+    if token in ("ZeroLayer", "IdentityLayer", *(spec.official for spec in SPECS)):
         raise ArchError(f"cannot register {token!r}: the original JSON format uses that name")
     if not callable(build):
         raise ArchError(f"cannot register {token!r}: its builder {shown(build)} cannot be called")
@@ -58,13 +94,18 @@ def register_op(token: str, build: OpBuilder) -> None:
     remember(token, sys._getframe(1))
 
 
-def custom_op(token: str) -> OpBuilder:
-    """Return the builder registered for ``token``."""
-    return _custom_ops[token]
+def registered() -> list[str]:
+    """Return the operations that were registered."""
+    return sorted(_custom_ops)
 
 
-def parse_token(token: str) -> tuple[str, int, float, bool]:
-    """Split a block token into ``(kind, kernel, expansion ratio, shortcut allowed)``.
+def is_spelled(name: str) -> bool:
+    """Tell whether a name is spelled like an operation of the package, possible or not."""
+    return any(spec.pattern().fullmatch(name) for spec in SPECS)
+
+
+def parse_token(token: str) -> tuple[Op, bool]:
+    """Return the operation of a block's token, and whether its block may have a shortcut.
 
     Raises:
         ArchError: the token names no operation.
@@ -72,20 +113,24 @@ def parse_token(token: str) -> tuple[str, int, float, bool]:
     name = token.removesuffix("!")
     shortcut = name == token
     if name == ZERO:
-        return "zero", 0, 0, shortcut
-    match = _MBCONV.fullmatch(name)
-    if match:
-        kernel, ratio = int(match[1]), float(match[2])
-        if kernel % 2 == 0:
-            raise ArchError(f"{shown(token)}: the kernel size must be odd")
-        if ratio < 1:
-            raise ArchError(f"{token!r}: the expansion ratio must be at least 1")
-        return "mbconv", kernel, int(ratio) if ratio.is_integer() else ratio, shortcut
+        return Zero(), shortcut
+    for spec in SPECS:
+        try:
+            found = spec.parse(name)
+        except ValueError as e:
+            raise ArchError(f"{shown(token)}: {e}") from None
+        if found is not None:
+            return found, shortcut
     if name in _custom_ops:
-        return "custom", 0, 0, shortcut
-    known = ", ".join(["k<kernel>e<ratio> such as k5e3", "- for a skipped block", *sorted(_custom_ops)])
+        return Registered(name, _custom_ops[name]), shortcut
     own = "; one of your own is registered first: --import MODULE" if IDENTIFIER.fullmatch(name) else ""
-    raise ArchError(f"unknown operation {shown(token)}; known are {known}{own}")
+    raise ArchError(f"unknown operation {shown(token)}; known are {known_tokens()}{own}")
+
+
+def known_tokens() -> str:
+    """Return what tokens there are, for messages."""
+    spelled = [f"{spec.grammar()} such as {spec.example}" for spec in SPECS]
+    return ", ".join([*spelled, "- for a skipped block", *registered()])
 
 
 def op_name(token: str) -> str:
@@ -97,8 +142,7 @@ def op_name(token: str) -> str:
     Raises:
         ArchError: the token names no operation.
     """
-    kind, kernel, expand, _ = parse_token(token)
-    return f"k{kernel}e{expand:g}" if kind == "mbconv" else token.removesuffix("!")
+    return parse_token(token)[0].name
 
 
 def remember(token: str, frame: FrameType | None) -> None:
