@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import math
 import textwrap
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LatencyError
-from ._latency import ms
-from ._output import bar, bold, pairs, printable, table
+from ._arguments import check_output
+from ._output import bar, bold, ms, note, pairs, print_json, printable, table
 
 if TYPE_CHECKING:
     from ..arch.arch import Arch
@@ -154,6 +156,26 @@ def show(name: str, known: Mapping[str, Any], conditions: str) -> None:
     rows += [("correction", textwrap.fill(text, _WIDTH)) for text in _line(known["correction"])]
     print(bold(printable(name)))
     print(printable(pairs(rows, "  ")))
+
+
+def check_table_output(file: str, force: bool) -> None:
+    """Check that a table can be written there, and that none is there unless it may be replaced."""
+    check_output(file, "-o", ".json")
+    if Path(file).exists() and not force:
+        raise LatencyError(f"{file} is there already: --force replaces it")
+
+
+def print_table_facts(
+    file: str, found: LatencyTable, args: argparse.Namespace, *, doubts: bool = True
+) -> None:
+    """Print what is in a table that was written, with reasons to doubt it unless the caller tells them."""
+    known = facts(found, found.space)
+    if args.json:
+        print_json({"table": str(file), **known})
+        return
+    show(str(file), known, found.conditions.describe())
+    for problem in known["trust"] if doubts else []:
+        note(f"a search would refuse this table: {problem}")
 
 
 def _line(known: Mapping[str, Any]) -> list[str]:

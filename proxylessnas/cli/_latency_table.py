@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import argparse
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LatencyError, LatencyKeyError
-from ..models.resolve import resolve
-from ._command import UsageError, Verb
-from ._latency import (
-    NET_HELP,
+from ._arguments import (
+    MODEL_HELP,
     SPACE_HELP,
     TABLE_HELP,
     add_imports,
+    add_json,
+    add_output,
     add_sizes,
     add_space,
-    check_output,
-    import_modules,
-    ms,
-    read_table,
     the_space,
 )
-from ._latency_facts import facts, show, show_breakdown, show_entries
-from ._options import MOST_PICTURES, MOST_THREADS, whole
-from ._output import bold, note, print_json, printable, table
+from ._command import Command, UsageError
+from ._latency_facts import (
+    check_table_output,
+    facts,
+    print_table_facts,
+    show,
+    show_breakdown,
+    show_entries,
+)
+from ._options import add_options, settings_from, spelled
+from ._output import ms, note, print_json, print_table, printable
 
 if TYPE_CHECKING:
     from ..arch.arch import Arch
@@ -35,7 +38,10 @@ if TYPE_CHECKING:
 _FILL_HELP = "operations that the table lacks are predicted from those it has, and marked"
 
 
-class Show(Verb):
+_IMPORT_NAMES = {"device_name": "--device", "batch_size": "--batch"}
+
+
+class Show(Command):
     """Prints a table, or what a net is made of."""
 
     name = "show"
@@ -58,20 +64,21 @@ class Show(Verb):
 """
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the action's arguments."""
+        """Declare the arguments."""
         parser.add_argument("table", metavar="TABLE", help=TABLE_HELP)
         add_imports(parser)
-        parser.add_argument("net", metavar="NET", nargs="?", help=NET_HELP)
+        parser.add_argument("net", metavar="NET", nargs="?", help=MODEL_HELP)
         add_space(parser, required=False)
         parser.add_argument("--predict-missing", action="store_true", help=_FILL_HELP)
-        parser.add_argument("--json", action="store_true", help="print one JSON document")
+        add_json(parser)
 
     def run(self, args: argparse.Namespace) -> int:
         """Print it."""
-        import_modules(args)
+        from ..latency import LatencyTable
+
         if args.net is not None and args.space is not None:
             raise UsageError("--space is for a table's summary; a net needs none")
-        found = read_table(args.table)
+        found = LatencyTable.load(args.table)
         if args.net is not None:
             arch = _chain(args.net)
             filled, predictor = _filled(found, [(args.net, arch)], args)
@@ -86,7 +93,7 @@ class Show(Verb):
         if args.predict_missing:
             if space is None:
                 raise UsageError("--predict-missing needs a space: --space says which")
-            found, predictor = _extended(found, list(_missing(found, space)))
+            found, predictor = _extended(found, list(found.coverage(space)[2]))
         else:
             predictor = None
         known = facts(found, space)
@@ -103,7 +110,7 @@ class Show(Verb):
         return 0
 
 
-class Predict(Verb):
+class Predict(Command):
     """Predicts nets from a table."""
 
     name = "predict"
@@ -122,20 +129,19 @@ class Predict(Verb):
     rest = "nets"
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the action's arguments."""
+        """Declare the arguments."""
         parser.add_argument("table", metavar="TABLE", help=TABLE_HELP)
         add_imports(parser)
-        parser.add_argument("nets", metavar="NET", nargs="+", help=NET_HELP)
+        parser.add_argument("nets", metavar="NET", nargs="+", help=MODEL_HELP)
         add_sizes(parser)
         parser.add_argument("--predict-missing", action="store_true", help=_FILL_HELP)
-        parser.add_argument("--json", action="store_true", help="print one JSON document")
+        add_json(parser)
 
     def run(self, args: argparse.Namespace) -> int:
         """Predict and report."""
-        from ..latency import doubts
+        from ..latency import LatencyTable, doubts
 
-        import_modules(args)
-        found = read_table(args.table)
+        found = LatencyTable.load(args.table)
         nets = [(word, _chain(word)) for word in dict.fromkeys(args.nets)]
         filled, predictor = _filled(found, nets, args)
         rows: list[tuple[str, Breakdown]] = []
@@ -155,9 +161,7 @@ class Predict(Verb):
             cells.append((word, ms(parts.total_ms), guessed))
         if not any(parts.predicted for _, parts in rows):
             cells = [(*row[:2], "") for row in cells]
-        head, _, body = table(cells, "<><").partition("\n")
-        print(bold(head))
-        print(printable(body))
+        print_table(cells, "<><")
         print(printable(f"\nmilliseconds a call; {found.conditions.describe()}"))
         _tell_error(predictor)
         for problem in doubts(found):
@@ -165,7 +169,7 @@ class Predict(Verb):
         return 0
 
 
-class Import(Verb):
+class Import(Command):
     """Makes a table of figures measured elsewhere."""
 
     name = "import"
@@ -181,89 +185,50 @@ class Import(Verb):
 """
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the action's arguments."""
+        """Declare the arguments."""
+        from ..latency.settings import ImportSettings
+
         parser.add_argument("file", metavar="FILE", help="a .yaml, .csv or .json file")
         add_imports(parser)
-        parser.add_argument(
-            "-o", "--output", required=True, metavar="FILE", help="where to write the table (.json)"
-        )
+        add_output(parser, "where to write the table (.json)", required=True)
         parser.add_argument("--force", action="store_true", help="replace a table that is there")
         parser.add_argument("--kit", metavar="DIR", help="FILE holds the results of this kit")
-        group = parser.add_argument_group("what FILE may not say itself")
-        group.add_argument("--unit", choices=("ms", "s", "us"), help="of the figures")
-        group.add_argument("--device", metavar="NAME", help="what it was measured on")
-        group.add_argument("--runtime", metavar="NAME", help="the program that ran the operations")
-        group.add_argument("--threads", type=whole(1, MOST_THREADS), metavar="N", help="on a CPU")
-        group.add_argument(
-            "--batch", type=whole(1, MOST_PICTURES), metavar="N", dest="batch_size", help="pictures a call"
-        )
-        group.add_argument("--statistic", choices=("median", "mean"), help="over the runs")
-        group.add_argument("--source", metavar="TEXT", help="where the figures were published")
-        group.add_argument("--space", metavar="S", help=f"that the table is for: {SPACE_HELP}")
-        add_sizes(group, " (of the space)")
-        parser.add_argument("--json", action="store_true", help="print one JSON document")
+        add_options(parser, ImportSettings, names=_IMPORT_NAMES)
+        parser.add_argument("--space", metavar="S", help=f"that the table is for: {SPACE_HELP}")
+        add_sizes(parser, " (of the space)")
+        add_json(parser)
 
     def run(self, args: argparse.Namespace) -> int:
         """Read, check and write it."""
-        import_modules(args)
+        from ..latency import ImportSettings, import_table, kit_table, read_results
+
         check_table_output(args.output, args.force)
-        names = ("unit", "runtime", "threads", "batch_size", "statistic", "source")
-        given = {name: getattr(args, name) for name in names}
-        given["device_name"] = args.device
+        settings = settings_from(args, ImportSettings)
         space = the_space(args)
         if args.kit is not None:
-            said = [name for name, value in {**given, "space": space}.items() if value is not None]
+            said = [name for name, value in {**vars(settings), "space": space}.items() if value is not None]
             if said:
-                option = {"batch_size": "batch", "device_name": "device"}.get(said[0], said[0])
-                raise UsageError(f"--{option} does not go with --kit, whose files say it")
-            found = _from_kit(args.kit, args.file)
+                raise UsageError(
+                    spelled(f"`{said[0]}` does not go with --kit, whose files say it", args.parser)
+                )
+            found = kit_table(read_results(args.kit, args.file))
         else:
-            from ..latency import import_table
-
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # the report has it, under trust
-                found = import_table(args.file, space=space, **given)
+                found = import_table(args.file, settings, space=space)
         found.save(args.output)
-        report_table(args.output, found, args)
+        print_table_facts(args.output, found, args)
         return 0
-
-
-def check_table_output(file: str, force: bool) -> None:
-    """Check that a table can be written there, and that none is there unless it may be replaced."""
-    check_output(file, "-o", ".json")
-    if Path(file).exists() and not force:
-        raise LatencyError(f"{file} is there already: --force replaces it")
-
-
-def report_table(file: str, found: LatencyTable, args: argparse.Namespace, *, doubts: bool = True) -> None:
-    """Print what is in a table that was written, with reasons to doubt it unless the caller tells them."""
-    known = facts(found, found.space)
-    if args.json:
-        print_json({"table": str(file), **known})
-        return
-    show(str(file), known, found.conditions.describe())
-    for problem in known["trust"] if doubts else []:
-        note(f"a search would refuse this table: {problem}")
-
-
-def _from_kit(kit: str, results: str) -> LatencyTable:
-    from ..latency import read_results
-    from ..latency.kit.results import kit_table
-
-    return kit_table(read_results(kit, results))
 
 
 def _chain(word: str) -> Arch:
     from ..arch.arch import Arch
+    from ..models.resolve import resolve
 
     arch = resolve(word).arch
     if not isinstance(arch, Arch):
         raise LatencyError(f"{word} is no chain of blocks: a table cannot predict it; measure it instead")
     return arch
-
-
-def _missing(found: LatencyTable, space: Any) -> list[Any]:
-    return list(found.coverage(space)[2])
 
 
 def _filled(
@@ -314,6 +279,3 @@ def _net_facts(word: str, parts: Breakdown) -> dict[str, Any]:
 
 def _parts(parts: Breakdown) -> list[dict[str, Any]]:
     return [{"key": str(key), "ms": value, "how": how} for key, value, how in parts.parts]
-
-
-SHOW, PREDICT, IMPORT = Show(), Predict(), Import()

@@ -17,8 +17,8 @@ from ..errors import DataError, ProxylessError, WeightsCorruptError, WeightsNotF
 from ..models.resolve import Resolved, read_arch, resolve
 from ..utils.files import open_file
 from ..weights.registry import find_by_digest
+from ._arguments import add_imports
 from ._command import UsageError
-from ._latency import add_imports
 from ._output import note
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import sys
 import time
@@ -69,6 +70,13 @@ def table(rows: Sequence[Sequence[str]], align: str) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
+def print_table(rows: Sequence[Sequence[str]], align: str) -> None:
+    """Print such a table, with its head in bold."""
+    head, _, body = table(rows, align).partition("\n")
+    print(bold(head))
+    print(printable(body))
+
+
 def pairs(rows: Sequence[tuple[str, str]], indent: str = "") -> str:
     """Return (label, text) rows as two columns; further lines of a text are put below its first."""
     rows = [(one_line(label), printable(text)) for label, text in rows]
@@ -86,6 +94,18 @@ def millions(n: int) -> str:
 def megabytes(n: int) -> str:
     """Return a number of bytes as in "2.4 MB"."""
     return f"{n / 1e6:.1f} MB"
+
+
+def ms(value: float) -> str:
+    """Return milliseconds to three digits or to the hundredth of a millisecond, whichever is longer."""
+    if not math.isfinite(value):
+        return "-"
+    return f"{value:.{3 if value < 0.995 else 2}f}"
+
+
+def rate(value: float) -> str:
+    """Return how many a second, to the tenth below a hundred."""
+    return f"{value:,.{0 if value >= 100 else 1}f}"
 
 
 def plural(n: int, noun: str) -> str:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import one_line
 from ..utils.progress import clock
-from ._command import UsageError, Verb
-from ._latency import SPACE_HELP, TABLE_HELP, add_imports
+from ._arguments import SPACE_HELP, TABLE_HELP, add_imports
+from ._command import Command, UsageError
 from ._model import imports_given
 from ._output import note, pairs, print_json
 from ._train import DATA_HELP, add_list_recipes, fitting_batch, keep_pages, settings
@@ -26,7 +26,7 @@ ALGORITHMS = ("gradient", "reinforce", "random", "evolution")
 _DEFAULT_RECIPE = "small"
 
 
-class Run(Verb):
+class Run(Command):
     """Searches."""
 
     name = "run"
@@ -43,7 +43,7 @@ class Run(Verb):
 """
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the action's arguments."""
+        """Declare the arguments."""
         parser.add_argument("--space", required=True, metavar="S", help=SPACE_HELP)
         parser.add_argument("--data", required=True, metavar="DATA", help=DATA_HELP)
         parser.add_argument(
@@ -102,7 +102,7 @@ class Run(Verb):
         return report(args, search(args.space, args.data, recipe, out=settings(args), **asked))
 
 
-class Resume(Verb):
+class Resume(Command):
     """Goes on with a search."""
 
     name = "resume"
@@ -116,7 +116,7 @@ class Resume(Verb):
 """
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the action's arguments."""
+        """Declare the arguments."""
         parser.add_argument("out", metavar="DIR", type=Path, help="folder of the search")
         parser.add_argument("--data", metavar="DATA", help="the pictures, where they are somewhere else now")
         _add_how(parser)
@@ -130,7 +130,7 @@ class Resume(Verb):
         return report(args, resume(args.out, settings(args), data=args.data))
 
 
-class Derive(Verb):
+class Derive(Command):
     """Derives another net."""
 
     name = "derive"
@@ -145,7 +145,7 @@ class Derive(Verb):
 """
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the action's arguments."""
+        """Declare the arguments."""
         parser.add_argument("folder", metavar="DIR", type=Path, help="folder of the search")
         parser.add_argument(
             "--out", "-o", "--output", required=True, metavar="FOLDER", type=Path, dest="output",

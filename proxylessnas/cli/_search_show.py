@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from ..utils.progress import clock
-from ._command import Verb
-from ._latency import add_imports
+from ._arguments import add_imports
+from ._command import Command
 from ._output import bar, pairs, print_json, printable, table
 from ._search import UNITS, number
 
 _WORDS = {"latency": "latency", "macs": "multiply-accumulates", "params": "parameters"}
 
 
-class Show(Verb):
+class Show(Command):
     """Prints a search."""
 
     name = "show"
@@ -30,7 +30,7 @@ class Show(Verb):
 """
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the action's arguments."""
+        """Declare the arguments."""
         parser.add_argument("folder", metavar="DIR", type=Path, help="folder of the search")
         add_imports(parser)
         parser.add_argument("--json", action="store_true", help="print one JSON document")

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import one_line
 from ..models.resolve import looks_like_path
+from ._arguments import add_imports
 from ._command import UsageError
-from ._latency import add_imports
 from ._model import imports_given
 from ._output import note, pairs, print_json
 
@@ -43,7 +43,7 @@ def add_list_recipes(parser: argparse._ActionsContainer, package: str) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser, recipe: str) -> None:
-    """Declare the arguments of both verbs; ``recipe`` is the default one."""
+    """Declare the arguments of both commands; ``recipe`` is the default one."""
     parser.add_argument("data", metavar="DATA", help=DATA_HELP)
     parser.add_argument(
         "--val",
@@ -118,7 +118,7 @@ def resolved_recipe(args: argparse.Namespace, **more: Any) -> Recipe:
     """Return the recipe with the changes that the options ask for."""
     from ..train.recipe import Recipe, read_recipe
 
-    # A file that says only what is different is meant to start from what the verb would do without it.
+    # A file that says only what is different is meant to start from what the command would do without it.
     base = Recipe.preset(args.parser.get_default("recipe"))
     is_file = args.recipe.lower().endswith(".toml")
     recipe = Recipe.from_toml(Path(args.recipe), base=base) if is_file else read_recipe(args.recipe)

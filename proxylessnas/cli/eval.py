@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
-from ._command import UsageError, Verb
+from ._command import Command, UsageError
 from ._eval_data import EvalData, check_source, open_source
 from ._model import add_net_options, check_options, open_net, running
 from ._output import Progress, error, note, pairs, plural, print_json, printable, table
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _MANY = 500  # pictures from which on worker processes pay for their start
 
 
-class Eval(Verb):
+class Eval(Command):
     """Measures accuracy and calibration on a folder of pictures or a known data set."""
 
     name = "eval"
@@ -51,7 +51,7 @@ class Eval(Verb):
 """
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the verb's arguments."""
+        """Declare the arguments."""
         add_net_options(parser)
         parser.add_argument(
             "data",
@@ -254,4 +254,4 @@ def _show(d: dict[str, Any]) -> None:
     print(printable(pairs(rows)))
 
 
-VERB = Eval()
+COMMAND = Eval()

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ProxylessError, one_line
-from ._command import UsageError, Verb
+from ._command import Command, UsageError
 from ._output import error, megabytes, plural, print_json
 
 
-class Fetch(Verb):
+class Fetch(Command):
     """Downloads published weights and checks their digests."""
 
     name = "fetch"
@@ -31,7 +31,7 @@ class Fetch(Verb):
 """
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the verb's arguments."""
+        """Declare the arguments."""
         parser.add_argument("nets", metavar="NAME", nargs="*", help="net whose weights are wanted")
         parser.add_argument("--all", action="store_true", help="the weights of all nets")
         parser.add_argument("--to", metavar="DIR", help="put them into this folder instead of the cache")
@@ -69,4 +69,4 @@ class Fetch(Verb):
         return 1 if failed else 0
 
 
-VERB = Fetch()
+COMMAND = Fetch()

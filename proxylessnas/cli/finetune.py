@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 
-from ._command import Verb
+from ._command import Command
 from ._output import note
 
 
-class Finetune(Verb):
+class Finetune(Command):
     """Trains a published net on new classes."""
 
     name = "finetune"
@@ -19,14 +19,14 @@ class Finetune(Verb):
         "of DATA, in the same order, and else starts anew. Killed at any moment, the same command goes on "
         "from the last checkpoint. Under torchrun it trains on several GPUs, CPUs or machines. DIR gets the "
         "recipe, checkpoints, log.jsonl, epochs.csv, curves.png and the trained model.safetensors, which "
-        "every other verb takes as NET."
+        "every other command takes as NET."
     )
     example = """\
   $ proxylessnas finetune proxyless_cifar10_demo digits --epochs 3 --out runs/digits
 """
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the verb's arguments."""
+        """Declare the arguments."""
         from ._train import add_arguments
 
         parser.add_argument(
@@ -82,4 +82,4 @@ class Finetune(Verb):
         return report(args, result)
 
 
-VERB = Finetune()
+COMMAND = Finetune()

@@ -6,8 +6,8 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from ..errors import WeightsCorruptError, WeightsNotFoundError
-from ._command import Verb
-from ._latency import add_imports
+from ._arguments import add_imports
+from ._command import Command
 from ._model import named, sha256_of
 from ._output import bold, megabytes, pairs, print_json, printable
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..weights.record import Weights
 
 
-class Info(Verb):
+class Info(Command):
     """Prints a net's architecture, size, preprocessing, and where its weights are."""
 
     name = "info"
@@ -39,7 +39,7 @@ class Info(Verb):
 """
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the verb's arguments."""
+        """Declare the arguments."""
         parser.add_argument(
             "net", metavar="NAME|FILE", help="a net's name, or a file of weights or architecture"
         )
@@ -209,4 +209,4 @@ def _metrics(metrics: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-VERB = Info()
+COMMAND = Info()

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
-
-from ..errors import LatencyError
-from ._command import UsageError, VerbOfActions
-from ._latency_build import BUILD, KIT, VALIDATE
-from ._latency_measure import MEASURE
-from ._latency_table import IMPORT, PREDICT, SHOW
-from ._options import in_options
+from ._command import CommandGroup
+from ._latency_build import Build, Kit, Validate
+from ._latency_measure import Measure
+from ._latency_table import Import, Predict, Show
 
 
-class Latency(VerbOfActions):
+class Latency(CommandGroup):
     """Passes on to its actions."""
 
     name = "latency"
@@ -29,21 +25,7 @@ class Latency(VerbOfActions):
   $ proxylessnas latency show table.json
   $ proxylessnas latency predict table.json mine.txt
 """
-    rest = "nets"
-    actions = (MEASURE, BUILD, VALIDATE, SHOW, PREDICT, IMPORT, KIT)
-
-    def run(self, args: argparse.Namespace) -> int:
-        """Run the action."""
-        takes_nets = {action.name for action in self.actions if action.rest is not None}
-        if args.action is not None and args.nets and args.action not in takes_nets:
-            raise UsageError(f"unrecognised arguments: {' '.join(args.nets)}")
-        try:
-            return super().run(args)
-        except LatencyError as e:
-            found = in_options(e)
-            if found is e:
-                raise
-            raise found from e
+    actions = (Measure(), Build(), Validate(), Show(), Predict(), Import(), Kit())
 
 
-VERB = Latency()
+COMMAND = Latency()

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UnknownModelError
-from ._command import Verb
+from ._command import Command
 from ._output import bold, megabytes, millions, print_json, table
 
 
-class List(Verb):
+class List(Command):
     """Prints a table of the published nets; needs no torch."""
 
     name = "list"
@@ -33,7 +33,7 @@ class List(Verb):
 """
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the verb's arguments."""
+        """Declare the arguments."""
         parser.add_argument("pattern", nargs="?", default="*", help="shell-style pattern, such as '*mobile*'")
         parser.add_argument("--json", action="store_true", help="print one JSON document")
 
@@ -129,4 +129,4 @@ def _is_whole(path: Path, size: int | None) -> bool:
     return path.is_file() and size in (None, path.stat().st_size)
 
 
-VERB = List()
+COMMAND = List()

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import DataError, one_line
-from ._command import UsageError, Verb
-from ._latency import NET_HELP, TABLE_HELP, add_imports, check_output
+from ._arguments import MODEL_HELP, TABLE_HELP, add_imports, check_output
+from ._command import Command, UsageError
 from ._output import note, printable
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _PICTURES, _MOVIES = (".svg", ".png"), (".gif", ".mp4", ".html")
 
 
-class Plot(Verb):
+class Plot(Command):
     """Draws."""
 
     name = "plot"
@@ -44,10 +44,10 @@ class Plot(Verb):
     rest = "nets"
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the verb's arguments."""
+        """Declare the arguments."""
         parser.add_argument(
             "nets", metavar="NET", nargs="*",
-            help=f"{NET_HELP}; or the folder of a run",
+            help=f"{MODEL_HELP}; or the folder of a run",
         )  # fmt: skip
         parser.add_argument(
             "-o", "--output", metavar="FILE", help=".svg or .png; .gif, .mp4 or .html for a movie of a search"
@@ -236,4 +236,4 @@ def _table(subject: DrawnModel, args: argparse.Namespace) -> LatencyTable:
     return own
 
 
-VERB = Plot()
+COMMAND = Plot()

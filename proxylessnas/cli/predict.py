@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..errors import ImageError, one_line
-from ._command import UsageError, Verb
+from ._command import Command, UsageError
 from ._model import Net, add_net_options, check_options, class_labels, open_net, running
 from ._output import bar, bold, error, plural, print_json
 
 _BATCH = 16  # pictures a forward pass
 
 
-class Predict(Verb):
+class Predict(Command):
     """Classifies pictures; one that cannot be read does not stop the others."""
 
     name = "predict"
@@ -41,7 +41,7 @@ class Predict(Verb):
     rest = "images"
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the verb's arguments."""
+        """Declare the arguments."""
         add_net_options(parser)
         parser.add_argument("images", metavar="IMAGE", nargs="+", help="a picture")
         parser.add_argument(
@@ -120,4 +120,4 @@ def _read(path: str, transform: Any) -> Any:
     return transform(load_image(path))
 
 
-VERB = Predict()
+COMMAND = Predict()

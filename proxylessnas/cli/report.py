@@ -6,12 +6,12 @@ import argparse
 from pathlib import Path
 
 from ..errors import one_line
-from ._command import Verb
-from ._latency import add_imports, check_output
+from ._arguments import add_imports, check_output
+from ._command import Command
 from ._output import note
 
 
-class Report(Verb):
+class Report(Command):
     """Writes the report of a search or of a training."""
 
     name = "report"
@@ -29,7 +29,7 @@ class Report(Verb):
 """
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the verb's arguments."""
+        """Declare the arguments."""
         parser.add_argument("folder", metavar="DIR", type=Path, help="folder of a search or a training")
         parser.add_argument(
             "-o", "--output", metavar="FILE", help="the HTML file (default: report.html in DIR)"
@@ -52,4 +52,4 @@ class Report(Verb):
         return 0
 
 
-VERB = Report()
+COMMAND = Report()

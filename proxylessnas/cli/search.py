@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ._command import VerbOfActions
+from ._command import CommandGroup
 from ._search import DERIVE, RESUME, RUN
 from ._search_show import SHOW
 
 
-class Search(VerbOfActions):
+class Search(CommandGroup):
     """Passes on to its actions."""
 
     name = "search"
@@ -16,7 +16,7 @@ class Search(VerbOfActions):
     description = (
         "Search a space of nets for one that is accurate on your pictures and meets a target: latency on "
         "your device (with a table of `proxylessnas latency build`), multiply-accumulates, parameters, or "
-        "several. The net that comes out is a plain one with weights, which every other verb takes as NET."
+        "several. The net that comes out is a plain one with weights, which every other command takes as NET."
     )
     example = """\
   $ proxylessnas search run --space small --data photos/ --table laptop.json --target-ms 5 --out runs/a
@@ -26,4 +26,4 @@ class Search(VerbOfActions):
     actions = (RUN, RESUME, DERIVE, SHOW)
 
 
-VERB = Search()
+COMMAND = Search()

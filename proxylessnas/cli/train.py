@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from ._command import Verb
+from ._command import Command
 
 
-class Train(Verb):
+class Train(Command):
     """Trains an architecture from scratch."""
 
     name = "train"
@@ -17,14 +17,14 @@ class Train(Verb):
         "Train NET from random weights on DATA. Killed at any moment, the same command goes on from the last "
         "checkpoint. Under torchrun it trains on several GPUs, CPUs or machines. DIR gets the recipe, "
         "checkpoints, log.jsonl, epochs.csv, curves.png and the trained model.safetensors, which every other "
-        "verb takes as NET."
+        "command takes as NET."
     )
     example = """\
   $ proxylessnas train proxyless_cifar10_demo digits --recipe small-images --epochs 10 --out runs/digits
 """
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the verb's arguments."""
+        """Declare the arguments."""
         from ._train import add_arguments
 
         parser.add_argument("net", metavar="NET", help="a net of the zoo or an architecture file")
@@ -49,4 +49,4 @@ class Train(Verb):
         )
 
 
-VERB = Train()
+COMMAND = Train()

@@ -6,12 +6,12 @@ import argparse
 from typing import Any
 
 from ..errors import ProxylessError, WeightsCorruptError, WeightsNotFoundError, one_line
-from ._command import UsageError, Verb
+from ._command import Command, UsageError
 from ._model import named
 from ._output import error, plural, print_json
 
 
-class Verify(Verb):
+class Verify(Command):
     """Checks digests; never downloads."""
 
     name = "verify"
@@ -29,7 +29,7 @@ class Verify(Verb):
 """
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the verb's arguments."""
+        """Declare the arguments."""
         parser.add_argument(
             "nets", metavar="NAME|FILE", nargs="*", help="a net in the cache, or a file of weights"
         )
@@ -80,4 +80,4 @@ class Verify(Verb):
             return {"net": net, "state": "bad", "problem": str(e)}
 
 
-VERB = Verify()
+COMMAND = Verify()

@@ -37,6 +37,7 @@ from ..utils.files import decode, read_bytes
 from ..utils.paths import is_offline
 from .hub_files import CARD, CONFIG, LIBRARY, WEIGHTS, download, hub_errors, hub_library
 from .model_card import model_card
+from .settings import PushSettings
 
 _MOST_CONFIG_BYTES = 1 << 20
 
@@ -237,15 +238,12 @@ def _text(value: Any) -> str:
 def push_to_hub(
     model: ImageClassifier,
     repo: str,
+    settings: PushSettings | None = None,
     *,
     name: str | None = None,
     license: str | None = None,
     measured: Evaluation | None = None,
-    private: bool | None = None,
     token: str | None = None,
-    revision: str | None = None,
-    message: str | None = None,
-    create_pr: bool = False,
 ) -> str:
     """Write a net to a repository on the Hub, which is made if need be, in one commit.
 
@@ -254,14 +252,11 @@ def push_to_hub(
     Args:
         model: any net of this package.
         repo: ``"owner/name"``.
+        settings: of the commit; None takes the defaults.
         name: title of the model card; None takes the repository's.
         license: as for :func:`save_pretrained`.
         measured: as for :func:`save_pretrained`.
-        private: whether a new repository is private; None takes the owner's default.
         token: of the Hub, with the right to write; None takes the one that is logged in.
-        revision: branch to write to; None is the main one.
-        message: of the commit.
-        create_pr: propose the change instead of making it.
 
     Returns:
         The address of the commit.
@@ -271,7 +266,7 @@ def push_to_hub(
         WeightsFetchError, WeightsNotFoundError: the Hub cannot be reached, or refused.
         MissingExtraError: huggingface_hub or safetensors is not installed.
     """
-    hub = hub_library()
+    asked, hub = settings or PushSettings(), hub_library()
     if is_offline():
         raise OfflineError(f"{repo}: PROXYLESSNAS_OFFLINE forbids the network")
     api = hub.HfApi(token=token, library_name=LIBRARY, library_version=__version__)
@@ -279,14 +274,14 @@ def push_to_hub(
         folder = Path(made) / "net"
         save_pretrained(model, folder, name=name or repo.split("/")[-1], license=license, measured=measured)
         with hub_errors(repo):
-            repo = api.create_repo(repo, private=private, exist_ok=True).repo_id
-            kept = [CARD] if api.file_exists(repo, CARD, revision=revision) else None
+            repo = api.create_repo(repo, private=asked.private, exist_ok=True).repo_id
+            kept = [CARD] if api.file_exists(repo, CARD, revision=asked.revision) else None
             commit = api.upload_folder(
                 repo_id=repo,
                 folder_path=folder,
-                commit_message=message or f"Net of proxylessnas {__version__}",
-                revision=revision,
-                create_pr=create_pr,
+                commit_message=asked.message or f"Net of proxylessnas {__version__}",
+                revision=asked.revision,
+                create_pr=asked.create_pr,
                 ignore_patterns=kept,
             )
     return str(commit.commit_url)

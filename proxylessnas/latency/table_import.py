@@ -28,21 +28,16 @@ from ..errors import LatencyError, one_line, shown
 from ..utils.checks import is_int, is_number, show
 from .entries import LONGEST_MS, UNKNOWN, Entry, ForeignConditions, is_ms, raise_problems
 from .import_files import UNITS, ReadFile, parse_key, read_csv, read_mapping, read_yaml
+from .settings import ImportSettings
 from .table import LatencyTable
 from .table_io import FORMAT, MAX_ENTRIES, read_json, read_text
 
 
 def import_table(
     path: str | os.PathLike[str],
+    settings: ImportSettings | None = None,
     *,
-    unit: str | None = None,
-    device_name: str | None = None,
-    runtime: str | None = None,
-    threads: int | None = None,
-    batch_size: int | None = None,
     space: SearchSpace | str | Path | None = None,
-    statistic: str | None = None,
-    source: str | None = None,
 ) -> LatencyTable:
     """Read latencies that another program measured.
 
@@ -53,25 +48,16 @@ def import_table(
 
     Args:
         path: a ``.yaml``, ``.csv`` or ``.json`` file.
-        unit: "ms", "s" or "us", unless the file states it.
-        device_name: of the device, unless the file states it.
-        runtime: the program that ran the operations.
-        threads: of the runtime's pool, if known.
-        batch_size: pictures a call, if known.
+        settings: what the file may not say itself: the unit, the device; None leaves it all to the file.
         space: the search space that the table is for: a space, its name, or a file. It may lack entries,
             see :meth:`LatencyTable.coverage`.
-        statistic: what a figure is over its runs, "median" or "mean", if known.
-        source: where the figures come from, for the record.
 
     Raises:
         LatencyError: the unit or the device is not known, no device has such latencies, or the file is
             malformed; all problems are listed.
     """
     path = Path(path)
-    given = {
-        "unit": unit, "device_name": device_name, "runtime": runtime, "threads": threads,
-        "batch_size": batch_size, "statistic": statistic, "source": source,
-    }  # fmt: skip
+    given = (settings or ImportSettings()).to_dict()
     if space is not None and not isinstance(space, SearchSpace):
         from ..arch.spaces import read_space
 

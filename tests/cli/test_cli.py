@@ -1,4 +1,4 @@
-"""The command line: what each verb does, prints and exits with, for good input and bad."""
+"""The command line: what each command does, prints and exits with, for good input and bad."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from cli_tools import Run, runner
 from PIL import Image
 
 from proxylessnas import Arch, create_model, get_weights, list_models, save_weights
-from proxylessnas.cli import verbs
+from proxylessnas.cli import commands
 from proxylessnas.data.categories import categories, unique, wnids
 from proxylessnas.data.images import load_image
 from proxylessnas.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
@@ -117,16 +117,16 @@ def answers(image: dict[str, Any]) -> list[tuple[int, float]]:
 # ---- the command as a whole
 
 
-def test_every_verb_has_help_with_an_example_and_few_options(run: Run) -> None:
-    assert list(verbs())[:6] == ["list", "info", "fetch", "verify", "predict", "eval"]
+def test_every_command_has_help_with_an_example_and_few_options(run: Run) -> None:
+    assert list(commands())[:6] == ["list", "info", "fetch", "verify", "predict", "eval"]
     overview = run("--help")
-    for name, verb in verbs().items():
+    for name, command in commands().items():
         assert f"    {name} " in overview.out
         shown = run(name, "--help")
         assert shown.code == 0
         assert f"example:\n  $ proxylessnas {name} " in shown.out
         assert shown.out.count("\n  --") < 30
-        assert verb.summary in overview.out
+        assert command.summary in overview.out
 
 
 @pytest.mark.parametrize(
@@ -462,14 +462,14 @@ def test_bad_nets(run: Run, files: Path, tmp_path: Path, words: list[str], code:
     photos = tmp_path / wnids()[0]
     photos.mkdir()
     shutil.copy(files / "0.png", photos)
-    for verb, data in (("predict", files / "0.png"), ("eval", tmp_path)):
-        result = run(verb, words[0], data, *words[1:])
+    for command, data in (("predict", files / "0.png"), ("eval", tmp_path)):
+        result = run(command, words[0], data, *words[1:])
         assert (result.code, result.out) == (code, "")
         errors = [line for line in result.err.splitlines() if line.startswith("error: ")]
         assert len(errors) == 1
         assert message in errors[0]
         if code == 1:
-            document = run(verb, words[0], data, *words[1:], "--json").json
+            document = run(command, words[0], data, *words[1:], "--json").json
             assert message in document["error"]["message"]
 
 
@@ -750,9 +750,9 @@ def test_bad_data(
 
 
 def test_fetch_and_verify_usage(run: Run) -> None:
-    for verb in ("fetch", "verify"):
-        assert run(verb).code == run(verb, "--all", "proxyless_cpu").code == 2
-        assert "did you mean" in run(verb, "proxyless_cup").err
+    for command in ("fetch", "verify"):
+        assert run(command).code == run(command, "--all", "proxyless_cpu").code == 2
+        assert "did you mean" in run(command, "proxyless_cup").err
     everything = run("verify", "--all", "--json")
     assert everything.code == 0
     states = {entry["net"]: entry["state"] for entry in everything.json["weights"]}

@@ -121,6 +121,6 @@ def test_guesses_for_what_a_table_lacks(run: Run) -> None:
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
-    for verb in ("plot", "report"):
-        assert main([verb, "--help"]) == 0
-        assert f"$ proxylessnas {verb} " in capsys.readouterr().out
+    for command in ("plot", "report"):
+        assert main([command, "--help"]) == 0
+        assert f"$ proxylessnas {command} " in capsys.readouterr().out

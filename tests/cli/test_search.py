@@ -18,7 +18,7 @@ from train_tools import command, differences_of, environment, tensors
 
 from proxylessnas import cli, create_model
 from proxylessnas.arch.spaces import read_space
-from proxylessnas.cli._command import Verb
+from proxylessnas.cli._command import Command
 from proxylessnas.cli._search import DERIVE, RESUME, RUN, resolved_recipe
 from proxylessnas.cli._search_show import SHOW
 from proxylessnas.search import SearchRecipe
@@ -36,18 +36,18 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def parsed(verb: Verb, *words: str) -> argparse.Namespace:
+def parsed(command: Command, *words: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    verb.arguments(parser)
+    command.arguments(parser)
     args = parser.parse_args(words)
     args.parser = parser
     return args
 
 
 def test_there_are_fewer_than_thirty_five_options() -> None:
-    for verb in (RUN, RESUME, DERIVE, SHOW):
+    for action in (RUN, RESUME, DERIVE, SHOW):
         parser = argparse.ArgumentParser()
-        verb.arguments(parser)
+        action.arguments(parser)
         assert len(parser._actions) < 35
 
 
@@ -93,7 +93,7 @@ def test_the_recipe_goes_with_the_space(tmp_path: Path) -> None:
     assert rate == 0.2
 
 
-def test_a_search_leaves_a_net_that_every_verb_takes(
+def test_a_search_leaves_a_net_that_every_command_takes(
     run_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = {path.name for path in run_folder.iterdir()}

@@ -101,7 +101,9 @@ def test_without_antialias() -> None:
 
 def test_a_file_takes_pictures_of_any_size(tmp_path: Path) -> None:
     net = small().eval()
-    report = deploy.export(net, tmp_path / "net.onnx", uint8_input=True, threads=1, measure=False)
+    report = deploy.export(
+        net, tmp_path / "net.onnx", deploy.ExportSettings(uint8_input=True, threads=1, measure=False)
+    )
     assert report.tolerance == 0.02
     assert report.agreement is not None
     shape = onnx.load(report.path).graph.input[0].type.tensor_type.shape
@@ -121,8 +123,8 @@ def test_nets_that_cannot_take_bytes(tmp_path: Path) -> None:
     net.preprocessing = None
     options: dict[str, Any] = {"uint8_input": True, "measure": False}
     with pytest.raises(ExportError, match=r"the net's is not known: in Python set model\.preprocessing"):
-        deploy.export(net, tmp_path / "net.onnx", **options)
+        deploy.export(net, tmp_path / "net.onnx", deploy.ExportSettings(**options))
     grey = small(in_chans=1)
     grey.preprocessing = Preprocessing(32, 36)
     with pytest.raises(ExportError, match="takes RGB pictures; the net takes 1 channels"):
-        deploy.export(grey, tmp_path / "net.onnx", **options)
+        deploy.export(grey, tmp_path / "net.onnx", deploy.ExportSettings(**options))

@@ -30,7 +30,8 @@ from ...runtimes.onnx_graph import (
 )
 from ...runtimes.onnxruntime import RUNTIME
 from ..bundle import ModelBundle
-from .base import ExportOptions, Program, refuse
+from ..settings import ExportOptions
+from .base import Program, refuse
 
 #: Names of the file's input and output.
 IMAGES, LOGITS = "images", "logits"

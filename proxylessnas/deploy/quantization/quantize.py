@@ -17,19 +17,20 @@ import torch
 from torch import Tensor
 
 from ...data.folders import LabelledImages, counted
-from ...errors import ExportError, shown
+from ...errors import ExportError
 from ...latency.measurement import LIMIT, Measurement, uncertainty
 from ...models.base import ImageClassifier
 from ...runtimes.base import Session
 from ...runtimes.timer import window
 from ..bundle import ModelBundle
-from ..formats.base import ExportOptions, Format, Program
+from ..formats.base import Format, Program
+from ..settings import ExportOptions, ExportSettings
 from .backends import Backend, backend_of
 from .calibration import Calibration, labelled_inputs, read_calibration
 from .ptq import corrected, equalised
 from .qat import quantisation_aware
 from .report import Int8Report, Tried
-from .schemes import Scheme, check_target, exact_on, scheme_of
+from .schemes import Scheme, exact_on, scheme_of
 
 _TURNS, _MOST_SECONDS = 20, 10.0  # of both files for the latency: at least, and unless it is certain
 
@@ -38,17 +39,10 @@ def quantise(
     subject: ModelBundle,
     path: Path,
     fmt: Format,
+    settings: ExportSettings,
     *,
-    calibration: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | LabelledImages | None,
     judge: LabelledImages | None = None,
-    min_agreement: float = 0.90,
-    max_drop: float = 0.02,
-    target_isa: str = "any",
     schemes: Sequence[str | Scheme] | None = None,
-    qat_epochs: int = 0,
-    qat_data: str | os.PathLike[str] | None = None,
-    options: ExportOptions | None = None,
-    threads: int | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Int8Report:
     """Write a net as an int8 file, by the scheme that does best on pictures it was not calibrated on.
@@ -56,23 +50,17 @@ def quantise(
     A third of the calibration pictures is held out; each scheme is calibrated on the others, its file run
     in its own runtime on those held out, and the one whose probabilities are nearest to the float32 net's is
     taken. With pictures to judge by, it is then calibrated on all; the judge is looked at once, at the end.
+    Where the net is trained with the rounding first, the judge still compares with the net as it was.
 
     Args:
         subject: the net.
         path: the file to be written, in a folder of the export's own.
         fmt: its format: ``.onnx``, ``.xml``, ``.pte`` or ``.tflite``.
-        calibration: see :func:`~.calibration.read_calibration`.
+        settings: what to calibrate with, which limits to keep, and how the file is written; it takes the
+            net's own inputs all the same.
         judge: labelled pictures to judge by; None takes the calibration pictures that were held out.
-        min_agreement: share of the pictures, 0 to 1, to which int8 has to give the float32 net's class.
-        max_drop: how much of the top-1 accuracy may be lost, 0 to 1; a single picture always may.
-        target_isa: processors to choose schemes for, one of :data:`~.saturation.TARGETS`.
         schemes: what to try, by name (:func:`~.schemes.scheme_of`); None takes the format's own list for the
             target.
-        qat_epochs: first train the net so many epochs as its int8 file computes; see
-            :func:`~.qat.quantisation_aware`. The judge still compares with the net as it was.
-        qat_data: labelled pictures to train on.
-        options: as for the float file.
-        threads: of the runtime; None is torch's number.
         progress: told what comes next.
 
     Raises:
@@ -80,63 +68,35 @@ def quantise(
             ``path`` then.
         MissingExtraError: a library is not installed.
     """
-    options = options or ExportOptions()
-    backend = check_int8(fmt, qat_epochs, qat_data, target_isa)
+    backend, target = backend_of(fmt), settings.target_isa or "any"
     tell = progress or (lambda what: None)
-    wanted = [scheme_of(s) if isinstance(s, str) else s for s in schemes or backend.schemes(target_isa)]
+    wanted = [scheme_of(s) if isinstance(s, str) else s for s in schemes or backend.schemes(target)]
     if not wanted:
         raise ExportError("no int8 scheme to try")
-    threads = threads or torch.get_num_threads()
-    pictures = read_calibration(subject, calibration)
+    threads = settings.threads or torch.get_num_threads()
+    options = dataclasses.replace(settings.options, uint8_input=False)
+    pictures = read_calibration(subject, settings.calibrate)
     folder = Path(tempfile.mkdtemp(prefix=".int8-", dir=path.parent))
     try:
         work = _Work(subject, fmt, backend, options, threads, folder)
         exact = folder / f"float{fmt.suffix}"
         fmt.write(subject, exact, options)
         base = subject.model
-        if qat_epochs:
-            assert qat_data is not None  # says check_int8()
-            tell(f"quantisation-aware training, {counted(qat_epochs, 'epoch')}")
-            base = quantisation_aware(base, qat_data, pictures.fit, wanted[-1], epochs=qat_epochs)
+        if settings.qat_data is not None:
+            epochs = settings.qat_epochs
+            tell(f"quantisation-aware training, {counted(epochs, 'epoch')}")
+            base = quantisation_aware(base, settings.qat_data, pictures.fit, wanted[-1], epochs=epochs)
         tried, best = _best(work, Prepared(base, pictures.fit), pictures, wanted, tell)
+        draft = work.path_of(best)
         if judge is not None:
             tell(f"writing the int8 file by the scheme {best.name}")
             draft = work.write(best, Prepared(base, pictures.everything))
-            judged_on, seen = f"{len(judge)} labelled pictures", pictures.n
-        else:
-            draft = work.path_of(best)
-            judged_on = "held out of the calibration pictures"
-            seen = sum(len(x) for x in pictures.fit)
         tell("judging the int8 file")
-        program = fmt.open(draft, threads=threads)
-        verdict = _judged(subject, program, pictures, judge, options)
-        programs = [fmt.open(exact, threads=threads), program]
-        ms_float, ms_int8 = by_turns(programs, pictures.fit[0], options.batch_size or 1)
-        top1_float, top1_int8 = verdict.top1
-        isas, saturating = exact_on(backend.paired_weights(draft))
-        report = Int8Report(
-            scheme=best.name,
-            tried=tuple(tried),
-            calibrated_on=pictures.source,
-            calibration_pictures=seen,
-            judged_on=judged_on,
-            n=verdict.n,
-            agreement=verdict.agreement,
-            top1_float=top1_float,
-            top1_int8=top1_int8,
-            difference=verdict.difference,
-            divergence=verdict.divergence,
-            bytes_float=_bytes(exact),
-            bytes_int8=_bytes(draft),
-            ms_float=ms_float,
-            ms_int8=ms_int8,
-            threads=threads,
-            qat_epochs=qat_epochs,
-            target_isa=target_isa,
-            exact_on=isas,
-            saturating=saturating,
+        report, verdict = _report(work, best, pictures, judge, (exact, draft))
+        report = dataclasses.replace(
+            report, tried=tuple(tried), qat_epochs=settings.qat_epochs, target_isa=target
         )
-        _refuse_bad(report, verdict, min_agreement, max_drop)
+        _refuse_bad(report, verdict, settings)
         for part in _parts(draft):
             os.replace(part, path.with_suffix(part.suffix))
         return report
@@ -144,22 +104,49 @@ def quantise(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def check_int8(fmt: Format, qat_epochs: object, qat_data: object, target_isa: object = "any") -> Backend:
-    """Return what writes int8 files of a format.
+def _report(
+    work: _Work, best: Scheme, pictures: Calibration, judge: LabelledImages | None, files: tuple[Path, Path]
+) -> tuple[Int8Report, _Verdict]:
+    """Judge and time the int8 file; return the report, and the sums that it is made of.
 
-    Raises:
-        ExportError: nothing does, the quantisation-aware training makes no sense, or the target is none.
+    Args:
+        work: what was tried.
+        best: the scheme of the int8 file.
+        pictures: it was calibrated on those, or on a part of them.
+        judge: labelled pictures to judge by, or None.
+        files: in float32 and in int8.
     """
-    backend = backend_of(fmt)
-    check_target(target_isa)
-    if isinstance(qat_epochs, bool) or not isinstance(qat_epochs, int) or qat_epochs < 0:
-        raise ExportError(f"qat_epochs must be a whole number of at least 0, not {shown(qat_epochs)}")
-    if (qat_epochs > 0) != (qat_data is not None):
-        raise ExportError(
-            "quantisation-aware training takes both --qat-epochs and --qat-data, the pictures "
-            "(qat_epochs= and qat_data= in Python)"
-        )
-    return backend
+    exact, draft = files
+    program = work.fmt.open(draft, threads=work.threads)
+    verdict = _judged(work.subject, program, pictures, judge, work.options)
+    programs = [work.fmt.open(exact, threads=work.threads), program]
+    ms_float, ms_int8 = by_turns(programs, pictures.fit[0], work.options.batch_size or 1)
+    top1_float, top1_int8 = verdict.top1
+    isas, saturating = exact_on(work.backend.paired_weights(draft))
+    held_out = judge is None
+    report = Int8Report(
+        scheme=best.name,
+        tried=(),
+        calibrated_on=pictures.source,
+        calibration_pictures=sum(len(x) for x in pictures.fit) if held_out else pictures.n,
+        judged_on="held out of the calibration pictures"
+        if judge is None
+        else f"{len(judge)} labelled pictures",
+        n=verdict.n,
+        agreement=verdict.agreement,
+        top1_float=top1_float,
+        top1_int8=top1_int8,
+        difference=verdict.difference,
+        divergence=verdict.divergence,
+        bytes_float=_bytes(exact),
+        bytes_int8=_bytes(draft),
+        ms_float=ms_float,
+        ms_int8=ms_int8,
+        threads=work.threads,
+        exact_on=isas,
+        saturating=saturating,
+    )
+    return report, verdict
 
 
 @dataclass(frozen=True, eq=False)
@@ -299,8 +286,10 @@ def _judged(
     return verdict
 
 
-def _refuse_bad(report: Int8Report, verdict: _Verdict, min_agreement: float, max_drop: float) -> None:
+def _refuse_bad(report: Int8Report, verdict: _Verdict, settings: ExportSettings) -> None:
     """Raise ExportError if a limit is not kept."""
+    min_agreement = 0.9 if settings.min_agreement is None else settings.min_agreement
+    max_drop = 0.02 if settings.max_drop is None else settings.max_drop
     what = f"int8 by the scheme {report.scheme}, the best of {len(report.tried)}, "
     on = f"of the {report.n} pictures ({report.judged_on})"
     if not report.agreement >= min_agreement:
