@@ -21,8 +21,8 @@ def options_of(parser: argparse.ArgumentParser, command: str = "") -> Iterator[s
             for name, own in action.choices.items():
                 yield from options_of(own, f"{command} {name}".strip())
         elif action.dest not in ("help", "version"):
-            for text in action.option_strings:
-                yield f"{command} {text} = {parser.get_default(action.dest)!r}"
+            value = "(flag)" if action.nargs == 0 else f"= {parser.get_default(action.dest)!r}"
+            yield from (f"{command} {text} {value}" for text in action.option_strings)
 
 
 def test_every_option_is_there_with_its_default(repo: Path) -> None:

@@ -144,7 +144,7 @@ def test_threads_are_checked(tmp_path: Path) -> None:
 
 
 def test_int8_needs_pictures(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="int8 needs pictures to calibrate with"):
+    with pytest.raises(ExportError, match="`int8` needs `calibrate=DIR`"):
         export(small(), tmp_path / "net.onnx", int8=True)
 
 

@@ -126,7 +126,7 @@ def test_a_fixed_batch_is_filled_up(digits: Path, tmp_path: Path) -> None:
         digits,
         schemes=["minmax+7bit"],
         min_agreement=0.5,
-        options=ExportOptions(batch_size=3),
+        batch_size=3,
     )
     assert report.n == 8
 
