@@ -31,7 +31,7 @@ def add_options(
         only: names of fields; none stands for all.
         without: names of fields that have no option.
         names: what an option is called that is not called like its field.
-        unset: what is not given is None, as other settings say what holds then.
+        unset: what is not given is None, as other settings say what holds then; they check its bounds too.
     """
     groups: dict[str, Any] = {"": parser}
     for name, known in options(config).items():
@@ -70,16 +70,19 @@ def add_option(parser: Any, known: Option, text: str = "", *, unset: bool = Fals
     metavar = known.metavar or {int: "N", float: "X"}.get(known.type, known.name.rpartition("_")[2].upper())
     metavar += f",{metavar}" if known.count < 0 else ""
     parser.add_argument(
-        text, dest=known.name, type=reader(known), default=default, metavar=metavar,
+        text, dest=known.name, type=reader(known, bounds=not unset), default=default, metavar=metavar,
         help=help.replace("%", "%%"),
     )  # fmt: skip
 
 
-def reader(known: Option) -> Callable[[str], Any]:
+def reader(known: Option, *, bounds: bool = True) -> Callable[[str], Any]:
     """Return what reads a word of the command line, and says what was wanted where it is something else."""
 
     def read(word: str) -> Any:
-        value, problem = known.check(known.parse(word))
+        value, problem = known.check(parsed := known.parse(word))
+        if not bounds and isinstance(parsed, known.type):
+            return parsed
+        problem = problem or ("none" if value is None else "")
         if problem and isinstance(known.allowed, tuple):
             raise argparse.ArgumentTypeError(f"{word!r} is none of {', '.join(known.allowed)}")
         if problem:

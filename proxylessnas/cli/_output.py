@@ -34,6 +34,11 @@ def error(text: str) -> None:
     tell(f"error: {text}")
 
 
+def main_process() -> bool:
+    """Return whether this process, of several under torchrun, is the one that speaks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def print_json(document: Any) -> None:
     """Print one JSON document."""
     print(json.dumps(document, indent=2, allow_nan=False))

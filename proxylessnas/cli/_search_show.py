@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..utils.progress import clock
-from ._arguments import add_imports
+from ._arguments import add_imports, add_json
 from ._command import Command
 from ._output import bar, pairs, print_json, printable, table
 from ._search import UNITS, number
@@ -33,7 +33,7 @@ class Show(Command):
         """Declare the arguments."""
         parser.add_argument("folder", metavar="DIR", type=Path, help="folder of the search")
         add_imports(parser)
-        parser.add_argument("--json", action="store_true", help="print one JSON document")
+        add_json(parser)
 
     def run(self, args: argparse.Namespace) -> int:
         """Print it."""
@@ -136,6 +136,3 @@ def _blocks(folder: Path, found: Mapping[str, Any]) -> str:
             ]
         )
     return table(rows, ">><<<")
-
-
-SHOW = Show()

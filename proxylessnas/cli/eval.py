@@ -8,10 +8,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DataError
-from ._command import Command, UsageError
+from ._arguments import add_quiet, check_output, written
+from ._command import Command
 from ._eval_data import EvalData, check_source, open_source
-from ._model import add_net_options, check_options, open_net, running
+from ._model import Net, add_net_options, check_options, open_net, running
+from ._options import whole
 from ._output import Progress, error, note, pairs, plural, print_json, printable, table
 
 if TYPE_CHECKING:
@@ -66,41 +67,33 @@ class Eval(Command):
             metavar="FILE",
             help="write which class was taken for which: a table (.csv) or a picture (.png)",
         )
-        parser.add_argument(
-            "--batch-size", type=int, default=32, metavar="N", help="pictures at a time (default: 32)"
-        )
-        parser.add_argument(
-            "--workers",
-            type=int,
-            metavar="N",
-            help=f"processes that read pictures (default: none below {_MANY} pictures, else up to 4)",
-        )
-        parser.add_argument(
-            "--limit", type=int, metavar="N", help="only so many, spread evenly; always the same"
-        )
+        for name, low, high, default, help in (
+            ("batch-size", 1, 65_536, 32, "pictures at a time (default: 32)"),
+            (
+                "workers",
+                0,
+                256,
+                None,
+                f"processes that read pictures (default: none below {_MANY} pictures, else up to 4)",
+            ),
+            ("limit", 1, 1_000_000_000, None, "only so many, spread evenly; always the same"),
+        ):
+            parser.add_argument(f"--{name}", type=whole(low, high), default=default, metavar="N", help=help)
         parser.add_argument(
             "--labels",
             choices=("number", "position"),
             help="read folder names as class numbers, or take the folders in sorted order",
         )
-        parser.add_argument("--quiet", action="store_true", help="no progress bar")
-        parser.add_argument("--json", action="store_true", help="print one JSON document, which holds it all")
+        add_quiet(parser)
 
     def run(self, args: argparse.Namespace) -> int:
         """Evaluate and report."""
-        for option in ("batch_size", "limit"):
-            value = getattr(args, option)
-            if value is not None and value < 1:
-                raise UsageError(f"--{option.replace('_', '-')} must be at least 1, not {value}")
-        if args.workers is not None and not 0 <= args.workers <= 256:
-            raise UsageError(f"--workers must be 0 to 256, not {args.workers}")
         check_options(args)
         # Before anything is downloaded or computed:
         if args.confusion is not None:
-            _check_output(args.confusion)
+            check_output(args.confusion, "--confusion", ".csv", ".png")
         check_source(args.data, args.labels)
 
-        from ..train.evaluate import NO_WORKERS, allowed_workers, evaluate_batches
         from ..utils.malloc import keep_freed_pages
 
         keep_freed_pages()
@@ -108,42 +101,11 @@ class Eval(Command):
         data = open_source(args.data, net, labels=args.labels, limit=args.limit)
         for text in data.notes:
             note(text)
-        workers = args.workers
-        if workers is None:
-            workers = min(4, os.cpu_count() or 1) if data.n >= _MANY else 0
-        if workers and not allowed_workers(workers):
-            note(NO_WORKERS)
-        progress = Progress(0 if args.quiet else data.n)
-        try:
-            with running(net, "use a smaller --batch-size or --input-size"):
-                result = evaluate_batches(
-                    net.model,
-                    data.batches(args.batch_size, workers),
-                    device=net.device,
-                    progress=lambda r: progress.update(r.n + len(r.unreadable), f"top-1 {r.top1:.1f} %"),
-                )
-        finally:
-            progress.close()
+        workers = _workers(args, data.n)
+        result = _evaluated(args, net, data, workers)
         for reason in result.unreadable:
             error(reason)
-        document: dict[str, Any] = {
-            **net.to_dict(),
-            "data": args.data,
-            "labels_from": data.labels_from,
-            "classes": data.classes,
-            "n": result.n,
-            "top1": round(result.top1, 4),
-            "top5": round(result.top5, 4),
-            "top1_correct": result.top1_correct,
-            "top5_correct": result.top5_correct,
-            "loss": _finite(result.loss),
-            "ece": _finite(result.ece),
-            "images_per_second": round(result.images_per_second, 2),
-            "unreadable": list(result.unreadable),
-            "device": str(net.device),
-            "batch_size": args.batch_size,
-            "workers": workers,
-        }
+        document = _document(args, net, data, result) | {"workers": workers}
         if args.json:
             classes = _classes(result, data.names)
             print_json({**document, "per_class": classes, "confusion": _confusion(result, data.names)})
@@ -153,48 +115,62 @@ class Eval(Command):
                 print("\n" + printable(_table(_classes(result, data.names))))
         failed = bool(result.unreadable)
         if args.confusion is not None and result.metrics is not None:
-            failed |= not _write(args.confusion, result, data)
+            from ..utils.plotting import confusion_csv, confusion_png
+
+            write = confusion_csv if Path(args.confusion).suffix.lower() == ".csv" else confusion_png
+            confusion = result.metrics.confusion
+            failed |= not written(args.confusion, lambda file: write(confusion, data.names, file))
         if result.unreadable:
             error(f"{len(result.unreadable)} of {plural(data.n, 'picture')} could not be read")
         return int(failed)
 
 
-def _check_output(file: str) -> None:
-    """Check where the confusion matrix is to be written.
+def _workers(args: argparse.Namespace, pictures: int) -> int:
+    """Return how many processes are to read pictures."""
+    from ..train.evaluate import NO_WORKERS, allowed_workers
 
-    Raises:
-        UsageError: neither a table nor a picture by its ending.
-        DataError: it cannot be written there.
-        MissingExtraError: what draws it is not installed.
-    """
-    ending = os.path.splitext(file)[1].lower()
-    if ending not in (".csv", ".png"):
-        raise UsageError(f"--confusion writes a .csv or a .png file, not {file!r}")
-    folder = os.path.dirname(file) or os.curdir
-    if not os.path.isdir(folder):
-        raise DataError(f"--confusion {file}: there is no folder {folder}")
-    if os.path.isdir(file):
-        raise DataError(f"--confusion {file}: is a folder")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise DataError(f"--confusion {file}: the folder {folder} cannot be written")
-    if ending == ".png":
-        from ..utils.plotting import require_matplotlib
-
-        require_matplotlib()
+    workers: int | None = args.workers
+    if workers is None:
+        workers = min(4, os.cpu_count() or 1) if pictures >= _MANY else 0
+    if workers and not allowed_workers(workers):
+        note(NO_WORKERS)
+    return workers
 
 
-def _write(file: str, result: Evaluation, data: EvalData) -> bool:
-    """Write the confusion matrix; the results are out already, so a full disk is no reason to lose them."""
-    from ..utils.plotting import confusion_csv, confusion_png
+def _evaluated(args: argparse.Namespace, net: Net, data: EvalData, workers: int) -> Evaluation:
+    from ..train.evaluate import evaluate_batches
 
-    assert result.metrics is not None
-    write = confusion_csv if Path(file).suffix.lower() == ".csv" else confusion_png
+    progress = Progress(0 if args.quiet else data.n)
     try:
-        write(result.metrics.confusion, data.names, file)
-    except OSError as e:
-        error(f"{file}: cannot be written ({e.strerror or e})")
-        return False
-    return True
+        with running(net, "use a smaller --batch-size or --input-size"):
+            return evaluate_batches(
+                net.model,
+                data.batches(args.batch_size, workers),
+                device=net.device,
+                progress=lambda r: progress.update(r.n + len(r.unreadable), f"top-1 {r.top1:.1f} %"),
+            )
+    finally:
+        progress.close()
+
+
+def _document(args: argparse.Namespace, net: Net, data: EvalData, result: Evaluation) -> dict[str, Any]:
+    return {
+        **net.to_dict(),
+        "data": args.data,
+        "labels_from": data.labels_from,
+        "classes": data.classes,
+        "n": result.n,
+        "top1": round(result.top1, 4),
+        "top5": round(result.top5, 4),
+        "top1_correct": result.top1_correct,
+        "top5_correct": result.top5_correct,
+        "loss": _finite(result.loss),
+        "ece": _finite(result.ece),
+        "images_per_second": round(result.images_per_second, 2),
+        "unreadable": list(result.unreadable),
+        "device": str(net.device),
+        "batch_size": args.batch_size,
+    }
 
 
 def _finite(value: float) -> float | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ProxylessError, one_line
+from ._arguments import add_json
 from ._command import Command, UsageError
 from ._output import error, megabytes, plural, print_json
 
@@ -36,7 +37,7 @@ class Fetch(Command):
         parser.add_argument("--all", action="store_true", help="the weights of all nets")
         parser.add_argument("--to", metavar="DIR", help="put them into this folder instead of the cache")
         parser.add_argument("--quiet", action="store_true", help="no progress bar")
-        parser.add_argument("--json", action="store_true", help="print one JSON document")
+        add_json(parser)
 
     def run(self, args: argparse.Namespace) -> int:
         """Fetch them one after another; a net that cannot be had does not stop the others."""

@@ -32,7 +32,7 @@ class Finetune(Command):
         parser.add_argument(
             "net", metavar="NET", help="a net of the zoo, or a .safetensors file of save_weights"
         )
-        add_arguments(parser, "finetune")
+        add_arguments(parser, "finetune", "freeze_epochs")
         parser.add_argument("--weights", metavar="FILE", help="weights of NET: .safetensors or .pth")
         group = parser.add_mutually_exclusive_group()
         group.add_argument(
@@ -49,37 +49,27 @@ class Finetune(Command):
             dest="keep_classifier",
             help="start with a new classifier in any case",
         )
-        parser.add_argument(
-            "--freeze-epochs",
-            type=int,
-            metavar="N",
-            help="train nothing but the classifier for N epochs first",
-        )
 
     def run(self, args: argparse.Namespace) -> int:
         """Train and report."""
-        from ._train import fitted, keep_pages, opened_data, report, resolved_recipe, settings, told
+        from ._train import is_set, resolved_recipe, train
 
         freeze = args.freeze_epochs
         preset = args.recipe == args.parser.get_default("recipe")
-        asked = freeze is not None or any(change.startswith("freeze_epochs") for change in args.changes)
+        asked = freeze is not None or is_set(args, "freeze_epochs")
         if args.keep_classifier and preset and not asked:
             freeze = 0  # the preset's is there for a classifier that knows nothing yet
-        if told(args, freeze_epochs=freeze):
+        recipe = resolved_recipe(args, freeze_epochs=freeze)
+        if args.show_recipe:
+            print(recipe.to_toml(), end="")
             if args.keep_classifier is None and preset and not asked:
                 note("freeze_epochs is 0 where the classifier is kept, as DATA has the classes of NET")
             return 0
-        keep_pages(args)
-        recipe = resolved_recipe(args, freeze_epochs=freeze)
-        from ..train.run import run_from
         from ..train.setup import Start
 
-        data = opened_data(args, recipe)
-        recipe = fitted(recipe, data, args)
-        start = Start(args.net, args.weights is None, args.weights, args.keep_classifier)
-        more = {"thaw": preset and not asked, "told": True}
-        result = run_from(args.net, data, recipe, settings(args), None, args.teacher, start, **more)
-        return report(args, result)
+        thaw = preset and not asked
+        start = Start(args.net, args.weights is None, args.weights, args.keep_classifier, thaw=thaw)
+        return train(args, recipe, start)
 
 
 COMMAND = Finetune()

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from ..errors import WeightsCorruptError, WeightsNotFoundError
-from ._arguments import add_imports
+from ._arguments import add_imports, add_json
 from ._command import Command
 from ._model import named, sha256_of
 from ._output import bold, megabytes, pairs, print_json, printable
@@ -44,7 +44,7 @@ class Info(Command):
             "net", metavar="NAME|FILE", help="a net's name, or a file of weights or architecture"
         )
         add_imports(parser)
-        parser.add_argument("--json", action="store_true", help="print one JSON document")
+        add_json(parser)
 
     def run(self, args: argparse.Namespace) -> int:
         """Print it."""

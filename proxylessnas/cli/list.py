@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UnknownModelError
+from ._arguments import add_json
 from ._command import Command
 from ._output import bold, megabytes, millions, print_json, table
 
@@ -35,7 +36,7 @@ class List(Command):
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the arguments."""
         parser.add_argument("pattern", nargs="?", default="*", help="shell-style pattern, such as '*mobile*'")
-        parser.add_argument("--json", action="store_true", help="print one JSON document")
+        add_json(parser)
 
     def run(self, args: argparse.Namespace) -> int:
         """Print the table."""

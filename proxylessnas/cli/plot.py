@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import DataError, one_line
-from ._arguments import MODEL_HELP, TABLE_HELP, add_imports, check_output
+from ..utils.checks import Range
+from ._arguments import MODEL_HELP, TABLE_HELP, add_imports, add_output, check_output
 from ._command import Command, UsageError
+from ._options import typed, whole
 from ._output import note, printable
 
 if TYPE_CHECKING:
@@ -49,9 +51,7 @@ class Plot(Command):
             "nets", metavar="NET", nargs="*",
             help=f"{MODEL_HELP}; or the folder of a run",
         )  # fmt: skip
-        parser.add_argument(
-            "-o", "--output", metavar="FILE", help=".svg or .png; .gif, .mp4 or .html for a movie of a search"
-        )
+        add_output(parser, ".svg or .png; .gif, .mp4 or .html for a movie of a search")
         parser.add_argument(
             "--text", action="store_true", help="print the nets; without -o that is the default"
         )
@@ -76,11 +76,12 @@ class Plot(Command):
         add_imports(group)
         group = parser.add_argument_group("movie")
         group.add_argument(
-            "--frames", type=int, default=60, metavar="N", help="at most so many (default: 60)"
+            "--frames", type=whole(2, 1000), default=60, metavar="N", help="at most so many (default: 60)"
         )
         group.add_argument(
-            "--seconds", type=float, default=8.0, metavar="S", help="that it takes (default: 8)"
-        )
+            "--seconds", type=typed(float, Range(0.1, 600)), default=8.0, metavar="S",
+            help="that it takes (default: 8)",
+        )  # fmt: skip
         group = parser.add_argument_group("accuracy against latency")
         group.add_argument(
             "--bench",
@@ -118,8 +119,6 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError("--bench needs -o FILE.svg or FILE.png")
     if args.by == "channels" and args.table is not None:
         raise UsageError("--table is for --by latency")
-    if not 2 <= args.frames <= 1000 or not 0.1 <= args.seconds <= 600:
-        raise UsageError("--frames is 2 to 1000, --seconds 0.1 to 600")
     if args.output is not None:
         check_output(args.output, "-o", *(_PICTURES if args.bench else _PICTURES + _MOVIES))
 

@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..errors import ImageError, one_line
-from ._command import Command, UsageError
+from ._arguments import add_json
+from ._command import Command
 from ._model import Net, add_net_options, check_options, class_labels, open_net, running
+from ._options import whole
 from ._output import bar, bold, error, plural, print_json
 
 _BATCH = 16  # pictures a forward pass
@@ -45,14 +47,12 @@ class Predict(Command):
         add_net_options(parser)
         parser.add_argument("images", metavar="IMAGE", nargs="+", help="a picture")
         parser.add_argument(
-            "--top", type=int, default=5, metavar="K", help="how many classes to name (default: 5)"
+            "--top", type=whole(1), default=5, metavar="K", help="how many classes to name (default: 5)"
         )
-        parser.add_argument("--json", action="store_true", help="print one JSON document")
+        add_json(parser)
 
     def run(self, args: argparse.Namespace) -> int:
         """Classify them in small batches."""
-        if args.top < 1:
-            raise UsageError(f"--top must be at least 1, not {args.top}")
         check_options(args)
         from ..utils.malloc import keep_freed_pages
 

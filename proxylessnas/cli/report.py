@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..errors import one_line
-from ._arguments import add_imports, check_output
+from ._arguments import add_imports, add_output, check_output
 from ._command import Command
 from ._output import note
 
@@ -31,9 +31,7 @@ class Report(Command):
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the arguments."""
         parser.add_argument("folder", metavar="DIR", type=Path, help="folder of a search or a training")
-        parser.add_argument(
-            "-o", "--output", metavar="FILE", help="the HTML file (default: report.html in DIR)"
-        )
+        add_output(parser, "the HTML file (default: report.html in DIR)")
         parser.add_argument(
             "--compare", nargs="+", default=[], metavar="DIR", help="folders of other runs of the same kind"
         )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ._command import CommandGroup
-from ._search import DERIVE, RESUME, RUN
-from ._search_show import SHOW
+from ._search import Derive, Resume, Run
+from ._search_show import Show
 
 
 class Search(CommandGroup):
@@ -23,7 +23,7 @@ class Search(CommandGroup):
   $ proxylessnas search show runs/a
   $ proxylessnas finetune runs/a/child.safetensors photos/
 """
-    actions = (RUN, RESUME, DERIVE, SHOW)
+    actions = (Run(), Resume(), Derive(), Show())
 
 
 COMMAND = Search()

@@ -32,21 +32,15 @@ class Train(Command):
 
     def run(self, args: argparse.Namespace) -> int:
         """Train and report."""
-        from ._train import fitted, keep_pages, opened_data, report, resolved_recipe, settings, told
+        from ._train import resolved_recipe, train
 
-        if told(args):
-            return 0
-        keep_pages(args)
         recipe = resolved_recipe(args)
-        from ..train.run import run_from
+        if args.show_recipe:
+            print(recipe.to_toml(), end="")
+            return 0
         from ..train.setup import Start
 
-        data = opened_data(args, recipe)
-        recipe = fitted(recipe, data, args)
-        out = settings(args)
-        return report(
-            args, run_from(args.net, data, recipe, out, None, args.teacher, Start(args.net), told=True)
-        )
+        return train(args, recipe, Start(args.net))
 
 
 COMMAND = Train()

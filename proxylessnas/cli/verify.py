@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from ..errors import ProxylessError, WeightsCorruptError, WeightsNotFoundError, one_line
+from ._arguments import add_json
 from ._command import Command, UsageError
 from ._model import named
 from ._output import error, plural, print_json
@@ -34,7 +35,7 @@ class Verify(Command):
             "nets", metavar="NAME|FILE", nargs="*", help="a net in the cache, or a file of weights"
         )
         parser.add_argument("--all", action="store_true", help="all nets in the cache and the package")
-        parser.add_argument("--json", action="store_true", help="print one JSON document")
+        add_json(parser)
 
     def run(self, args: argparse.Namespace) -> int:
         """Check one after another."""

@@ -41,21 +41,14 @@ def export(
 ) -> ExportReport:
     """Write a net as a file of the format that the suffix names, and prove that it computes the same.
 
-    The file is written beside its final place, loaded by its own runtime, and run on real pictures and on
-    random numbers at batch 1, 2 and 7, as is the net. Only a file within the tolerance gets its name; then
-    ``<path>.json`` beside it holds the report.
-
-    >>> export("proxyless_mobile", "mobile.onnx").speedup  # doctest: +SKIP
-    3.4
+    The file is loaded by its own runtime and run on real pictures and random numbers at batch 1, 2 and 7, as
+    is the net. Only one within the tolerance gets its name; ``<path>.json`` beside it holds the report.
 
     Args:
         net: a net, a name of the zoo, a ``.safetensors`` file, or an architecture.
         path: where to; see :func:`.formats.base.formats`.
         settings: how; None takes the defaults.
         progress: told what comes next.
-
-    Returns:
-        What was written, and what the proof found.
 
     Raises:
         ExportError: the format cannot take the net or an option, the file computes something else, or it
@@ -65,33 +58,28 @@ def export(
     """
     begin = time.perf_counter()
     path, asked = Path(path), settings or ExportSettings()
-    fmt = format_of(path)
-    if asked.int8:
-        from .quantization import backend_of
-
-        backend_of(fmt)  # raises if there is none
+    fmt = _format(path, asked)
     check_place(path, force=asked.force)
     versions = {"torch": str(torch.__version__), **fmt.versions()}
     tell = progress or (lambda what: None)
     tell("opening the net")
-    subject = open_bundle(
-        net, pretrained=not asked.untrained, weights=asked.weights, input_size=asked.input_size
-    )
+    known = not asked.untrained
+    subject = open_bundle(net, pretrained=known, weights=asked.weights, input_size=asked.input_size)
     options = asked.options
     fmt.check(subject, options)
     pictures = proof_pictures(subject, asked.images)
     tensors = [*subject.model.parameters(), *subject.model.buffers()]
     check_space(path, sum(t.numel() * t.element_size() for t in tensors))
-    threads = asked.threads or torch.get_num_threads()
     with workshop(path) as folder:
         draft = folder / path.name
         tell(f"writing {fmt.name}")
         files, int8 = _write(subject, fmt, draft, asked, tell)
         tell(f"comparing with the net on {pictures.source}")
+        threads = asked.threads or torch.get_num_threads()
         rows = parity.compare(subject, fmt.open(draft, threads=threads), options, pictures)
-        tolerance = None
-        if int8 is None:
-            tolerance = asked.tolerance or (parity.PIXEL_TOLERANCE if asked.uint8_input else parity.TOLERANCE)
+        usual = parity.PIXEL_TOLERANCE if asked.uint8_input else parity.TOLERANCE
+        tolerance = None if asked.int8 else asked.tolerance or usual
+        if tolerance is not None:
             parity.check(rows, tolerance, path.name)
         latency, notes = _measured(subject, draft, asked, threads, tell)
         report = ExportReport(
@@ -104,6 +92,16 @@ def export(
         record.write_bytes(report.to_json())
         put_in_place([files[0], *files[1:], record], path.parent)
     return report
+
+
+def _format(path: Path, asked: ExportSettings) -> Format:
+    """Return the format that the suffix names; refuse one that has no INT8 where that is asked for."""
+    fmt = format_of(path)
+    if asked.int8:
+        from .quantization import backend_of
+
+        backend_of(fmt)
+    return fmt
 
 
 def _write(

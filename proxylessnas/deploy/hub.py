@@ -126,29 +126,25 @@ def from_pretrained(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
 ) -> ImageClassifier:
-    """Open a net of a folder, or of a repository on the Hub.
+    """Open a net of a folder, or of a repository on the Hub, in evaluation mode.
 
-    A folder never touches the network and needs no further library. A repository is looked up in the Hub's
-    cache and fetched if need be; ``HF_HUB_OFFLINE`` and ``PROXYLESSNAS_OFFLINE`` forbid that. Where
-    ``config.json`` and the header of ``model.safetensors`` differ, as after somebody edited the labels, the
-    former counts.
+    A repository is looked up in the Hub's cache and fetched if need be; ``HF_HUB_OFFLINE`` and
+    ``PROXYLESSNAS_OFFLINE`` forbid that. Where ``config.json`` and the header of ``model.safetensors``
+    differ, as after somebody edited the labels, the former counts.
 
     Args:
         folder_or_repo: a folder, or ``"owner/name"`` if there is no such folder.
-        revision: branch, tag or commit of the repository; only a commit is the same for ever.
+        revision: of the repository: a branch, tag or commit.
         token: of the Hub, for private repositories; None takes the one that is logged in.
         cache_dir: of downloads; None takes the Hub's own.
         local_files_only: take what the cache has, without asking the network.
 
-    Returns:
-        The net, in evaluation mode.
-
     Raises:
         WeightsNotFoundError: no such folder or repository, or a file is missing in it.
-        OfflineError: the repository is not in the cache and the network is forbidden.
-        WeightsFetchError: the Hub cannot be reached, or refused.
-        WeightsCorruptError: ``config.json`` is malformed; ArchError, WeightsMismatchError and others as
-            :func:`~proxylessnas.create_model`.
+        OfflineError, WeightsFetchError: the repository is not in the cache, and the network is forbidden, or
+            the Hub cannot be reached or refused.
+        WeightsCorruptError: ``config.json`` is malformed.
+        ProxylessError: as for :func:`~proxylessnas.create_model`.
         MissingExtraError: huggingface_hub is not installed, for a repository.
     """
     folder = Path(folder_or_repo)
@@ -162,15 +158,12 @@ def from_pretrained(
         raise WeightsNotFoundError(f"{folder_or_repo}: no {WEIGHTS} in it")
     config = _read_config(folder / CONFIG)
     with _malformed(folder / CONFIG):
-        options: dict[str, Any] = {}
-        for key, ok in _OPTIONS.items():
-            if key in config:
-                if not ok(config[key]):
-                    raise ValueError(f"{key} is {config[key]!r}")
-                options[key] = config[key]
-        preprocessing = (
-            Preprocessing.from_dict(config["preprocessing"]) if config.get("preprocessing") else None
-        )
+        odd = [key for key, ok in _OPTIONS.items() if key in config and not ok(config[key])]
+        if odd:
+            raise ValueError(f"{odd[0]} is {config[odd[0]]!r}")
+        options = {key: config[key] for key in _OPTIONS if key in config}
+        known = config.get("preprocessing")
+        preprocessing = Preprocessing.from_dict(known) if known else None
         categories = _labels(config.get("id2label") or {})
         wnids = _names(config.get("wnids") or [])
         arch = Arch.parse(_text(config["arch"])) if "arch" in config else None

@@ -53,54 +53,42 @@ def measure(
 ) -> Timing:
     """Measure how long a forward pass takes on this machine.
 
-    The model runs in a process of its own: its number of threads is what was asked for, freed memory is kept
-    (:func:`proxylessnas.keep_freed_pages`), and nothing that this process did before disturbs it. A warm-up
-    comes first and does not count. The model is not touched: a copy is measured, in evaluation mode. Short
-    windows of runs follow until the undisturbed latency, a low quantile, is certain to 1 %
-    (:mod:`.measurement`), or the time is over. :func:`.bench` compares models more fairly.
-
-    >>> measure("proxyless_mobile", threads=2).undisturbed_ms  # doctest: +SKIP
-    9.1
+    A copy runs in a process of its own, in evaluation mode, with freed memory kept
+    (:func:`proxylessnas.keep_freed_pages`). After a warm-up, short windows of runs follow until the
+    undisturbed latency, a low quantile, is certain to 1 % (:mod:`.measurement`), or the time is over.
+    :func:`.bench` compares models more fairly.
 
     Args:
         model_or_arch: a module; an architecture, a zoo name or an architecture's file, with random weights;
             a file of weights that names its architecture; or an exported file (:mod:`.files`).
         batch_size: images a forward pass.
         device: "cpu" or "cuda"; None takes the module's own, "cpu" if it has several or none.
-        threads: of the runtime, on a CPU; None means 1.
+        threads: of the runtime, on a CPU; None: 1.
         runtime: one of :func:`~proxylessnas.runtimes.registry.runtimes`; None takes an exported file's own,
             else "torch".
         input_size: (channels, height, width) of one image; one number is the height and width. None takes
-            the model's own (of an exported file, that of the report beside it); (3, 224, 224) for what does
-            not come from an architecture.
+            the model's own, or that of the report beside an exported file, else (3, 224, 224).
         settings: precision, memory format, and how long; None takes the defaults.
 
     Returns:
         The undisturbed latency, median, 10 % and 90 % quantile in milliseconds, and reasons to distrust them,
-        if any. They are of one process and of a second or so: a disturbance that lasts longer is not seen.
+        if any; a disturbance that lasts longer than the measurement is not seen.
 
     Raises:
-        LatencyError: it cannot be measured so; the message says why.
-        ArchError, UnknownModelError: the architecture is malformed, or there is no such model.
-        MissingExtraError: the runtime's library is not installed; the message gives the pip line.
+        LatencyError, ArchError, UnknownModelError: it cannot be measured so; the message says why.
+        MissingExtraError: the runtime's library is not installed.
 
-    A module whose classes other processes cannot import (they are defined in ``__main__`` or inside a
-    function) is measured in this process, on a deep copy; the state of this process's memory allocator is
-    then in ``conditions.allocator``, and a reason to distrust the figures if freed memory is not kept. That
-    needs runtime "torch". Its hooks run there as in any forward pass.
+    A module whose classes other processes cannot import (those of ``__main__``, or inside a function) is
+    measured in this process, which needs runtime "torch"; freed memory that is not kept here is then a reason
+    to distrust the figures.
     """
     limits = settings or MeasureSettings()
     measured = _measured(model_or_arch)
-    readers = () if measured.file is None else file_runtimes(measured.file)
+    own = [] if measured.file is None else [*file_runtimes(measured.file)]
     asked = Settings(
-        runtime=runtime or (readers[0] if readers else "torch"),
-        device=_device(device, measured.module),
-        threads=1 if threads is None else threads,
-        batch_size=batch_size,
-        dtype=limits.dtype,
-        memory_format=limits.memory_format,
-        cuda_graph=limits.cuda_graph,
-    )
+        runtime or [*own, "torch"][0], _device(device, measured.module),
+        1 if threads is None else threads, batch_size, limits.dtype, limits.memory_format, limits.cuda_graph,
+    )  # fmt: skip
     size = _input_size(input_size, measured)
     if measured.module is None:
         spec = NetSpec("arch", str(measured.arch), size)

@@ -62,18 +62,9 @@ def import_table(
         from ..arch.spaces import read_space
 
         space = read_space(space)
-    suffix = path.suffix.lower()
-    if suffix in (".yaml", ".yml"):
-        file = read_yaml(read_text(path))
-    elif suffix == ".csv":
-        file = read_csv(read_text(path))
-    elif suffix == ".json":
-        data = read_json(path)
-        if isinstance(data, dict) and data.get("format") == FORMAT:
-            return _convert(data, path, given, space)
-        file = read_mapping(data, str(path))
-    else:
-        raise LatencyError(f"{path}: a file to import is .yaml, .csv or .json, not {shown(path.suffix)}")
+    file = _read(path)
+    if isinstance(file, dict):
+        return _convert(file, path, given, space)
     if not file.rows:
         raise_problems(file.problems, str(path))
     found = _settle(given, file, path)
@@ -98,6 +89,21 @@ def import_table(
         method={"imported_from": path.name, "unit": found["unit"], **doubt},
         date=UNKNOWN,
     )
+
+
+def _read(path: Path) -> ReadFile | dict[str, Any]:
+    """Return what a file says; a table of this package as it is."""
+    suffix = path.suffix.lower()
+    if suffix in (".yaml", ".yml"):
+        return read_yaml(read_text(path))
+    if suffix == ".csv":
+        return read_csv(read_text(path))
+    if suffix != ".json":
+        raise LatencyError(f"{path}: a file to import is .yaml, .csv or .json, not {shown(path.suffix)}")
+    data = read_json(path)
+    if isinstance(data, dict) and data.get("format") == FORMAT:
+        return data
+    return read_mapping(data, str(path))
 
 
 def _settle(given: Mapping[str, Any], file: ReadFile, path: Path) -> dict[str, Any]:

@@ -94,16 +94,9 @@ def problems_error(
 def option(
     default: T, allowed: Allowed, help: str, *, also: str = "", group: str = "", metavar: str = ""
 ) -> T:
-    """Return a dataclass field with the meaning of an :class:`Option`.
+    """Return a dataclass field with the meaning of an :class:`Option`, whose type is the annotation.
 
-    Args:
-        default: its value where none is given; its type, and whether it may be None, are those of the
-            annotation.
-        allowed: as ``given`` of :class:`Option`.
-        help: as in :class:`Option`.
-        also: other names, separated by spaces.
-        group: title of this field and of those after it, up to the next title.
-        metavar: as in :class:`Option`.
+    Names in ``also`` are separated by spaces; ``group`` is the title of all fields up to the next title.
     """
     meaning = {
         "given": allowed,

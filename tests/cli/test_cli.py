@@ -367,7 +367,7 @@ WRONG_OPTIONS = [
     (["--input-size", "99999"], "from 1 to 4096"),
     (["--input-size", "64", "--resize", "63"], "--input-size 64 is larger than --resize 63"),
     (["--resize", "47"], "--input-size 48 is larger than --resize 47"),
-    (["--top", "0"], "--top must be at least 1"),
+    (["--top", "0"], "--top: wanted a whole number from 1"),
     (["--device", "toaster"], "no such device"),
     (["--nope"], "unrecognised arguments: --nope"),
 ]
@@ -730,9 +730,9 @@ def test_eval_by_number_and_position(run: Run, files: Path, tmp_path: Path) -> N
         (["{files}/0.png"], 1, "is a file; a folder of pictures is expected"),
         (["{empty}"], 1, "the folder is empty"),
         (["{files}"], 1, "each file name must hold a wnid"),
-        (["{photos}", "--limit", "0"], 2, "--limit must be at least 1"),
-        (["{photos}", "--batch-size", "-1"], 2, "--batch-size must be at least 1"),
-        (["{photos}", "--workers", "-1"], 2, "--workers must be 0 to 256"),
+        (["{photos}", "--limit", "0"], 2, "--limit: wanted a whole number from 1"),
+        (["{photos}", "--batch-size", "-1"], 2, "--batch-size: wanted a whole number from 1"),
+        (["{photos}", "--workers", "-1"], 2, "--workers: wanted a whole number from 0 to 256"),
     ],
 )
 def test_bad_data(

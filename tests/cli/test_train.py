@@ -95,11 +95,11 @@ def test_the_recipe_is_shown_as_it_would_be_used(capsys: pytest.CaptureFixture[s
             "learning_rate",
         ),
         (["train", "proxyless_cifar10_demo", "digits", "--device", "quantum"], 1, "'quantum': not usable"),
-        (["train", "proxyless_cifar10_demo", "digits", "--threads", "0"], 2, "--threads must be"),
+        (["train", "proxyless_cifar10_demo", "digits", "--threads", "0"], 2, "--threads: wanted"),
         (
             ["train", "proxyless_cifar10_demo", "digits", "--max-unreadable", "5"],
             2,
-            "--max-unreadable is a share",
+            "--max-unreadable: wanted a number from 0 to 1",
         ),
         (["finetune", "proxyless_cifar10_demo", "digits", "--weights", "none.pth"], 1, "none.pth"),
         (["train", "proxyless_cifar10_demo", "digits", "--batch-size", "5000"], 1, "fewer than one batch"),

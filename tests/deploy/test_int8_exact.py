@@ -129,7 +129,7 @@ def test_a_file_says_where_it_is_exact() -> None:
 
 
 def test_a_target_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="target_isa must be .*, not 'sse2'"):
+    with pytest.raises(ExportError, match=r"target_isa must be .*, not 'sse2'"):
         ExportSettings(int8=True, calibrate=tmp_path, target_isa="sse2")
     with pytest.raises(ExportError, match="`target_isa` is for `int8`"):
         export(small(), tmp_path / "net.onnx", ExportSettings(target_isa="avx2"))

@@ -37,8 +37,6 @@ def measured() -> tuple[Bench, list[str]]:
     nets = [Arch.parse(LITTLE), Arch.parse(OTHER)]
     settings = BenchSettings(batches=(1, 4), rounds=3, seconds=0.01)
     result = bench(nets, settings, peers=(), progress=lambda i, n, what: told.append(f"{i}/{n} {what}"))
-        nets, settings, peers=(), progress=lambda done, all, what: told.append(f"{done}/{all} {what}")
-    )
     return result, told
 
 

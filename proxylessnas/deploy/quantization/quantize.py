@@ -49,15 +49,14 @@ def quantise(
 
     A third of the calibration pictures is held out; each scheme is calibrated on the others, its file run
     in its own runtime on those held out, and the one whose probabilities are nearest to the float32 net's is
-    taken. With pictures to judge by, it is then calibrated on all; the judge is looked at once, at the end.
-    Where the net is trained with the rounding first, the judge still compares with the net as it was.
+    taken. With pictures to judge by, it is then calibrated on all; the judge is looked at once, at the end,
+    and compares with the net as it was, also where it is trained with the rounding first.
 
     Args:
         subject: the net.
         path: the file to be written, in a folder of the export's own.
         fmt: its format: ``.onnx``, ``.xml``, ``.pte`` or ``.tflite``.
-        settings: what to calibrate with, which limits to keep, and how the file is written; it takes the
-            net's own inputs all the same.
+        settings: what to calibrate with, which limits to keep, and how the file (of floats) is written.
         judge: labelled pictures to judge by; None takes the calibration pictures that were held out.
         schemes: what to try, by name (:func:`~.schemes.scheme_of`); None takes the format's own list for the
             target.
@@ -81,21 +80,15 @@ def quantise(
         work = _Work(subject, fmt, backend, options, threads, folder)
         exact = folder / f"float{fmt.suffix}"
         fmt.write(subject, exact, options)
-        base = subject.model
-        if settings.qat_data is not None:
-            epochs = settings.qat_epochs
-            tell(f"quantisation-aware training, {counted(epochs, 'epoch')}")
-            base = quantisation_aware(base, settings.qat_data, pictures.fit, wanted[-1], epochs=epochs)
+        base = _trained(subject.model, pictures, wanted[-1], settings, tell)
         tried, best = _best(work, Prepared(base, pictures.fit), pictures, wanted, tell)
         draft = work.path_of(best)
         if judge is not None:
             tell(f"writing the int8 file by the scheme {best.name}")
             draft = work.write(best, Prepared(base, pictures.everything))
         tell("judging the int8 file")
-        report, verdict = _report(work, best, pictures, judge, (exact, draft))
-        report = dataclasses.replace(
-            report, tried=tuple(tried), qat_epochs=settings.qat_epochs, target_isa=target
-        )
+        report, verdict = _report(work, best, pictures, judge, (exact, draft), settings.qat_epochs)
+        report = dataclasses.replace(report, tried=tuple(tried), target_isa=target)
         _refuse_bad(report, verdict, settings)
         for part in _parts(draft):
             os.replace(part, path.with_suffix(part.suffix))
@@ -104,8 +97,28 @@ def quantise(
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _trained(
+    model: ImageClassifier,
+    pictures: Calibration,
+    scheme: Scheme,
+    settings: ExportSettings,
+    tell: Callable[[str], None],
+) -> ImageClassifier:
+    """Return the net, fine-tuned with the rounding of a scheme in it if that is asked for."""
+    epochs = settings.qat_epochs
+    if settings.qat_data is None:
+        return model
+    tell(f"quantisation-aware training, {counted(epochs, 'epoch')}")
+    return quantisation_aware(model, settings.qat_data, pictures.fit, scheme, epochs=epochs)
+
+
 def _report(
-    work: _Work, best: Scheme, pictures: Calibration, judge: LabelledImages | None, files: tuple[Path, Path]
+    work: _Work,
+    best: Scheme,
+    pictures: Calibration,
+    judge: LabelledImages | None,
+    files: tuple[Path, Path],
+    qat_epochs: int,
 ) -> tuple[Int8Report, _Verdict]:
     """Judge and time the int8 file; return the report, and the sums that it is made of.
 
@@ -115,6 +128,7 @@ def _report(
         pictures: it was calibrated on those, or on a part of them.
         judge: labelled pictures to judge by, or None.
         files: in float32 and in int8.
+        qat_epochs: of fine-tuning before.
     """
     exact, draft = files
     program = work.fmt.open(draft, threads=work.threads)
@@ -143,6 +157,7 @@ def _report(
         ms_float=ms_float,
         ms_int8=ms_int8,
         threads=work.threads,
+        qat_epochs=qat_epochs,
         exact_on=isas,
         saturating=saturating,
     )
