@@ -64,8 +64,7 @@ def measure(
         batch_size: images a forward pass.
         device: "cpu" or "cuda"; None takes the module's own, "cpu" if it has several or none.
         threads: of the runtime, on a CPU; None: 1.
-        runtime: one of :func:`~proxylessnas.runtimes.registry.runtimes`; None takes an exported file's own,
-            else "torch".
+        runtime: one of :func:`.runtimes`; None takes an exported file's own, else "torch".
         input_size: (channels, height, width) of one image; one number is the height and width. None takes
             the model's own, or that of the report beside an exported file, else (3, 224, 224).
         settings: precision, memory format, and how long; None takes the defaults.
