@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError, ProxylessError
 from ._command import UsageError
-from ._options import whole
+from ._options import add, whole
 
 if TYPE_CHECKING:
     from ..arch.space import SearchSpace
@@ -23,12 +23,12 @@ MOST_PIXELS, MOST_CLASSES = 65_536, 10_000_000
 
 def add_json(parser: Any, what: str = "one JSON document") -> None:
     """Declare ``--json``."""
-    parser.add_argument("--json", action="store_true", help=f"print {what}")
+    add(parser, "--json", f"print {what}")
 
 
 def add_quiet(parser: Any) -> None:
     """Declare ``--quiet`` and ``--json``."""
-    parser.add_argument("--quiet", action="store_true", help="no progress")
+    add(parser, "--quiet", "no progress")
     add_json(parser)
 
 
@@ -70,15 +70,15 @@ def import_modules(args: argparse.Namespace) -> None:
 def add_space(parser: Any, *, required: bool = True) -> None:
     """Declare a search space and what may differ from its defaults."""
     default = "" if required else " (default: the table's)"
-    parser.add_argument("--space", required=required, metavar="S", help=SPACE_HELP + default)
+    add(parser, "--space S", SPACE_HELP + default, required=required)
     add_sizes(parser)
 
 
 def add_sizes(parser: Any, of: str = "") -> None:
     """Declare the sizes of input and output."""
     pixels, classes = whole(1, MOST_PIXELS), whole(1, MOST_CLASSES)
-    parser.add_argument("--image-size", type=pixels, metavar="N", help=f"side of the input{of}, px")
-    parser.add_argument("--classes", type=classes, metavar="N", help=f"outputs of the classifier{of}")
+    add(parser, "--image-size N", f"side of the input{of}, px", type=pixels)
+    add(parser, "--classes N", f"outputs of the classifier{of}", type=classes)
 
 
 def the_space(args: argparse.Namespace) -> SearchSpace | None:

@@ -7,6 +7,7 @@ A new command is a new file next to this one, with a class derived from :class:`
 from __future__ import annotations
 
 import argparse
+import inspect
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -20,23 +21,24 @@ class UsageError(Exception):
 
 
 class Command:
-    """One command.
+    """One command; the first line of its docstring says in ``--help`` what it does, the rest in its own.
 
     Attributes:
         name: as typed.
         order: place in the help text, lowest first.
-        summary: one line for ``proxylessnas --help``.
-        description: a paragraph for ``proxylessnas COMMAND --help``.
         example: a worked example with what it prints, for the same place.
         rest: name of the list argument that takes words behind options: ``predict NET a.jpg --top 1 b.jpg``.
     """
 
     name: ClassVar[str]
     order: ClassVar[int] = 100
-    summary: ClassVar[str]
-    description: ClassVar[str] = ""
     example: ClassVar[str]
     rest: ClassVar[str | None] = None
+
+    def about(self) -> tuple[str, str]:
+        """Return what it does, in a line and in a paragraph."""
+        first, _, rest = inspect.cleandoc(self.__doc__ or "").partition("\n\n")
+        return first[:1].lower() + first[1:].rstrip("."), rest
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the arguments."""
@@ -101,10 +103,11 @@ class Parser(argparse.ArgumentParser):
 
 def add_command(sub: argparse._SubParsersAction[Any], command: Command) -> None:
     """Add a command, whose arguments are declared when they are needed."""
+    summary, description = command.about()
     own = sub.add_parser(
         command.name,
-        help=command.summary,
-        description=textwrap.fill(command.description or command.summary, 79),
+        help=summary.replace("%", "%%"),
+        description=textwrap.fill(description or summary, 79),
         epilog=f"example:\n{command.example.rstrip()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -20,7 +20,7 @@ from ._arguments import (
 )
 from ._command import Command, UsageError
 from ._latency_facts import check_table_output, facts, print_table_facts, show
-from ._options import add_options, settings_from, whole
+from ._options import add, add_options, settings_from, whole
 from ._output import error, note, plural, print_json, printable
 
 if TYPE_CHECKING:
@@ -31,34 +31,30 @@ _SEED_HELP = "of the random models (default: %(default)s)"
 
 
 class Build(Command):
-    """Measures a table."""
+    """Measure a table of this device for a search space.
+
+    Measure what each operation of a search space costs on this device, and check the result on whole random
+    models that it was not made from. What is measured is the undisturbed latency, a low quantile over many
+    short interleaved windows, so other programs may run meanwhile; it takes longer then. Killed at any
+    moment, the same command resumes where it stopped. The exit code is 1 if the table is not to be trusted.
+    """
 
     name = "build"
-    summary = "measure a table of this device for a search space"
-    description = (
-        "Measure what each operation of a search space costs on this device, and check the result on whole "
-        "random models that it was not made from. What is measured is the undisturbed latency, a low "
-        "quantile over many short interleaved windows, so other programs may run meanwhile; it takes longer "
-        "then. Killed at any moment, the same command resumes where it stopped. The exit code is 1 if the "
-        "table is not to be trusted."
-    )
     example = """\
   $ proxylessnas latency build --space imagenet --runtime onnxruntime --threads 2 -o table.json
 """
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the arguments."""
         from ..latency.settings import BuildSettings
 
         add_space(parser)
         add_output(parser, "where to write the table (.json)", required=True)
-        parser.add_argument("--force", action="store_true", help="replace a table that is there")
+        add(parser, "--force", "replace a table that is there")
         add_options(parser, BuildSettings, without=("imports",), names={"batch_size": "--batch"})
         add_imports(parser)
         add_quiet(parser)
 
     def run(self, args: argparse.Namespace) -> int:
-        """Measure, write and report."""
         from ..latency.settings import BuildSettings
 
         settings = settings_from(args, BuildSettings)
@@ -99,46 +95,40 @@ def _what_to_do(settings: BuildSettings, found: LatencyTable) -> str:
 
 
 class Validate(Command):
-    """Compares a table with measured nets."""
+    """Compare a table with whole nets measured on this device.
+
+    Measure random whole nets of a table's space on this device, with the table's own settings, and compare
+    them with its predictions. The result is stored in the table. The exit code is 1 if the table is not to be
+    trusted: Kendall tau below 0.8 (or below 80 % of what two runs of the same models reach here, if that is
+    less), or a mean error above 15 %. A line through the predictions is fitted on half of the nets and judged
+    on the other; --adopt-correction makes it part of the table if it helps (if not, the exit code is 1), and
+    the result that is stored is then that of the other half alone, with the corrected predictions.
+    """
 
     name = "validate"
-    summary = "compare a table with whole nets measured on this device"
-    description = (
-        "Measure random whole nets of a table's space on this device, with the table's own settings, and "
-        "compare them with its predictions. The result is stored in the table. The exit code is 1 if the "
-        "table is not to be trusted: Kendall tau below 0.8 (or below 80 % of what two runs of the same "
-        "models reach here, if that is less), or a mean error above 15 %. A line through the "
-        "predictions is fitted on half of the nets and judged on the other; --adopt-correction makes it part "
-        "of the table if it helps (if not, the exit code is 1), and the result that is stored is then that "
-        "of the other half alone, with the corrected predictions."
-    )
     example = """\
   $ proxylessnas latency validate table.json --nets 50 --png table.png
   $ proxylessnas latency validate table.json --adopt-correction
 """
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the arguments."""
         parser.add_argument("table", metavar="TABLE", help=TABLE_HELP)
         add_output(parser, "write the table here (default: TABLE, in place)")
-        parser.add_argument(
-            "--nets", type=whole(2, 100_000), metavar="N",
-            help="how many (default: 30, twice as many with --adopt-correction)",
-        )  # fmt: skip
-        parser.add_argument("--seed", type=whole(0, MOST_SEED), default=1, metavar="N", help=_SEED_HELP)
-        parser.add_argument(
-            "--force", action="store_true", help="also where the device or versions are not the table's"
+        add(
+            parser,
+            "--nets N",
+            "how many (default: 30, twice as many with --adopt-correction)",
+            type=whole(2, 100_000),
         )
-        parser.add_argument(
-            "--adopt-correction", action="store_true", help="correct the table by the line found, if it helps"
-        )
-        parser.add_argument("--png", metavar="FILE", help="draw predicted against measured latencies")
+        add(parser, "--seed N", _SEED_HELP, type=whole(0, MOST_SEED), default=1)
+        add(parser, "--force", "also where the device or versions are not the table's")
+        add(parser, "--adopt-correction", "correct the table by the line found, if it helps")
+        add(parser, "--png FILE", "draw predicted against measured latencies")
         add_space(parser, required=False)
         add_quiet(parser)
         add_imports(parser)
 
     def run(self, args: argparse.Namespace) -> int:
-        """Measure, store and report."""
         from ..latency import LatencyTable, Validation, adopt_correction, validate_table
         from ..latency.entries import LEAST_JUDGED
         from ..latency.plots import prediction_png
@@ -188,15 +178,14 @@ class Validate(Command):
 
 
 class Kit(Command):
-    """Writes what another device needs to measure a space."""
+    """Write a folder with which a device without PyTorch measures a search space.
+
+    Write a folder for a device that has no PyTorch: every operation of a search space and some whole nets as
+    ONNX (or ExecuTorch) files, and a script that measures them with Python and ONNX Runtime. `proxylessnas
+    latency import results.json --kit DIR` makes a table of what it finds.
+    """
 
     name = "kit"
-    summary = "write a folder with which a device without PyTorch measures a search space"
-    description = (
-        "Write a folder for a device that has no PyTorch: every operation of a search space and some whole "
-        "nets as ONNX (or ExecuTorch) files, and a script that measures them with Python and ONNX Runtime. "
-        "`proxylessnas latency import results.json --kit DIR` makes a table of what it finds."
-    )
     example = """\
   $ proxylessnas latency kit --space imagenet -o kit
   (copy the folder to the device; there:)
@@ -206,7 +195,6 @@ class Kit(Command):
 """
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the arguments."""
         add_space(parser)
         add_output(parser, "folder to write", "DIR", required=True)
         for name, default, low, high, help in (
@@ -215,14 +203,11 @@ class Kit(Command):
             ("seed", 0, 0, MOST_SEED, _SEED_HELP),
         ):
             parser.add_argument(f"--{name}", type=whole(low, high), default=default, metavar="N", help=help)
-        parser.add_argument(
-            "--formats", default="onnx", metavar="F,F", help="onnx, executorch, or both (default: onnx)"
-        )
+        add(parser, "--formats F,F", "onnx, executorch, or both (default: onnx)", default="onnx")
         add_imports(parser)
         add_quiet(parser)
 
     def run(self, args: argparse.Namespace) -> int:
-        """Write it."""
         space = the_space(args)
         assert space is not None
         from ..latency import write_kit

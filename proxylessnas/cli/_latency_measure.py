@@ -10,7 +10,7 @@ from ..utils.checks import Range
 from ..utils.progress import Steps
 from ._arguments import MODEL_HELP, MOST_PIXELS, add_imports, add_quiet
 from ._command import Command
-from ._options import add_options, settings_from, typed, whole
+from ._options import add, add_options, settings_from, typed, whole
 from ._output import ms, note, plural, print_json, print_table, printable, rate
 
 if TYPE_CHECKING:
@@ -18,16 +18,15 @@ if TYPE_CHECKING:
 
 
 class Measure(Command):
-    """Measures whole models, one after another."""
+    """Measure nets on this device.
+
+    Measure the latency of models on this device, each in a process of its own: undisturbed, which is the 2 %
+    quantile over the calls of many short windows, and as it is now (median, p10, p90). Their weights are
+    random, which makes no difference. To compare models with each other, `proxylessnas bench` is fairer: it
+    interleaves them.
+    """
 
     name = "measure"
-    summary = "measure nets on this device"
-    description = (
-        "Measure the latency of models on this device, each in a process of its own: undisturbed, which is "
-        "the 2 % quantile over the calls of many short windows, and as it is now (median, p10, p90). Their "
-        "weights are random, which makes no difference. To compare models with each other, `proxylessnas "
-        "bench` is fairer: it interleaves them."
-    )
     example = """\
   $ proxylessnas latency measure proxyless_cpu proxyless_mobile --threads 2
   net               undisturbed  median   p10   p90  disturbance  runs  images/s
@@ -39,23 +38,22 @@ class Measure(Command):
     rest = "nets"
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the arguments."""
         from ..runtimes.settings import Settings
 
         parser.add_argument("nets", metavar="NET", nargs="+", help=f"{MODEL_HELP}, or an exported file")
-        parser.add_argument(
-            "--image-size", type=whole(1, MOST_PIXELS), metavar="N", help="side of the input, px"
+        add(parser, "--image-size N", "side of the input, px", type=whole(1, MOST_PIXELS))
+        add(
+            parser,
+            "--seconds S",
+            "measure so long, at least (default: 1)",
+            type=typed(float, Range(0, 3600, open_low=True)),
+            default=1.0,
         )
-        parser.add_argument(
-            "--seconds", type=typed(float, Range(0, 3600, open_low=True)), default=1.0, metavar="S",
-            help="measure so long, at least (default: 1)",
-        )  # fmt: skip
         add_options(parser, Settings, names={"batch_size": "--batch"})
         add_imports(parser)
         add_quiet(parser)
 
     def run(self, args: argparse.Namespace) -> int:
-        """Measure and report."""
         from ..latency import Settings
 
         settings = settings_from(args, Settings)

@@ -27,7 +27,7 @@ from ._latency_facts import (
     show_breakdown,
     show_entries,
 )
-from ._options import add_options, settings_from, spelled
+from ._options import add, add_options, settings_from, spelled
 from ._output import ms, note, print_json, print_table, printable
 
 if TYPE_CHECKING:
@@ -42,15 +42,13 @@ _IMPORT_NAMES = {"device_name": "--device", "batch_size": "--batch"}
 
 
 class Show(Command):
-    """Prints a table, or what a net is made of."""
+    """Show what a table says: conditions, operations, how far to trust it, a net's parts.
+
+    Show a latency table: what it was measured with, how well it predicted whole nets, its operations, and the
+    fastest and the slowest net of its space. With NET, what that net's predicted latency is made of.
+    """
 
     name = "show"
-    summary = "show what a table says: conditions, operations, how far to trust it, a net's parts"
-    description = (
-        "Show a latency table: what it was measured with, how well it predicted whole nets, its operations, "
-        "and the fastest and the slowest net of its space. With NET, what that net's predicted latency is "
-        "made of."
-    )
     example = """\
   $ proxylessnas latency show pixel1
   pixel1
@@ -64,16 +62,14 @@ class Show(Command):
 """
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the arguments."""
         parser.add_argument("table", metavar="TABLE", help=TABLE_HELP)
         add_imports(parser)
         parser.add_argument("net", metavar="NET", nargs="?", help=MODEL_HELP)
         add_space(parser, required=False)
-        parser.add_argument("--predict-missing", action="store_true", help=_FILL_HELP)
+        add(parser, "--predict-missing", _FILL_HELP)
         add_json(parser)
 
     def run(self, args: argparse.Namespace) -> int:
-        """Print it."""
         from ..latency import LatencyTable
 
         if args.net is not None and args.space is not None:
@@ -111,14 +107,13 @@ class Show(Command):
 
 
 class Predict(Command):
-    """Predicts nets from a table."""
+    """Predict nets from a table.
+
+    Predict the latency of nets from a table: the sum of their operations. A net with an operation that the
+    table lacks is an error that names it, unless --predict-missing allows a guess.
+    """
 
     name = "predict"
-    summary = "predict nets from a table"
-    description = (
-        "Predict the latency of nets from a table: the sum of their operations. A net with an operation that "
-        "the table lacks is an error that names it, unless --predict-missing allows a guess."
-    )
     example = """\
   $ proxylessnas latency predict pixel1 proxyless_mobile --predict-missing
   net               predicted  guessed operations
@@ -129,16 +124,14 @@ class Predict(Command):
     rest = "nets"
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the arguments."""
         parser.add_argument("table", metavar="TABLE", help=TABLE_HELP)
         add_imports(parser)
         parser.add_argument("nets", metavar="NET", nargs="+", help=MODEL_HELP)
         add_sizes(parser)
-        parser.add_argument("--predict-missing", action="store_true", help=_FILL_HELP)
+        add(parser, "--predict-missing", _FILL_HELP)
         add_json(parser)
 
     def run(self, args: argparse.Namespace) -> int:
-        """Predict and report."""
         from ..latency import LatencyTable, doubts
 
         found = LatencyTable.load(args.table)
@@ -170,36 +163,33 @@ class Predict(Command):
 
 
 class Import(Command):
-    """Makes a table of figures measured elsewhere."""
+    """Make a table of latencies measured elsewhere: a kit's results, YAML, CSV or JSON.
+
+    Make a table of latencies that were measured by another program or on another device: the results of a kit
+    (`proxylessnas latency kit`), the YAML layout of the original code, a CSV file with the columns key and
+    ms, s or us, or JSON.
+    """
 
     name = "import"
-    summary = "make a table of latencies measured elsewhere: a kit's results, YAML, CSV or JSON"
-    description = (
-        "Make a table of latencies that were measured by another program or on another device: the results "
-        "of a kit (`proxylessnas latency kit`), the YAML layout of the original code, a CSV file with the "
-        "columns key and ms, s or us, or JSON."
-    )
     example = """\
   $ proxylessnas latency import mobile_trim.yaml --unit ms --device "Pixel 1" -o pixel.json
   $ proxylessnas latency import results.json --kit kit -o phone.json
 """
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the arguments."""
         from ..latency.settings import ImportSettings
 
         parser.add_argument("file", metavar="FILE", help="a .yaml, .csv or .json file")
         add_imports(parser)
         add_output(parser, "where to write the table (.json)", required=True)
-        parser.add_argument("--force", action="store_true", help="replace a table that is there")
-        parser.add_argument("--kit", metavar="DIR", help="FILE holds the results of this kit")
+        add(parser, "--force", "replace a table that is there")
+        add(parser, "--kit DIR", "FILE holds the results of this kit")
         add_options(parser, ImportSettings, names=_IMPORT_NAMES)
-        parser.add_argument("--space", metavar="S", help=f"that the table is for: {SPACE_HELP}")
+        add(parser, "--space S", f"that the table is for: {SPACE_HELP}")
         add_sizes(parser, " (of the space)")
         add_json(parser)
 
     def run(self, args: argparse.Namespace) -> int:
-        """Read, check and write it."""
         from ..latency import ImportSettings, import_table, kit_table, read_results
 
         check_table_output(args.output, args.force)

@@ -14,6 +14,13 @@ from ._command import UsageError
 C = TypeVar("C", bound=Config)
 
 
+def add(parser: Any, names: str, help: str, **more: Any) -> None:
+    """Declare an option of no settings: its names, and what stands for its value unless it is a flag."""
+    *first, last = names.split()
+    kind = {"action": "store_true"} if last.startswith("-") else {"metavar": last}
+    parser.add_argument(*first, *([] if "metavar" in kind else [last]), help=help, **kind, **more)
+
+
 def add_options(
     parser: Any,
     config: type[Config],

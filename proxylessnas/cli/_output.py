@@ -7,12 +7,11 @@ import json
 import math
 import os
 import sys
-import time
 from collections.abc import Sequence
 from typing import Any
 
 from ..errors import one_line, printable
-from ..utils.progress import clock, is_terminal, tell
+from ..utils.progress import is_terminal, tell
 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
@@ -116,44 +115,3 @@ def rate(value: float) -> str:
 def plural(n: int, noun: str) -> str:
     """Return "1 picture" or "2 pictures"."""
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
-
-
-class Progress:
-    """A line on standard error that is rewritten in place; silent unless that is a terminal.
-
-    Args:
-        total: how many steps there are.
-        noun: what a step is, for "pictures/s".
-    """
-
-    def __init__(self, total: int, noun: str = "pictures") -> None:
-        self._total, self._noun = total, noun
-        self._start = self._shown = time.monotonic()
-        self._on = is_terminal(sys.stderr)
-        self._length = 0
-
-    def update(self, done: int, text: str = "") -> None:
-        """Show ``done`` of the steps, and a text behind them; at most ten times a second."""
-        now = time.monotonic()
-        if not self._on or (now - self._shown < 0.1 and done < self._total):
-            return
-        self._shown = now
-        speed = done / max(now - self._start, 1e-9)
-        left = f", {clock((self._total - done) / speed)} left" if 0 < done < self._total else ""
-        part = done / max(self._total, 1)
-        line = f"{100 * part:3.0f} % {bar(part, 16)} {done}/{self._total}"
-        line = f"{line}  {speed:.0f} {self._noun}/s{left}{'  ' + text if text else ''}"
-        self._write("\r" + line.ljust(self._length))
-        self._length = len(line)
-
-    def close(self) -> None:
-        """Wipe the line."""
-        if self._length:
-            self._write("\r" + " " * self._length + "\r")
-            self._length = 0
-
-    @staticmethod
-    def _write(text: str) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            sys.stderr.write(text)
-            sys.stderr.flush()

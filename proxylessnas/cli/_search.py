@@ -12,7 +12,7 @@ from ..utils.progress import clock
 from . import _train
 from ._arguments import SPACE_HELP, TABLE_HELP, add_imports, add_json
 from ._command import Command, UsageError
-from ._options import add_options, settings_from
+from ._options import add, add_options, settings_from
 from ._output import main_process, note, pairs, print_json
 
 if TYPE_CHECKING:
@@ -28,48 +28,47 @@ _OF_WEIGHTS = ("batch_size", "image_size", "seed")
 
 
 class Run(Command):
-    """Searches."""
+    """Search for a net.
+
+    Search the space S for a net that is accurate on the pictures in DATA and meets the targets. A part of the
+    training pictures is held out to judge nets by; folders called val or test are not looked into. Killed at
+    any moment, the same command (or `search resume DIR`) goes on. Under torchrun it searches on several GPUs,
+    CPUs or machines. DIR gets arch.txt, net.config, child.safetensors, the recipe and the logs.
+    """
 
     name = "run"
-    summary = "search for a net"
-    description = (
-        "Search the space S for a net that is accurate on the pictures in DATA and meets the targets. A part "
-        "of the training pictures is held out to judge nets by; folders called val or test are not looked "
-        "into. Killed at any moment, the same command (or `search resume DIR`) goes on. Under torchrun it "
-        "searches on several GPUs, CPUs or machines. DIR gets arch.txt, net.config, child.safetensors, the "
-        "recipe and the logs."
-    )
     example = """\
   $ proxylessnas search run --space tiny --data digits --target-macs 2 --recipe tiny --out runs/digits
 """
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the arguments."""
         from ..search.recipe import SearchRecipe
         from ..train.recipe import Recipe
 
-        parser.add_argument("--space", required=True, metavar="S", help=SPACE_HELP)
-        parser.add_argument("--data", required=True, metavar="DATA", help=_train.DATA_HELP)
-        parser.add_argument(
-            "--out", metavar="DIR", type=Path,
-            help="folder of the run (default: runs/search-SPACE-DATA); a run that is there is continued",
-        )  # fmt: skip
-        parser.add_argument("--limit", type=int, metavar="N", help="only so many pictures a class, for a try")
-        _add_targets(parser, "the net that is searched").add_argument("--table", metavar="T", help=TABLE_HELP)
+        add(parser, "--space S", SPACE_HELP, required=True)
+        add(parser, "--data DATA", _train.DATA_HELP, required=True)
+        add(
+            parser,
+            "--out DIR",
+            "folder of the run (default: runs/search-SPACE-DATA); a run that is there is continued",
+            type=Path,
+        )
+        add(parser, "--limit N", "only so many pictures a class, for a try", type=int)
+        add(_add_targets(parser, "the net that is searched"), "--table T", TABLE_HELP)
         group = _train.add_recipe(parser, "search", "search.toml", "arch_rate=0.01")
-        group.add_argument(
-            "--recipe", metavar="NAME",
-            help=f"preset or .toml file (default: the one called like the space, else {_DEFAULT_RECIPE})",
-        )  # fmt: skip
+        add(
+            group,
+            "--recipe NAME",
+            f"preset or .toml file (default: the one called like the space, else {_DEFAULT_RECIPE})",
+        )
         add_options(group, SearchRecipe, only=_CHANGES, unset=True)
         add_options(group, Recipe, only=_OF_WEIGHTS, unset=True)
         group = _train.add_run(parser, "keep_every", "max_unreadable")
-        group.add_argument("--dry-run", action="store_true", help="time a few steps, and train nothing")
-        group.add_argument("--force", action="store_true", help="search with a table that predicts badly too")
-        group.add_argument("--restart", action="store_true", help="begin anew; a run in DIR is renamed")
+        add(group, "--dry-run", "time a few steps, and train nothing")
+        add(group, "--force", "search with a table that predicts badly too")
+        add(group, "--restart", "begin anew; a run in DIR is renamed")
 
     def run(self, args: argparse.Namespace) -> int:
-        """Search and report."""
         recipe = resolved_recipe(args)
         if args.show_recipe:
             print(recipe.to_toml(), end="")
@@ -96,26 +95,23 @@ class Run(Command):
 
 
 class Resume(Command):
-    """Goes on with a search."""
+    """Go on with a search that was stopped.
+
+    Go on with the search in DIR from its last checkpoint, with the recipe, the space, the pictures and the
+    table that it began with. On a CPU the result is that of a search in one piece, to the bit.
+    """
 
     name = "resume"
-    summary = "go on with a search that was stopped"
-    description = (
-        "Go on with the search in DIR from its last checkpoint, with the recipe, the space, the pictures and "
-        "the table that it began with. On a CPU the result is that of a search in one piece, to the bit."
-    )
     example = """\
   $ proxylessnas search resume runs/a
 """
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the arguments."""
         parser.add_argument("out", metavar="DIR", type=Path, help="folder of the search")
-        parser.add_argument("--data", metavar="DATA", help="the pictures, where they are somewhere else now")
+        add(parser, "--data DATA", "the pictures, where they are somewhere else now")
         _train.add_run(parser, "keep_every", "max_unreadable")
 
     def run(self, args: argparse.Namespace) -> int:
-        """Search and report."""
         _train.keep_pages(args)
         from ..search.run import resume
 
@@ -123,36 +119,37 @@ class Resume(Command):
 
 
 class Derive(Command):
-    """Derives another net."""
+    """Derive another net from a search.
+
+    Write the most probable net of the search in DIR that meets other targets, with the weights that it
+    inherits. The search need not have come to its end. What was learnt for one target is a compromise for
+    another: far from it, search anew.
+    """
 
     name = "derive"
-    summary = "derive another net from a search"
-    description = (
-        "Write the most probable net of the search in DIR that meets other targets, with the weights that it "
-        "inherits. The search need not have come to its end. What was learnt for one target is a compromise "
-        "for another: far from it, search anew."
-    )
     example = """\
   $ proxylessnas search derive runs/a --target-ms 3 --out nets/fast
 """
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the arguments."""
         from ..train.settings import Settings
 
         parser.add_argument("folder", metavar="DIR", type=Path, help="folder of the search")
-        parser.add_argument(
-            "--out", "-o", "--output", required=True, metavar="FOLDER", type=Path, dest="output",
-            help="folder for the net; a new one",
-        )  # fmt: skip
+        add(
+            parser,
+            "--out -o --output FOLDER",
+            "folder for the net; a new one",
+            required=True,
+            type=Path,
+            dest="output",
+        )
         _add_targets(parser, "the net; with none of them, those of the search hold")
-        parser.add_argument("--data", metavar="DATA", help="the pictures, where they are somewhere else now")
+        add(parser, "--data DATA", "the pictures, where they are somewhere else now")
         add_options(parser, Settings, only=("device", "threads"))
         add_imports(parser)
         add_json(parser, "the result as one JSON document")
 
     def run(self, args: argparse.Namespace) -> int:
-        """Derive and report."""
         from ..train.settings import Settings
 
         settings = settings_from(args, Settings, out=args.output)

@@ -17,26 +17,23 @@ _WORDS = {"latency": "latency", "macs": "multiply-accumulates", "params": "param
 
 
 class Show(Command):
-    """Prints a search."""
+    """Show how far a search is, and what it found.
+
+    Show a search, running or finished: its targets, how far it is, the net that it found or would derive now,
+    and how sure it is of each block.
+    """
 
     name = "show"
-    summary = "show how far a search is, and what it found"
-    description = (
-        "Show a search, running or finished: its targets, how far it is, the net that it found or would "
-        "derive now, and how sure it is of each block."
-    )
     example = """\
   $ proxylessnas search show runs/a
 """
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the arguments."""
         parser.add_argument("folder", metavar="DIR", type=Path, help="folder of the search")
         add_imports(parser)
         add_json(parser)
 
     def run(self, args: argparse.Namespace) -> int:
-        """Print it."""
         from ..search.run import describe
 
         found = describe(args.folder)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import one_line
 from ._arguments import add_imports, add_json, imports_given
-from ._options import add_options, settings_from
+from ._options import add, add_options, settings_from
 from ._output import main_process, note, pairs, print_json
 
 if TYPE_CHECKING:
@@ -37,31 +37,23 @@ def add_arguments(parser: argparse.ArgumentParser, recipe: str, *more: str) -> N
     from ..train.recipe import Recipe
 
     parser.add_argument("data", metavar="DATA", help=DATA_HELP)
-    parser.add_argument(
-        "--val",
-        metavar="DIR",
-        help="validation pictures, where DATA does not hold them; or a share to hold out",
+    add(parser, "--val DIR", "validation pictures, where DATA does not hold them; or a share to hold out")
+    add(
+        parser,
+        "--out DIR",
+        "folder of the run (default: runs/NET-DATA); a run that is there is continued",
+        type=Path,
     )
-    parser.add_argument(
-        "--out", metavar="DIR", type=Path,
-        help="folder of the run (default: runs/NET-DATA); a run that is there is continued",
-    )  # fmt: skip
-    parser.add_argument(
-        "--limit", type=int, metavar="N", help="only so many training pictures a class, for a try"
-    )
+    add(parser, "--limit N", "only so many training pictures a class, for a try", type=int)
     parser.add_argument(
         "--teacher", metavar="NET", action="append",
         help="learn from the answers of a trained net of the same classes too: a net of the zoo, a "
         ".safetensors file, or a program of torch.export (.pt2); may be repeated",
     )  # fmt: skip
     group = add_recipe(parser, "train", "recipe.toml", "mixup_alpha=0.2")
-    group.add_argument(
-        "--recipe", default=recipe, metavar="NAME", help=f"preset or .toml file (default: {recipe})"
-    )
+    add(group, "--recipe NAME", f"preset or .toml file (default: {recipe})", default=recipe)
     add_options(group, Recipe, only=(*_CHANGES, *more), names={"learning_rate": "--lr"}, unset=True)
-    add_run(parser).add_argument(
-        "--restart", action="store_true", help="begin anew; an earlier run in DIR is renamed"
-    )
+    add(add_run(parser), "--restart", "begin anew; an earlier run in DIR is renamed")
 
 
 def add_recipe(parser: argparse.ArgumentParser, package: str, file: str, example: str) -> Any:
@@ -74,7 +66,7 @@ def add_recipe(parser: argparse.ArgumentParser, package: str, file: str, example
             parser.exit()
 
     group = parser.add_argument_group("recipe", f"What decides the result; it is written to DIR/{file}.")
-    group.add_argument("--show-recipe", action="store_true", help="print the resolved recipe and stop")
+    add(group, "--show-recipe", "print the resolved recipe and stop")
     group.add_argument("--list-recipes", action=ListRecipes, nargs=0, help="list the presets and stop")
     group.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="changes",
@@ -89,11 +81,9 @@ def add_run(parser: argparse.ArgumentParser, *without: str) -> Any:
 
     group = parser.add_argument_group("run", "Where and how; none of it changes the result.")
     add_options(group, Settings, without=("console", *without))
-    group.add_argument(
-        "--system-malloc", action="store_true", help="leave glibc's memory settings as they are"
-    )
+    add(group, "--system-malloc", "leave glibc's memory settings as they are")
     add_imports(group)
-    group.add_argument("--quiet", action="store_true", help="no progress on the terminal")
+    add(group, "--quiet", "no progress on the terminal")
     add_json(group, "the result as one JSON document")
     return group
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..utils.progress import Steps
 from ._arguments import MODEL_HELP, add_imports, add_quiet, check_output, written
 from ._command import Command, UsageError
-from ._options import add_options, settings_from
+from ._options import add, add_options, settings_from
 from ._output import bold, millions, ms, note, print_json, printable, rate, table
 
 if TYPE_CHECKING:
@@ -20,18 +20,17 @@ _NOTES = 3  # lines whose noise is told one by one
 
 
 class BenchNets(Command):
-    """Measures nets under several settings in one interleaved run."""
+    """Compare nets on this device: latency, size and accuracy.
+
+    Measure models under every combination of runtimes, threads and batches, in one interleaved run: each
+    round gives everything one short window, in random order, and the figure to compare is undisturbed: the 2
+    % quantile of the calls. Next to ImageNet nets, torchvision's mobilenet_v2, mobilenet_v3_large and
+    efficientnet_b0 are measured, and where timm is installed its mobilenetv3_large_100, efficientnet_lite0
+    and mnasnet_100. Without NET, the authors' four nets.
+    """
 
     name = "bench"
     order = 76
-    summary = "compare nets on this device: latency, size and accuracy"
-    description = (
-        "Measure models under every combination of runtimes, threads and batches, in one interleaved run: "
-        "each round gives everything one short window, in random order, and the figure to compare is "
-        "undisturbed: the 2 % quantile of the calls. Next to ImageNet nets, torchvision's mobilenet_v2, "
-        "mobilenet_v3_large and efficientnet_b0 are measured, and where timm is installed its "
-        "mobilenetv3_large_100, efficientnet_lite0 and mnasnet_100. Without NET, the authors' four nets."
-    )
     example = """\
   $ proxylessnas bench proxyless_cpu timm/mnasnet_100 --threads 1,2 --png bench.png
   torch, 1 thread, batch 1
@@ -44,7 +43,6 @@ class BenchNets(Command):
     rest = "nets"
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the arguments."""
         from ..latency.settings import BenchSettings
 
         parser.add_argument(
@@ -53,23 +51,16 @@ class BenchNets(Command):
             nargs="*",
             help=f"{MODEL_HELP}; torchvision/NAME or timm/NAME, if installed; an exported file",
         )
-        parser.add_argument(
-            "--no-peers", action="store_true", help="none of torchvision's and timm's nets but those named"
-        )
+        add(parser, "--no-peers", "none of torchvision's and timm's nets but those named")
         names = {"runtimes": "--runtime", "batches": "--batch"}
         add_options(parser, BenchSettings, without=("seed", "imports"), names=names)
         add_imports(parser)
         group = parser.add_argument_group("results")
-        group.add_argument("--csv", metavar="FILE", help="write everything as a table, with the machine")
-        group.add_argument(
-            "--png",
-            metavar="FILE",
-            help="draw accuracy against latency; bars of latency if no accuracy is known",
-        )
+        add(group, "--csv FILE", "write everything as a table, with the machine")
+        add(group, "--png FILE", "draw accuracy against latency; bars of latency if no accuracy is known")
         add_quiet(parser)
 
     def run(self, args: argparse.Namespace) -> int:
-        """Measure and report."""
         from ..latency.settings import BenchSettings
 
         settings = settings_from(args, BenchSettings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,8 @@ from ._arguments import add_quiet, check_output, written
 from ._command import Command
 from ._eval_data import EvalData, check_source, open_source
 from ._model import Net, add_net_options, check_options, open_net, running
-from ._options import whole
-from ._output import Progress, error, note, pairs, plural, print_json, printable, table
+from ._options import add, whole
+from ._output import error, note, pairs, plural, print_json, printable, table
 
 if TYPE_CHECKING:
     from ..train.evaluate import Evaluation
@@ -22,18 +23,17 @@ _MANY = 500  # pictures from which on worker processes pay for their start
 
 
 class Eval(Command):
-    """Measures accuracy and calibration on a folder of pictures or a known data set."""
+    """Measure top-1 and top-5 accuracy on a folder of pictures.
+
+    Measure accuracy on DATA: a folder with one folder of pictures a class, or the test part of a data set
+    known by name (cifar10, cifar100, fashion-mnist, digits). Folders are matched to the net's classes by wnid
+    (n01440764, also if only some of the 1000 are there), by class name, or by number; if none of these fits,
+    by sorted position, with a note. A folder without sub-folders will do if the file names hold wnids.
+    Pictures that cannot be read are named and left out, and the exit code is 1.
+    """
 
     name = "eval"
     order = 60
-    summary = "measure top-1 and top-5 accuracy on a folder of pictures"
-    description = (
-        "Measure accuracy on DATA: a folder with one folder of pictures a class, or the test part of a data "
-        "set known by name (cifar10, cifar100, fashion-mnist, digits). Folders are matched to the net's "
-        "classes by wnid (n01440764, also if only some of the 1000 are there), by class name, or by number; "
-        "if none of these fits, by sorted position, with a note. A folder without sub-folders will do if the "
-        "file names hold wnids. Pictures that cannot be read are named and left out, and the exit code is 1."
-    )
     example = """\
   $ proxylessnas eval proxyless_w025_r112 photos
   net        proxyless_w025_r112
@@ -52,20 +52,17 @@ class Eval(Command):
 """
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the arguments."""
         add_net_options(parser)
         parser.add_argument(
             "data",
             metavar="DATA",
             help="a folder of pictures, one folder a class; or cifar10, cifar100, fashion-mnist, digits",
         )
-        parser.add_argument(
-            "--per-class", action="store_true", help="list the classes, those with the lowest accuracy first"
-        )
-        parser.add_argument(
-            "--confusion",
-            metavar="FILE",
-            help="write which class was taken for which: a table (.csv) or a picture (.png)",
+        add(parser, "--per-class", "list the classes, those with the lowest accuracy first")
+        add(
+            parser,
+            "--confusion FILE",
+            "write which class was taken for which: a table (.csv) or a picture (.png)",
         )
         for name, low, high, default, help in (
             ("batch-size", 1, 65_536, 32, "pictures at a time (default: 32)"),
@@ -87,7 +84,6 @@ class Eval(Command):
         add_quiet(parser)
 
     def run(self, args: argparse.Namespace) -> int:
-        """Evaluate and report."""
         check_options(args)
         # Before anything is downloaded or computed:
         if args.confusion is not None:
@@ -139,31 +135,34 @@ def _workers(args: argparse.Namespace, pictures: int) -> int:
 
 def _evaluated(args: argparse.Namespace, net: Net, data: EvalData, workers: int) -> Evaluation:
     from ..train.evaluate import evaluate_batches
+    from ..utils.progress import StepBar, is_terminal
 
-    progress = Progress(0 if args.quiet else data.n)
+    bar = None if args.quiet or not is_terminal(sys.stderr) else StepBar()
+
+    def show(r: Evaluation) -> None:
+        if bar is not None and bar.is_due():
+            fields = [(f"{r.images_per_second:.0f} pictures/s", 1), (f"top-1 {r.top1:.1f} %", 0)]
+            bar.show("eval", r.n + len(r.unreadable), data.n, fields)
+
     try:
         with running(net, "use a smaller --batch-size or --input-size"):
-            return evaluate_batches(
-                net.model,
-                data.batches(args.batch_size, workers),
-                device=net.device,
-                progress=lambda r: progress.update(r.n + len(r.unreadable), f"top-1 {r.top1:.1f} %"),
-            )
+            batches = data.batches(args.batch_size, workers)
+            return evaluate_batches(net.model, batches, device=net.device, progress=show)
     finally:
-        progress.close()
+        if bar is not None:
+            bar.close()
 
 
 def _document(args: argparse.Namespace, net: Net, data: EvalData, result: Evaluation) -> dict[str, Any]:
+    counts = "n top1_correct top5_correct".split()
     return {
         **net.to_dict(),
         "data": args.data,
         "labels_from": data.labels_from,
         "classes": data.classes,
-        "n": result.n,
+        **{name: getattr(result, name) for name in counts},
         "top1": round(result.top1, 4),
         "top5": round(result.top5, 4),
-        "top1_correct": result.top1_correct,
-        "top5_correct": result.top5_correct,
         "loss": _finite(result.loss),
         "ece": _finite(result.ece),
         "images_per_second": round(result.images_per_second, 2),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ..errors import one_line
 from ._arguments import add_imports, add_json
 from ._command import Command, UsageError
-from ._options import add_options, settings_from
+from ._options import add, add_options, settings_from
 from ._output import bold, error, megabytes, ms, note, pairs, plural, print_json, printable, table
 
 if TYPE_CHECKING:
@@ -22,17 +22,16 @@ _PATIENCE_S = 5.0
 
 
 class Export(Command):
-    """Writes a net in another runtime's format, proves the file and measures it."""
+    """Write a net for another runtime, and prove the file.
+
+    Write NET as OUT, whose suffix names the format: .onnx (ONNX), .xml (OpenVINO), .pte (ExecuTorch), .tflite
+    (LiteRT), .pt2 (torch.export), .pt (TorchScript) or .safetensors. The file is loaded by its own runtime
+    and compared with the net on real pictures and random numbers before it gets its name; OUT.json keeps the
+    report. Architecture, preprocessing, class names and licence are in the file.
+    """
 
     name = "export"
     order = 80
-    summary = "write a net for another runtime, and prove the file"
-    description = (
-        "Write NET as OUT, whose suffix names the format: .onnx (ONNX), .xml (OpenVINO), .pte (ExecuTorch), "
-        ".tflite (LiteRT), .pt2 (torch.export), .pt (TorchScript) or .safetensors. The file is loaded by its "
-        "own runtime and compared with the net on real pictures and random numbers before it gets its name; "
-        "OUT.json keeps the report. Architecture, preprocessing, class names and licence are in the file."
-    )
     example = """\
   $ proxylessnas export proxyless_cifar10_demo demo.onnx
   demo.onnx
@@ -55,28 +54,27 @@ class Export(Command):
 """
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the arguments."""
         from ..deploy.settings import ExportSettings
 
         parser.add_argument("net", metavar="NET", help="a net of the zoo, or a file with an architecture")
         parser.add_argument("out", metavar="OUT", help="the file to write; its suffix names the format")
         add_options(parser, ExportSettings)
         group = parser.add_argument_group("command")
-        group.add_argument(
-            "--litert-python", metavar="PATH",
-            help=".tflite: the Python that has litert-torch (default: $PROXYLESSNAS_LITERT_PYTHON)",
-        )  # fmt: skip
-        group.add_argument(
+        add(
+            group,
+            "--litert-python PATH",
+            ".tflite: the Python that has litert-torch (default: $PROXYLESSNAS_LITERT_PYTHON)",
+        )
+        add(
+            group,
             "--allow-slower",
-            action="store_true",
-            help="exit with 0 also if the INT8 file is not faster than the float32 file (it is kept anyway)",
+            "exit with 0 also if the INT8 file is not faster than the float32 file (it is kept anyway)",
         )
         add_imports(group)
-        group.add_argument("--quiet", action="store_true", help="print nothing but errors")
+        add(group, "--quiet", "print nothing but errors")
         add_json(group, "the report as one JSON document")
 
     def run(self, args: argparse.Namespace) -> int:
-        """Export and report."""
         from ..deploy.settings import ExportSettings
 
         settings = settings_from(args, ExportSettings)

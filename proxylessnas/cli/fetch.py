@@ -9,20 +9,20 @@ from typing import Any
 from ..errors import ProxylessError, one_line
 from ._arguments import add_json
 from ._command import Command, UsageError
+from ._options import add
 from ._output import error, megabytes, plural, print_json
 
 
 class Fetch(Command):
-    """Downloads published weights and checks their digests."""
+    """Download published weights into the cache, or into a folder.
+
+    Download the weights of nets and check their digests; what is there already, in the cache or in the
+    package, is only checked. With --to, the folder can be carried to a machine without network and used there
+    as PROXYLESSNAS_CACHE (weights that come with the package are copied too).
+    """
 
     name = "fetch"
     order = 30
-    summary = "download published weights into the cache, or into a folder"
-    description = (
-        "Download the weights of nets and check their digests; what is there already, in the cache or in the "
-        "package, is only checked. With --to, the folder can be carried to a machine without network and "
-        "used there as PROXYLESSNAS_CACHE (weights that come with the package are copied too)."
-    )
     example = """\
   $ proxylessnas fetch --all --to /media/stick/weights
   ...
@@ -32,15 +32,13 @@ class Fetch(Command):
 """
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the arguments."""
         parser.add_argument("nets", metavar="NAME", nargs="*", help="net whose weights are wanted")
-        parser.add_argument("--all", action="store_true", help="the weights of all nets")
-        parser.add_argument("--to", metavar="DIR", help="put them into this folder instead of the cache")
-        parser.add_argument("--quiet", action="store_true", help="no progress bar")
+        add(parser, "--all", "the weights of all nets")
+        add(parser, "--to DIR", "put them into this folder instead of the cache")
+        add(parser, "--quiet", "no progress bar")
         add_json(parser)
 
     def run(self, args: argparse.Namespace) -> int:
-        """Fetch them one after another; a net that cannot be had does not stop the others."""
         from ..weights.registry import get_weights, read_manifest
 
         if bool(args.nets) == args.all:

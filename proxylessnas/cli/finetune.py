@@ -5,42 +5,41 @@ from __future__ import annotations
 import argparse
 
 from ._command import Command
+from ._options import add
 from ._output import note
 
 
 class Finetune(Command):
-    """Trains a published net on new classes."""
+    """Train a published net on your own classes.
+
+    Train NET, with its published weights, on DATA. Its classifier is kept where its classes are those of
+    DATA, in the same order, and else starts anew. Killed at any moment, the same command goes on from the
+    last checkpoint. Under torchrun it trains on several GPUs, CPUs or machines. DIR gets the recipe,
+    checkpoints, log.jsonl, epochs.csv, curves.png and the trained model.safetensors, which every other
+    command takes as NET.
+    """
 
     name = "finetune"
     order = 65
-    summary = "train a published net on your own classes"
-    description = (
-        "Train NET, with its published weights, on DATA. Its classifier is kept where its classes are those "
-        "of DATA, in the same order, and else starts anew. Killed at any moment, the same command goes on "
-        "from the last checkpoint. Under torchrun it trains on several GPUs, CPUs or machines. DIR gets the "
-        "recipe, checkpoints, log.jsonl, epochs.csv, curves.png and the trained model.safetensors, which "
-        "every other command takes as NET."
-    )
     example = """\
   $ proxylessnas finetune proxyless_cifar10_demo digits --epochs 3 --out runs/digits
 """
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the arguments."""
         from ._train import add_arguments
 
         parser.add_argument(
             "net", metavar="NET", help="a net of the zoo, or a .safetensors file of save_weights"
         )
         add_arguments(parser, "finetune", "freeze_epochs")
-        parser.add_argument("--weights", metavar="FILE", help="weights of NET: .safetensors or .pth")
+        add(parser, "--weights FILE", "weights of NET: .safetensors or .pth")
         group = parser.add_mutually_exclusive_group()
-        group.add_argument(
+        add(
+            group,
             "--keep-classifier",
-            action="store_true",
-            default=None,
-            help="start from its classifier too, and freeze nothing: train further on the classes NET knows "
+            "start from its classifier too, and freeze nothing: train further on the classes NET knows "
             "(the default where they are the same; a run that is continued goes on as it began)",
+            default=None,
         )
         group.add_argument(
             "--new-classifier",
@@ -51,7 +50,6 @@ class Finetune(Command):
         )
 
     def run(self, args: argparse.Namespace) -> int:
-        """Train and report."""
         from ._train import is_set, resolved_recipe, train
 
         freeze = args.freeze_epochs

@@ -18,17 +18,19 @@ if TYPE_CHECKING:
     from ..weights.record import Weights
 
 
+_OF_WEIGHTS = "params macs input_size dataset license size sha256 git_blob bundled".split()
+
+
 class Info(Command):
-    """Prints a net's architecture, size, preprocessing, and where its weights are."""
+    """Show a net's architecture, size, preprocessing and weights.
+
+    Show everything known about a net of the zoo, or about a file: weights (.safetensors with their
+    architecture, or a published .pth) or an architecture (.json, .config: the original net.config; .txt: the
+    text that this command prints).
+    """
 
     name = "info"
     order = 20
-    summary = "show a net's architecture, size, preprocessing and weights"
-    description = (
-        "Show everything known about a net of the zoo, or about a file: weights (.safetensors with their "
-        "architecture, or a published .pth) or an architecture (.json, .config: the original net.config; "
-        ".txt: the text that this command prints)."
-    )
     example = """\
   $ proxylessnas info proxyless_cpu
   proxyless_cpu
@@ -39,7 +41,6 @@ class Info(Command):
 """
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the arguments."""
         parser.add_argument(
             "net", metavar="NAME|FILE", help="a net's name, or a file of weights or architecture"
         )
@@ -47,7 +48,6 @@ class Info(Command):
         add_json(parser)
 
     def run(self, args: argparse.Namespace) -> int:
-        """Print it."""
         facts = _facts(named(args.net))
         if args.json:
             print_json(facts)
@@ -62,17 +62,9 @@ def _of_zoo(weights: Weights) -> dict[str, Any]:
     return {
         "name": weights.name,
         **_of_arch(PUBLISHED[weights.arch]),
-        "params": weights.params,
-        "macs": weights.macs,
-        "input_size": weights.input_size,
-        "dataset": weights.dataset,
+        **{key: getattr(weights, key) for key in _OF_WEIGHTS},
         "preprocessing": weights.preprocessing.to_dict(),
         "metrics": dict(weights.metrics),
-        "license": weights.license,
-        "size": weights.size,
-        "sha256": weights.sha256,
-        "git_blob": weights.git_blob,
-        "bundled": weights.bundled,
         "cache": _cache_state(weights),
         "sources": list(weights.sources),
         **({"training": dict(weights.training)} if weights.training else {}),

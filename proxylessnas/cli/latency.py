@@ -9,16 +9,15 @@ from ._latency_table import Import, Predict, Show
 
 
 class Latency(CommandGroup):
-    """Passes on to its actions."""
+    """Measure nets on this device, and make tables that predict them.
+
+    Measure how long nets take on this device, or make a table of what each operation of a search space costs
+    here, from which any net of the space is predicted. A search needs such a table for the device that its
+    net is meant for.
+    """
 
     name = "latency"
     order = 75
-    summary = "measure nets on this device, and make tables that predict them"
-    description = (
-        "Measure how long nets take on this device, or make a table of what each operation of a search "
-        "space costs here, from which any net of the space is predicted. A search needs such a table for the "
-        "device that its net is meant for."
-    )
     example = """\
   $ proxylessnas latency measure proxyless_cpu proxyless_mobile
   $ proxylessnas latency build --space imagenet --runtime onnxruntime --threads 2 -o table.json

@@ -11,7 +11,7 @@ from ..errors import DataError, one_line
 from ..utils.checks import Range
 from ._arguments import MODEL_HELP, TABLE_HELP, add_imports, add_output, check_output
 from ._command import Command, UsageError
-from ._options import typed, whole
+from ._options import add, typed, whole
 from ._output import note, printable
 
 if TYPE_CHECKING:
@@ -23,18 +23,17 @@ _PICTURES, _MOVIES = (".svg", ".png"), (".gif", ".mp4", ".html")
 
 
 class Plot(Command):
-    """Draws."""
+    """Draw nets, a search, or accuracy against latency.
+
+    Draw nets block by block: on the terminal, or with -o as a figure (.svg, .png). NET is a net of the zoo, a
+    file with an architecture, or the folder of a search or a training. One search and a .gif, .mp4 (needs
+    ffmpeg) or .html file make a movie of it: the probabilities of all paths, the net that they amount to,
+    expected latency against the target, accuracy. --bench draws accuracy against latency with the Pareto
+    front.
+    """
 
     name = "plot"
     order = 82
-    summary = "draw nets, a search, or accuracy against latency"
-    description = (
-        "Draw nets block by block: on the terminal, or with -o as a figure (.svg, .png). NET is a net of the "
-        "zoo, a file with an architecture, or the folder of a search or a training. One search and a .gif, "
-        ".mp4 (needs ffmpeg) or .html file make a movie of it: the probabilities of all paths, the net that "
-        "they amount to, expected latency against the target, accuracy. --bench draws accuracy against "
-        "latency with the Pareto front."
-    )
     example = """\
   $ proxylessnas plot proxyless_gpu proxyless_cpu proxyless_mobile -o nets.svg
   $ proxylessnas plot runs/mine                         # on the terminal
@@ -46,26 +45,21 @@ class Plot(Command):
     rest = "nets"
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the arguments."""
         parser.add_argument(
             "nets", metavar="NET", nargs="*",
             help=f"{MODEL_HELP}; or the folder of a run",
         )  # fmt: skip
         add_output(parser, ".svg or .png; .gif, .mp4 or .html for a movie of a search")
-        parser.add_argument(
-            "--text", action="store_true", help="print the nets; without -o that is the default"
-        )
-        parser.add_argument("--ascii", action="store_true", help="print them in ASCII")
+        add(parser, "--text", "print the nets; without -o that is the default")
+        add(parser, "--ascii", "print them in ASCII")
         group = parser.add_argument_group("nets")
         group.add_argument(
             "--by",
             choices=("channels", "latency"),
             help="what the width shows (default: channels; latency with --table)",
         )
-        group.add_argument("--table", metavar="T", help=f"{TABLE_HELP}; a search has one of its own")
-        group.add_argument(
-            "--predict-missing", action="store_true", help="guess what the table lacks, from what it has"
-        )
+        add(group, "--table T", f"{TABLE_HELP}; a search has one of its own")
+        add(group, "--predict-missing", "guess what the table lacks, from what it has")
         group.add_argument(
             "--cell",
             type=int,
@@ -75,13 +69,14 @@ class Plot(Command):
         )
         add_imports(group)
         group = parser.add_argument_group("movie")
-        group.add_argument(
-            "--frames", type=whole(2, 1000), default=60, metavar="N", help="at most so many (default: 60)"
+        add(group, "--frames N", "at most so many (default: 60)", type=whole(2, 1000), default=60)
+        add(
+            group,
+            "--seconds S",
+            "that it takes (default: 8)",
+            type=typed(float, Range(0.1, 600)),
+            default=8.0,
         )
-        group.add_argument(
-            "--seconds", type=typed(float, Range(0.1, 600)), default=8.0, metavar="S",
-            help="that it takes (default: 8)",
-        )  # fmt: skip
         group = parser.add_argument_group("accuracy against latency")
         group.add_argument(
             "--bench",
@@ -95,7 +90,6 @@ class Plot(Command):
         )
 
     def run(self, args: argparse.Namespace) -> int:
-        """Draw or print."""
         _check(args)
         if args.bench:
             from ..report.pareto import pareto_figure

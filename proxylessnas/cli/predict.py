@@ -11,23 +11,22 @@ from ..errors import ImageError, one_line
 from ._arguments import add_json
 from ._command import Command
 from ._model import Net, add_net_options, check_options, class_labels, open_net, running
-from ._options import whole
+from ._options import add, whole
 from ._output import bar, bold, error, plural, print_json
 
 _BATCH = 16  # pictures a forward pass
 
 
 class Predict(Command):
-    """Classifies pictures; one that cannot be read does not stop the others."""
+    """Classify pictures.
+
+    Name the most probable classes of each picture. Any usual kind of file will do (JPEG, PNG, WebP, GIF,
+    TIFF, ...; grey, transparent, CMYK, 16-bit, rotated by EXIF). A picture that cannot be read is reported,
+    the others are classified, and the exit code is 1.
+    """
 
     name = "predict"
     order = 50
-    summary = "classify pictures"
-    description = (
-        "Name the most probable classes of each picture. Any usual kind of file will do (JPEG, PNG, WebP, "
-        "GIF, TIFF, ...; grey, transparent, CMYK, 16-bit, rotated by EXIF). A picture that cannot be read is "
-        "reported, the others are classified, and the exit code is 1."
-    )
     example = """\
   $ proxylessnas predict proxyless_w025_r112 fish.jpg --top 3
   fish.jpg
@@ -43,16 +42,12 @@ class Predict(Command):
     rest = "images"
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the arguments."""
         add_net_options(parser)
         parser.add_argument("images", metavar="IMAGE", nargs="+", help="a picture")
-        parser.add_argument(
-            "--top", type=whole(1), default=5, metavar="K", help="how many classes to name (default: 5)"
-        )
+        add(parser, "--top K", "how many classes to name (default: 5)", type=whole(1), default=5)
         add_json(parser)
 
     def run(self, args: argparse.Namespace) -> int:
-        """Classify them in small batches."""
         check_options(args)
         from ..utils.malloc import keep_freed_pages
 

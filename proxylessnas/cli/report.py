@@ -12,24 +12,22 @@ from ._output import note
 
 
 class Report(Command):
-    """Writes the report of a search or of a training."""
+    """Write a search or a training as one HTML file.
+
+    Write the report of the run in DIR, a search or a training, finished or not, as one HTML file that needs
+    no network: what was asked, what was found, the net as a figure, curves, a slider over the search, latency
+    predicted and measured, a comparison with other runs, and commands to do it again. A damaged log gives a
+    report of what there is.
+    """
 
     name = "report"
     order = 79
-    summary = "write a search or a training as one HTML file"
-    description = (
-        "Write the report of the run in DIR, a search or a training, finished or not, as one HTML file that "
-        "needs no network: what was asked, what was found, the net as a figure, curves, a slider over the "
-        "search, latency predicted and measured, a comparison with other runs, and commands to do it again. "
-        "A damaged log gives a report of what there is."
-    )
     example = """\
   $ proxylessnas report runs/mine -o mine.html
   $ proxylessnas report runs/mine --compare runs/random runs/reinforce
 """
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the arguments."""
         parser.add_argument("folder", metavar="DIR", type=Path, help="folder of a search or a training")
         add_output(parser, "the HTML file (default: report.html in DIR)")
         parser.add_argument(
@@ -38,7 +36,6 @@ class Report(Command):
         add_imports(parser)
 
     def run(self, args: argparse.Namespace) -> int:
-        """Write it."""
         from ..report.report import write_report
 
         output = args.output if args.output is not None else str(args.folder / "report.html")

@@ -8,16 +8,15 @@ from ._search_show import Show
 
 
 class Search(CommandGroup):
-    """Passes on to its actions."""
+    """Search a net for your pictures, your device and a latency.
+
+    Search a space of nets for one that is accurate on your pictures and meets a target: latency on your
+    device (with a table of `proxylessnas latency build`), multiply-accumulates, parameters, or several. The
+    net that comes out is a plain one with weights, which every other command takes as NET.
+    """
 
     name = "search"
     order = 78
-    summary = "search a net for your pictures, your device and a latency"
-    description = (
-        "Search a space of nets for one that is accurate on your pictures and meets a target: latency on "
-        "your device (with a table of `proxylessnas latency build`), multiply-accumulates, parameters, or "
-        "several. The net that comes out is a plain one with weights, which every other command takes as NET."
-    )
     example = """\
   $ proxylessnas search run --space small --data photos/ --table laptop.json --target-ms 5 --out runs/a
   $ proxylessnas search show runs/a

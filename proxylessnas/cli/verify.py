@@ -9,20 +9,20 @@ from ..errors import ProxylessError, WeightsCorruptError, WeightsNotFoundError, 
 from ._arguments import add_json
 from ._command import Command, UsageError
 from ._model import named
+from ._options import add
 from ._output import error, plural, print_json
 
 
 class Verify(Command):
-    """Checks digests; never downloads."""
+    """Check the digests of weights that are here, or of a file.
+
+    Check weights against the published digests: of nets in the cache or the package, or of any file, which is
+    recognised by its digest. Nothing is downloaded. With --all, nets that are not in the cache are listed but
+    no failure.
+    """
 
     name = "verify"
     order = 40
-    summary = "check the digests of weights that are here, or of a file"
-    description = (
-        "Check weights against the published digests: of nets in the cache or the package, or of any file, "
-        "which is recognised by its digest. Nothing is downloaded. With --all, nets that are not in the "
-        "cache are listed but no failure."
-    )
     example = """\
   $ proxylessnas verify proxyless_cpu ~/Downloads/proxyless-w0.25-r112_imagenet.pth
   sound  proxyless_cpu           /home/me/.cache/torch/hub/proxylessnas/proxyless_cpu-373f6da5.pth
@@ -30,15 +30,13 @@ class Verify(Command):
 """
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the arguments."""
         parser.add_argument(
             "nets", metavar="NAME|FILE", nargs="*", help="a net in the cache, or a file of weights"
         )
-        parser.add_argument("--all", action="store_true", help="all nets in the cache and the package")
+        add(parser, "--all", "all nets in the cache and the package")
         add_json(parser)
 
     def run(self, args: argparse.Namespace) -> int:
-        """Check one after another."""
         from ..weights.registry import read_manifest
 
         if bool(args.nets) == args.all:
