@@ -19,7 +19,7 @@ from ._arguments import (
     written,
 )
 from ._command import Command, UsageError
-from ._latency_facts import check_table_output, facts, print_table_facts, show
+from ._latency_facts import check_table_output, print_table_facts, show
 from ._options import add, add_options, settings_from, whole
 from ._output import error, note, plural, print_json, printable
 
@@ -134,6 +134,7 @@ class Validate(Command):
         from ..latency.plots import prediction_png
         from ..latency.plots_bench import describe
         from ..latency.table import BUNDLED
+        from ..latency.table_facts import facts_of
 
         output = args.output or args.table
         if args.output is None and args.table in BUNDLED:
@@ -158,7 +159,7 @@ class Validate(Command):
             except LatencyError as e:
                 refused = str(e)
         found.save(output)
-        known = facts(found, space)
+        known = facts_of(found, space)
         if args.json:
             print_json({"table": str(output), **known})
         else:

@@ -21,7 +21,6 @@ from ._arguments import (
 from ._command import Command, UsageError
 from ._latency_facts import (
     check_table_output,
-    facts,
     print_table_facts,
     show,
     show_breakdown,
@@ -71,6 +70,7 @@ class Show(Command):
 
     def run(self, args: argparse.Namespace) -> int:
         from ..latency import LatencyTable
+        from ..latency.table_facts import facts_of
 
         if args.net is not None and args.space is not None:
             raise UsageError("--space is for a table's summary; a net needs none")
@@ -92,7 +92,7 @@ class Show(Command):
             found, predictor = _extended(found, list(found.coverage(space)[2]))
         else:
             predictor = None
-        known = facts(found, space)
+        known = facts_of(found, space)
         if args.json:
             operations = [{"key": str(key), **entry.to_dict()} for key, entry in found.entries.items()]
             print_json({"table": args.table, **known, "operations": operations})

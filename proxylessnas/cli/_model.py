@@ -196,18 +196,6 @@ def _digest(record: Weights, file: Path) -> str | None:
     return sha256_of(file) if sound else None
 
 
-def class_labels(net: Net) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """Return the classes' names, unique labels and wnids (or none of these), in output order."""
-    from ..data.categories import categories, unique, wnids
-
-    names, ids = net.model.categories, net.model.wnids
-    if not names and net.dataset is not None:
-        names, ids = categories(net.dataset), wnids(net.dataset)
-    if not names:
-        names = tuple(f"class {i}" for i in range(net.model.num_classes))
-    return names, unique(names, ids), ids
-
-
 @contextlib.contextmanager
 def running(net: Net, advice: str) -> Iterator[None]:
     """Name the weights in errors of a running net, and give advice with "out of memory"."""

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._arguments import add_quiet, check_output, written
-from ._command import Command
-from ._eval_data import EvalData, check_source, open_source
+from ._command import Command, UsageError
 from ._model import Net, add_net_options, check_options, open_net, running
 from ._options import add, whole
 from ._output import error, note, pairs, plural, print_json, printable, table
 
 if TYPE_CHECKING:
+    from ..train.eval_data import EvalData
     from ..train.evaluate import Evaluation
 
 _MANY = 500  # pictures from which on worker processes pay for their start
@@ -88,13 +88,17 @@ class Eval(Command):
         # Before anything is downloaded or computed:
         if args.confusion is not None:
             check_output(args.confusion, "--confusion", ".csv", ".png")
-        check_source(args.data, args.labels)
+        from ..train.eval_data import check_source, open_source
 
+        check_source(args.data)
+        if args.labels is not None and not os.path.isdir(args.data):
+            raise UsageError(f"--labels is about the names of folders, but {args.data} is a data set")
         from ..utils.malloc import keep_freed_pages
 
         keep_freed_pages()
         net = open_net(args)
-        data = open_source(args.data, net, labels=args.labels, limit=args.limit)
+        words = {"labels": args.labels, "limit": args.limit}
+        data = open_source(args.data, net.model, net.preprocessing, net.dataset, **words)
         for text in data.notes:
             note(text)
         workers = _workers(args, data.n)
@@ -103,12 +107,12 @@ class Eval(Command):
             error(reason)
         document = _document(args, net, data, result) | {"workers": workers}
         if args.json:
-            classes = _classes(result, data.names)
-            print_json({**document, "per_class": classes, "confusion": _confusion(result, data.names)})
+            classes = result.classes(data.names)
+            print_json({**document, "per_class": classes, "confusion": result.confusion_by_name(data.names)})
         elif result.n:
             _show(document)
             if args.per_class:
-                print("\n" + printable(_table(_classes(result, data.names))))
+                print("\n" + printable(_table(result.classes(data.names))))
         failed = bool(result.unreadable)
         if args.confusion is not None and result.metrics is not None:
             from ..utils.plotting import confusion_csv, confusion_png
@@ -174,31 +178,6 @@ def _document(args: argparse.Namespace, net: Net, data: EvalData, result: Evalua
 
 def _finite(value: float) -> float | None:
     return round(value, 6) if math.isfinite(value) else None
-
-
-def _classes(result: Evaluation, names: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Return what happened to the pictures of each class that has any, in output order."""
-    found = []
-    for i, row in enumerate(result.confusion):
-        n, correct = sum(row), row[i]
-        if n:
-            wrong = [*row[:i], 0, *row[i + 1 :]]
-            most = max(range(len(row)), key=wrong.__getitem__)
-            taken = {"index": most, "name": names[most], "n": wrong[most]} if wrong[most] else None
-            share = round(100 * correct / n, 4)
-            found.append(
-                {"index": i, "name": names[i], "n": n, "correct": correct, "top1": share, "taken_for": taken}
-            )
-    return found
-
-
-def _confusion(result: Evaluation, names: tuple[str, ...]) -> dict[str, dict[str, int]]:
-    """Return how often each class was taken for which: a matrix of 1000 x 1000 is nearly all zeros."""
-    return {
-        names[i]: {names[j]: n for j, n in enumerate(row) if n}
-        for i, row in enumerate(result.confusion)
-        if any(row)
-    }
 
 
 def _table(classes: list[dict[str, Any]]) -> str:

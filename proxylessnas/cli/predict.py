@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import ImageError, one_line
 from ._arguments import add_json
 from ._command import Command
-from ._model import Net, add_net_options, check_options, class_labels, open_net, running
+from ._model import Net, add_net_options, check_options, open_net, running
 from ._options import add, whole
 from ._output import bar, bold, error, plural, print_json
 
@@ -53,7 +53,9 @@ class Predict(Command):
 
         keep_freed_pages()
         net = open_net(args)
-        names, labels, wnids = class_labels(net)
+        from ..train.eval_data import class_labels
+
+        names, labels, wnids = class_labels(net.model, net.dataset)
         results: list[dict[str, Any]] = []
         for path, found in _classified(net, args.images, args.top):
             if isinstance(found, str):
