@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import warnings
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LatencyError, LatencyKeyError
@@ -69,7 +70,8 @@ class Show(Command):
         add_json(parser)
 
     def run(self, args: argparse.Namespace) -> int:
-        from ..latency import LatencyTable
+        from ..latency import LatencyTable, space_keys
+        from ..latency.predictor import filled
         from ..latency.table_facts import facts_of
 
         if args.net is not None and args.space is not None:
@@ -77,8 +79,8 @@ class Show(Command):
         found = LatencyTable.load(args.table)
         if args.net is not None:
             arch = _chain(args.net)
-            filled, predictor = _filled(found, [(args.net, arch)], args)
-            parts = filled.explain(arch, resolution=args.image_size, num_classes=args.classes)
+            found, predictor = _filled(found, [arch], args)
+            parts = found.explain(arch, resolution=args.image_size, num_classes=args.classes)
             if args.json:
                 print_json({"table": args.table, **_net_facts(args.net, parts), "parts": _parts(parts)})
             else:
@@ -86,12 +88,11 @@ class Show(Command):
                 _tell_error(predictor)
             return 0
         space = the_space(args) or found.space
+        predictor = None
         if args.predict_missing:
             if space is None:
                 raise UsageError("--predict-missing needs a space: --space says which")
-            found, predictor = _extended(found, list(found.coverage(space)[2]))
-        else:
-            predictor = None
+            found, predictor = filled(found, space_keys(space))
         known = facts_of(found, space)
         if args.json:
             operations = [{"key": str(key), **entry.to_dict()} for key, entry in found.entries.items()]
@@ -136,7 +137,7 @@ class Predict(Command):
 
         found = LatencyTable.load(args.table)
         nets = [(word, _chain(word)) for word in dict.fromkeys(args.nets)]
-        filled, predictor = _filled(found, nets, args)
+        filled, predictor = _filled(found, (arch for _, arch in nets), args)
         rows: list[tuple[str, Breakdown]] = []
         for word, arch in nets:
             try:
@@ -222,29 +223,15 @@ def _chain(word: str) -> Arch:
 
 
 def _filled(
-    found: LatencyTable, nets: list[tuple[str, Arch]], args: argparse.Namespace
+    found: LatencyTable, archs: Iterable[Arch], args: argparse.Namespace
 ) -> tuple[LatencyTable, Predictor | None]:
-    """Return the table with predictions for what these nets need, if that was asked for."""
-    if not args.predict_missing:
-        return found, None
+    """Return the table with predictions for what these models need, if that was asked for."""
     from ..latency import arch_keys
+    from ..latency.predictor import filled
 
-    needed = [
-        key
-        for _, arch in nets
-        for key in arch_keys(arch, resolution=args.image_size, num_classes=args.classes)
-        if key not in found.entries
-    ]
-    return _extended(found, list(dict.fromkeys(needed)))
-
-
-def _extended(found: LatencyTable, keys: list[Any]) -> tuple[LatencyTable, Predictor | None]:
-    if not keys:
-        return found, None
-    from ..latency import Predictor
-
-    predictor = Predictor.fit(found)
-    return found.extended(keys, predictor), predictor
+    sizes = {"resolution": args.image_size, "num_classes": args.classes}
+    keys = (key for arch in archs for key in arch_keys(arch, **sizes))
+    return filled(found, keys) if args.predict_missing else (found, None)
 
 
 def _tell_error(predictor: Predictor | None) -> None:
