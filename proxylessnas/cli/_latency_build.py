@@ -112,7 +112,7 @@ class Validate(Command):
 """
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("table", metavar="TABLE", help=TABLE_HELP)
+        add(parser, "table TABLE", TABLE_HELP)
         add_output(parser, "write the table here (default: TABLE, in place)")
         add(
             parser,

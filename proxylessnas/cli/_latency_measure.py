@@ -40,7 +40,7 @@ class Measure(Command):
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         from ..runtimes.settings import Settings
 
-        parser.add_argument("nets", metavar="NET", nargs="+", help=f"{MODEL_HELP}, or an exported file")
+        add(parser, "nets NET", f"{MODEL_HELP}, or an exported file", nargs="+")
         add(parser, "--image-size N", "side of the input, px", type=whole(1, MOST_PIXELS))
         add(
             parser,

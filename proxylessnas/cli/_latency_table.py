@@ -62,9 +62,9 @@ class Show(Command):
 """
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("table", metavar="TABLE", help=TABLE_HELP)
+        add(parser, "table TABLE", TABLE_HELP)
         add_imports(parser)
-        parser.add_argument("net", metavar="NET", nargs="?", help=MODEL_HELP)
+        add(parser, "net NET", MODEL_HELP, nargs="?")
         add_space(parser, required=False)
         add(parser, "--predict-missing", _FILL_HELP)
         add_json(parser)
@@ -125,9 +125,9 @@ class Predict(Command):
     rest = "nets"
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("table", metavar="TABLE", help=TABLE_HELP)
+        add(parser, "table TABLE", TABLE_HELP)
         add_imports(parser)
-        parser.add_argument("nets", metavar="NET", nargs="+", help=MODEL_HELP)
+        add(parser, "nets NET", MODEL_HELP, nargs="+")
         add_sizes(parser)
         add(parser, "--predict-missing", _FILL_HELP)
         add_json(parser)
@@ -180,7 +180,7 @@ class Import(Command):
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         from ..latency.settings import ImportSettings
 
-        parser.add_argument("file", metavar="FILE", help="a .yaml, .csv or .json file")
+        add(parser, "file FILE", "a .yaml, .csv or .json file")
         add_imports(parser)
         add_output(parser, "where to write the table (.json)", required=True)
         add(parser, "--force", "replace a table that is there")

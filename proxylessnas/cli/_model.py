@@ -31,10 +31,10 @@ _USUAL_RATIO = 256 / 224  # resize / input size, where nothing is known about a 
 
 def add_net_options(parser: argparse.ArgumentParser) -> None:
     """Declare the net and the options that change its architecture, weights, preprocessing and device."""
-    parser.add_argument(
-        "net",
-        metavar="NAME",
-        help="a net of the zoo, a .safetensors file with its architecture inside, a published .pth file, "
+    add(
+        parser,
+        "net NAME",
+        "a net of the zoo, a .safetensors file with its architecture inside, a published .pth file, "
         "or an architecture file (then --weights is needed)",
     )
     group = parser.add_argument_group("net")

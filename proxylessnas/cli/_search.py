@@ -107,7 +107,7 @@ class Resume(Command):
 """
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("out", metavar="DIR", type=Path, help="folder of the search")
+        add(parser, "out DIR", "folder of the search", type=Path)
         add(parser, "--data DATA", "the pictures, where they are somewhere else now")
         _train.add_run(parser, "keep_every", "max_unreadable")
 
@@ -134,7 +134,7 @@ class Derive(Command):
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         from ..train.settings import Settings
 
-        parser.add_argument("folder", metavar="DIR", type=Path, help="folder of the search")
+        add(parser, "folder DIR", "folder of the search", type=Path)
         add(
             parser,
             "--out -o --output FOLDER",

@@ -10,6 +10,7 @@ from typing import Any
 from ..utils.progress import clock
 from ._arguments import add_imports, add_json
 from ._command import Command
+from ._options import add
 from ._output import bar, pairs, print_json, printable, table
 from ._search import UNITS, number
 
@@ -29,7 +30,7 @@ class Show(Command):
 """
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("folder", metavar="DIR", type=Path, help="folder of the search")
+        add(parser, "folder DIR", "folder of the search", type=Path)
         add_imports(parser)
         add_json(parser)
 

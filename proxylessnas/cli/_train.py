@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser, recipe: str, *more: str) -> N
     """Declare the arguments of ``train`` and ``finetune``: the default recipe, and more options of it."""
     from ..train.recipe import Recipe
 
-    parser.add_argument("data", metavar="DATA", help=DATA_HELP)
+    add(parser, "data DATA", DATA_HELP)
     add(parser, "--val DIR", "validation pictures, where DATA does not hold them; or a share to hold out")
     add(
         parser,

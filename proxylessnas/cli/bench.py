@@ -45,11 +45,11 @@ class BenchNets(Command):
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         from ..latency.settings import BenchSettings
 
-        parser.add_argument(
-            "nets",
-            metavar="NET",
+        add(
+            parser,
+            "nets NET",
+            f"{MODEL_HELP}; torchvision/NAME or timm/NAME, if installed; an exported file",
             nargs="*",
-            help=f"{MODEL_HELP}; torchvision/NAME or timm/NAME, if installed; an exported file",
         )
         add(parser, "--no-peers", "none of torchvision's and timm's nets but those named")
         names = {"runtimes": "--runtime", "batches": "--batch"}

@@ -53,10 +53,10 @@ class Eval(Command):
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         add_net_options(parser)
-        parser.add_argument(
-            "data",
-            metavar="DATA",
-            help="a folder of pictures, one folder a class; or cifar10, cifar100, fashion-mnist, digits",
+        add(
+            parser,
+            "data DATA",
+            "a folder of pictures, one folder a class; or cifar10, cifar100, fashion-mnist, digits",
         )
         add(parser, "--per-class", "list the classes, those with the lowest accuracy first")
         add(

@@ -56,8 +56,8 @@ class Export(Command):
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         from ..deploy.settings import ExportSettings
 
-        parser.add_argument("net", metavar="NET", help="a net of the zoo, or a file with an architecture")
-        parser.add_argument("out", metavar="OUT", help="the file to write; its suffix names the format")
+        add(parser, "net NET", "a net of the zoo, or a file with an architecture")
+        add(parser, "out OUT", "the file to write; its suffix names the format")
         add_options(parser, ExportSettings)
         group = parser.add_argument_group("command")
         add(

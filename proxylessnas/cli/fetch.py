@@ -32,7 +32,7 @@ class Fetch(Command):
 """
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("nets", metavar="NAME", nargs="*", help="net whose weights are wanted")
+        add(parser, "nets NAME", "net whose weights are wanted", nargs="*")
         add(parser, "--all", "the weights of all nets")
         add(parser, "--to DIR", "put them into this folder instead of the cache")
         add(parser, "--quiet", "no progress bar")

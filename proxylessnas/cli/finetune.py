@@ -28,9 +28,7 @@ class Finetune(Command):
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         from ._train import add_arguments
 
-        parser.add_argument(
-            "net", metavar="NET", help="a net of the zoo, or a .safetensors file of save_weights"
-        )
+        add(parser, "net NET", "a net of the zoo, or a .safetensors file of save_weights")
         add_arguments(parser, "finetune", "freeze_epochs")
         add(parser, "--weights FILE", "weights of NET: .safetensors or .pth")
         group = parser.add_mutually_exclusive_group()

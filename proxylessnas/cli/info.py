@@ -9,6 +9,7 @@ from ..errors import WeightsCorruptError, WeightsNotFoundError
 from ._arguments import add_imports, add_json
 from ._command import Command
 from ._model import named, sha256_of
+from ._options import add
 from ._output import bold, megabytes, pairs, print_json, printable
 
 if TYPE_CHECKING:
@@ -41,9 +42,7 @@ class Info(Command):
 """
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument(
-            "net", metavar="NAME|FILE", help="a net's name, or a file of weights or architecture"
-        )
+        add(parser, "net NAME|FILE", "a net's name, or a file of weights or architecture")
         add_imports(parser)
         add_json(parser)
 

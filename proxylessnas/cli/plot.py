@@ -45,10 +45,7 @@ class Plot(Command):
     rest = "nets"
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument(
-            "nets", metavar="NET", nargs="*",
-            help=f"{MODEL_HELP}; or the folder of a run",
-        )  # fmt: skip
+        add(parser, "nets NET", f"{MODEL_HELP}; or the folder of a run", nargs="*")
         add_output(parser, ".svg or .png; .gif, .mp4 or .html for a movie of a search")
         add(parser, "--text", "print the nets; without -o that is the default")
         add(parser, "--ascii", "print them in ASCII")
@@ -60,12 +57,8 @@ class Plot(Command):
         )
         add(group, "--table T", f"{TABLE_HELP}; a search has one of its own")
         add(group, "--predict-missing", "guess what the table lacks, from what it has")
-        group.add_argument(
-            "--cell",
-            type=int,
-            nargs="+",
-            metavar="N",
-            help="of a net of tree cells: draw these, in detail up to four",
+        add(
+            group, "--cell N", "of a net of tree cells: draw these, in detail up to four", type=int, nargs="+"
         )
         add_imports(group)
         group = parser.add_argument_group("movie")
@@ -78,16 +71,8 @@ class Plot(Command):
             default=8.0,
         )
         group = parser.add_argument_group("accuracy against latency")
-        group.add_argument(
-            "--bench",
-            nargs="+",
-            default=[],
-            metavar="FILE",
-            help="what `proxylessnas bench` wrote (--csv or --json)",
-        )
-        group.add_argument(
-            "--eval", nargs="+", default=[], metavar="FILE", help="what `proxylessnas eval --json` printed"
-        )
+        add(group, "--bench FILE", "what `proxylessnas bench` wrote (--csv or --json)", nargs="+", default=[])
+        add(group, "--eval FILE", "what `proxylessnas eval --json` printed", nargs="+", default=[])
 
     def run(self, args: argparse.Namespace) -> int:
         _check(args)

@@ -43,7 +43,7 @@ class Predict(Command):
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         add_net_options(parser)
-        parser.add_argument("images", metavar="IMAGE", nargs="+", help="a picture")
+        add(parser, "images IMAGE", "a picture", nargs="+")
         add(parser, "--top K", "how many classes to name (default: 5)", type=whole(1), default=5)
         add_json(parser)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from ..errors import one_line
 from ._arguments import add_imports, add_output, check_output
 from ._command import Command
+from ._options import add
 from ._output import note
 
 
@@ -28,11 +29,9 @@ class Report(Command):
 """
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("folder", metavar="DIR", type=Path, help="folder of a search or a training")
+        add(parser, "folder DIR", "folder of a search or a training", type=Path)
         add_output(parser, "the HTML file (default: report.html in DIR)")
-        parser.add_argument(
-            "--compare", nargs="+", default=[], metavar="DIR", help="folders of other runs of the same kind"
-        )
+        add(parser, "--compare DIR", "folders of other runs of the same kind", nargs="+", default=[])
         add_imports(parser)
 
     def run(self, args: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ._command import Command
+from ._options import add
 
 
 class Train(Command):
@@ -25,7 +26,7 @@ class Train(Command):
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         from ._train import add_arguments
 
-        parser.add_argument("net", metavar="NET", help="a net of the zoo or an architecture file")
+        add(parser, "net NET", "a net of the zoo or an architecture file")
         add_arguments(parser, "scratch")
 
     def run(self, args: argparse.Namespace) -> int:

@@ -30,9 +30,7 @@ class Verify(Command):
 """
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument(
-            "nets", metavar="NAME|FILE", nargs="*", help="a net in the cache, or a file of weights"
-        )
+        add(parser, "nets NAME|FILE", "a net in the cache, or a file of weights", nargs="*")
         add(parser, "--all", "all nets in the cache and the package")
         add_json(parser)
 
