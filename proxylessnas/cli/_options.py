@@ -60,14 +60,12 @@ def add_option(parser: Any, known: Option, text: str = "", *, unset: bool = Fals
     """
     off = known.type is bool and known.default is True
     text = text or f"--{'no-' * off}{known.name.replace('_', '-')}"
-    help, default = known.help, None if unset else known.default
+    default = None if unset else known.default
+    help, _, otherwise = known.help.replace("%", "%%").partition("; None takes ")
     if known.type is bool:
-        action = "store_false" if off else "store_true"
-        parser.add_argument(
-            text, dest=known.name, action=action, default=default, help="do not " * off + help
-        )
+        action, help = ("store_false", f"do not {help}") if off else ("store_true", help)
+        parser.add_argument(text, dest=known.name, action=action, default=default, help=help)
         return
-    help, _, otherwise = help.partition("; None takes ")
     if isinstance(known.allowed, tuple):
         help += f": {', '.join(known.allowed)}"
     if default is not None and default != ():
@@ -78,7 +76,7 @@ def add_option(parser: Any, known: Option, text: str = "", *, unset: bool = Fals
     metavar += f",{metavar}" if known.count < 0 else ""
     parser.add_argument(
         text, dest=known.name, type=reader(known, bounds=not unset), default=default, metavar=metavar,
-        help=help.replace("%", "%%"),
+        help=help,
     )  # fmt: skip
 
 
@@ -99,9 +97,9 @@ def reader(known: Option, *, bounds: bool = True) -> Callable[[str], Any]:
     return read
 
 
-def typed(kind: type, allowed: Allowed, *, many: bool = False) -> Callable[[str], Any]:
+def typed(kind: type, allowed: Allowed) -> Callable[[str], Any]:
     """Return such a reader for an option that is no field of settings."""
-    return reader(Option("", kind, -1 if many else 0, False, None, allowed, "", (), "", ""))
+    return reader(Option("", kind, 0, False, None, allowed, "", (), "", ""))
 
 
 def whole(low: int, high: int = 1_000_000) -> Callable[[str], int]:
@@ -142,7 +140,7 @@ def spelled(message: str, parser: argparse.ArgumentParser) -> str:
 
     for pattern in (
         r"`(?P<name>[^`]+)`",
-        r"(?m)^ *(?P<name>\w+)(?= must )",
+        r"(?m)(?:^|(?<=^  ))(?P<name>\w+)(?= must )",
         r"\b(?P<name>[a-z0-9]+(_[a-z0-9]+)+)(?= must | needs | was )",
     ):
         message = re.sub(pattern, option, message)
