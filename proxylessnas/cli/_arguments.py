@@ -110,7 +110,7 @@ def check_output(file: str | os.PathLike[str], option: str, *endings: str) -> No
     """
     path = Path(file)
     if endings and path.suffix.lower() not in endings:
-        raise UsageError(f"{option} writes a {' or a '.join(endings)} file, not {str(file)!r}")
+        raise UsageError(f"{option} writes a {' or '.join(endings)} file, not {str(file)!r}")
     folder = path.parent
     if not folder.is_dir():
         raise DataError(f"{option} {file}: there is no folder {folder}")

@@ -595,7 +595,7 @@ def test_eval_draws_the_confusion(run: Run, files: Path, classified: Path, tmp_p
 @pytest.mark.parametrize(
     ("file", "code", "message"),
     [
-        ("c.txt", 2, "--confusion writes a .csv or a .png file, not "),
+        ("c.txt", 2, "--confusion writes a .csv or .png file, not "),
         ("nowhere/c.csv", 1, "there is no folder"),
         ("folder.csv", 1, "is a folder"),
     ],
