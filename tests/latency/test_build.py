@@ -25,7 +25,6 @@ from proxylessnas.latency.build import Plan
 from proxylessnas.latency.journal import Journal
 from proxylessnas.latency.random_nets import random_nets
 from proxylessnas.latency.validate import fitted_on
-from proxylessnas.runtimes.settings import Settings
 
 TESTS = Path(__file__).resolve().parents[1]
 MINI = SearchSpace(
@@ -98,7 +97,7 @@ def test_operations_that_no_random_net_has(monkeypatch: pytest.MonkeyPatch) -> N
     tokens = tuple(f"k{kernel}e{ratio}" for kernel in (3, 5, 7) for ratio in (2, 3, 4))
     few = MINI.replace(stages=(SpaceStage(16, 2, 1),), candidates=tokens, zero=False)
     assert few.count == 9
-    assert Plan(few, Settings(), None, 2, None, 0, ()).extra  # else this test would show nothing
+    assert Plan(few, BuildSettings(validation_nets=2)).extra  # else this test would show nothing
     have, need, missing = build_table(few, BuildSettings(validation_nets=2)).coverage()
     assert (have, missing) == (need, ())
     with pytest.raises(LatencyError, match=r"too few nets \(4\)"):

@@ -218,7 +218,7 @@ def test_names_and_files_stand_for_nets(loaded: list[Any], tmp_path: Path) -> No
 def test_one_thread_is_the_default(loaded: list[Any]) -> None:
     spec_of(loaded, ARCH)
     assert loaded[-1][1] == Settings(threads=1)
-    spec_of(loaded, ARCH, threads=2, device=torch.device("cpu"), dtype="float16")
+    spec_of(loaded, ARCH, threads=2, device=torch.device("cpu"), settings=MeasureSettings(dtype="float16"))
     assert loaded[-1][1] == Settings(threads=2, dtype="float16")
 
 

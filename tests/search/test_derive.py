@@ -34,6 +34,7 @@ def test_the_public_names() -> None:
         "SearchRecipe",
         "SearchResult",
         "derive",
+        "DeriveSettings",
         "read_search_recipe",
         "search",
     }
