@@ -278,7 +278,7 @@ def hub_at(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_a_net_goes_to_the_hub_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     net, cache = small(), tmp_path / "cache"
     with hub_at(monkeypatch) as server:
-        first = push_to_hub(net, "owner/my-net", token="hf_secret", license="MIT", private=True)
+        first = push_to_hub(net, "owner/my-net", PushSettings(private=True), token="hf_secret", license="MIT")
         assert first.startswith(server.url)
         assert server.repos["owner/my-net"].keys() == FILES
         assert server.tokens == {"Bearer hf_secret"}
