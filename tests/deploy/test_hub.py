@@ -17,6 +17,7 @@ from weights_tools import stand_in_weights
 
 from proxylessnas import create_model
 from proxylessnas.deploy.hub import from_pretrained, push_to_hub, save_pretrained
+from proxylessnas.deploy.settings import PushSettings
 from proxylessnas.errors import (
     ArchError,
     ExportError,
