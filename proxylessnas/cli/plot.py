@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import DataError, one_line
-from ._command import UsageError, Verb
-from ._latency import MODEL_HELP, TABLE_HELP, add_imports, check_output
+from ..utils.checks import Range
+from ._arguments import MODEL_HELP, TABLE_HELP, add_imports, add_output, check_output
+from ._command import Command, UsageError
+from ._options import add, typed, whole
 from ._output import note, printable
 
 if TYPE_CHECKING:
@@ -20,19 +22,18 @@ if TYPE_CHECKING:
 _IMAGES, _MOVIES = (".svg", ".png"), (".gif", ".mp4", ".html")
 
 
-class Plot(Verb):
-    """Draws."""
+class Plot(Command):
+    """Draw models, a search, or accuracy against latency.
+
+    Draw models block by block: on the terminal, or with -o as a figure (.svg, .png). MODEL is a model of the
+    zoo, a file with an architecture, or the folder of a search or a training. One search and a .gif, .mp4
+    (needs ffmpeg) or .html file make a movie of it: the probabilities of all paths, the model that they
+    amount to, expected latency against the target, accuracy. --bench draws accuracy against latency with the
+    Pareto front.
+    """
 
     name = "plot"
     order = 82
-    summary = "draw models, a search, or accuracy against latency"
-    description = (
-        "Draw models block by block: on the terminal, or with -o as a figure (.svg, .png). MODEL is a model of the "
-        "zoo, a file with an architecture, or the folder of a search or a training. One search and a .gif, "
-        ".mp4 (needs ffmpeg) or .html file make a movie of it: the probabilities of all paths, the model that "
-        "they amount to, expected latency against the target, accuracy. --bench draws accuracy against "
-        "latency with the Pareto front."
-    )
     example = """\
   $ proxylessnas plot proxyless_gpu proxyless_cpu proxyless_mobile -o nets.svg
   $ proxylessnas plot runs/mine                         # on the terminal
@@ -44,57 +45,40 @@ class Plot(Verb):
     rest = "nets"
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the verb's arguments."""
-        parser.add_argument(
-            "nets", metavar="MODEL", nargs="*",
-            help=f"{MODEL_HELP}; or the folder of a run",
-        )  # fmt: skip
-        parser.add_argument(
-            "-o", "--output", metavar="FILE", help=".svg or .png; .gif, .mp4 or .html for a movie of a search"
-        )
-        parser.add_argument(
-            "--text", action="store_true", help="print the models; without -o that is the default"
-        )
-        parser.add_argument("--ascii", action="store_true", help="print them in ASCII")
+        add(parser, "models MODEL", f"{MODEL_HELP}; or the folder of a run", nargs="*")
+        add_output(parser, ".svg or .png; .gif, .mp4 or .html for a movie of a search")
+        add(parser, "--text", "print the models; without -o that is the default")
+        add(parser, "--ascii", "print them in ASCII")
         group = parser.add_argument_group("nets")
         group.add_argument(
             "--by",
             choices=("channels", "latency"),
             help="what the width shows (default: channels; latency with --table)",
         )
-        group.add_argument("--table", metavar="T", help=f"{TABLE_HELP}; a search has one of its own")
-        group.add_argument(
-            "--predict-missing", action="store_true", help="guess what the table lacks, from what it has"
-        )
-        group.add_argument(
-            "--cell",
+        add(group, "--table T", f"{TABLE_HELP}; a search has one of its own")
+        add(group, "--predict-missing", "guess what the table lacks, from what it has")
+        add(
+            group,
+            "--cell N",
+            "of a model of tree cells: draw these, in detail up to four",
             type=int,
             nargs="+",
-            metavar="N",
-            help="of a model of tree cells: draw these, in detail up to four",
         )
         add_imports(group)
         group = parser.add_argument_group("movie")
-        group.add_argument(
-            "--frames", type=int, default=60, metavar="N", help="at most so many (default: 60)"
-        )
-        group.add_argument(
-            "--seconds", type=float, default=8.0, metavar="S", help="that it takes (default: 8)"
+        add(group, "--frames N", "at most so many (default: 60)", type=whole(2, 1000), default=60)
+        add(
+            group,
+            "--seconds S",
+            "that it takes (default: 8)",
+            type=typed(float, Range(0.1, 600)),
+            default=8.0,
         )
         group = parser.add_argument_group("accuracy against latency")
-        group.add_argument(
-            "--bench",
-            nargs="+",
-            default=[],
-            metavar="FILE",
-            help="what `proxylessnas bench` wrote (--csv or --json)",
-        )
-        group.add_argument(
-            "--eval", nargs="+", default=[], metavar="FILE", help="what `proxylessnas eval --json` printed"
-        )
+        add(group, "--bench FILE", "what `proxylessnas bench` wrote (--csv or --json)", nargs="+", default=[])
+        add(group, "--eval FILE", "what `proxylessnas eval --json` printed", nargs="+", default=[])
 
     def run(self, args: argparse.Namespace) -> int:
-        """Draw or print."""
         _check(args)
         if args.bench:
             from ..report.pareto import pareto_figure
@@ -118,8 +102,6 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError("--bench needs -o FILE.svg or FILE.png")
     if args.by == "channels" and args.table is not None:
         raise UsageError("--table is for --by latency")
-    if not 2 <= args.frames <= 1000 or not 0.1 <= args.seconds <= 600:
-        raise UsageError("--frames is 2 to 1000, --seconds 0.1 to 600")
     if args.output is not None:
         check_output(args.output, "-o", *(_IMAGES if args.bench else _IMAGES + _MOVIES))
 
@@ -236,4 +218,4 @@ def _table(subject: DrawnModel, args: argparse.Namespace) -> LatencyTable:
     return own
 
 
-VERB = Plot()
+COMMAND = Plot()
