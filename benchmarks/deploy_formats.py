@@ -99,7 +99,7 @@ def _write(subject: ModelBundle, folder: Path, args: argparse.Namespace) -> list
         jobs.append((f".pt2 {_AOT}" if aot else suffix, ".pt2" if aot else suffix, options))
     if args.int8:
         for suffix in int8_suffixes():
-            options = {"precision": "int8", "calibration": args.int8, "min_agreement": 0.0}
+            options = {"int8": True, "calibrate": args.int8, "min_agreement": 0.0}
             jobs.append((f"{suffix} int8", suffix, options))
     written = []
     for label, suffix, options in jobs:
@@ -108,9 +108,12 @@ def _write(subject: ModelBundle, folder: Path, args: argparse.Namespace) -> list
         begin = time.perf_counter()
         try:
             report = deploy.export(
-                subject.model, path, measure=False, tolerance=args.tolerance, batch_size=_batch(suffix, args),
-                **options,
-            )  # fmt: skip
+                subject.model,
+                path,
+                deploy.ExportSettings(
+                    measure=False, tolerance=args.tolerance, batch_size=_batch(suffix, args), **options
+                ),
+            )
         except ProxylessError as e:
             row = _record("", "", "", "", "", first_line(e).removeprefix(f"{subject.name}: "))
         else:

@@ -22,11 +22,12 @@ import torch
 
 from proxylessnas.data.folders import labelled_images
 from proxylessnas.deploy.bundle import ModelBundle, open_bundle
-from proxylessnas.deploy.formats.base import ExportOptions, format_of
+from proxylessnas.deploy.formats.base import format_of
 from proxylessnas.deploy.quantization.backends import backend_of
 from proxylessnas.deploy.quantization.calibration import labelled_inputs
 from proxylessnas.deploy.quantization.quantize import Prepared, by_turns, divergence
 from proxylessnas.deploy.quantization.schemes import scheme_of
+from proxylessnas.deploy.settings import ExportOptions
 from proxylessnas.errors import ExportError
 
 _MADE = [

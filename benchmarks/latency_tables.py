@@ -21,7 +21,7 @@ from harness import HERE, make_parser, write_rows
 
 from proxylessnas import Arch
 from proxylessnas.arch.published import PUBLISHED
-from proxylessnas.latency import Conditions, LatencyTable, Validation, build_table
+from proxylessnas.latency import BuildSettings, Conditions, LatencyTable, Validation, build_table
 from proxylessnas.latency.session import Item, MeasurementSession
 from proxylessnas.latency.validate import model_spec
 from proxylessnas.runtimes.settings import DEVICES
@@ -57,14 +57,16 @@ def one_setting(
     path.parent.mkdir(parents=True, exist_ok=True)
     table = build_table(
         args.space,
-        runtime=runtime,
-        threads=threads,
-        device=args.device,
-        batch_size=args.batch,
-        cuda_graph=args.cuda_graph,
+        BuildSettings(
+            runtime=runtime,
+            threads=threads,
+            device=args.device,
+            batch_size=args.batch,
+            cuda_graph=args.cuda_graph,
+            minutes=args.minutes,
+            validation_nets=args.nets,
+        ),
         path=path,
-        minutes=args.minutes,
-        validation_nets=args.nets,
         extra=published(),
         progress=say,
     )

@@ -16,7 +16,7 @@ import torch
 from harness import make_parser, start, write_rows
 
 import proxylessnas
-from proxylessnas.deploy import optimize
+from proxylessnas.deploy import OptimizeSettings, optimize
 from proxylessnas.latency.measurement import Measurement
 from proxylessnas.latency.worker import Worker
 from proxylessnas.runtimes.base import ModelSpec
@@ -37,7 +37,9 @@ def main() -> None:
     model = proxylessnas.create_model(args.net).eval()
     rows = []
     for batch in args.batches:
-        fast = optimize(model, batch_size=batch, allow_bf16=False, compile=args.compile)
+        fast = optimize(
+            model, settings=OptimizeSettings(batch_size=batch, allow_bf16=False, compile=args.compile)
+        )
         print(fast.report, flush=True)
         size = fast.report.input_size
         x = torch.randn(batch, *size)

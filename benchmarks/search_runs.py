@@ -72,14 +72,16 @@ def space_of(args: argparse.Namespace) -> Any:
 
 def table_of(args: argparse.Namespace, space: Any, runtime: str = "torch") -> Any:
     """Return the table of this machine for a runtime; it is measured if there is none yet."""
-    from proxylessnas.latency import LatencyTable, build_table, doubts
+    from proxylessnas.latency import BuildSettings, LatencyTable, build_table, doubts
 
     folder = args.tables or args.runs / "tables"
     path = folder / f"{args.space.replace('@', '_')}_{runtime}_cpu_{args.threads}.json"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         print(f"measuring {path}", flush=True)
-        build_table(space, runtime=runtime, threads=args.threads, minutes=args.minutes, path=path)
+        build_table(
+            space, BuildSettings(runtime=runtime, threads=args.threads, minutes=args.minutes), path=path
+        )
     table = LatencyTable.load(path)
     for doubt in doubts(table):
         print(f"WARNING: {path}: {doubt}", file=sys.stderr)

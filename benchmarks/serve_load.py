@@ -28,7 +28,8 @@ from harness import make_parser, start, write_rows
 from PIL import Image
 
 from proxylessnas.deploy.bundle import open_bundle
-from proxylessnas.deploy.formats.base import ExportOptions, format_of
+from proxylessnas.deploy.formats.base import format_of
+from proxylessnas.deploy.settings import ExportOptions
 from proxylessnas.latency.measurement import quantile
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -67,7 +67,7 @@ def _public_names(found: re.Match[str]) -> str:
 
 
 def _help() -> Iterator[str]:
-    from proxylessnas.cli._main import build_parser, verbs
+    from proxylessnas.cli._main import build_parser, commands
 
     os.environ["COLUMNS"] = "88"  # argparse breaks its lines by this
 
@@ -79,4 +79,4 @@ def _help() -> Iterator[str]:
                 for own in action.choices.values():
                     yield from of(own, min(depth + 1, 3))
 
-    return of(build_parser(verbs()), 2)
+    return of(build_parser(commands()), 2)

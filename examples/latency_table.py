@@ -31,10 +31,9 @@ def main(argv: list[str] | None = None) -> int:
     space = read_space(args.space)
     table = latency.build_table(
         space,
-        runtime=args.runtime,
-        threads=args.threads,
-        minutes=args.minutes,
-        validation_nets=args.nets,
+        latency.BuildSettings(
+            runtime=args.runtime, threads=args.threads, minutes=args.minutes, validation_nets=args.nets
+        ),
         path=args.out,
         progress=lambda done, total, what: print(f"\r{done}/{total} {what:40}", end="", file=sys.stderr),
     )

@@ -51,7 +51,9 @@ def main(argv: list[str] | None = None) -> int:
     print(f"\nWhat do the operations of the space {space.name} cost on this machine?", flush=True)
     try:
         if not path.exists():
-            latency.build_table(space, minutes=args.minutes, path=path, progress=Steps(False, "table"))
+            latency.build_table(
+                space, latency.BuildSettings(minutes=args.minutes), path=path, progress=Steps(False, "table")
+            )
         table = latency.LatencyTable.load(path)
         print("  " + (latency.Validation.from_dict(v).verdict if (v := table.validation) else "unvalidated"))
         target = {"target_ms": args.target_ms or sum(table.range_ms()) / 2}

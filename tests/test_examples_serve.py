@@ -30,7 +30,8 @@ from PIL import Image
 
 import proxylessnas
 from proxylessnas.deploy.bundle import open_bundle
-from proxylessnas.deploy.formats.base import ExportOptions, format_of
+from proxylessnas.deploy.formats.base import format_of
+from proxylessnas.deploy.settings import ExportOptions
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

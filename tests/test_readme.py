@@ -211,9 +211,9 @@ def test_blocks_run_on_the_network(block: Block, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("block", [block for block in BLOCKS if block.needs == "minutes"], ids=str)
 def test_long_commands_parse(block: Block) -> None:
-    from proxylessnas.cli._main import build_parser, verbs
+    from proxylessnas.cli._main import build_parser, commands
 
-    parser = build_parser(verbs())
+    parser = build_parser(commands())
     for words in commands_of(block):
         if words[0] == "proxylessnas":
             parser.parse_args(words[1:])

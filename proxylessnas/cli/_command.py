@@ -1,30 +1,31 @@
-"""What a verb of the command line is.
+"""What a command is, and its place in the command line.
 
-A new verb is a new file next to this one, with a class derived from :class:`Verb` and ``VERB = ThatClass()``.
-Heavy libraries are imported in ``run``, so that ``proxylessnas --help`` is quick.
+A new command is a new file next to this one, with a class derived from :class:`Command` and
+``COMMAND = ThatClass()``. Its imports are in its methods, so that ``proxylessnas --help`` is quick.
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import sys
 import textwrap
 from collections.abc import Sequence
 from typing import Any, ClassVar
+
+from ..errors import shown_message
 
 
 class UsageError(Exception):
     """Wrong use that argparse cannot see, such as a standard deviation of zero; exit code 2."""
 
 
-class Verb:
-    """One verb of the command line.
+class Command:
+    """One command; the first line of its docstring says in ``--help`` what it does, the rest in its own.
 
     Attributes:
         name: as typed.
         order: place in the help text, lowest first.
-        summary: one line for ``proxylessnas --help``.
-        description: a paragraph for ``proxylessnas VERB --help``.
         example: a worked example with what it prints, for the same place.
         rest: name of the list argument that takes words behind options: ``predict MODEL a.jpg --top 1
             b.jpg``.
@@ -32,13 +33,16 @@ class Verb:
 
     name: ClassVar[str]
     order: ClassVar[int] = 100
-    summary: ClassVar[str]
-    description: ClassVar[str] = ""
     example: ClassVar[str]
     rest: ClassVar[str | None] = None
 
+    def about(self) -> tuple[str, str]:
+        """Return what it does, in a line and in a paragraph."""
+        first, _, rest = inspect.cleandoc(self.__doc__ or "").partition("\n\n")
+        return first[:1].lower() + first[1:].rstrip("."), rest
+
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the verb's arguments."""
+        """Declare the arguments."""
         raise NotImplementedError
 
     def run(self, args: argparse.Namespace) -> int:
@@ -54,39 +58,59 @@ class Verb:
         raise NotImplementedError
 
 
-def add_verb(sub: argparse._SubParsersAction[Any], verb: Verb, **defaults: object) -> None:
-    """Declare a verb with its arguments and its help, and values for what it has no argument for."""
-    own: argparse.ArgumentParser = sub.add_parser(
-        verb.name,
-        help=verb.summary,
-        description=textwrap.fill(verb.description or verb.summary, 79),
-        epilog=f"example:\n{verb.example.rstrip()}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    own.set_defaults(**defaults)
-    verb.arguments(own)
-    own.set_defaults(parser=own)
-
-
-class VerbOfActions(Verb):
-    """A verb that only passes on to its actions, which are verbs themselves.
+class CommandGroup(Command):
+    """A command that only passes on to its actions, which are commands themselves.
 
     Attributes:
         actions: in the order of the help text.
     """
 
-    actions: ClassVar[Sequence[Verb]]
+    actions: ClassVar[Sequence[Command]]
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the actions with their arguments."""
-        sub = parser.add_subparsers(dest="action", metavar="ACTION", title="actions")
+        """Declare the actions."""
+        sub = parser.add_subparsers(dest="action", metavar="ACTION", title="actions", parser_class=Parser)
         for action in self.actions:
-            add_verb(sub, action, **({} if self.rest is None else {self.rest: []}))
+            add_command(sub, action)
 
     def run(self, args: argparse.Namespace) -> int:
-        """Run the action; without one, show which there are."""
-        if args.action is None:
-            args.parser.print_help(sys.stderr)
-            return 2
-        return next(action for action in self.actions if action.name == args.action).run(args)
+        """Show which actions there are: none was named."""
+        args.parser.print_help(sys.stderr)
+        return 2
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that declares its command's arguments only when they are needed."""
+
+    command: Command | None = None
+
+    def _complete(self) -> None:
+        command, self.command = self.command, None
+        if command is not None:
+            self.set_defaults(parser=self, command=command)
+            command.arguments(self)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self._complete()
+        return super().parse_known_args(args, namespace)
+
+    def format_help(self) -> str:
+        self._complete()
+        return super().format_help()
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        self.exit(2, shown_message(f"error: {message}\n  see: {self.prog} --help") + "\n")
+
+
+def add_command(sub: argparse._SubParsersAction[Any], command: Command) -> None:
+    """Add a command, whose arguments are declared when they are needed."""
+    summary, description = command.about()
+    own = sub.add_parser(
+        command.name,
+        help=summary.replace("%", "%%"),
+        description=textwrap.fill(description or summary, 79),
+        epilog=f"example:\n{command.example.rstrip()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    own.command = command

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
+import argparse
 import math
 import textwrap
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LatencyError
-from ._latency import ms
-from ._output import bar, bold, pairs, printable, table
+from ._arguments import check_output
+from ._output import bar, bold, ms, note, pairs, print_json, printable, table
 
 if TYPE_CHECKING:
-    from ..arch.arch import Arch
-    from ..arch.space import SearchSpace
     from ..latency import LatencyTable, OpKey
     from ..latency.table import Breakdown
 
@@ -33,102 +31,6 @@ _FIELDS = (  # of a validation: (name, what to write)
     ("ceiling_percent", "two runs of the same models differ by {:.1f} %"),
     ("ceiling_tau", "their Kendall tau {:.3f} is what this machine allows"),
 )
-
-
-def facts(found: LatencyTable, space: SearchSpace | None) -> dict[str, Any]:
-    """Return everything about a table but its entries, as JSON values.
-
-    Args:
-        found: the table.
-        space: the search space it is looked at with; None if there is none.
-    """
-    from ..latency import doubts
-
-    known: dict[str, Any] = {
-        "conditions": {**found.conditions.to_dict(), "versions": dict(found.conditions.versions)},
-        "date": found.date,
-        "source": found.source,
-        "statistic": found.statistic,
-        "disturbed": _disturbed(found),
-        "entries": len(found.entries),
-        "how": dict(_counts(found)),
-        "offset_ms": found.offset_ms,
-        "correction": _correction(found),
-        "digest": found.digest,
-        "validation": None if found.validation is None else dict(found.validation),
-        "trust": doubts(found),
-        "space": None if space is None else _space_facts(found, space),
-    }
-    return known
-
-
-def _disturbed(found: LatencyTable) -> str | None:
-    """Return what an entry is where the measurement was disturbed; None if the table does not say."""
-    from ..latency.validate import DISTURBED
-
-    what, nets, noise = (found.method.get(name) for name in (DISTURBED, "noisy_nets", "noise"))
-    if isinstance(noise, dict) and isinstance(what, str):
-        text = f"{noise.get('disturbed')} of {noise.get('visits')} visits, {what}"
-        unknown = "" if noise.get("load_known") else "; what other programs used is not known"
-        most = f"; at worst {noise['most']}" if noise.get("most") else ""
-        return text + most + unknown
-    if isinstance(nets, int):  # a table made here by an earlier version
-        every = found.method.get("nets", "all")
-        return f"of disturbed visits the 10 % quantile of the runs; {nets} of {every} models had no others"
-    if isinstance(found.method.get("uncertainty_percent"), (int, float)):
-        return (
-            f"then {found.method.get('disturbance')} times as slow as undisturbed (median run over the 2 % "
-            f"quantile); latencies are uncertain by {found.method['uncertainty_percent']:.2f} %"
-        )
-    return None
-
-
-def _correction(found: LatencyTable) -> dict[str, Any]:
-    """Return the line through the predictions, and whether that of the validation would help."""
-    from ..latency import Validation
-
-    known: dict[str, Any] = {
-        **dataclasses.asdict(found.correction),
-        "adopted": found.method.get("correction"),
-        "another_would_help": None,
-    }
-    with contextlib.suppress(LatencyError):  # an older validation, or another program's
-        evaluated = Validation.from_dict(found.validation or {})
-        known["another_would_help"] = evaluated.correction_helps
-        known["judged_before_percent"] = evaluated.judged_before_percent
-        known["judged_after_percent"] = evaluated.judged_after_percent
-    return known
-
-
-def _space_facts(found: LatencyTable, space: SearchSpace) -> dict[str, Any]:
-    have, need, missing = found.coverage(space)
-    known: dict[str, Any] = {
-        "name": space.name,
-        "resolution": space.resolution,
-        "num_classes": space.num_classes,
-        "nets": space.count,
-        "coverage": {"have": have, "need": need, "missing": [str(key) for key in missing]},
-    }
-    if not missing:
-        for name, value, arch in zip(
-            ("fastest", "slowest"), found.range_ms(space), _extremes(found, space), strict=True
-        ):
-            blocks = " | ".join(stage.ops for stage in arch.stages)
-            known[name] = {"ms": value, "blocks": blocks, "arch": str(arch)}
-    return known
-
-
-def _extremes(found: LatencyTable, space: SearchSpace) -> tuple[Arch, Arch]:
-    """Return the fastest and the slowest model of a space, as predicted."""
-    costs = found.costs(space)[0].tolist()
-    choices = [
-        [
-            best((i for i, allowed in enumerate(mask) if allowed), key=row.__getitem__)
-            for row, mask in zip(costs, space.mask, strict=True)
-        ]
-        for best in (min, max)
-    ]
-    return space.arch(choices[0], name="fastest"), space.arch(choices[1], name="slowest")
 
 
 def show(name: str, known: Mapping[str, Any], conditions: str) -> None:
@@ -154,6 +56,28 @@ def show(name: str, known: Mapping[str, Any], conditions: str) -> None:
     rows += [("correction", textwrap.fill(text, _WIDTH)) for text in _line(known["correction"])]
     print(bold(printable(name)))
     print(printable(pairs(rows, "  ")))
+
+
+def check_table_output(file: str, force: bool) -> None:
+    """Check that a table can be written there, and that none is there unless it may be replaced."""
+    check_output(file, "-o", ".json")
+    if Path(file).exists() and not force:
+        raise LatencyError(f"{file} is there already: --force replaces it")
+
+
+def print_table_facts(
+    file: str, found: LatencyTable, args: argparse.Namespace, *, doubts: bool = True
+) -> None:
+    """Print what is in a table that was written, with reasons to doubt it unless the caller tells them."""
+    from ..latency.table_facts import facts_of
+
+    known = facts_of(found, found.space)
+    if args.json:
+        print_json({"table": str(file), **known})
+        return
+    show(str(file), known, found.conditions.describe())
+    for problem in known["trust"] if doubts else []:
+        note(f"a search would refuse this table: {problem}")
 
 
 def _line(known: Mapping[str, Any]) -> list[str]:
@@ -241,7 +165,7 @@ def show_entries(found: LatencyTable) -> None:
                 row = [_cell(found, at_place[op]) if op in at_place else "" for op in columns]
                 rows.append((_input(key), _output(key) + _notes(key), *row))
         print(("\n" if once or first else "") + table(rows, "<<" + ">" * len(columns)))
-    print(f"\nms; {_LEGEND}{_guess_legend(_counts(found)[_GUESSED])}")
+    print(f"\nms; {_LEGEND}{_guess_legend(sum(entry.how == _GUESSED for entry in found.entries.values()))}")
 
 
 def show_breakdown(name: str, found: Breakdown) -> None:
@@ -289,7 +213,3 @@ def _cell(found: LatencyTable, key: OpKey) -> str:
 
 def _guess_legend(guessed: int) -> str:
     return "; ~: guessed, not measured" if guessed else ""
-
-
-def _counts(found: LatencyTable) -> Counter[str]:
-    return Counter(entry.how for entry in found.entries.values())

@@ -1,4 +1,4 @@
-"""Finds the verbs, parses the command line, and turns every outcome into an exit code."""
+"""Finds the commands, parses the command line, and turns every outcome into an exit code."""
 
 from __future__ import annotations
 
@@ -12,18 +12,14 @@ import sys
 from collections.abc import Sequence
 
 from .._version import __version__
-from ..errors import ProxylessError, for_command_line, shown_message
-from ._command import UsageError, Verb, add_verb
-from ._latency import import_modules
+from ..errors import LatencyError, ProxylessError, for_command_line
+from ._arguments import import_modules
+from ._command import Command, Parser, UsageError, add_command
 from ._model import join_numbers
+from ._options import spelled
 from ._output import error, note, prepare_streams, print_json
 
 _INTERRUPTED, _PIPE_CLOSED = 130, 141  # what a shell reports for SIGINT and SIGPIPE
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]  # it does not return, as its parent's
-        self.exit(2, shown_message(f"error: {message}\n  see: {self.prog} --help") + "\n")
 
 
 class _Notes(logging.Handler):
@@ -33,19 +29,19 @@ class _Notes(logging.Handler):
         note(for_command_line(record.getMessage()))
 
 
-def verbs() -> dict[str, Verb]:
-    """Return all verbs by name, in the order of the help text."""
+def commands() -> dict[str, Command]:
+    """Return all commands by name, in the order of the help text."""
     found = []
     package = importlib.import_module(__package__)
     for module in pkgutil.iter_modules(package.__path__):
         if not module.name.startswith("_"):
-            found.append(importlib.import_module(f"{package.__name__}.{module.name}").VERB)
-    return {verb.name: verb for verb in sorted(found, key=lambda verb: verb.order)}
+            found.append(importlib.import_module(f"{package.__name__}.{module.name}").COMMAND)
+    return {command.name: command for command in sorted(found, key=lambda command: command.order)}
 
 
-def build_parser(known: dict[str, Verb]) -> argparse.ArgumentParser:
+def build_parser(known: dict[str, Command]) -> argparse.ArgumentParser:
     """Return the parser of the whole command."""
-    parser = _Parser(
+    parser = Parser(
         prog="proxylessnas",
         description="Specialised image models: look at them, get their weights, classify images.",
         epilog="example:\n  proxylessnas predict proxyless_w025_r112 photo.jpg\n\n"
@@ -54,9 +50,9 @@ def build_parser(known: dict[str, Verb]) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"proxylessnas {__version__}")
-    sub = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs", parser_class=_Parser)
-    for verb in known.values():
-        add_verb(sub, verb)
+    sub = parser.add_subparsers(metavar="COMMAND", title="commands")
+    for command in known.values():
+        add_command(sub, command)
     return parser
 
 
@@ -93,32 +89,32 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    known = verbs()
-    parser = build_parser(known)
+    parser = build_parser(commands())
     try:
         argv = join_numbers(argv)
     except UsageError as e:
         parser.error(str(e))
     args, rest = parser.parse_known_args(argv)
-    if args.verb is None:
-        if rest:
-            parser.error(f"unrecognised arguments: {' '.join(rest)}")
+    command: Command | None = getattr(args, "command", None)
+    own = args.parser if command is not None else parser
+    if rest and command is not None and command.rest and not any(word.startswith("-") for word in rest):
+        getattr(args, command.rest).extend(rest)
+    elif rest:
+        own.error(f"unrecognised arguments: {' '.join(rest)}")
+    if command is None:
         parser.print_help(sys.stderr)
         return 2
-    verb = known[args.verb]
-    if rest and verb.rest and not any(word.startswith("-") for word in rest):
-        getattr(args, verb.rest).extend(rest)
-    elif rest:
-        args.parser.error(f"unrecognised arguments: {' '.join(rest)}")
     try:
         if getattr(args, "imports", None):  # before anything reads a model with its operations
             import_modules(args)
-        return verb.run(args)
+        return command.run(args)
     except UsageError as e:
         args.parser.error(str(e))
         return 2
     except ProxylessError as e:
         message = for_command_line(str(e))
+        if isinstance(e, LatencyError):
+            message = spelled(message, args.parser)
         if getattr(args, "json", False):  # whoever reads JSON gets JSON
             print_json({"error": {"type": type(e).__name__, "message": message}})
         error(message)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 from ..data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from ..errors import DataError, ProxylessError, WeightsCorruptError, WeightsNotFoundError
 from ..models.resolve import Resolved, read_arch, resolve
-from ..utils.files import open_file
+from ..weights.file_spec import digests_of
 from ..weights.registry import find_by_digest
+from ._arguments import add_imports
 from ._command import UsageError
-from ._latency import add_imports
+from ._options import add
 from ._output import note
 
 if TYPE_CHECKING:
@@ -31,15 +31,15 @@ _USUAL_RATIO = 256 / 224  # resize / input size, where nothing is known about a 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Declare the model and the options that change its architecture, weights, preprocessing and device."""
-    parser.add_argument(
-        "net",
-        metavar="NAME",
-        help="a model of the zoo, a .safetensors file with its architecture inside, a published .pth file, "
+    add(
+        parser,
+        "model NAME",
+        "a model of the zoo, a .safetensors file with its architecture inside, a published .pth file, "
         "or an architecture file (then --weights is needed)",
     )
     group = parser.add_argument_group("model")
-    group.add_argument("--arch", metavar="FILE", help="architecture: .txt, or the original .json/.config")
-    group.add_argument("--weights", metavar="FILE", help="weights: .safetensors or .pth")
+    add(group, "--arch FILE", "architecture: .txt, or the original .json/.config")
+    add(group, "--weights FILE", "weights: .safetensors or .pth")
     add_imports(group)
     group.add_argument("--device", default="cpu", help="where to run: cpu (default), cuda, cuda:1, mps, ...")
     group = parser.add_argument_group(
@@ -47,13 +47,13 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "By default that of the weights (a published file is recognised by its\n"
         "  digest), else that of NAME.",
     )
-    group.add_argument(
-        "--input-size",
+    add(
+        group,
+        "--input-size N",
+        "side of the centre crop, px; --resize follows in proportion unless it is given",
         type=int,
-        metavar="N",
-        help="side of the centre crop, px; --resize follows in proportion unless it is given",
     )
-    group.add_argument("--resize", type=int, metavar="N", help="length of the short side before the crop, px")
+    add(group, "--resize N", "length of the short side before the crop, px", type=int)
     for name in ("mean", "std"):
         group.add_argument(
             f"--{name}",
@@ -139,8 +139,8 @@ def check_options(args: argparse.Namespace) -> None:
     for file in (args.arch, args.weights):
         if file is not None:
             existing_file(file)
-    if named(args.net).kind == "arch file" and args.weights is None:
-        raise UsageError(f"{args.net} is an architecture without weights: give --weights FILE")
+    if named(args.model).kind == "arch file" and args.weights is None:
+        raise UsageError(f"{args.model} is an architecture without weights: give --weights FILE")
 
 
 def open_model(args: argparse.Namespace) -> Model:
@@ -155,7 +155,7 @@ def open_model(args: argparse.Namespace) -> Model:
     from ..weights.cache import weights_path
 
     device = _device(args.device)
-    found = named(args.net)
+    found = named(args.model)
     zoo = found.weights if found.kind == "zoo" else None
     file, record = found.path, found.weights
     if args.weights is not None:
@@ -165,10 +165,10 @@ def open_model(args: argparse.Namespace) -> Model:
     model = create_model(arch, weights=file if file is not None else zoo)
     if model.arch.in_channels != 3:
         raise ProxylessError(
-            f"{args.net}: the model takes {model.arch.in_channels} channels, but images have three"
+            f"{args.model}: the model takes {model.arch.in_channels} channels, but images have three"
         )
     if model.num_classes == 0:
-        raise ProxylessError(f"{args.net}: the model gives embeddings and has no classes")
+        raise ProxylessError(f"{args.model}: the model gives embeddings and has no classes")
 
     known = _known_preprocessing(args, model, file, zoo)
     dataset = record.dataset if record is not None else zoo.dataset if zoo is not None else None
@@ -194,18 +194,6 @@ def _digest(record: Weights, file: Path) -> str | None:
 
     sound = file.is_file() and file_problem(record, file) is None
     return sha256_of(file) if sound else None
-
-
-def class_labels(model: Model) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """Return the classes' names, unique labels and wnids (or none of these), in output order."""
-    from ..data.categories import categories, unique, wnids
-
-    names, ids = model.model.categories, model.model.wnids
-    if not names and model.dataset is not None:
-        names, ids = categories(model.dataset), wnids(model.dataset)
-    if not names:
-        names = tuple(f"class {i}" for i in range(model.model.num_classes))
-    return names, unique(names, ids), ids
 
 
 @contextlib.contextmanager
@@ -347,22 +335,13 @@ def existing_file(word: str) -> Path:
     return path
 
 
-def imports_given(args: argparse.Namespace) -> str:
-    """Return the options ``--import`` as they were given, for a command to be shown."""
-    return "".join(f" --import {name}" for name in getattr(args, "imports", ()))
-
-
 def sha256_of(path: Path) -> str:
     """Return a file's SHA-256.
 
     Raises:
         WeightsNotFoundError: it cannot be read.
     """
-    digest = hashlib.sha256()
     try:
-        with open_file(path) as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
+        return digests_of(path)[0]
     except OSError as e:
         raise WeightsNotFoundError(f"{path}: cannot be read ({e.strerror or e})") from e
-    return digest.hexdigest()

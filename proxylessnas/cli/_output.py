@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import sys
-import time
 from collections.abc import Sequence
 from typing import Any
 
 from ..errors import one_line, printable
-from ..utils.progress import clock, is_terminal, tell
+from ..utils.progress import is_terminal, tell
 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
@@ -31,6 +31,11 @@ def note(text: str) -> None:
 def error(text: str) -> None:
     """Report something that went wrong on standard error."""
     tell(f"error: {text}")
+
+
+def main_process() -> bool:
+    """Return whether this process, of several under torchrun, is the one that speaks."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def print_json(document: Any) -> None:
@@ -69,6 +74,13 @@ def table(rows: Sequence[Sequence[str]], align: str) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
+def print_table(rows: Sequence[Sequence[str]], align: str) -> None:
+    """Print such a table, with its head in bold."""
+    head, _, body = table(rows, align).partition("\n")
+    print(bold(head))
+    print(printable(body))
+
+
 def pairs(rows: Sequence[tuple[str, str]], indent: str = "") -> str:
     """Return (label, text) rows as two columns; further lines of a text are put below its first."""
     rows = [(one_line(label), printable(text)) for label, text in rows]
@@ -88,47 +100,18 @@ def megabytes(n: int) -> str:
     return f"{n / 1e6:.1f} MB"
 
 
+def ms(value: float) -> str:
+    """Return milliseconds to three digits or to the hundredth of a millisecond, whichever is longer."""
+    if not math.isfinite(value):
+        return "-"
+    return f"{value:.{3 if value < 0.995 else 2}f}"
+
+
+def rate(value: float) -> str:
+    """Return how many a second, to the tenth below a hundred."""
+    return f"{value:,.{0 if value >= 100 else 1}f}"
+
+
 def plural(n: int, noun: str) -> str:
     """Return "1 image" or "2 images"."""
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
-
-
-class Progress:
-    """A line on standard error that is rewritten in place; silent unless that is a terminal.
-
-    Args:
-        total: how many steps there are.
-        noun: what a step is, for "images/s".
-    """
-
-    def __init__(self, total: int, noun: str = "images") -> None:
-        self._total, self._noun = total, noun
-        self._start = self._shown = time.monotonic()
-        self._on = is_terminal(sys.stderr)
-        self._length = 0
-
-    def update(self, done: int, text: str = "") -> None:
-        """Show ``done`` of the steps, and a text behind them; at most ten times a second."""
-        now = time.monotonic()
-        if not self._on or (now - self._shown < 0.1 and done < self._total):
-            return
-        self._shown = now
-        speed = done / max(now - self._start, 1e-9)
-        left = f", {clock((self._total - done) / speed)} left" if 0 < done < self._total else ""
-        part = done / max(self._total, 1)
-        line = f"{100 * part:3.0f} % {bar(part, 16)} {done}/{self._total}"
-        line = f"{line}  {speed:.0f} {self._noun}/s{left}{'  ' + text if text else ''}"
-        self._write("\r" + line.ljust(self._length))
-        self._length = len(line)
-
-    def close(self) -> None:
-        """Wipe the line."""
-        if self._length:
-            self._write("\r" + " " * self._length + "\r")
-            self._length = 0
-
-    @staticmethod
-    def _write(text: str) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            sys.stderr.write(text)
-            sys.stderr.flush()

@@ -8,35 +8,33 @@ from pathlib import Path
 from typing import Any
 
 from ..utils.progress import clock
-from ._command import Verb
-from ._latency import add_imports
+from ._arguments import add_imports, add_json
+from ._command import Command
+from ._options import add
 from ._output import bar, pairs, print_json, printable, table
 from ._search import UNITS, number
 
 _WORDS = {"latency": "latency", "macs": "multiply-accumulates", "params": "parameters"}
 
 
-class Show(Verb):
-    """Prints a search."""
+class Show(Command):
+    """Show how far a search is, and what it found.
+
+    Show a search, running or finished: its targets, how far it is, the model that it found or would derive
+    now, and how sure it is of each block.
+    """
 
     name = "show"
-    summary = "show how far a search is, and what it found"
-    description = (
-        "Show a search, running or finished: its targets, how far it is, the model that it found or would "
-        "derive now, and how sure it is of each block."
-    )
     example = """\
   $ proxylessnas search show runs/a
 """
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the action's arguments."""
-        parser.add_argument("folder", metavar="DIR", type=Path, help="folder of the search")
+        add(parser, "folder DIR", "folder of the search", type=Path)
         add_imports(parser)
-        parser.add_argument("--json", action="store_true", help="print one JSON document")
+        add_json(parser)
 
     def run(self, args: argparse.Namespace) -> int:
-        """Print it."""
         from ..search.run import describe
 
         found = describe(args.folder)
@@ -136,6 +134,3 @@ def _blocks(folder: Path, found: Mapping[str, Any]) -> str:
             ]
         )
     return table(rows, ">><<<")
-
-
-SHOW = Show()

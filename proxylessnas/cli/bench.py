@@ -5,33 +5,32 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from ..errors import MissingExtraError
-from ..runtimes.registry import runtimes
-from ._command import UsageError, Verb
-from ._latency import MODEL_HELP, Steps, add_quiet, add_where, check_graph, check_output, import_modules, ms
-from ._options import MOST_IMAGES, MOST_PIXELS, MOST_THREADS, above, several, whole, wholes
-from ._output import bold, error, millions, note, print_json, printable, table
+from ..utils.progress import Steps
+from ._arguments import MODEL_HELP, add_imports, add_quiet, check_output, written
+from ._command import Command, UsageError
+from ._options import add, add_options, settings_from
+from ._output import bold, millions, ms, note, print_json, printable, rate, table
 
 if TYPE_CHECKING:
     from ..latency.benchmark import Bench, BenchRow
+    from ..latency.settings import BenchSettings
 
 
 _NOTES = 3  # lines whose noise is told one by one
 
 
-class BenchVerb(Verb):
-    """Measures models under several settings in one interleaved run."""
+class BenchModels(Command):
+    """Compare models on this device: latency, size and accuracy.
+
+    Measure models under every combination of runtimes, threads and batches, in one interleaved run: each
+    round gives everything one short window, in random order, and the figure to compare is undisturbed: the 2
+    % quantile of the calls. Next to ImageNet models, torchvision's mobilenet_v2, mobilenet_v3_large and
+    efficientnet_b0 are measured, and where timm is installed its mobilenetv3_large_100, efficientnet_lite0
+    and mnasnet_100. Without MODEL, the authors' four models.
+    """
 
     name = "bench"
     order = 76
-    summary = "compare models on this device: latency, size and accuracy"
-    description = (
-        "Measure models under every combination of runtimes, threads and batches, in one interleaved run: "
-        "each round gives everything one short window, in random order, and the figure to compare is "
-        "undisturbed: the 2 % quantile of the calls. Next to ImageNet models, torchvision's mobilenet_v2, "
-        "mobilenet_v3_large and efficientnet_b0 are measured, and where timm is installed its "
-        "mobilenetv3_large_100, efficientnet_lite0 and mnasnet_100. Without MODEL, the authors' four models."
-    )
     example = """\
   $ proxylessnas bench proxyless_cpu timm/mnasnet_100 --threads 1,2 --png bench.png
   torch, 1 thread, batch 1
@@ -41,88 +40,40 @@ class BenchVerb(Verb):
   torchvision/mobilenet_v2     12.60   12.77  13.04        79  3.50 M  301 M   72.2
   ...
 """
-    rest = "nets"
+    rest = "models"
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the verb's arguments."""
-        parser.add_argument(
-            "nets",
-            metavar="MODEL",
+        from ..latency.settings import BenchSettings
+
+        add(
+            parser,
+            "models MODEL",
+            f"{MODEL_HELP}; torchvision/NAME or timm/NAME, if installed; an exported file",
             nargs="*",
-            help=f"{MODEL_HELP}; torchvision/NAME or timm/NAME, if installed; an exported file",
         )
-        parser.add_argument(
-            "--no-peers", action="store_true", help="none of torchvision's and timm's models but those named"
-        )
-        parser.add_argument(
-            "--image-size", type=whole(1, MOST_PIXELS), metavar="N",
-            help="side of the input, px (default: each model's own)",
-        )  # fmt: skip
-        group = parser.add_argument_group("settings", "R, T and B may be lists: --threads 1,2")
-        group.add_argument(
-            "--runtime", type=several(tuple(runtimes())), default=("torch",), metavar="R", dest="runtimes",
-            help=f"{', '.join(runtimes())} (default: torch)",
-        )  # fmt: skip
-        group.add_argument(
-            "--threads", type=wholes(1, MOST_THREADS), default=(1,), metavar="T",
-            help="on a CPU (default: 1)",
-        )  # fmt: skip
-        group.add_argument(
-            "--batch", type=wholes(1, MOST_IMAGES), default=(1,), metavar="B", dest="batches",
-            help="images a call (default: 1)",
-        )  # fmt: skip
-        group.add_argument("--cuda-graph", action="store_true", help="replay a CUDA graph (--device cuda)")
-        add_where(group)
-        group = parser.add_argument_group("effort and results")
-        group.add_argument(
-            "--rounds",
-            type=whole(1, 1000),
-            default=7,
-            metavar="N",
-            help="with --seconds: how long each (default: 7)",
-        )
-        group.add_argument(
-            "--seconds",
-            type=above(0, 60),
-            default=0.3,
-            metavar="S",
-            help="each is measured rounds x S, at least (default: 0.3)",
-        )
-        group.add_argument("--csv", metavar="FILE", help="write everything as a table, with the machine")
-        group.add_argument(
-            "--png",
-            metavar="FILE",
-            help="draw accuracy against latency; bars of latency if no accuracy is known",
-        )
+        add(parser, "--no-peers", "none of torchvision's and timm's models but those named")
+        names = {"runtimes": "--runtime", "batches": "--batch"}
+        add_options(parser, BenchSettings, without=("seed", "imports"), names=names)
+        add_imports(parser)
+        group = parser.add_argument_group("results")
+        add(group, "--csv FILE", "write everything as a table, with the machine")
+        add(group, "--png FILE", "draw accuracy against latency; bars of latency if no accuracy is known")
         add_quiet(parser)
 
     def run(self, args: argparse.Namespace) -> int:
-        """Measure and report."""
-        check_graph(args, args.runtimes)
-        for option, ending in (("csv", ".csv"), ("png", ".png")):
+        from ..latency.settings import BenchSettings
+
+        settings = settings_from(args, BenchSettings)
+        for option in ("csv", "png"):
             if getattr(args, option) is not None:
-                check_output(getattr(args, option), f"--{option}", ending)
-        _check_panels(args)
-        import_modules(args)
+                check_output(getattr(args, option), f"--{option}", f".{option}")
+        if args.png is not None:
+            _check_panels(settings)
         from ..latency.benchmark import PEERS, SPECIALISED, bench
 
         with Steps(args.quiet, "bench") as steps:
-            result = bench(
-                args.models or SPECIALISED,
-                runtimes=args.runtimes,
-                threads=args.threads,
-                batches=args.batches,
-                device=args.device,
-                dtype=args.dtype,
-                memory_format=args.memory_format,
-                cuda_graph=args.cuda_graph,
-                image_size=args.image_size,
-                peers=() if args.no_peers else PEERS,
-                rounds=args.rounds,
-                seconds=args.seconds,
-                imports=args.imports,
-                progress=steps,
-            )
+            peers = () if args.no_peers else PEERS
+            result = bench(args.models or SPECIALISED, settings, peers=peers, progress=steps)
         if args.json:
             rows = [row.to_dict() for row in result.rows]
             print_json({"rows": rows, "notes": list(result.notes), "rounds": result.rounds})
@@ -131,10 +82,11 @@ class BenchVerb(Verb):
         left_out = () if args.png is None else _left_out(result)
         for text in (*result.notes, *left_out):
             note(text)
-        return 0 if _written(args, result) else 1
+        done = [written(args.csv, result.write_csv), written(args.png, result.write_png)]
+        return 0 if all(done) else 1
 
 
-def _check_panels(args: argparse.Namespace) -> None:
+def _check_panels(settings: BenchSettings) -> None:
     """Find out before anything is measured that a figure could not hold it.
 
     Raises:
@@ -142,9 +94,9 @@ def _check_panels(args: argparse.Namespace) -> None:
     """
     from ..latency.plots import PANELS_UP_TO
 
-    threads = set(args.threads) if args.device == "cpu" else {1}
-    count = len(set(args.runtimes)) * len(threads) * len(set(args.batches))
-    if args.png is not None and count > PANELS_UP_TO:
+    threads = set(settings.threads) if settings.device == "cpu" else {1}
+    count = len(set(settings.runtimes)) * len(threads) * len(set(settings.batches))
+    if count > PANELS_UP_TO:
         raise UsageError(
             f"--png holds {PANELS_UP_TO} settings (runtimes x threads x batches), not {count}: leave it out, "
             "or measure them in several runs"
@@ -157,24 +109,6 @@ def _left_out(result: Bench) -> list[str]:
 
     panels = accuracy_panels(row.to_dict() for row in result.rows)
     return [f"{model} is not in the figure: {why}" for model, why in panels.left_out.items()]
-
-
-def _written(args: argparse.Namespace, result: Bench) -> bool:
-    """Write the files; the figures are out already, so that what goes wrong here loses none."""
-    from ..errors import DataError
-
-    sound = True
-    for file, write in ((args.csv, result.write_csv), (args.png, result.write_png)):
-        if file is not None:
-            try:
-                write(file)
-            except OSError as e:
-                error(f"{file}: cannot be written ({e.strerror or e})")
-                sound = False
-            except (DataError, MissingExtraError) as e:
-                error(f"{file} is not written: {e}")
-                sound = False
-    return sound
 
 
 def _show(result: Bench) -> None:
@@ -198,11 +132,10 @@ def _show(result: Bench) -> None:
 
 def _cells(row: BenchRow) -> tuple[str, ...]:
     model, t = row.model, row.timing
-    speed = t.images_per_second
     measured = "*" if model.top1_status == "measured here" else ""
     return (
         model.name, ms(t.undisturbed_ms), ms(t.median_ms), ms(t.p90_ms),
-        f"{speed:,.{0 if speed >= 100 else 1}f}",
+        rate(t.images_per_second),
         *(millions(count) if count else "-" for count in (model.params, model.macs)),
         "-" if model.top1 is None else f"{model.top1:.1f}{measured}", "uncertain" if t.noisy else "",
     )  # fmt: skip
@@ -242,4 +175,4 @@ def _star(rows: tuple[BenchRow, ...]) -> str:
     return "; *: measured by this project" if measured else ""
 
 
-VERB = BenchVerb()
+COMMAND = BenchModels()

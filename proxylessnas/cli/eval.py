@@ -5,34 +5,35 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DataError
-from ._command import UsageError, Verb
-from ._eval_data import EvalData, check_source, open_source
-from ._model import add_model_options, check_options, open_model, running
-from ._output import Progress, error, note, pairs, plural, print_json, printable, table
+from ._arguments import add_quiet, check_output, written
+from ._command import Command, UsageError
+from ._model import Model, add_model_options, check_options, open_model, running
+from ._options import add, whole
+from ._output import error, note, pairs, plural, print_json, printable, table
 
 if TYPE_CHECKING:
+    from ..train.eval_data import EvalData
     from ..train.evaluate import Evaluation
 
 _MANY = 500  # images from which on worker processes pay for their start
 
 
-class Eval(Verb):
-    """Measures accuracy and calibration on a folder of images or a known data set."""
+class Eval(Command):
+    """Measure top-1 and top-5 accuracy on a folder of images.
+
+    Measure accuracy on DATA: a folder with one folder of images a class, or the test part of a data set
+    known by name (cifar10, cifar100, fashion-mnist, digits). Folders are matched to the model's classes by
+    wnid (n01440764, also if only some of the 1000 are there), by class name, or by number; if none of these
+    fits, by sorted position, with a note. A folder without sub-folders will do if the file names hold wnids.
+    Images that cannot be read are named and left out, and the exit code is 1.
+    """
 
     name = "eval"
     order = 60
-    summary = "measure top-1 and top-5 accuracy on a folder of images"
-    description = (
-        "Measure accuracy on DATA: a folder with one folder of images a class, or the test part of a data "
-        "set known by name (cifar10, cifar100, fashion-mnist, digits). Folders are matched to the model's "
-        "classes by wnid (n01440764, also if only some of the 1000 are there), by class name, or by number; "
-        "if none of these fits, by sorted position, with a note. A folder without sub-folders will do if the "
-        "file names hold wnids. Images that cannot be read are named and left out, and the exit code is 1."
-    )
     example = """\
   $ proxylessnas eval proxyless_w025_r112 photos
   model        proxyless_w025_r112
@@ -51,179 +52,132 @@ class Eval(Verb):
 """
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the verb's arguments."""
         add_model_options(parser)
-        parser.add_argument(
-            "data",
-            metavar="DATA",
-            help="a folder of images, one folder a class; or cifar10, cifar100, fashion-mnist, digits",
+        add(
+            parser,
+            "data DATA",
+            "a folder of images, one folder a class; or cifar10, cifar100, fashion-mnist, digits",
         )
-        parser.add_argument(
-            "--per-class", action="store_true", help="list the classes, those with the lowest accuracy first"
+        add(parser, "--per-class", "list the classes, those with the lowest accuracy first")
+        add(
+            parser,
+            "--confusion FILE",
+            "write which class was taken for which: a table (.csv) or an image (.png)",
         )
-        parser.add_argument(
-            "--confusion",
-            metavar="FILE",
-            help="write which class was taken for which: a table (.csv) or an image (.png)",
-        )
-        parser.add_argument(
-            "--batch-size", type=int, default=32, metavar="N", help="images at a time (default: 32)"
-        )
-        parser.add_argument(
-            "--workers",
-            type=int,
-            metavar="N",
-            help=f"processes that read images (default: none below {_MANY} images, else up to 4)",
-        )
-        parser.add_argument(
-            "--limit", type=int, metavar="N", help="only so many, spread evenly; always the same"
-        )
+        for name, low, high, default, help in (
+            ("batch-size", 1, 65_536, 32, "images at a time (default: 32)"),
+            (
+                "workers",
+                0,
+                256,
+                None,
+                f"processes that read images (default: none below {_MANY} images, else up to 4)",
+            ),
+            ("limit", 1, 1_000_000_000, None, "only so many, spread evenly; always the same"),
+        ):
+            parser.add_argument(f"--{name}", type=whole(low, high), default=default, metavar="N", help=help)
         parser.add_argument(
             "--labels",
             choices=("number", "position"),
             help="read folder names as class numbers, or take the folders in sorted order",
         )
-        parser.add_argument("--quiet", action="store_true", help="no progress bar")
-        parser.add_argument("--json", action="store_true", help="print one JSON document, which holds it all")
+        add_quiet(parser)
 
     def run(self, args: argparse.Namespace) -> int:
-        """Evaluate and report."""
-        for option in ("batch_size", "limit"):
-            value = getattr(args, option)
-            if value is not None and value < 1:
-                raise UsageError(f"--{option.replace('_', '-')} must be at least 1, not {value}")
-        if args.workers is not None and not 0 <= args.workers <= 256:
-            raise UsageError(f"--workers must be 0 to 256, not {args.workers}")
         check_options(args)
         # Before anything is downloaded or computed:
         if args.confusion is not None:
-            _check_output(args.confusion)
-        check_source(args.data, args.labels)
+            check_output(args.confusion, "--confusion", ".csv", ".png")
+        from ..train.eval_data import check_source, open_source
 
-        from ..train.evaluate import NO_WORKERS, allowed_workers, evaluate_batches
+        check_source(args.data)
+        if args.labels is not None and not os.path.isdir(args.data):
+            raise UsageError(f"--labels is about the names of folders, but {args.data} is a data set")
         from ..utils.malloc import keep_freed_pages
 
         keep_freed_pages()
         model = open_model(args)
-        data = open_source(args.data, model, labels=args.labels, limit=args.limit)
+        words = {"labels": args.labels, "limit": args.limit}
+        data = open_source(args.data, model.model, model.preprocessing, model.dataset, **words)
         for text in data.notes:
             note(text)
-        workers = args.workers
-        if workers is None:
-            workers = min(4, os.cpu_count() or 1) if data.n >= _MANY else 0
-        if workers and not allowed_workers(workers):
-            note(NO_WORKERS)
-        progress = Progress(0 if args.quiet else data.n)
-        try:
-            with running(model, "use a smaller --batch-size or --input-size"):
-                result = evaluate_batches(
-                    model.model,
-                    data.batches(args.batch_size, workers),
-                    device=model.device,
-                    progress=lambda r: progress.update(r.n + len(r.unreadable), f"top-1 {r.top1:.1f} %"),
-                )
-        finally:
-            progress.close()
+        workers = _workers(args, data.n)
+        result = _evaluated(args, model, data, workers)
         for reason in result.unreadable:
             error(reason)
-        document: dict[str, Any] = {
-            **model.to_dict(),
-            "data": args.data,
-            "labels_from": data.labels_from,
-            "classes": data.classes,
-            "n": result.n,
-            "top1": round(result.top1, 4),
-            "top5": round(result.top5, 4),
-            "top1_correct": result.top1_correct,
-            "top5_correct": result.top5_correct,
-            "loss": _finite(result.loss),
-            "ece": _finite(result.ece),
-            "images_per_second": round(result.images_per_second, 2),
-            "unreadable": list(result.unreadable),
-            "device": str(model.device),
-            "batch_size": args.batch_size,
-            "workers": workers,
-        }
+        document = _document(args, model, data, result) | {"workers": workers}
         if args.json:
-            classes = _classes(result, data.names)
-            print_json({**document, "per_class": classes, "confusion": _confusion(result, data.names)})
+            classes = result.classes(data.names)
+            print_json({**document, "per_class": classes, "confusion": result.confusion_by_name(data.names)})
         elif result.n:
             _show(document)
             if args.per_class:
-                print("\n" + printable(_table(_classes(result, data.names))))
+                print("\n" + printable(_table(result.classes(data.names))))
         failed = bool(result.unreadable)
         if args.confusion is not None and result.metrics is not None:
-            failed |= not _write(args.confusion, result, data)
+            from ..utils.plotting import confusion_csv, confusion_png
+
+            write = confusion_csv if Path(args.confusion).suffix.lower() == ".csv" else confusion_png
+            confusion = result.metrics.confusion
+            failed |= not written(args.confusion, lambda file: write(confusion, data.names, file))
         if result.unreadable:
             error(f"{len(result.unreadable)} of {plural(data.n, 'image')} could not be read")
         return int(failed)
 
 
-def _check_output(file: str) -> None:
-    """Check where the confusion matrix is to be written.
+def _workers(args: argparse.Namespace, images: int) -> int:
+    """Return how many processes are to read images."""
+    from ..train.evaluate import NO_WORKERS, allowed_workers
 
-    Raises:
-        UsageError: neither a table nor an image by its ending.
-        DataError: it cannot be written there.
-        MissingExtraError: what draws it is not installed.
-    """
-    ending = os.path.splitext(file)[1].lower()
-    if ending not in (".csv", ".png"):
-        raise UsageError(f"--confusion writes a .csv or a .png file, not {file!r}")
-    folder = os.path.dirname(file) or os.curdir
-    if not os.path.isdir(folder):
-        raise DataError(f"--confusion {file}: there is no folder {folder}")
-    if os.path.isdir(file):
-        raise DataError(f"--confusion {file}: is a folder")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise DataError(f"--confusion {file}: the folder {folder} cannot be written")
-    if ending == ".png":
-        from ..utils.plotting import require_matplotlib
-
-        require_matplotlib()
+    workers: int | None = args.workers
+    if workers is None:
+        workers = min(4, os.cpu_count() or 1) if images >= _MANY else 0
+    if workers and not allowed_workers(workers):
+        note(NO_WORKERS)
+    return workers
 
 
-def _write(file: str, result: Evaluation, data: EvalData) -> bool:
-    """Write the confusion matrix; the results are out already, so a full disk is no reason to lose them."""
-    from ..utils.plotting import confusion_csv, confusion_png
+def _evaluated(args: argparse.Namespace, model: Model, data: EvalData, workers: int) -> Evaluation:
+    from ..train.evaluate import evaluate_batches
+    from ..utils.progress import StepBar, is_terminal
 
-    assert result.metrics is not None
-    write = confusion_csv if Path(file).suffix.lower() == ".csv" else confusion_png
+    bar = None if args.quiet or not is_terminal(sys.stderr) else StepBar()
+
+    def show(r: Evaluation) -> None:
+        if bar is not None and bar.is_due():
+            fields = [(f"{r.images_per_second:.0f} images/s", 1), (f"top-1 {r.top1:.1f} %", 0)]
+            bar.show("eval", r.n + len(r.unreadable), data.n, fields)
+
     try:
-        write(result.metrics.confusion, data.names, file)
-    except OSError as e:
-        error(f"{file}: cannot be written ({e.strerror or e})")
-        return False
-    return True
+        with running(model, "use a smaller --batch-size or --input-size"):
+            batches = data.batches(args.batch_size, workers)
+            return evaluate_batches(model.model, batches, device=model.device, progress=show)
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+def _document(args: argparse.Namespace, model: Model, data: EvalData, result: Evaluation) -> dict[str, Any]:
+    counts = "n top1_correct top5_correct".split()
+    return {
+        **model.to_dict(),
+        "data": args.data,
+        "labels_from": data.labels_from,
+        "classes": data.classes,
+        **{name: getattr(result, name) for name in counts},
+        "top1": round(result.top1, 4),
+        "top5": round(result.top5, 4),
+        "loss": _finite(result.loss),
+        "ece": _finite(result.ece),
+        "images_per_second": round(result.images_per_second, 2),
+        "unreadable": list(result.unreadable),
+        "device": str(model.device),
+        "batch_size": args.batch_size,
+    }
 
 
 def _finite(value: float) -> float | None:
     return round(value, 6) if math.isfinite(value) else None
-
-
-def _classes(result: Evaluation, names: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Return what happened to the images of each class that has any, in output order."""
-    found = []
-    for i, row in enumerate(result.confusion):
-        n, correct = sum(row), row[i]
-        if n:
-            wrong = [*row[:i], 0, *row[i + 1 :]]
-            most = max(range(len(row)), key=wrong.__getitem__)
-            taken = {"index": most, "name": names[most], "n": wrong[most]} if wrong[most] else None
-            share = round(100 * correct / n, 4)
-            found.append(
-                {"index": i, "name": names[i], "n": n, "correct": correct, "top1": share, "taken_for": taken}
-            )
-    return found
-
-
-def _confusion(result: Evaluation, names: tuple[str, ...]) -> dict[str, dict[str, int]]:
-    """Return how often each class was taken for which: a matrix of 1000 x 1000 is nearly all zeros."""
-    return {
-        names[i]: {names[j]: n for j, n in enumerate(row) if n}
-        for i, row in enumerate(result.confusion)
-        if any(row)
-    }
 
 
 def _table(classes: list[dict[str, Any]]) -> str:
@@ -254,4 +208,4 @@ def _show(d: dict[str, Any]) -> None:
     print(printable(pairs(rows)))
 
 
-VERB = Eval()
+COMMAND = Eval()

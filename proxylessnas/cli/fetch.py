@@ -7,21 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ProxylessError, one_line
-from ._command import UsageError, Verb
+from ._arguments import add_json
+from ._command import Command, UsageError
+from ._options import add
 from ._output import error, megabytes, plural, print_json
 
 
-class Fetch(Verb):
-    """Downloads published weights and checks their digests."""
+class Fetch(Command):
+    """Download published weights into the cache, or into a folder.
+
+    Download the weights of models and check their digests; what is there already, in the cache or in the
+    package, is only checked. With --to, the folder can be carried to a machine without network and used there
+    as PROXYLESSNAS_CACHE (weights that come with the package are copied too).
+    """
 
     name = "fetch"
     order = 30
-    summary = "download published weights into the cache, or into a folder"
-    description = (
-        "Download the weights of models and check their digests; what is there already, in the cache or in "
-        "the package, is only checked. With --to, the folder can be carried to a machine without network and "
-        "used there as PROXYLESSNAS_CACHE (weights that come with the package are copied too)."
-    )
     example = """\
   $ proxylessnas fetch --all --to /media/stick/weights
   ...
@@ -31,20 +32,18 @@ class Fetch(Verb):
 """
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the verb's arguments."""
-        parser.add_argument("nets", metavar="NAME", nargs="*", help="model whose weights are wanted")
-        parser.add_argument("--all", action="store_true", help="the weights of all models")
-        parser.add_argument("--to", metavar="DIR", help="put them into this folder instead of the cache")
-        parser.add_argument("--quiet", action="store_true", help="no progress bar")
-        parser.add_argument("--json", action="store_true", help="print one JSON document")
+        add(parser, "models NAME", "model whose weights are wanted", nargs="*")
+        add(parser, "--all", "the weights of all models")
+        add(parser, "--to DIR", "put them into this folder instead of the cache")
+        add(parser, "--quiet", "no progress bar")
+        add_json(parser)
 
     def run(self, args: argparse.Namespace) -> int:
-        """Fetch them one after another; a model that cannot be had does not stop the others."""
         from ..weights.registry import get_weights, read_manifest
 
-        if bool(args.nets) == args.all:
+        if bool(args.models) == args.all:
             raise UsageError("give the names of models, or --all" + (" (not both)" if args.all else ""))
-        wanted = list(read_manifest().values()) if args.all else [get_weights(name) for name in args.nets]
+        wanted = list(read_manifest().values()) if args.all else [get_weights(name) for name in args.models]
         wanted = list({weights.name: weights for weights in wanted}.values())
         folder = Path(args.to) if args.to else None
         results: list[dict[str, Any]] = []
@@ -69,4 +68,4 @@ class Fetch(Verb):
         return 1 if failed else 0
 
 
-VERB = Fetch()
+COMMAND = Fetch()

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from ..arch.ops import SPECS, parse_token
 from ..arch.ops.spec import OpSpec
 from ..errors import WeightsCorruptError, WeightsNotFoundError
-from ._command import Verb
-from ._latency import add_imports
+from ._arguments import add_imports, add_json
+from ._command import Command
 from ._model import named, sha256_of
+from ._options import add
 from ._output import bold, megabytes, pairs, print_json, printable
 
 if TYPE_CHECKING:
@@ -20,17 +21,19 @@ if TYPE_CHECKING:
     from ..weights.record import Weights
 
 
-class Info(Verb):
-    """Prints a model's architecture, size, preprocessing, and where its weights are."""
+_OF_WEIGHTS = "params macs input_size dataset license size sha256 git_blob bundled".split()
+
+
+class Info(Command):
+    """Show a model's architecture, size, preprocessing and weights.
+
+    Show everything known about a model of the zoo, or about a file: weights (.safetensors with their
+    architecture, or a published .pth) or an architecture (.json, .config: the original net.config; .txt: the
+    text that this command prints).
+    """
 
     name = "info"
     order = 20
-    summary = "show a model's architecture, size, preprocessing and weights"
-    description = (
-        "Show everything known about a model of the zoo, or about a file: weights (.safetensors with their "
-        "architecture, or a published .pth) or an architecture (.json, .config: the original net.config; "
-        ".txt: the text that this command prints)."
-    )
     example = """\
   $ proxylessnas info proxyless_cpu
   proxyless_cpu
@@ -41,16 +44,12 @@ class Info(Verb):
 """
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the verb's arguments."""
-        parser.add_argument(
-            "net", metavar="NAME|FILE", help="a model's name, or a file of weights or architecture"
-        )
+        add(parser, "model NAME|FILE", "a model's name, or a file of weights or architecture")
         add_imports(parser)
-        parser.add_argument("--json", action="store_true", help="print one JSON document")
+        add_json(parser)
 
     def run(self, args: argparse.Namespace) -> int:
-        """Print it."""
-        facts = _facts(named(args.net))
+        facts = _facts(named(args.model))
         if args.json:
             print_json(facts)
         else:
@@ -64,17 +63,9 @@ def _of_zoo(weights: Weights) -> dict[str, Any]:
     return {
         "name": weights.name,
         **_of_arch(PUBLISHED[weights.arch]),
-        "params": weights.params,
-        "macs": weights.macs,
-        "input_size": weights.input_size,
-        "dataset": weights.dataset,
+        **{key: getattr(weights, key) for key in _OF_WEIGHTS},
         "preprocessing": weights.preprocessing.to_dict(),
         "metrics": dict(weights.metrics),
-        "license": weights.license,
-        "size": weights.size,
-        "sha256": weights.sha256,
-        "git_blob": weights.git_blob,
-        "bundled": weights.bundled,
         "cache": _cache_state(weights),
         "sources": list(weights.sources),
         **({"training": dict(weights.training)} if weights.training else {}),
@@ -220,4 +211,4 @@ def _metrics(metrics: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-VERB = Info()
+COMMAND = Info()

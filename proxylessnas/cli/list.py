@@ -10,21 +10,24 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UnknownModelError
-from ._command import Verb
-from ._output import bold, megabytes, millions, print_json, table
+from ._arguments import add_json
+from ._command import Command
+from ._output import megabytes, millions, print_json, print_table
+
+_OF_WEIGHTS = "name dataset num_classes params macs input_size size bundled".split()
 
 
-class List(Verb):
-    """Prints a table of the published models; needs no torch."""
+class List(Command):
+    """List the models with their size, input and published accuracy.
+
+    List the models. Multiply-adds (MACs) are counted at the model's own input size, which is in pixels. Top-1
+    is
+    the accuracy in percent: the published one, not measured again here, unless it is marked as measured.
+    Below the table is said which images it is of.
+    """
 
     name = "list"
     order = 10
-    summary = "list the models with their size, input and published accuracy"
-    description = (
-        "List the models. Multiply-adds (MACs) are counted at the model's own input size, which is in "
-        "pixels. Top-1 is the accuracy in percent: the published one, not measured again here, unless it is "
-        "marked as measured. Below the table is said which images it is of."
-    )
     example = """\
   $ proxylessnas list '*mobile*'
   model                  params   MACs  input  top-1  weights
@@ -33,12 +36,10 @@ class List(Verb):
 """
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the verb's arguments."""
         parser.add_argument("pattern", nargs="?", default="*", help="shell-style pattern, such as '*mobile*'")
-        parser.add_argument("--json", action="store_true", help="print one JSON document")
+        add_json(parser)
 
     def run(self, args: argparse.Namespace) -> int:
-        """Print the table."""
         from ..weights.cache import copy_path, weights_path
         from ..weights.registry import read_manifest
 
@@ -52,24 +53,16 @@ class List(Verb):
             w = everything[name]
             path = weights_path(w)
             here = _is_whole(path, w.size) or (not w.bundled and copy_path(w).is_file())
+            metrics = {"metrics_status": w.metrics.get("status"), "metrics_images": w.metrics.get("images")}
             models.append(
                 {
-                    "name": name,
-                    "dataset": w.dataset,
-                    "num_classes": w.num_classes,
-                    "params": w.params,
-                    "macs": w.macs,
-                    "input_size": w.input_size,
-                    "top1": w.metrics.get("top1"),
-                    "top5": w.metrics.get("top5"),
-                    "metrics_status": w.metrics.get("status"),
-                    "metrics_images": w.metrics.get("images"),
+                    **{key: getattr(w, key) for key in _OF_WEIGHTS},
+                    **{key: w.metrics.get(key) for key in ("top1", "top5")},
+                    **metrics,
                     "measured": [dict(m) for m in w.metrics.get("measured", ())],
-                    "size": w.size,
                     "path": str(path),
                     "here": here,
                     "cached": here and not w.bundled,
-                    "bundled": w.bundled,
                 }
             )
         if args.json:
@@ -88,9 +81,7 @@ class List(Verb):
                     _place(model),
                 )
             )
-        head, _, body = table(rows, "<>>>><").partition("\n")
-        print(bold(head))
-        print(body)
+        print_table(rows, "<>>>><")
         print()
         for line in _legend(models):
             print(textwrap.fill(line, 79, break_on_hyphens=False))
@@ -129,4 +120,4 @@ def _is_whole(path: Path, size: int | None) -> bool:
     return path.is_file() and size in (None, path.stat().st_size)
 
 
-VERB = List()
+COMMAND = List()

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import DataError, one_line
-from ._command import UsageError, Verb
-from ._latency import MODEL_HELP, TABLE_HELP, add_imports, check_output
+from ..utils.checks import Range
+from ._arguments import MODEL_HELP, TABLE_HELP, add_imports, add_output, check_output
+from ._command import Command, UsageError
+from ._options import add, typed, whole
 from ._output import note, printable
 
 if TYPE_CHECKING:
@@ -20,19 +22,18 @@ if TYPE_CHECKING:
 _IMAGES, _MOVIES = (".svg", ".png"), (".gif", ".mp4", ".html")
 
 
-class Plot(Verb):
-    """Draws."""
+class Plot(Command):
+    """Draw models, a search, or accuracy against latency.
+
+    Draw models block by block: on the terminal, or with -o as a figure (.svg, .png). MODEL is a model of the
+    zoo, a file with an architecture, or the folder of a search or a training. One search and a .gif, .mp4
+    (needs ffmpeg) or .html file make a movie of it: the probabilities of all paths, the model that they
+    amount to, expected latency against the target, accuracy. --bench draws accuracy against latency with the
+    Pareto front.
+    """
 
     name = "plot"
     order = 82
-    summary = "draw models, a search, or accuracy against latency"
-    description = (
-        "Draw models block by block: on the terminal, or with -o as a figure (.svg, .png). MODEL is a model "
-        "of the zoo, a file with an architecture, or the folder of a search or a training. One search and a "
-        ".gif, .mp4 (needs ffmpeg) or .html file make a movie of it: the probabilities of all paths, the "
-        "model that they amount to, expected latency against the target, accuracy. --bench draws accuracy "
-        "against latency with the Pareto front."
-    )
     example = """\
   $ proxylessnas plot proxyless_gpu proxyless_cpu proxyless_mobile -o nets.svg
   $ proxylessnas plot runs/mine                         # on the terminal
@@ -41,60 +42,43 @@ class Plot(Verb):
   $ proxylessnas plot proxyless_cifar --cell 1 2 -o cells.svg
   $ proxylessnas plot --bench bench.csv --eval eval.json -o front.png
 """
-    rest = "nets"
+    rest = "models"
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the verb's arguments."""
-        parser.add_argument(
-            "nets", metavar="MODEL", nargs="*",
-            help=f"{MODEL_HELP}; or the folder of a run",
-        )  # fmt: skip
-        parser.add_argument(
-            "-o", "--output", metavar="FILE", help=".svg or .png; .gif, .mp4 or .html for a movie of a search"
-        )
-        parser.add_argument(
-            "--text", action="store_true", help="print the models; without -o that is the default"
-        )
-        parser.add_argument("--ascii", action="store_true", help="print them in ASCII")
+        add(parser, "models MODEL", f"{MODEL_HELP}; or the folder of a run", nargs="*")
+        add_output(parser, ".svg or .png; .gif, .mp4 or .html for a movie of a search")
+        add(parser, "--text", "print the models; without -o that is the default")
+        add(parser, "--ascii", "print them in ASCII")
         group = parser.add_argument_group("models")
         group.add_argument(
             "--by",
             choices=("channels", "latency"),
             help="what the width shows (default: channels; latency with --table)",
         )
-        group.add_argument("--table", metavar="T", help=f"{TABLE_HELP}; a search has one of its own")
-        group.add_argument(
-            "--predict-missing", action="store_true", help="guess what the table lacks, from what it has"
-        )
-        group.add_argument(
-            "--cell",
+        add(group, "--table T", f"{TABLE_HELP}; a search has one of its own")
+        add(group, "--predict-missing", "guess what the table lacks, from what it has")
+        add(
+            group,
+            "--cell N",
+            "of a model of tree cells: draw these, in detail up to four",
             type=int,
             nargs="+",
-            metavar="N",
-            help="of a model of tree cells: draw these, in detail up to four",
         )
         add_imports(group)
         group = parser.add_argument_group("movie")
-        group.add_argument(
-            "--frames", type=int, default=60, metavar="N", help="at most so many (default: 60)"
-        )
-        group.add_argument(
-            "--seconds", type=float, default=8.0, metavar="S", help="that it takes (default: 8)"
+        add(group, "--frames N", "at most so many (default: 60)", type=whole(2, 1000), default=60)
+        add(
+            group,
+            "--seconds S",
+            "that it takes (default: 8)",
+            type=typed(float, Range(0.1, 600)),
+            default=8.0,
         )
         group = parser.add_argument_group("accuracy against latency")
-        group.add_argument(
-            "--bench",
-            nargs="+",
-            default=[],
-            metavar="FILE",
-            help="what `proxylessnas bench` wrote (--csv or --json)",
-        )
-        group.add_argument(
-            "--eval", nargs="+", default=[], metavar="FILE", help="what `proxylessnas eval --json` printed"
-        )
+        add(group, "--bench FILE", "what `proxylessnas bench` wrote (--csv or --json)", nargs="+", default=[])
+        add(group, "--eval FILE", "what `proxylessnas eval --json` printed", nargs="+", default=[])
 
     def run(self, args: argparse.Namespace) -> int:
-        """Draw or print."""
         _check(args)
         if args.bench:
             from ..report.pareto import pareto_figure
@@ -110,16 +94,14 @@ class Plot(Verb):
 def _check(args: argparse.Namespace) -> None:
     if args.eval and not args.bench:
         raise UsageError("--eval needs --bench: an evaluation alone knows no latency")
-    if args.bench and args.nets:
+    if args.bench and args.models:
         raise UsageError("--bench draws what was measured: leave the models out")
-    if not args.bench and not args.nets:
+    if not args.bench and not args.models:
         raise UsageError("name a model, a file or a run's folder (or --bench FILE)")
     if args.bench and args.output is None:
         raise UsageError("--bench needs -o FILE.svg or FILE.png")
     if args.by == "channels" and args.table is not None:
         raise UsageError("--table is for --by latency")
-    if not 2 <= args.frames <= 1000 or not 0.1 <= args.seconds <= 600:
-        raise UsageError("--frames is 2 to 1000, --seconds 0.1 to 600")
     if args.output is not None:
         check_output(args.output, "-o", *(_IMAGES if args.bench else _IMAGES + _MOVIES))
 
@@ -133,18 +115,18 @@ def _movie(args: argparse.Namespace) -> int:
     from ..report.resolve import is_search
     from ..report.runs import read_run
 
-    if len(args.nets) != 1 or not is_search(args.nets[0]):
-        found = "several" if len(args.nets) > 1 else f"{args.nets[0]}, which is none"
+    if len(args.models) != 1 or not is_search(args.models[0]):
+        found = "several" if len(args.models) > 1 else f"{args.models[0]}, which is none"
         raise UsageError(
             f"a movie ({Path(args.output).suffix}) is of the folder of one search, not of {found}"
         )
-    run = read_run(args.nets[0])
+    run = read_run(args.models[0])
     for text in run.notes:
         note(text)
     if args.output.lower().endswith(".html"):
         from ..report.report import write_movie_page
 
-        write_movie_page(run, args.output, name=Path(args.nets[0]).resolve().name)
+        write_movie_page(run, args.output, name=Path(args.models[0]).resolve().name)
     else:
         from ..report.draw_search import write_movie
 
@@ -159,7 +141,7 @@ def _models(args: argparse.Namespace) -> int:
     from ..report.model_page import model_text, tree_text
     from ..report.resolve import open_subject
 
-    subjects = [open_subject(word) for word in args.nets]
+    subjects = [open_subject(word) for word in args.models]
     for text in dict.fromkeys(text for subject in subjects for text in subject.notes):
         note(text)
     tree = next((s for s in subjects if isinstance(s.arch, TreeArch)), None)
@@ -236,4 +218,4 @@ def _table(subject: DrawnModel, args: argparse.Namespace) -> LatencyTable:
     return own
 
 
-VERB = Plot()
+COMMAND = Plot()

@@ -8,24 +8,25 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..errors import ImageError, one_line
-from ._command import UsageError, Verb
-from ._model import Model, add_model_options, check_options, class_labels, open_model, running
+from ._arguments import add_json
+from ._command import Command
+from ._model import Model, add_model_options, check_options, open_model, running
+from ._options import add, whole
 from ._output import bar, bold, error, plural, print_json
 
 _BATCH = 16  # images a forward pass
 
 
-class Predict(Verb):
-    """Classifies images; one that cannot be read does not stop the others."""
+class Predict(Command):
+    """Classify images.
+
+    Name the most probable classes of each image. Any usual kind of file will do (JPEG, PNG, WebP, GIF,
+    TIFF, ...; grey, transparent, CMYK, 16-bit, rotated by EXIF). An image that cannot be read is reported,
+    the others are classified, and the exit code is 1.
+    """
 
     name = "predict"
     order = 50
-    summary = "classify images"
-    description = (
-        "Name the most probable classes of each image. Any usual kind of file will do (JPEG, PNG, WebP, "
-        "GIF, TIFF, ...; grey, transparent, CMYK, 16-bit, rotated by EXIF). An image that cannot be read is "
-        "reported, the others are classified, and the exit code is 1."
-    )
     example = """\
   $ proxylessnas predict proxyless_w025_r112 fish.jpg --top 3
   fish.jpg
@@ -41,24 +42,20 @@ class Predict(Verb):
     rest = "images"
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the verb's arguments."""
         add_model_options(parser)
-        parser.add_argument("images", metavar="IMAGE", nargs="+", help="an image")
-        parser.add_argument(
-            "--top", type=int, default=5, metavar="K", help="how many classes to name (default: 5)"
-        )
-        parser.add_argument("--json", action="store_true", help="print one JSON document")
+        add(parser, "images IMAGE", "an image", nargs="+")
+        add(parser, "--top K", "how many classes to name (default: 5)", type=whole(1), default=5)
+        add_json(parser)
 
     def run(self, args: argparse.Namespace) -> int:
-        """Classify them in small batches."""
-        if args.top < 1:
-            raise UsageError(f"--top must be at least 1, not {args.top}")
         check_options(args)
         from ..utils.malloc import keep_freed_pages
 
         keep_freed_pages()
         model = open_model(args)
-        names, labels, wnids = class_labels(model)
+        from ..train.eval_data import class_labels
+
+        names, labels, wnids = class_labels(model.model, model.dataset)
         results: list[dict[str, Any]] = []
         for path, found in _classified(model, args.images, args.top):
             if isinstance(found, str):
@@ -124,4 +121,4 @@ def _read(path: str, transform: Any) -> Any:
     return transform(load_image(path))
 
 
-VERB = Predict()
+COMMAND = Predict()

@@ -6,41 +6,35 @@ import argparse
 from pathlib import Path
 
 from ..errors import one_line
-from ._command import Verb
-from ._latency import add_imports, check_output
+from ._arguments import add_imports, add_output, check_output
+from ._command import Command
+from ._options import add
 from ._output import note
 
 
-class Report(Verb):
-    """Writes the report of a search or of a training."""
+class Report(Command):
+    """Write a search or a training as one HTML file.
+
+    Write the report of the run in DIR, a search or a training, finished or not, as one HTML file that needs
+    no network: what was asked, what was found, the model as a figure, curves, a slider over the search,
+    latency predicted and measured, a comparison with other runs, and commands to do it again. A damaged log
+    gives a report of what there is.
+    """
 
     name = "report"
     order = 79
-    summary = "write a search or a training as one HTML file"
-    description = (
-        "Write the report of the run in DIR, a search or a training, finished or not, as one HTML file that "
-        "needs no network: what was asked, what was found, the model as a figure, curves, a slider over the "
-        "search, latency predicted and measured, a comparison with other runs, and commands to do it again. "
-        "A damaged log gives a report of what there is."
-    )
     example = """\
   $ proxylessnas report runs/mine -o mine.html
   $ proxylessnas report runs/mine --compare runs/random runs/reinforce
 """
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the verb's arguments."""
-        parser.add_argument("folder", metavar="DIR", type=Path, help="folder of a search or a training")
-        parser.add_argument(
-            "-o", "--output", metavar="FILE", help="the HTML file (default: report.html in DIR)"
-        )
-        parser.add_argument(
-            "--compare", nargs="+", default=[], metavar="DIR", help="folders of other runs of the same kind"
-        )
+        add(parser, "folder DIR", "folder of a search or a training", type=Path)
+        add_output(parser, "the HTML file (default: report.html in DIR)")
+        add(parser, "--compare DIR", "folders of other runs of the same kind", nargs="+", default=[])
         add_imports(parser)
 
     def run(self, args: argparse.Namespace) -> int:
-        """Write it."""
         from ..report.report import write_report
 
         output = args.output if args.output is not None else str(args.folder / "report.html")
@@ -52,4 +46,4 @@ class Report(Verb):
         return 0
 
 
-VERB = Report()
+COMMAND = Report()

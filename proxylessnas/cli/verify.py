@@ -6,22 +6,23 @@ import argparse
 from typing import Any
 
 from ..errors import ProxylessError, WeightsCorruptError, WeightsNotFoundError, one_line
-from ._command import UsageError, Verb
+from ._arguments import add_json
+from ._command import Command, UsageError
 from ._model import named
+from ._options import add
 from ._output import error, plural, print_json
 
 
-class Verify(Verb):
-    """Checks digests; never downloads."""
+class Verify(Command):
+    """Check the digests of weights that are here, or of a file.
+
+    Check weights against the published digests: of models in the cache or the package, or of any file, which
+    is recognised by its digest. Nothing is downloaded. With --all, models that are not in the cache are
+    listed but no failure.
+    """
 
     name = "verify"
     order = 40
-    summary = "check the digests of weights that are here, or of a file"
-    description = (
-        "Check weights against the published digests: of models in the cache or the package, or of any file, "
-        "which is recognised by its digest. Nothing is downloaded. With --all, models that are not in the "
-        "cache are listed but no failure."
-    )
     example = """\
   $ proxylessnas verify proxyless_cpu ~/Downloads/proxyless-w0.25-r112_imagenet.pth
   sound  proxyless_cpu           /home/me/.cache/torch/hub/proxylessnas/proxyless_cpu-373f6da5.pth
@@ -29,20 +30,16 @@ class Verify(Verb):
 """
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the verb's arguments."""
-        parser.add_argument(
-            "nets", metavar="NAME|FILE", nargs="*", help="a model in the cache, or a file of weights"
-        )
-        parser.add_argument("--all", action="store_true", help="all models in the cache and the package")
-        parser.add_argument("--json", action="store_true", help="print one JSON document")
+        add(parser, "models NAME|FILE", "a model in the cache, or a file of weights", nargs="*")
+        add(parser, "--all", "all models in the cache and the package")
+        add_json(parser)
 
     def run(self, args: argparse.Namespace) -> int:
-        """Check one after another."""
         from ..weights.registry import read_manifest
 
-        if bool(args.nets) == args.all:
+        if bool(args.models) == args.all:
             raise UsageError("give models or files, or --all" + (" (not both)" if args.all else ""))
-        results = [self._check(word) for word in (list(read_manifest()) if args.all else args.nets)]
+        results = [self._check(word) for word in (list(read_manifest()) if args.all else args.models)]
         if args.json:
             print_json({"weights": results})
         bad = 0
@@ -80,4 +77,4 @@ class Verify(Verb):
             return {"net": model, "state": "bad", "problem": str(e)}
 
 
-VERB = Verify()
+COMMAND = Verify()

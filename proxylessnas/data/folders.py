@@ -269,34 +269,31 @@ def labelled_images(
         return _flat(root, images, num_classes, dataset, len(files))
 
     others: Counter[str] = Counter()
-    found = {
-        name: [os.path.join(root, name, f) for f in files] for name, files in below(root, folders, others)
-    }
+    inside = below(root, folders, others)
+    found = {name: [os.path.join(root, name, file) for file in files] for name, files in inside}
     if not any(found.values()):
         raise DataError(no_images(root, folders, others))
+    full, empty = ([name for name in folders if bool(found[name]) is there] for there in (True, False))
     try:
         how, label_of = _folder_labels(root, folders, num_classes, dataset, names, labels)
     except DataError:
-        full = [name for name in folders if found[name]]
-        if len(full) == len(folders):
+        if not empty:
             raise
         # "lost+found", "logs" and the like hold no images and are no classes.
         how, label_of = _folder_labels(root, full, num_classes, dataset, names, labels)
     samples = tuple((path, label_of[name]) for name in folders for path in found[name] if name in label_of)
     notes = []
     if how == "position" and labels is None:
-        refuse_parts(root, [name for name in folders if found[name]])
+        refuse_parts(root, full)
         notes.append(
             f"the names of the {len(folders)} folders of {root} are not known to the model: "
             f"taken as classes 0 to {num_classes - 1} in sorted order ({folders[0]} = 0)"
         )
-    empty = [name for name in folders if not found[name]]
     if empty:
         notes.append(f"{counted(len(empty), 'class folder')} without images: {some_of(empty)}")
     if images:
-        notes.append(
-            f"{counted(len(images), 'image')} outside the class folders passed over: {some_of(images)}"
-        )
+        what = counted(len(images), "image")
+        notes.append(f"{what} outside the class folders passed over: {some_of(images)}")
     notes += kind_notes((path for path, _ in samples), others)
     return LabelledImages(samples, how, len({label for _, label in samples}), tuple(notes))
 

@@ -37,6 +37,7 @@ from ..utils.files import decode, read_bytes
 from ..utils.paths import is_offline
 from .hub_files import CARD, CONFIG, LIBRARY, WEIGHTS, download, hub_errors, hub_library
 from .model_card import model_card
+from .settings import PushSettings
 
 _MOST_CONFIG_BYTES = 1 << 20
 
@@ -125,29 +126,25 @@ def from_pretrained(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
 ) -> ImageClassifier:
-    """Open a model of a folder, or of a repository on the Hub.
+    """Open a model of a folder, or of a repository on the Hub, in evaluation mode.
 
-    A folder never touches the network and needs no further library. A repository is looked up in the Hub's
-    cache and fetched if need be; ``HF_HUB_OFFLINE`` and ``PROXYLESSNAS_OFFLINE`` forbid that. Where
-    ``config.json`` and the header of ``model.safetensors`` differ, as after somebody edited the labels, the
-    former counts.
+    A repository is looked up in the Hub's cache and fetched if need be; ``HF_HUB_OFFLINE`` and
+    ``PROXYLESSNAS_OFFLINE`` forbid that. Where ``config.json`` and the header of ``model.safetensors``
+    differ, as after somebody edited the labels, the former counts.
 
     Args:
         folder_or_repo: a folder, or ``"owner/name"`` if there is no such folder.
-        revision: branch, tag or commit of the repository; only a commit is the same for ever.
+        revision: of the repository: a branch, tag or commit.
         token: of the Hub, for private repositories; None takes the one that is logged in.
         cache_dir: of downloads; None takes the Hub's own.
         local_files_only: take what the cache has, without asking the network.
 
-    Returns:
-        The model, in evaluation mode.
-
     Raises:
         WeightsNotFoundError: no such folder or repository, or a file is missing in it.
-        OfflineError: the repository is not in the cache and the network is forbidden.
-        WeightsFetchError: the Hub cannot be reached, or refused.
-        WeightsCorruptError: ``config.json`` is malformed; ArchError, WeightsMismatchError and others as
-            :func:`~proxylessnas.create_model`.
+        OfflineError, WeightsFetchError: the repository is not in the cache, and the network is forbidden, or
+            the Hub cannot be reached or refused.
+        WeightsCorruptError: ``config.json`` is malformed.
+        ProxylessError: as for :func:`~proxylessnas.create_model`.
         MissingExtraError: huggingface_hub is not installed, for a repository.
     """
     folder = Path(folder_or_repo)
@@ -161,15 +158,12 @@ def from_pretrained(
         raise WeightsNotFoundError(f"{folder_or_repo}: no {WEIGHTS} in it")
     config = _read_config(folder / CONFIG)
     with _malformed(folder / CONFIG):
-        options: dict[str, Any] = {}
-        for key, ok in _OPTIONS.items():
-            if key in config:
-                if not ok(config[key]):
-                    raise ValueError(f"{key} is {config[key]!r}")
-                options[key] = config[key]
-        preprocessing = (
-            Preprocessing.from_dict(config["preprocessing"]) if config.get("preprocessing") else None
-        )
+        odd = [key for key, ok in _OPTIONS.items() if key in config and not ok(config[key])]
+        if odd:
+            raise ValueError(f"{odd[0]} is {config[odd[0]]!r}")
+        options = {key: config[key] for key in _OPTIONS if key in config}
+        known = config.get("preprocessing")
+        preprocessing = Preprocessing.from_dict(known) if known else None
         categories = _labels(config.get("id2label") or {})
         wnids = _names(config.get("wnids") or [])
         arch = Arch.parse(_text(config["arch"])) if "arch" in config else None
@@ -237,15 +231,12 @@ def _text(value: Any) -> str:
 def push_to_hub(
     model: ImageClassifier,
     repo: str,
+    settings: PushSettings | None = None,
     *,
     name: str | None = None,
     license: str | None = None,
     measured: Evaluation | None = None,
-    private: bool | None = None,
     token: str | None = None,
-    revision: str | None = None,
-    message: str | None = None,
-    create_pr: bool = False,
 ) -> str:
     """Write a model to a repository on the Hub, which is made if need be, in one commit.
 
@@ -254,14 +245,11 @@ def push_to_hub(
     Args:
         model: any model of this package.
         repo: ``"owner/name"``.
+        settings: of the commit; None takes the defaults.
         name: title of the model card; None takes the repository's.
         license: as for :func:`save_pretrained`.
         measured: as for :func:`save_pretrained`.
-        private: whether a new repository is private; None takes the owner's default.
         token: of the Hub, with the right to write; None takes the one that is logged in.
-        revision: branch to write to; None is the main one.
-        message: of the commit.
-        create_pr: propose the change instead of making it.
 
     Returns:
         The address of the commit.
@@ -271,7 +259,7 @@ def push_to_hub(
         WeightsFetchError, WeightsNotFoundError: the Hub cannot be reached, or refused.
         MissingExtraError: huggingface_hub or safetensors is not installed.
     """
-    hub = hub_library()
+    asked, hub = settings or PushSettings(), hub_library()
     if is_offline():
         raise OfflineError(f"{repo}: PROXYLESSNAS_OFFLINE forbids the network")
     api = hub.HfApi(token=token, library_name=LIBRARY, library_version=__version__)
@@ -279,14 +267,14 @@ def push_to_hub(
         folder = Path(made) / "net"
         save_pretrained(model, folder, name=name or repo.split("/")[-1], license=license, measured=measured)
         with hub_errors(repo):
-            repo = api.create_repo(repo, private=private, exist_ok=True).repo_id
-            kept = [CARD] if api.file_exists(repo, CARD, revision=revision) else None
+            repo = api.create_repo(repo, private=asked.private, exist_ok=True).repo_id
+            kept = [CARD] if api.file_exists(repo, CARD, revision=asked.revision) else None
             commit = api.upload_folder(
                 repo_id=repo,
                 folder_path=folder,
-                commit_message=message or f"Model of proxylessnas {__version__}",
-                revision=revision,
-                create_pr=create_pr,
+                commit_message=asked.message or f"Model of proxylessnas {__version__}",
+                revision=asked.revision,
+                create_pr=asked.create_pr,
                 ignore_patterns=kept,
             )
     return str(commit.commit_url)

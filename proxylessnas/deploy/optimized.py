@@ -21,7 +21,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,7 @@ from ..runtimes.torch_compile import missing_compiler
 from ..runtimes.torch_sessions import CudaSession, EagerSession, cuda_name, torch_versions
 from .backends import WAYS, Backend, Candidate, OptimizeReport, Run, no_bfloat16
 from .bundle import open_bundle
+from .settings import OptimizeSettings
 from .verify import proof_images
 
 _ROUNDS = 5
@@ -96,17 +97,7 @@ class Optimized(nn.Module):
 
 
 def optimize(
-    model: nn.Module,
-    example: Tensor | None = None,
-    *,
-    batch_size: int | None = None,
-    input_size: int | None = None,
-    threads: int | None = None,
-    allow_bf16: bool = True,
-    tolerance: float = 1e-3,
-    min_agreement: float = 0.99,
-    compile: str = "auto",
-    seconds: float = 1.0,
+    model: nn.Module, example: Tensor | None = None, settings: OptimizeSettings | None = None
 ) -> Optimized:
     """Return the fastest module that computes what ``model`` computes, on this machine, for one shape.
 
@@ -119,56 +110,23 @@ def optimize(
         example: real inputs [N, C, H, W] in float32, as many as there are at hand: a candidate must name the
             same class for them. Without them, random numbers are used, and a few images of ours if the
             model's preprocessing is known: too few to judge bfloat16 by, so the report advises against that.
-        batch_size: images a call; None takes the example's number, else 1.
-        input_size: side of an image, px; None takes the example's, else that of the model.
-        threads: that the process will use; None takes torch's present number. It becomes part of compiled
-            code: if you give one, call ``torch.set_num_threads`` with it yourself.
-        allow_bf16: try bfloat16, which is taken only if ``min_agreement`` is met and it is faster.
-        tolerance: largest difference of an output in float32, as a share of the largest output (at least 1).
-        min_agreement: least share of the images whose largest output must be the same.
-        compile: "auto" tries what this machine can compile, "always" raises where it cannot, "never" does
-            without.
-        seconds: time spent on timing each candidate.
+        settings: the shape, what is tried and how close it must be; None takes the defaults.
 
     Returns:
         A module with ``report``; print it to see what was chosen and why.
 
     Raises:
-        ExportError: an argument is wrong, or the model cannot be run.
+        ExportError: the example is wrong, or the model cannot be run.
     """
-    problem = _problem(compile, batch_size, input_size, threads, tolerance, min_agreement, seconds)
-    if problem:
-        raise ExportError(problem)
+    asked = settings or OptimizeSettings()
     before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
+    torch.set_num_threads(asked.threads or before)
     try:
         with torch.inference_mode(False), torch.no_grad():
-            twin, limits = copy.deepcopy(model).eval(), _Limits(tolerance, min_agreement)
-            backends = _ways(compile, allow_bf16)
-            return _optimized(twin, example, batch_size, input_size, limits, backends, seconds)
+            backends = _ways(asked.compile, asked.allow_bf16)
+            return _optimized(copy.deepcopy(model).eval(), example, asked, backends)
     finally:
         torch.set_num_threads(before)
-
-
-class _Limits(NamedTuple):
-    tolerance: float
-    min_agreement: float
-
-
-def _problem(
-    compile: object, batch_size: object, input_size: object, threads: object, *numbers: object
-) -> str | None:
-    """Return what is wrong with the arguments, or None."""
-    if compile not in ("auto", "always", "never"):
-        return f"compile is 'auto', 'always' or 'never', not {shown(compile)}"
-    for name, value in (("batch_size", batch_size), ("input_size", input_size), ("threads", threads)):
-        whole = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 65_536
-        if value is not None and not whole:
-            return f"{name} is a whole number from 1 to 65536, not {shown(value)}"
-    for name, value in zip(("tolerance", "min_agreement", "seconds"), numbers, strict=True):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 86_400:
-            return f"{name} is a number from 0 on, not {shown(value)}"
-    return None
 
 
 def _ways(compile: str, allow_bf16: bool) -> Sequence[Backend]:
@@ -191,16 +149,13 @@ def _ways(compile: str, allow_bf16: bool) -> Sequence[Backend]:
 def _optimized(
     model: nn.Module,
     given: Tensor | None,
-    batch_size: int | None,
-    input_size: int | None,
-    limits: _Limits,
+    asked: OptimizeSettings,
     backends: Sequence[Backend],
-    seconds: float,
 ) -> Optimized:
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
-    images, source = _images(model, given, input_size)
+    images, source = _images(model, given, asked.input_size)
     images = images.to(device)
-    batch_size = batch_size or (1 if given is None else len(images))
+    batch_size = asked.batch_size or (1 if given is None else len(images))
     example = _batches(images, batch_size)[0]
     folded = fold_batchnorm(model)
     try:
@@ -217,13 +172,13 @@ def _optimized(
         if not candidate.out:
             try:
                 run = backend.make(model, folded, example)
-                candidate = _compared(backend, _outputs(run, images, batch_size), reference, limits)
+                candidate = _compared(backend, _outputs(run, images, batch_size), reference, asked)
             except Exception as e:  # noqa: BLE001 - compilers raise anything; this way is out, no more
                 candidate = replace(candidate, out=f"failed: {first_line(e, 120)}")
         found[backend.name] = replace(candidate, prepare_seconds=round(time.perf_counter() - begin, 3))
         if run is not None and not candidate.out:
             runs[backend.name] = run
-    noise = _time(found, runs, example, seconds)
+    noise = _time(found, runs, example, asked.seconds)
     chosen, why = _choose(list(found.values()))
     cuda, state = device.type == "cuda", allocator()
     advice = [_KEEP_PAGES] if state == "default" and not cuda else []
@@ -289,7 +244,7 @@ def _not_worth(backend: Backend, device: torch.device, found: dict[str, Candidat
     return no_bfloat16(device)
 
 
-def _compared(backend: Backend, outputs: Tensor, reference: Tensor, limits: _Limits) -> Candidate:
+def _compared(backend: Backend, outputs: Tensor, reference: Tensor, limits: OptimizeSettings) -> Candidate:
     """Return a candidate with how far its outputs are from the reference, out if that is too far."""
     difference = float((outputs - reference).abs().max())
     same = (outputs.flatten(1).argmax(1) == reference.flatten(1).argmax(1)).float().mean().item()

@@ -319,11 +319,9 @@ def timed_layers(arch: Arch, table: LatencyTable, predict_missing: bool = False)
         LatencyKeyError: the table lacks an operation.
     """
     if predict_missing:
-        missing = [key for key in dict.fromkeys(arch_keys(arch)) if key not in table.entries]
-        if missing:
-            from ..latency.predictor import Predictor
+        from ..latency.predictor import filled
 
-            table = table.extended(missing, Predictor.fit(table))
+        table, _ = filled(table, arch_keys(arch))
     found = table.explain(arch)
     text = f"{found.total_ms:.3g} ms" if found.total_ms < 100 else f"{found.total_ms:.0f} ms"
     rest = found.total_ms - sum(ms for _, ms, _ in found.parts)

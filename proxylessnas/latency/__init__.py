@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from .measurement import Timing as Timing
     from .metrics import Validation as Validation
     from .predictor import Predictor as Predictor
+    from .settings import BenchSettings as BenchSettings
+    from .settings import BuildSettings as BuildSettings
+    from .settings import ImportSettings as ImportSettings
+    from .settings import MeasureSettings as MeasureSettings
     from .table import LatencyTable as LatencyTable
     from .table_import import import_table as import_table
     from .validate import adopt_correction as adopt_correction
@@ -48,6 +52,7 @@ _NAMES = {
     ".measurement": "Timing",
     ".metrics": "Validation",
     ".predictor": "Predictor",
+    ".settings": "BenchSettings BuildSettings ImportSettings MeasureSettings",
     ".table": "LatencyTable",
     ".validate": "adopt_correction doubts require_trust validate_table",
 }

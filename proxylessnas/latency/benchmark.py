@@ -28,6 +28,7 @@ from .benchmark_models import PEERS, SPECIALISED, BenchModel, open_models
 from .measurement import Timing
 from .plots_bench import accuracy_panels, describe, panels_png
 from .session import Item, MeasurementSession, Progress
+from .settings import BenchSettings
 
 if TYPE_CHECKING:
     from ..arch.arch import Arch
@@ -127,20 +128,9 @@ class Bench:
 
 def bench(
     models: Iterable[str | os.PathLike[str] | Arch | TreeArch] = SPECIALISED,
+    settings: BenchSettings | None = None,
     *,
-    runtimes: Sequence[str] = ("torch",),
-    threads: Sequence[int] = (1,),
-    batches: Sequence[int] = (1,),
-    device: str = "cpu",
-    dtype: str = "float32",
-    memory_format: str = "channels_last",
-    cuda_graph: bool = False,
-    image_size: int | None = None,
     peers: Sequence[str] = PEERS,
-    rounds: int = 7,
-    seconds: float = 0.3,
-    seed: int = 0,
-    imports: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Bench:
     """Measure models x runtimes x threads x batches in one interleaved run.
@@ -149,24 +139,12 @@ def bench(
 
     Args:
         models: of the zoo, files with an architecture, architectures, "torchvision/NAME" or "timm/NAME"; by
-            default the authors' four. Also exported files, each measured in those of ``runtimes`` that read
+            default the authors' four. Also exported files, each measured in those of the runtimes that read
             it, or else in its own.
-        runtimes: see :func:`~proxylessnas.runtimes.registry.runtimes`.
-        threads: sizes of the thread pool, on a CPU; on a GPU only the first counts, which a note says.
-        batches: images a call.
-        device: "cpu" or "cuda".
-        dtype: of weights and input.
-        memory_format: of weights and input, for PyTorch's runtimes.
-        cuda_graph: replay a captured graph (runtime "torch" on a GPU).
-        image_size: side of the input in pixels; None takes each model's own. Accuracies that belong to
-            another size are left out.
+        settings: what they are measured under, and how long; None takes the defaults. On a GPU only the
+            first number of threads counts, which a note says.
         peers: other libraries' models that are measured too if there is an ImageNet model among ``models``;
             () for none.
-        rounds: how often each model is measured under each setting, at least.
-        seconds: ``rounds`` times this is how long each is measured in all, at least; up to twice as long
-            where its latency is not certain to 1 % by then. It is shared out to windows of 0.05 s.
-        seed: of the order.
-        imports: modules that the measuring processes import first, which register operations.
         progress: told (seconds done, seconds in all, what is being done).
 
     Raises:
@@ -174,33 +152,33 @@ def bench(
         UnknownModelError, ArchError: there is no such model.
         MissingExtraError: a runtime, or the library of a model, is not installed.
     """
-    if rounds < 1 or seconds <= 0:
-        raise LatencyError(f"rounds ({rounds}) and seconds ({seconds:g}) must be positive")
-    counts, said = _thread_counts(threads, device)
+    wanted = settings or BenchSettings()
+    counts, said = _thread_counts(wanted.threads, wanted.device)
     asked = [
-        Settings(runtime, device, count, size, dtype, memory_format, cuda_graph)
-        for runtime, count, size in itertools.product(dict.fromkeys(runtimes), counts, dict.fromkeys(batches))
+        Settings(runtime, wanted.device, count, size, wanted.dtype, wanted.memory_format, wanted.cuda_graph)
+        for runtime, count, size in itertools.product(
+            dict.fromkeys(wanted.runtimes), counts, dict.fromkeys(wanted.batches)
+        )
     ]
-    if not asked:
-        raise LatencyError("no setting to measure: runtimes, threads and batches need a value each")
     _check_count(asked)
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="proxylessnas-")))
-        entries, notes = open_models(models, folder, image_size=image_size, peers=peers)
+        entries, notes = open_models(models, folder, image_size=wanted.image_size, peers=peers)
         if not entries:
             raise LatencyError("no model to measure")
         plan = _plan(asked, entries)
         _check_count(plan)
         items = [
-            Item(_subject(settings, i), entries[i].spec, settings, seconds=min(seconds, _WINDOW_S))
-            for settings, chosen in plan.items()
+            Item(_subject(one, i), entries[i].spec, one, seconds=min(wanted.seconds, _WINDOW_S))
+            for one, chosen in plan.items()
             for i in chosen
         ]
         session = MeasurementSession(
-            items, imports=tuple(imports), seed=seed, keep_going=True, progress=progress
+            items, imports=wanted.imports, seed=wanted.seed, keep_going=True, progress=progress
         )
-        least = max(rounds, round(rounds * seconds / _WINDOW_S))
-        windows_s = max(seconds * rounds, _WINDOW_S) * len(items)
+        seconds = wanted.rounds * wanted.seconds
+        least = max(wanted.rounds, round(seconds / _WINDOW_S))
+        windows_s = max(seconds, _WINDOW_S) * len(items)
         session.run(
             _LONGER * windows_s + _START_S * len(plan), processes=1, least_rounds=least, least_seconds=0.0
         )

@@ -23,15 +23,14 @@ from ..arch.arch import Arch
 from ..arch.op_key import OpKey, arch_keys, space_keys
 from ..arch.space import SearchSpace
 from ..arch.spaces import read_space
-from ..errors import LatencyError, shown
 from ..runtimes.base import ModelSpec
 from ..runtimes.registry import get_runtime
-from ..runtimes.settings import Settings
 from .fit import fitted_table
 from .journal import Journal
 from .measurement import UNDISTURBED, Measurement, quantile
 from .random_models import random_models, too_few
 from .session import REFERENCE, Item, MeasurementSession, Progress
+from .settings import DEFAULT_MINUTES, BuildSettings
 from .table import Entry, LatencyTable
 from .validate import check_count, evaluated, model_spec
 
@@ -41,21 +40,10 @@ LIMIT = 0.004
 
 def build_table(
     space: SearchSpace | str | Path,
+    settings: BuildSettings | None = None,
     *,
-    runtime: str = "torch",
-    device: str = "cpu",
-    threads: int = 1,
-    batch_size: int = 1,
-    dtype: str = "float32",
-    memory_format: str = "channels_last",
-    cuda_graph: bool = False,
     path: str | os.PathLike[str] | None = None,
-    nets: int | None = None,
-    validation_nets: int = 30,
-    minutes: float | None = None,
-    seed: int = 0,
     extra: Sequence[Arch] = (),
-    imports: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> LatencyTable:
     """Measure a latency table of a search space on this machine.
@@ -65,24 +53,10 @@ def build_table(
 
     Args:
         space: a space, the name of one, or a .toml file; see :func:`~proxylessnas.arch.spaces.read_space`.
-        runtime: one of :func:`~proxylessnas.runtimes.registry.runtimes`.
-        device: "cpu" or "cuda".
-        threads: of the runtime's pool, on a CPU.
-        batch_size: images a call.
-        dtype: of weights and input.
-        memory_format: of weights and input, for torch.
-        cuda_graph: replay CUDA graphs (device "cuda", runtime "torch").
+        settings: what the table holds for, and how much is measured; None takes the defaults.
         path: where to write the table; None returns it only.
-        nets: whole models to fit it on; by default 2.2 for each operation, 40 to 240.
-        validation_nets: other models to evaluate it with; 0 leaves the table unvalidated, and a search
-            refuses it.
-        minutes: about how long it may take at most, 8 by default; it ends earlier where the latencies are
-            certain earlier. A few rounds are made all the same, which takes longer where loading a model
-            takes long (compiling, lowering for a phone): ``nets`` says how many there are.
-        seed: of the random models.
         extra: models outside the space whose operations are to be in the table as well. How long such a
             model takes as a whole is not used.
-        imports: names of modules to import first in the measuring processes, which register operations.
         progress: called with (seconds done, seconds in all, what is being done).
 
     Returns:
@@ -92,21 +66,21 @@ def build_table(
         LatencyError: it cannot be measured so; the journal belongs to other options or to another machine.
         MissingExtraError: the runtime's library is not installed.
     """
-    settings = Settings(runtime, device, threads, batch_size, dtype, memory_format, cuda_graph)
+    asked = settings or BuildSettings()
     space = space if isinstance(space, SearchSpace) else read_space(space)
-    plan = Plan(space, settings, nets, validation_nets, minutes, seed, tuple(extra))
+    plan = Plan(space, asked, tuple(extra))
     request = {
-        "settings": settings.to_dict(), "imports": list(imports), "statistic": "undisturbed",
+        "settings": asked.settings.to_dict(), "imports": list(asked.imports), "statistic": "undisturbed",
         **plan.request(),
     }  # fmt: skip
     with Journal(path, request) as journal:
         session = MeasurementSession(
-            plan.items(), imports=imports, journal=journal, seed=seed, progress=progress
+            plan.items(), imports=asked.imports, journal=journal, seed=asked.seed, progress=progress
         )
-        session.run(plan.constraint_s, limit=LIMIT, processes=plan.processes)
+        session.run(plan.budget_s, limit=LIMIT, processes=plan.processes)
         table = _table(plan, session)
-        if validation_nets:
-            found = evaluated(table, space, plan.checked, session, table.conditions, seed=seed + 1)
+        if asked.validation_nets:
+            found = evaluated(table, space, plan.checked, session, table.conditions, seed=asked.seed + 1)
             table = table.with_validation(found)
         if path is not None:
             table.save(path)
@@ -170,7 +144,6 @@ def _alone(found: Measurement) -> Entry:
 #: Measuring processes that share the work; fewer where there is little time.
 PROCESSES, FEW_PROCESSES = 4, 2
 LITTLE_MINUTES = 3.0
-DEFAULT_MINUTES = 8.0
 #: Models a table is fitted on: at least, and by default for each operation, and at most.
 LEAST_MODELS = 24
 MODELS_PER_OPERATION = 2.2
@@ -181,43 +154,28 @@ _FEWEST_MODELS = 5  # in a space that has hardly more
 class Plan:
     """What is to be measured."""
 
-    def __init__(
-        self,
-        space: SearchSpace,
-        settings: Settings,
-        nets: int | None,
-        validation_nets: int,
-        minutes: float | None,
-        seed: int,
-        extra: tuple[Arch, ...],
-    ) -> None:
+    def __init__(self, space: SearchSpace, asked: BuildSettings, extra: tuple[Arch, ...] = ()) -> None:
         least = max(LEAST_MODELS, 2 * max(len(p.candidate_ops) for p in space.search_blocks))
-        if nets is not None:
-            check_count("nets", nets, least)
-        check_count("validation_nets", validation_nets, 0)
-        check_count("seed", seed, 0, 2**63)
-        if minutes is not None and (
-            isinstance(minutes, bool) or not isinstance(minutes, (int, float)) or not 0 < minutes < 1e6
-        ):
-            raise LatencyError(f"minutes must be a positive number, not {shown(minutes)}")
-        if validation_nets == 1:
-            raise LatencyError("validation_nets must be 0 or at least 2")
+        if asked.nets is not None:
+            check_count("nets", asked.nets, least)
         for arch in extra:
             arch_keys(arch)  # raises if it is not made of blocks
-        self.space, self.settings, self.seed, self.extra = space, settings, seed, extra
-        self.given, self.minutes = nets, minutes
-        self.constraint_s = 60 * (minutes or DEFAULT_MINUTES)
-        self.processes = PROCESSES if self.constraint_s >= 60 * LITTLE_MINUTES else FEW_PROCESSES
+        self.space, self.settings, self.seed, self.extra = space, asked.settings, asked.seed, extra
+        self.given, self.minutes = asked.nets, asked.minutes
+        self.budget_s = 60 * (asked.minutes or DEFAULT_MINUTES)
+        self.processes = PROCESSES if self.budget_s >= 60 * LITTLE_MINUTES else FEW_PROCESSES
         self.keys = space_keys(space)
         self.all_keys = list(dict.fromkeys([*self.keys, *(key for arch in extra for key in arch_keys(arch))]))
-        wanted = nets or min(MOST_MODELS, max(least, 40, math.ceil(MODELS_PER_OPERATION * len(self.keys))))
-        self.drawn = random_models(space, _leaving_some(space, wanted, validation_nets, seed), seed=seed)
+        wanted = asked.nets or min(
+            MOST_MODELS, max(least, 40, math.ceil(MODELS_PER_OPERATION * len(self.keys)))
+        )
+        self.drawn = random_models(space, _leaving_some(space, wanted, asked), seed=self.seed)
         if len(self.drawn) < _FEWEST_MODELS:
             raise too_few(space)
         self.extra += self._never_drawn()
         self.checked = []
-        if validation_nets:
-            self.checked = random_models(space, validation_nets, seed=seed + 1, avoid=self.drawn)
+        if asked.validation_nets:
+            self.checked = random_models(space, asked.validation_nets, seed=self.seed + 1, avoid=self.drawn)
 
     def _never_drawn(self) -> tuple[Arch, ...]:
         """Return models with the operations that none of the drawn ones has, for their parts."""
@@ -267,9 +225,9 @@ class Plan:
         return found
 
 
-def _leaving_some(space: SearchSpace, wanted: int, others: int, seed: int) -> int:
+def _leaving_some(space: SearchSpace, wanted: int, asked: BuildSettings) -> int:
     """Return how many models to fit on, so that a space of few leaves others to check with."""
-    every = wanted + max(others, wanted // 2)
+    every = wanted + max(asked.validation_nets, wanted // 2)
     if space.count > 4 * every:
         return wanted
-    return min(wanted, math.ceil(len(random_models(space, every, seed=seed)) * 2 / 3))
+    return min(wanted, math.ceil(len(random_models(space, every, seed=asked.seed)) * 2 / 3))

@@ -28,6 +28,7 @@ from ..runtimes.modules import CannotTravel, example_input, place, seeded
 from ..runtimes.settings import Conditions, Settings, one_thread
 from ..runtimes.timer import MAX_SECONDS, MIN_SECONDS, Window, window
 from .measurement import LIMIT, Measurement, Timing
+from .settings import MeasureSettings
 from .worker import Worker
 
 _LOG = logging.getLogger("proxylessnas")
@@ -47,97 +48,66 @@ def measure(
     device: str | torch.device | None = None,
     threads: int | None = None,
     runtime: str | None = None,
-    dtype: str = "float32",
-    memory_format: str = "channels_last",
-    cuda_graph: bool = False,
     input_size: tuple[int, int, int] | int | None = None,
-    min_runs: int = 20,
-    min_seconds: float = 0.5,
-    max_seconds: float = 20.0,
+    settings: MeasureSettings | None = None,
 ) -> Timing:
     """Measure how long a forward pass takes on this machine.
 
-    The model runs in a process of its own: its number of threads is what was asked for, freed memory is kept
-    (:func:`proxylessnas.keep_freed_pages`), and nothing that this process did before disturbs it. A warm-up
-    comes first and does not count. The model is not touched: a copy is measured, in evaluation mode. Short
-    windows of runs follow until the undisturbed latency, a low quantile, is certain to 1 %
-    (:mod:`.measurement`), or the time is over. :func:`.bench` compares models more fairly.
-
-    >>> measure("proxyless_mobile", threads=2).undisturbed_ms  # doctest: +SKIP
-    9.1
+    A copy runs in a process of its own, in evaluation mode, with freed memory kept
+    (:func:`proxylessnas.keep_freed_pages`). After a warm-up, short windows of runs follow until the
+    undisturbed latency, a low quantile, is certain to 1 % (:mod:`.measurement`), or the time is over.
+    :func:`.bench` compares models more fairly.
 
     Args:
         model_or_arch: a module; an architecture, a zoo name or an architecture's file, with random weights;
             a file of weights that names its architecture; or an exported file (:mod:`.files`).
         batch_size: images a forward pass.
         device: "cpu" or "cuda"; None takes the module's own, "cpu" if it has several or none.
-        threads: of the runtime, on a CPU; None means 1.
-        runtime: one of :func:`~proxylessnas.runtimes.registry.runtimes`; None takes an exported file's own,
-            else "torch".
-        dtype: that weights and input are converted to: "float32", "bfloat16" or "float16".
-        memory_format: "channels_last" or "contiguous", for weights and input.
-        cuda_graph: replay a captured CUDA graph (device "cuda", runtime "torch").
+        threads: of the runtime, on a CPU; None: 1.
+        runtime: one of :func:`.runtimes`; None takes an exported file's own, else "torch".
         input_size: (channels, height, width) of one image; one number is the height and width. None takes
-            the model's own (of an exported file, that of the report beside it); (3, 224, 224) for what does
-            not come from an architecture.
-        min_runs: timed runs.
-        min_seconds: time they take together at least.
-        max_seconds: no timed run is started later than this.
+            the model's own, or that of the report beside an exported file, else (3, 224, 224).
+        settings: precision, memory format, and how long; None takes the defaults.
 
     Returns:
         The undisturbed latency, median, 10 % and 90 % quantile in milliseconds, and reasons to distrust them,
-        if any. They are of one process and of a second or so: a disturbance that lasts longer is not seen.
+        if any; a disturbance that lasts longer than the measurement is not seen.
 
     Raises:
-        LatencyError: it cannot be measured so; the message says why.
-        ArchError, UnknownModelError: the architecture is malformed, or there is no such model.
-        MissingExtraError: the runtime's library is not installed; the message gives the pip line.
+        LatencyError, ArchError, UnknownModelError: it cannot be measured so; the message says why.
+        MissingExtraError: the runtime's library is not installed.
 
-    A module whose classes other processes cannot import (they are defined in ``__main__`` or inside a
-    function) is measured in this process, on a deep copy; the state of this process's memory allocator is
-    then in ``conditions.allocator``, and a reason to distrust the figures if freed memory is not kept. That
-    needs runtime "torch". Its hooks run there as in any forward pass.
+    A module whose classes other processes cannot import (those of ``__main__``, or inside a function) is
+    measured in this process, which needs runtime "torch"; freed memory that is not kept here is then a reason
+    to distrust the figures.
     """
-    limits = _limits(min_runs, min_seconds, max_seconds)
+    limits = settings or MeasureSettings()
     measured = _measured(model_or_arch)
-    readers = () if measured.file is None else file_runtimes(measured.file)
-    settings = Settings(
-        runtime=runtime or (readers[0] if readers else "torch"),
-        device=_device(device, measured.module),
-        threads=1 if threads is None else threads,
-        batch_size=batch_size,
-        dtype=dtype,
-        memory_format=memory_format,
-        cuda_graph=cuda_graph,
-    )
+    own = [] if measured.file is None else [*file_runtimes(measured.file)]
+    asked = Settings(
+        runtime or [*own, "torch"][0], _device(device, measured.module),
+        1 if threads is None else threads, batch_size, limits.dtype, limits.memory_format, limits.cuda_graph,
+    )  # fmt: skip
     size = _input_size(input_size, measured)
     if measured.module is None:
         spec = ModelSpec("arch", str(measured.arch), size)
         if measured.file is not None:
-            check_runtime(measured.file, settings.runtime)
+            check_runtime(measured.file, asked.runtime)
             spec = ModelSpec("file", os.path.abspath(measured.file), size)
-        with Worker(settings) as worker:
+        with Worker(asked) as worker:
             worker.load(_NAME, spec)
             found, conditions = _until_certain(_windows_of(worker), limits), worker.conditions
         doubts: tuple[str, ...] = ()
     else:
-        found, conditions, doubts = _measure_module(measured.module, settings, size, limits)
+        found, conditions, doubts = _measure_module(measured.module, asked, size, limits)
     return Timing.of(found, conditions, size, datetime.date.today().isoformat(), doubts)
-
-
-class _Limits(NamedTuple):
-    """When it is enough; see :func:`measure`."""
-
-    min_runs: int
-    min_seconds: float
-    max_seconds: float
 
 
 def _windows_of(worker: Worker) -> Callable[[float], Window]:
     return lambda seconds: worker.window(_NAME, min_seconds=min(MIN_SECONDS, seconds), max_seconds=seconds)
 
 
-def _until_certain(take: Callable[[float], Window], limits: _Limits) -> Measurement:
+def _until_certain(take: Callable[[float], Window], limits: MeasureSettings) -> Measurement:
     """Take windows, the first of which is the warm-up, until the latency is certain.
 
     Args:
@@ -194,18 +164,6 @@ def _measured(what: object) -> _Measured:
     return _Measured(module)
 
 
-def _limits(min_runs: object, min_seconds: object, max_seconds: object) -> _Limits:
-    if isinstance(min_runs, bool) or not isinstance(min_runs, int) or not 1 <= min_runs <= 1_000_000:
-        raise LatencyError(f"min_runs must be a whole number from 1 to 1000000, not {shown(min_runs)}")
-    return _Limits(min_runs, _seconds("min_seconds", min_seconds), _seconds("max_seconds", max_seconds))
-
-
-def _seconds(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 86_400:
-        raise LatencyError(f"{name} must be a number from 0 to 86400, not {shown(value)}")
-    return value
-
-
 def _device(device: object, module: nn.Module | None) -> str:
     if device is not None:
         if isinstance(device, str) and device.startswith("cuda:"):
@@ -243,7 +201,7 @@ def _input_size(given: object, measured: _Measured) -> tuple[int, int, int]:
 
 
 def _measure_module(
-    module: nn.Module, settings: Settings, size: tuple[int, int, int], limits: _Limits
+    module: nn.Module, settings: Settings, size: tuple[int, int, int], limits: MeasureSettings
 ) -> tuple[Measurement, Conditions, tuple[str, ...]]:
     """Send a module to a process of its own; where that cannot be done, measure a copy of it here.
 
@@ -290,7 +248,7 @@ def pickle_module(module: nn.Module, path: Path) -> None:
 
 
 def _measure_here(
-    module: nn.Module, settings: Settings, size: tuple[int, int, int], limits: _Limits
+    module: nn.Module, settings: Settings, size: tuple[int, int, int], limits: MeasureSettings
 ) -> tuple[Measurement, Conditions]:
     """Measure a deep copy in this process, and leave every setting of it as it was."""
     from ..runtimes.environment import conditions

@@ -150,9 +150,7 @@ def prediction_png(
     named: Sequence[Named] = (),
     side: float = 6.4,
 ) -> None:
-    """Draw predicted against measured latencies.
-
-    The diagonal is a perfect prediction; errors of at most 5 and 10 % are shaded.
+    """Draw predicted against measured latencies, with errors of at most 5 and 10 % shaded.
 
     Args:
         pairs: (predicted, measured) milliseconds of models that the table was not made from.
@@ -181,10 +179,9 @@ def prediction_png(
         for share, shade in zip(_BANDS, ("#eef2f6", "#dce5ee"), strict=True):
             # An error is a share of what was measured, as in MAPE.
             below, above = ([end / (1 + sign * share) for end in (low, high)] for sign in (1, -1))
-            label = f"error of at most {100 * share:.0f} %"
-            axes.fill_between([low, high], below, above, color=shade, linewidth=0, label=label, zorder=0)
+            style = {"color": shade, "linewidth": 0, "label": f"error of at most {100 * share:.0f} %"}
+            axes.fill_between([low, high], below, above, **style, zorder=0)
         axes.plot([low, high], [low, high], color=GREY, linewidth=1, zorder=1)
-        diagonal = [low + i * (high - low) / 200 for i in range(201)]
         if dots:
             x, y = zip(*dots, strict=True)
             style = {"s": 30, "color": BLUE, "edgecolor": "white", "linewidth": 0.7, "zorder": 3}
@@ -201,7 +198,8 @@ def prediction_png(
         handles, labels = axes.get_legend_handles_labels()
         axes.legend(handles[::-1], labels[::-1], loc="lower right", frameon=False, fontsize=9)
         figure.draw_without_rendering()
-        obstacles = [(dot, dot) for dot in [*dots, *((value, value) for value in diagonal)]]
+        diagonal = [low + i * (high - low) / 200 for i in range(201)]
+        obstacles = [(dot, dot) for dot in [*dots, *zip(diagonal, diagonal, strict=True)]]
         name_points(axes, [(model[1], model[2], model.name) for model in named], obstacles)
 
 

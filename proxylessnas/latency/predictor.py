@@ -354,3 +354,12 @@ def non_negative(matrix: Tensor, target: Tensor) -> Tensor:
             free &= ~(negative & (x <= 1e-12))
             x[~free] = 0
     return x / scale
+
+
+def filled(table: LatencyTable, keys: Iterable[OpKey]) -> tuple[LatencyTable, Predictor | None]:
+    """Return a table with predictions for those of some operations that it lacks, and what made them."""
+    missing = [key for key in dict.fromkeys(keys) if key not in table.entries]
+    if not missing:
+        return table, None
+    predictor = Predictor.fit(table)
+    return table.extended(missing, predictor), predictor

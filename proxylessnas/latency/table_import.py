@@ -28,21 +28,16 @@ from ..errors import LatencyError, one_line, shown
 from ..utils.checks import is_int, is_number, show
 from .entries import LONGEST_MS, UNKNOWN, Entry, ForeignConditions, is_ms, raise_problems
 from .import_files import UNITS, ReadFile, parse_key, read_csv, read_mapping, read_yaml
+from .settings import ImportSettings
 from .table import LatencyTable
 from .table_io import FORMAT, MAX_ENTRIES, read_json, read_text
 
 
 def import_table(
     path: str | os.PathLike[str],
+    settings: ImportSettings | None = None,
     *,
-    unit: str | None = None,
-    device_name: str | None = None,
-    runtime: str | None = None,
-    threads: int | None = None,
-    batch_size: int | None = None,
     space: SearchSpace | str | Path | None = None,
-    statistic: str | None = None,
-    source: str | None = None,
 ) -> LatencyTable:
     """Read latencies that another program measured.
 
@@ -53,41 +48,23 @@ def import_table(
 
     Args:
         path: a ``.yaml``, ``.csv`` or ``.json`` file.
-        unit: "ms", "s" or "us", unless the file states it.
-        device_name: of the device, unless the file states it.
-        runtime: the program that ran the operations.
-        threads: of the runtime's pool, if known.
-        batch_size: images a call, if known.
+        settings: what the file may not say itself: the unit, the device; None leaves it all to the file.
         space: the search space that the table is for: a space, its name, or a file. It may lack entries,
             see :meth:`LatencyTable.coverage`.
-        statistic: what a figure is over its runs, "median" or "mean", if known.
-        source: where the figures come from, for the record.
 
     Raises:
         LatencyError: the unit or the device is not known, no device has such latencies, or the file is
             malformed; all problems are listed.
     """
     path = Path(path)
-    given = {
-        "unit": unit, "device_name": device_name, "runtime": runtime, "threads": threads,
-        "batch_size": batch_size, "statistic": statistic, "source": source,
-    }  # fmt: skip
+    given = (settings or ImportSettings()).to_dict()
     if space is not None and not isinstance(space, SearchSpace):
         from ..arch.spaces import read_space
 
         space = read_space(space)
-    suffix = path.suffix.lower()
-    if suffix in (".yaml", ".yml"):
-        file = read_yaml(read_text(path))
-    elif suffix == ".csv":
-        file = read_csv(read_text(path))
-    elif suffix == ".json":
-        data = read_json(path)
-        if isinstance(data, dict) and data.get("format") == FORMAT:
-            return _convert(data, path, given, space)
-        file = read_mapping(data, str(path))
-    else:
-        raise LatencyError(f"{path}: a file to import is .yaml, .csv or .json, not {shown(path.suffix)}")
+    file = _read(path)
+    if isinstance(file, dict):
+        return _convert(file, path, given, space)
     if not file.rows:
         raise_problems(file.problems, str(path))
     found = _settle(given, file, path)
@@ -112,6 +89,21 @@ def import_table(
         method={"imported_from": path.name, "unit": found["unit"], **doubt},
         date=UNKNOWN,
     )
+
+
+def _read(path: Path) -> ReadFile | dict[str, Any]:
+    """Return what a file says; a table of this package as it is."""
+    suffix = path.suffix.lower()
+    if suffix in (".yaml", ".yml"):
+        return read_yaml(read_text(path))
+    if suffix == ".csv":
+        return read_csv(read_text(path))
+    if suffix != ".json":
+        raise LatencyError(f"{path}: a file to import is .yaml, .csv or .json, not {shown(path.suffix)}")
+    data = read_json(path)
+    if isinstance(data, dict) and data.get("format") == FORMAT:
+        return data
+    return read_mapping(data, str(path))
 
 
 def _settle(given: Mapping[str, Any], file: ReadFile, path: Path) -> dict[str, Any]:

@@ -77,24 +77,8 @@ def line_chart(
     file = io.BytesIO()
     with open_figure(file, *_SIZE_IN, tight=False) as figure:
         axes = figure.add_subplot()
-        for (name, points), (color, style) in zip(lines, _COLORS, strict=False):
-            marker = "o" if len(points) <= _MARKERS_UP_TO else ""
-            x, y = zip(*points, strict=True)
-            axes.plot(x, y, style, marker=marker, markersize=3.5, linewidth=1.7, color=color, label=name)
         values = [y for line in lines for _, y in line.points]
-        for value, text in marks:
-            axes.axhline(value, color=ORANGE, linewidth=1.5, linestyle=(0, (5, 2)))
-            axes.annotate(
-                text, (1, value), (-2, 3), xycoords=("axes fraction", "data"), textcoords="offset points",
-                ha="right", fontsize=_FONT, color=ORANGE,
-            )  # fmt: skip
-        if log and min(values) > 0 and max(values) / min(values) >= _LOG_FROM:
-            axes.set_yscale("log")
-        else:
-            reached = [*values, *(mark.value for mark in marks)]
-            room = 0.1 * (max(reached) - min(reached)) or 0.05 * abs(max(reached)) or 1.0
-            axes.set_ylim(min(reached) - room, max(reached) + 1.4 * room)
-            axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+        _draw(axes, lines, marks, log=log)
         if x_range is not None and x_range[0] < x_range[1]:
             axes.set_xlim(*x_range)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
@@ -104,9 +88,6 @@ def line_chart(
         axes.grid(color=GRID, linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-        if len(lines) > 1:
-            place = {"loc": "lower right", "bbox_to_anchor": (1.01, 1), "borderaxespad": 0.1}
-            axes.legend(**place, ncols=len(lines), frameon=False, fontsize=_FONT)
         figure.draw_without_rendering()
         scale = 72 / figure.dpi
         ends = [axes.transData.transform((x, values[0]))[0] * scale for x in axes.get_xlim()]
@@ -117,6 +98,33 @@ def line_chart(
     line = f'<line class="cursor" x1="{ends[1]:.1f}" x2="{ends[1]:.1f}" y1="{top:.1f}" y2="{bottom:.1f}"/>'
     where = f'<svg data-x0="{ends[0]:.2f}" data-x1="{ends[1]:.2f}" '
     return svg.text.replace("<svg ", where, 1).removesuffix("</svg>") + line + "</svg>"
+
+
+def _draw(axes: Any, lines: Sequence[Line], marks: Sequence[Mark], *, log: bool) -> None:
+    """Draw lines and level lines, with room above for what stands there."""
+    from matplotlib.ticker import MaxNLocator
+
+    for (name, points), (color, style) in zip(lines, _COLORS, strict=False):
+        marker = "o" if len(points) <= _MARKERS_UP_TO else ""
+        x, y = zip(*points, strict=True)
+        axes.plot(x, y, style, marker=marker, markersize=3.5, linewidth=1.7, color=color, label=name)
+    values = [y for line in lines for _, y in line.points]
+    for value, text in marks:
+        axes.axhline(value, color=ORANGE, linewidth=1.5, linestyle=(0, (5, 2)))
+        axes.annotate(
+            text, (1, value), (-2, 3), xycoords=("axes fraction", "data"), textcoords="offset points",
+            ha="right", fontsize=_FONT, color=ORANGE,
+        )  # fmt: skip
+    if log and min(values) > 0 and max(values) / min(values) >= _LOG_FROM:
+        axes.set_yscale("log")
+    else:
+        reached = [*values, *(mark.value for mark in marks)]
+        room = 0.1 * (max(reached) - min(reached)) or 0.05 * abs(max(reached)) or 1.0
+        axes.set_ylim(min(reached) - room, max(reached) + 1.4 * room)
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+    if len(lines) > 1:
+        place = {"loc": "lower right", "bbox_to_anchor": (1.01, 1), "borderaxespad": 0.1}
+        axes.legend(**place, ncols=len(lines), frameon=False, fontsize=_FONT)
 
 
 def _in_words(title: str, unit: str, lines: Sequence[Line], x_label: str, marks: Sequence[Mark]) -> str:

@@ -8,56 +8,53 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import LatencyError, shown
-from ..utils.checks import is_int
-from .registry import get_runtime
+from ..errors import LatencyError
+from ..utils.checks import Range
+from ..utils.config import Config, option
+from .registry import runtimes
 
 DEVICES = ("cpu", "cuda")
 DTYPES = ("float32", "bfloat16", "float16")
 MEMORY_FORMATS = ("channels_last", "contiguous")
+MOST_THREADS, MOST_IMAGES, MOST_PIXELS = 1024, 65_536, 65_536
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What the user asks for.
-
-    Attributes:
-        runtime: one of :func:`~proxylessnas.runtimes.registry.runtimes`.
-        device: "cpu" or "cuda".
-        threads: of the runtime's thread pool, on a CPU.
-        batch_size: images a call.
-        dtype: of weights and input.
-        memory_format: of weights and input; other runtimes than those of torch choose their own.
-        cuda_graph: replay a captured CUDA graph instead of launching every kernel (device "cuda", runtime
-            "torch").
+class Settings(Config):
+    """Where and how a model is run to be measured.
 
     Raises:
         LatencyError: a value is wrong, or values do not fit together.
     """
 
-    runtime: str = "torch"
-    device: str = "cpu"
-    threads: int = 1
-    batch_size: int = 1
-    dtype: str = "float32"
-    memory_format: str = "channels_last"
-    cuda_graph: bool = False
+    what = "settings"
+    error = LatencyError
 
-    def __post_init__(self) -> None:
-        get_runtime(self.runtime)  # raises if there is none
-        for name, known in (("device", DEVICES), ("dtype", DTYPES), ("memory_format", MEMORY_FORMATS)):
-            if getattr(self, name) not in known:
-                raise LatencyError(f"{name} is {shown(getattr(self, name))}; known are {', '.join(known)}")
-        for name, most in (("threads", 1024), ("batch_size", 65_536)):
-            value = getattr(self, name)
-            if not is_int(value, 1, most):
-                raise LatencyError(f"{name} must be a whole number from 1 to {most}, not {shown(value)}")
-        if self.cuda_graph and (self.device, self.runtime) != ("cuda", "torch"):
-            raise LatencyError("cuda_graph needs device 'cuda' and runtime 'torch'")
+    # fmt: off
+    runtime: str = option("torch", runtimes, "what runs the model", metavar="R", group="settings")
+    device: str = option("cpu", DEVICES, "where it runs", metavar="D")
+    threads: int = option(1, Range(1, MOST_THREADS), "of the runtime's thread pool, on a CPU")
+    batch_size: int = option(1, Range(1, MOST_IMAGES), "images a call")
+    dtype: str = option("float32", DTYPES, "of weights and input", metavar="T")
+    memory_format: str = option("channels_last", MEMORY_FORMATS, "of weights and input; other runtimes than "
+        "those of torch choose their own", metavar="F")
+    cuda_graph: bool = option(False, None, "replay a captured CUDA graph instead of launching every kernel "
+        "(device cuda, runtime torch)")
+    # fmt: on
+
+    @property
+    def settings(self) -> Settings:
+        """These alone, without what a derived class adds."""
+        return Settings(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Settings)})
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON values."""
+        """Return it as JSON values, those of a derived class too."""
         return dataclasses.asdict(self)
+
+    def conflicts(self) -> list[str]:
+        """Return what does not fit together."""
+        wrong = self.cuda_graph and (self.device, self.runtime) != ("cuda", "torch")
+        return ["`cuda_graph` needs `device=cuda` and `runtime=torch`"] if wrong else []
 
 
 def one_thread(settings: Settings) -> bool:
@@ -83,11 +80,6 @@ class Conditions(Settings):
     allocator: str = "unknown"
     versions: Mapping[str, str] = field(default_factory=dict)
     system: str = "unknown"
-
-    @property
-    def settings(self) -> Settings:
-        """The part that a user chooses."""
-        return Settings(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Settings)})
 
     def describe(self) -> str:
         """Return it in one line."""

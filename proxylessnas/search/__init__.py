@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .recipe import read_search_recipe as read_search_recipe
     from .result import SearchResult as SearchResult
     from .run import search as search
+    from .settings import DeriveSettings as DeriveSettings
     from .supernet import SuperNet as SuperNet
 
 # No module here may be called like a name: importing it would put it in the name's place.
@@ -30,6 +31,7 @@ _NAMES = {
     ".recipe": "SearchRecipe read_search_recipe",
     ".result": "SearchResult",
     ".run": "search",
+    ".settings": "DeriveSettings",
     ".supernet": "SuperNet",
 }
 __all__, __getattr__, __dir__ = lazy_names(__name__, _NAMES)

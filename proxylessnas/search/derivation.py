@@ -4,9 +4,9 @@ The most probable candidate of each block (what the original code derives) may w
 Here the product of the probabilities is maximised over all models that meet every budget: a knapsack problem
 with one choice a block, solved by dynamic programming over the blocks.
 
->>> from proxylessnas.search import SuperNet, derive
+>>> from proxylessnas.search import DeriveSettings, SuperNet, derive
 >>> from proxylessnas.arch.spaces import read_space
->>> arch, model = derive(SuperNet(read_space("tiny")), target_macs_m=1.5)
+>>> arch, model = derive(SuperNet(read_space("tiny")), DeriveSettings(target_macs_m=1.5))
 >>> model.num_classes
 10
 """
@@ -29,6 +29,7 @@ from ..errors import DataError
 from ..models.batchnorm import recalibrate
 from ..models.proxylessnas import ProxylessNAS
 from .constraints import Constraint, Costs, check_reachable, latency_costs, size_costs
+from .settings import DeriveSettings
 
 if TYPE_CHECKING:
     from ..latency.table import LatencyTable
@@ -120,8 +121,7 @@ def _solve(
     best_left = _after(scores.amax(1)[:, None])[:, 0]
     need = _needed(stages, zero_column, least_depth, allowed)
     score = torch.zeros(1, dtype=torch.float64)
-    cost = torch.zeros(1, len(constraints), dtype=torch.float64)
-    depth = torch.zeros(1, dtype=torch.long)
+    cost, depth = torch.zeros(1, len(constraints), dtype=torch.float64), torch.zeros(1, dtype=torch.long)
     back: list[tuple[Tensor, Tensor]] = []
     floor = -math.inf
     for i in range(blocks):
@@ -261,13 +261,9 @@ def _why(constraints: Sequence[Constraint], least_depth: int) -> str:
 
 def derive(
     supernet: SuperNet,
+    settings: DeriveSettings | None = None,
     *,
     table: LatencyTable | str | Path | None = None,
-    target_ms: float | None = None,
-    target_macs_m: float | None = None,
-    target_params_m: float | None = None,
-    least_share: float = 0.85,
-    min_depth: int = 0,
     calibration: Iterable[Tensor] | None = None,
     name: str = "derived",
 ) -> tuple[Arch, ProxylessNAS]:
@@ -275,13 +271,8 @@ def derive(
 
     Args:
         supernet: its alphas say what is probable; it stays as it is.
+        settings: what the model may cost; None takes the most probable one.
         table: latencies of its space on the target device; needed for ``target_ms``.
-        target_ms: most latency by the table; None for no limit.
-        target_macs_m: most multiply-accumulates, in millions; None for no limit.
-        target_params_m: most parameters, in millions; None for no limit.
-        least_share: use at least this share of the first target set, where a model does; see
-            :func:`~.candidates.within`.
-        min_depth: blocks of each stage that may not be skipped at least.
         calibration: batches of training inputs [N, C, H, W] to compute the BatchNorm statistics of the model
             anew from, all of them. Without, it keeps the supernet's, which are a mixture over all models, and
             its logits are those of the supernet on this path.
@@ -295,16 +286,19 @@ def derive(
         DataError: no model meets the targets, or a target cannot be reached at all; says what can be.
         LatencyError, LatencyKeyError: there is no such table, or it does not cover the space.
     """
+    asked = settings or DeriveSettings()
     costs: dict[str, Costs] = size_costs(supernet)
-    if target_ms is not None:
+    if asked.target_ms is not None:
         if table is None:
             raise DataError("a target in milliseconds needs a latency table of the device: give one as table")
         costs["latency"] = latency_costs(_loaded(table), supernet.space)
-    wanted = {"latency": target_ms, "macs": target_macs_m, "params": target_params_m}
+    wanted = {
+        "latency": asked.target_ms, "macs": asked.target_macs_m, "params": asked.target_params_m
+    }  # fmt: skip
     constraints = [Constraint(costs[kind], limit) for kind, limit in wanted.items() if limit is not None]
     check_reachable(constraints)
     log_probs = supernet.alphas.log_probs().detach()
-    choices = within(log_probs, constraints, least_share, **rules_of(supernet.space, min_depth))
+    choices = within(log_probs, constraints, asked.least_share, **rules_of(supernet.space, asked.min_depth))
     child = supernet.child(choices, name=name)
     if calibration is not None:
         recalibrate(child, calibration, sys.maxsize)

@@ -74,7 +74,7 @@ class SearchRecipe(Config):
         '(ProxylessNAS, section 3.3.1), "reinforce" (section 3.3.2), "random" (the best of some models '
         'drawn evenly) or "evolution", both over a supernet trained on paths drawn evenly',
         group="algorithm")
-    weights: Recipe = option(Recipe(epochs=160, batch_size=256, no_decay="none"), None, "how the weights "  # noqa: RUF009
+    weights: Recipe = option(Recipe(epochs=160, batch_size=256, no_decay="none"), None, "how the weights "
         "are trained: batches, augmentation, optimiser, precision, seed. Its learning_rate is that of the "
         "warm-up. Its epochs are those of both phases together, and follow from them; what weight steps do "
         "not know (PLAIN) keeps a fixed value")

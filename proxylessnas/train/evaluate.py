@@ -85,6 +85,32 @@ class Evaluation:
         values = self.metrics.per_class.tolist() if self.metrics is not None else []
         return [None if math.isnan(value) else value for value in values]
 
+    def classes(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """Return what happened to the images of each class that has any, in output order.
+
+        Args:
+            names: of the classes, in output order.
+        """
+        found = []
+        for i, row in enumerate(self.confusion):
+            n, correct = sum(row), row[i]
+            if n:
+                wrong = [*row[:i], 0, *row[i + 1 :]]
+                most = max(range(len(row)), key=wrong.__getitem__)
+                taken = {"index": most, "name": names[most], "n": wrong[most]} if wrong[most] else None
+                share = round(100 * correct / n, 4)
+                known = {"index": i, "name": names[i], "n": n, "correct": correct}
+                found.append({**known, "top1": share, "taken_for": taken})
+        return found
+
+    def confusion_by_name(self, names: Sequence[str]) -> dict[str, dict[str, int]]:
+        """Return how often each class was taken for which, without zeros: nearly all of a large matrix."""
+        return {
+            names[i]: {names[j]: n for j, n in enumerate(row) if n}
+            for i, row in enumerate(self.confusion)
+            if any(row)
+        }
+
     @property
     def images_per_second(self) -> float:
         """Images read, preprocessed and classified in a second of wall-clock time."""

@@ -106,7 +106,7 @@ class Recipe(Config):
     optimizer: str = option("sgd", ("sgd", "adamw", "muon"), '"sgd" (with Nesterov momentum), "adamw", or '
         '"muon" (SGD, but for the matrices of dense convolutions, which it orthogonalises: fewer epochs '
         "from scratch; see optim.py)", also="opt", group="optimiser")
-    learning_rate: float = option(0.05, _RATE, "at the end of the warm-up, for batch_size images",
+    learning_rate: float = option(0.05, _RATE, "highest one, after the warm-up, for batch_size images",
         also="lr rate")
     momentum: float = option(0.9, _PROBABILITY, "of SGD and Muon", also="nesterov")
     betas: tuple[float, float] = option((0.9, 0.999), _PROBABILITY, "of AdamW")

@@ -106,7 +106,7 @@ def train(
         ProxylessError: the loss became infinite or NaN.
     """
     recipe = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
-    return run_from(model, data, recipe, out, val, teacher, Start(resolve(model).given))
+    return run_from(model, data, recipe, out, Start(resolve(model).given), val=val, teacher=teacher)
 
 
 def finetune(
@@ -144,8 +144,9 @@ def finetune(
         DataError: as :func:`train`; or the classifier to keep knows other classes.
     """
     given, recipe = recipe, recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
-    start = Start(resolve(model).given, weights is None, weights, keep_classifier)
-    return run_from(model, data, recipe, out, val, teacher, start, thaw=given == "finetune")
+    thaw = given == "finetune"
+    start = Start(resolve(model).given, weights is None, weights, keep_classifier, thaw=thaw)
+    return run_from(model, data, recipe, out, start, val=val, teacher=teacher)
 
 
 def run_from(
@@ -153,17 +154,15 @@ def run_from(
     data: Any,
     recipe: Recipe,
     out: Any,
-    val: Any,
-    teacher: Teachers | None,
     start: Start,
     *,
-    thaw: bool = False,
+    val: Any = None,
+    teacher: Teachers | None = None,
     told: bool = False,
 ) -> Result:
     """Train from a start: what :func:`train` and :func:`finetune`, which say the rest, have in common.
 
-    With ``thaw``, the recipe's frozen epochs are left out where the classifier is kept: a preset's are there
-    for one that knows nothing yet. With ``told``, the user has been shown the classes.
+    With ``told``, the user has been shown the classes.
     """
     settings = out if isinstance(out, Settings) else Settings(Path(out))
     teacher = None if teacher is None else teacher_sources(teacher)
@@ -174,44 +173,40 @@ def run_from(
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     with processes(settings.device) as group, held_folder(settings.out, group):
-        opened = (
-            data
-            if isinstance(data, Data)
-            else open_data(data, val=val, val_fraction=recipe.val_fraction, seed=recipe.seed)
-        )
+        if not isinstance(data, Data):
+            data = open_data(data, val=val, val_fraction=recipe.val_fraction, seed=recipe.seed)
         if start.keep_classifier is None:
             found = checkpoint.pack({"kept": kept_before(settings.out)}) if group.main else None
             kept = checkpoint.unpack(group.broadcast(found))["kept"]
             start = dataclasses.replace(start, keep_classifier=kept)
         torch.manual_seed(recipe.seed)
-        built, start = started(model, opened, recipe, start)
-        if thaw and start.keep_classifier:
+        built, start = started(model, data, recipe, start)
+        if start.thaw and start.keep_classifier:
             recipe = recipe.replace(freeze_epochs=0)
-        notes = [*start.begun_with(built, opened), *start.notes(built, opened)]
-        notes += teacher_notes(teacher, opened, recipe)
+        notes = [*start.begun_with(built, data), *start.notes(built, data)]
+        notes += teacher_notes(teacher, data, recipe)
         teach = None
         if teacher is not None:
-            teach = functools.partial(open_teachers, teacher, opened, device=group.device)
-        trainer = Trainer(
-            built,
-            opened,
-            recipe,
-            settings,
-            group,
-            "" if isinstance(model, nn.Module) else start.digest(built),
-            teach,
-        )
-        try:
-            return _carry_out(trainer, start, notes, told)
-        except Exception as e:
-            if recipe.compile and type(e).__module__.startswith(("torch._dynamo", "torch._inductor")):
-                reason = str(e).strip().splitlines()[0]
-                raise ProxylessError(
-                    f"torch.compile does not work here ({reason}); set compile to false"
-                ) from e
-            raise
-        finally:
-            trainer.release()
+            teach = functools.partial(open_teachers, teacher, data, device=group.device)
+        digest = "" if isinstance(model, nn.Module) else start.digest(built)
+        trainer = Trainer(built, data, recipe, settings, group, digest, teach)
+        with _compile_errors(recipe):
+            try:
+                return _carry_out(trainer, start, notes, told)
+            finally:
+                trainer.release()
+
+
+@contextlib.contextmanager
+def _compile_errors(recipe: Recipe) -> Iterator[None]:
+    """Turn what torch.compile raises where it does not work into one clear error."""
+    try:
+        yield
+    except Exception as e:
+        if recipe.compile and type(e).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            reason = str(e).strip().splitlines()[0]
+            raise ProxylessError(f"torch.compile does not work here ({reason}); set compile to false") from e
+        raise
 
 
 def _carry_out(trainer: Trainer, start: Start, notes: list[str], told: bool) -> Result:

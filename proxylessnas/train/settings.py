@@ -6,51 +6,49 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..utils.checks import is_int
-from .evaluate import NO_WORKERS, allowed_workers
+from ..utils.checks import Range
+from ..utils.config import Config, option
+
+_COUNT = Range(0, 2**53)
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Where and how a run is carried out.
+class Settings(Config):
+    """Where and how a run is carried out, beginning with ``out``, its folder.
 
-    Attributes:
-        out: folder of the run: checkpoints, logs, curves, the trained model. A run that is there is
-            continued.
-        device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", "mps".
-        workers: processes that read and augment images; None chooses. Small equal images that fit into
-            memory need none.
-        threads: of torch on the CPU; None leaves the number as it is.
-        save_every: steps between checkpoints within an epoch; 0 saves at the end of each epoch only.
-        keep_every: epochs between checkpoints that are kept for good; 0 keeps the last and the best only.
-        max_unreadable: share of images that may be unreadable before the run stops.
-        tensorboard: write TensorBoard files too.
-        console: show progress on standard error.
+    The folder gets checkpoints, logs, curves and the trained model. A run that is there is continued.
+
+    Raises:
+        DataError: a value is wrong.
     """
 
+    what = "settings of the run"
+
+    # fmt: off
     out: Path
-    device: str = "auto"
-    workers: int | None = None
-    threads: int | None = None
-    save_every: int = 0
-    keep_every: int = 0
-    max_unreadable: float = 0.01
-    tensorboard: bool = False
-    console: bool = True
+    device: str = option("auto", None, "auto (a GPU if there is one), cpu, cuda, cuda:1, mps",
+        group="run")
+    workers: int | None = option(None, _COUNT, "processes that read and augment images. Small equal images "
+        "that fit into memory need none; None takes what suits")
+    threads: int | None = option(None, Range(1, 1024), "of torch on a CPU; None takes torch's own")
+    save_every: int = option(0, _COUNT, "steps between checkpoints within an epoch; 0 saves at the end of "
+        "each epoch only")
+    keep_every: int = option(0, _COUNT, "epochs between checkpoints that are kept for good; 0 keeps the last "
+        "and the best only")
+    max_unreadable: float = option(0.01, Range(0, 1), "share of damaged images that stops the run",
+        metavar="SHARE")
+    tensorboard: bool = option(False, None, "write TensorBoard files too")
+    console: bool = option(True, None, "show progress on standard error")
+    # fmt: on
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "out", Path(self.out))
-        for name, low in (("workers", 0), ("threads", 1), ("save_every", 0), ("keep_every", 0)):
-            value = getattr(self, name)
-            if value is not None and not is_int(value, low):
-                raise ValueError(f"{name} must be a whole number of at least {low}, not {value!r}")
-        if self.threads is not None and self.threads > 1024:
-            raise ValueError(f"threads must be at most 1024, not {self.threads}")
-        if not 0 <= self.max_unreadable <= 1:
-            raise ValueError(f"max_unreadable is a share, 0 to 1, not {self.max_unreadable!r}")
+        vars(self)["out"] = Path(self.out)
+        super().__post_init__()
 
     def worker_count(self, world: int) -> int:
         """Return how many processes read images for each of ``world`` processes of this machine."""
+        from .evaluate import allowed_workers
+
         if self.workers is not None:
             return allowed_workers(self.workers)
         local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
@@ -58,4 +56,6 @@ class Settings:
 
     def notes(self) -> list[str]:
         """Return what is not done as it was asked for, one line each."""
+        from .evaluate import NO_WORKERS, allowed_workers
+
         return [NO_WORKERS] if self.workers != 0 and not allowed_workers(1) else []

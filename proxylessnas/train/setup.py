@@ -82,12 +82,15 @@ class Start:
         weights: with those of this file, instead.
         keep_classifier: those of the classifier too; otherwise that starts anew. None keeps it where it knows
             the very classes of the data, in their order (:func:`start_model` returns which it was).
+        thaw: leave the recipe's frozen epochs out where the classifier is kept: a preset's are there for one
+            that knows nothing yet.
     """
 
     source: str | None = None
     pretrained: bool = False
     weights: str | os.PathLike[str] | None = None
     keep_classifier: bool | None = False
+    thaw: bool = False
 
     @property
     def trained(self) -> bool:

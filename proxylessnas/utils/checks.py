@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Container
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -95,14 +95,17 @@ def _show_flat(value: object) -> str:
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from ``low`` to ``high``; the ends belong to it unless they are open."""
+    """Numbers from ``low`` to ``high``; the ends belong to it unless they are open. ``or_zero`` adds 0."""
 
     low: float
     high: float
     open_low: bool = False
     open_high: bool = False
+    or_zero: bool = False
 
     def __contains__(self, value: object) -> bool:
+        if self.or_zero and is_number(value, 0, 0):
+            return True
         ends = (self.open_low and value == self.low) or (self.open_high and value == self.high)
         return is_number(value, self.low, self.high) and not ends
 
@@ -113,20 +116,25 @@ class Range:
         return f"{low} {self.low:.10g} and {'below' if self.open_high else 'at most'} {self.high:.10g}"
 
 
+#: What a field may hold: a range of numbers, the choices of a text, what returns them, or all of its type.
+Allowed = Range | tuple[str, ...] | Callable[[], Iterable[str]] | None
+
+
 @dataclass(frozen=True)
 class Option:
     """A field of a :class:`Config`: what it may hold and what that means.
 
     Attributes:
         name: of the field.
-        type: bool, int, float, str or, for a table within, another class of config.
-        count: numbers of a tuple; 0 for a single value.
+        type: bool, int, float, str, object for anything, or, for a table within, another class of config.
+        count: numbers of a tuple; 0 for a single value, -1 for a tuple of any number of them.
         optional: whether it may be None.
         default: the field's.
-        allowed: the range of a number or the choices of a text.
+        given: the range of a number or the choices of a text.
         help: a line about it.
         also: what people call it elsewhere, for the hint at an unknown name.
         group: the title it stands under.
+        metavar: what stands for its value in help texts; "" for what fits its type.
     """
 
     name: str
@@ -134,41 +142,58 @@ class Option:
     count: int
     optional: bool
     default: Any
-    allowed: Range | tuple[str, ...] | None
+    given: Allowed
     help: str
     also: tuple[str, ...]
     group: str
+    metavar: str
+
+    @property
+    def allowed(self) -> Range | tuple[str, ...] | None:
+        """The range of a number or the choices of a text."""
+        return tuple(self.given()) if callable(self.given) else self.given
 
     @property
     def wanted(self) -> str:
         """What it must be, for messages: "a whole number from 1 to 4096"."""
-        if self.count:
-            return f"{self.count} numbers, each {self.allowed}"
-        if isinstance(self.allowed, Range):
-            return f"a {'whole ' if self.type is int else ''}number {self.allowed}"
-        if self.allowed:
-            *known, last = (f'"{choice}"' for choice in self.allowed)
-            return f"{', '.join(known)} or {last}"
-        return "true or false" if self.type is bool else f"a {self.type.__name__}"
+        allowed = self.allowed
+        if self.count > 0:
+            return f"{self.count} numbers, each {allowed}"
+        one = f"a {self.type.__name__}"
+        if isinstance(allowed, Range):
+            zero = "0 or " if allowed.or_zero else ""
+            one = f"{zero}a {'whole ' if self.type is int else ''}number {allowed}"
+        elif allowed:
+            *known, last = (f'"{choice}"' for choice in allowed)
+            one = f"{', '.join(known)} or {last}"
+        elif self.type is bool:
+            one = "true or false"
+        return f"a list of which each is {one}" if self.count < 0 else one
 
     def check(self, value: object) -> tuple[Any, str]:
         """Return a value in the type of the field, and what is wrong with it, or "".
 
         A whole number also passes for a real one, a list for a tuple.
         """
-        allowed: Container[object] | None = self.allowed
         if value is None and self.optional:
             return None, ""
-        if self.count and allowed is not None:
-            values = value if isinstance(value, (list, tuple)) else ()
-            if len(values) == self.count and all(v in allowed for v in values):
-                return tuple(map(float, values)), ""
-        elif isinstance(allowed, Range):
-            if value in allowed and (self.type is float or isinstance(value, int)):
-                return self.type(value), ""
-        elif isinstance(value, self.type) and (allowed is None or value in allowed):
-            return value, ""
+        if self.count:
+            values = value if isinstance(value, Sequence) and not isinstance(value, str) else (None,)
+            found = [self._checked(v) for v in values]
+            if (len(values) == self.count or self.count < 0) and all(ok for _, ok in found):
+                return tuple(v for v, _ in found), ""
+        else:
+            checked, ok = self._checked(value)
+            if ok:
+                return checked, ""
         return value, f"{self.name} must be {self.wanted}, not {shown(value)}"
+
+    def _checked(self, value: object) -> tuple[Any, bool]:
+        allowed = self.allowed
+        if isinstance(allowed, Range):
+            ok = value in allowed and (self.type is float or isinstance(value, int))
+            return (self.type(value) if ok else value), ok
+        return value, isinstance(value, self.type) and (allowed is None or value in allowed)
 
     def none_for(self, value: object) -> Any:
         """Return None for the word "none", if it may be None."""
@@ -180,11 +205,14 @@ class Option:
             return None
         try:
             if self.count:
-                return tuple(float(part) for part in word.strip("[]()").split(","))
+                inside = word.strip("[]()")
+                return tuple(
+                    map(self.type, inside.split(",") if self.count > 0 else re.findall(r"[^\s,]+", inside))
+                )
             if self.type in (int, float):
                 return self.type(word)
         except ValueError:
             return word
         if self.type is bool:
             return {"true": True, "false": False}.get(word.lower(), word)
-        return word.strip("\"'")
+        return word.strip("\"'") if self.type is str else word

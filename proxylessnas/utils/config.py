@@ -19,13 +19,14 @@ import os
 import re
 import sys
 import textwrap
+import types
 import typing
 from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from ..errors import DataError, ProxylessError, missing_extra, shown
-from .checks import Option, Range
+from .checks import Allowed, Option
 from .files import read_text
 
 T = TypeVar("T")
@@ -91,21 +92,29 @@ def problems_error(
 
 
 def option(
-    default: T, allowed: Range | tuple[str, ...] | None, help: str, *, also: str = "", group: str = ""
+    default: T, allowed: Allowed, help: str, *, also: str = "", group: str = "", metavar: str = ""
 ) -> T:
-    """Return a dataclass field with the meaning of an :class:`Option`.
+    """Return a dataclass field with the meaning of an :class:`Option`, whose type is the annotation.
 
-    Args:
-        default: its value where none is given; its type, and whether it may be None, are those of the
-            annotation.
-        allowed: as in :class:`Option`.
-        help: as in :class:`Option`.
-        also: other names, separated by spaces.
-        group: title of this field and of those after it, up to the next title.
+    Names in ``also`` are separated by spaces; ``group`` is the title of all fields up to the next title.
     """
-    meaning = {"allowed": allowed, "help": help, "also": tuple(also.split()), "group": group}
+    meaning = {
+        "given": allowed,
+        "help": help,
+        "also": tuple(also.split()),
+        "group": group,
+        "metavar": metavar,
+    }
     field: T = dataclasses.field(default=default, metadata=meaning)
     return field
+
+
+def same_option(config: type[Config], name: str, default: Any = None) -> Any:
+    """Return a field that means what that of another class does; ``default`` may be another."""
+    field = next(field for field in dataclasses.fields(config) if field.name == name)  # type: ignore[arg-type]
+    return dataclasses.field(
+        default=field.default if default is None else default, metadata={**field.metadata, "group": ""}
+    )
 
 
 _options: dict[type, dict[str, Option]] = {}
@@ -117,16 +126,24 @@ def options(config: type[Config]) -> dict[str, Option]:
         return _options[config]
     found, hints, group = {}, typing.get_type_hints(config), ""
     for field in dataclasses.fields(config):  # type: ignore[arg-type]
-        kind = hints[field.name]
-        optional = type(None) in typing.get_args(kind)
-        kind = typing.get_args(kind)[0] if optional else kind
-        count = len(typing.get_args(kind))
-        group = field.metadata["group"] or group
-        kind = float if count else kind
-        meaning = {**field.metadata, "group": group}
-        found[field.name] = Option(field.name, kind, count, optional, field.default, **meaning)
+        if "help" in field.metadata:
+            group = field.metadata["group"] or group
+            kind, count, optional = _kind(hints[field.name])
+            meaning = {**field.metadata, "group": group}
+            found[field.name] = Option(field.name, kind, count, optional, field.default, **meaning)
     _options[config] = found
     return found
+
+
+def _kind(hint: Any) -> tuple[Any, int, bool]:
+    """Return type, count and whether None is allowed, as :class:`Option` has them, of an annotation."""
+    kinds = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
+    kinds, optional = tuple(kind for kind in kinds if kind is not type(None)), type(None) in kinds
+    kind = kinds[0] if len(kinds) == 1 and kinds[0] is not Any else object
+    inner = typing.get_args(kind)
+    if not inner:
+        return kind, 0, optional
+    return inner[0], -1 if inner[-1] is Ellipsis else len(inner), optional
 
 
 def settable(config: type[Config]) -> dict[str, Option]:
@@ -151,22 +168,30 @@ class Config:
         example: a ``name=value`` word, for messages.
         beside: values that change nothing in what comes out; those of a table within as ``table.name``.
         presets: ready-made ones by name, each a table as a file has it: its ``base`` may name another.
+        error: class of the errors about values.
     """
 
     what: ClassVar[str] = "configuration"
     example: ClassVar[str] = "name=value"
     beside: ClassVar[frozenset[str]] = frozenset()
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    error: ClassVar[type[ProxylessError]] = DataError
 
     def __init_subclass__(cls) -> None:
         fields = {n: f for n, f in vars(cls).items() if isinstance(f, dataclasses.Field)}
+        if any(
+            "help" in field.metadata for field in fields.values()
+        ):  # and those of a config it derives from
+            fields = {**getattr(cls, "__dataclass_fields__", {}), **fields}
         fill = textwrap.TextWrapper(106, initial_indent=" " * 4, subsequent_indent=" " * 8).fill
-        lines = [fill(f"{name}: {field.metadata['help']}") for name, field in fields.items()]
-        cls.__doc__ = "\n".join([inspect.cleandoc(cls.__doc__ or ""), "", "Attributes:", *lines, ""])
+        meant = {name: field.metadata["help"] for name, field in fields.items() if "help" in field.metadata}
+        if meant:
+            lines = [fill(f"{name}: {text}") for name, text in meant.items()]
+            cls.__doc__ = "\n".join([inspect.cleandoc(cls.__doc__ or ""), "", "Attributes:", *lines, ""])
 
     def __post_init__(self) -> None:
         if found := self._settle():
-            raise problems_error(self.what, found)
+            raise problems_error(self.what, found, self.error)
 
     def _settle(self) -> list[str]:
         """Bring each value into the type of its field; return what is wrong, or does not fit together."""
@@ -210,7 +235,7 @@ class Config:
     def _complete(cls: type[C], given: Mapping[str, Any], base: C, found: list[str], where: str) -> C:
         made, wrong = cls.completed(given, base)
         if found or wrong:
-            raise problems_error(where, [*found, *wrong])
+            raise problems_error(where, [*found, *wrong], cls.error)
         return made
 
     def replace(self: C, **changes: Any) -> C:

@@ -1,4 +1,4 @@
-"""The command line: what each verb does, prints and exits with, for good input and bad."""
+"""The command line: what each command does, prints and exits with, for good input and bad."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from cli_tools import Run, runner
 from PIL import Image
 
 from proxylessnas import Arch, create_model, get_weights, list_models, save_weights
-from proxylessnas.cli import verbs
+from proxylessnas.cli import commands
 from proxylessnas.data.categories import categories, unique, wnids
 from proxylessnas.data.images import load_image
 from proxylessnas.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
@@ -117,16 +117,16 @@ def answers(image: dict[str, Any]) -> list[tuple[int, float]]:
 # ---- the command as a whole
 
 
-def test_every_verb_has_help_with_an_example_and_few_options(run: Run) -> None:
-    assert list(verbs())[:6] == ["list", "info", "fetch", "verify", "predict", "eval"]
+def test_every_command_has_help_with_an_example_and_few_options(run: Run) -> None:
+    assert list(commands())[:6] == ["list", "info", "fetch", "verify", "predict", "eval"]
     overview = run("--help")
-    for name, verb in verbs().items():
+    for name, command in commands().items():
         assert f"    {name} " in overview.out
         shown = run(name, "--help")
         assert shown.code == 0
         assert f"example:\n  $ proxylessnas {name} " in shown.out
         assert shown.out.count("\n  --") < 30
-        assert verb.summary in overview.out
+        assert command.about()[0] in overview.out
 
 
 @pytest.mark.parametrize(
@@ -367,7 +367,7 @@ WRONG_OPTIONS = [
     (["--input-size", "99999"], "from 1 to 4096"),
     (["--input-size", "64", "--resize", "63"], "--input-size 64 is larger than --resize 63"),
     (["--resize", "47"], "--input-size 48 is larger than --resize 47"),
-    (["--top", "0"], "--top must be at least 1"),
+    (["--top", "0"], "--top: wanted a whole number from 1"),
     (["--device", "toaster"], "no such device"),
     (["--nope"], "unrecognised arguments: --nope"),
 ]
@@ -462,14 +462,14 @@ def test_bad_models(run: Run, files: Path, tmp_path: Path, words: list[str], cod
     photos = tmp_path / wnids()[0]
     photos.mkdir()
     shutil.copy(files / "0.png", photos)
-    for verb, data in (("predict", files / "0.png"), ("eval", tmp_path)):
-        result = run(verb, words[0], data, *words[1:])
+    for command, data in (("predict", files / "0.png"), ("eval", tmp_path)):
+        result = run(command, words[0], data, *words[1:])
         assert (result.code, result.out) == (code, "")
         errors = [line for line in result.err.splitlines() if line.startswith("error: ")]
         assert len(errors) == 1
         assert message in errors[0]
         if code == 1:
-            document = run(verb, words[0], data, *words[1:], "--json").json
+            document = run(command, words[0], data, *words[1:], "--json").json
             assert message in document["error"]["message"]
 
 
@@ -595,7 +595,7 @@ def test_eval_draws_the_confusion(run: Run, files: Path, classified: Path, tmp_p
 @pytest.mark.parametrize(
     ("file", "code", "message"),
     [
-        ("c.txt", 2, "--confusion writes a .csv or a .png file, not "),
+        ("c.txt", 2, "--confusion writes a .csv or .png file, not "),
         ("nowhere/c.csv", 1, "there is no folder"),
         ("folder.csv", 1, "is a folder"),
     ],
@@ -732,9 +732,9 @@ def test_eval_by_number_and_position(run: Run, files: Path, tmp_path: Path) -> N
         (["{files}/0.png"], 1, "is a file; a folder of images is expected"),
         (["{empty}"], 1, "the folder is empty"),
         (["{files}"], 1, "each file name must hold a wnid"),
-        (["{photos}", "--limit", "0"], 2, "--limit must be at least 1"),
-        (["{photos}", "--batch-size", "-1"], 2, "--batch-size must be at least 1"),
-        (["{photos}", "--workers", "-1"], 2, "--workers must be 0 to 256"),
+        (["{photos}", "--limit", "0"], 2, "--limit: wanted a whole number from 1"),
+        (["{photos}", "--batch-size", "-1"], 2, "--batch-size: wanted a whole number from 1"),
+        (["{photos}", "--workers", "-1"], 2, "--workers: wanted a whole number from 0 to 256"),
     ],
 )
 def test_bad_data(
@@ -752,9 +752,9 @@ def test_bad_data(
 
 
 def test_fetch_and_verify_usage(run: Run) -> None:
-    for verb in ("fetch", "verify"):
-        assert run(verb).code == run(verb, "--all", "proxyless_cpu").code == 2
-        assert "did you mean" in run(verb, "proxyless_cup").err
+    for command in ("fetch", "verify"):
+        assert run(command).code == run(command, "--all", "proxyless_cpu").code == 2
+        assert "did you mean" in run(command, "proxyless_cup").err
     everything = run("verify", "--all", "--json")
     assert everything.code == 0
     states = {entry["net"]: entry["state"] for entry in everything.json["weights"]}

@@ -17,9 +17,9 @@ from latency_table_tools import SPACE, little
 from simulated_machine import simulated, true_model_ms, true_ms
 
 from proxylessnas.arch.spaces import read_space
-from proxylessnas.cli._options import in_options
-from proxylessnas.cli.bench import VERB as BENCH
-from proxylessnas.cli.latency import VERB as LATENCY
+from proxylessnas.cli._options import spelled
+from proxylessnas.cli.bench import COMMAND as BENCH
+from proxylessnas.cli.latency import COMMAND as LATENCY
 from proxylessnas.errors import LatencyError
 from proxylessnas.latency import LatencyTable, OpKey, doubts
 from proxylessnas.utils.progress import Steps
@@ -66,7 +66,7 @@ def is_narrow(text: str) -> bool:
     return all(len(line) <= 100 for line in text.splitlines())
 
 
-# ---- the verb as a whole
+# ---- the command as a whole
 
 
 def test_the_actions_explain_themselves(run: Run) -> None:
@@ -85,6 +85,8 @@ def _actions() -> dict[str, argparse.ArgumentParser]:
     parser = argparse.ArgumentParser()
     LATENCY.arguments(parser)
     (sub,) = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    for own in sub.choices.values():
+        own.format_help()  # which declares the arguments
     return dict(sub.choices)
 
 
@@ -486,7 +488,7 @@ def test_validate(run: Run, tmp_path: Path) -> None:
         (["import", "a.json", "-o", "t.json"], 1, "cannot read a.json"),
         (["measure"], 2, "MODEL"),
         (["measure", "no_such_net"], 1, "no_such_net"),
-        (["measure", "proxyless_cpu", "--seconds", "nan"], 2, "--seconds: wanted a number over 0"),
+        (["measure", "proxyless_cpu", "--seconds", "nan"], 2, "--seconds: wanted a number above 0"),
         (["measure", "proxyless_cpu", "--import", "no_such_module"], 2, "--import no_such_module"),
         (["weigh"], 2, "weigh"),
     ],
@@ -506,11 +508,13 @@ def test_errors_of_the_library_name_the_options_of_the_command(run: Run, tmp_pat
     """Wherever Python's name of an option differs from the command line's."""
     for text, said in (
         ("validation_nets must be 0 or at least 2", "--validation-nets must be 0 or at least 2"),
+        ("`cuda_graph` needs `device=cuda`", "--cuda-graph needs --device cuda"),
+        ("batch_size must be 1", "--batch must be 1"),
         ("a.part: validation_nets was 3, now 4", "a.part: --validation-nets was 3, now 4"),
         ("cuda_graph needs device 'cuda'", "--cuda-graph needs device 'cuda'"),
         ("the table: batch_size is 0", "the table: batch_size is 0"),  # a file's, not an option
     ):
-        assert str(in_options(LatencyError(text))) == said
+        assert spelled(text, _actions()["build"]) == said
     (tmp_path / "a.json").write_text('{"stem in=3x32x32 out=8 stride=2": 1.5}')
     words = ["import", tmp_path / "a.json", "-o", tmp_path / "t.json"]
     assert "--unit" in run(*words).err

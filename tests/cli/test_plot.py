@@ -96,7 +96,7 @@ def test_accuracy_against_latency(run: Run, tmp_path: Path) -> None:
         (["proxyless_cifar", "proxyless_gpu", "-o", "a.svg"], 2, "which is drawn alone"),
         (["proxyless_cifar", "-o", "a.svg", "--cell", "0"], 1, "has no cell 0; they are 1 to 54"),
         (["proxyless_gpu", "--cell", "1"], 2, "--cell is for the figure (-o) of a model of tree cells"),
-        (["proxyless_gpu", "--frames", "1"], 2, "--frames is 2 to 1000"),
+        (["proxyless_gpu", "--frames", "1"], 2, "--frames: wanted a whole number from 2 to 1000"),
         (["--eval", "a.json"], 2, "--eval needs --bench"),
         (["--bench", "a.csv"], 2, "--bench needs -o FILE"),
         (["proxyless_gpu", "--bench", "a.csv", "-o", "a.svg"], 2, "leave the models out"),
@@ -121,6 +121,6 @@ def test_guesses_for_what_a_table_lacks(run: Run) -> None:
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
-    for verb in ("plot", "report"):
-        assert main([verb, "--help"]) == 0
-        assert f"$ proxylessnas {verb} " in capsys.readouterr().out
+    for command in ("plot", "report"):
+        assert main([command, "--help"]) == 0
+        assert f"$ proxylessnas {command} " in capsys.readouterr().out

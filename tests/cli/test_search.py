@@ -18,9 +18,9 @@ from train_tools import command, differences_of, environment, tensors
 
 from proxylessnas import cli, create_model
 from proxylessnas.arch.spaces import read_space
-from proxylessnas.cli._command import Verb
-from proxylessnas.cli._search import DERIVE, RESUME, RUN, resolved_recipe
-from proxylessnas.cli._search_show import SHOW
+from proxylessnas.cli._command import Command
+from proxylessnas.cli._search import Derive, Resume, Run, resolved_recipe
+from proxylessnas.cli._search_show import Show
 from proxylessnas.search import SearchRecipe
 
 FITTED = "--space tiny --data digits --limit 8 --image-size 16 --warmup-epochs 1 --epochs 1".split()
@@ -36,18 +36,18 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def parsed(verb: Verb, *words: str) -> argparse.Namespace:
+def parsed(command: Command, *words: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    verb.arguments(parser)
+    command.arguments(parser)
     args = parser.parse_args(words)
     args.parser = parser
     return args
 
 
 def test_there_are_fewer_than_thirty_five_options() -> None:
-    for verb in (RUN, RESUME, DERIVE, SHOW):
+    for action in (Run(), Resume(), Derive(), Show()):
         parser = argparse.ArgumentParser()
-        verb.arguments(parser)
+        action.arguments(parser)
         assert len(parser._actions) < 35
 
 
@@ -79,7 +79,7 @@ def test_the_recipe_is_shown_as_it_would_be_used(capsys: pytest.CaptureFixture[s
 
 def test_the_recipe_goes_with_the_space(tmp_path: Path) -> None:
     def resolved(space: str, *words: str) -> SearchRecipe:
-        return resolved_recipe(parsed(RUN, "--space", space, "--data", "x", *words))
+        return resolved_recipe(parsed(Run(), "--space", space, "--data", "x", *words))
 
     assert resolved("tiny") == SearchRecipe.preset("tiny")
     assert resolved("ImageNet@1.4") == SearchRecipe.preset("imagenet")
@@ -93,7 +93,7 @@ def test_the_recipe_goes_with_the_space(tmp_path: Path) -> None:
     assert rate == 0.2
 
 
-def test_a_search_leaves_a_model_that_every_verb_takes(
+def test_a_search_leaves_a_model_that_every_command_takes(
     run_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = {path.name for path in run_folder.iterdir()}
@@ -191,7 +191,7 @@ def test_few_images_make_smaller_batches(
         ("--space tny", 1, "did you mean tiny"),
         ("--data nowhere", 1, "nowhere: no such folder"),
         ("--import no_such_module_here", 2, "--import no_such_module_here"),
-        ("--workers -1", 2, "--workers must be"),
+        ("--workers -1", 2, "--workers: wanted"),
         ("--dry-run --restart", 2, "leave one out"),
         ("--colour red", 2, "unrecognised arguments"),
     ],

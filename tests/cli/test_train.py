@@ -13,8 +13,8 @@ import pytest
 from train_tools import arch_file, checkpoint_of, command, differences_of, environment, run_command, tensors
 
 from proxylessnas import cli
-from proxylessnas.cli.finetune import VERB as FINETUNE
-from proxylessnas.cli.train import VERB as TRAIN
+from proxylessnas.cli.finetune import COMMAND as FINETUNE
+from proxylessnas.cli.train import COMMAND as TRAIN
 from proxylessnas.train import Recipe
 
 SHORT = [
@@ -33,9 +33,9 @@ SHORT += ["--set", "cutout=0", "--threads", "1"]
 
 
 def test_there_are_fewer_than_thirty_options() -> None:
-    for verb in (TRAIN, FINETUNE):
+    for each in (TRAIN, FINETUNE):
         parser = argparse.ArgumentParser()
-        verb.arguments(parser)
+        each.arguments(parser)
         # MODEL and DATA are none, and --help is every command's.
         options = [a for a in parser._actions if a.option_strings and a.dest != "help"]
         assert len(options) < 30
@@ -95,11 +95,11 @@ def test_the_recipe_is_shown_as_it_would_be_used(capsys: pytest.CaptureFixture[s
             "learning_rate",
         ),
         (["train", "proxyless_cifar10_demo", "digits", "--device", "quantum"], 1, "'quantum': not usable"),
-        (["train", "proxyless_cifar10_demo", "digits", "--threads", "0"], 2, "--threads must be"),
+        (["train", "proxyless_cifar10_demo", "digits", "--threads", "0"], 2, "--threads: wanted"),
         (
             ["train", "proxyless_cifar10_demo", "digits", "--max-unreadable", "5"],
             2,
-            "--max-unreadable is a share",
+            "--max-unreadable: wanted a number from 0 to 1",
         ),
         (["finetune", "proxyless_cifar10_demo", "digits", "--weights", "none.pth"], 1, "none.pth"),
         (["train", "proxyless_cifar10_demo", "digits", "--batch-size", "5000"], 1, "fewer than one batch"),
@@ -192,7 +192,7 @@ def test_few_images_make_small_batches_with_a_lower_rate(
     assert Recipe.from_toml(Path("c/recipe.toml")).learning_rate == pytest.approx(0.1)
 
 
-def test_a_file_with_little_in_it_starts_from_the_default_of_the_verb(
+def test_a_file_with_little_in_it_starts_from_the_default_of_the_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "mine.toml").write_text("epochs = 7\n", encoding="utf-8")

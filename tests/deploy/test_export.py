@@ -31,8 +31,9 @@ from proxylessnas.utils import files as placing
 OLD = b"what was there before"
 
 
-def export(model: Any, path: Path, **options: Any) -> Any:
-    return deploy.export(model, path, threads=1, measure=False, **options)
+def export(model: Any, path: Path, progress: Any = None, **options: Any) -> Any:
+    settings = deploy.ExportSettings(threads=1, measure=False, **options)
+    return deploy.export(model, path, settings, progress=progress)
 
 
 def names(folder: Path) -> set[str]:
@@ -80,14 +81,14 @@ def test_a_file_of_weights_and_an_architecture_without(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text(str(PLAIN), encoding="utf-8")
     with pytest.raises(ProxylessError, match="no weights are published for the architecture 'plain'"):
         export(tmp_path / "mine.txt", tmp_path / "mine.pt")
-    assert export(tmp_path / "mine.txt", tmp_path / "mine.pt", pretrained=False).bundle.name == "mine"
+    assert export(tmp_path / "mine.txt", tmp_path / "mine.pt", untrained=True).bundle.name == "mine"
     again = export(tmp_path / "mine.txt", tmp_path / "it.pt", weights=tmp_path / "tuned.safetensors")
     assert again.bundle.categories[0] == "kind 0"
 
 
 def test_random_weights_give_outputs_of_ordinary_size(tmp_path: Path) -> None:
     """Deep models without statistics overflow, and there would be nothing to compare."""
-    report = export("proxyless_w025_r112", tmp_path / "net.safetensors", pretrained=False)
+    report = export("proxyless_w025_r112", tmp_path / "net.safetensors", untrained=True)
     assert all(0.01 < row.largest < 100 for row in report.parity)
 
 
@@ -121,9 +122,9 @@ def test_the_tolerance_is_the_callers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"precision": "int4"}, "precision is 'int4'; known are float32, int8"),
-        ({"precision": "int8"}, r"\.pt files are not written in int8; \.onnx, \.pte"),
-        ({"calibration": "photos"}, "are for --int8"),
+        ({"int8": "int4"}, "int8 must be true or false, not 'int4'"),
+        ({"int8": True, "calibrate": "photos"}, r"\.pt files are not written in int8; \.onnx, \.pte"),
+        ({"calibrate": "photos"}, "`calibrate` is for `int8`"),
         ({"tolerance": 0}, "tolerance must be a number above 0"),
         ({"tolerance": True}, "tolerance must be"),
         ({"min_agreement": 2}, "min_agreement must be a number from 0 to 1"),
@@ -138,13 +139,13 @@ def test_wrong_options(options: dict[str, Any], text: str, tmp_path: Path) -> No
 
 
 def test_threads_are_checked(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="threads must be a whole number of at least 1, not 0"):
-        deploy.export(small(), tmp_path / "net.pt", threads=0)
+    with pytest.raises(ExportError, match="threads must be a whole number from 1 to 1024, not 0"):
+        deploy.export(small(), tmp_path / "net.pt", deploy.ExportSettings(threads=0))
 
 
 def test_int8_needs_images(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="int8 needs images to calibrate with"):
-        export(small(), tmp_path / "net.onnx", precision="int8")
+    with pytest.raises(ExportError, match="`int8` needs `calibrate=DIR`"):
+        export(small(), tmp_path / "net.onnx", int8=True)
 
 
 def test_an_unknown_model(tmp_path: Path) -> None:
@@ -232,7 +233,8 @@ def told(what):
         import time
         time.sleep(60)
 
-deploy.export(small(), {path!r}, threads=1, measure=False, force=True, progress=told)
+settings = deploy.ExportSettings(threads=1, measure=False, force=True)
+deploy.export(small(), {path!r}, settings, progress=told)
 """
 
 

@@ -14,11 +14,13 @@ from deploy_tools import COUNTS, DECIDES, OWN_OP, PLAIN, TREE, small
 from proxylessnas import ExportError, create_model, deploy
 from proxylessnas.data.transforms import Preprocessing
 from proxylessnas.deploy.bundle import open_bundle
-from proxylessnas.deploy.formats.base import ExportOptions, format_of, formats, refuse
+from proxylessnas.deploy.formats.base import format_of, formats, refuse
+from proxylessnas.deploy.settings import ExportOptions
 
 
-def export(model: Any, path: Path, **options: Any) -> Any:
-    return deploy.export(model, path, threads=1, measure=False, **options)
+def export(model: Any, path: Path, progress: Any = None, **options: Any) -> Any:
+    settings = deploy.ExportSettings(threads=1, measure=False, **options)
+    return deploy.export(model, path, settings, progress=progress)
 
 
 def needs(suffix: str) -> None:

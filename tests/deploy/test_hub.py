@@ -17,6 +17,7 @@ from weights_tools import stand_in_weights
 
 from proxylessnas import create_model
 from proxylessnas.deploy.hub import from_pretrained, push_to_hub, save_pretrained
+from proxylessnas.deploy.settings import PushSettings
 from proxylessnas.errors import (
     ArchError,
     ExportError,
@@ -278,7 +279,9 @@ def hub_at(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_a_model_goes_to_the_hub_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, cache = small(), tmp_path / "cache"
     with hub_at(monkeypatch) as server:
-        first = push_to_hub(model, "owner/my-net", token="hf_secret", license="MIT", private=True)
+        first = push_to_hub(
+            model, "owner/my-net", PushSettings(private=True), token="hf_secret", license="MIT"
+        )
         assert first.startswith(server.url)
         assert server.repos["owner/my-net"].keys() == FILES
         assert server.tokens == {"Bearer hf_secret"}

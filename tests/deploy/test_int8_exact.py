@@ -11,14 +11,15 @@ import torch
 from deploy_tools import exact_run
 from deploy_tools import small as training_model
 
-from proxylessnas.deploy import export
+from proxylessnas.deploy import ExportSettings, export
 from proxylessnas.deploy.bundle import open_bundle
-from proxylessnas.deploy.formats.base import ExportOptions, format_of
+from proxylessnas.deploy.formats.base import format_of
 from proxylessnas.deploy.quantization import Int8Report
 from proxylessnas.deploy.quantization.backends import backend_of
 from proxylessnas.deploy.quantization.quantize import Prepared
 from proxylessnas.deploy.quantization.report import is_faster
-from proxylessnas.deploy.quantization.schemes import TARGETS, can_saturate, exact_on, scheme_of
+from proxylessnas.deploy.quantization.schemes import can_saturate, exact_on, scheme_of
+from proxylessnas.deploy.settings import TARGETS, ExportOptions
 from proxylessnas.errors import ExportError
 from proxylessnas.models.base import ImageClassifier
 
@@ -128,10 +129,10 @@ def test_a_file_says_where_it_is_exact() -> None:
 
 
 def test_a_target_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="target_isa is 'sse2'; known are avx2, vnni, any"):
-        export(small(), tmp_path / "net.onnx", precision="int8", calibration=tmp_path, target_isa="sse2")
-    with pytest.raises(ExportError, match="target_isa is for --int8"):
-        export(small(), tmp_path / "net.onnx", target_isa="avx2")
+    with pytest.raises(ExportError, match=r"target_isa must be .*, not 'sse2'"):
+        ExportSettings(int8=True, calibrate=tmp_path, target_isa="sse2")
+    with pytest.raises(ExportError, match="`target_isa` is for `int8`"):
+        export(small(), tmp_path / "net.onnx", ExportSettings(target_isa="avx2"))
     assert not list(tmp_path.iterdir())
 
 

@@ -18,8 +18,9 @@ from deploy_tools import DECIDES, OWN_OP, PLAIN, TREE, small
 from proxylessnas.deploy.bundle import ModelBundle, open_bundle
 from proxylessnas.deploy.formats import executorch as executorch_format
 from proxylessnas.deploy.formats import litert as litert_format
-from proxylessnas.deploy.formats.base import ExportOptions, Format, Program, format_of
+from proxylessnas.deploy.formats.base import Format, Program, format_of
 from proxylessnas.deploy.formats.executorch import LARGEST_BATCH
+from proxylessnas.deploy.settings import ExportOptions
 from proxylessnas.errors import ExportError, LatencyError, MissingExtraError
 from proxylessnas.runtimes.base import ModelSpec
 from proxylessnas.runtimes.registry import get_runtime

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from proxylessnas.deploy import optimized as optimizing
 from proxylessnas.deploy.backends import Candidate
 from proxylessnas.deploy.optimized import optimize
+from proxylessnas.deploy.settings import OptimizeSettings
 from proxylessnas.errors import ExportError
 from proxylessnas.models.batchnorm import fold_batchnorm
 from proxylessnas.models.fuse import FusedConv, fuse
@@ -111,7 +112,9 @@ def test_nothing_to_fuse() -> None:
 def test_optimize(model: nn.Module) -> None:
     """It computes the same, says what it chose, and leaves the model and the process as they were."""
     before = pickle.dumps(model.state_dict())
-    fast = optimize(model, batch_size=2, compile="never", seconds=0.05, allow_bf16=False)
+    fast = optimize(
+        model, settings=OptimizeSettings(batch_size=2, compile="never", seconds=0.05, allow_bf16=False)
+    )
     assert pickle.dumps(model.state_dict()) == before
     assert model.training
     report = fast.report
@@ -157,7 +160,9 @@ def test_bfloat16_is_taken_only_where_it_agrees(model: nn.Module, monkeypatch: p
     x = torch.randn(16, 3, 32, 32)
     for bar, out in ((0.0, False), (1.01, True)):
         report = optimize(
-            model, x, batch_size=1, compile="never", seconds=0.01, min_agreement=bar, tolerance=1.0
+            model,
+            x,
+            OptimizeSettings(batch_size=1, compile="never", seconds=0.01, min_agreement=bar, tolerance=1.0),
         ).report
         found = {candidate.name: candidate for candidate in report.candidates}
         half = found["folded, channels last, bfloat16"]
@@ -170,12 +175,14 @@ def test_bfloat16_is_taken_only_where_it_agrees(model: nn.Module, monkeypatch: p
             assert report.chosen == "as given" or found[report.chosen].out == ""
     assert not any(
         "bfloat16" in c.name
-        for c in optimize(model, x, compile="never", allow_bf16=False, seconds=0).report.candidates
+        for c in optimize(
+            model, x, OptimizeSettings(compile="never", allow_bf16=False, seconds=0)
+        ).report.candidates
     )
 
 
 def test_a_candidate_that_differs_is_out(model: nn.Module) -> None:
-    report = optimize(model, compile="never", seconds=0.01, tolerance=0.0).report
+    report = optimize(model, settings=OptimizeSettings(compile="never", seconds=0.01, tolerance=0.0)).report
     exact, *others = [candidate for candidate in report.candidates if "bfloat16" not in candidate.name]
     assert exact.out == ""
     assert all("more than" in candidate.out for candidate in others if candidate.difference)
@@ -183,7 +190,7 @@ def test_a_candidate_that_differs_is_out(model: nn.Module) -> None:
 
 def test_a_way_that_fails_is_out() -> None:
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 5))
-    fast = optimize(model, torch.randn(4, 1, 8, 8), compile="never", seconds=0.01)
+    fast = optimize(model, torch.randn(4, 1, 8, 8), OptimizeSettings(compile="never", seconds=0.01))
     found = {candidate.name: candidate for candidate in fast.report.candidates}
     assert found["oneDNN fused"].out.startswith("failed: ")
     assert fast.report.batch_size == 4
@@ -192,7 +199,14 @@ def test_a_way_that_fails_is_out() -> None:
 
 def test_a_tree_model_runs() -> None:
     model = small(TREE)
-    assert far(model.eval(), optimize(model, compile="never", seconds=0), torch.randn(1, 3, 32, 32)) < 1e-3
+    assert (
+        far(
+            model.eval(),
+            optimize(model, settings=OptimizeSettings(compile="never", seconds=0)),
+            torch.randn(1, 3, 32, 32),
+        )
+        < 1e-3
+    )
 
 
 def test_of_two_as_fast_the_simpler_is_taken() -> None:
@@ -210,17 +224,20 @@ def test_without_a_compiler(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(ExportError, match=r"needs a C\+\+ compiler: install"):
-        optimize(model, compile="always")
-    assert not any("nductor" in c.name for c in optimize(model, seconds=0.01).report.candidates)
+        optimize(model, settings=OptimizeSettings(compile="always"))
+    assert not any(
+        "nductor" in c.name
+        for c in optimize(model, settings=OptimizeSettings(seconds=0.01)).report.candidates
+    )
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"compile": "maybe"}, "'maybe'"),
-        ({"threads": 0}, "threads is a whole number"),
-        ({"batch_size": True}, "batch_size is a whole number"),
-        ({"seconds": -1}, "seconds is a number"),
+        ({"threads": 0}, "threads must be a whole number"),
+        ({"batch_size": True}, "batch_size must be a whole number"),
+        ({"seconds": -1}, "seconds must be a number"),
         ({"example": torch.zeros(3, 32, 32)}, r"not torch.float32 \[3, 32, 32\]"),
         ({"example": "photo.jpg"}, "not 'photo.jpg'"),
         ({"example": torch.zeros(1, 3, 32, 32), "input_size": 64}, "input_size 64"),
@@ -228,14 +245,16 @@ def test_without_a_compiler(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -
     ],
 )
 def test_bad_arguments(model: nn.Module, arguments: dict[str, Any], message: str) -> None:
+    arguments = {"compile": "never", "threads": 2, **arguments}
+    example = arguments.pop("example", None)
     with pytest.raises(ExportError, match=message) as caught:
-        optimize(model, **{"compile": "never", "threads": 2, **arguments})
+        optimize(model, example, OptimizeSettings(**arguments))
     assert torch.get_num_threads() == 1
     assert "\n" not in str(caught.value)
 
 
 def test_it_is_for_inference_in_this_process(model: nn.Module) -> None:
-    fast = optimize(model, compile="never", seconds=0)
+    fast = optimize(model, settings=OptimizeSettings(compile="never", seconds=0))
     assert fast.eval() is fast
     with pytest.raises(ExportError, match="train the model it was made from"):
         fast.train()
@@ -251,7 +270,7 @@ def test_compiled_ways(model: nn.Module) -> None:
     if optimizing.missing_compiler():
         pytest.skip("no C++ compiler")
     freezing = inductor.freezing
-    fast = optimize(model, compile="always", allow_bf16=False, seconds=0.05)
+    fast = optimize(model, settings=OptimizeSettings(compile="always", allow_bf16=False, seconds=0.05))
     assert inductor.freezing == freezing
     found = {candidate.name: candidate for candidate in fast.report.candidates}
     for name in ("inductor", "AOTInductor"):

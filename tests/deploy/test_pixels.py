@@ -99,7 +99,9 @@ def test_without_antialias() -> None:
 
 def test_a_file_takes_images_of_any_size(tmp_path: Path) -> None:
     model = small().eval()
-    report = deploy.export(model, tmp_path / "net.onnx", uint8_input=True, threads=1, measure=False)
+    report = deploy.export(
+        model, tmp_path / "net.onnx", deploy.ExportSettings(uint8_input=True, threads=1, measure=False)
+    )
     assert report.tolerance == 0.02
     assert report.agreement is not None
     shape = onnx.load(report.path).graph.input[0].type.tensor_type.shape
@@ -119,8 +121,8 @@ def test_models_that_cannot_take_bytes(tmp_path: Path) -> None:
     model.preprocessing = None
     options: dict[str, Any] = {"uint8_input": True, "measure": False}
     with pytest.raises(ExportError, match=r"the model's is not known: in Python set model\.preprocessing"):
-        deploy.export(model, tmp_path / "net.onnx", **options)
+        deploy.export(model, tmp_path / "net.onnx", deploy.ExportSettings(**options))
     grey = small(in_chans=1)
     grey.preprocessing = Preprocessing(32, 36)
     with pytest.raises(ExportError, match="takes RGB images; the model takes 1 channels"):
-        deploy.export(grey, tmp_path / "net.onnx", **options)
+        deploy.export(grey, tmp_path / "net.onnx", deploy.ExportSettings(**options))

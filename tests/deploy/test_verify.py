@@ -15,7 +15,7 @@ from proxylessnas import DataError, ExportError, ImageError
 from proxylessnas.deploy import verify as parity
 from proxylessnas.deploy import verify as proof_images
 from proxylessnas.deploy.bundle import ModelBundle, open_bundle
-from proxylessnas.deploy.formats.base import ExportOptions
+from proxylessnas.deploy.settings import ExportOptions
 
 
 @pytest.fixture(scope="module")

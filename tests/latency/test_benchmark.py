@@ -18,7 +18,7 @@ from torch import nn
 
 from proxylessnas import Arch, cli, get_weights, register_op
 from proxylessnas.errors import ArchError, LatencyError, MissingExtraError, UnknownModelError
-from proxylessnas.latency import Settings
+from proxylessnas.latency import BenchSettings, Settings
 from proxylessnas.latency.benchmark import Bench, _thread_counts, bench, describe
 from proxylessnas.latency.benchmark_models import PEERS, SPECIALISED, open_models
 from proxylessnas.latency.measurement import Samples, pool
@@ -35,10 +35,8 @@ def measured() -> tuple[Bench, list[str]]:
     """Return a real bench of two models and two batch sizes, and what it told on the way."""
     told = []
     models = [Arch.parse(LITTLE), Arch.parse(OTHER)]
-    result = bench(
-        models, batches=(1, 4), peers=(), rounds=3, seconds=0.01,
-        progress=lambda done, total, what: told.append(f"{done}/{total} {what}"),
-    )  # fmt: skip
+    settings = BenchSettings(batches=(1, 4), rounds=3, seconds=0.01)
+    result = bench(models, settings, peers=(), progress=lambda i, n, what: told.append(f"{i}/{n} {what}"))
     return result, told
 
 
@@ -75,7 +73,7 @@ def test_rounds_are_interleaved_in_fresh_orders(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(SimulatedWorker, "window", window)
     models = [Arch.parse(LITTLE), Arch.parse(OTHER)]
-    result = bench(models, batches=(1, 4), peers=(), rounds=3, seconds=0.01)
+    result = bench(models, BenchSettings(batches=(1, 4), rounds=3, seconds=0.01), peers=())
     orders = [tuple(seen[i : i + 4]) for i in range(0, len(seen), 4)]
     assert len(orders) == result.rounds >= 3
     assert all(Counter(order) == Counter(orders[0]) and len(set(order)) == 4 for order in orders)
@@ -87,7 +85,9 @@ def test_a_busy_neighbour_changes_the_medians_only(monkeypatch: pytest.MonkeyPat
     simulated(monkeypatch, disturbed=0.8, placement=0.0, speeds=0.0)
     models = [Arch.parse(LITTLE), Arch.parse(OTHER)]
     rows = bench(
-        [model for model in models if isinstance(model, Arch)], peers=(), rounds=40, seconds=0.5
+        [model for model in models if isinstance(model, Arch)],
+        BenchSettings(rounds=40, seconds=0.5),
+        peers=(),
     ).rows
     for model, row in zip(models, rows, strict=True):
         assert isinstance(model, Arch)
@@ -137,12 +137,12 @@ def test_a_model_that_cannot_be_loaded_is_left_out_with_a_note(
 
     register_op("bench_plain", bench_ops.build)
     models = [Arch.parse(LITTLE), Arch.parse(OTHER.replace("k5e6", "bench_plain"))]
-    few: dict[str, Any] = {"peers": (), "rounds": 1, "seconds": 0.001}
-    result = bench(models, **few)
+    few = BenchSettings(rounds=1, seconds=0.001)
+    result = bench(models, few, peers=())
     assert [row.model.name for row in result.rows] == ["little"]
     assert "other is left out (torch, 1 thread, batch 1): " in result.notes[0]
     assert "bench_plain" in result.notes[0]
-    assert len(bench(models, imports=["bench_ops"], **few).rows) == 2
+    assert len(bench(models, few.replace(imports=("bench_ops",)), peers=()).rows) == 2
 
 
 @pytest.mark.slow
@@ -153,7 +153,7 @@ def test_nothing_could_be_measured() -> None:
     register_op("bench_unknown_elsewhere", build)
     model = Arch.parse(OTHER.replace("k5e6", "bench_unknown_elsewhere"))
     with pytest.raises(LatencyError, match="nothing could be measured:\n  other is left out"):
-        bench([model], peers=(), rounds=1, seconds=0.001)
+        bench([model], BenchSettings(rounds=1, seconds=0.001), peers=())
 
 
 @pytest.mark.parametrize(
@@ -171,8 +171,10 @@ def test_nothing_could_be_measured() -> None:
     ],
 )
 def test_what_makes_no_sense(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    models = options.get("nets", [Arch.parse(LITTLE)])
+    options = {name: value for name, value in options.items() if name != "nets"}
     with pytest.raises(error, match=message):
-        bench(**{"nets": [Arch.parse(LITTLE)], "peers": (), **options})
+        bench(models, BenchSettings(**options), peers=())
 
 
 # ---- models and what is known about them

@@ -20,12 +20,11 @@ from proxylessnas.arch.op_key import space_keys
 from proxylessnas.arch.space import SearchSpace, SpaceStage
 from proxylessnas.arch.spaces import read_space
 from proxylessnas.errors import ArchError, LatencyError
-from proxylessnas.latency import LatencyTable, Validation, build_table, doubts, validate_table
+from proxylessnas.latency import BuildSettings, LatencyTable, Validation, build_table, doubts, validate_table
 from proxylessnas.latency.build import Plan
 from proxylessnas.latency.journal import Journal
 from proxylessnas.latency.random_models import random_models
 from proxylessnas.latency.validate import fitted_on
-from proxylessnas.runtimes.settings import Settings
 
 TESTS = Path(__file__).resolve().parents[1]
 MINI = SearchSpace(
@@ -47,7 +46,7 @@ def test_a_table_of_a_disturbed_machine_is_to_be_trusted(
     """In two thirds of the time a neighbour slows all runs 1.2 to 2 times."""
     machine = simulate(monkeypatch, parts=parts, disturbed=0.65, stolen=0.1)
     space = read_space("tiny")
-    table = build_table(space, runtime="torch" if parts else "onnxruntime", validation_nets=30)
+    table = build_table(space, BuildSettings(runtime="torch" if parts else "onnxruntime", validation_nets=30))
     assert table.coverage()[2] == ()
     assert {entry.how for entry in table.entries.values()} == {"fitted"}
     assert all(e.p10_ms <= e.p90_ms and e.runs for e in table.entries.values())  # type: ignore[operator]
@@ -69,7 +68,7 @@ def test_a_table_of_a_disturbed_machine_is_to_be_trusted(
 
 def test_drift_is_taken_out(monkeypatch: pytest.MonkeyPatch) -> None:
     simulate(monkeypatch, drift=1.0, placement=0.0)
-    table = build_table("tiny", validation_nets=0)
+    table = build_table("tiny", BuildSettings(validation_nets=0))
     assert table.validation is None
     assert doubts(table)  # unvalidated: a search must refuse it
     assert table.method["fit"]["left_out_rmspe_percent"] < 2.0
@@ -79,7 +78,7 @@ def test_two_paces_are_not_mixed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The processors of a virtual machine share a core for a while: all is steady, but slower."""
     machine = simulate(monkeypatch, shared=(8, 30), placement=0.0)
     space = read_space("tiny")
-    table = build_table(space, validation_nets=30)
+    table = build_table(space, BuildSettings(validation_nets=30))
     assert machine.now_s > 40
     nets = [space.arch(choices) for choices in random_models(space, 40, seed=99)]
     assert max(abs(table.predict(model) / true_model_ms(model) - 1) for model in nets) < 0.06
@@ -98,11 +97,11 @@ def test_operations_that_no_random_model_has(monkeypatch: pytest.MonkeyPatch) ->
     tokens = tuple(f"k{kernel}e{ratio}" for kernel in (3, 5, 7) for ratio in (2, 3, 4))
     few = MINI.replace(stages=(SpaceStage(16, 2, 1),), candidates=tokens, zero=False)
     assert few.count == 9
-    assert Plan(few, Settings(), None, 2, None, 0, ()).extra  # else this test would show nothing
-    have, need, missing = build_table(few, validation_nets=2).coverage()
+    assert Plan(few, BuildSettings(validation_nets=2)).extra  # else this test would show nothing
+    have, need, missing = build_table(few, BuildSettings(validation_nets=2)).coverage()
     assert (have, missing) == (need, ())
     with pytest.raises(LatencyError, match=r"too few models \(4\)"):
-        build_table(few.replace(candidates=tokens[:4]), validation_nets=2)
+        build_table(few.replace(candidates=tokens[:4]), BuildSettings(validation_nets=2))
 
 
 def test_a_build_that_was_stopped_resumes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -112,14 +111,14 @@ def test_a_build_that_was_stopped_resumes(monkeypatch: pytest.MonkeyPatch, tmp_p
     for stop in (300, 700, 1000, 1200):
         machine.stop_after = stop
         with pytest.raises(KeyboardInterrupt):
-            build_table(MINI, path=path, validation_nets=20, minutes=1)
+            build_table(MINI, BuildSettings(validation_nets=20, minutes=1), path=path)
         assert not path.exists()
         assert Path(f"{path}.part").exists()
     machine.stop_after = None
     kept = [json.loads(line) for line in Path(f"{path}.part").read_bytes().splitlines()]
     rounds = [line["name"] for line in kept if "windows" in line]
     assert len(rounds) == len(set(rounds)) >= 1200 // 80 - 4  # of at most 80 windows, but for those cut off
-    table = build_table(MINI, path=path, validation_nets=20, minutes=1)
+    table = build_table(MINI, BuildSettings(validation_nets=20, minutes=1), path=path)
     assert [file.name for file in tmp_path.iterdir()] == ["table.json"]
     assert LatencyTable.load(path).digest == table.digest
     assert table.method["rounds"] >= machine.windows["net 3"] - 4
@@ -136,9 +135,9 @@ def test_other_options_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     with pytest.raises(
         LatencyError, match=r"table.json.part holds measurements for other options: seed was 0, now 3"
     ):
-        build_table(MINI, path=path, seed=3)
+        build_table(MINI, BuildSettings(seed=3), path=path)
     with pytest.raises(LatencyError, match=r"settings was .*threads"):
-        build_table(MINI, path=path, threads=2)
+        build_table(MINI, BuildSettings(threads=2), path=path)
     with pytest.raises(LatencyError, match="space was"):
         build_table(MINI.replace(resolution=64), path=path)
     machine.name = "another machine"
@@ -183,7 +182,7 @@ def test_journal_belongs_to_one_process(tmp_path: Path) -> None:
 def test_slow_loading_means_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where loading takes as long as compiling does, each model is compiled once."""
     machine = simulate(monkeypatch, parts=False, load_s=10.0)
-    table = build_table("tiny", runtime="executorch", minutes=30, nets=24, validation_nets=30)
+    table = build_table("tiny", BuildSettings(runtime="executorch", minutes=30, nets=24, validation_nets=30))
     assert table.method["processes"] == 1
     assert set(machine.loads.values()) == {1}
     validation = Validation.from_dict(table.validation or {})
@@ -198,7 +197,7 @@ def test_operations_of_other_models(monkeypatch: pytest.MonkeyPatch) -> None:
         simulate(monkeypatch, parts=parts)
         runtime = "torch" if parts else "onnxruntime"
         table = build_table(
-            "imagenet", runtime=runtime, extra=[other], nets=60, validation_nets=0, minutes=0.5
+            "imagenet", BuildSettings(runtime=runtime, nets=60, validation_nets=0, minutes=0.5), extra=[other]
         )
         assert table.predict(other) == pytest.approx(true_model_ms(other), rel=0.08)
 
@@ -232,16 +231,16 @@ def test_progress_and_space_without_choice(monkeypatch: pytest.MonkeyPatch) -> N
     [
         ({"nets": 3}, "nets must be a whole number from 24"),
         ({"validation_nets": -1}, "validation_nets must be"),
-        ({"validation_nets": 1}, "validation_nets must be 0 or at least 2"),
-        ({"minutes": 0}, "minutes must be a positive number"),
+        ({"validation_nets": 1}, "validation_nets must be 0 or a whole number from 2"),
+        ({"minutes": 0}, "minutes must be a number above 0"),
         ({"seed": -1}, "seed must be"),
         ({"threads": 0}, "threads must be"),
-        ({"runtime": "tflite"}, "known are torch"),
+        ({"runtime": "tflite"}, 'runtime must be "torch", '),
     ],
 )
 def test_bad_options_are_one_clear_error(options: dict[str, object], message: str) -> None:
     with pytest.raises(LatencyError, match=message):
-        build_table("tiny", **options)  # type: ignore[arg-type]
+        build_table("tiny", BuildSettings(**options))  # type: ignore[arg-type]
 
 
 def test_unknown_space_is_an_arch_error() -> None:
@@ -252,7 +251,7 @@ def test_unknown_space_is_an_arch_error() -> None:
 _SCRIPT = """
 import sys
 sys.path[:0] = {paths!r}
-from proxylessnas.latency import build, build_table, session
+from proxylessnas.latency import BuildSettings, build, build_table, session
 from proxylessnas.latency.journal import Journal
 from simulated_machine import SteadyWorker
 from tests.latency.test_build import MINI
@@ -260,7 +259,7 @@ session.Worker = SteadyWorker
 build.LEAST_MODELS = 12  # quick is all that counts here
 Journal.remove = lambda self: None  # the test counts its lines
 if __name__ == "__main__":
-    table = build_table(MINI, path={path!r}, minutes=0.1, validation_nets=4)
+    table = build_table(MINI, BuildSettings(minutes=0.1, validation_nets=4), path={path!r})
 """
 
 
@@ -304,7 +303,7 @@ def test_killed_at_ten_random_snapshots(tmp_path: Path) -> None:
 
 def test_validation_of_a_table_made_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = simulate(monkeypatch)
-    table = build_table(MINI, validation_nets=0)
+    table = build_table(MINI, BuildSettings(validation_nets=0))
     assert validate_table(table, nets=10).mape_percent < 10
     machine.name = "another machine"
     with pytest.raises(LatencyError, match=r"device_name was simulated, is another machine.*--force"):
@@ -317,7 +316,7 @@ def test_validation_of_a_table_made_elsewhere(monkeypatch: pytest.MonkeyPatch) -
 
 def test_validation_avoids_the_models_of_the_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = simulate(monkeypatch)
-    table = build_table(MINI, validation_nets=0)
+    table = build_table(MINI, BuildSettings(validation_nets=0))
     fitted = {" | ".join(stage.ops for stage in MINI.arch(p).stages) for p in fitted_on(table, MINI)}
     assert len(fitted) == table.method["nets"]
     checked = {pair[0] for pair in validate_table(table, nets=10, seed=0).pairs}

@@ -24,7 +24,7 @@ from proxylessnas.arch.ops import register_op
 from proxylessnas.arch.published import PUBLISHED
 from proxylessnas.arch.tree import TreeArch
 from proxylessnas.errors import ArchError, LatencyError, UnknownModelError
-from proxylessnas.latency import measure
+from proxylessnas.latency import MeasureSettings, measure
 from proxylessnas.latency import measure_model as measuring
 from proxylessnas.runtimes.environment import allocator
 from proxylessnas.runtimes.modules import build_model
@@ -32,7 +32,7 @@ from proxylessnas.runtimes.settings import Settings
 
 ARCH = Arch("small", stem=8, first=8, last=32, num_classes=10, resolution=24, in_channels=2,
             stages=(Stage(16, 2, "k3e2 - k5e3"), Stage(24, 2, "k3e4")))  # fmt: skip
-QUICK: dict[str, Any] = {"min_runs": 5, "min_seconds": 0.0, "max_seconds": 2.0}
+QUICK = MeasureSettings(min_runs=5, min_seconds=0.0, max_seconds=2.0)
 
 
 class Model(nn.Module):
@@ -113,7 +113,7 @@ def test_the_model_is_bit_for_bit_as_before(where: str, mode: Any) -> None:
     model = prepared(local_kind() if where == HERE else Model)
     with mode():
         before = digest(model)
-        timing = measure(model, input_size=16, memory_format="contiguous", **QUICK)
+        timing = measure(model, input_size=16, settings=QUICK.replace(memory_format="contiguous"))
         assert digest(model) == before
     assert timing.runs >= 5
     assert model.calls == 1
@@ -126,7 +126,7 @@ def test_the_model_is_as_before_after_an_error(where: str) -> None:
     with torch.inference_mode():
         before = digest(model)
         with pytest.raises(LatencyError, match=r"expected input.* to have 3 channels"):
-            measure(model, input_size=(5, 16, 16), **QUICK)
+            measure(model, input_size=(5, 16, 16), settings=QUICK)
         assert digest(model) == before
 
 
@@ -135,7 +135,7 @@ def test_a_model_of_the_package_in_training_is_left_alone() -> None:
     model.freeze_bn()
     before = digest(model)
     with torch.no_grad():
-        timing = measure(model, dtype="bfloat16", batch_size=2, **QUICK)
+        timing = measure(model, batch_size=2, settings=QUICK.replace(dtype="bfloat16"))
     assert digest(model) == before
     assert timing.input_size == (2, 24, 24)
     assert (timing.conditions.dtype, timing.conditions.batch_size) == ("bfloat16", 2)
@@ -146,7 +146,7 @@ def test_a_model_made_in_inference_mode_can_be_measured() -> None:
         nets = [Model(), local_kind()()]
     for model in nets:
         before = digest(model)
-        assert measure(model, input_size=16, **QUICK).median_ms > 0
+        assert measure(model, input_size=16, settings=QUICK).median_ms > 0
         assert digest(model) == before
 
 
@@ -154,7 +154,9 @@ def test_a_model_made_in_inference_mode_can_be_measured() -> None:
 
 
 def test_the_figures_of_a_timing() -> None:
-    timing = measure(ARCH, batch_size=3, min_runs=12, min_seconds=0.1, max_seconds=3)
+    timing = measure(
+        ARCH, batch_size=3, settings=MeasureSettings(min_runs=12, min_seconds=0.1, max_seconds=3)
+    )
     assert 0.01 < timing.p10_ms <= timing.median_ms <= timing.p90_ms < 3000
     assert timing.runs >= 12
     assert 0 < timing.undisturbed_ms <= timing.median_ms
@@ -216,7 +218,7 @@ def test_names_and_files_stand_for_models(loaded: list[Any], tmp_path: Path) -> 
 def test_one_thread_is_the_default(loaded: list[Any]) -> None:
     spec_of(loaded, ARCH)
     assert loaded[-1][1] == Settings(threads=1)
-    spec_of(loaded, ARCH, threads=2, device=torch.device("cpu"), dtype="float16")
+    spec_of(loaded, ARCH, threads=2, device=torch.device("cpu"), settings=MeasureSettings(dtype="float16"))
     assert loaded[-1][1] == Settings(threads=2, dtype="float16")
 
 
@@ -240,7 +242,7 @@ def test_registered_operations_can_be_measured_although_no_other_process_knows_t
     register_op("measured_op", lambda i, o, s: nn.Conv2d(i, o, 1, s))
     arch = Arch("own", stem=8, first=8, last=16, num_classes=4, resolution=16,
                 stages=(Stage(8, 1, "measured_op k3e2"),))  # fmt: skip
-    assert measure(arch, **QUICK).median_ms > 0
+    assert measure(arch, settings=QUICK).median_ms > 0
 
 
 # Modules that cannot travel
@@ -260,14 +262,14 @@ def test_a_module_that_cannot_travel_is_measured_here() -> None:
 
     model = Local()
     before = digest(model)
-    timing = measure(model, input_size=16, threads=2, **QUICK)
+    timing = measure(model, input_size=16, threads=2, settings=QUICK)
     assert set(seen) == {(2, False, True)}
     assert timing.conditions.allocator == allocator()
     assert timing.conditions.threads == 2
     assert torch.get_num_threads() == threads
     assert digest(model) == before
     with torch.autocast("cpu", torch.bfloat16):
-        assert measure(model, input_size=16, **QUICK).conditions.dtype == "float32"
+        assert measure(model, input_size=16, settings=QUICK).conditions.dtype == "float32"
 
 
 IN_MAIN = """
@@ -277,7 +279,8 @@ from proxylessnas.runtimes.environment import allocator
 {first}
 class Model(torch.nn.Sequential):
     pass
-found = latency.measure(Model(torch.nn.Conv2d(3, 4, 3)), input_size=16, min_runs=3, min_seconds=0.0)
+found = latency.measure(Model(torch.nn.Conv2d(3, 4, 3)), input_size=16,
+                        settings=latency.MeasureSettings(min_runs=3, min_seconds=0.0))
 assert found.conditions.allocator == allocator()
 print(found.conditions.allocator, any("hands freed memory back" in reason for reason in found.noise))
 """
@@ -299,7 +302,7 @@ def test_freed_memory_that_is_not_kept_is_a_reason_to_distrust(keeps: bool) -> N
 def test_a_lambda_inside_is_no_obstacle() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3))
     model[0].register_forward_hook(lambda *_: None)
-    assert measure(model, input_size=16, **QUICK).median_ms > 0
+    assert measure(model, input_size=16, settings=QUICK).median_ms > 0
 
 
 def test_a_class_that_only_looks_importable_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,7 +313,7 @@ def test_a_class_that_only_looks_importable_is_found_out(monkeypatch: pytest.Mon
     ghost = types.ModuleType("ghost_module")
     ghost.Ghost = type("Ghost", (Model,), {"__module__": "ghost_module"})  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "ghost_module", ghost)
-    assert measure(ghost.Ghost(), input_size=16, **QUICK).conditions.allocator == allocator()
+    assert measure(ghost.Ghost(), input_size=16, settings=QUICK).conditions.allocator == allocator()
 
 
 @pytest.mark.parametrize("runtime", ["torch-compile", "onnxruntime", "openvino", "executorch"])
@@ -336,10 +339,10 @@ def test_a_module_that_can_be_neither_sent_nor_copied_is_an_error() -> None:
     [
         (ARCH, {"threads": 0}, LatencyError, "threads must be a whole number"),
         (ARCH, {"batch_size": 1.5}, LatencyError, "batch_size must be a whole number"),
-        (ARCH, {"runtime": "tensorrt"}, LatencyError, "runtime is 'tensorrt'; known are torch"),
-        (ARCH, {"device": "tpu"}, LatencyError, "device is 'tpu'"),
-        (ARCH, {"dtype": "int8"}, LatencyError, "dtype is 'int8'"),
-        (ARCH, {"cuda_graph": True}, LatencyError, "cuda_graph needs device 'cuda'"),
+        (ARCH, {"runtime": "tensorrt"}, LatencyError, "runtime must be \"torch\", .*, not 'tensorrt'"),
+        (ARCH, {"device": "tpu"}, LatencyError, 'device must be "cpu" or "cuda", not \'tpu\''),
+        (ARCH, {"dtype": "int8"}, LatencyError, "dtype must be .*, not 'int8'"),
+        (ARCH, {"cuda_graph": True}, LatencyError, "`cuda_graph` needs `device=cuda`"),
         (ARCH, {"input_size": 0}, LatencyError, "input_size must be"),
         (ARCH, {"input_size": True}, LatencyError, "input_size must be"),
         (ARCH, {"input_size": (3, 32)}, LatencyError, "input_size must be"),
@@ -356,8 +359,10 @@ def test_a_module_that_can_be_neither_sent_nor_copied_is_an_error() -> None:
 def test_bad_input_is_one_clear_error(
     what: Any, options: dict[str, Any], error: type[Exception], text: str
 ) -> None:
+    own = {name: value for name, value in options.items() if name in MeasureSettings.__dataclass_fields__}
+    others = {name: value for name, value in options.items() if name not in own}
     with pytest.raises(error, match=text):
-        measure(what, **options)
+        measure(what, **others, settings=MeasureSettings(**own))
 
 
 def test_a_model_that_gives_up_while_it_is_timed() -> None:
@@ -377,7 +382,7 @@ def test_the_published_models_keep_their_order() -> None:
     times: dict[str, list[float]] = {"proxyless_w025_r112": [], "proxyless_gpu": []}
     for _ in range(3):
         for name, found in times.items():
-            found.append(measure(name, min_seconds=0.3).median_ms)
+            found.append(measure(name, settings=MeasureSettings(min_seconds=0.3)).median_ms)
     assert statistics.median(times["proxyless_w025_r112"]) * 3 < statistics.median(times["proxyless_gpu"])
 
 
@@ -385,5 +390,7 @@ def test_a_device_may_be_given_as_a_module_says_it() -> None:
     with pytest.raises(LatencyError, match="device cuda:7: set CUDA_VISIBLE_DEVICES"):
         measure("proxyless_cifar10_demo", device=torch.device("cuda:7"))
     model = create_model("proxyless_cifar10_demo")
-    found = measure(model, device=next(model.parameters()).device, min_runs=3, min_seconds=0.01)
+    found = measure(
+        model, device=next(model.parameters()).device, settings=MeasureSettings(min_runs=3, min_seconds=0.01)
+    )
     assert found.conditions.device == "cpu"

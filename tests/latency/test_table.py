@@ -18,6 +18,7 @@ from proxylessnas.arch.spaces import read_space
 from proxylessnas.errors import LatencyError, LatencyKeyError
 from proxylessnas.latency import (
     Conditions,
+    ImportSettings,
     LatencyTable,
     OpKey,
     Predictor,
@@ -71,7 +72,7 @@ def test_pixel1_is_the_original_file(shared_data: Path) -> None:
     path = shared_data / "official_configs" / "pixel1_mobile_trim.yaml"
     if not path.exists():
         pytest.skip(f"no {path}")
-    original = import_table(path, unit="ms", device_name="Google Pixel 1")
+    original = import_table(path, ImportSettings(unit="ms", device_name="Google Pixel 1"))
     assert dict(original.entries) == dict(LatencyTable.load("pixel1").entries)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from proxylessnas.errors import LatencyError
-from proxylessnas.latency import LatencyTable, OpKey, doubts, import_table
+from proxylessnas.latency import ImportSettings, LatencyTable, OpKey, doubts, import_table
 from proxylessnas.latency.import_files import parse_original_key
 from proxylessnas.latency.table import Entry, ForeignConditions
 
@@ -41,7 +41,9 @@ def write(tmp_path: Path, name: str, content: Any) -> Path:
 
 
 def read(tmp_path: Path, name: str, content: Any, **options: Any) -> LatencyTable:
-    return import_table(write(tmp_path, name, content), **{"unit": "ms", "device_name": "a phone", **options})
+    space = options.pop("space", None)
+    settings = ImportSettings(**{"unit": "ms", "device_name": "a phone", **options})
+    return import_table(write(tmp_path, name, content), settings, space=space)
 
 
 # Three kinds of file.
@@ -125,7 +127,7 @@ def test_units_are_converted(tmp_path: Path, unit: str, value: float) -> None:
     [
         ("a.yaml", YAML, {"unit": None}, "does not say in which unit"),
         ("a.json", PLAIN, {"unit": None}, "does not say in which unit"),
-        ("a.yaml", YAML, {"unit": "sec"}, "unit is 'sec'; known are s, ms, us"),
+        ("a.yaml", YAML, {"unit": "sec"}, "unit must be .ms., .s. or .us., not 'sec'"),
         ("a.json", {"unit": "ns", "entries": PLAIN}, {"unit": None}, 'unit is "ns"; wanted one of s, ms, us'),
         ("a.json", {"unit": "us", "entries": PLAIN}, {}, "its unit is \"us\", not 'ms'"),
         ("a.csv", CSV, {"unit": "s"}, "its unit is \"ms\", not 's'"),
@@ -134,9 +136,9 @@ def test_units_are_converted(tmp_path: Path, unit: str, value: float) -> None:
         ("a.yaml", YAML, {"device_name": None}, "does not say on which device"),
         ("a.json", {"device_name": "x", "entries": PLAIN}, {}, "device_name is \"x\", not 'a phone'"),
         ("a.yaml", YAML, {"device_name": ""}, "device_name is"),
-        ("a.yaml", YAML, {"threads": -1}, "threads is -1"),
+        ("a.yaml", YAML, {"threads": -1}, "threads must be a whole number from 1 to 1024, not -1"),
         ("a.yaml", YAML, {"statistic": "median"}, "its statistic is \"mean\", not 'median'"),
-        ("a.csv", CSV, {"statistic": "best"}, "statistic is 'best'"),
+        ("a.csv", CSV, {"statistic": "best"}, "statistic must be .median. or .mean., not 'best'"),
         ("a.txt", YAML, {}, "yaml, .csv or .json, not '.txt'"),
         ("a.json", [1], {}, "holds \\[1\\]"),
         ("a.json", {"entries": [1]}, {}, "entries is \\[1\\]"),
@@ -248,7 +250,7 @@ def test_seconds_called_milliseconds(tmp_path: Path, phone: dict[str, float]) ->
 
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(LatencyError, match="cannot read"):
-        import_table(tmp_path / "a.yaml", unit="ms", device_name="a phone")
+        import_table(tmp_path / "a.yaml", ImportSettings(unit="ms", device_name="a phone"))
 
 
 # Keys of the original code.
@@ -338,9 +340,9 @@ def test_tables_in_another_unit_are_converted(tmp_path: Path, unit: str, factor:
 def test_a_table_states_everything_itself(tmp_path: Path) -> None:
     path = _native(tmp_path, "s", 1e-3)
     with pytest.raises(LatencyError, match="states its own device_name, threads, space: leave that out"):
-        import_table(path, device_name="x", threads=1, space="imagenet")
+        import_table(path, ImportSettings(device_name="x", threads=1), space="imagenet")
     with pytest.raises(LatencyError, match="its unit is \"s\", not 'ms'"):
-        import_table(path, unit="ms")
+        import_table(path, ImportSettings(unit="ms"))
     with pytest.raises(LatencyError, match="is the unit 's' right"):
         import_table(_native(tmp_path, "s", 1e3))
     path = _native(tmp_path, "parsec", 1.0)
@@ -386,4 +388,4 @@ def test_a_file_of_too_many_lines_is_not_looked_at(
     )
     (tmp_path / name).write_text("key,ms\n" + (line + "\n") * 900_000)
     with pytest.raises(LatencyError, match=r"it has 900,001 lines; wanted at most 200,000 entries"):
-        import_table(tmp_path / name, unit="ms", device_name="x")
+        import_table(tmp_path / name, ImportSettings(unit="ms", device_name="x"))

@@ -11,7 +11,7 @@ import torch
 from deploy_tools import small
 
 from proxylessnas import LatencyError, create_model, deploy
-from proxylessnas.latency import bench, measure
+from proxylessnas.latency import BenchSettings, MeasureSettings, bench, measure
 from proxylessnas.latency.benchmark import _plan
 from proxylessnas.latency.benchmark_models import open_models
 from proxylessnas.runtimes.base import ModelSpec
@@ -25,13 +25,13 @@ from proxylessnas.runtimes.files import (
 )
 from proxylessnas.runtimes.settings import Settings
 
-QUICK = {"min_runs": 3, "min_seconds": 0.0, "max_seconds": 2.0}
+QUICK = MeasureSettings(min_runs=3, min_seconds=0.0, max_seconds=2.0)
 
 
 @pytest.fixture(scope="module")
 def torchscript(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("files") / "net.pt"
-    deploy.export(small(), path, threads=1, measure=False)
+    deploy.export(small(), path, deploy.ExportSettings(threads=1, measure=False))
     return path
 
 
@@ -84,12 +84,12 @@ def test_torch_runs_its_files(torchscript: Path, tmp_path: Path) -> None:
 
 
 def test_measure_takes_files(torchscript: Path) -> None:
-    timing = measure(torchscript, **QUICK)  # type: ignore[arg-type]
+    timing = measure(torchscript, settings=QUICK)
     assert timing.median_ms > 0
     assert timing.input_size == (3, 32, 32)
     assert timing.conditions.runtime == "torch"
     with pytest.raises(LatencyError, match=r"runtime 'onnxruntime' cannot read .*net\.pt"):
-        measure(torchscript, runtime="onnxruntime", **QUICK)  # type: ignore[arg-type]
+        measure(torchscript, runtime="onnxruntime", settings=QUICK)
 
 
 @pytest.mark.slow
@@ -98,8 +98,8 @@ def test_measure_finds_the_runtime_of_a_file(tmp_path: Path) -> None:
     pytest.importorskip("onnx")
     for options in ({}, {"uint8_input": True}):
         file = tmp_path / f"net{len(options)}.onnx"
-        deploy.export(small(), file, threads=1, measure=False, **options)  # type: ignore[arg-type]
-        timing = measure(file, batch_size=2, **QUICK)  # type: ignore[arg-type]
+        deploy.export(small(), file, deploy.ExportSettings(threads=1, measure=False, **options))  # type: ignore[arg-type]
+        timing = measure(file, batch_size=2, settings=QUICK)
         assert (timing.conditions.runtime, timing.conditions.batch_size) == ("onnxruntime", 2)
 
 
@@ -122,9 +122,11 @@ def test_a_bench_plans_files_for_the_runtimes_that_read_them(torchscript: Path, 
 def test_a_bench_measures_a_file_in_its_own_runtime(torchscript: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
-    deploy.export(small(), tmp_path / "net.onnx", threads=1, measure=False)
+    deploy.export(small(), tmp_path / "net.onnx", deploy.ExportSettings(threads=1, measure=False))
     result = bench(
-        ["proxyless_cifar10_demo", tmp_path / "net.onnx", torchscript], peers=(), rounds=1, seconds=0.01
+        ["proxyless_cifar10_demo", tmp_path / "net.onnx", torchscript],
+        BenchSettings(rounds=1, seconds=0.01),
+        peers=(),
     )
     assert [(row.model.name, row.timing.conditions.runtime) for row in result.rows] == [
         ("proxyless_cifar10_demo", "torch"), ("net.pt", "torch"), ("net.onnx", "onnxruntime"),

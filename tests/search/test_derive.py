@@ -17,6 +17,7 @@ from train_tools import differences_of, environment, noise_folder, run_command, 
 
 import proxylessnas
 from proxylessnas import DataError, LatencyError, ProxylessNAS, create_model, profile, search
+from proxylessnas.search import DeriveSettings
 from proxylessnas.search import run as after
 from proxylessnas.search.constraints import size_costs
 from proxylessnas.search.supernet import seeded
@@ -33,6 +34,7 @@ def test_the_public_names() -> None:
         "SearchRecipe",
         "SearchResult",
         "derive",
+        "DeriveSettings",
         "read_search_recipe",
         "search",
     }
@@ -84,15 +86,15 @@ def test_targets_are_met() -> None:
     ranges = {name: costs.range() for name, costs in size_costs(model).items()}
     limits = {f"target_{name}_m": low + 0.4 * (high - low) for name, (low, high) in ranges.items()}
     for chosen in ({"target_macs_m": limits["target_macs_m"]}, limits):
-        _, child = search.derive(model, **chosen)
+        _, child = search.derive(model, DeriveSettings(**chosen))
         found = profile(child, size)
         costs = {"target_macs_m": found.macs / 1e6, "target_params_m": found.params / 1e6}
         assert all(costs[name] <= limit for name, limit in chosen.items())
         assert costs["target_macs_m"] >= 0.85 * limits["target_macs_m"]
-    arch, _ = search.derive(model, min_depth=2)
+    arch, _ = search.derive(model, DeriveSettings(min_depth=2))
     assert "-" not in [token for stage in arch.stages for token in stage.tokens]
     with pytest.raises(DataError, match="no model of this space keeps to params"):
-        search.derive(model, target_params_m=1e-6)
+        search.derive(model, DeriveSettings(target_params_m=1e-6))
 
 
 def test_a_latency_target_needs_a_table(tmp_path: Path) -> None:
@@ -101,12 +103,12 @@ def test_a_latency_target_needs_a_table(tmp_path: Path) -> None:
     target = low + 0.4 * (high - low)
     path = table.save(tmp_path / "table.json")
     for given in (table, path, str(path)):
-        arch, _ = search.derive(model, table=given, target_ms=target)
+        arch, _ = search.derive(model, DeriveSettings(target_ms=target), table=given)
         assert 0.85 * target <= table.predict(arch) <= target
     with pytest.raises(DataError, match="needs a latency table"):
-        search.derive(model, target_ms=target)
+        search.derive(model, DeriveSettings(target_ms=target))
     with pytest.raises(LatencyError, match="nowhere"):
-        search.derive(model, target_ms=target, table=tmp_path / "nowhere.json")
+        search.derive(model, DeriveSettings(target_ms=target), table=tmp_path / "nowhere.json")
 
 
 def test_statistics_are_computed_anew_from_all_batches() -> None:

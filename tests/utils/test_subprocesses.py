@@ -18,10 +18,10 @@ from PIL import Image
 
 import proxylessnas
 from proxylessnas import create_model
-from proxylessnas.cli._latency import import_modules
+from proxylessnas.cli._arguments import import_modules
 from proxylessnas.deploy.bundle import open_bundle
 from proxylessnas.deploy.formats import litert as litert_format
-from proxylessnas.deploy.formats.base import ExportOptions
+from proxylessnas.deploy.settings import ExportOptions
 from proxylessnas.errors import LatencyError, MissingExtraError, ProxylessError
 from proxylessnas.latency.kit import runner as kit_runner
 from proxylessnas.latency.worker import Worker

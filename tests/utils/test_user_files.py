@@ -17,7 +17,7 @@ from proxylessnas.arch.spaces import read_space
 from proxylessnas.data.images import load_image
 from proxylessnas.data.named import read_idx
 from proxylessnas.errors import DataError, ProxylessError
-from proxylessnas.latency import LatencyTable, import_table
+from proxylessnas.latency import ImportSettings, LatencyTable, import_table
 from proxylessnas.train import read_recipe
 from proxylessnas.train.checkpoint import load as load_checkpoint
 from proxylessnas.utils.files import open_file, read_bytes, read_text
@@ -35,7 +35,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "recipe.toml": read_recipe,
     "space.toml": read_space,
     "table.json": LatencyTable.load,
-    "table.csv": lambda path: import_table(path, unit="ms", device_name="x"),
+    "table.csv": lambda path: import_table(path, ImportSettings(unit="ms", device_name="x")),
     "image.png": load_image,
     "train-images-idx3-ubyte": read_idx,
 }
@@ -114,6 +114,6 @@ def test_text_as_windows_writes_it(bom: bytes, encoding: str, tmp_path: Path) ->
     config = put("net.config", json.dumps(Arch.parse(MODEL).to_official()))
     assert Arch.from_official(config).num_classes == 3
     table = put("t.csv", "key,ms\nk3e6 in=24x56x56 out=40 stride=2,1.5\n")
-    assert [e.ms for e in import_table(table, device_name="x").entries.values()] == [1.5]
+    assert [e.ms for e in import_table(table, ImportSettings(device_name="x")).entries.values()] == [1.5]
     space = read_space("tiny")
     assert read_space(put("s.toml", space.to_toml())) == space

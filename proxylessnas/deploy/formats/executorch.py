@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ...errors import ExportError, LatencyError
 from ..bundle import ModelBundle
-from .base import ExportOptions, Program, refuse, refuse_open_trees
+from ..settings import ExportOptions
+from .base import Program, refuse, refuse_open_trees
 from .split_depthwise import split_depthwise
 
 #: Largest batch of a program whose batch is open: ExecuTorch plans the memory of its output for this many.

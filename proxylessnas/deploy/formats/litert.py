@@ -23,7 +23,8 @@ from ...models.loading import save_weights
 from ...runtimes.litert import RUNTIME, interpreter, resize
 from ...utils.subprocesses import find_program
 from ..bundle import ModelBundle
-from .base import ExportOptions, Program, refuse, refuse_open_trees
+from ..settings import ExportOptions
+from .base import Program, refuse, refuse_open_trees
 
 #: Names the Python that has litert-torch.
 VARIABLE = "PROXYLESSNAS_LITERT_PYTHON"

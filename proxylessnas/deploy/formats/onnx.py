@@ -30,7 +30,8 @@ from ...runtimes.onnx_graph import (
 )
 from ...runtimes.onnxruntime import RUNTIME
 from ..bundle import ModelBundle
-from .base import ExportOptions, Program, refuse
+from ..settings import ExportOptions
+from .base import Program, refuse
 
 #: Names of the file's input and output.
 IMAGES, LOGITS = "images", "logits"
@@ -190,32 +191,8 @@ def add_pixels(proto: Proto, preprocessing: Preprocessing, name: str) -> None:
     strip = steps("Slice", [name, start, steps("Add", [start, kept], "end"), axes], "strip")
     scaled = steps("Mul", [kept, steps.whole("resize", [p.resize])], "scaled")
     size = steps("Div", [scaled, short], "size")
-    # First the width, then the height, each rounded to whole grey values: as PyTorch resizes bytes.
     values = steps("Cast", [strip], "strip_values", to=onnx.TensorProto.FLOAT)
-    for k, side_name in ((1, "width"), (0, "height")):
-        index = steps.whole(side_name, [k])
-        others = steps.whole(f"{side_name}_other", [1 - k])
-        before = steps("Shape", [values], f"{side_name}_before", start=2)
-        new = steps("Gather", [size, index], f"{side_name}_new")
-        old = steps("Gather", [before, others], f"{side_name}_kept")
-        pair = [old, new] if k else [new, old]
-        whole_size = steps(
-            "Concat",
-            [steps("Shape", [values], f"{side_name}_batch", end=2), *pair],
-            f"{side_name}_size",
-            axis=0,
-        )
-        values = steps(
-            "Resize", [values, "", "", whole_size], f"{side_name}_resized",
-            mode="linear" if p.interpolation == "bilinear" else "cubic", antialias=int(p.antialias),
-            coordinate_transformation_mode="half_pixel", cubic_coeff_a=-0.5 if p.antialias else -0.75,
-            exclude_outside=int(p.antialias and p.interpolation == "bicubic"),
-        )  # fmt: skip
-        values = steps("Add", [values, steps.real(f"{side_name}_half", [0.5])], f"{side_name}_plus_half")
-        values = steps("Floor", [values], f"{side_name}_floor")
-        bounds = [steps.real(f"{side_name}_{n}", [n], ()) for n in (0.0, 255.0)]
-        values = steps("Clip", [values, *bounds], f"{side_name}_whole")
-    resized = values
+    resized = _resized(steps, values, size, p)
 
     # Half of an odd number is rounded to the even side, as Python's round() does.
     side = steps.whole("side", [p.input_size])
@@ -228,19 +205,38 @@ def add_pixels(proto: Proto, preprocessing: Preprocessing, name: str) -> None:
     values = steps("Sub", [values, steps.real("mean", p.mean, (1, 3, 1, 1))], "centred")
     values = steps("Div", [values, steps.real("std", p.std, (1, 3, 1, 1))], "whitened")
     # Tells those who read the graph what the sides are.
-    steps.nodes.append(
-        onnx.helper.make_node(
-            "Reshape", [values, steps.whole("net_input", [0, 3, p.input_size, p.input_size])], [inside]
-        )
-    )
+    shape = steps.whole("net_input", [0, 3, p.input_size, p.input_size])
+    steps.nodes.append(onnx.helper.make_node("Reshape", [values, shape], [inside]))
 
     nodes = [*steps.nodes, *graph.node]
     del graph.node[:]
     graph.node.extend(nodes)
     graph.initializer.extend(steps.constants)
     batch = graph.input[0].type.tensor_type.shape.dim[0]
-    shape = [batch.dim_param or batch.dim_value, 3, "height", "width"]
-    graph.input[0].CopyFrom(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, shape))
+    dims = [batch.dim_param or batch.dim_value, 3, "height", "width"]
+    graph.input[0].CopyFrom(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, dims))
+
+
+def _resized(steps: _Steps, values: str, size: str, p: Preprocessing) -> str:
+    """Resize the width, then the height, each rounded to whole grey values, as PyTorch resizes bytes."""
+    for k, side in ((1, "width"), (0, "height")):
+        index, others = steps.whole(side, [k]), steps.whole(f"{side}_other", [1 - k])
+        before = steps("Shape", [values], f"{side}_before", start=2)
+        new = steps("Gather", [size, index], f"{side}_new")
+        old = steps("Gather", [before, others], f"{side}_kept")
+        batch = steps("Shape", [values], f"{side}_batch", end=2)
+        whole_size = steps("Concat", [batch, *([old, new] if k else [new, old])], f"{side}_size", axis=0)
+        values = steps(
+            "Resize", [values, "", "", whole_size], f"{side}_resized",
+            mode="linear" if p.interpolation == "bilinear" else "cubic", antialias=int(p.antialias),
+            coordinate_transformation_mode="half_pixel", cubic_coeff_a=-0.5 if p.antialias else -0.75,
+            exclude_outside=int(p.antialias and p.interpolation == "bicubic"),
+        )  # fmt: skip
+        values = steps("Add", [values, steps.real(f"{side}_half", [0.5])], f"{side}_plus_half")
+        values = steps("Floor", [values], f"{side}_floor")
+        bounds = [steps.real(f"{side}_{n}", [n], ()) for n in (0.0, 255.0)]
+        values = steps("Clip", [values, *bounds], f"{side}_whole")
+    return values
 
 
 class _Steps:

@@ -11,7 +11,8 @@ from torch import Tensor
 from ...errors import ExportError
 from ...runtimes.openvino import RUNTIME, last_line
 from ..bundle import ModelBundle
-from .base import ExportOptions, Program, refuse
+from ..settings import ExportOptions
+from .base import Program, refuse
 
 #: Where the metadata is: ``model.get_rt_info(["proxylessnas", "categories"])``.
 SECTION = "proxylessnas"

@@ -12,7 +12,8 @@ from ..._version import __version__
 from ...errors import ExportError, ProxylessError, missing_extra
 from ...models.loading import save_weights
 from ..bundle import ModelBundle
-from .base import ExportOptions, Program, refuse
+from ..settings import ExportOptions
+from .base import Program, refuse
 
 #: What :func:`~proxylessnas.save_weights` does not write itself.
 _MORE = ("name", "license", "origin")

@@ -16,7 +16,8 @@ from ...errors import ExportError, LatencyError, first_line
 from ...runtimes.files import METADATA_FILE, load_program
 from ...runtimes.torch_compile import missing_compiler
 from ..bundle import ModelBundle
-from .base import ExportOptions, Program, refuse
+from ..settings import ExportOptions
+from .base import Program, refuse
 
 
 class TorchExportFormat:

@@ -13,7 +13,8 @@ import torch
 from ...errors import ExportError, first_line
 from ...runtimes.files import METADATA_FILE
 from ..bundle import ModelBundle
-from .base import ExportOptions, Program, refuse
+from ..settings import ExportOptions
+from .base import Program, refuse
 from .torch_export import opened
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ...errors import ExportError
 from ..bundle import ModelBundle
-from ..formats.base import ExportOptions, Format, formats
+from ..formats.base import Format, formats
+from ..settings import ExportOptions
 from .schemes import Scheme
 
 

@@ -67,7 +67,7 @@ def read_calibration(
     if given is None:
         raise ExportError(
             "int8 needs images to calibrate with, like those the model will see: --calibrate FOLDER "
-            "(calibration=FOLDER in Python); 50 will do"
+            "(calibrate=FOLDER in Python); 50 will do"
         )
     files, source = _files(given)
     if len(files) < LEAST:

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from ...errors import ExportError, LatencyError, first_line
 from ...runtimes.executorch import RUNTIME, lower_exported
 from ..bundle import ModelBundle
-from ..formats.base import ExportOptions
 from ..formats.executorch import _MUST_BE_DELEGATED, LARGEST_BATCH
 from ..formats.split_depthwise import SplitDepthwise, split_depthwise
+from ..settings import ExportOptions
 from .fake_quant import in_float_part
 from .schemes import Scheme
 

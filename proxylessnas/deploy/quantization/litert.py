@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from ...errors import ExportError
 from ..bundle import ModelBundle
-from ..formats.base import ExportOptions
 from ..formats.litert import append_metadata, convert
 from ..formats.split_depthwise import split_depthwise
+from ..settings import ExportOptions
 from .fake_quant import in_float_part
 from .schemes import Scheme
 

@@ -18,9 +18,9 @@ from torch import Tensor
 from ...errors import ExportError, first_line, missing_extra
 from ...runtimes.onnx_graph import Proto, import_onnx
 from ..bundle import ModelBundle
-from ..formats.base import ExportOptions
 from ..formats.onnx import FORMAT
 from ..formats.split_depthwise import MOST_WEIGHTS
+from ..settings import ExportOptions
 from .ranges import Observed
 from .schemes import Scheme
 

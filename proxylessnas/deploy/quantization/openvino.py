@@ -21,10 +21,10 @@ from ...errors import ExportError, ProxylessError, first_line, missing_extra
 from ...models.base import ImageClassifier
 from ...runtimes.openvino import RUNTIME
 from ..bundle import ModelBundle
-from ..formats.base import ExportOptions
 from ..formats.onnx import model_proto
 from ..formats.openvino import SECTION
 from ..formats.split_depthwise import MOST_WEIGHTS
+from ..settings import ExportOptions
 from .fake_quant import rounded_weight, stays_float
 from .schemes import Scheme
 

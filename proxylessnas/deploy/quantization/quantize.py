@@ -17,19 +17,20 @@ import torch
 from torch import Tensor
 
 from ...data.folders import LabelledImages, counted
-from ...errors import ExportError, shown
+from ...errors import ExportError
 from ...latency.measurement import LIMIT, Measurement, uncertainty
 from ...models.base import ImageClassifier
 from ...runtimes.base import Session
 from ...runtimes.timer import window
 from ..bundle import ModelBundle
-from ..formats.base import ExportOptions, Format, Program
+from ..formats.base import Format, Program
+from ..settings import ExportOptions, ExportSettings
 from .backends import Backend, backend_of
 from .calibration import Calibration, labelled_inputs, read_calibration
 from .ptq import corrected, equalised
 from .qat import quantisation_aware
 from .report import Int8Report, Tried
-from .schemes import Scheme, check_target, exact_on, scheme_of
+from .schemes import Scheme, exact_on, scheme_of
 
 _TURNS, _MOST_SECONDS = 20, 10.0  # of both files for the latency: at least, and unless it is certain
 
@@ -38,41 +39,27 @@ def quantise(
     bundle: ModelBundle,
     path: Path,
     fmt: Format,
+    settings: ExportSettings,
     *,
-    calibration: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | LabelledImages | None,
     judge: LabelledImages | None = None,
-    min_agreement: float = 0.90,
-    max_drop: float = 0.02,
-    target_isa: str = "any",
     schemes: Sequence[str | Scheme] | None = None,
-    qat_epochs: int = 0,
-    qat_data: str | os.PathLike[str] | None = None,
-    options: ExportOptions | None = None,
-    threads: int | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Int8Report:
     """Write a model as an int8 file, by the scheme that does best on images it was not calibrated on.
 
     A third of the calibration images is held out; each scheme is calibrated on the others, its file run
     in its own runtime on those held out, and the one whose probabilities are nearest to the float32 model's
-    is taken. With images to judge by, it is then calibrated on all; the judge is looked at once, at the end.
+    is taken. With images to judge by, it is then calibrated on all; the judge is looked at once, at the end,
+    and compares with the model as it was, also where it is trained with the rounding first.
 
     Args:
         bundle: the model.
         path: the file to be written, in a folder of the export's own.
         fmt: its format: ``.onnx``, ``.xml``, ``.pte`` or ``.tflite``.
-        calibration: see :func:`~.calibration.read_calibration`.
+        settings: what to calibrate with, which limits to keep, and how the file (of floats) is written.
         judge: labelled images to judge by; None takes the calibration images that were held out.
-        min_agreement: share of the images, 0 to 1, to which int8 has to give the float32 model's class.
-        max_drop: how much of the top-1 accuracy may be lost, 0 to 1; a single image always may.
-        target_isa: processors to choose schemes for, one of :data:`~.saturation.TARGETS`.
         schemes: what to try, by name (:func:`~.schemes.scheme_of`); None takes the format's own list for the
             target.
-        qat_epochs: first train the model so many epochs as its int8 file computes; see
-            :func:`~.qat.quantisation_aware`. The judge still compares with the model as it was.
-        qat_data: labelled images to train on.
-        options: as for the float file.
-        threads: of the runtime; None is torch's number.
         progress: told what comes next.
 
     Raises:
@@ -80,63 +67,29 @@ def quantise(
             ``path`` then.
         MissingExtraError: a library is not installed.
     """
-    options = options or ExportOptions()
-    backend = check_int8(fmt, qat_epochs, qat_data, target_isa)
+    backend, target = backend_of(fmt), settings.target_isa or "any"
     tell = progress or (lambda what: None)
-    wanted = [scheme_of(s) if isinstance(s, str) else s for s in schemes or backend.schemes(target_isa)]
+    wanted = [scheme_of(s) if isinstance(s, str) else s for s in schemes or backend.schemes(target)]
     if not wanted:
         raise ExportError("no int8 scheme to try")
-    threads = threads or torch.get_num_threads()
-    images = read_calibration(bundle, calibration)
+    threads = settings.threads or torch.get_num_threads()
+    options = dataclasses.replace(settings.options, uint8_input=False)
+    images = read_calibration(bundle, settings.calibrate)
     folder = Path(tempfile.mkdtemp(prefix=".int8-", dir=path.parent))
     try:
         work = _Work(bundle, fmt, backend, options, threads, folder)
         exact = folder / f"float{fmt.suffix}"
         fmt.write(bundle, exact, options)
-        base = bundle.model
-        if qat_epochs:
-            assert qat_data is not None  # says check_int8()
-            tell(f"quantisation-aware training, {counted(qat_epochs, 'epoch')}")
-            base = quantisation_aware(base, qat_data, images.fit, wanted[-1], epochs=qat_epochs)
+        base = _trained(bundle.model, images, wanted[-1], settings, tell)
         tried, best = _best(work, Prepared(base, images.fit), images, wanted, tell)
+        draft = work.path_of(best)
         if judge is not None:
             tell(f"writing the int8 file by the scheme {best.name}")
             draft = work.write(best, Prepared(base, images.everything))
-            judged_on, seen = f"{len(judge)} labelled images", images.n
-        else:
-            draft = work.path_of(best)
-            judged_on = "held out of the calibration images"
-            seen = sum(len(x) for x in images.fit)
         tell("judging the int8 file")
-        program = fmt.open(draft, threads=threads)
-        verdict = _judged(bundle, program, images, judge, options)
-        programs = [fmt.open(exact, threads=threads), program]
-        ms_float, ms_int8 = by_turns(programs, images.fit[0], options.batch_size or 1)
-        top1_float, top1_int8 = verdict.top1
-        isas, saturating = exact_on(backend.paired_weights(draft))
-        report = Int8Report(
-            scheme=best.name,
-            tried=tuple(tried),
-            calibrated_on=images.source,
-            calibration_images=seen,
-            judged_on=judged_on,
-            n=verdict.n,
-            agreement=verdict.agreement,
-            top1_float=top1_float,
-            top1_int8=top1_int8,
-            difference=verdict.difference,
-            divergence=verdict.divergence,
-            bytes_float=_bytes(exact),
-            bytes_int8=_bytes(draft),
-            ms_float=ms_float,
-            ms_int8=ms_int8,
-            threads=threads,
-            qat_epochs=qat_epochs,
-            target_isa=target_isa,
-            exact_on=isas,
-            saturating=saturating,
-        )
-        _refuse_bad(report, verdict, min_agreement, max_drop)
+        report, verdict = _report(work, best, images, judge, (exact, draft), settings.qat_epochs)
+        report = dataclasses.replace(report, tried=tuple(tried), target_isa=target)
+        _refuse_bad(report, verdict, settings)
         for part in _parts(draft):
             os.replace(part, path.with_suffix(part.suffix))
         return report
@@ -144,22 +97,69 @@ def quantise(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def check_int8(fmt: Format, qat_epochs: object, qat_data: object, target_isa: object = "any") -> Backend:
-    """Return what writes int8 files of a format.
+def _trained(
+    model: ImageClassifier,
+    images: Calibration,
+    scheme: Scheme,
+    settings: ExportSettings,
+    tell: Callable[[str], None],
+) -> ImageClassifier:
+    """Return the model, fine-tuned with the rounding of a scheme in it if that is asked for."""
+    epochs = settings.qat_epochs
+    if settings.qat_data is None:
+        return model
+    tell(f"quantisation-aware training, {counted(epochs, 'epoch')}")
+    return quantisation_aware(model, settings.qat_data, images.fit, scheme, epochs=epochs)
 
-    Raises:
-        ExportError: nothing does, the quantisation-aware training makes no sense, or the target is none.
+
+def _report(
+    work: _Work,
+    best: Scheme,
+    images: Calibration,
+    judge: LabelledImages | None,
+    files: tuple[Path, Path],
+    qat_epochs: int,
+) -> tuple[Int8Report, _Verdict]:
+    """Judge and time the int8 file; return the report, and the sums that it is made of.
+
+    Args:
+        work: what was tried.
+        best: the scheme of the int8 file.
+        images: it was calibrated on those, or on a part of them.
+        judge: labelled images to judge by, or None.
+        files: in float32 and in int8.
+        qat_epochs: of fine-tuning before.
     """
-    backend = backend_of(fmt)
-    check_target(target_isa)
-    if isinstance(qat_epochs, bool) or not isinstance(qat_epochs, int) or qat_epochs < 0:
-        raise ExportError(f"qat_epochs must be a whole number of at least 0, not {shown(qat_epochs)}")
-    if (qat_epochs > 0) != (qat_data is not None):
-        raise ExportError(
-            "quantisation-aware training takes both --qat-epochs and --qat-data, the images "
-            "(qat_epochs= and qat_data= in Python)"
-        )
-    return backend
+    exact, draft = files
+    program = work.fmt.open(draft, threads=work.threads)
+    verdict = _judged(work.bundle, program, images, judge, work.options)
+    programs = [work.fmt.open(exact, threads=work.threads), program]
+    ms_float, ms_int8 = by_turns(programs, images.fit[0], work.options.batch_size or 1)
+    top1_float, top1_int8 = verdict.top1
+    isas, saturating = exact_on(work.backend.paired_weights(draft))
+    held_out = judge is None
+    report = Int8Report(
+        scheme=best.name,
+        tried=(),
+        calibrated_on=images.source,
+        calibration_images=sum(len(x) for x in images.fit) if held_out else images.n,
+        judged_on="held out of the calibration images" if judge is None else f"{len(judge)} labelled images",
+        n=verdict.n,
+        agreement=verdict.agreement,
+        top1_float=top1_float,
+        top1_int8=top1_int8,
+        difference=verdict.difference,
+        divergence=verdict.divergence,
+        bytes_float=_bytes(exact),
+        bytes_int8=_bytes(draft),
+        ms_float=ms_float,
+        ms_int8=ms_int8,
+        threads=work.threads,
+        qat_epochs=qat_epochs,
+        exact_on=isas,
+        saturating=saturating,
+    )
+    return report, verdict
 
 
 @dataclass(frozen=True, eq=False)
@@ -299,8 +299,10 @@ def _judged(
     return verdict
 
 
-def _refuse_bad(report: Int8Report, verdict: _Verdict, min_agreement: float, max_drop: float) -> None:
+def _refuse_bad(report: Int8Report, verdict: _Verdict, settings: ExportSettings) -> None:
     """Raise ExportError if a limit is not kept."""
+    min_agreement = 0.9 if settings.min_agreement is None else settings.min_agreement
+    max_drop = 0.02 if settings.max_drop is None else settings.max_drop
     what = f"int8 by the scheme {report.scheme}, the best of {len(report.tried)}, "
     on = f"of the {report.n} images ({report.judged_on})"
     if not report.agreement >= min_agreement:

@@ -123,20 +123,8 @@ def scheme_of(name: str) -> Scheme:
 #: Instruction sets by the worst that a kernel does with them: "avx2" stands for all x86 processors without
 #: VNNI (SSE4.1 and AVX-512 too), "vnni" for those with it in any form (AVX-VNNI, AVX-512 VNNI, AMX).
 ISAS = ("avx2", "vnni")
-#: What a file can be made for; "any" is all of :data:`ISAS`.
-TARGETS = (*ISAS, "any")
 _LEAST, _MOST = -(1 << 15), (1 << 15) - 1
 _LARGEST_INPUT = 255
-
-
-def check_target(target_isa: object) -> None:
-    """Refuse what is no target.
-
-    Raises:
-        ExportError: it is none of :data:`TARGETS`.
-    """
-    if target_isa not in TARGETS:
-        raise ExportError(f"target_isa is {shown(target_isa)}; known are {', '.join(TARGETS)}")
 
 
 def can_saturate(weight: Tensor) -> bool:

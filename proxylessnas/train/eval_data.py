@@ -1,4 +1,4 @@
-"""The images that ``proxylessnas eval`` is given: a folder, or a data set known by name."""
+"""The images that a model is evaluated on: a folder, or the test part of a data set known by name."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import copy
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ..data.categories import DATASETS, categories, class_places, unique, wnids
+from ..data.folders import LabelledImages, labelled_images
+from ..data.named import NAMES, parse_name
+from ..data.open import open_data
+from ..data.transforms import Preprocessing
 from ..errors import DataError
-from ._command import UsageError
-from ._model import Model, class_labels
-
-if TYPE_CHECKING:
-    from ..data.folders import LabelledImages
-    from ..train.evaluate import Batch
+from ..models.base import ImageClassifier
+from .evaluate import Batch, read_batches
+from .loader import EvalLoader
 
 
 @dataclass(frozen=True)
@@ -39,35 +41,53 @@ class EvalData:
     batches: Callable[[int, int], Iterator[Batch]]
 
 
-def check_source(source: str, labels: str | None) -> None:
-    """Check that there is such a folder or data set, before anything is downloaded.
+def class_labels(
+    model: ImageClassifier, dataset: str | None
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """Return the names, unique labels and wnids (or none of these) of a model's classes, in output order.
 
     Args:
-        source: a folder, which wins, or the name of a data set.
-        labels: how folder names are to be read, if that was asked for.
+        model: may name its classes.
+        dataset: whose classes they are, if that is known.
+    """
+    names, ids = model.categories, model.wnids
+    if not names and dataset is not None:
+        names, ids = categories(dataset), wnids(dataset)
+    if not names:
+        names = tuple(f"class {i}" for i in range(model.num_classes))
+    return names, unique(names, ids), ids
+
+
+def check_source(source: str) -> None:
+    """Check that there is such a folder, which wins, or data set, before anything is downloaded.
 
     Raises:
         DataError: there is not.
-        UsageError: a data set has no folder names.
     """
     if os.path.isdir(source):
         return
     if os.path.exists(source):
         raise DataError(f"{source}: is a file; a folder of images is expected")
-    from ..data.named import NAMES, parse_name
-
     if parse_name(source) is None:
         raise DataError(f"{source}: no such folder; data sets known by name are {', '.join(NAMES)}")
-    if labels is not None:
-        raise UsageError(f"--labels is about the names of folders, but {source} is a data set")
 
 
-def open_source(source: str, model: Model, *, labels: str | None, limit: int | None) -> EvalData:
+def open_source(
+    source: str,
+    model: ImageClassifier,
+    preprocessing: Preprocessing,
+    dataset: str | None = None,
+    *,
+    labels: str | None = None,
+    limit: int | None = None,
+) -> EvalData:
     """Return the images of a folder, or the test part of a data set known by name.
 
     Args:
         source: see :func:`check_source`.
         model: whose classes the images get.
+        preprocessing: of its inputs.
+        dataset: whose classes they are, if that is known.
         labels: "number" or "position" settles how folder names are read.
         limit: at most so many images, spread evenly.
 
@@ -75,21 +95,23 @@ def open_source(source: str, model: Model, *, labels: str | None, limit: int | N
         DataError: there are no images, or their classes are not the model's.
     """
     if os.path.isdir(source):
-        return _folder(source, model, labels, limit)
-    return _named(source, model, limit)
+        return _folder(source, model, preprocessing, dataset, labels, limit)
+    return _named(source, model, preprocessing, dataset, limit)
 
 
-def _folder(folder: str, model: Model, labels: str | None, limit: int | None) -> EvalData:
-    from ..data.folders import labelled_images
-    from ..train.evaluate import read_batches
-
-    images = labelled_images(
-        folder, model.model.num_classes, model.dataset, names=model.model.categories, labels=labels
-    )
-    names = _names_by_folder(folder, model, images)
+def _folder(
+    folder: str,
+    model: ImageClassifier,
+    preprocessing: Preprocessing,
+    dataset: str | None,
+    labels: str | None,
+    limit: int | None,
+) -> EvalData:
+    images = labelled_images(folder, model.num_classes, dataset, names=model.categories, labels=labels)
+    names = _names_by_folder(folder, model, dataset, images)
     if limit is not None:
         images = images.limit(limit)
-    transform = model.preprocessing.build()
+    transform = preprocessing.build()
     return EvalData(
         len(images),
         images.classes,
@@ -100,39 +122,41 @@ def _folder(folder: str, model: Model, labels: str | None, limit: int | None) ->
     )
 
 
-def _names_by_folder(folder: str, model: Model, images: LabelledImages) -> tuple[str, ...]:
+def _names_by_folder(
+    folder: str, model: ImageClassifier, dataset: str | None, images: LabelledImages
+) -> tuple[str, ...]:
     """Return what to call the model's classes; where it has no names, what the folders made of them."""
-    from ..data.categories import DATASETS, categories, unique, wnids
-
-    _, names, _ = class_labels(model)
-    if model.model.categories or model.dataset is not None:
+    _, names, _ = class_labels(model, dataset)
+    if model.categories or dataset is not None:
         return names
     if images.labels_from == "position":
         own = {label: os.path.relpath(path, folder).split(os.sep)[0] for path, label in images.samples}
         return unique([own.get(i, name) for i, name in enumerate(names)])
     if images.labels_from != "number":  # by wnids or names of the data set with so many classes
-        known = [dataset for dataset in DATASETS if len(categories(dataset)) == len(names)]
+        known = [name for name in DATASETS if len(categories(name)) == len(names)]
         return unique(categories(known[0]), wnids(known[0])) if known else names
     return names
 
 
-def _named(source: str, model: Model, limit: int | None) -> EvalData:
-    from ..data.categories import class_places
-    from ..data.open import open_data
-    from ..train.loader import EvalLoader
-
+def _named(
+    source: str,
+    model: ImageClassifier,
+    preprocessing: Preprocessing,
+    dataset: str | None,
+    limit: int | None,
+) -> EvalData:
     data = open_data(source)
     images: Any = data.val
     if images is None:
         raise DataError(f"{source}: there are no images to evaluate on")
-    names, unique_names, _ = class_labels(model)
+    names, unique_names, _ = class_labels(model, dataset)
     notes = list(data.notes)
     if data.name == "digits":  # it has no test part
         notes.append("a model trained with another seed or share held out has seen some of these images")
-    if not model.model.categories and model.dataset is None:
-        if len(data.categories) != model.model.num_classes:
+    if not model.categories and dataset is None:
+        if len(data.categories) != model.num_classes:
             raise DataError(
-                f"{source} has {len(data.categories)} classes, but the model has {model.model.num_classes}"
+                f"{source} has {len(data.categories)} classes, but the model has {model.num_classes}"
             )
         unique_names = data.categories
         notes.append(f"the model's classes have no names: taken as those of {data.name}, in its order")
@@ -151,7 +175,7 @@ def _named(source: str, model: Model, limit: int | None) -> EvalData:
         images = images.take([i * len(images) // limit for i in range(limit)])
 
     def batches(batch_size: int, workers: int) -> Iterator[Batch]:
-        loader = EvalLoader(images, model.preprocessing, batch_size=batch_size, workers=workers)
+        loader = EvalLoader(images, preprocessing, batch_size=batch_size, workers=workers)
         told: set[str] = set()
         for inputs, targets in loader:
             new = [reason for name, reason in loader.unreadable.items() if name not in told]
