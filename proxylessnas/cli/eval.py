@@ -100,7 +100,8 @@ class Eval(Verb):
             _check_output(args.confusion)
         check_source(args.data, args.labels)
 
-        from ..train.evaluate import NO_WORKERS, allowed_workers, evaluate_batches
+        from ..train.batch_reader import NO_WORKERS, allowed_workers
+        from ..train.evaluate import evaluate_batches
         from ..utils.malloc import keep_freed_pages
 
         keep_freed_pages()

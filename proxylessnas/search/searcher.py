@@ -20,16 +20,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..data.unreadable import UnreadableNotes
 from ..errors import DataError, ProxylessError
 from ..models.batchnorm import convert_sync_bn
 from ..train import checkpoint
 from ..train.augment import shrunk
-from ..train.loader import Batch
+from ..train.checkpoint import other_images, restore_shared, resume_run, shared_state
+from ..train.loader import Batch, UnreadableNotes
 from ..train.logger import memory_mib
 from ..train.metrics import Metrics
 from ..train.optim import make_optimizer, parameter_groups
-from ..train.resume import other_images, restore_shared, resume_run, shared_state
 from ..train.sampler import Position, mix64
 from ..train.settings import Settings
 from ..train.step import ADVICE, Losses, WeightStep

@@ -1,6 +1,6 @@
 """Which image is seen when, and from which random numbers: pure functions of the recipe's seed.
 
-Nothing here has a state that would have to be saved. A run that is continued in the middle of an epoch, one
+Nothing here has a state that would have to be saved. A run that is resumed in the middle of an epoch, one
 with another number of worker processes, and each of several training processes all work out the same order.
 """
 

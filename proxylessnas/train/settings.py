@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..utils.checks import is_int
-from .evaluate import NO_WORKERS, allowed_workers
+from .batch_reader import NO_WORKERS, allowed_workers
 
 
 @dataclass(frozen=True)
