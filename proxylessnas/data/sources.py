@@ -279,7 +279,7 @@ def _some_images(images: ImageSource) -> list[Tensor]:
     """Return some images, spread evenly; one that cannot be read is empty.
 
     There are none if the same image is another one the next time: a data set with augmentation of its own
-    would get another hash in each process, and no run on it could be continued.
+    would get another hash in each process, and no run on it could be resumed.
     """
     found = []
     with keep_random_state():

@@ -39,6 +39,9 @@ LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 _NEXT = "next.pt"
 _KEYS = ("position", "model", "optimizer", "recipe", "arch", "data", "rng")
 
+#: What helps against numbers that are not finite.
+ADVICE = 'Try a lower learning_rate, clip_norm = 1, or amp = "off"'
+
 State = dict[str, Any]
 
 
@@ -171,11 +174,19 @@ def newest(folder: Path) -> tuple[State | None, list[str]]:
 # ---- the state of a run
 
 
-def all_finite(*states: Mapping[str, Tensor]) -> bool:
-    """Return whether the tensors of some state dicts hold finite numbers only."""
+def check_finite(run: Run, *states: Mapping[str, Tensor]) -> None:
+    """Check the numbers in some state dicts: an update can spoil them after a good loss.
+
+    Raises:
+        ProxylessError: they are not finite, in any process.
+    """
     tensors = [t for state in states for t in state.values() if t.is_floating_point()]
-    norms = torch._foreach_norm(tensors, float("inf"))
-    return bool(torch.stack([norm.float() for norm in norms]).isfinite().all())
+    norms = torch.stack([norm.float() for norm in torch._foreach_norm(tensors, float("inf"))])
+    if run.processes.any_of(not bool(norms.isfinite().all())):
+        raise ProxylessError(
+            f"the weights are not finite (NaN or infinite) after step {run.position.global_step - 1}; "
+            f"the last good checkpoint is kept in {run.checkpoints}. {ADVICE}"
+        )
 
 
 def weights_digest(model: nn.Module, *, without: str | None = None) -> str:

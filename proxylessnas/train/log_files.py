@@ -197,7 +197,7 @@ class EpochTable(_OnDisk):
         path: of the CSV file.
         resume_epoch: what the file holds of later epochs is cut off.
         known: records of epochs from before; they go before what the file holds.
-        tell: is told in words what went wrong.
+        tell: called with what went wrong, in words.
 
     Attributes:
         rows: by column; None where there is no value.

@@ -115,6 +115,11 @@ class Position:
     total_seconds: float = 0.0
     best: dict[str, float] = field(default_factory=dict)
 
+    def add(self, loss: float, seconds: float, waited: float) -> None:
+        """Add the sum of the losses of some steps, and the time that they took."""
+        self.loss_sum, self.waited = self.loss_sum + loss, self.waited + waited
+        self.seconds, self.total_seconds = self.seconds + seconds, self.total_seconds + seconds
+
     def next_epoch(self) -> None:
         """Go to the start of the next epoch."""
         self.epoch, self.step = self.epoch + 1, 0

@@ -15,8 +15,7 @@ class Settings:
     """Where and how a run is carried out.
 
     Attributes:
-        out: folder of the run: checkpoints, logs, curves, the trained model. A run that is there is
-            continued.
+        out: folder of the run: checkpoints, logs, curves, the trained model. A run that is there resumes.
         device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", "mps".
         workers: processes that read and augment images; None chooses. Small equal images that fit into
             memory need none.

@@ -111,7 +111,7 @@ class Start:
         return [f"the classifier is new, for the {len(data.categories):,} classes of {data.name}"]
 
     def notes(self, model: ImageClassifier, data: Data) -> list[str]:
-        """Return what a user who goes on with a classifier should know, one line each."""
+        """Return what a user who keeps a classifier should know, one line each."""
         if not self.keep_classifier:
             return []
         found = []
@@ -212,7 +212,7 @@ def _built(model: Any, data: Data, recipe: Recipe, start: Start) -> tuple[ImageC
 
 
 def _check_classifier(model: ImageClassifier, data: Data) -> None:
-    """Refuse to go on with a classifier of other classes."""
+    """Refuse to keep a classifier of other classes."""
     known, wanted = model.categories, data.categories
     if model.num_classes != len(wanted):
         what = f"has {model.num_classes:,} classes, but {data.name} has {len(wanted):,}"

@@ -20,6 +20,7 @@ from ..errors import ProxylessError
 from ..models.batchnorm import single_values_as_data_error
 from ..utils.distributed import Processes
 from ..utils.signals import StopRequest
+from .checkpoint import ADVICE
 from .distillation import distillation_loss
 from .ema import WeightAverage
 from .optim import set_rates
@@ -137,8 +138,6 @@ class WeightStep:
             self.optimizer.step()
 
 
-#: What helps against a loss that is not finite.
-ADVICE = 'Try a lower learning_rate, clip_norm = 1, or amp = "off"'
 _SYNC_STEPS = 10  # steps between looks where looking waits for a GPU
 
 

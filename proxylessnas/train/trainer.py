@@ -25,7 +25,7 @@ from ..utils.distributed import Processes
 from ..utils.signals import Stopped, StopRequest
 from . import checkpoint
 from .augment import shrunk
-from .checkpoint import State, other_images, restore_shared, resume_run, shared_state
+from .checkpoint import State, check_finite, other_images, restore_shared, resume_run, shared_state
 from .distillation import Ensemble
 from .ema import WeightAverage
 from .evaluate import accuracy_on
@@ -37,7 +37,7 @@ from .recipe import Recipe
 from .sampler import Position
 from .settings import Settings
 from .setup import preprocessing_of
-from .step import ADVICE, Losses, WeightStep
+from .step import Losses, WeightStep
 
 
 class Trainer:
@@ -49,7 +49,7 @@ class Trainer:
         recipe: how.
         settings: where.
         processes: this process among the others of the run.
-        start: what the model's weights are, where that matters to a continued run.
+        start: what the model's weights are, where that matters to a run that resumes.
         teacher: opens the models whose answers this one learns from, for its preprocessing; None without any.
     """
 
@@ -75,18 +75,19 @@ class Trainer:
         self.teacher = teacher(self.model.preprocessing) if teacher is not None else None
         if recipe.sync_bn and processes.world > 1:
             convert_sync_bn(self.model)
-        shared: dict[str, Any] = {
-            "processes": processes, "workers": settings.worker_count(processes.world),
-        }  # fmt: skip
+        workers = settings.worker_count(processes.world)
         self.loader = TrainLoader(
             data.train, recipe, self.model.preprocessing,
-            num_classes=model.num_classes, max_unreadable=settings.max_unreadable, **shared,
+            num_classes=model.num_classes, processes=processes, workers=workers,
+            max_unreadable=settings.max_unreadable,
         )  # fmt: skip
         self.steps_per_epoch = self.loader.steps_per_epoch
         self.val_loader = None
         if data.val is not None and len(data.val):
             size = min(256, max(1, recipe.batch_size // processes.world))
-            self.val_loader = EvalLoader(data.val, self.model.preprocessing, batch_size=size, **shared)
+            self.val_loader = EvalLoader(
+                data.val, self.model.preprocessing, batch_size=size, processes=processes, workers=workers
+            )
         if recipe.keep == "best" and self.val_loader is None:
             raise ProxylessError('keep = "best" needs validation images, and there are none')
         self.optimizer = make_optimizer(parameter_groups(model, recipe), recipe)
@@ -139,7 +140,7 @@ class Trainer:
         set_train_mode(self.model, bool(self._head_only))
         side = recipe.side_at(p.epoch, self.loader.preprocessing.input_size)
         batches = self.loader.epoch(p.epoch, first_step=p.step)
-        before = last = time.monotonic()
+        before = time.monotonic()
         self.loader.waited_s = 0.0
         for batch in batches:
             factor = rate_factor(p.global_step, recipe, self.steps_per_epoch)
@@ -153,21 +154,19 @@ class Trainer:
                 continue
             loss, steps, stopping = self.losses.look(stop)
             now = time.monotonic()
-            p.loss_sum += loss * steps
-            p.seconds, p.total_seconds = p.seconds + now - before, p.total_seconds + now - before
-            p.waited += self.loader.waited_s
-            speed = steps * recipe.batch_size / max(now - last, 1e-9)
+            seconds, before = now - before, now
+            waited, self.loader.waited_s = self.loader.waited_s, 0.0
+            p.add(loss * steps, seconds, waited)
             run.step(
-                p.global_step, p.epoch + 1, loss, recipe.learning_rate * factor, speed,
-                waiting=self.loader.waited_s / max(now - before, 1e-9), memory_mib=memory_mib(self.device),
+                p.global_step, p.epoch + 1, loss, recipe.learning_rate * factor,
+                steps * recipe.batch_size / max(seconds, 1e-9), waiting=waited / max(seconds, 1e-9),
+                memory_mib=memory_mib(self.device),
             )  # fmt: skip
-            self.loader.waited_s, before = 0.0, now
-            last = now
             if stopping:
                 return end
             if save and not end:
                 self.save()
-                before = last = time.monotonic()
+                before = time.monotonic()
         return True
 
     def _taught(self, inputs: Tensor) -> Tensor | None:
@@ -181,9 +180,8 @@ class Trainer:
         p = self.position
         started = time.monotonic()
         metrics = self.validate(run, stop)
-        best = False
-        if metrics is not None and metrics.top1 > p.best.get("top1", -1.0):
-            best = True
+        best = metrics is not None and metrics.top1 > p.best.get("top1", -1.0)
+        if metrics is not None and best:
             p.best = {"top1": metrics.top1, "epoch": p.epoch + 1}
         p.total_seconds += time.monotonic() - started
         steps = self.steps_per_epoch
@@ -281,13 +279,8 @@ class Trainer:
         self.processes.wait()
 
     def _check_finite(self) -> None:
-        """Raise if weights or statistics are not finite: an update can spoil them after a good loss."""
-        states = [self.model.state_dict(), self.average.state_dict() if self.average else {}]
-        if self.processes.any_of(not checkpoint.all_finite(*states)):
-            raise ProxylessError(
-                f"the weights are not finite (NaN or infinite) after step {self.position.global_step - 1}; "
-                f"the last good checkpoint is kept in {self.checkpoints}. {ADVICE}"
-            )
+        averaged = self.average.state_dict() if self.average else {}
+        check_finite(self, self.model.state_dict(), averaged)
 
     def _state(self) -> State:
         """Return everything a run resumes from; every process takes part."""
