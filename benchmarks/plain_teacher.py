@@ -38,8 +38,7 @@ from proxylessnas.deploy.backends import no_bfloat16
 from proxylessnas.train import open_data, read_recipe
 from proxylessnas.train.augment import shrunk
 from proxylessnas.train.ema import WeightAverage
-from proxylessnas.train.eval_loader import EvalLoader
-from proxylessnas.train.loader import TrainLoader
+from proxylessnas.train.loader import EvalLoader, TrainLoader
 from proxylessnas.train.optim import make_optimizer, parameter_groups, rate_factor
 from proxylessnas.train.step import WeightStep
 from proxylessnas.utils.malloc import keep_freed_pages

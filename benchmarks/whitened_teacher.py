@@ -26,8 +26,7 @@ from torch.nn import functional as F
 from proxylessnas.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from proxylessnas.models.batchnorm import recalibrate
 from proxylessnas.train import open_data, read_recipe
-from proxylessnas.train.eval_loader import EvalLoader
-from proxylessnas.train.loader import TrainLoader
+from proxylessnas.train.loader import EvalLoader, TrainLoader
 from proxylessnas.train.optim import orthogonalized
 from proxylessnas.utils.malloc import keep_freed_pages
 

@@ -127,7 +127,7 @@ class Eval(Command):
 
 def _workers(args: argparse.Namespace, images: int) -> int:
     """Return how many processes are to read images."""
-    from ..train.evaluate import NO_WORKERS, allowed_workers
+    from ..train.batch_reader import NO_WORKERS, allowed_workers
 
     workers: int | None = args.workers
     if workers is None:

@@ -90,7 +90,7 @@ def _classified(
     import torch
 
     from ..models.base import top_classes
-    from ..train.evaluate import one_thread
+    from ..train.batch_reader import one_thread
 
     transform = model.preprocessing.build()
     for start in range(0, len(paths), _BATCH):

@@ -1,4 +1,4 @@
-"""Names of the classes that the zoo's models tell apart, shipped with the package.
+"""Names of classes: those of ImageNet and CIFAR-10, shipped with the package, and those of a data set.
 
 ImageNet classes also have a WordNet id ("wnid", such as ``n01440764``), the only unique name: two classes are
 called "crane" and two "maillot".
@@ -10,7 +10,9 @@ import functools
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from ..errors import DataError, shown
 from ..utils.paths import ASSETS
 
 #: Data sets whose classes are known.
@@ -18,6 +20,8 @@ DATASETS = ("imagenet", "cifar10")
 
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _IMAGENET_FILE = ASSETS / "imagenet_classes.tsv"
+# A wnid alone ("n01440764"), or with more around it ("n01440764-tench", "0000_n01440764_tench.jpg").
+WNID = re.compile(r"(?<![0-9A-Za-z])n\d{8}(?!\d)")
 
 
 def categories(dataset: str = "imagenet") -> tuple[str, ...]:
@@ -63,16 +67,70 @@ def class_places(wanted: Sequence[str], names: Sequence[str]) -> dict[str, int]:
     that of one class and of one wanted name: of folders "Cat" and "cat" one is no guess at the other. Names
     that are no class's are left out.
     """
-    exact = {name: i for i, name in enumerate(names)}
-    exact.update({name: -1 for name, count in Counter(names).items() if count > 1})
-    forms = [simplify(name) for name in names]
-    loose = {form: i for i, form in enumerate(forms)}
-    loose.update({form: -1 for form, count in Counter(forms).items() if count > 1})
+    exact, loose = _places(names), _places([simplify(name) for name in names])
     found = {name: exact[name] for name in wanted if name in exact}
-    taken = Counter(found.values())
     rest = {name: loose[simplify(name)] for name in wanted if name not in found and simplify(name) in loose}
-    taken.update(rest.values())
+    taken = Counter([*found.values(), *rest.values()])
     return found | {name: place if taken[place] == 1 else -1 for name, place in rest.items()}
+
+
+def _places(names: Sequence[str]) -> dict[str, int]:
+    """Return the place of each name, -1 for one that is there more than once."""
+    counts = Counter(names)
+    return {name: i if counts[name] == 1 else -1 for i, name in enumerate(names)}
+
+
+def leading_wnid(name: str) -> str | None:
+    """Return the wnid that a folder's name begins with, as in ``n01440764-tench``."""
+    found = WNID.match(name)
+    return found.group() if found else None
+
+
+@dataclass(frozen=True)
+class Classes:
+    """What the classes of a data set are called.
+
+    Attributes:
+        names: in the order of the labels.
+        wnids: WordNet ids in the same order, or ().
+    """
+
+    names: tuple[str, ...]
+    wnids: tuple[str, ...] = ()
+
+    @classmethod
+    def listed(cls, names: Sequence[str]) -> Classes:
+        """Return the classes of a list of names given by a user.
+
+        Raises:
+            DataError: it is something else.
+        """
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+            raise DataError(f"categories is {shown(names)}; a list of class names is expected")
+        return cls(tuple(names), wnids() if tuple(names) == categories() else ())
+
+    @classmethod
+    def of_folders(cls, folders: Sequence[str]) -> Classes:
+        """Return the classes that folders stand for, in their order; ImageNet's wnids get their names."""
+        table = dict(_table("imagenet"))
+        ids = tuple(leading_wnid(folder) or "" for folder in folders)
+        if len(set(ids)) == len(folders) and all(wnid in table for wnid in ids):
+            return cls(tuple(table[wnid] for wnid in ids), ids)
+        return cls(tuple(folders))
+
+    def places(self, folders: Sequence[str]) -> dict[str, int]:
+        """Return the label of each folder that is called like a class (or its wnid); others are left out."""
+        table = dict(_table("imagenet"))
+        by_wnid = {wnid: i for i, wnid in enumerate(self.wnids)}
+        wnid_of = {folder: leading_wnid(folder) or "" for folder in folders}
+        found = {folder: by_wnid[wnid] for folder, wnid in wnid_of.items() if wnid in by_wnid}
+        by_name = class_places([folder for folder in folders if folder not in found], self.names)
+        if not self.wnids:  # a folder of ImageNet's for a class that goes by its name
+            meant = {folder: table[wnid] for folder, wnid in wnid_of.items() if wnid in table}
+            places = class_places(list(meant.values()), self.names)
+            by_name = {folder: places[name] for folder, name in meant.items() if name in places} | by_name
+        found.update({folder: place for folder, place in by_name.items() if place >= 0})
+        return found
 
 
 @functools.cache

@@ -1,8 +1,8 @@
-"""Find images in folders, labelled or not, and say how each label was found and what was passed over.
+"""Images in class folders: what is found, which class each folder is, and what was passed over.
 
-Class folders are mapped to a model's outputs by what they are called, not by their position: a validation set
-that holds only 50 of ImageNet's 1000 classes, or one whose folders are numbers, would otherwise score near
-zero with nothing to tell why.
+To train on, folders are classes in sorted order. To evaluate, they are mapped to a model's outputs by what
+they are called, not by their position: a validation set that holds only 50 of ImageNet's 1000 classes, or one
+whose folders are numbers, would otherwise score near zero with nothing to tell why.
 """
 
 from __future__ import annotations
@@ -10,13 +10,16 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from ..errors import DataError, ImageError
-from .categories import categories, class_places, wnids
-from .images import EXTENSIONS, HEIF_EXTENSIONS, UNREAD_EXTENSIONS, heif_is_read, load_image
+import torch
+
+from ..errors import DataError
+from ..utils.text import counted, some_of
+from .categories import WNID, Classes, categories, class_places, leading_wnid, wnids
+from .images import EXTENSIONS, HEIF_EXTENSIONS, UNREAD_EXTENSIONS, heif_is_read
+from .sources import FileImages
 
 # What systems keep beside a user's files: zip files of macOS; Synology's thumbnails; bins; ext4's own folder.
 _SYSTEM = {
@@ -29,7 +32,9 @@ _PART = re.compile(
     r"([-_ ]?(set|data|split|images?|images?|photos?))?[-_ ]?\d*",
     re.IGNORECASE,
 )
-_SHOWN = 5  # at most so many odd names in a message
+_TRAIN = ("train", "training")
+_VAL = ("val", "valid", "validation", "test")  # the first of them is taken
+_LOOKED_FOR = "looked for *.jpg, *.png, *.webp, *.gif, *.tif, ..."
 
 
 def entries(root: str) -> tuple[list[str], list[str]]:
@@ -56,81 +61,6 @@ def is_image(name: str) -> bool:
     """Return whether a file is an image by its ending, be it of a kind that is read or not."""
     ending = _ending(name)
     return ending in EXTENSIONS or ending in UNREAD_EXTENSIONS
-
-
-def is_part(name: str) -> bool:
-    """Return whether a folder is called like a part of a data set: train, test1, val2017, ..."""
-    return _PART.fullmatch(name) is not None
-
-
-def _ending(name: str) -> str:
-    return os.path.splitext(name)[1].lower()
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name.lower() in _SYSTEM
-
-
-def refuse_parts(root: str, classes: Sequence[str]) -> None:
-    """Refuse class folders all of which are called like parts of a data set.
-
-    Raises:
-        DataError: they are.
-    """
-    if classes and all(map(is_part, classes)):
-        raise DataError(
-            f"{root}: its folders ({some_of(classes)}) are called like parts of a data set, and have no "
-            f"class folders in them; one folder of images for each class is expected, as in "
-            f"{os.path.join(root, classes[-1], 'cat')}"
-        )
-
-
-def below(root: str, folders: Sequence[str], others: Counter[str]) -> Iterator[tuple[str, list[str]]]:
-    """Yield each class folder with the images below it; files that are none are counted in ``others``.
-
-    Raises:
-        DataError: a class folder holds a training and another part, and not images of one kind.
-    """
-    for folder in folders:
-        found = list(images_below(os.path.join(root, folder), others))
-        inside = {name.split(os.sep)[0] for name in found if os.sep in name}
-        parts = sorted(filter(is_part, inside))
-        training = [part for part in parts if _PART.fullmatch(part)[1]]  # type: ignore[index]
-        if training and len(training) < len(parts):
-            first, last = training[0], next(part for part in parts if part not in training)
-            raise DataError(
-                f"{os.path.join(root, folder)}: this class holds {some_of(parts)}, and what is in "
-                f"{last} is not to be mixed with the rest; parts come first and classes in them: move it to "
-                f"{os.path.join(root, first, folder)} and {os.path.join(root, last, folder)}"
-            )
-        yield folder, found
-
-
-def no_images(root: str, folders: Sequence[str], others: Mapping[str, int]) -> str:
-    """Return that there are none, for an error."""
-    what = f"{root}: no images in its {counted(len(folders), 'folder')} (looked for {endings()})"
-    return f"{what}; there are only {_by_ending(others)}" if others else what
-
-
-def kind_notes(images: Iterable[str], others: Mapping[str, int]) -> list[str]:
-    """Return notes of what cannot be read: images of kinds that are not, and files that are no images."""
-    unread = Counter(ending for ending in map(_ending, images) if ending in UNREAD_EXTENSIONS)
-    notes = [f"files that are no images passed over: {_by_ending(others)}"] if others else []
-    if heif_is_read():
-        unread = Counter({ending: n for ending, n in unread.items() if ending not in HEIF_EXTENSIONS})
-    if unread:
-        remedy = ", or install pillow-heif" if HEIF_EXTENSIONS & set(unread) else ""
-        notes.append(
-            f"images of a kind that is not read, and so counted as unreadable: {_by_ending(unread)} "
-            f"(convert them to JPEG or PNG{remedy})"
-        )
-    return notes
-
-
-def _by_ending(counts: Mapping[str, int]) -> str:
-    """Return counts by ending, the most first: "12 .txt, 1 without ending"."""
-    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return some_of([f"{n:,} {ending or 'without ending'}" for ending, n in ordered])
 
 
 def images_below(top: str, others: Counter[str] | None = None) -> Iterator[str]:
@@ -162,24 +92,177 @@ def images_below(top: str, others: Counter[str] | None = None) -> Iterator[str]:
                 others[_ending(name)] += 1
 
 
-def endings() -> str:
-    """Return what images are looked for, for a message."""
-    return "*.jpg, *.png, *.webp, *.gif, *.tif, ..."
+def _is_part(name: str) -> bool:
+    """Return whether a folder is called like a part of a data set: train, test1, val2017, ..."""
+    return _PART.fullmatch(name) is not None
 
 
-def counted(n: int, noun: str, plural: str | None = None) -> str:
-    """Return "1 folder", "2 folders", "1,000 folders"."""
-    return f"{n} {noun}" if n == 1 else f"{n:,} {plural or noun + 's'}"
+def _ending(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
 
 
-def some_of(names: Sequence[str]) -> str:
-    """Return the first few names, for a message."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _SYSTEM
 
 
-# A wnid alone ("n01440764"), or with more around it ("n01440764-tench", "0000_n01440764_tench.jpg").
-_WNID = re.compile(r"(?<![0-9A-Za-z])n\d{8}(?!\d)")
+class _ClassFolders:
+    """What lies in a folder of class folders.
+
+    Attributes:
+        root: the folder.
+        images: of each folder in it, sorted: the paths of its images, relative to it.
+        full: the folders that hold images.
+        strays: images beside the folders.
+
+    Raises:
+        DataError: it cannot be read; no folder holds an image; or one holds a training and another part, and
+            not images of one kind.
+    """
+
+    def __init__(self, root: str) -> None:
+        folders, self.files = entries(root)
+        self.root, self.strays, self._others = root, list(filter(is_image, self.files)), Counter[str]()
+        self.images = {name: self._below(name) for name in folders}
+        self.full = [name for name, found in self.images.items() if found]
+        if folders and not self.full:
+            what = f"{root}: no images in its {counted(len(folders), 'folder')} ({_LOOKED_FOR})"
+            only = f"; there are only {_by_ending(self._others)}"
+            raise DataError(what + only if self._others else what)
+
+    def _below(self, folder: str) -> list[str]:
+        found = list(images_below(os.path.join(self.root, folder), self._others))
+        inside = {name.split(os.sep)[0] for name in found if os.sep in name}
+        parts = sorted(filter(_is_part, inside))
+        training = [part for part in parts if _PART.fullmatch(part)[1]]  # type: ignore[index]
+        if training and len(training) < len(parts):
+            first, last = training[0], next(part for part in parts if part not in training)
+            raise DataError(
+                f"{os.path.join(self.root, folder)}: this class holds {some_of(parts)}, and what is in "
+                f"{last} is not to be mixed with the rest; parts come first and classes in them: move it to "
+                f"{os.path.join(self.root, first, folder)} and {os.path.join(self.root, last, folder)}"
+            )
+        return found
+
+    def refuse_parts(self) -> None:
+        """Refuse class folders all of which are called like parts of a data set."""
+        if all(map(_is_part, self.full)):
+            raise DataError(
+                f"{self.root}: its folders ({some_of(self.full)}) are called like parts of a data set, and "
+                "have no class folders in them; one folder of images for each class is expected, as in "
+                f"{os.path.join(self.root, self.full[-1], 'cat')}"
+            )
+
+    def passed_over(self) -> list[str]:
+        """Return notes of what was passed over, and of images of kinds that are not read."""
+        notes = []
+        empty = [name for name in self.images if name not in self.full]
+        if empty:
+            notes.append(f"{counted(len(empty), 'folder')} without images passed over: {some_of(empty)}")
+        if self.strays:
+            what = f"{counted(len(self.strays), 'image')} outside the class folders"
+            notes.append(f"{what} passed over: {some_of(self.strays)}")
+        if self._others:
+            notes.append(f"files that are no images passed over: {_by_ending(self._others)}")
+        not_read = UNREAD_EXTENSIONS - HEIF_EXTENSIONS if heif_is_read() else UNREAD_EXTENSIONS
+        names = [_ending(name) for found in self.images.values() for name in found]
+        unread = Counter(ending for ending in names if ending in not_read)
+        if unread:
+            remedy = ", or install pillow-heif" if HEIF_EXTENSIONS & set(unread) else ""
+            notes.append(
+                f"images of a kind that is not read, and so counted as unreadable: {_by_ending(unread)} "
+                f"(convert them to JPEG or PNG{remedy})"
+            )
+        return notes
+
+
+def _by_ending(counts: Mapping[str, int]) -> str:
+    """Return counts by ending, the most first: "12 .txt, 1 without ending"."""
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return some_of([f"{n:,} {ending or 'without ending'}" for ending, n in ordered])
+
+
+# ---- to train on
+
+
+def parts_of(root: str) -> tuple[str, str | None]:
+    """Return the folder of the training part, and that of the validation part if there is one.
+
+    A folder called "train" is a part if its neighbours are parts too, or if it holds folders and no images;
+    otherwise it may be a class (of vehicles, say).
+
+    Raises:
+        DataError: no such folder, or parts without a training part.
+    """
+    folders, _ = entries(root)
+    by_name = {name.lower(): name for name in reversed(folders)}
+    train = next((by_name[name] for name in _TRAIN if name in by_name), None)
+    only_parts = bool(folders) and all(map(_is_part, folders))
+    if train is None:
+        if only_parts:
+            raise DataError(
+                f"{root}: holds {some_of(folders)}, but no folder called train; for class folders without "
+                "parts give the folder that holds them"
+            )
+        return root, None
+    inside, files = entries(os.path.join(root, train))
+    if not only_parts and (not inside or any(map(is_image, files))):
+        return root, None
+    val = next((by_name[name] for name in _VAL if name in by_name), None)
+    return os.path.join(root, train), None if val is None else os.path.join(root, val)
+
+
+def has_classes(root: str, classes: Classes) -> bool:
+    """Return whether a part has a folder for any of the classes; a test part may be a pile of files."""
+    return bool(classes.places(entries(root)[0]))
+
+
+def folder_images(root: str, classes: Classes | None) -> tuple[FileImages, Classes, list[str]]:
+    """Return the images of a folder of class folders, their classes, and what a user should know.
+
+    Args:
+        root: the folder.
+        classes: what the folders have to be called; None takes the folders with images, sorted.
+
+    Raises:
+        DataError: no class folders, no images in them, or a folder that is none of the classes.
+    """
+    found = _ClassFolders(root)
+    if not found.images:
+        what = f"no images ({_LOOKED_FOR})" if found.files else "the folder is empty"
+        if found.strays:
+            what = f"{counted(len(found.strays), 'image')} but no class folders"
+        raise DataError(f"{root}: {what}; one folder of images for each class is expected")
+    notes = []
+    if classes is None:
+        found.refuse_parts()
+        odd = list(filter(_is_part, found.full))
+        if odd:
+            notes.append(f"taken as a class, though called like a part of a data set: {some_of(odd)}")
+        classes = Classes.of_folders(found.full)
+        label_of = {name: i for i, name in enumerate(found.full)}
+    else:
+        label_of = classes.places(found.full)
+        odd = [name for name in found.full if name not in label_of]
+        if odd:
+            raise DataError(
+                f"{root}: {counted(len(odd), 'folder')} not called like one of the {len(classes.names)} "
+                f"classes: {some_of(odd)}; the classes are {some_of(classes.names)}"
+            )
+    names = [os.path.join(folder, name) for folder in found.full for name in found.images[folder]]
+    labels = [label_of[folder] for folder in found.full for _ in found.images[folder]]
+    sizes = torch.tensor([_size(os.path.join(root, name)) for name in names])
+    notes = [f"{root}: {note}" for note in [*notes, *found.passed_over()]]
+    return FileImages(root, names, labels, sizes), classes, notes
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:  # a link to nowhere: reading it will tell
+        return -1
+
+
+# ---- to evaluate a model on
 
 
 @dataclass(frozen=True)
@@ -212,30 +295,6 @@ class LabelledImages:
         return LabelledImages(samples, self.labels_from, len({label for _, label in samples}), self.notes)
 
 
-class ImageDataset:
-    """A map-style dataset (``torch.utils.data.DataLoader`` takes it) that survives damaged files.
-
-    Args:
-        samples: (path, class index).
-        transform: called with the RGB image.
-    """
-
-    def __init__(self, samples: Sequence[tuple[str, int]], transform: Callable[[Any], Any]) -> None:
-        self.samples = samples
-        self.transform = transform
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> tuple[Any, int, str]:
-        """Return (input, class index, ""), or (None, class index, reason) for a file that cannot be read."""
-        path, label = self.samples[index]
-        try:
-            return self.transform(load_image(path)), label, ""
-        except ImageError as e:
-            return None, label, str(e)
-
-
 def labelled_images(
     folder: str | os.PathLike[str],
     num_classes: int,
@@ -263,59 +322,51 @@ def labelled_images(
         DataError: no such folder, no images in it, or a label cannot be found; names what is odd.
     """
     root = os.fspath(folder)
-    folders, files = entries(root)
-    images = [f for f in files if is_image(f)]
-    if not folders:
-        return _flat(root, images, num_classes, dataset, len(files))
-
-    others: Counter[str] = Counter()
-    inside = below(root, folders, others)
-    found = {name: [os.path.join(root, name, file) for file in files] for name, files in inside}
-    if not any(found.values()):
-        raise DataError(no_images(root, folders, others))
-    full, empty = ([name for name in folders if bool(found[name]) is there] for there in (True, False))
+    found = _ClassFolders(root)
+    if not found.images:
+        return _flat(found, num_classes, dataset)
+    folders = list(found.images)
     try:
         how, label_of = _folder_labels(root, folders, num_classes, dataset, names, labels)
     except DataError:
-        if not empty:
+        if len(found.full) == len(folders):
             raise
         # "lost+found", "logs" and the like hold no images and are no classes.
-        how, label_of = _folder_labels(root, full, num_classes, dataset, names, labels)
-    samples = tuple((path, label_of[name]) for name in folders for path in found[name] if name in label_of)
+        how, label_of = _folder_labels(root, found.full, num_classes, dataset, names, labels)
+    samples = tuple(
+        (os.path.join(root, name, path), label_of[name]) for name in found.full for path in found.images[name]
+    )
     notes = []
     if how == "position" and labels is None:
-        refuse_parts(root, full)
+        found.refuse_parts()
         notes.append(
             f"the names of the {len(folders)} folders of {root} are not known to the model: "
             f"taken as classes 0 to {num_classes - 1} in sorted order ({folders[0]} = 0)"
         )
-    if empty:
-        notes.append(f"{counted(len(empty), 'class folder')} without images: {some_of(empty)}")
-    if images:
-        what = counted(len(images), "image")
-        notes.append(f"{what} outside the class folders passed over: {some_of(images)}")
-    notes += kind_notes((path for path, _ in samples), others)
+    notes += found.passed_over()
     return LabelledImages(samples, how, len({label for _, label in samples}), tuple(notes))
 
 
-def _flat(root: str, images: list[str], num_classes: int, dataset: str | None, files: int) -> LabelledImages:
+def _flat(found: _ClassFolders, num_classes: int, dataset: str | None) -> LabelledImages:
+    root, images = found.root, found.strays
     if not images:
+        files = len(found.files)
         what = f"none of its {counted(files, 'file')} is an image" if files else "the folder is empty"
-        raise DataError(f"{root}: {what} (looked for {endings()})")
-    where = "no class folders, so each file name must hold a wnid such as n01440764"
+        raise DataError(f"{root}: {what} ({_LOOKED_FOR})")
     if num_classes != 1000 or dataset not in (None, "imagenet"):
         raise DataError(
             f"{root}: no class folders in it; one folder for each of the {num_classes} classes is expected"
         )
-    odd = [name for name in images if not _WNID.search(name)]
+    where = "no class folders, so each file name must hold a wnid such as n01440764"
+    wnid_of = {name: WNID.findall(name)[-1:] for name in images}
+    odd = [name for name in images if not wnid_of[name]]
     if odd:
         raise DataError(f"{root}: {where}; {counted(len(odd), 'name')} without one: {some_of(odd)}")
     index = {wnid: i for i, wnid in enumerate(wnids("imagenet"))}
-    wnid_of = {name: _WNID.findall(name)[-1] for name in images}
-    odd = [name for name in images if wnid_of[name] not in index]
+    odd = [name for name in images if wnid_of[name][0] not in index]
     if odd:
         raise DataError(f"{root}: {where}; not one of the 1000 ImageNet classes: {some_of(odd)}")
-    samples = tuple((os.path.join(root, name), index[wnid_of[name]]) for name in images)
+    samples = tuple((os.path.join(root, name), index[wnid_of[name][0]]) for name in images)
     return LabelledImages(samples, "wnid in file name", len({label for _, label in samples}))
 
 
@@ -365,13 +416,12 @@ def _folder_labels(
         raise DataError(
             f"{root}: {counted(len(odd), 'folder')} not named by {kind} as the others are: {some_of(odd)}"
         )
-    if how == "number":
-        why = f"folder names are class numbers, 0 to {num_classes - 1}; too large"
-    elif how == "name":
-        why = "two classes have this name, use their wnids as folder names"
-        why = why if by_wnid else "two classes, or two folders, have this name"
-    else:
-        why = "wnids that are not among the model's classes"
+    same_name = "two classes have this name, use their wnids as folder names"
+    why = {
+        "wnid": "wnids that are not among the model's classes",
+        "name": same_name if by_wnid else "two classes, or two folders, have this name",
+        "number": f"folder names are class numbers, 0 to {num_classes - 1}; too large",
+    }[how]
     raise DataError(f"{root}: {why}: {some_of(wrong)}")
 
 
@@ -388,17 +438,11 @@ def _known_classes(
     return {wnid: i for i, wnid in enumerate(wnids(dataset))}, categories(dataset)
 
 
-def leading_wnid(name: str) -> str | None:
-    """Return the wnid that a folder's name begins with, as in ``n01440764-tench``."""
-    found = _WNID.match(name)
-    return found.group() if found else None
-
-
 def _no_labels(root: str, folders: list[str], num_classes: int, by_wnid: bool, by_name: bool) -> str:
     kinds = (
         ["wnids"] * by_wnid + ["class names"] * by_name + ["class numbers", f"exactly {num_classes} folders"]
     )
-    splits = [name for name in folders if is_part(name)]
+    splits = [name for name in folders if _is_part(name)]
     hint = f" (give one of the splits, such as {os.path.join(root, splits[-1])}?)" if splits else ""
     return (
         f"{root}: its {counted(len(folders), 'folder')} ({some_of(folders)}) cannot be matched to the "

@@ -16,10 +16,11 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import IO, TYPE_CHECKING, Any
 
-from ..errors import ImageError, MissingExtraError, needs
+from ..errors import ImageError, MissingExtraError, first_line, needs
 from ..utils.files import open_file
 
 if TYPE_CHECKING:
+    import torch
     from PIL import Image
 
 #: File name endings that folders are searched for (lower case).
@@ -94,6 +95,17 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return rgb
 
 
+def pixels_of(image: Image.Image) -> torch.Tensor:
+    """Return an RGB image of Pillow as a tensor, uint8 [3, H, W]."""
+    import torch
+
+    pixels = torch.empty(3, image.height, image.width, dtype=torch.uint8)
+    for top, bottom, part in _strips(image):
+        values = torch.frombuffer(bytearray(part.tobytes()), dtype=torch.uint8)
+        pixels[:, top:bottom] = values.view(-1, image.width, 3).permute(2, 0, 1)
+    return pixels
+
+
 def _pillow() -> Any:
     with needs("pillow", "reading images"):
         import PIL.Image
@@ -155,17 +167,20 @@ def _decode(file: IO[bytes], name: str) -> Image.Image:
     except MemoryError as e:
         raise ImageError(f"{name}: not enough memory to decode it") from e
     except Exception as e:  # Pillow's decoders raise nearly anything on a damaged file
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        raise ImageError(f"{name}: damaged or truncated image ({reason})") from e
+        raise ImageError(f"{name}: damaged or truncated image ({first_line(e)})") from e
 
 
 def _open_header(pil: Any, file: IO[bytes]) -> Image.Image:
+    def opened() -> Image.Image:
+        image: Image.Image = pil.open(file, formats=[name for name in _FORMATS if name in pil.OPEN])
+        return image
+
     # Opening reads the header only, so holding the lock costs next to nothing.
     with _WARNINGS_LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pil.preinit()  # the common formats; the rest is slow to load and rarely met
         try:
-            image = pil.open(file, formats=[name for name in _FORMATS if name in pil.OPEN])
+            return opened()
         except pil.UnidentifiedImageError:
             pil.init()
             if heif_is_read() and "HEIF" not in pil.OPEN:
@@ -173,9 +188,7 @@ def _open_header(pil: Any, file: IO[bytes]) -> Image.Image:
                     import pillow_heif  # type: ignore[import-not-found,unused-ignore]
 
                     pillow_heif.register_heif_opener()
-            image = pil.open(file, formats=[name for name in _FORMATS if name in pil.OPEN])
-        opened: Image.Image = image
-        return opened
+            return opened()
 
 
 def heif_is_read() -> bool:
@@ -219,21 +232,15 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
             orientation = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # noqa: BLE001 - damaged EXIF must not stop an image that is fine
         return None
-    transpose = _pillow().Transpose
-    turns = {
-        2: transpose.FLIP_LEFT_RIGHT,
-        3: transpose.ROTATE_180,
-        4: transpose.FLIP_TOP_BOTTOM,
-        5: transpose.TRANSPOSE,
-        6: transpose.ROTATE_270,
-        7: transpose.TRANSVERSE,
-        8: transpose.ROTATE_90,
-    }
-    found: Image.Transpose | None = turns.get(orientation) if isinstance(orientation, int) else None
-    return found
+    t = _pillow().Transpose
+    turns = (
+        t.FLIP_LEFT_RIGHT, t.ROTATE_180, t.FLIP_TOP_BOTTOM, t.TRANSPOSE, t.ROTATE_270, t.TRANSVERSE,
+        t.ROTATE_90,
+    )  # fmt: skip
+    return turns[orientation - 2] if isinstance(orientation, int) and 2 <= orientation <= 8 else None
 
 
-def strips(image: Image.Image) -> Iterator[tuple[int, int, Image.Image]]:
+def _strips(image: Image.Image) -> Iterator[tuple[int, int, Image.Image]]:
     """Yield (first row, row after the last, part) of an image, so that copies are only ever of a part."""
     rows = max(1, _STRIP_PIXELS // max(1, image.width))
     for top in range(0, image.height, rows):
@@ -253,7 +260,7 @@ def _rgb(image: Image.Image) -> Image.Image:
         except ValueError as e:
             raise ImageError(f"images in colour mode {mode} are not supported") from e
     rgb: Image.Image = _pillow().new("RGB", image.size)
-    for top, _, part in strips(image):
+    for top, _, part in _strips(image):
         rgb.paste(convert(part), (0, top))
     return rgb
 

@@ -1,20 +1,22 @@
 """Data sets known by name: found on disk, downloaded by torchvision, or bundled with the package.
 
-It is enough to watch a training run from beginning to end on a machine without any data. Origin and licence
-are in ``data/README.md``.
+"digits" is bundled: enough to watch a run from beginning to end on a machine without any data. Its origin and
+licence are in ``assets/README.md``.
 """
 
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
+import math
 import os
 import struct
 import warnings
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,19 +24,17 @@ from torch import Tensor
 from ..errors import DataError, needs
 from ..utils.files import LockTimeout, locked, read_bytes
 from ..utils.paths import ASSETS, cache_dir, is_offline
-from ..utils.text import shown_reason
-from .folders import some_of
-from .sources import Classes, Parts, TensorImages
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
+from ..utils.tensor_files import from_safetensors
+from ..utils.text import shown_reason, some_of
+from .categories import Classes
+from .sources import Parts, TensorImages
 
 #: Names of the classes, in the order of the labels.
 DIGITS = tuple("0123456789")
 
 FILE = ASSETS / "digits.safetensors"
 _SHA256 = "8a16248bde4964d591e73c82164f452fedbd69da6429b78a3c2b3f8a63d49a81"
+_AGAIN = "it belongs to the package, install that again"
 
 
 def load_digits() -> tuple[Tensor, Tensor]:
@@ -54,25 +54,18 @@ def load_digits() -> tuple[Tensor, Tensor]:
         DataError: the file is missing or damaged.
         MissingExtraError: safetensors is not installed.
     """
-    import hashlib
-
-    from ..utils.tensor_files import from_safetensors
-
     try:
         data = FILE.read_bytes()
     except OSError as e:
-        raise DataError(f"{FILE}: {e.strerror or e}; it belongs to the package, install that again") from e
+        raise DataError(f"{FILE}: {e.strerror or e}; {_AGAIN}") from e
     digest = hashlib.sha256(data).hexdigest()
     if digest != _SHA256:
-        raise DataError(
-            f"{FILE} is damaged (sha256 {digest}, expected {_SHA256}); it belongs to the package, install "
-            "that again"
-        )
+        raise DataError(f"{FILE} is damaged (sha256 {digest}, expected {_SHA256}); {_AGAIN}")
     tensors, _ = from_safetensors(data, str(FILE))
     return tensors["images"], tensors["labels"]
 
 
-#: What :func:`~.data.open_data` knows by name.
+#: Data sets known by name.
 NAMES = ("cifar10", "cifar100", "fashion-mnist", "digits")
 
 _TORCHVISION = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "fashion-mnist": "FashionMNIST"}
@@ -161,25 +154,26 @@ def _cifar(name: str, folder: str, test: bool) -> tuple[dict[str, tuple[Tensor, 
             return cls(folder, train=train)
 
     try:
-        train = read(True)
+        data = {"train": read(True)}
     except (RuntimeError, OSError):  # not there, or not as published
         _download(name, folder, cls, os.path.join(folder, cls.filename), cls.tgz_md5)
         try:
-            train = read(True)
+            data = {"train": read(True)}
         except (RuntimeError, OSError) as e:
             raise DataError(f"{name} in {folder} cannot be read after downloading it: {e}") from e
-    parts = {}
-    for part, data in [("train", train), *([("test", read(False))] if test else [])]:
-        images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
-        parts[part] = (images, list(data.targets))
-    return parts, train.classes
+    if test:
+        data["test"] = read(False)
+    parts = {
+        part: (torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous(), list(found.targets))
+        for part, found in data.items()
+    }
+    return parts, data["train"].classes
 
 
 def _fashion(folder: str, test: bool) -> tuple[dict[str, tuple[Tensor, list[int]]], Sequence[str]]:
     found = _fashion_folder(folder)
     if found is None:
-        cls = _torchvision_class("fashion-mnist")
-        _download("fashion-mnist", folder, cls)
+        _download("fashion-mnist", folder, _torchvision_class("fashion-mnist"))
         found = _fashion_folder(folder)
         if found is None:
             raise DataError(f"fashion-mnist: no files in {folder} after downloading it")
@@ -236,9 +230,7 @@ def read_idx(path: str) -> Tensor:
     if not dimensions or len(data) < start:
         raise DataError(f"{path}: is not an IDX file of unsigned bytes")
     shape = struct.unpack(f">{dimensions}I", data[4:start])
-    wanted = 1
-    for n in shape:
-        wanted *= n
+    wanted = math.prod(shape)
     if len(data) - start != wanted:
         raise DataError(
             f"{path}: holds {len(data) - start:,} values, but {list(shape)} were announced; damaged?"
@@ -259,12 +251,11 @@ def _download(name: str, folder: str, cls: Any, archive: str = "", md5: str = ""
     from torchvision.datasets.utils import check_integrity  # type: ignore[import-untyped,unused-ignore]
 
     url = getattr(cls, "url", None) or cls.mirrors[0]
+    files = os.path.basename(archive) or "the four *-ubyte.gz files"
     by_hand = (
-        f"by hand, put {os.path.basename(archive)} from {url} into {folder}"
-        if archive
-        else f"by hand, put the four *-ubyte.gz files from {url} into {folder}"
+        f"{name}:FOLDER takes one that you have, and digits comes with the package; by hand, put {files} "
+        f"from {url} into {folder}"
     )
-    by_hand = f"{name}:FOLDER takes one that you have, and digits comes with the package; {by_hand}"
     have = bool(archive) and check_integrity(archive, md5)
     if is_offline() and not have:
         raise DataError(

@@ -5,7 +5,9 @@
     >>> data.categories, len(data.train), len(data.val), data.notes   # doctest: +SKIP
     (('cat', 'dog'), 180, 20, ('no validation part in photos: 10 % of each class held out, ...',))
 
-Images are not decoded here, apart from a few to see whether they are all of one size.
+Images are not decoded here, apart from a few to see whether they are all of one size. What is held out
+depends on the labels in their order and on the seed, so that sorted file names give the same choice on every
+machine.
 """
 
 from __future__ import annotations
@@ -15,25 +17,38 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
 from ..errors import DataError, ImageError, shown
+from ..utils.checks import Range, is_int
+from ..utils.files import read_bytes
 from ..utils.random import keep_random_state
-from .class_folders import folder_images, has_classes, parts_of
-from .dataset_source import is_dataset, open_dataset
-from .folders import counted, some_of
+from ..utils.text import counted, some_of
+from .categories import Classes
+from .folders import folder_images, has_classes, parts_of
 from .named import NAMES, open_named, parse_name
-from .sources import Classes, Data, FileImages, ImageSource, Parts, Source, seeded_read
-from .split import few_of_each, hold_out
+from .sources import (
+    Data,
+    FileImages,
+    ImageSource,
+    Parts,
+    Source,
+    is_dataset,
+    open_dataset,
+    seeded_read,
+    spread,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
-__all__ = ["Data", "ImageSource", "class_counts", "open_data"]
-
 _SHOWN_CLASSES = 10  # at most so many are named with their counts
-
 _SIZE_SAMPLE = 16  # so many images of each part are read to see whether they are of one size
+_SHARE = Range(0, 0.9, open_low=True)
 
 
 def open_data(
@@ -75,10 +90,11 @@ def open_data(
     Raises:
         DataError: there is nothing to train on; says where, and what is expected there.
     """
-    held_out = 0.0 if _is_zero(val_fraction) else _fraction(val_fraction, "val_fraction")
+    nothing = val_fraction == 0 and not isinstance(val_fraction, bool)
+    held_out = 0.0 if nothing else _fraction(val_fraction, "val_fraction")
     if isinstance(val, (int, float)):
         held_out = _fraction(val, "val")
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+    if limit is not None and not is_int(limit, 1):
         raise DataError(f"limit is {shown(limit)}; the number of images a class to train on is 1 or more")
     parts = _open(source, None if categories is None else Classes.listed(categories), own_val=val is None)
     if val is not None and not isinstance(val, (int, float)):
@@ -97,16 +113,16 @@ def class_counts(data: Data, other: ImageSource | None = None, part: str = "vali
     """
     other = data.val if other is None else other
     train, held = Counter(data.train.labels), Counter(() if other is None else other.labels)
-    counts = [(train[i], held[i]) for i in range(len(data.categories))]
     what = "training images" if other is None else f"training + {part} images"
     shown = [
-        f"{name} {a:,}" if other is None else f"{name} {a:,} + {b:,}"
-        for name, (a, b) in zip(data.categories, counts[:_SHOWN_CLASSES], strict=False)
+        f"{name} {train[i]:,}" + ("" if other is None else f" + {held[i]:,}")
+        for i, name in enumerate(data.categories[:_SHOWN_CLASSES])
     ]
-    if len(counts) > _SHOWN_CLASSES:
-        a = sorted(n for n, _ in counts)
-        shown.append(f"... ({a[0]:,} to {a[-1]:,} training images a class)")
-    return f"{len(counts):,} classes, {what}: {', '.join(shown)}"
+    classes = len(data.categories)
+    if classes > _SHOWN_CLASSES:
+        counts = [train[i] for i in range(classes)]
+        shown.append(f"... ({min(counts):,} to {max(counts):,} training images a class)")
+    return f"{classes:,} classes, {what}: {', '.join(shown)}"
 
 
 def _open(source: Any, classes: Classes | None, own_val: bool) -> Parts:
@@ -132,15 +148,17 @@ def _open(source: Any, classes: Classes | None, own_val: bool) -> Parts:
     train_root, val_root = parts_of(root)
     train, classes, notes = folder_images(train_root, classes)
     parts = Parts(root, train, None, classes, notes=notes)
-    if val_root is not None and own_val and not has_classes(val_root, classes):
+    if val_root is None or not own_val:
+        return parts
+    if not has_classes(val_root, classes):
         notes.append(
             f"{val_root}: passed over, as no folder in it is called like a class (--val: other images to "
             "validate on, or the share of the training images to hold out)"
         )
-    elif val_root is not None and own_val:
-        if os.path.basename(val_root).lower() == "test":
-            notes.append(f"{root} has no folder called val: validated on {os.path.basename(val_root)}")
-        _add_validation(parts, val_root)
+        return parts
+    if os.path.basename(val_root).lower() == "test":
+        notes.append(f"{root} has no folder called val: validated on {os.path.basename(val_root)}")
+    _add_validation(parts, val_root)
     return parts
 
 
@@ -165,7 +183,6 @@ def _finished(parts: Parts, why: str, held_out: float, seed: int, limit: int | N
     train, val, notes = parts.train, parts.val, parts.notes
     names = parts.classes.names
     _check_classes(parts)
-    split = val is None
     if val is None and not held_out:
         notes.append(f"{why}, and none held out (val_fraction is 0): there are no validation figures")
     elif val is None:
@@ -180,26 +197,18 @@ def _finished(parts: Parts, why: str, held_out: float, seed: int, limit: int | N
                 f"limited to {counted(limit, 'image')} a class: {len(train):,} of "
                 f"{counted(total, 'image')} to train on"
             )
-    if val is not None:
-        missing = _classes_with(train.labels, names, exclude=val.labels)
-        if parts.val is not None and missing:
+    if parts.val is not None:
+        missing = _classes_with(train.labels, names, exclude=parts.val.labels)
+        if missing:
             notes.append(
                 f"no validation images for {len(missing)} of {len(names)} classes: {some_of(missing)}"
             )
     with keep_random_state():
         size = _common_size([train] if val is None else [train, val])
     data = Data(
-        parts.name,
-        train,
-        val,
-        names,
-        parts.classes.wnids,
-        parts.mean,
-        parts.std,
-        size,
-        tuple(notes),
-        held_out=split and val is not None,
-    )
+        parts.name, train, val, names, parts.classes.wnids, parts.mean, parts.std, size, tuple(notes),
+        held_out=parts.val is None and val is not None,
+    )  # fmt: skip
     digests = "\n".join([train.digest(), "" if val is None else val.digest(), *names])
     return replace(data, fingerprint=hashlib.sha256(digests.encode("utf-8", "surrogateescape")).hexdigest())
 
@@ -225,6 +234,74 @@ def _split(parts: Parts, why: str, fraction: float, seed: int) -> tuple[Source, 
     return train, val
 
 
+def hold_out(labels: Sequence[int], fraction: float, seed: int) -> tuple[list[int], list[int]]:
+    """Return the places of the images to train on and of those to validate on, both in ascending order.
+
+    Of each class the nearest whole number to ``fraction`` is held out, but at least one, and never the last
+    one: a class with a single image is only trained on.
+    """
+    train, val = [], []
+    for places in _shuffled_classes(labels, seed):
+        n = min(max(1, round(fraction * len(places))), len(places) - 1)
+        val += places[:n]
+        train += places[n:]
+    return sorted(train), sorted(val)
+
+
+def few_of_each(labels: Sequence[int], limit: int, seed: int) -> list[int]:
+    """Return the places of at most ``limit`` images of each class, in ascending order.
+
+    A smaller limit gives some of the images that a larger one gives.
+    """
+    return sorted(i for places in _shuffled_classes(labels, seed) for i in places[:limit])
+
+
+VALIDATION_FILE = "validation.txt"  # of a run: the names of the images it validated on
+
+
+def validation_names(data: Data) -> list[str]:
+    """Return the names of the validation images, [] without any."""
+    return [] if data.val is None else [data.val.name(i) for i in range(len(data.val))]
+
+
+def not_held_out_before(source: str | os.PathLike[str], data: Data) -> int | None:
+    """Return how many of the images held out here the run of a trained file did not hold out.
+
+    It may have trained on these, if it had them. More images, or another seed, hold out others.
+
+    Args:
+        source: the file, in the folder of its run.
+        data: with a part that is held out.
+
+    Returns:
+        None where no record lies beside the file.
+    """
+    path = Path(source)
+    if not path.is_file():  # the name of a model
+        return None
+    try:
+        earlier = read_bytes(path.with_name(VALIDATION_FILE)).decode().splitlines()
+    except (OSError, ValueError):
+        return None
+    # By class folder and file: the same folder of images can be written in many ways.
+    parts = [{PurePath(name).parts[-2:] for name in names} for names in (validation_names(data), earlier)]
+    return len(parts[0] - parts[1])
+
+
+def _shuffled_classes(labels: Sequence[int], seed: int) -> list[list[int]]:
+    """Return the places of each class that has any, in an order drawn from the seed."""
+    generator = torch.Generator().manual_seed(seed)
+    all_labels = torch.as_tensor(labels, dtype=torch.long)
+
+    def shuffled(places: Tensor) -> list[int]:
+        found: list[int] = places[torch.randperm(len(places), generator=generator)].tolist()
+        return found
+
+    # A stable sort keeps each class's images in their own order.
+    classes = all_labels.argsort(stable=True).split(torch.bincount(all_labels).tolist())
+    return [shuffled(places) for places in classes if len(places)]
+
+
 def _check_classes(parts: Parts) -> None:
     names = parts.classes.names
     odd = [name for name in names if not _is_text(name)]
@@ -240,7 +317,7 @@ def _check_classes(parts: Parts) -> None:
             f"{parts.name}: only one class has images ({names[min(used)]}); there is nothing to learn with "
             "fewer than two"
         )
-    without = [name for label, name in enumerate(names) if label not in used]
+    without = _classes_with(range(len(names)), names, exclude=parts.train.labels)
     if without:
         parts.notes.append(
             f"no training images for {len(without)} of {len(names)} classes: {some_of(without)}"
@@ -256,10 +333,9 @@ def _common_size(parts: Sequence[ImageSource]) -> tuple[int, int] | None:
     """Return (height, width) of the images if some of them, spread evenly, agree on it."""
     size = None
     for images in parts:
-        total = len(images)
-        for i in range(min(total, _SIZE_SAMPLE)):
+        for seed, index in enumerate(spread(len(images), _SIZE_SAMPLE)):
             try:
-                height, width = seeded_read(images, i * total // min(total, _SIZE_SAMPLE), i).shape[1:]
+                height, width = seeded_read(images, index, seed).shape[1:]
             except ImageError:
                 continue
             if size not in (None, (height, width)):
@@ -276,12 +352,8 @@ def _is_text(name: str) -> bool:
     return True
 
 
-def _is_zero(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == 0
-
-
 def _fraction(value: float, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 0.9:
+    if value not in _SHARE:
         raise DataError(
             f"{name} is {shown(value)}; the share of each class to hold out for validation is above 0 and at "
             "most 0.9"

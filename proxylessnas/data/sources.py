@@ -1,4 +1,4 @@
-"""Labelled images to train on: in files, in one tensor, or behind somebody's data set; their classes.
+"""Labelled images to train on: in files, in one tensor, or behind somebody's data set.
 
 All of them are read one at a time as 8-bit RGB, can be sent to the worker processes of a ``DataLoader`` and
 hold no more per image than they must: a list of a million paths would be copied into each worker.
@@ -7,6 +7,7 @@ hold no more per image than they must: a list of a million paths would be copied
 from __future__ import annotations
 
 import hashlib
+import operator
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -14,17 +15,17 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.utils.data import IterableDataset, Subset
 
 from ..errors import DataError, ImageError, shown
 from ..utils.random import keep_random_state, seed_everything
-from .categories import categories, class_places, wnids
-from .folders import leading_wnid
-from .images import load_image, to_rgb
+from ..utils.text import counted, some_of
+from .categories import Classes
+from .images import load_image, pixels_of, to_rgb
 
-#: What Pillow and torchvision's decoders raise for a damaged file.
-UNREADABLE = (OSError, ValueError, SyntaxError, RuntimeError)
-
-_HASHED_IMAGES = 64  # so many images that are not files are read for a fingerprint
+# What Pillow and torchvision's decoders raise for a damaged file.
+_UNREADABLE = (OSError, ValueError, SyntaxError, RuntimeError)
+_SAMPLE = 64  # so many images that are not files are read for a fingerprint
 
 
 @runtime_checkable
@@ -92,6 +93,19 @@ class Data:
     held_out: bool = False
 
 
+@dataclass
+class Parts:
+    """What a source holds, before anything is held out or left out; fields as of :class:`Data`."""
+
+    name: str
+    train: Source
+    val: Source | None
+    classes: Classes
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    notes: list[str] = field(default_factory=list)
+
+
 class FileImages:
     """Images in files below one folder.
 
@@ -104,9 +118,7 @@ class FileImages:
 
     def __init__(self, root: str, names: Iterable[str | bytes], labels: list[int], sizes: Tensor) -> None:
         encoded = [os.fsencode(name) for name in names]
-        self.root = root
-        self.labels = labels
-        self.sizes = sizes
+        self.root, self.labels, self.sizes = root, labels, sizes
         self._names = b"".join(encoded)
         self._ends = torch.tensor([0, *map(len, encoded)]).cumsum(0)
 
@@ -123,12 +135,8 @@ class FileImages:
         return os.path.join(self.root, self.relative(index))
 
     def read(self, index: int) -> Tensor:
-        """Return an image, uint8 [3, H, W].
-
-        Raises:
-            ImageError: the file cannot be read.
-        """
-        return pixels(load_image(self.name(index)))
+        """Return an image, uint8 [3, H, W]; an :class:`ImageError` names a file that cannot be read."""
+        return pixels_of(load_image(self.name(index)))
 
     def take(self, indices: Sequence[int]) -> FileImages:
         """Return some of the images, in this order."""
@@ -145,11 +153,17 @@ class FileImages:
 
 
 class _NumberedImages:
-    """Images without file names: they are known by the part they belong to and a number."""
+    """Images without file names: they are known by the part they belong to and a number.
 
-    def __init__(self, labels: list[int], part: str, numbers: Tensor | None) -> None:
-        self.labels = labels
-        self.part = part
+    Args:
+        content: what holds them, and others.
+        labels: their class indices.
+        part: what they are called in messages: "train" gives ``train/00012``.
+        numbers: their places in the content; None takes all.
+    """
+
+    def __init__(self, content: Any, labels: list[int], part: str, numbers: Tensor | None = None) -> None:
+        self.content, self.labels, self.part = content, labels, part
         self.numbers = torch.arange(len(labels)) if numbers is None else numbers
 
     def __len__(self) -> int:
@@ -160,71 +174,49 @@ class _NumberedImages:
         return f"{self.part}/{int(self.numbers[index]):05d}"
 
     def read(self, index: int) -> Tensor:
-        """Return an image, uint8 [3, H, W]."""
+        """Return an image, uint8 [3, H, W].
+
+        Raises:
+            ImageError: it cannot be read, or is neither a Pillow image nor a uint8 tensor.
+        """
+        return self._read(int(self.numbers[_checked(index, len(self))]), index)
+
+    def _read(self, number: int, index: int) -> Tensor:
         raise NotImplementedError  # pragma: no cover
+
+    def take(self: N, indices: Sequence[int]) -> N:
+        """Return some of the images, in this order."""
+        chosen = list(indices)
+        labels = [self.labels[i] for i in chosen]
+        return type(self)(self.content, labels, self.part, self.numbers[chosen])
 
     def digest(self) -> str:
         """Return a hash of numbers, labels and, unless they change, some of the images."""
         return _sha256(self.part.encode(), self.numbers, torch.tensor(self.labels), *_some_images(self))
 
 
+N = TypeVar("N", bound=_NumberedImages)
+
+
 class TensorImages(_NumberedImages):
-    """Images of one size in memory.
+    """Images of one size in memory: uint8 [N, 1 or 3, H, W]; grey ones are read as RGB."""
 
-    Args:
-        images: uint8 [N, 1 or 3, H, W]; grey ones are read as RGB.
-        labels: their class indices.
-        part: what they are called in messages: "train" gives ``train/00012``.
-        numbers: the images' numbers in messages; None counts them.
-    """
-
-    def __init__(self, images: Tensor, labels: list[int], part: str, numbers: Tensor | None = None) -> None:
-        super().__init__(labels, part, numbers)
-        self.images = images
-
-    def read(self, index: int) -> Tensor:
-        """Return an image, uint8 [3, H, W]."""
-        image = self.images[_checked(index, len(self))]
+    def _read(self, number: int, index: int) -> Tensor:
+        image: Tensor = self.content[number]
         return image.expand(3, -1, -1).contiguous() if image.shape[0] == 1 else image
-
-    def take(self, indices: Sequence[int]) -> TensorImages:
-        """Return some of the images, in this order."""
-        chosen = list(indices)
-        labels = [self.labels[i] for i in chosen]
-        return TensorImages(self.images[chosen], labels, self.part, self.numbers[chosen])
 
 
 class DatasetImages(_NumberedImages):
-    """Images of a ``torch.utils.data.Dataset`` whose items are (image, class index).
+    """Images of a ``Dataset`` whose items are (Pillow image or uint8 tensor [C, H, W], class index).
 
-    Args:
-        dataset: gives Pillow images or uint8 tensors [C, H, W]; has to be picklable if it is read by worker
-            processes.
-        labels: the class indices of the images taken.
-        part: what they are called in messages.
-        numbers: the places of the images in the data set; None takes all.
+    It has to be picklable if it is read by worker processes.
     """
 
-    def __init__(self, dataset: Any, labels: list[int], part: str, numbers: Tensor | None = None) -> None:
-        super().__init__(labels, part, numbers)
-        self.dataset = dataset
-
-    def read(self, index: int) -> Tensor:
-        """Return an image, uint8 [3, H, W].
-
-        Raises:
-            ImageError: it cannot be read, or is neither a Pillow image nor a uint8 tensor.
-        """
-        number = int(self.numbers[_checked(index, len(self))])
+    def _read(self, number: int, index: int) -> Tensor:
         try:
-            return pixels(self.dataset[number][0])
-        except UNREADABLE as e:
+            return pixels(self.content[number][0])
+        except _UNREADABLE as e:
             raise ImageError(f"{self.name(index)}: {e}") from e
-
-    def take(self, indices: Sequence[int]) -> DatasetImages:
-        """Return some of the images, in this order."""
-        chosen = list(indices)
-        return DatasetImages(self.dataset, [self.labels[i] for i in chosen], self.part, self.numbers[chosen])
 
 
 def pixels(image: Any) -> Tensor:
@@ -247,10 +239,7 @@ def pixels(image: Any) -> Tensor:
         return planes.expand(3, -1, -1).contiguous()
     if not hasattr(image, "tobytes") or not hasattr(image, "mode"):
         raise ImageError(f"{shown(image)} is neither a Pillow image nor a uint8 tensor")
-    rgb = image if image.mode == "RGB" else to_rgb(image)
-    width, height = rgb.size
-    flat = torch.frombuffer(bytearray(rgb.tobytes()), dtype=torch.uint8)
-    return flat.view(height, width, 3).permute(2, 0, 1).contiguous()
+    return pixels_of(image if image.mode == "RGB" else to_rgb(image))
 
 
 def _checked(index: int, length: int) -> int:
@@ -259,10 +248,15 @@ def _checked(index: int, length: int) -> int:
     return index
 
 
+def spread(total: int, most: int) -> list[int]:
+    """Return ``most`` places spread evenly over ``total`` (or all, if there are fewer)."""
+    return [i * total // min(total, most) for i in range(min(total, most))]
+
+
 def seeded_read(images: ImageSource, index: int, seed: int) -> Tensor:
     """Read an image after seeding the global random generators, for data sets that augment by themselves.
 
-    It leaves them seeded: call it within :func:`~.seeding.keep_random_state`.
+    It leaves them seeded: call it within :func:`~.utils.random.keep_random_state`.
 
     Raises:
         ImageError: it cannot be read.
@@ -271,22 +265,30 @@ def seeded_read(images: ImageSource, index: int, seed: int) -> Tensor:
     return images.read(index)
 
 
+def read_twice(images: ImageSource, index: int) -> Tensor | None:
+    """Return an image; None if it is another one the next time, as a data set augments it by itself.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    image, again = (seeded_read(images, index, seed) for seed in (1, 2))
+    return image if torch.equal(image, again) else None
+
+
 def _some_images(images: ImageSource) -> list[Tensor]:
     """Return some images, spread evenly; one that cannot be read is empty.
 
     There are none if the same image is another one the next time: a data set with augmentation of its own
-    would get another hash in each process, and no run on it could be continued.
+    would get another hash in each process, and no run on it could be resumed.
     """
     found = []
-    total = len(images)
     with keep_random_state():
-        for i in range(min(total, _HASHED_IMAGES)):
-            index = i * total // min(total, _HASHED_IMAGES)
+        for index in spread(len(images), _SAMPLE):
             try:
-                image, again = (seeded_read(images, index, seed) for seed in (1, 2))
+                image = read_twice(images, index)
             except ImageError:
-                image = again = torch.empty(0, dtype=torch.uint8)
-            if not torch.equal(image, again):
+                image = torch.empty(0, dtype=torch.uint8)
+            if image is None:
                 return []
             found.append(image)
     return found
@@ -301,75 +303,109 @@ def _sha256(*parts: bytes | Tensor) -> str:
     return digest.hexdigest()
 
 
-@dataclass(frozen=True)
-class Classes:
-    """What the classes are called.
+# ---- a data set of somebody's own
 
-    Attributes:
-        names: in the order of the labels.
-        wnids: WordNet ids in the same order, or ().
+
+def is_dataset(source: Any) -> bool:
+    """Return whether this could be a data set: whatever has a length and items, as torch does not check."""
+    return isinstance(source, IterableDataset) or (
+        hasattr(source, "__getitem__") and hasattr(source, "__len__") and not isinstance(source, (str, bytes))
+    )
+
+
+def open_dataset(dataset: Any, part: str, classes: Classes | None) -> Parts:
+    """Return the images of a map-style data set; see :class:`DatasetImages`.
+
+    Labels are taken from the data set's ``targets`` or ``labels`` if these agree with its items, else by
+    reading all of it once. Without ``classes`` they are the data set's own, else numbers.
+
+    Raises:
+        DataError: its items are of another kind.
     """
-
-    names: tuple[str, ...]
-    wnids: tuple[str, ...] = ()
-
-    @classmethod
-    def listed(cls, names: Sequence[str]) -> Classes:
-        """Return the classes of a list of names given by a user.
-
-        Raises:
-            DataError: it is something else.
-        """
-        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
-            raise DataError(f"categories is {shown(names)}; a list of class names is expected")
-        return cls(tuple(names), wnids() if tuple(names) == categories() else ())
-
-    @classmethod
-    def of_folders(cls, folders: Sequence[str]) -> Classes:
-        """Return the classes that folders stand for, in their order; ImageNet's wnids get their names."""
-        table = _imagenet()
-        ids = tuple(leading_wnid(folder) or "" for folder in folders)
-        if len(set(ids)) == len(folders) and all(wnid in table for wnid in ids):
-            return cls(tuple(table[wnid] for wnid in ids), ids)
-        return cls(tuple(folders))
-
-    def places(self, folders: Sequence[str]) -> dict[str, int]:
-        """Return the label of each folder that is called like a class (or its wnid); others are left out."""
-        table = _imagenet()
-        by_wnid = {wnid: i for i, wnid in enumerate(self.wnids)}
-        wnid_of = {folder: leading_wnid(folder) or "" for folder in folders}
-        found = {folder: by_wnid[wnid] for folder, wnid in wnid_of.items() if wnid in by_wnid}
-        by_name = class_places([folder for folder in folders if folder not in found], self.names)
-        if not self.wnids:  # a folder of ImageNet's for a class that goes by its name
-            meant = {folder: table[wnid] for folder, wnid in wnid_of.items() if wnid in table}
-            places = class_places(list(meant.values()), self.names)
-            by_name = {folder: places[name] for folder, name in meant.items() if name in places} | by_name
-        found.update({folder: place for folder, place in by_name.items() if place >= 0})
-        return found
+    name = type(dataset).__name__
+    if isinstance(dataset, IterableDataset):
+        raise DataError(
+            f"{name} is an IterableDataset; images are drawn in random order, which needs a Dataset"
+        )
+    total = len(dataset)
+    if total == 0:
+        raise DataError(f"{name}: the data set is empty")
+    _check_item(name, _item(name, dataset, 0))
+    notes = []
+    labels = _own_labels(dataset)
+    if labels is None or not _agree(dataset, labels):
+        labels = [_label(f"{name}: item {i}", _item(name, dataset, i)[1]) for i in range(total)]
+        notes.append(f"{name} has no list of labels (targets): read once to find them")
+    if min(labels) < 0:
+        raise DataError(f"{name}: class index {min(labels)}; they count from 0")
+    if classes is None:
+        own = _own_classes(dataset)
+        classes = Classes(own if len(own) > max(labels) else tuple(map(str, range(max(labels) + 1))))
+    elif max(labels) >= len(classes.names):
+        known = counted(len(classes.names), "class", "classes")
+        raise DataError(
+            f"{name}: class index {max(labels)}, but there are {known} ({some_of(classes.names)}), counted "
+            "from 0"
+        )
+    return Parts(name, DatasetImages(dataset, labels, part), None, classes, notes=notes)
 
 
-@dataclass
-class Parts:
-    """What a source holds, before anything is held out or left out.
-
-    Attributes:
-        name: what to call it.
-        train: images to train on.
-        val: images to validate on, if it has such a part.
-        classes: of both.
-        mean, std: per channel on a scale of 0 to 1, where they are known.
-        notes: what a user should know, one line each.
-    """
-
-    name: str
-    train: Source
-    val: Source | None
-    classes: Classes
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
-    notes: list[str] = field(default_factory=list)
+def _item(name: str, dataset: Any, index: int) -> Any:
+    try:
+        return dataset[index]
+    except (*_UNREADABLE, LookupError, TypeError) as e:
+        raise DataError(f"{name}: item {index} cannot be read: {type(e).__name__}: {e}") from e
 
 
-def _imagenet() -> dict[str, str]:
-    """Return the class name of each of ImageNet's wnids."""
-    return dict(zip(wnids(), categories(), strict=True))
+def _check_item(name: str, item: Any) -> None:
+    if not isinstance(item, (tuple, list)) or len(item) < 2:
+        raise DataError(f"{name}: items are {shown(item)}; (image, class index) is expected")
+    try:
+        pixels(item[0])
+    except ImageError as e:
+        raise DataError(f"{name}: item 0 cannot be used: {e}") from e
+    _label(f"{name}: item 0", item[1])
+
+
+def _label(where: str, value: Any) -> int:
+    plain = value.tolist() if hasattr(value, "tolist") else value  # of a tensor or numpy's: their own kinds
+    while isinstance(plain, list) and len(plain) == 1:
+        plain = plain[0]
+    if isinstance(plain, bool) or not hasattr(plain, "__index__"):
+        raise DataError(
+            f"{where} has the label {shown(value)}; a class index is expected, a whole number (of one-hot "
+            "labels: label.argmax())"
+        )
+    return operator.index(plain)
+
+
+def _own_labels(dataset: Any) -> list[int] | None:
+    """Return a data set's list of labels, if it has one; that of a Subset comes from what it is part of."""
+    if isinstance(dataset, Subset):
+        whole = _own_labels(dataset.dataset)
+        return None if whole is None else [whole[i] for i in dataset.indices]
+    for attribute in ("targets", "labels"):
+        found: Any = getattr(dataset, attribute, None)
+        values = found.tolist() if hasattr(found, "tolist") else found  # a tensor or a numpy array
+        if isinstance(values, Sequence) and len(values) == len(dataset):
+            try:
+                return [_label("", value) for value in values]
+            except DataError:  # one-hot, names, ...
+                continue
+    return None
+
+
+def _own_classes(dataset: Any) -> tuple[str, ...]:
+    if isinstance(dataset, Subset):
+        return _own_classes(dataset.dataset)
+    found = getattr(dataset, "classes", None)
+    return tuple(map(str, found)) if isinstance(found, (list, tuple)) else ()
+
+
+def _agree(dataset: Any, labels: Sequence[int]) -> bool:
+    """Return whether a list of labels is that of the items: a target transform may change them."""
+    places = {0, len(labels) - 1, *range(0, len(labels), max(1, len(labels) // 8))}
+    try:
+        return all(labels[i] == _label("", dataset[i][1]) for i in places)
+    except _UNREADABLE:  # an item that cannot be read; training counts these
+        return True

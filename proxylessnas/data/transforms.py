@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DataError, ImageError, missing_extra
+from ..errors import DataError, ImageError, needs
+from ..utils.checks import is_int
 
 if TYPE_CHECKING:
     import torch
@@ -26,9 +27,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _INTERPOLATIONS = ("bilinear", "bicubic")
 _LARGEST = 4096  # px; guards against a typing error that would ask for an image of many gigabytes
-_MAX_ASPECT = (
-    16  # long side / short side beyond which the ends, never seen by the crop, are cut before resizing
-)
+# long side / short side beyond which the ends, never seen by the crop, are cut before resizing
+_MAX_ASPECT = 16
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Preprocessing:
         problems: list[str] = []
         for name in ("input_size", "resize"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _LARGEST:
+            if not is_int(value, 1, _LARGEST):
                 problems.append(f"{name} must be a whole number from 1 to {_LARGEST}, not {value!r}")
         if not problems and self.input_size > self.resize:
             problems.append(
@@ -94,8 +94,7 @@ class Preprocessing:
 
         Args:
             data: the fields by name, and nothing else. ``input_size``, ``resize``, ``mean`` and ``std`` must
-            be
-                there: a default that is silently wrong costs accuracy.
+                be there: a default that is silently wrong costs accuracy.
 
         Raises:
             DataError: not a mapping, or a field is missing, unknown, of the wrong type or out of range.
@@ -130,6 +129,68 @@ class Preprocessing:
         return f"resize {self.resize} ({self.interpolation}), crop {self.input_size}, mean {mean}, std {std}"
 
 
+class Geometry:
+    """The resize and centre crop of a preprocessing, without its scaling: uint8 in, uint8 out.
+
+    Args:
+        preprocessing: says how.
+        resize: length of the short side before the crop, px, if not the preprocessing's own.
+    """
+
+    def __init__(self, preprocessing: Preprocessing, resize: int | None = None) -> None:
+        self.size = preprocessing.input_size
+        self.resize = preprocessing.resize if resize is None else resize
+        self.interpolation, self.antialias = preprocessing.interpolation, preprocessing.antialias
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        """Return [..., 3, size, size] for [..., 3, H, W]."""
+        image = self._resized(_without_far_ends(image))
+        top, left = (round((side - self.size) / 2) for side in image.shape[-2:])
+        return image[..., top : top + self.size, left : left + self.size]
+
+    def _resized(self, image: torch.Tensor) -> torch.Tensor:
+        """Bring the short side of [..., 3, H, W] to ``resize`` px, as torchvision's v2.Resize does."""
+        import torch
+
+        height, width = image.shape[-2:]
+        short, long = self.resize, int(self.resize * max(height, width) / min(height, width))
+        size = (short, long) if height <= width else (long, short)
+        if size == (height, width):
+            return image
+        # Other devices resize floating-point numbers only, and the CPU's whole-number kernel no single pixel.
+        native = image.device.type == "cpu" and 1 not in size
+        batch = image.reshape(-1, *image.shape[-3:])
+        batch = torch.nn.functional.interpolate(
+            batch if native else batch.float(), size, mode=self.interpolation, antialias=self.antialias
+        )
+        if not native:
+            batch = batch.round_().clamp_(0, 255)
+        return batch.to(torch.uint8).reshape(*image.shape[:-2], *size)
+
+
+def _without_far_ends(image: torch.Tensor) -> torch.Tensor:
+    """Cut the ends off a mere strip: resizing 1 x 50,000 px by its short side would need gigabytes."""
+    height, width = image.shape[-2:]
+    longest = _MAX_ASPECT * min(height, width)
+    if max(height, width) <= longest:
+        return image
+    top, left = max(0, (height - longest) // 2), max(0, (width - longest) // 2)
+    return image[..., top : top + min(height, longest), left : left + min(width, longest)]
+
+
+def normalised(images: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
+    """Return uint8 [..., 3, H, W] as float32, scaled to 0..1 and normalised; the memory layout stays."""
+    import torch
+
+    from ..utils.devices import sent
+
+    mean, std = (
+        sent(torch.tensor(v, dtype=torch.float32).view(3, 1, 1), images.device)
+        for v in (preprocessing.mean, preprocessing.std)
+    )
+    return images.float().div_(255).sub_(mean).div_(std)
+
+
 class ClassificationTransform:
     """An image in, normalised model input out. Made by :meth:`Preprocessing.build`; can be pickled.
 
@@ -142,7 +203,7 @@ class ClassificationTransform:
     """
 
     def __init__(self, preprocessing: Preprocessing) -> None:
-        self.preprocessing = preprocessing
+        self.preprocessing, self._geometry = preprocessing, Geometry(preprocessing)
 
     def __call__(self, image: Image.Image | torch.Tensor) -> torch.Tensor:
         """Return the model's input for one image, or for a batch of equally large ones.
@@ -163,7 +224,7 @@ class ClassificationTransform:
         import torch
 
         if not isinstance(image, torch.Tensor):
-            image = self._from_pil(image)
+            image = _from_pillow(image)
         if image.dtype != torch.uint8:
             raise TypeError(
                 f"images as tensors must be uint8 (0 to 255), not {str(image.dtype).removeprefix('torch.')}"
@@ -174,32 +235,7 @@ class ClassificationTransform:
             )
         if image.shape[-3] == 1:
             image = image.repeat_interleave(3, dim=-3)
-        p = self.preprocessing
-        image = self._resize(self._without_far_ends(image))
-        top, left = (round((side - p.input_size) / 2) for side in image.shape[-2:])
-        image = image[..., top : top + p.input_size, left : left + p.input_size]
-        mean, std = (image.new_tensor(v, dtype=torch.float32).view(3, 1, 1) for v in (p.mean, p.std))
-        return (image / 255 - mean) / std
-
-    def _resize(self, image: torch.Tensor) -> torch.Tensor:
-        """Bring the short side of [..., 3, H, W] to ``resize`` px, as torchvision's v2.Resize does."""
-        import torch
-
-        p = self.preprocessing
-        height, width = image.shape[-2:]
-        short, long = p.resize, int(p.resize * max(height, width) / min(height, width))
-        size = (short, long) if height <= width else (long, short)
-        if size == (height, width):
-            return image
-        # Other devices resize floating-point numbers only, and the CPU's whole-number kernel no single pixel.
-        native = image.device.type == "cpu" and 1 not in size
-        batch = image.reshape(-1, *image.shape[-3:])
-        batch = torch.nn.functional.interpolate(
-            batch if native else batch.float(), size, mode=p.interpolation, antialias=p.antialias
-        )
-        if not native:
-            batch = batch.round_().clamp_(0, 255)
-        return batch.to(torch.uint8).reshape(*image.shape[:-2], *size)
+        return normalised(self._geometry(image), self.preprocessing)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.preprocessing})"
@@ -207,35 +243,17 @@ class ClassificationTransform:
     def __reduce__(self) -> tuple[type[ClassificationTransform], tuple[Preprocessing]]:
         return type(self), (self.preprocessing,)
 
-    def _from_pil(self, image: Any) -> torch.Tensor:
-        from .images import strips, to_rgb
 
-        try:
-            from PIL import Image
-        except ImportError as e:
-            raise missing_extra("pillow", "reading images") from e
-        if not isinstance(image, Image.Image):
-            raise TypeError(f"expected a Pillow image or a uint8 tensor, not {type(image).__name__}")
-        if 0 in image.size:
-            raise ImageError(f"the image has no pixels (size {image.size[0]} x {image.size[1]})")
-        import torch
+def _from_pillow(image: Any) -> torch.Tensor:
+    from .images import pixels_of, to_rgb
 
-        image = to_rgb(image)
-        pixels = torch.empty(3, image.height, image.width, dtype=torch.uint8)
-        for top, bottom, part in strips(image):
-            values = torch.frombuffer(bytearray(part.tobytes()), dtype=torch.uint8)
-            pixels[:, top:bottom] = values.view(-1, image.width, 3).permute(2, 0, 1)
-        return pixels
-
-    @staticmethod
-    def _without_far_ends(image: torch.Tensor) -> torch.Tensor:
-        """Cut the ends off a mere strip: resizing 1 x 50,000 px by its short side would need gigabytes."""
-        height, width = image.shape[-2:]
-        longest = _MAX_ASPECT * min(height, width)
-        if max(height, width) <= longest:
-            return image
-        top, left = max(0, (height - longest) // 2), max(0, (width - longest) // 2)
-        return image[..., top : top + min(height, longest), left : left + min(width, longest)]
+    with needs("pillow", "reading images"):
+        from PIL import Image
+    if not isinstance(image, Image.Image):
+        raise TypeError(f"expected a Pillow image or a uint8 tensor, not {type(image).__name__}")
+    if 0 in image.size:
+        raise ImageError(f"the image has no pixels (size {image.size[0]} x {image.size[1]})")
+    return pixels_of(to_rgb(image))
 
 
 def _channel_problem(name: str, values: object) -> str | None:

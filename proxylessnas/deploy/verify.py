@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..data.folders import images_below
-from ..data.images import load_image
+from ..data.images import load_image, pixels_of
 from ..data.named import load_digits
 from ..data.transforms import Preprocessing
 from ..errors import DataError, ExportError, LatencyError, first_line
@@ -197,10 +197,9 @@ def proof_images(
     known = bundle.preprocessing
     side = bundle.input_size[1]
     preprocessing = known if known is not None else Preprocessing(side, side)
-    transform = preprocessing.build()
     files, source = _files(images)
     if files:
-        pixels = [transform._from_pil(load_image(file)) for file in files]
+        pixels = [pixels_of(load_image(file)) for file in files]
         return ProofImages(tuple(pixels), source, preprocessing)
     digits = load_digits()[0][:MOST, None].expand(-1, 3, -1, -1)
     return ProofImages(tuple(digits), "handwritten digits of this package", preprocessing)

@@ -14,11 +14,10 @@ from typing import Any
 from ..arch.arch import Arch
 from ..arch.space import SearchSpace
 from ..arch.tree import TreeArch
-from ..data.folders import counted
 from ..errors import ArchError, DataError, ProxylessError, first_line
 from ..figures.probability_map import block_names
 from ..utils.files import open_file, read_bytes
-from ..utils.text import csv_rows
+from ..utils.text import counted, csv_rows
 
 LOG_FILE = "search.jsonl"  # as search.log writes it; importing that would import torch
 

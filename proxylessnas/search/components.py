@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..train.eval_loader import EvalLoader
-from ..train.loader import TrainLoader
+from ..train.loader import EvalLoader, TrainLoader
 from ..train.settings import Settings
 from ..train.step import WeightStep
 from ..utils.distributed import Processes
@@ -45,22 +44,22 @@ def loaders(
     """
     weights, preprocessing = recipe.weights, model.preprocessing
     assert preprocessing is not None
-    shared: dict[str, Any] = {
-        "rank": processes.rank, "world": processes.world, "device": processes.device,
-        "workers": settings.worker_count(processes.world),
-    }  # fmt: skip
+    workers = settings.worker_count(processes.world)
     size = recipe.arch_batch_size or weights.batch_size
     return Loaders(
         TrainLoader(
             data.weights.train, weights, preprocessing,
-            num_classes=model.num_classes, max_unreadable=settings.max_unreadable, **shared,
+            num_classes=model.num_classes, processes=processes, workers=workers,
+            max_unreadable=settings.max_unreadable,
         ),
         ArchLoader(
             data.arch, preprocessing, batch_size=size, seed=recipe.seed,
-            max_unreadable=settings.max_unreadable, channels_last=weights.channels_last, **shared,
+            rank=processes.rank, world=processes.world, device=processes.device, workers=workers,
+            max_unreadable=settings.max_unreadable, channels_last=weights.channels_last,
         ),
         EvalLoader(
-            data.arch, preprocessing, batch_size=max(1, min(256, size // processes.world)), **shared
+            data.arch, preprocessing, batch_size=max(1, min(256, size // processes.world)),
+            processes=processes, workers=workers,
         ),
     )  # fmt: skip
 

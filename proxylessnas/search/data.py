@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..data.folders import counted
-from ..data.open import Data, ImageSource, open_data
-from ..data.transforms import Preprocessing
-from ..data.unreadable import Unreadable
+from ..data.open import open_data
+from ..data.sources import Data, ImageSource
+from ..data.transforms import Geometry, Preprocessing, normalised
 from ..errors import DataError, shown
-from ..train.augment import Geometry, normalised
 from ..train.batch_reader import BatchReader, Item, TrainBatches
-from ..train.ram_cache import LIMIT_BYTES, Progress, images_of, load_into_memory
+from ..train.loader import Unreadable
+from ..train.ram_cache import LIMIT_BYTES, images_of, load_into_memory
 from ..train.sampler import Steps, mix64
 from ..utils.checks import Range
 from ..utils.devices import sent
+from ..utils.text import counted
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
@@ -151,7 +151,6 @@ class ArchLoader:
         channels_last: memory layout of the inputs.
         max_unreadable: share of all images that may be unreadable.
         limit_bytes: most memory for keeping the images.
-        progress: called while images are read into memory, with how many are done and how many there are.
 
     Attributes:
         batch_size: images a batch of all processes together.
@@ -179,7 +178,6 @@ class ArchLoader:
         channels_last: bool = True,
         max_unreadable: float = 0.01,
         limit_bytes: int = LIMIT_BYTES,
-        progress: Progress | None = None,
     ) -> None:
         self.preprocessing, self.device = preprocessing, torch.device(device)
         what = "images held out for the architecture"
@@ -191,7 +189,7 @@ class ArchLoader:
         self.batch_size, self.batches_per_pass = self._order.steps.batch_size, len(self._order.steps)
         geometry = Geometry(preprocessing)
         size = (preprocessing.input_size, preprocessing.input_size)
-        kept = load_into_memory(images, geometry, size=size, limit_bytes=limit_bytes, progress=progress)
+        kept = load_into_memory(images, geometry, size=size, limit_bytes=limit_bytes)
         self.in_memory = kept is not None
         self._next = -1
         self._items: Iterator[Item] = iter(())

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..train.evaluate import dead_workers_as_data_error
+from ..train.batch_reader import dead_workers_as_data_error
 from ..train.logger import memory_mib
 from ..train.settings import Settings
 from ..utils.distributed import processes

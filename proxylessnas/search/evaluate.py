@@ -21,9 +21,8 @@ from ..arch.arch import Arch
 from ..arch.ops import modules_of
 from ..errors import DataError, first_line
 from ..models.batchnorm import convert_sync_bn, recalibrate, revert_sync_bn
-from ..train.eval_loader import EvalLoader
 from ..train.evaluate import accuracy_on
-from ..train.loader import TrainLoader
+from ..train.loader import EvalLoader, TrainLoader
 from ..train.metrics import Metrics
 from ..utils.distributed import Processes
 from ..utils.progress import tell

@@ -10,11 +10,10 @@ import torch
 
 from ..arch.space import SearchSpace
 from ..arch.spaces import read_space
-from ..data.class_folders import VALIDATION_FILE
-from ..data.open import class_counts
+from ..data.open import VALIDATION_FILE, class_counts
 from ..errors import CheckpointError, DataError
 from ..train import checkpoint
-from ..train.evaluate import dead_workers_as_data_error
+from ..train.batch_reader import dead_workers_as_data_error
 from ..train.log_files import load_tensorboard
 from ..train.run import held_folder
 from ..train.settings import Settings

@@ -20,19 +20,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..data.unreadable import UnreadableNotes
 from ..errors import DataError, ProxylessError
 from ..models.batchnorm import convert_sync_bn
 from ..train import checkpoint
 from ..train.augment import shrunk
-from ..train.loader import Batch
+from ..train.checkpoint import check_finite, other_images, restore_shared, resume_run, shared_state
+from ..train.loader import Batch, UnreadableNotes
 from ..train.logger import memory_mib
 from ..train.metrics import Metrics
 from ..train.optim import make_optimizer, parameter_groups
-from ..train.resume import other_images, restore_shared, resume_run, shared_state
 from ..train.sampler import Position, mix64
 from ..train.settings import Settings
-from ..train.step import ADVICE, Losses, WeightStep
+from ..train.step import Losses, WeightStep
 from ..utils.distributed import Processes
 from ..utils.signals import StopRequest
 from .baselines import Evaluated
@@ -195,13 +194,8 @@ class Searcher:
             loss, steps, stopping = self.losses.look(stop)
             now = time.monotonic()
             seconds, before = now - before, now
-            p.loss_sum += loss * steps
-            p.seconds, p.total_seconds = p.seconds + seconds, p.total_seconds + seconds
-            p.waited, waited, self.loader.waited_s = (
-                p.waited + self.loader.waited_s,
-                self.loader.waited_s,
-                0.0,
-            )
+            waited, self.loader.waited_s = self.loader.waited_s, 0.0
+            p.add(loss * steps, seconds, waited)
             log.run.step(
                 p.global_step, p.epoch + 1, loss, weights.learning_rate * factor,
                 steps * weights.batch_size / max(seconds, 1e-9), waiting=waited / max(seconds, 1e-9),
@@ -324,12 +318,7 @@ class Searcher:
             ProxylessError: weights or alpha are not finite; the last checkpoint is from before.
             CheckpointError: it cannot be written; the one before is kept.
         """
-        states = [self.model.state_dict(), {"alpha": self.model.alphas.logits.detach()}]
-        if self.processes.any_of(not checkpoint.all_finite(*states)):
-            raise ProxylessError(
-                f"the weights are not finite (NaN or infinite) after step {self.position.global_step - 1}; "
-                f"the last good checkpoint is kept in {self.checkpoints}. {ADVICE}"
-            )
+        check_finite(self, self.model.state_dict(), {"alpha": self.model.alphas.logits.detach()})
         state = search_state(self)
         if self.processes.main:
             checkpoint.save(self.checkpoints, state)

@@ -1,65 +1,25 @@
 """Augmentation: image by image with torchvision's transforms, or a whole batch at once; mixup and cutmix.
 
-The second way exists because at 32 x 32 px the calls cost more than the arithmetic: a batch of 128 takes
-2 ms instead of 17. It does crops with padding, mirroring and cutout; anything else goes the first way.
-Which way is taken follows from the recipe and the images, never from the machine.
+Whole batches exist because at 32 x 32 px the calls cost more than the arithmetic: a batch of 128 takes 2 ms
+instead of 17. They can have crops with padding, mirroring and cutout; anything else is done image by image.
+Which of both follows from the recipe and the images, never from the machine.
 """
 
 from __future__ import annotations
 
+import functools
 import random
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..data.transforms import Preprocessing
+from ..data.transforms import Geometry, Preprocessing, normalised
 from ..errors import needs
 from ..utils.devices import sent
 from .recipe import Recipe
 from .sampler import BATCHES, MIRRORS, MIXING, generator, mix64
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-
-class Geometry:
-    """The resize and centre crop of a preprocessing, without its scaling: uint8 in, uint8 out.
-
-    Args:
-        preprocessing: says how.
-        resize: length of the short side before the crop, px, if not the preprocessing's own.
-    """
-
-    def __init__(self, preprocessing: Preprocessing, resize: int | None = None) -> None:
-        self.size = preprocessing.input_size
-        self.resize = preprocessing.resize if resize is None else resize
-        like = Preprocessing(
-            self.size,
-            self.resize,
-            interpolation=preprocessing.interpolation,
-            antialias=preprocessing.antialias,
-        )
-        self._transform = like.build()
-
-    def __call__(self, image: Tensor) -> Tensor:
-        """Return [..., 3, size, size] for [..., 3, H, W]."""
-        t = self._transform
-        image = t._resize(t._without_far_ends(image))
-        top, left = (round((side - self.size) / 2) for side in image.shape[-2:])
-        return image[..., top : top + self.size, left : left + self.size]
-
-
-def normalised(images: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """Return uint8 [..., 3, H, W] as float32, scaled to 0..1 and normalised; the memory layout stays.
-
-    The same operations in the same order as in evaluation, so that the same pixels give the same bits.
-    """
-    mean, std = (
-        sent(torch.tensor(v, dtype=torch.float32).view(3, 1, 1), images.device)
-        for v in (preprocessing.mean, preprocessing.std)
-    )
-    return images.float().div_(255).sub_(mean).div_(std)
 
 
 def shrunk(images: Tensor, side: int) -> Tensor:
@@ -69,17 +29,6 @@ def shrunk(images: Tensor, side: int) -> Tensor:
         return images
     size = [max(side, round(n * side / min(height, width))) for n in (height, width)]
     return torch.nn.functional.interpolate(images, size, mode="bilinear", antialias=True)
-
-
-class Normalise:
-    """:func:`normalised` as a transform that can be pickled."""
-
-    def __init__(self, preprocessing: Preprocessing) -> None:
-        self.preprocessing = preprocessing
-
-    def __call__(self, image: Tensor) -> Tensor:
-        """Return float32 for uint8 [..., 3, H, W]."""
-        return normalised(image, self.preprocessing)
 
 
 class Cutout:
@@ -105,12 +54,8 @@ def train_transform(
 ) -> Callable[[Tensor], Tensor]:
     """Return the augmentation of single images: uint8 [3, H, W] in, float32 [3, S, S] out.
 
-    It draws from torch's global generator, and can be pickled.
-
-    Args:
-        recipe: which augmentation.
-        preprocessing: size S and normalisation.
-        prepared: the images have gone through :func:`preparation` already.
+    It draws from torch's global generator, and can be pickled. With ``prepared``, the images have gone
+    through :func:`preparation` already.
 
     Raises:
         MissingExtraError: torchvision cannot be imported.
@@ -129,21 +74,23 @@ def train_transform(
         steps.append(v2.RandomCrop(size, padding=recipe.crop_padding))
     if recipe.flip:
         steps.append(v2.RandomHorizontalFlip())
-    jitter = (
-        recipe.jitter_brightness, recipe.jitter_contrast, recipe.jitter_saturation, recipe.jitter_hue,
-    )  # fmt: skip
-    if any(jitter):
-        steps.append(v2.ColorJitter(*jitter))
+    if any(_jitter(recipe)):
+        steps.append(v2.ColorJitter(*_jitter(recipe)))
     if recipe.rand_augment:
         # bilinear: with the default, nearest, turned and sheared images get jagged edges
         how = InterpolationMode.BILINEAR
         steps.append(v2.RandAugment(recipe.rand_augment, recipe.rand_augment_magnitude, interpolation=how))
-    steps.append(Normalise(preprocessing))
+    steps.append(functools.partial(normalised, preprocessing=preprocessing))
     if recipe.random_erasing:
         steps.append(v2.RandomErasing(recipe.random_erasing, inplace=True))
     if recipe.cutout:
         steps.append(Cutout(recipe.cutout))
     return v2.Compose(steps)
+
+
+def _jitter(recipe: Recipe) -> tuple[float, float, float, float]:
+    r = recipe
+    return r.jitter_brightness, r.jitter_contrast, r.jitter_saturation, r.jitter_hue
 
 
 def preparation(recipe: Recipe, preprocessing: Preprocessing) -> Geometry | None:
@@ -173,12 +120,7 @@ class BatchAugment:
     """Crop with padding, mirror, normalise and cut out squares: a batch of equally large images at once.
 
     The padding is black, not the mean colour: it is laid around the raw pixels, as the authors' CIFAR-10
-    training does.
-
-    Args:
-        recipe: of which :meth:`covers` says yes.
-        preprocessing: the size of the images and their normalisation.
-        device: where it computes.
+    training does. Only for recipes that :meth:`covers` says yes to.
     """
 
     def __init__(self, recipe: Recipe, preprocessing: Preprocessing, device: torch.device) -> None:
@@ -190,10 +132,7 @@ class BatchAugment:
     @staticmethod
     def covers(recipe: Recipe) -> bool:
         """Return whether a recipe's augmentation is of this kind."""
-        others = (
-            recipe.jitter_brightness, recipe.jitter_contrast, recipe.jitter_saturation, recipe.jitter_hue,
-            recipe.rand_augment, recipe.random_erasing,
-        )  # fmt: skip
+        others = (*_jitter(recipe), recipe.rand_augment, recipe.random_erasing)
         return recipe.crop in ("padded", "none") and not any(others)
 
     def draws(self, n: int, epoch: int) -> Draws:
@@ -208,12 +147,7 @@ class BatchAugment:
         return Draws(offsets, flips, centres)
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
-        """Return the model's inputs, float [B, 3, S, S] in channels-last layout.
-
-        Args:
-            images: uint8 [B, S, S, 3].
-            draws: those of these images.
-        """
+        """Return the inputs, float [B, 3, S, S] in channels-last layout, for uint8 [B, S, S, 3]."""
         x = normalised(self._cropped(images, draws).permute(0, 3, 1, 2), self.preprocessing)
         if self.cutout:
             x.masked_fill_(self._squares(draws.centres)[:, None], 0.0)  # zero is the mean colour
@@ -254,13 +188,7 @@ class Mixing:
         return self.mixup > 0 or self.cutmix > 0
 
     def __call__(self, inputs: Tensor, targets: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
-        """Mix a batch.
-
-        Args:
-            inputs: float [B, 3, S, S]; changed in place.
-            targets: long [B].
-            epoch: number of the epoch.
-            step: number of the step in the epoch.
+        """Mix a batch: float [B, 3, S, S], which is changed in place, and long [B].
 
         Returns:
             The inputs and the targets as shares of the classes, float [B, classes]; each row sums to 1.

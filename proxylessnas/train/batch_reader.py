@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import multiprocessing
 import os
 import signal
 import weakref
@@ -16,17 +17,25 @@ import torch
 from torch import Tensor
 
 from ..data.sources import ImageSource
-from ..errors import DataError, ImageError
+from ..errors import DataError, ImageError, ProxylessError
 from ..utils.random import keep_random_state, seed_everything
 from ..utils.subprocesses import safe_path
-from .evaluate import allowed_workers, dead_workers_as_data_error, ignore_interrupt, read_ahead
 from .sampler import IMAGE, mix64
 
-Transform = Callable[[Tensor], Tensor]
-
-
+Transform = Callable[[Any], Tensor]
 #: Inputs (None if no image could be read), targets, and name to reason of the unreadable images.
 Item = tuple[Tensor | None, Tensor, dict[str, str]]
+
+#: Said where :func:`allowed_workers` leaves none.
+NO_WORKERS = (
+    "images are read without worker processes: this process is a daemonic one (of a multiprocessing pool, "
+    "Celery, Airflow, ...), which may not start any"
+)
+
+
+def allowed_workers(workers: int) -> int:
+    """Return how many worker processes this process may start: as many as are asked for, or none."""
+    return 0 if multiprocessing.current_process().daemon else workers
 
 
 class TrainBatches:
@@ -85,6 +94,11 @@ class EvalBatches:
         return _stacked(images) if images else None, torch.tensor(labels), reasons
 
 
+def _stacked(images: Sequence[Tensor]) -> Tensor:
+    """Return images [C, H, W] as one batch [B, C, H, W] in channels-last layout."""
+    return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
+
+
 class BatchReader:
     """Passes over batches, made ahead by worker processes (a ``DataLoader``) or, without any, when asked for.
 
@@ -93,7 +107,7 @@ class BatchReader:
     Args:
         batches: makes a batch.
         sampler: says, for each pass, which images each batch holds.
-        workers: processes; 0 reads in this one.
+        workers: processes; 0 reads in this one, with one thread.
         device: where the batches go; for a GPU they are put into pinned memory.
         persistent: keep the worker processes from one pass to the next.
     """
@@ -139,7 +153,13 @@ class BatchReader:
                 _RUNNING.add(items)
                 for worker in getattr(items, "_workers", ()):
                     worker.terminate = worker.kill  # SIGTERM they pass over
-            yield from read_ahead(items, workers=self.workers)
+            alone: Any = contextlib.nullcontext if self.workers else one_thread  # workers have one anyway
+            while True:
+                with alone(), dead_workers_as_data_error(fetching=self.workers > 0):
+                    item = next(items, None)
+                if item is None:
+                    return
+                yield item
         except DataError:
             self.close()
             raise
@@ -151,21 +171,29 @@ class BatchReader:
         self._loader = self._items = None
 
 
-def _stacked(images: Sequence[Tensor]) -> Tensor:
-    """Return images [C, H, W] as one batch [B, C, H, W] in channels-last layout."""
-    first = images[0]
-    batch = first.new_empty(len(images), *first.shape[1:], first.shape[0])
-    for place, image in zip(batch, images, strict=True):
-        place.copy_(image.permute(1, 2, 0))
-    return batch.permute(0, 3, 1, 2)
-
-
 def _unchanged(item: Any) -> Any:
     return item
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute with one thread: sharing the resize of a single image gains next to nothing.
+
+    (And where other programs run it costs a lot, ten times the work: each thread waits for a core.)
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+# ---- worker processes
+
+
 def _start_worker(worker: int) -> None:
-    ignore_interrupt(worker)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C reaches every process; only the main one speaks
     signal.signal(signal.SIGTERM, functools.partial(_leave_if_alone, os.getppid()))
 
 
@@ -193,3 +221,38 @@ def _end_workers(items: Any) -> None:
 def _end_all_workers() -> None:
     for items in list(_RUNNING):
         _end_workers(items)
+
+
+@contextlib.contextmanager
+def dead_workers_as_data_error(*, fetching: bool = False) -> Iterator[None]:
+    """Turn what torch raises if a worker process died into a :class:`DataError`.
+
+    To be put around a whole loop over batches: torch hears of the death by a signal, and raises its error
+    wherever the main thread happens to be, say in the middle of a backward pass.
+
+    Args:
+        fetching: the code in it only fetches from worker processes, and a connection that breaks is one to
+            them.
+
+    Raises:
+        DataError: a worker process died.
+    """
+    try:
+        yield
+    except Exception as e:
+        if isinstance(e, ProxylessError) or not _worker_died(e, fetching):
+            raise
+        why = "too little memory, or too small a /dev/shm?"
+        raise DataError(f"a process that reads images died ({why}); try 0 workers") from e
+
+
+def _worker_died(error: Exception, fetching: bool) -> bool:
+    # What is raised in a worker comes as "Caught ... in DataLoader worker process 0": that one lives.
+    if fetching and isinstance(error, (ConnectionError, EOFError, FileNotFoundError)):
+        return "DataLoader worker process" not in str(error)
+    cause: BaseException | None = error
+    while cause is not None:  # torch's error may have met code that raises another one as it is left
+        if isinstance(cause, RuntimeError) and "DataLoader worker (pid" in str(cause):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False

@@ -1,9 +1,9 @@
-"""A teacher: a trained model whose answers another one learns from, besides the labels.
+"""Knowledge distillation: a model learns from the answers of a trained one, besides the labels.
 
-Knowledge distillation (Hinton, Vinyals and Dean 2015, "Distilling the knowledge in a neural network"): the
-teacher says of every image how likely it finds each class, which tells a small model more than the label
-does. It sees the very pixels that its pupil sees, cropped, mirrored and cut out alike, and so answers for
-them (Beyer et al. 2022, "Knowledge distillation: a good teacher is patient and consistent").
+The teacher says of every image how likely it finds each class, which tells a small model more than the label
+does (Hinton, Vinyals and Dean 2015, "Distilling the knowledge in a neural network"). It sees the very pixels
+that its student sees, cropped, mirrored and cut out alike, and so answers for them (Beyer et al. 2022,
+"Knowledge distillation: a good teacher is patient and consistent").
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..data.class_folders import not_held_out_before
+from ..data.open import not_held_out_before
 from ..data.sources import Data
 from ..data.transforms import Preprocessing
 from ..errors import DataError, first_line
@@ -45,13 +45,13 @@ Teachers: TypeAlias = TeacherSource | Sequence[TeacherSource]
 
 @dataclass(frozen=True)
 class Teacher:
-    """A model that answers for a batch of its pupil's inputs.
+    """A model that answers for a batch of its student's inputs.
 
     Attributes:
         model: maps float32 [B, 3, S, S] to logits [B, classes]; in evaluation mode.
         name: how to call it.
-        digest: of its weights; a run that is continued has to have the same teacher.
-        preprocessing: what its images need; None takes the pupil's.
+        digest: of its weights; a run that is resumed has to have the same teacher.
+        preprocessing: what its images need; None takes the student's.
     """
 
     model: nn.Module
@@ -60,14 +60,9 @@ class Teacher:
     preprocessing: Preprocessing | None = None
 
     @torch.no_grad()
-    def __call__(self, inputs: Tensor, pupil: Preprocessing) -> Tensor:
-        """Return the teacher's logits, float32 [B, classes].
-
-        Args:
-            inputs: float32 [B, 3, S, S], normalised as ``pupil`` says.
-            pupil: the preprocessing of the model that learns.
-        """
-        return self.model(_renormalised(inputs, pupil, self.preprocessing)).float()
+    def __call__(self, inputs: Tensor, student: Preprocessing) -> Tensor:
+        """Return logits, float32 [B, classes], for float32 [B, 3, S, S], normalised as ``student`` says."""
+        return self.model(_renormalised(inputs, student, self.preprocessing)).float()
 
 
 @dataclass(frozen=True)
@@ -86,16 +81,10 @@ class Ensemble:
         """Of all their weights."""
         return "+".join(teacher.digest for teacher in self.teachers)
 
-    def __call__(self, inputs: Tensor, pupil: Preprocessing, *, mirrored: bool = False) -> Tensor:
-        """Return the mean logits, float32 [B, classes]; see :class:`Teacher`.
-
-        Args:
-            inputs: see :class:`Teacher`.
-            pupil: see :class:`Teacher`.
-            mirrored: let each answer for the mirror images too, and count those answers alike.
-        """
+    def __call__(self, inputs: Tensor, student: Preprocessing, *, mirrored: bool = False) -> Tensor:
+        """Return the mean logits, float32 [B, classes], ``mirrored`` those for the mirror images included."""
         views = [inputs, inputs.flip(-1)] if mirrored else [inputs]
-        return torch.stack([teacher(view, pupil) for teacher in self.teachers for view in views]).mean(0)
+        return torch.stack([teacher(view, student) for teacher in self.teachers for view in views]).mean(0)
 
 
 def teacher_notes(source: Teachers | None, data: Data, recipe: Recipe) -> list[str]:
@@ -107,25 +96,23 @@ def teacher_notes(source: Teachers | None, data: Data, recipe: Recipe) -> list[s
             if field.name.startswith("teacher_") and getattr(recipe, field.name) != field.default
         ]
         return [f"there is no teacher, so this counts for nothing: {', '.join(idle)}"] if idle else []
-    found = []
-    for each in teacher_sources(source):
-        if isinstance(each, nn.Module) or not data.held_out or data.val is None:
-            continue
-        new = not_held_out_before(each, data)
-        if new:
-            found.append(
-                f"{new:,} of the {len(data.val):,} images held out here were not held out for the teacher "
-                f"{each}, which may know them: the accuracy on them may be a little too good"
-            )
-    return found
+    if not data.held_out or data.val is None:
+        return []
+    files = [each for each in teacher_sources(source) if not isinstance(each, nn.Module)]
+    return [
+        f"{new:,} of the {len(data.val):,} images held out here were not held out for the teacher {each}, "
+        "which may know them: the accuracy on them may be a little too good"
+        for each in files
+        if (new := not_held_out_before(each, data))
+    ]
 
 
-def open_teachers(source: Teachers, data: Data, pupil: Preprocessing, device: torch.device) -> Ensemble:
+def open_teachers(source: Teachers, data: Data, student: Preprocessing, device: torch.device) -> Ensemble:
     """Return one or several teachers for the classes of some data; see :func:`open_teacher`."""
     sources = teacher_sources(source)
     if not sources:
         raise DataError("no teacher is given: name one at least, or None")
-    return Ensemble(tuple(open_teacher(each, data, pupil, device) for each in sources))
+    return Ensemble(tuple(open_teacher(each, data, student, device) for each in sources))
 
 
 def teacher_sources(source: Teachers) -> tuple[TeacherSource, ...]:
@@ -133,16 +120,16 @@ def teacher_sources(source: Teachers) -> tuple[TeacherSource, ...]:
     return (source,) if isinstance(source, (nn.Module, str, os.PathLike)) else tuple(source)
 
 
-def open_teacher(source: TeacherSource, data: Data, pupil: Preprocessing, device: torch.device) -> Teacher:
+def open_teacher(source: TeacherSource, data: Data, student: Preprocessing, device: torch.device) -> Teacher:
     """Return a teacher for the classes of some data.
 
     Args:
         source: the name of a published model, a trained ``.safetensors`` file, a program that
             ``torch.export.save`` (or ``proxylessnas export``) wrote, ``.pt2``, or a module. Programs and
-            modules that are not of this package take the pupil's own inputs; that their classes are those
+            modules that are not of this package take the student's own inputs; that their classes are those
             of the data, in this order, cannot be seen.
         data: its classes have to be the teacher's, in the same order.
-        pupil: the preprocessing of the model that learns.
+        student: the preprocessing of the student.
         device: where it computes.
 
     Raises:
@@ -152,9 +139,8 @@ def open_teacher(source: TeacherSource, data: Data, pupil: Preprocessing, device
     """
     own = None
     if isinstance(source, nn.Module):
-        source = unwrapped(source)
-        model, name = copy.deepcopy(source), type(source).__name__  # the caller's own stays as it is
-        name = source.name if isinstance(source, ImageClassifier) else name
+        model = copy.deepcopy(unwrapped(source))  # the caller's own stays as it is
+        name = model.name if isinstance(model, ImageClassifier) else type(model).__name__
     elif str(source).lower().endswith(PROGRAM_SUFFIX):
         model, own = _program(Path(source))
         name = str(source)
@@ -163,20 +149,20 @@ def open_teacher(source: TeacherSource, data: Data, pupil: Preprocessing, device
     own = model.preprocessing if isinstance(model, ImageClassifier) else own
     digest = weights_digest(model)  # before it is on the device
     teacher = Teacher(_ready(model, device), name, digest, own)
-    _check_classes(teacher, data, pupil, device)
+    _check_classes(teacher, data, student, device)
     return teacher
 
 
-def taught_loss(
+def distillation_loss(
     logits: Tensor, targets: Tensor, taught: Tensor, *, share: float, temperature: float, smoothing: float
 ) -> Tensor:
-    """Return the loss of a model with a teacher, a mean over the batch, [].
+    """Return the loss of a student, a mean over the batch, [].
 
     It is ``(1 - share) * CE(logits, targets) + share * T^2 * KL(softmax(taught / T) || softmax(logits / T))``
     with the temperature T; the square keeps the gradients of both parts of one size at any T (section 2).
 
     Args:
-        logits: [B, classes] of the model that learns.
+        logits: [B, classes] of the student.
         targets: [B] class indices, or [B, classes] shares.
         taught: [B, classes], the teacher's logits.
         share: of the teacher, 0 to 1.
@@ -230,11 +216,8 @@ def _ready(model: nn.Module, device: torch.device) -> nn.Module:
     with contextlib.suppress(NotImplementedError):  # a program of torch.export is in its mode for good
         model.eval()
     model = model.to(device).to(memory_format=torch.channels_last)
-    return _quick(model, device) if isinstance(model, ImageClassifier) else model
-
-
-def _quick(model: ImageClassifier, device: torch.device) -> nn.Module:
-    """Return a model with BatchNorm folded and, where possible, convolutions fused with what follows."""
+    if not isinstance(model, ImageClassifier):
+        return model
     quick = fold_batchnorm(model)
     if device.type != "cpu" or model.preprocessing is None:
         return quick
@@ -251,11 +234,11 @@ def _quick(model: ImageClassifier, device: torch.device) -> nn.Module:
     return fused
 
 
-def _check_classes(teacher: Teacher, data: Data, pupil: Preprocessing, device: torch.device) -> None:
+def _check_classes(teacher: Teacher, data: Data, student: Preprocessing, device: torch.device) -> None:
     said = getattr(teacher.model, "categories", ())
-    known: Sequence[str] = said if isinstance(said, (tuple, list)) else ()
+    known: tuple[str, ...] = tuple(said) if isinstance(said, (tuple, list)) else ()
     wanted = data.categories
-    if known and tuple(known) != tuple(wanted):
+    if known and known != wanted:
         if sorted(known) == sorted(wanted):
             raise DataError(f"the teacher {teacher.name} has the classes of {data.name} in another order")
         missing = [name for name in wanted if name not in known]
@@ -263,11 +246,11 @@ def _check_classes(teacher: Teacher, data: Data, pupil: Preprocessing, device: t
         raise DataError(
             f"the teacher {teacher.name} {what}; {data.name} has {len(wanted)}: train it on the same classes"
         )
-    side = pupil.input_size
+    side = student.input_size
     logits = torch.zeros(0)
     for count in _EXAMPLE_IMAGES:
         try:
-            logits = teacher(torch.zeros(count, 3, side, side, device=device), pupil)
+            logits = teacher(torch.zeros(count, 3, side, side, device=device), student)
             shape = tuple(logits.shape)
         except Exception as e:  # a model that is not ours raises what its layers raise
             if count > _EXAMPLE_IMAGES[0]:
@@ -287,14 +270,14 @@ def _check_classes(teacher: Teacher, data: Data, pupil: Preprocessing, device: t
         raise DataError(f"the teacher {teacher.name} answers with NaN or infinite logits")
 
 
-def _renormalised(inputs: Tensor, pupil: Preprocessing, own: Preprocessing | None) -> Tensor:
-    """Return a pupil's inputs as its teacher wants them."""
+def _renormalised(inputs: Tensor, student: Preprocessing, own: Preprocessing | None) -> Tensor:
+    """Return a student's inputs as its teacher wants them."""
     if own is None:
         return inputs
-    if (own.mean, own.std) != (pupil.mean, pupil.std):
+    if (own.mean, own.std) != (student.mean, student.std):
         mean, std, own_mean, own_std = (
             sent(torch.tensor(v, dtype=inputs.dtype), inputs.device)[:, None, None]
-            for v in (pupil.mean, pupil.std, own.mean, own.std)
+            for v in (student.mean, student.std, own.mean, own.std)
         )
         inputs = inputs * (std / own_std) + (mean - own_mean) / own_std
     if own.input_size != inputs.shape[-1]:

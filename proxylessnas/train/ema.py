@@ -21,7 +21,7 @@ class WeightAverage:
     ``torch.compile``): it holds on to the model's tensors.
 
     Args:
-        model: the model that is trained.
+        model: is trained.
         decay: share of the old average kept at each update; at the start less, min(decay, (1 + n) / (10 + n))
             after n updates, so that the initial weights are soon forgotten.
 
@@ -35,29 +35,22 @@ class WeightAverage:
         self.decay = float(decay)
         tensors = _tensors(model)
         self._averages = {name: _start(t) for name, t in tensors.items()}
-        real = [name for name, t in tensors.items() if t.is_floating_point()]
-        whole = [name for name, t in tensors.items() if not t.is_floating_point()]
         # Looked up once: walking the modules of a small model takes as long as the averaging.
-        self._real = [tensors[name] for name in real]
-        self._real_averages = [self._averages[name] for name in real]
-        self._whole = [tensors[name] for name in whole]
-        self._whole_averages = [self._averages[name] for name in whole]
+        pairs = list(zip(tensors.values(), self._averages.values(), strict=True))
+        self._real = [pair for pair in pairs if pair[0].is_floating_point()]
+        self._whole = [pair for pair in pairs if not pair[0].is_floating_point()]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the model's present weights.
-
-        Args:
-            step: updates done before this one; the caller's count of optimiser steps.
-        """
+        """Take in the model's present weights, after ``step`` updates before this one."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        sources = [t.to(a.dtype) for t, a in zip(self._real, self._real_averages, strict=True)]
-        torch._foreach_lerp_(self._real_averages, sources, 1.0 - decay)
+        averages, sources = [a for _, a in self._real], [t.to(a.dtype) for t, a in self._real]
+        torch._foreach_lerp_(averages, sources, 1.0 - decay)
         if self._whole:
-            torch._foreach_copy_(self._whole_averages, self._whole)
+            torch._foreach_copy_([a for _, a in self._whole], [t for t, _ in self._whole])
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the averages by the names of the model's own state dict; the tensors are not copied."""
+        """Return the averages by the names of the model's state dict; the tensors are not copied."""
         return dict(self._averages)
 
     @torch.no_grad()

@@ -4,32 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import math
-import multiprocessing
-import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..data.folders import ImageDataset
-from ..errors import DataError, ProxylessError
+from ..data.images import load_image
+from ..errors import DataError
 from ..models.base import ImageClassifier, check_finite, evaluation_mode
 from ..utils.distributed import Processes
-from ..utils.subprocesses import safe_path
+from .batch_reader import BatchReader, EvalBatches
 from .metrics import Metrics
 
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
-    from .metrics import Metrics
-
-
-T = TypeVar("T")
-#: Inputs [B, 3, H, W] and class indices [B], or None for both; reasons of what could not be read.
+#: Inputs [B, 3, H, W] and class indices [B] (the inputs are None where none could be read); reasons of what
+#: could not be read.
 Batch = tuple[Any, Any, list[str]]
 
 
@@ -120,7 +111,7 @@ class Evaluation:
 def evaluate(
     model: nn.Module,
     samples: Sequence[tuple[str, int]],
-    transform: Callable[[Any], torch.Tensor],
+    transform: Callable[[Any], Tensor],
     *,
     batch_size: int = 32,
     workers: int = 0,
@@ -135,7 +126,7 @@ def evaluate(
     Args:
         model: gives logits ``[B, classes]`` for ``[B, 3, H, W]``.
         samples: (path, class index), for example :attr:`LabelledImages.samples`.
-        transform: makes one RGB image the model's input, for example ``Preprocessing.build()``.
+        transform: makes an RGB image of Pillow the model's input ``[3, H, W]``: ``Preprocessing.build()``.
         batch_size: images a forward pass.
         workers: processes that read images; 0 reads them in this one.
         device: where the model runs.
@@ -160,31 +151,21 @@ def evaluate_batches(
 ) -> Evaluation:
     """Return the accuracy of a model on batches of labelled images, wherever these come from.
 
-    Args:
-        model: see :func:`evaluate`.
-        batches: each is (inputs [B, 3, H, W], class indices [B], reasons of what could not be read); the
-            first two are None where nothing could be.
-        device: where the model runs.
-        progress: called after each batch with the result so far.
+    See :func:`evaluate`.
 
     Raises:
         DataError: a class index is no output of the model.
         WeightsCorruptError: the model's output is not finite.
     """
-    import torch
-
-    from .metrics import Metrics
-
     n = 0
-    finite: torch.Tensor | None = None  # read when somebody looks: each reading waits for the device
+    finite = torch.tensor(True, device=device)  # read when somebody looks: each reading waits for the device
     metrics: Metrics | None = None
     unreadable: list[str] = []
     model.to(device).to(memory_format=torch.channels_last)
     start = time.perf_counter()
 
-    def result(metrics: Metrics | None, finite: torch.Tensor | None, done: bool) -> Evaluation:
-        if finite is not None:
-            check_finite(finite)
+    def result(done: bool) -> Evaluation:
+        check_finite(finite)
         right = (metrics.top1_correct, metrics.top5_correct) if metrics is not None else (0, 0)
         seconds = time.perf_counter() - start
         return Evaluation(n, *right, tuple(unreadable), seconds, metrics if done else None)
@@ -195,132 +176,45 @@ def evaluate_batches(
             if inputs is not None:
                 with torch.inference_mode():
                     logits = model(inputs.to(device, memory_format=torch.channels_last))
-                    good = logits.isfinite().all()
-                    finite = good if finite is None else finite & good
+                    finite = finite & logits.isfinite().all()
                 if metrics is None:
                     metrics = Metrics(logits.shape[1], device=logits.device)
                 metrics.add(logits, targets)
                 n += len(targets)
             if progress is not None:
-                progress(result(metrics, finite, done=False))
-    return result(metrics, finite, done=True)
+                progress(result(done=False))
+    return result(done=True)
 
 
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch compute with one thread: sharing the resize of a single image gains next to nothing.
+class _Files:
+    """Image files that are read as Pillow images."""
 
-    (And where other programs run it costs a lot, ten times the work: each thread waits for a core.)
-    """
-    import torch
+    def __init__(self, samples: Sequence[tuple[str, int]]) -> None:
+        self.samples, self.labels = samples, [label for _, label in samples]
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    def __len__(self) -> int:
+        return len(self.samples)
 
+    def name(self, index: int) -> str:
+        return str(index)  # a file may be there twice; why it cannot be read names it
 
-#: Said where :func:`allowed_workers` leaves none.
-NO_WORKERS = (
-    "images are read without worker processes: this process is a daemonic one (of a multiprocessing pool, "
-    "Celery, Airflow, ...), which may not start any"
-)
-
-
-def allowed_workers(workers: int) -> int:
-    """Return how many worker processes this process may start: as many as are asked for, or none."""
-    return 0 if multiprocessing.current_process().daemon else workers
+    def read(self, index: int) -> Any:
+        return load_image(self.samples[index][0])
 
 
 def read_batches(
-    samples: Sequence[tuple[str, int]], transform: Callable[[Any], Any], batch_size: int, workers: int
+    samples: Sequence[tuple[str, int]], transform: Callable[[Any], Tensor], batch_size: int, workers: int
 ) -> Iterator[Batch]:
     """Yield batches of images from files, in order; see :func:`evaluate`.
 
     Raises:
         DataError: a worker process died.
     """
-    from torch.utils.data import DataLoader
-
-    workers = allowed_workers(workers)
-    loader: Any = DataLoader(
-        ImageDataset(samples, transform),  # type: ignore[arg-type]  # any class with __len__ and __getitem__ will do
-        batch_size=batch_size,
-        num_workers=min(workers, -(-len(samples) // batch_size)),
-        collate_fn=_collate,
-        worker_init_fn=ignore_interrupt if workers else None,
-    )
-    with safe_path():
-        items = iter(loader)
-    yield from read_ahead(items, workers=workers)
-
-
-def read_ahead(items: Iterator[T], *, workers: int) -> Iterator[T]:
-    """Yield what a ``DataLoader``'s iterator gives, read with one thread where this process does it.
-
-    Raises:
-        DataError: a worker process died.
-    """
-    alone: Any = contextlib.nullcontext if workers else one_thread  # workers have one thread anyway
-    while True:
-        with alone(), dead_workers_as_data_error(fetching=workers > 0):
-            item = next(items, None)
-        if item is None:
-            return
-        yield item
-
-
-@contextlib.contextmanager
-def dead_workers_as_data_error(*, fetching: bool = False) -> Iterator[None]:
-    """Turn what torch raises if a worker process died into a :class:`DataError`.
-
-    To be put around a whole loop over batches: torch hears of the death by a signal, and raises its error
-    wherever the main thread happens to be, say in the middle of a backward pass.
-
-    Args:
-        fetching: the code in it only fetches from worker processes, and a connection that breaks is one to
-            them.
-
-    Raises:
-        DataError: a worker process died.
-    """
-    try:
-        yield
-    except Exception as e:
-        if isinstance(e, ProxylessError) or not _worker_died(e, fetching):
-            raise
-        why = "too little memory, or too small a /dev/shm?"
-        raise DataError(f"a process that reads images died ({why}); try 0 workers") from e
-
-
-def _worker_died(error: Exception, fetching: bool) -> bool:
-    # What is raised in a worker comes as "Caught ... in DataLoader worker process 0": that one lives.
-    if fetching and isinstance(error, (ConnectionError, EOFError, FileNotFoundError)):
-        return "DataLoader worker process" not in str(error)
-    cause: BaseException | None = error
-    while cause is not None:  # torch's error may have met code that raises another one as it is left
-        if isinstance(cause, RuntimeError) and "DataLoader worker (pid" in str(cause):
-            return True
-        cause = cause.__cause__ or cause.__context__
-    return False
-
-
-def _collate(items: list[tuple[Any, int, str]]) -> Batch:
-    """Stack what could be read; pass on the reasons of what could not."""
-    import torch
-
-    good = [(x, y) for x, y, reason in items if not reason]
-    reasons = [reason for _, _, reason in items if reason]
-    if not good:
-        return None, None, reasons
-    return torch.stack([x for x, _ in good]), torch.tensor([y for _, y in good]), reasons
-
-
-def ignore_interrupt(worker: int) -> None:
-    """Make a worker process deaf to Ctrl-C, which reaches every process; only the main one should speak."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parts = [range(i, min(i + batch_size, len(samples))) for i in range(0, len(samples), batch_size)]
+    batches = EvalBatches(_Files(samples), transform)
+    workers = min(workers, len(parts))
+    for inputs, targets, reasons in BatchReader(batches, parts, workers=workers, device=torch.device("cpu")):
+        yield inputs, targets, list(reasons.values())
 
 
 def accuracy_on(

@@ -1,7 +1,7 @@
 """Logs of a run on disk: ``log.jsonl``, ``epochs.csv``, and figures for TensorBoard.
 
-Both survive a run that is killed and continued: what lies behind the point of continuation is cut off first,
-so that they tell one history. Neither may stop a run: whatever goes wrong here is told, once, to ``tell``.
+They survive a run that is killed and resumed: what lies behind the step it resumes from is cut off first, so
+that they tell one history. None may stop a run: whatever goes wrong here is told, once, to ``tell``.
 
 The event files are written with TensorBoard's own record writer, but without the usual ``SummaryWriter``:
 that one writes in a thread (where a full disk is an unhandled error, and with which worker processes would be
@@ -67,57 +67,54 @@ def plain(value: Any, key: str = "") -> Any:
     return str(value)
 
 
-def reason(error: OSError) -> str:
-    """Return what the system says about an error, without the path that messages here name themselves."""
-    return error.strerror or str(error) or type(error).__name__
+class _OnDisk:
+    """Something on the disk that stops no run: what goes wrong with it is told, once."""
 
+    what, then = "the log", "the run goes on without it"
 
-class Appended:
-    """A file to whose end pieces are added, each at once (no buffer) and whole.
+    def __init__(self, path: Path, tell: Tell) -> None:
+        self._path, self._tell, self._told = path, tell, False
+        self._file: Any = None
 
-    Args:
-        path: of the file, which may exist.
-
-    Raises:
-        OSError: it cannot be opened.
-    """
-
-    def __init__(self, path: Path) -> None:
+    def _open(self, path: Path) -> None:
         self._file = open(path, "ab", buffering=0, opener=open_to_append)  # noqa: SIM115 - closed by close()
 
-    def add(self, piece: bytes) -> None:
-        """Add a piece.
-
-        Raises:
-            OSError: it cannot be written; what was written of it is taken back, so that others can follow.
-        """
-        size = self._file.seek(0, io.SEEK_END)
-        rest = memoryview(piece)
+    def _add(self, piece: bytes) -> bool:
+        """Add a piece to the file, at once (no buffer) and whole; return whether that could be done."""
         try:
-            while rest:
-                rest = rest[self._file.write(rest) :]
-        except OSError:
-            with contextlib.suppress(OSError):
-                self._file.truncate(size)
-            raise
+            size = self._file.seek(0, io.SEEK_END)
+            try:
+                rest = memoryview(piece)
+                while rest:
+                    rest = rest[self._file.write(rest) :]
+            except OSError:
+                with contextlib.suppress(OSError):  # so that others can follow
+                    self._file.truncate(size)
+                raise
+        except OSError as error:
+            self._trouble(error)
+            return False
+        return True
+
+    def _trouble(self, error: OSError) -> None:
+        if not self._told:
+            self._told = True
+            reason = error.strerror or str(error) or type(error).__name__
+            self._tell(f"{self.what} cannot be written ({reason}: {self._path}); {self.then}")
 
     def close(self) -> None:
         """Close the file."""
-        with contextlib.suppress(OSError):
-            self._file.close()
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()
+            self._file = None
 
 
-class LineLog:
-    """A file of JSON lines.
+class LineLog(_OnDisk):
+    """A file of JSON lines; what it holds of later steps and epochs than where the run resumes is cut off.
 
     A line that cannot be written (a full disk) is lost, but the next one is tried again; the first one after
     such a gap says how many are missing.
-
-    Args:
-        path: of the file; what it holds already is kept up to the point of continuation.
-        resume_step: lines of later steps are cut off.
-        resume_epoch: ends of later epochs are cut off.
-        tell: is told in words what went wrong.
 
     Attributes:
         notes: texts of the notes that were kept.
@@ -125,14 +122,13 @@ class LineLog:
     """
 
     def __init__(self, path: Path, resume_step: int, resume_epoch: int, tell: Tell) -> None:
-        self._path, self._tell = path, tell
-        self._file: Appended | None = None
-        self._told, self._lost = False, 0
+        super().__init__(path, tell)
+        self._lost = 0
         self.notes: set[str] = set()
         self.epochs: list[dict[str, Any]] = []
         try:
             self._cut(resume_step, resume_epoch)
-            self._file = Appended(path)
+            self._open(path)
         except OSError as error:
             self._trouble(error)
 
@@ -144,28 +140,11 @@ class LineLog:
         line = {"time": now, "event": event, **plain(fields)}
         if self._lost:
             line["lines_lost_before"] = self._lost
-        try:
-            self._file.add(json.dumps(line, allow_nan=False).encode() + b"\n")
-            self._lost = 0
-        except OSError as error:
-            self._lost += 1
-            self._trouble(error)
-
-    def close(self) -> None:
-        """Close the file."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-    def _trouble(self, error: OSError) -> None:
-        if not self._told:
-            self._told = True
-            self._tell(
-                f"the log cannot be written ({reason(error)}: {self._path}); the run goes on without it"
-            )
+        written = self._add(json.dumps(line, allow_nan=False).encode() + b"\n")
+        self._lost = 0 if written else self._lost + 1
 
     def _cut(self, resume_step: int, resume_epoch: int) -> None:
-        """Drop what is behind the point of continuation, and set lines aside that are none of ours."""
+        """Drop what is behind where the run resumes, and set lines aside that are none of ours."""
         if not self._path.is_file():
             return
         lines = self._path.read_bytes().split(b"\n")
@@ -183,8 +162,7 @@ class LineLog:
                     self.notes.add(str(record.get("text")))
                 elif record.get("event") == "epoch":
                     self.epochs.append(record)
-        damaged = [line for line in damaged if line.strip()]
-        if damaged:
+        if damaged := [line for line in damaged if line.strip()]:
             aside = self._path.with_name(self._path.stem + ".damaged.txt")
             with aside.open("ab") as file:
                 file.write(b"".join(line + b"\n" for line in damaged))
@@ -212,21 +190,23 @@ def _is_later(record: Mapping[str, Any], resume_step: int, resume_epoch: int) ->
     return record.get("event") == "epoch" and isinstance(epoch, (int, float)) and epoch > resume_epoch
 
 
-class EpochTable:
+class EpochTable(_OnDisk):
     """The file with a row for each epoch, written anew (atomically) whenever a row is added.
 
     Args:
-        path: of the CSV file; rows it holds already are kept up to the point of continuation.
-        resume_epoch: later rows are cut off.
+        path: of the CSV file.
+        resume_epoch: what the file holds of later epochs is cut off.
         known: records of epochs from before; they go before what the file holds.
-        tell: is told in words what went wrong.
+        tell: called with what went wrong, in words.
 
     Attributes:
         rows: by column; None where there is no value.
     """
 
+    what, then = "the table of epochs", "the run goes on, and each epoch tries again"
+
     def __init__(self, path: Path, resume_epoch: int, known: Iterable[Mapping[str, Any]], tell: Tell) -> None:
-        self._path, self._tell, self._told = path, tell, False
+        super().__init__(path, tell)
         self.rows: list[Row] = []
         text = None
         try:
@@ -268,14 +248,6 @@ class EpochTable:
             write_atomically(self._path, self._text().encode())
         except OSError as error:
             self._trouble(error)
-
-    def _trouble(self, error: OSError) -> None:
-        if not self._told:
-            self._told = True
-            self._tell(
-                f"the table of epochs cannot be written ({reason(error)}: {self._path}); "
-                "the run goes on, and each epoch tries again"
-            )
 
 
 def _row(record: Mapping[str, Any]) -> Row:
@@ -328,28 +300,26 @@ def load_tensorboard() -> tuple[Any, Any, Any]:
     return event_pb2, summary_pb2, RecordWriter
 
 
-class TensorBoardLog:
+class TensorBoardLog(_OnDisk):
     """Writes scalars and images; all have the step as x axis, so that TensorBoard can cut off a lost end.
 
-    Args:
-        folder: for the event files; it is made if absent.
-        resume_step: steps done before; what older event files hold of later ones is hidden.
-        tell: is told in words what went wrong; the run goes on.
+    What older event files in the folder hold of later steps than ``resume_step`` is hidden.
 
     Raises:
         MissingExtraError: TensorBoard is not installed.
     """
 
-    def __init__(self, folder: Path, resume_step: int, tell: Callable[[str], None]) -> None:
-        self._folder, self._tell, self._told = folder, tell, False
+    what = "the log for TensorBoard"
+
+    def __init__(self, folder: Path, resume_step: int, tell: Tell) -> None:
+        super().__init__(folder, tell)
         self._events, self._summaries, self._record_writer = load_tensorboard()
-        self._file: Appended | None = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
             older = any(folder.glob("events.out.tfevents.*"))
             # TensorBoard reads the files in the order of their names: the time comes first.
             name = f"events.out.tfevents.{time.time_ns() // 10**9:010d}.{socket.gethostname()}.{os.getpid()}"
-            self._file = Appended(folder / name)
+            self._open(folder / name)
         except OSError as error:
             self._trouble(error)
             return
@@ -357,7 +327,7 @@ class TensorBoardLog:
         if older:  # "started": everything of this step and later ones that was read before is dropped
             start = self._events.SessionLog(status=self._events.SessionLog.START)
             first.append(self._event(step=resume_step + 1 if resume_step else 0, session_log=start))
-        self._add(first)
+        self._write(first)
 
     def write(self, step: int, values: Mapping[str, Any], keys: Iterable[str]) -> None:
         """Add the values of ``keys`` that are numbers."""
@@ -372,7 +342,7 @@ class TensorBoardLog:
                 if isinstance(value, (int, float)) and math.isfinite(value)
             ]
         )
-        self._add([self._event(step=step, summary=summary)])
+        self._write([self._event(step=step, summary=summary)])
 
     def image(self, step: int, tag: str, png: bytes) -> None:
         """Add an image, a PNG file's bytes, by its tag."""
@@ -381,34 +351,17 @@ class TensorBoardLog:
             height=height, width=width, colorspace=3, encoded_image_string=png
         )
         summary = self._summaries.Summary(value=[self._summaries.Summary.Value(tag=tag, image=image)])
-        self._add([self._event(step=step, summary=summary)])
-
-    def close(self) -> None:
-        """Close the file."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self._write([self._event(step=step, summary=summary)])
 
     def _event(self, **fields: Any) -> bytes:
         event: bytes = self._events.Event(wall_time=time.time(), **fields).SerializeToString()
         return event
 
-    def _add(self, events: Iterable[bytes]) -> None:
+    def _write(self, events: Iterable[bytes]) -> None:
         if self._file is None:
             return
         buffer = io.BytesIO()
         writer = self._record_writer(buffer)
         for event in events:
             writer.write(event)
-        try:
-            self._file.add(buffer.getvalue())
-        except OSError as error:
-            self._trouble(error)
-
-    def _trouble(self, error: OSError) -> None:
-        if not self._told:
-            self._told = True
-            self._tell(
-                f"the log for TensorBoard cannot be written ({reason(error)}: {self._folder}); "
-                "the run goes on without it"
-            )
+        self._add(buffer.getvalue())

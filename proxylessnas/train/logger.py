@@ -1,6 +1,6 @@
-"""The log of a run while it goes: files that any tool reads, lines for people, speed and time left.
+"""The log of a run while it goes: files that any tool reads, lines for people, speed and memory.
 
-runs/a/log.jsonl      one JSON object a line: steps, epochs, notes, other events
+    runs/a/log.jsonl      one JSON object a line: steps, epochs, notes, other events
     runs/a/epochs.csv     one row an epoch
     runs/a/curves.png     learning curves (with matplotlib)
     runs/a/tensorboard/   the same figures for TensorBoard, if asked for
@@ -23,7 +23,8 @@ import torch
 
 from ..errors import MissingExtraError
 from ..utils.files import unlink_quietly
-from .console import Console
+from ..utils.plotting import curves_png
+from .console import Console, Recent, TimeLeft
 from .log_files import EpochTable, LineLog, TensorBoardLog
 
 _LOG = logging.getLogger("proxylessnas")
@@ -59,8 +60,8 @@ def memory_mib(device: torch.device | str = "cpu") -> float | None:
 class RunLog:
     """Logs a run; one process of it has one, the others :meth:`silent`.
 
-    Steps are counted over the whole run, from 1; epochs too. A run that is continued keeps its files: what
-    they hold of later steps than ``resume_step`` is cut off. Call :meth:`epoch` *before* the checkpoint that
+    Steps are counted over the whole run, from 1; epochs too. A run that is resumed keeps its files: what they
+    hold of later steps than ``resume_step`` is cut off. Call :meth:`epoch` *before* the checkpoint that
     ends the epoch is written: then no epoch is ever missing after a kill.
 
     Args:
@@ -100,17 +101,18 @@ class RunLog:
         self._silent = folder is None
         self._step, self._epoch_now = resume_step, resume_epoch
         self._console = Console(epochs, steps_per_epoch, console and not self._silent)
-        self._pace = Pace(epochs, steps_per_epoch)
+        self._time_left = TimeLeft(epochs, steps_per_epoch)
         self._loss, self._image_s, self._waiting = Recent(), Recent(), Recent()
         self._epoch_start = time.monotonic()
         self._waits: list[float] = []
         self._memory_mib: float | None = None
-        self._images: dict[str, tuple[float, float]] = {}  # tag to when it was drawn, and what that took
+        # When a figure was drawn, and seconds that count for that; curves are first drawn after 40 s.
+        self._drawn: dict[str, tuple[float, float]] = {"curves": (time.monotonic(), 2.0)}
+        self._curves_wait = False
         self._noted: set[str] = set() if curves else {"curves"}
         self._lines: LineLog | None = None
         self._table: EpochTable | None = None
         self._board: TensorBoardLog | None = None
-        self._curves_at, self._curves_cost_s, self._curves_wait = time.monotonic(), 2.0, False
         if folder is None:
             return
         self._folder = Path(folder)
@@ -132,11 +134,11 @@ class RunLog:
 
     @property
     def rows(self) -> list[dict[str, float | int | None]]:
-        """The epochs so far, those before a continuation included, as in ``epochs.csv``."""
+        """The epochs so far, those from before it was resumed included, as in ``epochs.csv``."""
         return list(self._table.rows) if self._table else []
 
     def note(self, text: str, *, show: bool = True) -> None:
-        """Tell the user something, and keep it in the log (once, where each continuation tells it again)."""
+        """Tell the user something, and keep it in the log (once, where each resumed part tells it again)."""
         if self._silent:
             return
         if show:
@@ -163,7 +165,7 @@ class RunLog:
 
         Args:
             step: steps done in the whole run, this one included.
-            epoch: the one it belongs to, counted from 1.
+            epoch: counted from 1.
             loss: mean over the steps since the last call; shown as a mean over the last few calls.
             rate: learning rate.
             images_per_second: over the last steps; by default from the times of the calls.
@@ -176,7 +178,7 @@ class RunLog:
         in_epoch = step - (epoch - 1) * self._steps_per_epoch
         written = step // self._every > self._step // self._every or in_epoch == self._steps_per_epoch
         self._step, self._epoch_now, self._memory_mib = step, epoch, memory_mib
-        self._pace.step(step, epoch, time.monotonic())
+        self._time_left.step(step, epoch, time.monotonic())
         speed = self._speed() if images_per_second is None else images_per_second
         values: dict[str, Any] = {
             "epoch": epoch,
@@ -194,20 +196,14 @@ class RunLog:
             self._waits.append(waiting)
             shown["waiting"] = self._waiting.add(waiting)
         if self._console.is_due():
-            self._console.step(epoch, in_epoch, {**shown, "seconds_left": self._pace.left()})
+            self._console.step(epoch, in_epoch, {**shown, "seconds_left": self._time_left.seconds()})
         if written:
             self.event("step", **values)
             if self._board is not None:
                 self._board.write(step, values, _STEP_KEYS)
 
     def figures(self, group: str, step: int, values: Mapping[str, Any]) -> None:
-        """Show further figures in TensorBoard, where it is asked for.
-
-        Args:
-            group: what they belong to; a figure's tag is ``group/name``.
-            step: steps done in the whole run.
-            values: by name; what is no finite number is left out.
-        """
+        """Show further figures, by name, in TensorBoard where it is asked for; tags are ``group/name``."""
         if self._board is not None:
             self._board.scalars(step, {f"{group}/{name}": value for name, value in values.items()})
 
@@ -217,22 +213,12 @@ class RunLog:
         Args:
             tag: its name.
             step: steps done in the whole run.
-            draw: returns a PNG; it is called only if the image is wanted. Drawing takes a twentieth of the
-                time at most: where epochs are short, some get none.
+            draw: returns a PNG; it is called only if the image is wanted, and there is time for it.
             last: draw in any case, as there is no later one.
         """
-        start, (at, cost_s) = time.monotonic(), self._images.get(tag, (-math.inf, 0.0))
-        if self._board is None or "figures" in self._noted or (not last and start - at < 20 * cost_s):
-            return
-        try:
-            self._board.image(step, tag, draw())
-        except MissingExtraError as error:
-            self._note_once(f"no figures in TensorBoard: {error}", kind="figures")
-        except Exception as error:  # noqa: BLE001 - an image is no reason to lose a run
-            _LOG.debug("an image for TensorBoard could not be drawn", exc_info=True)
-            self._note_once(f"a figure for TensorBoard could not be drawn: {error}", kind="figures")
-        now = time.monotonic()
-        self._images[tag] = now, 2 * (now - start)  # there are two kinds of them
+        board = self._board
+        if board is not None and (last or self._may_draw(tag)):
+            self._draw(tag, "figures", "figures in TensorBoard", lambda: board.image(step, tag, draw()), 2)
 
     def validating(self, done: int, total: int) -> None:
         """Show on a terminal that ``done`` of ``total`` validation batches (or images) are through."""
@@ -252,13 +238,13 @@ class RunLog:
             return
         now = time.monotonic()
         epoch = int(record["epoch"])
-        self._pace.epoch(epoch, now)
+        self._time_left.epoch(epoch, now)
         known = {
             "step": self._step,
             "images_per_second": self._speed(),
             "waiting": sum(self._waits) / len(self._waits) if self._waits else None,
             "seconds": now - self._epoch_start,
-            "seconds_left": self._pace.left(),
+            "seconds_left": self._time_left.seconds(),
             "memory_mib": self._memory_mib,
         }
         full = {**record, **{key: value for key, value in known.items() if record.get(key) is None}}
@@ -278,14 +264,13 @@ class RunLog:
                 kind="waiting",
             )
         self._curves_wait = True
-        # Drawing takes a twentieth of the time at most: an epoch may be shorter than its image.
-        if now - self._curves_at > 20 * self._curves_cost_s:
-            self._draw()
+        if self._may_draw("curves"):
+            self._draw_curves()
 
     def close(self) -> None:
         """Write what is waiting and leave the terminal tidy."""
         self._console.close()
-        self._draw()
+        self._draw_curves()
         if self._board is not None:
             self._board.close()
         if self._lines is not None:
@@ -299,7 +284,7 @@ class RunLog:
         self.close()
 
     def _speed(self) -> float | None:
-        seconds = self._pace.seconds_per_step
+        seconds = self._time_left.seconds_per_step
         return self._batch_size / seconds if seconds else None
 
     def _note_once(self, text: str, kind: str) -> None:
@@ -307,96 +292,28 @@ class RunLog:
             self._noted.add(kind)
             self.note(text)
 
-    def _draw(self) -> None:
-        """Draw the learning curves, if there are new ones."""
-        if not self._curves_wait or self._table is None or "curves" in self._noted:
+    def _may_draw(self, key: str) -> bool:
+        """Return whether it is time: drawing takes a twentieth at most, as epochs may be short."""
+        at, cost_s = self._drawn.get(key, (-math.inf, 0.0))
+        return time.monotonic() - at > 20 * cost_s
+
+    def _draw(self, key: str, kind: str, what: str, work: Callable[[], object], alike: int = 1) -> None:
+        """Draw one of ``alike`` figures; one that cannot be drawn is no reason to lose a run."""
+        if kind in self._noted:
             return
-        self._curves_wait = False
         start = time.monotonic()
         try:
-            from ..utils.plotting import curves_png
-
-            curves_png(self.rows, self._folder / "curves.png")
+            work()
         except MissingExtraError as error:
-            self._note_once(f"no curves.png: {error}", kind="curves")
-        except Exception as error:  # noqa: BLE001 - an image is no reason to lose a run
-            _LOG.debug("the learning curves could not be drawn", exc_info=True)
-            self._note_once(f"curves.png could not be drawn: {error}", kind="curves")
-        self._curves_at = time.monotonic()
-        self._curves_cost_s = self._curves_at - start
+            self._note_once(f"no {what}: {error}", kind)
+        except Exception as error:  # noqa: BLE001
+            _LOG.debug("could not draw %s", what, exc_info=True)
+            self._note_once(f"{what} could not be drawn: {error}", kind)
+        now = time.monotonic()
+        self._drawn[key] = now, alike * (now - start)
 
-
-class Pace:
-    """Estimates the time left from the steps that this process has done, and the pauses between epochs.
-
-    What came before a continuation may have run on another machine and does not count. The pause of an epoch
-    is its validation and whatever else lies between its last step and the next epoch's first. Recent steps
-    count more: the mean is over about the last 500.
-
-    Args:
-        epochs: in the whole run.
-        steps_per_epoch: steps in each.
-    """
-
-    _WINDOW = 500
-
-    def __init__(self, epochs: int, steps_per_epoch: int) -> None:
-        self._epochs, self._steps_per_epoch = epochs, max(1, steps_per_epoch)
-        self._last: tuple[int, int, float] | None = None  # step, epoch, time
-        self._seen = 0
-        self._pauses: list[float] = []
-        self._pause_now: float | None = None
-        self._ended = 0
-        self.seconds_per_step: float | None = None
-
-    def step(self, step: int, epoch: int, now: float) -> None:
-        """Take note that ``step`` steps of the run were done at the time ``now``, the last in ``epoch``."""
-        last, self._last = self._last, (step, epoch, now)
-        self._ended = max(self._ended, epoch - 1)
-        if last is None or step <= last[0]:
-            return  # the first step of a process waits for workers, compilers and caches
-        steps, seconds = step - last[0], now - last[2]
-        if epoch == last[1] or self.seconds_per_step is None:
-            share = steps / (min(self._seen, self._WINDOW) + steps)
-            old = self.seconds_per_step or 0.0
-            self.seconds_per_step = old + share * (seconds / steps - old)
-            self._seen += steps
-        else:
-            self._pauses.append(max(0.0, seconds - steps * self.seconds_per_step) / (epoch - last[1]))
-        self._pause_now = None
-
-    def epoch(self, epoch: int, now: float) -> None:
-        """Take note that an epoch was ended, validation included."""
-        self._ended = epoch
-        if self._last is not None and self._last[1] == epoch:
-            behind = max(0, epoch * self._steps_per_epoch - self._last[0]) * (self.seconds_per_step or 0.0)
-            self._pause_now = max(0.0, now - self._last[2] - behind)
-
-    def left(self) -> float | None:
-        """Return the seconds to the end of the run; None before the second step."""
-        if self._last is None or self.seconds_per_step is None:
-            return None
-        step = max(self._last[0], self._ended * self._steps_per_epoch)
-        pauses = self._pauses if self._pause_now is None else [*self._pauses, self._pause_now]
-        pause = sum(pauses) / len(pauses) if pauses else 0.0
-        steps_left = max(0, self._epochs * self._steps_per_epoch - step)
-        return steps_left * self.seconds_per_step + max(0, self._epochs - self._ended) * pause
-
-
-class Recent:
-    """A mean in which recent values count more, for figures that would flicker.
-
-    Args:
-        window: about how many values it is over.
-    """
-
-    def __init__(self, window: int = 30) -> None:
-        self._window, self._count, self._mean = window, 0, 0.0
-
-    def add(self, value: float) -> float:
-        """Return the mean with one more value; the value itself if it is not finite."""
-        if not math.isfinite(value):
-            return value
-        self._count = min(self._count + 1, self._window)
-        self._mean += (value - self._mean) / self._count
-        return self._mean
+    def _draw_curves(self) -> None:
+        if self._curves_wait:
+            self._curves_wait = False
+            path = self._folder / "curves.png"
+            self._draw("curves", "curves", "curves.png", lambda: curves_png(self.rows, path))

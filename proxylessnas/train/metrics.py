@@ -1,11 +1,4 @@
-"""What is counted while a model classifies labelled images: accuracy, loss, confusion and calibration.
-
->>> import torch
->>> metrics = Metrics(3)
->>> metrics.add(torch.tensor([[4.0, 0.0, 0.0], [0.0, 9.0, 0.0]]), torch.tensor([0, 2]))
->>> metrics.n, metrics.top1, metrics.confusion.tolist()
-(2, 50.0, [[1, 0, 0], [0, 0, 0], [0, 1, 0]])
-"""
+"""What is counted while a model classifies labelled images: accuracy, loss, confusion and calibration."""
 
 from __future__ import annotations
 
@@ -19,9 +12,8 @@ class Metrics:
     """Sums over classified images, from which accuracy, loss and calibration follow.
 
     Everything is a sum, so that neither the order nor the batches matter, and processes that each classified
-    a share add up theirs: ``for t in metrics.tensors(): torch.distributed.all_reduce(t)``. Nothing waits for
-    the device until a result is read. The confusion matrix takes ``8 * classes**2`` bytes (8 MB for 1000
-    classes).
+    a share add up theirs (:meth:`tensors`). Nothing waits for the device until a result is read. The
+    confusion matrix takes ``8 * classes**2`` bytes (8 MB for 1000 classes).
 
         >>> metrics = Metrics(3)
         >>> metrics.add(torch.tensor([[4.0, 0.0, 0.0], [0.0, 9.0, 0.0]]), torch.tensor([0, 2]))
@@ -51,11 +43,7 @@ class Metrics:
 
     @torch.no_grad()
     def add(self, logits: Tensor, targets: Tensor) -> None:
-        """Count a batch.
-
-        Args:
-            logits: [B, classes], of any floating type.
-            targets: [B] class indices, on any device.
+        """Count a batch: logits [B, classes] of any floating type, and class indices [B], on any device.
 
         Raises:
             DataError: a shape does not fit, or (where the targets are on the CPU) a target is no class.

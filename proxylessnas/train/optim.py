@@ -51,9 +51,8 @@ def parameter_groups(model: ImageClassifier, recipe: Recipe) -> list[dict[str, A
     Parameters without ``requires_grad`` are left out. The order depends on the model and the recipe alone, so
     that an optimiser's state fits again after a restart.
 
-    Returns:
-        Dicts for an optimiser with ``params``, ``lr``, ``weight_decay`` and, besides, ``name``, ``factor``
-        (share of the recipe's rate) and ``base`` (the rate that :func:`set_rates` scales).
+    Besides what an optimiser takes, they have ``name``, ``factor`` (share of the recipe's rate) and ``base``
+    (the rate that :func:`set_rates` scales).
 
     Raises:
         ValueError: nothing can be trained.
@@ -112,16 +111,10 @@ def make_optimizer(groups: Iterable[dict[str, Any]], recipe: Recipe) -> torch.op
 
 
 def rate_factor(step: int, recipe: Recipe, steps_per_epoch: int) -> float:
-    """Return the share of the recipe's learning rate at an optimiser step.
+    """Return the share of the recipe's learning rate, 0 to 1, at an optimiser step (0 is the first).
 
-    Args:
-        step: steps done before it; 0 is the first.
-        recipe: its ``epochs``, ``warmup_epochs``, ``schedule`` and ``final_rate`` count.
-        steps_per_epoch: optimiser steps an epoch.
-
-    Returns:
-        A number from 0 to 1: a straight rise from 0.01 over the warm-up, 1 at its end, then the schedule,
-        which would reach ``final_rate`` one step after the last one.
+    It rises straight from 0.01 over the warm-up to 1, then follows the schedule, which would reach
+    ``final_rate`` one step after the last one.
     """
     total = recipe.epochs * steps_per_epoch
     warmup = round(recipe.warmup_epochs * steps_per_epoch)
@@ -138,11 +131,6 @@ def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Set each group's rate to ``factor`` times its base rate."""
     for group in optimizer.param_groups:
         group["lr"] = group["base"] * factor
-
-
-def head_parameters(model: ImageClassifier) -> list[nn.Parameter]:
-    """Return the parameters of the classifier."""
-    return list(model.classifier.parameters())
 
 
 def set_train_mode(model: ImageClassifier, frozen_body: bool = False) -> None:

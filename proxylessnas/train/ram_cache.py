@@ -7,22 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ..data.sources import FileImages, seeded_read
+from ..data.sources import FileImages, ImageSource, read_twice, spread
 from ..errors import DataError, ImageError
 from ..utils.devices import sent
 from ..utils.random import keep_random_state
-from .evaluate import one_thread
-
-if TYPE_CHECKING:
-    from ..data.sources import ImageSource
+from .batch_reader import one_thread
 
 #: Most memory for the images of one loader.
 LIMIT_BYTES = 1 << 30
@@ -31,7 +26,7 @@ _PROBES = 16  # images read to see whether all are likely of one size
 _CHUNK = 64  # images a thread reads at a time
 _MAX_THREADS = 8
 
-Progress = Callable[[int, int], None]
+_Prepare = Callable[[Tensor], Tensor]
 
 
 class RamImages:
@@ -90,12 +85,11 @@ def images_of(images: Tensor, indices: Tensor, device: torch.device) -> Tensor:
 
 def load_into_memory(
     source: ImageSource,
-    prepare: Callable[[Tensor], Tensor] | None = None,
+    prepare: _Prepare | None = None,
     *,
     size: tuple[int, int] | None = None,
     indices: Sequence[int] | None = None,
     limit_bytes: int = LIMIT_BYTES,
-    progress: Progress | None = None,
 ) -> RamImages | None:
     """Return images in memory, or None if they differ in size or take more than ``limit_bytes``.
 
@@ -106,43 +100,37 @@ def load_into_memory(
         size: (height, width) that ``prepare`` always gives, if so.
         indices: which images; None takes all.
         limit_bytes: of the pixels.
-        progress: called now and then with how many are read, and how many there are.
     """
     chosen = range(len(source)) if indices is None else indices
+
+    def fits(size: tuple[int, int]) -> bool:
+        return 3 * size[0] * size[1] * len(chosen) <= limit_bytes
+
     with keep_random_state(), one_thread():  # threads started in here compute with one thread each
-        if size is not None and _bytes(size, len(chosen)) > limit_bytes:
+        if size is not None and not fits(size):
             return None
         size = _common_size(source, chosen, prepare, size)
-        if size is None or _bytes(size, len(chosen)) > limit_bytes:
+        if size is None or not fits(size):
             return None
         images = torch.zeros(len(chosen), *size, 3, dtype=torch.uint8)
-        reader = _Reader(source, prepare, chosen, images, progress)
-        if not reader.run():
-            return None
-    reasons = {i: (source.name(chosen[i]), reason) for i, reason in reader.reasons.items()}
-    return RamImages(images, [int(source.labels[i]) for i in chosen], reasons)
-
-
-def _bytes(size: tuple[int, int], n: int) -> int:
-    return 3 * size[0] * size[1] * n
+        reasons = _read(source, prepare, chosen, images)
+    if reasons is None:
+        return None
+    named = {i: (source.name(chosen[i]), reason) for i, reason in reasons.items()}
+    return RamImages(images, [int(source.labels[i]) for i in chosen], named)
 
 
 def _common_size(
-    source: ImageSource,
-    chosen: Sequence[int],
-    prepare: Callable[[Tensor], Tensor] | None,
-    size: tuple[int, int] | None,
+    source: ImageSource, chosen: Sequence[int], prepare: _Prepare | None, size: tuple[int, int] | None
 ) -> tuple[int, int] | None:
     """Return the size of a few images spread over all, if they have the same and do not change."""
     sizes = set() if size is None else {size}
-    probes = min(_PROBES, len(chosen))
-    for k in range(probes):
-        index = chosen[k * len(chosen) // probes]
+    for place in spread(len(chosen), _PROBES):
         try:
-            image, again = (seeded_read(source, index, seed) for seed in (1, 2))
+            image = read_twice(source, chosen[place])
         except ImageError:
             continue
-        if not torch.equal(image, again):
+        if image is None:
             return None
         if size is None:
             image = image if prepare is None else prepare(image)
@@ -150,61 +138,43 @@ def _common_size(
     return sizes.pop() if len(sizes) == 1 else None
 
 
-class _Reader:
-    """Reads images into one tensor; files with a few threads, as decoders let go of Python's lock."""
+def _read(
+    source: ImageSource, prepare: _Prepare | None, chosen: Sequence[int], images: Tensor
+) -> dict[int, str] | None:
+    """Read images into one tensor, and return why some cannot be; None if one has another size.
 
-    def __init__(
-        self,
-        source: ImageSource,
-        prepare: Callable[[Tensor], Tensor] | None,
-        chosen: Sequence[int],
-        images: Tensor,
-        progress: Progress | None,
-    ) -> None:
-        self.source, self.prepare, self.chosen, self.images = source, prepare, chosen, images
-        self.progress = progress
-        self.reasons: dict[int, str] = {}
-        self._done = 0
-        self._lock = threading.Lock()
-        self._give_up = False
+    Files are read with a few threads, as decoders let go of Python's lock.
+    """
+    reasons: dict[int, str] = {}
+    give_up = False
 
-    def run(self) -> bool:
-        """Read everything; False if an image has another size."""
-        n = len(self.images)
-        starts = range(0, n, _CHUNK)
-        # Somebody's data set need not bear several threads.
-        threads = min(_MAX_THREADS, _cores(), len(starts)) if isinstance(self.source, FileImages) else 1
-        with ThreadPoolExecutor(threads) if threads > 1 else contextlib.nullcontext() as pool:
-            try:
-                for _ in map(self._chunk, starts) if pool is None else pool.map(self._chunk, starts):
-                    if self._give_up:
-                        return False
-                    if self.progress is not None:
-                        self.progress(self._done, n)
-            finally:  # also on an interrupt, or if reading fails in another way: leave the rest unread
-                self._give_up = True
-        return True
-
-    def _chunk(self, start: int) -> None:
-        stop = min(start + _CHUNK, len(self.images))
-        reasons = {}
-        for i in range(start, stop):
-            if self._give_up:
+    def read(start: int) -> None:
+        nonlocal give_up
+        for i in range(start, min(start + _CHUNK, len(images))):
+            if give_up:
                 return
             try:
-                image = self.source.read(self.chosen[i])
+                image = source.read(chosen[i])
             except ImageError as e:
                 reasons[i] = str(e)
                 continue
-            image = image if self.prepare is None else self.prepare(image)
-            pixels = image.permute(1, 2, 0)
-            if pixels.shape != self.images.shape[1:]:
-                self._give_up = True
+            pixels = (image if prepare is None else prepare(image)).permute(1, 2, 0)
+            if pixels.shape != images.shape[1:]:
+                give_up = True
                 return
-            self.images[i] = pixels
-        with self._lock:
-            self.reasons.update(reasons)
-            self._done += stop - start
+            images[i] = pixels
+
+    starts = range(0, len(images), _CHUNK)
+    # Somebody's data set need not bear several threads.
+    threads = min(_MAX_THREADS, _cores(), len(starts)) if isinstance(source, FileImages) else 1
+    with ThreadPoolExecutor(threads) if threads > 1 else contextlib.nullcontext() as pool:
+        try:
+            for _ in (map if pool is None else pool.map)(read, starts):
+                if give_up:
+                    return None
+        finally:  # also on an interrupt, or if reading fails in another way: leave the rest unread
+            give_up = True
+    return reasons
 
 
 def _cores() -> int:

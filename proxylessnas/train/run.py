@@ -1,4 +1,4 @@
-"""Train a model from a folder of images: the whole way from names to a trained file."""
+"""Trains a model from a folder of images: the whole way from names to a trained file."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from .._version import __version__
 from ..arch.arch import Arch
-from ..data.class_folders import VALIDATION_FILE, validation_names
-from ..data.open import Data, class_counts, open_data
+from ..data.open import VALIDATION_FILE, class_counts, open_data, validation_names
+from ..data.sources import Data
 from ..errors import CheckpointError, DataError, ProxylessError
 from ..models.base import ImageClassifier
 from ..models.loading import save_weights
@@ -27,15 +28,14 @@ from ..utils.distributed import Processes, processes
 from ..utils.files import LockTimeout, locked, unlink_quietly, write_atomically
 from ..utils.signals import StopRequest
 from . import checkpoint
+from .batch_reader import dead_workers_as_data_error
 from .distillation import Teachers, open_teachers, teacher_notes, teacher_sources
-from .evaluate import dead_workers_as_data_error
 from .log_files import load_tensorboard
 from .logger import RunLog
 from .metrics import Metrics
 from .recipe import Recipe, read_recipe
-from .resume import resume_training
 from .settings import Settings
-from .setup import Start, begin_fields, figure, kept_before, started
+from .setup import Start, kept_before, started
 from .trainer import Trainer
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Result:
     """What a run came to.
 
     Attributes:
-        finished: False if a signal stopped it; the same call goes on.
+        finished: False if a signal stopped it; the same call resumes it.
         model: the trained model's file, which ``create_model`` opens; None before the end.
         top1: validation accuracy of that file's model, percent; None without validation images.
         best_top1: best validation accuracy at the end of an epoch, percent.
@@ -80,10 +80,10 @@ def train(
     val: str | os.PathLike[str] | None = None,
     teacher: Teachers | None = None,
 ) -> Result:
-    """Train a model from random weights; continue if the run is there already.
+    """Train a model from random weights; resume the run if it is there already.
 
     The folder ``out`` gets ``recipe.toml``, ``checkpoints/``, ``log.jsonl``, ``epochs.csv``, ``curves.png``
-    and, at the end, ``model.safetensors`` and ``result.json``. Killed at any moment, the same call goes on
+    and, at the end, ``model.safetensors`` and ``result.json``. Killed at any moment, the same call resumes
     from the last checkpoint; on a CPU the final weights are bitwise those of a run in one piece. Under
     ``torchrun`` the same call trains on all processes.
 
@@ -96,7 +96,7 @@ def train(
         out: the folder of the run, or all settings.
         val: folder of validation images, where ``data`` does not hold them.
         teacher: a trained model of the same classes to learn from besides the labels (knowledge
-            distillation), or several, see :func:`~.teacher.open_teacher`; the recipe says how much they
+            distillation), or several, see :func:`~.distillation.open_teacher`; the recipe says how much they
             count.
 
     Raises:
@@ -133,10 +133,9 @@ def finetune(
         val: see :func:`train`.
         weights: a file with the weights of the model that ``model`` names.
         teacher: see :func:`train`.
-        keep_classifier: start from the classifier of the weights too, to go on with the classes it knows;
-            the preset "finetune" then freezes nothing at first. None does so where its classes are those of
-            the data, in their order, and in a run that is continued as it began. A model that is given is
-            only
+        keep_classifier: start from the classifier of the weights too, to train on the classes it knows; the
+            preset "finetune" then freezes nothing at first. None does so where its classes are those of the
+            data, in their order, and in a run that is resumed as it began. A model that is given is only
             checked: its classifier is always kept.
 
     Raises:
@@ -212,35 +211,51 @@ def _compile_errors(recipe: Recipe) -> Iterator[None]:
 def _carry_out(trainer: Trainer, start: Start, notes: list[str], told: bool) -> Result:
     """Train from where the run is to its end, or to where a signal stops it."""
     settings, recipe, group = trainer.settings, trainer.recipe, trainer.processes
-    notes = [*settings.notes(), *trainer.data.notes, *notes, *resume_training(trainer)]
+    notes = [*settings.notes(), *trainer.data.notes, *notes, *trainer.resume()]
     p = trainer.position
-    log_of_run = (
-        RunLog(
-            settings.out, epochs=recipe.epochs, steps_per_epoch=trainer.steps_per_epoch,
-            batch_size=recipe.batch_size, tensorboard=settings.tensorboard, console=settings.console,
-            resume_step=p.global_step, resume_epoch=p.epoch,
-        )
-        if group.main
-        else RunLog.silent()
+    log = RunLog(
+        settings.out if group.main else None, epochs=recipe.epochs, steps_per_epoch=trainer.steps_per_epoch,
+        batch_size=recipe.batch_size, tensorboard=settings.tensorboard, console=settings.console,
+        resume_step=p.global_step, resume_epoch=p.epoch,
     )  # fmt: skip
     val = trainer.data.val
     if val is not None and 0 < len(val) < _FEW:
         notes.append(f"only {len(val)} validation images: one is {100 / len(val):.0f} points of accuracy")
-    with log_of_run as run, StopRequest() as stop, dead_workers_as_data_error():
+    with log as run, StopRequest() as stop, dead_workers_as_data_error():
         if group.main:
             write_atomically(settings.out / RECIPE_FILE, recipe.to_toml().encode())
             held = "".join(f"{name}\n" for name in validation_names(trainer.data))
             write_atomically(settings.out / VALIDATION_FILE, held.encode())
         if not p.global_step:
-            run.event("begin", **begin_fields(trainer), **start.log_fields())
-        run.image("net", p.global_step, lambda: figure(trainer), last=True)
+            run.event("begin", **_begin_fields(trainer), **start.log_fields())
+        run.image("net", p.global_step, lambda: _figure(trainer.model), last=True)
         run.note(class_counts(trainer.data), show=not told)
         for text in notes:
             run.note(text)
         if trainer.fit(stop, run):
             return _finish(trainer, run)
-        run.note(f"stopped and saved at step {p.global_step:,}; the same command goes on from there")
+        run.note(f"stopped and saved at step {p.global_step:,}; the same command resumes from there")
         return Result(False, None, None, p.best.get("top1"), p.global_step, p.total_seconds, stop.signal)
+
+
+def _begin_fields(trainer: Trainer) -> dict[str, Any]:
+    """Return what a reader of the log needs to know about the run."""
+    model, data = trainer.model, trainer.data
+    return {
+        "net": model.name,
+        "arch": str(dataclasses.replace(model.arch, num_classes=model.num_classes)),
+        "given_weights": bool(trainer.start),
+        "teachers": trainer.teacher.names if trainer.teacher is not None else [],
+        "data": data.name,
+        "pictures": {"training": len(data.train), "validation": len(data.val) if data.val is not None else 0},
+        "versions": {"proxylessnas": __version__, "torch": str(torch.__version__)},
+    }
+
+
+def _figure(model: ImageClassifier) -> bytes:
+    from ..figures.tensorboard import model_png
+
+    return model_png(model.arch)
 
 
 @contextlib.contextmanager
@@ -279,14 +294,8 @@ def held_folder(out: Path, group: Processes) -> Iterator[None]:
 def _finish(trainer: Trainer, run: RunLog) -> Result:
     metrics, group = trainer.finish(run), trainer.processes
     p, out = trainer.position, trainer.settings.out
-    result = Result(
-        True,
-        out / MODEL_FILE,
-        metrics.top1 if metrics else None,
-        p.best.get("top1"),
-        p.global_step,
-        p.total_seconds,
-    )
+    top1 = metrics.top1 if metrics else None
+    result = Result(True, out / MODEL_FILE, top1, p.best.get("top1"), p.global_step, p.total_seconds)
     if group.main:
         try:
             save_weights(trainer.model, out / MODEL_FILE, metadata=_metadata(trainer, metrics))

@@ -1,6 +1,6 @@
 """Which image is seen when, and from which random numbers: pure functions of the recipe's seed.
 
-Nothing here has a state that would have to be saved. A run that is continued in the middle of an epoch, one
+Nothing here has a state that would have to be saved. A run that is resumed in the middle of an epoch, one
 with another number of worker processes, and each of several training processes all work out the same order.
 """
 
@@ -114,6 +114,11 @@ class Position:
     waited: float = 0.0
     total_seconds: float = 0.0
     best: dict[str, float] = field(default_factory=dict)
+
+    def add(self, loss: float, seconds: float, waited: float) -> None:
+        """Add the sum of the losses of some steps, and the time that they took."""
+        self.loss_sum, self.waited = self.loss_sum + loss, self.waited + waited
+        self.seconds, self.total_seconds = self.seconds + seconds, self.total_seconds + seconds
 
     def next_epoch(self) -> None:
         """Go to the start of the next epoch."""

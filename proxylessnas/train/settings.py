@@ -47,7 +47,7 @@ class Settings(Config):
 
     def worker_count(self, world: int) -> int:
         """Return how many processes read images for each of ``world`` processes of this machine."""
-        from .evaluate import allowed_workers
+        from .batch_reader import allowed_workers
 
         if self.workers is not None:
             return allowed_workers(self.workers)
@@ -56,6 +56,6 @@ class Settings(Config):
 
     def notes(self) -> list[str]:
         """Return what is not done as it was asked for, one line each."""
-        from .evaluate import NO_WORKERS, allowed_workers
+        from .batch_reader import NO_WORKERS, allowed_workers
 
         return [NO_WORKERS] if self.workers != 0 and not allowed_workers(1) else []

@@ -1,21 +1,18 @@
-"""The model that a training starts from, its preprocessing, and what the log says of the beginning."""
+"""The model that a training starts from, and its preprocessing."""
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
 from torch import nn
 
-from .._version import __version__
-from ..data.class_folders import not_held_out_before
+from ..data.open import not_held_out_before
 from ..data.sources import Data
 from ..data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from ..errors import DataError
@@ -27,12 +24,6 @@ from ..utils.config import problems_error
 from ..utils.files import open_file
 from .checkpoint import weights_digest
 from .recipe import Recipe
-
-if TYPE_CHECKING:
-    from ..data.open import Data
-    from ..models.base import ImageClassifier
-    from .trainer import Trainer
-
 
 _USUAL_SIZE = 224  # px
 _USUAL_RESIZE = 256  # px
@@ -67,8 +58,8 @@ def preprocessing_of(recipe: Recipe, model: ImageClassifier, data: Data) -> Prep
     found = recipe.size_problems(size)  # the recipe could only look at a size of its own
     if found:
         raise problems_error("the recipe does not go with this model's input", found)
-    mean = recipe.mean or (own.mean if own is not None else None) or data.mean or IMAGENET_MEAN
-    std = recipe.std or (own.std if own is not None else None) or data.std or IMAGENET_STD
+    mean = recipe.mean or (own.mean if own else data.mean) or IMAGENET_MEAN
+    std = recipe.std or (own.std if own else data.std) or IMAGENET_STD
     return Preprocessing(size, resize, mean, std, recipe.interpolation)
 
 
@@ -81,7 +72,7 @@ class Start:
         pretrained: with its published weights, or those of the file that it is.
         weights: with those of this file, instead.
         keep_classifier: those of the classifier too; otherwise that starts anew. None keeps it where it knows
-            the very classes of the data, in their order (:func:`start_model` returns which it was).
+            the very classes of the data, in their order (:func:`started` returns which it was).
         thaw: leave the recipe's frozen epochs out where the classifier is kept: a preset's are there for one
             that knows nothing yet.
     """
@@ -113,7 +104,7 @@ class Start:
         }
 
     def begun_with(self, model: ImageClassifier, data: Data) -> list[str]:
-        """Return in one line which classifier a model starts with; nothing if from scratch."""
+        """Return in one line which classifier a model starts with; [] if from scratch."""
         if not self.trained or self.source is None:
             return []
         if self.keep_classifier:
@@ -124,7 +115,7 @@ class Start:
         return [f"the classifier is new, for the {len(data.categories):,} classes of {data.name}"]
 
     def notes(self, model: ImageClassifier, data: Data) -> list[str]:
-        """Return what a user who goes on with a classifier should know, one line each."""
+        """Return what a user who keeps a classifier should know, one line each."""
         if not self.keep_classifier:
             return []
         found = []
@@ -155,11 +146,6 @@ def kept_before(out: Path) -> bool | None:
         return False  # what runs did before there was a choice
 
 
-def start_model(model: Any, data: Data, recipe: Recipe, start: Start) -> ImageClassifier:
-    """Return the model with as many outputs as there are classes; see :func:`started`."""
-    return started(model, data, recipe, start)[0]
-
-
 def started(model: Any, data: Data, recipe: Recipe, start: Start) -> tuple[ImageClassifier, Start]:
     """Return the model with as many outputs as there are classes, and how it started, the classifier decided.
 
@@ -175,35 +161,37 @@ def started(model: Any, data: Data, recipe: Recipe, start: Start) -> tuple[Image
     classes = len(data.categories)
     if classes < 2:
         raise DataError(f"{data.name}: {classes} class; a classifier needs at least two")
-    built, start = _model(model, data, recipe, start)
+    model = unwrapped(model)
+    if isinstance(model, nn.Module):
+        built, start = _given(model, data, recipe, start)
+    else:
+        built, start = _built(model, data, recipe, start)
     if built.in_chans != 3:
         raise DataError(f"{built.name} takes images of {built.in_chans} channels, but they are read as RGB")
     return built, start
 
 
-def _model(model: Any, data: Data, recipe: Recipe, start: Start) -> tuple[ImageClassifier, Start]:
+def _given(model: nn.Module, data: Data, recipe: Recipe, start: Start) -> tuple[ImageClassifier, Start]:
     classes = len(data.categories)
-    model = unwrapped(model)
-    if isinstance(model, nn.Module):
-        if not isinstance(model, ImageClassifier):
-            raise TypeError(f"a model of this package is trained, not a {type(model).__name__}")
-        if model.num_classes != classes:
-            raise DataError(
-                f"the model has {model.num_classes} outputs, but {data.name} has {classes} classes"
-            )
-        if start.weights is not None:
-            raise DataError(
-                "a model is trained with the weights it has: load others first, or name the model"
-            )
-        if recipe.drop_path:
-            raise DataError(
-                "drop_path is built into a model: make it with create_model(..., drop_path_rate=...) and set "
-                "drop_path to 0 in the recipe"
-            )
-        if start.keep_classifier:
-            _check_classifier(model, data)
-        model.drop_rate = model.drop_rate if recipe.dropout is None else recipe.dropout
-        return model, replace(start, keep_classifier=bool(start.keep_classifier))
+    if not isinstance(model, ImageClassifier):
+        raise TypeError(f"a model of this package is trained, not a {type(model).__name__}")
+    if model.num_classes != classes:
+        raise DataError(f"the model has {model.num_classes} outputs, but {data.name} has {classes} classes")
+    if start.weights is not None:
+        raise DataError("a model is trained with the weights it has: load others first, or name the model")
+    if recipe.drop_path:
+        raise DataError(
+            "drop_path is built into a model: make it with create_model(..., drop_path_rate=...) and set "
+            "drop_path to 0 in the recipe"
+        )
+    if start.keep_classifier:
+        _check_classifier(model, data)
+    model.drop_rate = model.drop_rate if recipe.dropout is None else recipe.dropout
+    return model, replace(start, keep_classifier=bool(start.keep_classifier))
+
+
+def _built(model: Any, data: Data, recipe: Recipe, start: Start) -> tuple[ImageClassifier, Start]:
+    classes = len(data.categories)
     if not start.trained and (found := resolve(model)).kind == "weights file":
         model = found.arch  # from scratch: the architecture alone
     built = create_model(
@@ -228,7 +216,7 @@ def _model(model: Any, data: Data, recipe: Recipe, start: Start) -> tuple[ImageC
 
 
 def _check_classifier(model: ImageClassifier, data: Data) -> None:
-    """Refuse to go on with a classifier of other classes."""
+    """Refuse to keep a classifier of other classes."""
     known, wanted = model.categories, data.categories
     if model.num_classes != len(wanted):
         what = f"has {model.num_classes:,} classes, but {data.name} has {len(wanted):,}"
@@ -241,24 +229,3 @@ def _check_classifier(model: ImageClassifier, data: Data) -> None:
         f"the classifier of {model.name} {what}: start with a new one (--new-classifier, and no "
         "--keep-classifier)"
     )
-
-
-def begin_fields(trainer: Trainer) -> dict[str, Any]:
-    """Return what a reader of the log needs to know about the run."""
-    model, data = trainer.model, trainer.data
-    return {
-        "net": model.name,
-        "arch": str(dataclasses.replace(model.arch, num_classes=model.num_classes)),
-        "given_weights": bool(trainer.start),
-        "teachers": trainer.teacher.names if trainer.teacher is not None else [],
-        "data": data.name,
-        "pictures": {"training": len(data.train), "validation": len(data.val) if data.val is not None else 0},
-        "versions": {"proxylessnas": __version__, "torch": str(torch.__version__)},
-    }
-
-
-def figure(trainer: Trainer) -> bytes:
-    """Return the model as an image for TensorBoard, a PNG."""
-    from ..figures.tensorboard import model_png
-
-    return model_png(trainer.model.arch)

@@ -20,7 +20,8 @@ from ..errors import ProxylessError
 from ..models.batchnorm import single_values_as_data_error
 from ..utils.distributed import Processes
 from ..utils.signals import StopRequest
-from .distillation import taught_loss
+from .checkpoint import ADVICE
+from .distillation import distillation_loss
 from .ema import WeightAverage
 from .optim import set_rates
 from .recipe import Recipe
@@ -35,8 +36,8 @@ class WeightStep:
     Args:
         model: maps inputs to logits; may be wrapped (DistributedDataParallel, torch.compile).
         optimizer: over its parameters.
-        recipe: label smoothing, accumulation, clipping and precision are taken from it.
-        device: where the model is.
+        recipe: label smoothing, distillation, accumulation, clipping and precision are taken from it.
+        device: of the model.
         average: moving average to be updated after each step, or None.
         exchange: called with the parameters between the backward pass and the update, to exchange their
             gradients with other processes where the model does not do so itself.
@@ -56,17 +57,10 @@ class WeightStep:
         average: WeightAverage | None = None,
         exchange: Callable[[list[Tensor]], None] | None = None,
     ) -> None:
-        self.model, self.optimizer, self.recipe, self.device, self.average = (
-            model, optimizer, recipe, device, average,
-        )  # fmt: skip
+        self.model, self.optimizer, self.recipe = model, optimizer, recipe
+        self.device, self.average, self.exchange = device, average, exchange
         self.scaler = torch.amp.GradScaler(device.type) if recipe.amp == "fp16" else None
         self.first_bad = torch.tensor(_NEVER, device=device)
-        self.exchange = exchange
-
-    @property
-    def broke_down(self) -> bool:
-        """Whether some step's loss was not finite."""
-        return int(self.first_bad) != _NEVER
 
     def __call__(
         self, inputs: Tensor, targets: Tensor, number: int, factor: float, taught: Tensor | None = None
@@ -88,15 +82,14 @@ class WeightStep:
         n = self.recipe.accumulate
         images, labels = inputs.chunk(n), targets.chunk(n)
         answers = [None] * len(images) if taught is None else taught.chunk(n)
-        parts = list(zip(images, labels, answers, strict=True))
-        total: Tensor | None = None
-        for i, (x, y, answer) in enumerate(parts):
-            with self._last(i == len(parts) - 1):
+        losses = []
+        for i, (x, y, answer) in enumerate(zip(images, labels, answers, strict=True), 1):
+            with self._last(i == len(images)):
                 loss = self.loss(x, y, answer)
-                share = loss * (x.shape[0] / inputs.shape[0]) if len(parts) > 1 else loss
+                share = loss * (x.shape[0] / inputs.shape[0]) if len(images) > 1 else loss
                 (self.scaler.scale(share) if self.scaler else share).backward()
-            total = share.detach() if total is None else total + share.detach()
-        assert total is not None
+            losses.append(share.detach())
+        total = sum(losses[1:], losses[0])
         # Numbers as such, not as tensors: to send one to a GPU is to wait for it.
         self.first_bad = torch.where(total.isfinite(), self.first_bad, self.first_bad.clamp(max=number))
         self._update()
@@ -112,7 +105,7 @@ class WeightStep:
         smoothing = self.recipe.label_smoothing
         if taught is None:
             return F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
-        return taught_loss(
+        return distillation_loss(
             logits.float(), targets, taught, share=self.recipe.teacher_share,
             temperature=self.recipe.teacher_temperature, smoothing=smoothing,
         )  # fmt: skip
@@ -145,23 +138,20 @@ class WeightStep:
             self.optimizer.step()
 
 
-#: What helps against a loss that is not finite.
-ADVICE = 'Try a lower learning_rate, clip_norm = 1, or amp = "off"'
 _SYNC_STEPS = 10  # steps between looks where looking waits for a GPU
 
 
 class Look(NamedTuple):
-    """What a look at the losses found.
-
-    Attributes:
-        loss: mean over the steps since the last look and over all processes.
-        steps: how many these are.
-        stopping: whether a signal came, to any process.
-    """
+    """What a look at the losses found."""
 
     loss: float
+    """Mean over the steps since the last look and over all processes."""
+
     steps: int
+    """How many these are."""
+
     stopping: bool
+    """Whether a signal came, to any process."""
 
 
 class Losses:
@@ -196,12 +186,10 @@ class Losses:
             ProxylessError: a loss was not finite.
         """
         steps = len(self._pending)
-        loss, stopping = (
-            float(torch.stack(self._pending).cpu().double().mean()),
-            float(stop.signal is not None),
-        )
+        loss = float(torch.stack(self._pending).cpu().double().mean())
+        stopping = float(stop.signal is not None)
         self._pending.clear()
-        bad = float(self.step.broke_down)
+        bad = float(int(self.step.first_bad) != _NEVER)
         if self.processes.world > 1:
             loss, stopping, bad = self.processes.sum_of(loss, stopping, bad)
             loss /= self.processes.world

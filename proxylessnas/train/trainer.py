@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..data.open import Data
+from ..data.sources import Data
 from ..data.transforms import Preprocessing
-from ..data.unreadable import UnreadableNotes
 from ..errors import ProxylessError
 from ..models.base import ImageClassifier
 from ..models.batchnorm import convert_sync_bn, recalibrate, revert_sync_bn
@@ -26,20 +25,19 @@ from ..utils.distributed import Processes
 from ..utils.signals import Stopped, StopRequest
 from . import checkpoint
 from .augment import shrunk
+from .checkpoint import State, check_finite, other_images, restore_shared, resume_run, shared_state
 from .distillation import Ensemble
 from .ema import WeightAverage
-from .eval_loader import EvalLoader
 from .evaluate import accuracy_on
-from .loader import TrainLoader
+from .loader import EvalLoader, TrainLoader, UnreadableNotes
 from .logger import RunLog, memory_mib
 from .metrics import Metrics
-from .optim import head_parameters, make_optimizer, parameter_groups, rate_factor, set_train_mode
+from .optim import make_optimizer, parameter_groups, rate_factor, set_train_mode
 from .recipe import Recipe
-from .resume import run_state
 from .sampler import Position
 from .settings import Settings
 from .setup import preprocessing_of
-from .step import ADVICE, Losses, WeightStep
+from .step import Losses, WeightStep
 
 
 class Trainer:
@@ -51,7 +49,7 @@ class Trainer:
         recipe: how.
         settings: where.
         processes: this process among the others of the run.
-        start: what the model's weights are, where that matters to a continued run.
+        start: what the model's weights are, where that matters to a run that resumes.
         teacher: opens the models whose answers this one learns from, for its preprocessing; None without any.
     """
 
@@ -65,9 +63,8 @@ class Trainer:
         start: str = "",
         teacher: Callable[[Preprocessing], Ensemble] | None = None,
     ) -> None:
-        self.start = start
         self.data, self.recipe, self.settings, self.processes = data, recipe, settings, processes
-        self.device = processes.device
+        self.device, self.start = processes.device, start
         self.checkpoints = settings.out / "checkpoints"
         self.position = Position()
         self.model = model.to(self.device)
@@ -79,18 +76,18 @@ class Trainer:
         if recipe.sync_bn and processes.world > 1:
             convert_sync_bn(self.model)
         workers = settings.worker_count(processes.world)
-        shared: dict[str, Any] = {
-            "rank": processes.rank, "world": processes.world, "workers": workers, "device": self.device,
-        }  # fmt: skip
         self.loader = TrainLoader(
             data.train, recipe, self.model.preprocessing,
-            num_classes=model.num_classes, max_unreadable=settings.max_unreadable, **shared,
+            num_classes=model.num_classes, processes=processes, workers=workers,
+            max_unreadable=settings.max_unreadable,
         )  # fmt: skip
         self.steps_per_epoch = self.loader.steps_per_epoch
         self.val_loader = None
         if data.val is not None and len(data.val):
             size = min(256, max(1, recipe.batch_size // processes.world))
-            self.val_loader = EvalLoader(data.val, self.model.preprocessing, batch_size=size, **shared)
+            self.val_loader = EvalLoader(
+                data.val, self.model.preprocessing, batch_size=size, processes=processes, workers=workers
+            )
         if recipe.keep == "best" and self.val_loader is None:
             raise ProxylessError('keep = "best" needs validation images, and there are none')
         self.optimizer = make_optimizer(parameter_groups(model, recipe), recipe)
@@ -100,26 +97,6 @@ class Trainer:
         self.losses = Losses(self.step, processes, self.steps_per_epoch, self.checkpoints)
         self._unreadable = UnreadableNotes()
         self._wanted = {name for name, p in model.named_parameters() if p.requires_grad}
-
-    def save(self, *, best: bool = False) -> None:
-        """Write a checkpoint; every process takes part.
-
-        Raises:
-            ProxylessError: the weights are not finite; the last checkpoint is from before.
-            CheckpointError: it cannot be written; the one before is kept.
-        """
-        self._check_finite()
-        state = run_state(self)
-        if self.processes.main:
-            at_end = self.position.step == 0 and self.position.epoch > 0
-            every = self.settings.keep_every
-            keep = (
-                f"epoch-{self.position.epoch:04d}.pt"
-                if at_end and every and self.position.epoch % every == 0
-                else None
-            )
-            checkpoint.save(self.checkpoints, state, best=best, keep_as=keep)
-        self.processes.wait()
 
     # ---- training
 
@@ -163,7 +140,7 @@ class Trainer:
         set_train_mode(self.model, bool(self._head_only))
         side = recipe.side_at(p.epoch, self.loader.preprocessing.input_size)
         batches = self.loader.epoch(p.epoch, first_step=p.step)
-        before = last = time.monotonic()
+        before = time.monotonic()
         self.loader.waited_s = 0.0
         for batch in batches:
             factor = rate_factor(p.global_step, recipe, self.steps_per_epoch)
@@ -177,21 +154,19 @@ class Trainer:
                 continue
             loss, steps, stopping = self.losses.look(stop)
             now = time.monotonic()
-            p.loss_sum += loss * steps
-            p.seconds, p.total_seconds = p.seconds + now - before, p.total_seconds + now - before
-            p.waited += self.loader.waited_s
-            speed = steps * recipe.batch_size / max(now - last, 1e-9)
+            seconds, before = now - before, now
+            waited, self.loader.waited_s = self.loader.waited_s, 0.0
+            p.add(loss * steps, seconds, waited)
             run.step(
-                p.global_step, p.epoch + 1, loss, recipe.learning_rate * factor, speed,
-                waiting=self.loader.waited_s / max(now - before, 1e-9), memory_mib=memory_mib(self.device),
+                p.global_step, p.epoch + 1, loss, recipe.learning_rate * factor,
+                steps * recipe.batch_size / max(seconds, 1e-9), waiting=waited / max(seconds, 1e-9),
+                memory_mib=memory_mib(self.device),
             )  # fmt: skip
-            self.loader.waited_s, before = 0.0, now
-            last = now
             if stopping:
                 return end
             if save and not end:
                 self.save()
-                before = last = time.monotonic()
+                before = time.monotonic()
         return True
 
     def _taught(self, inputs: Tensor) -> Tensor | None:
@@ -201,22 +176,12 @@ class Trainer:
         with self.step.autocast():
             return self.teacher(inputs, self.loader.preprocessing, mirrored=self.recipe.teacher_mirrored)
 
-    def _check_finite(self) -> None:
-        """Raise if weights or statistics are not finite: an update can spoil them after a good loss."""
-        states = [self.model.state_dict(), self.average.state_dict() if self.average else {}]
-        if self.processes.any_of(not checkpoint.all_finite(*states)):
-            raise ProxylessError(
-                f"the weights are not finite (NaN or infinite) after step {self.position.global_step - 1}; "
-                f"the last good checkpoint is kept in {self.checkpoints}. {ADVICE}"
-            )
-
     def _end_of_epoch(self, run: RunLog, stop: StopRequest) -> None:
         p = self.position
         started = time.monotonic()
         metrics = self.validate(run, stop)
-        best = False
-        if metrics is not None and metrics.top1 > p.best.get("top1", -1.0):
-            best = True
+        best = metrics is not None and metrics.top1 > p.best.get("top1", -1.0)
+        if metrics is not None and best:
             p.best = {"top1": metrics.top1, "epoch": p.epoch + 1}
         p.total_seconds += time.monotonic() - started
         steps = self.steps_per_epoch
@@ -283,7 +248,7 @@ class Trainer:
         if head_only == self._head_only:
             return
         self._head_only = head_only
-        head = {id(p) for p in head_parameters(self.model)}
+        head = {id(p) for p in self.model.classifier.parameters()}
         for name, p in self.model.named_parameters():
             p.requires_grad_(name in self._wanted and (not head_only or id(p) in head))
             p.grad = None
@@ -294,6 +259,83 @@ class Trainer:
             ids = [self.device.index] if self.device.type == "cuda" else None
             wrapped = DistributedDataParallel(wrapped, device_ids=ids)
         self.step.model = wrapped
+
+    # ---- what is kept
+
+    def save(self, *, best: bool = False) -> None:
+        """Write a checkpoint; every process takes part.
+
+        Raises:
+            ProxylessError: the weights are not finite; the last checkpoint is from before.
+            CheckpointError: it cannot be written; the one before is kept.
+        """
+        self._check_finite()
+        state = self._state()
+        if self.processes.main:
+            epoch, every = self.position.epoch, self.settings.keep_every
+            at_end = self.position.step == 0 and epoch > 0
+            keep = f"epoch-{epoch:04d}.pt" if at_end and every and epoch % every == 0 else None
+            checkpoint.save(self.checkpoints, state, best=best, keep_as=keep)
+        self.processes.wait()
+
+    def _check_finite(self) -> None:
+        averaged = self.average.state_dict() if self.average else {}
+        check_finite(self, self.model.state_dict(), averaged)
+
+    def _state(self) -> State:
+        """Return everything a run resumes from; every process takes part."""
+        return {
+            **shared_state(self, self._arch()),
+            "average": self.average.state_dict() if self.average else None,
+            **self._origin(),
+        }
+
+    def resume(self) -> list[str]:
+        """Put the run where its newest checkpoint is, if there is one; return what the user should know.
+
+        Raises:
+            CheckpointError: the checkpoint belongs to another run (recipe, data or model differ), or none is
+                sound.
+        """
+        return resume_run(
+            self,
+            self._differences,
+            self._restore,
+            lambda: self.position.epoch >= self.recipe.epochs,
+            "the result can differ in its last digits from a run in one piece",
+        )
+
+    def _restore(self, state: State) -> None:
+        restore_shared(self, state)
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+
+    def _differences(self, state: State) -> Iterator[str]:
+        before = Recipe.from_dict(state["recipe"], f"the recipe in {self.checkpoints}")
+        different = self.recipe.differences(before)
+        if different:
+            yield f"; its recipe differs ({'; '.join(different)})"
+        if state["arch"] != self._arch():
+            yield f", of another model ({str(state['arch'])[:200]})"
+        yield from other_images(self, state)
+        now = self._origin()
+        if state.get("teacher") != now["teacher"]:  # a checkpoint from before there were teachers has none
+            yield ", with another teacher or none" if self.teacher else ", with a teacher"
+        if any(state[key] != now[key] for key in ("start", "preprocessing")):
+            yield ", which began with other weights (--keep-classifier counts) or another preprocessing"
+
+    def _origin(self) -> dict[str, Any]:
+        """Return what the run began with."""
+        known = self.model.preprocessing
+        return {
+            "start": self.start,
+            "teacher": self.teacher.digest if self.teacher is not None else None,
+            "preprocessing": known.to_dict() if known is not None else None,
+        }
+
+    def _arch(self) -> str:
+        text = str(self.model.arch).partition("\n#")[0]  # without the comments that name modules
+        return f"{text} classes={self.model.num_classes} channels={self.model.in_chans}"
 
     # ---- the end
 

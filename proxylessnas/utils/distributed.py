@@ -127,6 +127,10 @@ class Processes:
         return tensor.contiguous()
 
 
+#: One process, which computes on the CPU.
+ALONE = Processes(0, 1, torch.device("cpu"))
+
+
 @contextlib.contextmanager
 def processes(device: str = "auto") -> Iterator[Processes]:
     """Join the other processes of this run, if ``torchrun`` started any, and leave them at the end.

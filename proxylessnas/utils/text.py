@@ -1,4 +1,4 @@
-"""Text from outside made safe to show: names in messages, addresses, cells of tables."""
+"""Text for messages and tables: counts, a few names, and what comes from outside made safe to show."""
 
 from __future__ import annotations
 
@@ -16,6 +16,18 @@ _MAY_HOLD_SECRETS = re.compile(r"@|%40|\?|://")
 _LONGEST_URL = 200
 _RUN_BY_SPREADSHEETS = re.compile(r"'*\s*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
+_SHOWN = 5  # at most so many names in a message
+
+
+def counted(n: int, noun: str, plural: str | None = None) -> str:
+    """Return "1 folder", "2 folders", "1,000 folders"."""
+    return f"{n} {noun}" if n == 1 else f"{n:,} {plural or noun + 's'}"
+
+
+def some_of(names: Sequence[str]) -> str:
+    """Return the first few names, for a message."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
 
 
 def shown_url(url: str) -> str:

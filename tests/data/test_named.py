@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 
+from proxylessnas.data import named
 from proxylessnas.data.categories import categories
 from proxylessnas.data.named import parse_name, read_idx
 from proxylessnas.data.open import open_data
@@ -50,6 +51,41 @@ def test_digits() -> None:
     assert len(open_data("digits", limit=10).train) == 100
     with pytest.raises(DataError, match="leave out the folder"):
         open_data("digits:/x")
+
+
+def test_digits_are_the_test_part_of_the_uci_set() -> None:
+    """1,797 images; the counts of the classes are those that the authors state."""
+    images, labels = named.load_digits()
+    assert (images.shape, images.dtype) == ((1797, 8, 8), torch.uint8)
+    assert (labels.shape, labels.dtype) == ((1797,), torch.uint8)
+    assert labels.bincount().tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    assert len(named.DIGITS) == 10
+
+
+def test_the_original_sixteenths_of_digits_can_be_had_back() -> None:
+    images, _ = named.load_digits()
+    sixteenths = (images.long() * 16 + 127) // 255
+    assert sorted(sixteenths.unique().tolist()) == list(range(17))
+    assert torch.equal((sixteenths * 255 + 8) // 16, images.long())
+    first = "0 0 5 13 9 1 0 0"  # the top row of the first image, a nought
+    assert sixteenths[0, 0].tolist() == [int(word) for word in first.split()]
+
+
+def test_callers_cannot_change_each_others_digits() -> None:
+    images, _ = named.load_digits()
+    images.zero_()
+    assert int(named.load_digits()[0].max()) == 255
+
+
+def test_damaged_digits_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = bytearray(named.FILE.read_bytes())
+    data[-1] ^= 1
+    monkeypatch.setattr(named, "FILE", tmp_path / "digits.safetensors")
+    with pytest.raises(DataError, match=r"No such file.*install that again"):
+        named.load_digits()
+    named.FILE.write_bytes(data)
+    with pytest.raises(DataError, match="is damaged"):
+        named.load_digits()
 
 
 def test_a_folder_called_like_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from proxylessnas.data.categories import categories
-from proxylessnas.data.open import class_counts, open_data
+from proxylessnas.data.open import class_counts, few_of_each, hold_out, open_data
 from proxylessnas.data.sources import FileImages, ImageSource
-from proxylessnas.data.split import few_of_each, hold_out
 from proxylessnas.errors import DataError
 
 

@@ -11,7 +11,7 @@ from deploy_tools import small
 from torch import Tensor
 
 from proxylessnas import ExportError, deploy
-from proxylessnas.data.images import load_image
+from proxylessnas.data.images import load_image, pixels_of
 from proxylessnas.data.transforms import Preprocessing
 from proxylessnas.deploy.formats.onnx import add_pixels
 
@@ -59,7 +59,7 @@ def differences(preprocessing: Preprocessing, images: Tensor) -> tuple[float, fl
     ids=["224", "112", "bicubic"],
 )
 def test_photos(photo: str, preprocessing: Preprocessing, repo: Path) -> None:
-    image = preprocessing.build()._from_pil(load_image(repo / "examples" / "photos" / photo))
+    image = pixels_of(load_image(repo / "examples" / "photos" / photo))
     share, most = differences(preprocessing, image[None])
     assert share < FEW
     assert most < GREY

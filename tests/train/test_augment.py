@@ -6,16 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from proxylessnas.data.transforms import Preprocessing
-from proxylessnas.train.augment import (
-    BatchAugment,
-    Cutout,
-    Geometry,
-    Mixing,
-    normalised,
-    shrunk,
-    train_transform,
-)
+from proxylessnas.data.transforms import Geometry, Preprocessing, normalised
+from proxylessnas.train.augment import BatchAugment, Cutout, Mixing, shrunk, train_transform
 from proxylessnas.train.recipe import Recipe
 
 SIZE = 16

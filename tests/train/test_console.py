@@ -11,8 +11,8 @@ import pytest
 import torch
 from runlog_tools import EPOCHS, SIZES, STEPS, lines_left, rows, terminal, train
 
-from proxylessnas.train.console import Console
-from proxylessnas.train.logger import Pace, Recent, RunLog, memory_mib
+from proxylessnas.train.console import Console, Recent, TimeLeft
+from proxylessnas.train.logger import RunLog, memory_mib
 
 # ---- what is shown
 
@@ -119,33 +119,33 @@ def test_a_slow_loader_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_time_left() -> None:
-    pace = Pace(epochs=4, steps_per_epoch=10)
+    left = TimeLeft(epochs=4, steps_per_epoch=10)
     now = 100.0
-    assert pace.left() is None
+    assert left.seconds() is None
     for step in range(1, 11):
         now += 60.0 if step == 1 else 2.0  # a first step that waits for a compiler
-        pace.step(step, 1, now)
-    assert pace.left() == pytest.approx(30 * 2.0)
-    pace.epoch(1, now + 5.0)  # its validation
-    assert pace.left() == pytest.approx(30 * 2.0 + 3 * 5.0)
-    pace.step(11, 2, now + 9.0)  # 7 s between the epochs in all, and a step
-    assert pace.left() == pytest.approx(29 * 2.0 + 3 * 7.0)
-    assert pace.seconds_per_step == pytest.approx(2.0)
+        left.step(step, 1, now)
+    assert left.seconds() == pytest.approx(30 * 2.0)
+    left.epoch(1, now + 5.0)  # its validation
+    assert left.seconds() == pytest.approx(30 * 2.0 + 3 * 5.0)
+    left.step(11, 2, now + 9.0)  # 7 s between the epochs in all, and a step
+    assert left.seconds() == pytest.approx(29 * 2.0 + 3 * 7.0)
+    assert left.seconds_per_step == pytest.approx(2.0)
 
 
 def test_time_left_after_a_continuation_and_with_few_calls() -> None:
-    pace = Pace(epochs=100, steps_per_epoch=100)
+    left = TimeLeft(epochs=100, steps_per_epoch=100)
     for k in range(6):  # called every tenth step, from the middle of epoch 91
-        pace.step(9050 + 10 * k, 91, 5.0 * k)
-    assert pace.left() == pytest.approx(900 * 0.5)
+        left.step(9050 + 10 * k, 91, 5.0 * k)
+    assert left.seconds() == pytest.approx(900 * 0.5)
     for k in range(1, 400):  # slower from here on: the old speed is forgotten
-        pace.step(9100 + k, 92, 25.0 + 3.0 * k)
-    assert pace.seconds_per_step == pytest.approx(3.0, rel=0.5)
-    one_step = Pace(epochs=5, steps_per_epoch=1)
+        left.step(9100 + k, 92, 25.0 + 3.0 * k)
+    assert left.seconds_per_step == pytest.approx(3.0, rel=0.5)
+    one_step = TimeLeft(epochs=5, steps_per_epoch=1)
     for k in range(1, 4):
         one_step.step(k, k, 4.0 * k)
         one_step.epoch(k, 4.0 * k + 1)
-    assert one_step.left() == pytest.approx(8.0, abs=3.0)
+    assert one_step.seconds() == pytest.approx(8.0, abs=3.0)
 
 
 def test_recent() -> None:

@@ -17,7 +17,7 @@ import proxylessnas
 from proxylessnas.data.transforms import Preprocessing
 from proxylessnas.errors import CheckpointError, DataError
 from proxylessnas.train import Recipe, Settings, train
-from proxylessnas.train.distillation import open_teacher, open_teachers, taught_loss
+from proxylessnas.train.distillation import distillation_loss, open_teacher, open_teachers
 from proxylessnas.train.step import WeightStep
 from proxylessnas.train.trainer import Trainer
 
@@ -64,12 +64,12 @@ def test_the_loss_is_that_of_the_paper() -> None:
     p = (taught / t).softmax(1)
     divergence = (p * (p.log() - (logits / t).softmax(1).log())).sum(1).mean() * t**2
     labels = F.cross_entropy(logits, targets, label_smoothing=0.1)
-    found = taught_loss(logits, targets, taught, share=0.3, temperature=t, smoothing=0.1)
+    found = distillation_loss(logits, targets, taught, share=0.3, temperature=t, smoothing=0.1)
     assert float(found) == pytest.approx(float(0.7 * labels + 0.3 * divergence), abs=1e-12)
-    alone = taught_loss(logits, targets, taught, share=1.0, temperature=t, smoothing=0.1)
+    alone = distillation_loss(logits, targets, taught, share=1.0, temperature=t, smoothing=0.1)
     assert float(alone) == pytest.approx(float(divergence), abs=1e-12)
     shares = F.one_hot(targets, 4).double()
-    mixed = taught_loss(logits, shares, taught, share=0.3, temperature=t, smoothing=0.1)
+    mixed = distillation_loss(logits, shares, taught, share=0.3, temperature=t, smoothing=0.1)
     assert float(mixed) == pytest.approx(float(found), abs=1e-12)
 
 
@@ -81,14 +81,14 @@ def test_gradients_have_one_size_at_any_temperature() -> None:
     logits = torch.randn(6, 5, dtype=torch.double)
     logits = (logits - logits.mean(1, keepdim=True)).requires_grad_()
     labels = torch.zeros(6, dtype=torch.long)
-    taught_loss(logits, labels, taught, share=1.0, temperature=1e4, smoothing=0.0).backward()
+    distillation_loss(logits, labels, taught, share=1.0, temperature=1e4, smoothing=0.0).backward()
     wanted = (logits.detach() - taught) / 5 / 6
     torch.testing.assert_close(logits.grad, wanted, rtol=1e-3, atol=1e-6)
 
 
 def test_a_pupil_that_answers_like_its_teacher_has_nothing_to_learn() -> None:
     logits = torch.randn(4, 3, requires_grad=True)
-    loss = taught_loss(
+    loss = distillation_loss(
         logits, torch.zeros(4, dtype=torch.long), logits.detach(), share=1.0, temperature=2.0, smoothing=0.0
     )
     loss.backward()

@@ -14,7 +14,7 @@ from torch import nn
 
 from proxylessnas.errors import DataError, WeightsCorruptError
 from proxylessnas.models.base import top_classes
-from proxylessnas.train.evaluate import Evaluation, evaluate, evaluate_batches
+from proxylessnas.train.evaluate import Evaluation, evaluate, evaluate_batches, read_batches
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +71,16 @@ def test_counting(samples: list[tuple[str, int]], batch_size: int, workers: int)
     assert model.training
     assert seen[-1] == 7
     assert seen == sorted(seen)
+
+
+def test_batches_survive_damaged_files(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 3), "red").save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_bytes(b"rubbish")
+    samples = [(str(tmp_path / name), label) for label, name in enumerate(["good.png", "bad.png", "bad.png"])]
+    (inputs, targets, reasons), rest = read_batches(samples, to_tensor, 2, workers=0)
+    assert (inputs.shape, targets.tolist()) == ((1, 3, 2, 2), [0])
+    assert reasons == [f"{tmp_path / 'bad.png'}: is not an image, or of a kind that is not supported"]
+    assert (rest[0], rest[2]) == (None, reasons)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

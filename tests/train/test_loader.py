@@ -17,15 +17,16 @@ import torch
 from torch import Tensor
 
 import proxylessnas
-from proxylessnas.data.open import Data, open_data
-from proxylessnas.data.sources import ImageSource, TensorImages
+from proxylessnas.data.open import open_data
+from proxylessnas.data.sources import Data, ImageSource, TensorImages
 from proxylessnas.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from proxylessnas.errors import DataError
-from proxylessnas.train.evaluate import dead_workers_as_data_error
-from proxylessnas.train.loader import Batch, EvalLoader, TrainLoader, measure_loader
+from proxylessnas.train.batch_reader import dead_workers_as_data_error
+from proxylessnas.train.loader import Batch, EvalLoader, TrainLoader
 from proxylessnas.train.ram_cache import load_into_memory
 from proxylessnas.train.recipe import Recipe
 from proxylessnas.train.setup import preprocessing_of
+from proxylessnas.utils.distributed import Processes
 
 # a hint of torch's on machines with fewer cores than the workers asked for
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -61,6 +62,10 @@ def photo_folder(root: Path, height: int | None = None) -> Path:
                 image = Image.fromarray(coarse).resize((24, height or 20 + i))
                 image.save(folder / f"{i:02d}.jpg")
     return root
+
+
+def processes(rank: int = 0, world: int = 1, device: str = "cpu") -> Processes:
+    return Processes(rank, world, torch.device(device))
 
 
 def loader(images: ImageSource, recipe: Recipe = WHOLE, **more: object) -> TrainLoader:
@@ -136,7 +141,7 @@ def test_the_number_of_workers_changes_nothing(photos: Data, recipe: Recipe) -> 
 def test_parts_of_two_processes_make_up_the_batch(recipe: Recipe) -> None:
     images = tensors()
     whole = loader(images, recipe).epoch(2)
-    parts = zip(*(loader(images, recipe, rank=r, world=2).epoch(2) for r in range(2)), strict=True)
+    parts = zip(*(loader(images, recipe, processes=processes(r, 2)).epoch(2) for r in range(2)), strict=True)
     joined = [Batch(*(torch.cat(pair) for pair in zip(*part, strict=True))) for part in parts]
     assert len(joined[0].inputs) == 8
     assert_same(whole, joined)
@@ -147,13 +152,13 @@ def test_parts_of_a_step_hold_the_same_images_on_two_processes(recipe: Recipe) -
     images, recipe = tensors(), recipe.replace(accumulate=2)
     for whole, *shares in zip(
         loader(images, recipe).epoch(1),
-        *(loader(images, recipe, rank=r, world=2).epoch(1) for r in range(2)),
+        *(loader(images, recipe, processes=processes(r, 2)).epoch(1) for r in range(2)),
         strict=True,
     ):
         for k, part in enumerate(whole.inputs.chunk(2)):
             assert torch.equal(torch.cat([share.inputs.chunk(2)[k] for share in shares]), part)
     with pytest.raises(DataError, match=r"by 3 processes, each in 2 parts .* multiple of 6, such as 6 or 12"):
-        loader(images, recipe, world=3)
+        loader(images, recipe, processes=processes(world=3))
 
 
 def test_images_are_augmented_anew_in_each_epoch() -> None:
@@ -194,20 +199,14 @@ def test_the_callers_random_numbers_stay(photos: Data, recipe: Recipe) -> None:
 def test_waiting_is_counted(photos: Data) -> None:
     train = loader(photos.train, PHOTOS)
     list(train.epoch(0))
-    waited = train.waited_s
-    assert waited > 0
-    assert measure_loader(train, seconds=0.05) > 10
-    assert train.waited_s == waited
+    assert train.waited_s > 0
 
 
 # ---- images in memory
 
 
 def test_photos_are_kept_once_they_are_of_one_size(photos: Data) -> None:
-    calls: list[tuple[int, int]] = []
-    train = loader(photos.train, WHOLE, progress=lambda done, n: calls.append((done, n)))
-    assert train.in_memory
-    assert calls[-1] == (40, 40)
+    assert loader(photos.train, WHOLE).in_memory
     assert not loader(photos.train, PHOTOS).in_memory
 
 
@@ -488,7 +487,9 @@ def test_each_validation_image_counts_in_one_process(limit_bytes: int) -> None:
     images = tensors(5)
     transform = SMALL.build()
     for rank in range(7):
-        batches = EvalLoader(images, SMALL, batch_size=2, rank=rank, world=7, limit_bytes=limit_bytes)
+        batches = EvalLoader(
+            images, SMALL, batch_size=2, processes=processes(rank, 7), limit_bytes=limit_bytes
+        )
         found = [x for inputs, _ in batches for x in inputs]
         assert len(found) == (rank < 5)
         assert all(torch.equal(x, transform(images.read(rank))) for x in found)
@@ -576,7 +577,10 @@ def test_augmentation_that_leaves_nothing_of_a_image(
 @pytest.mark.parametrize("recipe", [WHOLE, SINGLE])
 def test_batches_on_a_gpu_are_those_on_the_cpu(recipe: Recipe) -> None:
     images = tensors()
-    here, there = loader(images, recipe), loader(images, recipe, device="cuda", workers=2)
+    here, there = (
+        loader(images, recipe),
+        loader(images, recipe, processes=processes(device="cuda"), workers=2),
+    )
     for a, b in zip(here.epoch(0), there.epoch(0), strict=True):
         assert b.inputs.device.type == b.targets.device.type == "cuda"
         assert b.inputs.is_contiguous(memory_format=torch.channels_last)
@@ -584,7 +588,7 @@ def test_batches_on_a_gpu_are_those_on_the_cpu(recipe: Recipe) -> None:
         assert torch.equal(a.targets, b.targets.cpu())
     for (a, _), (b, _) in zip(
         EvalLoader(images, SMALL, batch_size=7),
-        EvalLoader(images, SMALL, batch_size=7, device="cuda", limit_bytes=0, workers=1),
+        EvalLoader(images, SMALL, batch_size=7, processes=processes(device="cuda"), limit_bytes=0, workers=1),
         strict=True,
     ):
         assert torch.allclose(a, b.cpu(), atol=1e-5)

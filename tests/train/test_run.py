@@ -366,7 +366,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
         train(TINY, few_digits(), recipe, out=settings)
     for name in ("last.pt", "previous.pt"):
         state = checkpoint_of(settings.out, name)
-        assert checkpoints.all_finite(state["model"])
+        assert all(bool(tensor.isfinite().all()) for tensor in state["model"].values())
     assert not (settings.out / "model.safetensors").exists()
 
 

@@ -13,13 +13,13 @@ from train_tools import BUSY, TINY, differences_of, few_digits, noise_folder, ru
 
 import proxylessnas
 from proxylessnas import cli
-from proxylessnas.data.class_folders import VALIDATION_FILE, not_held_out_before, validation_names
+from proxylessnas.data.open import VALIDATION_FILE, not_held_out_before, validation_names
 from proxylessnas.errors import CheckpointError, DataError
 from proxylessnas.report.runs import read_train_run
 from proxylessnas.report.train_page import train_again
 from proxylessnas.train import Data, Settings, finetune, open_data, train
 from proxylessnas.train.distillation import teacher_notes
-from proxylessnas.train.setup import Start, kept_before, start_model, started
+from proxylessnas.train.setup import Start, kept_before, started
 from proxylessnas.train.step import WeightStep
 
 RECIPE = BUSY.replace(epochs=1, mixup_alpha=0)
@@ -40,8 +40,8 @@ def test_the_classifier_is_new_or_that_of_the_weights(tmp_path: Path) -> None:
     path, data = saved(tmp_path), few_digits()
     given = tensors(path)
     torch.manual_seed(1)
-    new = dict(start_model(path, data, RECIPE, Start(None, True)).state_dict())
-    kept = dict(start_model(path, data, RECIPE, Start(None, True, None, True)).state_dict())
+    new = dict(started(path, data, RECIPE, Start(None, True))[0].state_dict())
+    kept = dict(started(path, data, RECIPE, Start(None, True, None, True))[0].state_dict())
     assert differences_of(given, kept) == 0
     assert [name for name in given if not torch.equal(given[name], new[name])] == ["classifier.linear.weight"]
 
@@ -159,7 +159,7 @@ def test_images_that_were_not_held_out_before_are_pointed_at(tmp_path: Path) -> 
 
     def notes(data: Data, source: Path) -> list[str]:
         start = Start(str(source), pretrained=True, keep_classifier=True)
-        return start.notes(start_model(source, data, RECIPE, start), data)
+        return start.notes(started(source, data, RECIPE, start)[0], data)
 
     assert notes(few_digits(), result.model) == []
     (note,) = notes(open_data("digits", limit=10, seed=1), result.model)
@@ -221,12 +221,12 @@ def test_a_model_without_names_is_taken_at_its_word(tmp_path: Path) -> None:
     data = few_digits()
     start = Start(None, keep_classifier=True)
     recipe = RECIPE.replace(drop_path=0)
-    model = start_model(proxylessnas.create_model(TINY, num_classes=10), data, recipe, start)
+    model, _ = started(proxylessnas.create_model(TINY, num_classes=10), data, recipe, start)
     (note,) = start.notes(model, data)
     assert "does not name its classes" in note
     model.categories = tuple("abcdefghij")
     with pytest.raises(DataError, match="knows class 0 as 'a'"):
-        start_model(model, data, recipe, start)
+        started(model, data, recipe, start)
 
 
 def test_the_command_goes_on_bitwise_and_freezes_nothing(

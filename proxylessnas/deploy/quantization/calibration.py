@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...data.folders import LabelledImages, counted, entries, images_below, is_image
+from ...data.folders import LabelledImages, entries, images_below, is_image
 from ...errors import ExportError
 from ...train.evaluate import read_batches
+from ...utils.text import counted
 from ..bundle import ModelBundle
 
 #: Fewer show too little of what a model can meet, and none could be held out to choose by.

@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...data.folders import LabelledImages, counted
+from ...data.folders import LabelledImages
 from ...errors import ExportError
 from ...latency.measurement import LIMIT, Measurement, uncertainty
 from ...models.base import ImageClassifier
 from ...runtimes.base import Session
 from ...runtimes.timer import window
+from ...utils.text import counted
 from ..bundle import ModelBundle
 from ..formats.base import Format, Program
 from ..settings import ExportOptions, ExportSettings

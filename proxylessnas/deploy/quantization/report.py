@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from ...data.folders import counted
+from ...utils.text import counted
 from .schemes import ISAS, this_machine_saturates
 
 #: Images below which a share of them says little.
