@@ -30,7 +30,7 @@ from ..errors import ExportError, first_line, shown
 from ..latency.measurement import LIMIT, Measurement, uncertainty
 from ..models.base import ImageClassifier, unwrapped
 from ..models.batchnorm import fold_batchnorm
-from ..runtimes.device_name import device_name
+from ..runtimes.machine import device_name
 from ..runtimes.environment import allocator
 from ..runtimes.timer import MIN_SECONDS, window
 from ..runtimes.torch_compile import missing_compiler

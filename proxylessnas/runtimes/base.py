@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -48,8 +49,9 @@ class Runtime:
         suffixes: of the exported files that it reads.
         dtypes: that it computes in, on each device that it runs on.
         has_parts: whether it can time each operation inside a whole model.
-        kit_format: name of the files that it runs in a latency kit, of its first suffix; empty if none.
-        kit_needs: what a device needs to run them.
+        kit_loader: what loads its files in a latency kit; None if a kit has none for it. The class is copied
+            there alone, to run on Python 3.8 without this package. ``FILES`` is the name of the files, which
+            have the runtime's first suffix, ``NEEDS`` what a device needs to run them.
     """
 
     name: str
@@ -59,8 +61,7 @@ class Runtime:
     suffixes: tuple[str, ...] = ()
     dtypes: Mapping[str, tuple[str, ...]] = {"cpu": ("float32",)}
     has_parts = False
-    kit_format = ""
-    kit_needs = ""
+    kit_loader: type[Any] | None = None
 
     def missing(self) -> str | None:
         """Return what to do before it can be used, the pip line mostly; None if all is there.
@@ -133,6 +134,12 @@ class Runtime:
     def kit_file(self, spec: ModelSpec, batch_size: int) -> bytes:
         """Return a model, with random weights, as a file for a latency kit."""
         raise NotImplementedError
+
+    def kit_module(self) -> str:
+        """Return the Python file with which a kit's ``run.py`` loads the files."""
+        assert self.kit_loader is not None
+        source = inspect.getsource(self.kit_loader).replace(self.kit_loader.__name__, "Loader")
+        return f'"""Loads files in {self.name}."""\n\nfrom __future__ import annotations\n\n\n{source}'
 
 
 @dataclass(frozen=True)

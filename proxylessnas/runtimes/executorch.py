@@ -7,7 +7,7 @@ import io
 import itertools
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -63,6 +63,29 @@ class ExecuTorchSession(Session):
         self._program = b""
 
 
+class _KitLoader:
+    """Loads programs in a kit, where nothing else of this file is."""
+
+    FILES, NEEDS = "executorch", "executorch (with torch)"
+    provider = ""
+
+    def __init__(self, threads: int, provider: str) -> None:
+        from importlib import import_module, metadata
+
+        self.torch: Any = import_module("torch")
+        self.library: Any = import_module("executorch.extension.pybindings.portable_lib")
+        self.library._unsafe_reset_threadpool(threads)
+        if self.library._threadpool_get_thread_count() != threads:
+            raise ValueError(f"ExecuTorch cannot use {threads} threads here")
+        self.versions = {"executorch": metadata.version("executorch")}
+
+    def load(self, path: str, shape: list[int]) -> Callable[[], object]:
+        """Return what runs a file once."""
+        module = self.library._load_for_executorch(path)
+        values = (self.torch.randn(*shape),)
+        return lambda: module.forward(values, clone_outputs=False)
+
+
 class ExecuTorch(Runtime):
     """ExecuTorch."""
 
@@ -71,8 +94,7 @@ class ExecuTorch(Runtime):
     needs = ("executorch",)
     extra = "mobile"
     suffixes = (".pte",)
-    kit_format = "executorch"
-    kit_needs = "executorch (with torch)"
+    kit_loader = _KitLoader
 
     def library(self, module: str | None = None) -> Any:
         """Import a module of it, by default what loads programs."""

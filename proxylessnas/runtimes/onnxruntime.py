@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,40 @@ class OnnxSession(Session):
         return self._input.numpy()
 
 
+class _KitLoader:
+    """Loads ONNX files in a kit, where nothing else of this file is."""
+
+    FILES, NEEDS = "onnx", "onnxruntime"
+
+    def __init__(self, threads: int, provider: str) -> None:
+        from importlib import import_module
+
+        self.library: Any = import_module("onnxruntime")
+        self.numpy: Any = import_module("numpy")  # comes with it
+        known = self.library.get_available_providers()
+        self.threads, self.provider = threads, provider or "CPUExecutionProvider"
+        if self.provider not in known:
+            raise ValueError(f"this onnxruntime has no provider {provider!r}; it has {', '.join(known)}")
+        self.versions = {"onnxruntime": self.library.__version__}
+
+    def load(self, path: str, shape: list[int]) -> Callable[[], object]:
+        """Return what runs a file once."""
+        options = self.library.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        wanted = list(dict.fromkeys([self.provider, "CPUExecutionProvider"]))
+        session = self.library.InferenceSession(path, options, providers=wanted)
+        if session.get_providers()[0] != self.provider:
+            raise ValueError(f"{self.provider} could not be started")
+        values = self.numpy.random.RandomState(0).standard_normal(shape).astype("float32")
+        binding = session.io_binding()
+        binding.bind_cpu_input(session.get_inputs()[0].name, values)
+        for output in session.get_outputs():
+            binding.bind_output(output.name)
+        return lambda: session.run_with_iobinding(binding)
+
+
 class OnnxRuntime(Runtime):
     """ONNX Runtime."""
 
@@ -103,8 +137,7 @@ class OnnxRuntime(Runtime):
     extra = "onnx"
     suffixes = (".onnx",)
     dtypes: Mapping[str, tuple[str, ...]] = {"cpu": ("float32",), "cuda": ("float32", "float16")}
-    kit_format = "onnx"
-    kit_needs = "onnxruntime"
+    kit_loader = _KitLoader
 
     def versions(self) -> dict[str, str]:
         """Return its version, that of whichever distribution brings it."""
