@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import LatencyError
-from ..latency.entries import LEAST_JUDGED, NO_ORDER
+from ..latency.metrics import LEAST_JUDGED, NO_ORDER
 from ._command import UsageError, Verb
 from ._latency import (
     TABLE_HELP,

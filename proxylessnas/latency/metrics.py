@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import LatencyError
-from .entries import NO_ORDER
 
+#: Where two runs order the models hardly alike (Kendall's tau), there is nothing to choose by.
+NO_ORDER = 0.4
+LEAST_JUDGED = 30  # models that a validation compares at least
 LEAST_MODELS = 2
 #: Kendall's tau that is wanted of a table: to be trusted, and to be good.
 LEAST, GOOD = 0.8, 0.9

@@ -31,8 +31,18 @@ from ..errors import LatencyError, LatencyKeyError, shown
 from ..runtimes.settings import Conditions
 from ..utils.files import write_atomically
 from ..utils.paths import ASSETS
-from .entries import Breakdown, Correction, Entry, ForeignConditions, problems_of, raise_problems
-from .table_io import parse_table, read_json, table_to_dict, table_to_text
+from .table_io import (
+    Breakdown,
+    Correction,
+    Entry,
+    ForeignConditions,
+    parse_table,
+    problems_of,
+    raise_problems,
+    read_json,
+    table_to_dict,
+    table_to_text,
+)
 
 if TYPE_CHECKING:
     from .metrics import Validation
@@ -79,7 +89,7 @@ class LatencyTable:
     )
 
     def __post_init__(self) -> None:
-        problems = problems_of(self.entries, self.offset_ms, self.correction, self.statistic, self.date)
+        problems = problems_of(self)
         # Copies, so that nobody's later change is ours.
         object.__setattr__(self, "entries", MappingProxyType(dict(self.entries)))
         for name in ("method", "validation"):

@@ -21,11 +21,12 @@ from ..errors import ArchError, LatencyError, ProxylessError, shown
 from ..runtimes.base import ModelSpec
 from ..runtimes.settings import Conditions, Settings
 from ..utils.checks import is_int, is_number
-from .entries import LEAST_JUDGED, LONGEST_MS, NO_ORDER, Correction
 from .metrics import (
     LEAST,
+    LEAST_JUDGED,
     LEAST_MODELS,
     MOST_MAPE_PERCENT,
+    NO_ORDER,
     OFF,
     Validation,
     evaluate,
@@ -35,8 +36,8 @@ from .metrics import (
 )
 from .random_models import Picks, random_models
 from .session import REFERENCE, Item, MeasurementSession, Progress, conditions_differ
-from .table import LatencyTable
-from .table_io import conditions_to_dict, read_conditions
+from .table import Correction, LatencyTable
+from .table_io import LONGEST_MS, conditions_to_dict, read_conditions
 from .worker import Worker
 
 #: Seconds a model may take, over all windows, and uncertainty that is wanted.

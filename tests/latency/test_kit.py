@@ -28,11 +28,10 @@ from proxylessnas.arch.ops import register_op
 from proxylessnas.arch.space import SearchSpace, SpaceStage
 from proxylessnas.arch.spaces import read_space
 from proxylessnas.errors import LatencyError, MissingExtraError
-from proxylessnas.latency.entries import ForeignConditions
 from proxylessnas.latency.kit.kit import programs, write_kit
 from proxylessnas.latency.kit.results import KitNoise, KitResults, Samples, kit_table, read_results
 from proxylessnas.latency.random_models import random_models
-from proxylessnas.latency.table import LatencyTable
+from proxylessnas.latency.table import ForeignConditions, LatencyTable
 from proxylessnas.latency.validate import OWN_NAME, doubts, elsewhere, fitted_on, misplaced
 from proxylessnas.runtimes.base import ModelSpec
 from proxylessnas.runtimes.environment import conditions

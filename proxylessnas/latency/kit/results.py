@@ -20,12 +20,20 @@ from ...runtimes.registry import runtimes
 from ...runtimes.settings import Conditions
 from ...utils.checks import Fields, check_keys, is_hex, is_int, is_number, is_text, show
 from ...utils.files import read_bytes
-from ..entries import ForeignConditions, is_date, is_ms, raise_problems
 from ..fit import fitted_table
 from ..measurement import quantile
 from ..metrics import evaluate
 from ..table import Entry, LatencyTable
-from ..table_io import check_format, read_json
+from ..table_io import (
+    ForeignConditions,
+    check_format,
+    is_date,
+    is_ms,
+    is_short,
+    is_versions,
+    raise_problems,
+    read_json,
+)
 from ..validate import DISTURBED, FITTED_ON, OWN_NAME, compared, of_conditions
 
 KIT_FORMAT, KIT_VERSION = "proxylessnas latency kit", 1
@@ -98,7 +106,7 @@ class KitResults:
             others.
         nets: ``(picks, median ms)`` of the whole models, likewise; ``space.arch(picks)`` is the model.
         conditions: the device and how it measured; those of a provider other than the CPU's are
-            :class:`~proxylessnas.latency.entries.ForeignConditions`.
+            :class:`~proxylessnas.latency.table.ForeignConditions`.
         date: ISO day on which the measurement began.
         noise: what disturbed it.
         own_name: what the device calls itself; empty if the results do not say.
@@ -142,7 +150,7 @@ def read_results(kit: str | os.PathLike[str], results: str | os.PathLike[str] | 
     )
     date = fields.take("date", is_date, "a day such as 2026-11-21")
     conditions = _conditions(problems, fields)
-    own_name = fields.take("own_name", lambda v: is_text(v, 300), "a short text") or ""
+    own_name = fields.take("own_name", is_short, "a short text") or ""
     measurements = _measurements(problems, fields, items)
     raise_problems(problems, str(path))
     samples = {name: _undisturbed(of_item) for name, of_item in measurements.items()}
@@ -209,13 +217,9 @@ def _conditions(problems: list[str], fields: Fields) -> Any:
     )
     threads = fields.take("threads", lambda v: is_int(v, 1, 1024), "a whole number from 1 to 1024")
     fields.take("dtype", lambda v: v == "float32", '"float32"')
-    name = fields.take("device_name", lambda v: is_text(v, 300), "a short text")
-    system = fields.take("system", lambda v: is_text(v, 300), "a short text")
-    versions = fields.take(
-        "versions",
-        lambda v: isinstance(v, dict) and len(v) <= 20 and all(is_text(t, 200) for t in (*v, *v.values())),
-        "names and texts",
-    )
+    name = fields.take("device_name", is_short, "a short text")
+    system = fields.take("system", is_short, "a short text")
+    versions = fields.take("versions", lambda v: is_versions(v) and len(v) <= 20, "names and texts")
     fields.take("kit_sha256", lambda v: is_hex(v, 64), "64 hexadecimal digits")
     if problems:
         return None
@@ -266,7 +270,7 @@ def _samples(row: Fields) -> list[Samples]:
     ) or [None] * len(runs)
     noise = row.take(
         "noise",
-        lambda v: _each(v, len(runs), lambda why: _each(why, None, lambda text: is_text(text, 300))),
+        lambda v: _each(v, len(runs), lambda why: _each(why, None, is_short)),
         "reasons for each measurement",
     )
     # What the first runners did not write is told by the runs themselves, but for others' load.
