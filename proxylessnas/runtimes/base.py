@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LatencyError, missing_extra
+from .files import check_runtime
 from .registry import runtimes
 from .settings import Settings
 
@@ -72,10 +73,7 @@ class Runtime:
         return f"pip install 'proxylessnas[{self.extra}]'" if missing else None
 
     def library(self, module: str | None = None) -> Any:
-        """Import its library.
-
-        Args:
-            module: another one of its modules than the usual.
+        """Import its library, or another module of it than the usual.
 
         Raises:
             MissingExtraError: it is not installed or broken.
@@ -122,13 +120,19 @@ class Runtime:
             f"runtime {self.name!r} measures {own}, not {dtype} on {device}: use runtime {' or '.join(fits)}"
         )
 
-    def load(self, spec: ModelSpec, settings: Settings, folder: Path) -> Session:
-        """Load a model; ``folder`` is the process's own, for files.
+    def load(self, spec: ModelSpec, settings: Settings) -> Session:
+        """Load a model; what is no file is exported first where the runtime takes files.
 
         Raises:
             LatencyError: the model, the device or the dtype is not one it runs.
-            MissingExtraError: its library is not installed.
+            MissingExtraError: its library, or what an export needs, is not installed.
         """
+        self.check(settings)
+        if spec.kind == "file":
+            check_runtime(spec.text, self.name)
+        return self._load(spec, settings)
+
+    def _load(self, spec: ModelSpec, settings: Settings) -> Session:
         raise NotImplementedError
 
     def kit_file(self, spec: ModelSpec, batch_size: int) -> bytes:

@@ -10,13 +10,11 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LatencyError, first_line
 from ..utils.files import read_bytes
 from .base import ModelSpec, Runtime, Session
-from .files import check_runtime
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -101,22 +99,13 @@ class ExecuTorch(Runtime):
         with undisturbed():  # it calls itself experimental
             return super().library(module)
 
-    def load(self, spec: ModelSpec, settings: Settings, folder: Path) -> ExecuTorchSession:
-        """Load a model; all but files are lowered first.
-
-        Raises:
-            LatencyError: device or dtype is not one it runs, or the model cannot be exported.
-            MissingExtraError: executorch is not installed.
-        """
+    def _load(self, spec: ModelSpec, settings: Settings) -> ExecuTorchSession:
         from .modules import build_model, example_input
 
-        self.check(settings)
+        _set_threads(self.library(), settings.threads)
         plain = Settings(batch_size=settings.batch_size, memory_format="contiguous")
         if spec.kind == "file":
-            check_runtime(spec.text, self.name)
-            _set_threads(self.library(), settings.threads)
             return ExecuTorchSession(read_bytes(spec.text), example_input(spec.input_size, plain))
-        _set_threads(self.library(), settings.threads)
         model, example = build_model(spec, plain)
         try:
             lowered = lower(model, example)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from ..errors import LatencyError, first_line
 from .base import ModelSpec, Runtime, Session
-from .files import check_runtime
 from .settings import Settings
 
 _ERRORS_ONLY = 3
@@ -20,8 +18,8 @@ _shared_threads: int | None = None
 class OnnxSession(Session):
     """A loaded model with its input and output in place, so that a run copies nothing."""
 
-    def __init__(self, model: bytes, spec: ModelSpec, settings: Settings, name: str) -> None:
-        ort = RUNTIME.library()
+    def __init__(self, model: bytes, spec: ModelSpec, settings: Settings) -> None:
+        ort, name = RUNTIME.library(), spec.label
         options = ort.SessionOptions()
         options.log_severity_level = _ERRORS_ONLY
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
@@ -41,12 +39,12 @@ class OnnxSession(Session):
                 "ONNX Runtime could not start its CUDA provider; mostly a CUDA or cuDNN library is missing. "
                 "Use runtime 'torch' or 'torch-compile' on this GPU, or device 'cpu'"
             )
-        self._bind(ort, spec, settings, name)
+        self._bind(ort, spec, settings)
 
-    def _bind(self, ort: Any, spec: ModelSpec, settings: Settings, name: str) -> None:
+    def _bind(self, ort: Any, spec: ModelSpec, settings: Settings) -> None:
         import numpy as np
 
-        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        inputs, outputs, name = self._session.get_inputs(), self._session.get_outputs(), spec.label
         if len(inputs) != 1:
             raise LatencyError(f"{name} has {len(inputs)} inputs; one can be measured")
         kinds: dict[str, Any] = {
@@ -151,26 +149,16 @@ class OnnxRuntime(Runtime):
 
         return torch.cuda.get_device_name() if torch.cuda.is_available() else "CUDA GPU"
 
-    def load(self, spec: ModelSpec, settings: Settings, folder: Path) -> OnnxSession:
-        """Load a model; all but files are exported first.
-
-        Raises:
-            LatencyError: device or dtype is not one it runs, or the model cannot be exported.
-            MissingExtraError: onnxruntime, or what the export needs, is not installed.
-        """
+    def _load(self, spec: ModelSpec, settings: Settings) -> OnnxSession:
         ort = self.library()
         if settings.device == "cuda" and "CUDAExecutionProvider" not in ort.get_available_providers():
             raise LatencyError(
                 "the installed ONNX Runtime has no CUDA provider: pip install onnxruntime-gpu, or use "
                 "runtime 'torch' or 'torch-compile' on this GPU, or device 'cpu'"
             )
-        self.check(settings)
         from .onnx_graph import whole_model_onnx
 
-        if spec.kind == "file":
-            check_runtime(spec.text, self.name)
-        model = whole_model_onnx(spec, settings.batch_size, settings.dtype)
-        return OnnxSession(model, spec, settings, spec.label)
+        return OnnxSession(whole_model_onnx(spec, settings.batch_size, settings.dtype), spec, settings)
 
     def kit_file(self, spec: ModelSpec, batch_size: int) -> bytes:
         """Return a small ONNX file, whose weights repeat a pattern."""
