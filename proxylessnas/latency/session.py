@@ -61,7 +61,7 @@ class Item:
 
 
 class _Wanted(NamedTuple):
-    """What :meth:`MeasurementSession.run` was asked for; see there."""
+    """Arguments of :meth:`MeasurementSession.run`."""
 
     seconds: float
     limit: float
@@ -135,8 +135,8 @@ class MeasurementSession:
     ) -> None:
         """Measure in several processes, one after the other, until the latencies are certain.
 
-        The first process goes on until it alone is as certain as each of them needs to be; the others make as
-        many rounds. So after the first it is known how long the rest takes.
+        The first process measures until it alone is as certain as each of them needs to be; the others make
+        as many rounds, so that after the first it is known how long the rest takes.
 
         Args:
             seconds: about how long it may take, what an earlier session took included; at least
@@ -146,7 +146,7 @@ class MeasurementSession:
             least_rounds: see above.
             least_seconds: that a process measures, if there is the time: what takes less may lie within one
                 disturbance as a whole, and look certain.
-            settled: asked at the end; while it is False and there are seconds left, rounds go on.
+            settled: asked at the end; while it is False and there are seconds left, more rounds are made.
 
         Raises:
             LatencyError: something cannot be measured, or (for a session that is continued) the machine is
@@ -285,7 +285,7 @@ class MeasurementSession:
             where = self._journal.path or "the session"
             raise LatencyError(
                 f"{where} was begun under other conditions: {'; '.join(differences)}. "
-                "Go on where it was begun, or delete the file to begin anew"
+                "Resume where it was begun, or delete the file to begin anew"
             )
 
     def _load(self, group: Sequence[str], process: int, g: int, loads: list[float]) -> float:

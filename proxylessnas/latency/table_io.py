@@ -179,7 +179,8 @@ def is_versions(value: object) -> bool:
 def problems_of(table: LatencyTable) -> list[str]:
     """Return what is impossible about a table's values."""
     problems = [] if table.entries else ["a table needs at least one entry"]
-    for key, entry in table.entries.items():
+    entries: Mapping[Any, Any] = table.entries  # whatever a caller may have put there
+    for key, entry in entries.items():
         if not isinstance(key, OpKey) or not isinstance(entry, Entry):
             problems.append(f"entries map OpKey to Entry, not {shown(key)} to {shown(entry)}")
         elif not is_ms(entry.ms) or entry.how not in HOW:
