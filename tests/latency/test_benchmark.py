@@ -316,7 +316,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, err = capsys.readouterr()
     lines = out.splitlines()
     assert lines[0] == "torch, 1 thread, batch 1"
-    assert lines[1].split() == ["net", "ms", "median", "p90", "images/s", "params", "MACs", "top-1"]
+    assert lines[1].split() == ["model", "ms", "median", "p90", "images/s", "params", "MACs", "top-1"]
     top1 = get_weights("proxyless_cifar10_demo").metrics["top1"]
     assert re.match(rf"proxyless_cifar10_demo +[\d.]+ .* 0\.82 M +67\.3 M +{top1:.1f}\*", lines[2])
     assert re.match(r"little +[\d.]+ .* -( |$)", lines[3])
