@@ -17,7 +17,7 @@ from ..runtimes.timer import Window
 
 #: The undisturbed latency is this quantile of the runs.
 UNDISTURBED = 0.02
-#: Measuring goes on until a latency is certain to this share of it, or its time is over.
+#: A latency is measured until it is certain to this share of it, or its time is over.
 LIMIT = 0.01
 
 

@@ -178,14 +178,18 @@ def evaluate(
     two_runs: Sequence[tuple[float, float]] = (),
     disturbance: float | None = None,
 ) -> Validation:
-    """Compare predictions with measurements; other arguments are those of :class:`Validation`.
+    """Compare predictions with measurements.
 
     Args:
         nets: (block tokens, predicted ms, measured ms); of those of :func:`.random_models.random_models`, in
             its order, every second is uniform.
         seed: of the models; it also halves them.
+        conditions: what was measured with, in words.
+        noisy_nets: models that were disturbed at every measurement, where that is known.
         date: ISO day; by default today.
+        reference_ratio: how many times longer a reference model took than when the table was made.
         two_runs: the latency of each model as two runs found it, for the ceiling.
+        disturbance: the median over the low quantile.
 
     Raises:
         LatencyError: there are fewer than two models, or a latency is not positive.
@@ -193,9 +197,7 @@ def evaluate(
     if len(nets) < LEAST_MODELS:
         raise LatencyError(f"a table is evaluated with at least {LEAST_MODELS} models, not {len(nets)}")
     if not all(math.isfinite(a) and math.isfinite(b) and b > 0 for _, a, b in nets):
-        raise LatencyError(
-            "a table is evaluated with finite latencies, and on measured ones that are positive"
-        )
+        raise LatencyError("a table is evaluated with finite latencies, measured ones above 0")
     predicted, measured = [a for _, a, _ in nets], [b for _, _, b in nets]
     errors = [a / b - 1 for a, b in zip(predicted, measured, strict=True)]
     first, second = halves(len(nets), seed)

@@ -85,7 +85,7 @@ class KitNoise:
         measurements: to all files together.
         disturbed: how many of them were, by other programs or by what made the runs unsteady.
         nets: whole models of which every one was.
-        load_known: whether the system told for most of them what other programs used.
+        load_known: whether it is known for most of them what other programs used.
         most: the reason of the most disturbed one, in words; empty if there is none.
     """
 
@@ -273,7 +273,7 @@ def _samples(row: Fields) -> list[Samples]:
         lambda v: _each(v, len(runs), lambda why: _each(why, None, is_short)),
         "reasons for each measurement",
     )
-    # What the first runners did not write is told by the runs themselves, but for others' load.
+    # What the first runners did not write is seen in the runs themselves, but for others' load.
     noise = noise or [disturbances(ms, load) for ms, load in zip(runs, loads, strict=True)]
     return [
         Samples(tuple(map(float, ms)), load, tuple(why))
