@@ -52,7 +52,8 @@ class Runtime:
         has_parts: whether it can time each operation inside a whole model.
         kit_loader: what loads its files in a latency kit; None if a kit has none for it. The class is copied
             there alone, to run on Python 3.8 without this package. ``FILES`` is the name of the files, which
-            have the runtime's first suffix, ``NEEDS`` what a device needs to run them.
+            have the runtime's first suffix, ``NEEDS`` what a device needs to run them, ``CPU`` the provider
+            that computes on the CPU, as this package does.
     """
 
     name: str

@@ -64,7 +64,7 @@ class ExecuTorchSession(Session):
 class _KitLoader:
     """Loads programs in a kit, where nothing else of this file is."""
 
-    FILES, NEEDS = "executorch", "executorch (with torch)"
+    FILES, NEEDS, CPU = "executorch", "executorch (with torch)", ""
     provider = ""
 
     def __init__(self, threads: int, provider: str) -> None:

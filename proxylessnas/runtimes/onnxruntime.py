@@ -95,7 +95,7 @@ class OnnxSession(Session):
 class _KitLoader:
     """Loads ONNX files in a kit, where nothing else of this file is."""
 
-    FILES, NEEDS = "onnx", "onnxruntime"
+    FILES, NEEDS, CPU = "onnx", "onnxruntime", "CPUExecutionProvider"
 
     def __init__(self, threads: int, provider: str) -> None:
         from importlib import import_module
@@ -103,7 +103,7 @@ class _KitLoader:
         self.library: Any = import_module("onnxruntime")
         self.numpy: Any = import_module("numpy")  # comes with it
         known = self.library.get_available_providers()
-        self.threads, self.provider = threads, provider or "CPUExecutionProvider"
+        self.threads, self.provider = threads, provider or self.CPU
         if self.provider not in known:
             raise ValueError(f"this onnxruntime has no provider {provider!r}; it has {', '.join(known)}")
         self.versions = {"onnxruntime": self.library.__version__}
@@ -114,7 +114,7 @@ class _KitLoader:
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        wanted = list(dict.fromkeys([self.provider, "CPUExecutionProvider"]))
+        wanted = list(dict.fromkeys([self.provider, self.CPU]))
         session = self.library.InferenceSession(path, options, providers=wanted)
         if session.get_providers()[0] != self.provider:
             raise ValueError(f"{self.provider} could not be started")

@@ -18,7 +18,7 @@ from ...runtimes.base import Runtime
 from ...runtimes.machine import disturbances, spread
 from ...runtimes.registry import runtimes
 from ...runtimes.settings import Conditions
-from ...utils.checks import Fields, check_keys, is_hex, is_int, is_number, is_text, show
+from ...utils.checks import Fields, check_keys, is_int, is_number, is_text, show
 from ...utils.files import read_bytes
 from ..fit import fitted_table
 from ..measurement import quantile
@@ -40,7 +40,6 @@ KIT_FORMAT, KIT_VERSION = "proxylessnas latency kit", 1
 RESULTS_FORMAT, RESULTS_VERSION = "proxylessnas latency results", 1
 MAX_ITEMS = 100_000
 MAX_RUNS = 1_000_000
-_CPU = "CPUExecutionProvider"
 
 _MANIFEST = frozenset("format version date made_by space batch_size dtype programs items".split())
 _RESULTS = frozenset(
@@ -210,8 +209,8 @@ def _check_choices(problems: list[str], where: str, choices: Any, space: SearchS
 
 def _conditions(problems: list[str], fields: Fields) -> Any:
     """Return the Conditions; whatever if there are problems."""
-    names = [runtime.name for runtime in kit_runtimes().values()]
-    runtime = fields.take("runtime", lambda v: v in names, " or ".join(names))
+    loaders = {runtime.name: runtime.kit_loader for runtime in kit_runtimes().values()}
+    runtime = fields.take("runtime", lambda v: v in [*loaders], " or ".join(loaders))
     provider = fields.take(
         "provider", lambda v: v == "" or is_text(v, 100), "the name of a provider, or empty"
     )
@@ -220,14 +219,15 @@ def _conditions(problems: list[str], fields: Fields) -> Any:
     name = fields.take("device_name", is_short, "a short text")
     system = fields.take("system", is_short, "a short text")
     versions = fields.take("versions", lambda v: is_versions(v) and len(v) <= 20, "names and texts")
-    fields.take("kit_sha256", lambda v: is_hex(v, 64), "64 hexadecimal digits")
     if problems:
         return None
     common: dict[str, Any] = {
         "threads": threads, "batch_size": fields.data["batch_size"], "memory_format": "contiguous",
         "device_name": name, "allocator": "unknown", "versions": versions, "system": system,
     }  # fmt: skip
-    if provider in ("", _CPU):
+    loader = loaders[runtime]
+    assert loader is not None  # as it can be in a kit
+    if provider in ("", loader.CPU):
         return Conditions(runtime=runtime, **common)
     # Such as a phone's neural processor: nothing that this package could measure on itself.
     return ForeignConditions(runtime=f"{runtime} ({provider})", **{**common, "memory_format": "unknown"})
