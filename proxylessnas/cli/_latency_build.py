@@ -77,7 +77,7 @@ class Build(Command):
 
 def _what_to_do(settings: BuildSettings, found: LatencyTable) -> str:
     """Return what to try where a table was built that is not to be trusted; "" if only another space does."""
-    from ..latency.entries import LEAST_JUDGED, NO_ORDER
+    from ..latency.metrics import LEAST_JUDGED, NO_ORDER
     from ..latency.settings import DEFAULT_MINUTES
 
     known = found.validation or {}
@@ -130,9 +130,9 @@ class Validate(Command):
 
     def run(self, args: argparse.Namespace) -> int:
         from ..latency import LatencyTable, Validation, adopt_correction, validate_table
-        from ..latency.entries import LEAST_JUDGED
+        from ..latency.metrics import LEAST_JUDGED
         from ..latency.plots import prediction_png
-        from ..latency.plots_bench import describe
+        from ..latency.plots import describe
         from ..latency.table import BUNDLED
         from ..latency.table_facts import facts_of
 

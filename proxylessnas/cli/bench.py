@@ -105,7 +105,7 @@ def _check_panels(settings: BenchSettings) -> None:
 
 def _left_out(result: Bench) -> list[str]:
     """Return which models are not in the figure, and why."""
-    from ..latency.plots_bench import accuracy_panels
+    from ..latency.plots import accuracy_panels
 
     panels = accuracy_panels(row.to_dict() for row in result.rows)
     return [f"{model} is not in the figure: {why}" for model, why in panels.left_out.items()]
@@ -143,7 +143,7 @@ def _cells(row: BenchRow) -> tuple[str, ...]:
 
 def _explain(result: Bench) -> None:
     rows = result.rows
-    from ..latency.plots_bench import DATASETS
+    from ..latency.plots import DATASETS
 
     first = rows[0].timing
     sizes = sorted({row.timing.input_size[1] for row in rows})

@@ -16,7 +16,7 @@ from ..arch.tree import TreeArch
 from ..data.folders import LabelledImages, labelled_images
 from ..errors import LatencyError
 from ..models.base import ImageClassifier
-from ..runtimes.device_name import device_name
+from ..runtimes.machine import device_name
 from ..utils.files import check_place, check_space, put_in_place, workshop
 from . import verify as parity
 from .bundle import ModelBundle, open_bundle

@@ -30,8 +30,8 @@ from ..errors import ExportError, first_line, shown
 from ..latency.measurement import LIMIT, Measurement, uncertainty
 from ..models.base import ImageClassifier, unwrapped
 from ..models.batchnorm import fold_batchnorm
-from ..runtimes.device_name import device_name
 from ..runtimes.environment import allocator
+from ..runtimes.machine import device_name
 from ..runtimes.timer import MIN_SECONDS, window
 from ..runtimes.torch_compile import missing_compiler
 from ..runtimes.torch_sessions import CudaSession, EagerSession, cuda_name, torch_versions

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from ..runtimes.settings import Settings as Settings
     from .benchmark import bench as bench
     from .build import build_table as build_table
-    from .kit.kit import read_results as read_results
     from .kit.kit import write_kit as write_kit
     from .kit.results import kit_table as kit_table
+    from .kit.results import read_results as read_results
     from .measure_model import measure as measure
     from .measurement import Timing as Timing
     from .metrics import Validation as Validation
@@ -46,8 +46,8 @@ _NAMES = {
     ".benchmark": "bench",
     ".build": "build_table",
     ".table_import": "import_table",
-    ".kit.kit": "read_results write_kit",
-    ".kit.results": "kit_table",
+    ".kit.kit": "write_kit",
+    ".kit.results": "kit_table read_results",
     ".measure_model": "measure",
     ".measurement": "Timing",
     ".metrics": "Validation",

@@ -26,7 +26,7 @@ from ..utils.files import write_atomically
 from ..utils.text import csv_text
 from .benchmark_models import PEERS, SPECIALISED, BenchModel, open_models
 from .measurement import Timing
-from .plots_bench import accuracy_panels, describe, panels_png
+from .plots import accuracy_panels, describe, panels_png
 from .session import Item, MeasurementSession, Progress
 from .settings import BenchSettings
 

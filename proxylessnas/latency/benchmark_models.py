@@ -20,7 +20,14 @@ from torch import nn
 
 from ..arch.arch import Arch
 from ..arch.tree import TreeArch
-from ..errors import LatencyError, MissingExtraError, ProxylessError, UnknownModelError, missing_extra
+from ..errors import (
+    LatencyError,
+    MissingExtraError,
+    ProxylessError,
+    UnknownModelError,
+    first_line,
+    missing_extra,
+)
 from ..models.factory import create_model
 from ..models.loading import read_header
 from ..models.profile import profile
@@ -190,6 +197,12 @@ def _own(word: str | os.PathLike[str] | Arch | TreeArch, image_size: int | None)
     )
 
 
+def _published(model: BenchModel, top1: float, source: str) -> BenchModel:
+    return dataclasses.replace(
+        model, top1=top1, top1_status="published", top1_source=source, dataset="imagenet"
+    )
+
+
 def _from_torchvision(name: str, folder: Path, image_size: int | None) -> BenchModel:
     try:
         models: Any = importlib.import_module("torchvision.models")
@@ -204,10 +217,7 @@ def _from_torchvision(name: str, folder: Path, image_size: int | None) -> BenchM
     own_size = int(weights.transforms.keywords.get("crop_size", 224))
     top1 = weights.meta.get("_metrics", {}).get("ImageNet-1K", {}).get("acc@1")
     if top1 is not None and image_size in (None, own_size):
-        source = f"torchvision, {type(weights).__name__}.{weights.name}"
-        entry = dataclasses.replace(
-            entry, top1=float(top1), top1_status="published", top1_source=source, dataset="imagenet"
-        )
+        entry = _published(entry, float(top1), f"torchvision, {type(weights).__name__}.{weights.name}")
     side = own_size if image_size is None else image_size
     return _saved(entry, model, (3, side, side), folder)
 
@@ -229,10 +239,7 @@ def _from_timm(name: str, folder: Path, image_size: int | None) -> BenchModel:
         height = width = image_size
     top1 = _TIMM_TOP1.get((str(weights.get("architecture")), str(weights.get("tag"))))
     if top1 is not None and height == width == _TIMM_SIDE:
-        source = f"timm, weights {weights['tag']}: {_TIMM_RESULTS}"
-        entry = dataclasses.replace(
-            entry, top1=top1, top1_status="published", top1_source=source, dataset="imagenet"
-        )
+        entry = _published(entry, top1, f"timm, weights {weights['tag']}: {_TIMM_RESULTS}")
     return _saved(entry, model, (channels, height, width), folder)
 
 
@@ -254,8 +261,7 @@ def _counted(model: nn.Module, size: tuple[int, int, int], name: str) -> tuple[i
     try:
         counted = profile(model, size)
     except (AssertionError, RuntimeError, ValueError) as e:
-        reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
-        raise LatencyError(f"{name} does not take images of {size[1]} x {size[2]} px: {reason}") from e
+        raise LatencyError(f"{name} does not take images of {size[1]} x {size[2]} px: {first_line(e)}") from e
     return counted.params, counted.macs
 
 

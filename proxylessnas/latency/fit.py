@@ -29,8 +29,7 @@ from ..arch.op_key import FIXED, OpKey, arch_keys
 from ..arch.space import SearchSpace
 from ..errors import LatencyError
 from ..runtimes.settings import Conditions
-from .entries import Entry
-from .table import LatencyTable
+from .table import Entry, LatencyTable
 
 #: Strengths of the ridge that are tried: how many models' worth an operation's own time counts.
 STRENGTHS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 20.0, 100.0)

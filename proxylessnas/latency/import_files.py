@@ -11,8 +11,7 @@ from typing import Any
 from ..arch.op_key import OpKey
 from ..errors import LatencyError, shown
 from ..utils.checks import is_int, is_number, show
-from .entries import LONGEST_MS, raise_problems
-from .table_io import MAX_ENTRIES
+from .table_io import LONGEST_MS, MAX_ENTRIES, raise_problems
 
 #: Milliseconds in one of each unit.
 UNITS = {"s": 1000.0, "ms": 1.0, "us": 0.001}

@@ -1,9 +1,8 @@
 """A file of finished measurements, so that a table that takes minutes to build survives being killed.
 
 Next to the table's path there is ``PATH.part``: one JSON object a line, the first of which says what was
-asked for. A line that was cut off when the process died is dropped; everything before it counts. Whoever asks
-for the same again goes on from there, whoever asks for something else is told so. The file goes when the
-table is there.
+asked for. A line that was cut off when the process died is dropped. The same request resumes from there,
+another is refused. The file goes when the table is there.
 """
 
 from __future__ import annotations
@@ -151,7 +150,7 @@ class Journal:
             raise LatencyError(
                 f"{path} holds measurements for other options: "
                 + "; ".join(f"{n} was {shown(begun.get(n))}, now {shown(asked.get(n))}" for n in names)
-                + ". Ask for the same to go on from there, delete the file to begin anew, or write elsewhere"
+                + ". Ask for the same to resume from there, delete the file to begin anew, or write elsewhere"
             )
 
 

@@ -12,13 +12,12 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from ..runtimes.machine_load import disturbances
 from ..runtimes.settings import Conditions
 from ..runtimes.timer import Window
 
 #: The undisturbed latency is this quantile of the runs.
 UNDISTURBED = 0.02
-#: Measuring goes on until a latency is certain to this share of it, or its time is over.
+#: A latency is measured until it is certain to this share of it, or its time is over.
 LIMIT = 0.01
 
 
@@ -146,53 +145,6 @@ class Timing:
     def images_per_second(self) -> float:
         """Images a second, undisturbed."""
         return 1000.0 * self.conditions.batch_size / self.undisturbed_ms
-
-
-@dataclass(frozen=True)
-class Samples:
-    """What the timing loop of a kit returns.
-
-    Attributes:
-        ms: duration of each run in milliseconds, in order, without the warm-up.
-        warmup_runs: runs before, which are not in ``ms``.
-        stable: whether the warm-up settled; False if it ran into its limit.
-        other_load: share of all processors that other programs (and other virtual machines on the same
-            host) used meanwhile, 0 to 1; None where the system does not tell.
-    """
-
-    ms: tuple[float, ...]
-    warmup_runs: int
-    stable: bool
-    other_load: float | None
-
-    @property
-    def median_ms(self) -> float:
-        """The median run."""
-        return statistics.median(self.ms)
-
-    @property
-    def spread(self) -> float:
-        """Interquartile range as a share of the median."""
-        return (quantile(self.ms, 0.75) - quantile(self.ms, 0.25)) / self.median_ms
-
-    @property
-    def noise(self) -> tuple[str, ...]:
-        """Reasons to distrust the figures, in words; empty if there are none."""
-        found = disturbances(self.spread, self.other_load)
-        if not self.stable:
-            found.append("the warm-up did not settle")
-        return tuple(found)
-
-
-def pool(rounds: Sequence[Samples]) -> Samples:
-    """Return the runs of several rounds or visits as if they had been measured at once."""
-    loads = [samples.other_load for samples in rounds if samples.other_load is not None]
-    return Samples(
-        tuple(ms for samples in rounds for ms in samples.ms),
-        sum(samples.warmup_runs for samples in rounds),
-        all(samples.stable for samples in rounds),
-        statistics.fmean(loads) if loads else None,
-    )
 
 
 def quantile(values: Sequence[float], share: float) -> float:

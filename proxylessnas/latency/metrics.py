@@ -7,13 +7,15 @@ import datetime
 import math
 import random
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import LatencyError
-from .entries import NO_ORDER
 
+#: Where two runs order the models hardly alike (Kendall's tau), there is nothing to choose by.
+NO_ORDER = 0.4
+LEAST_JUDGED = 30  # models that a validation compares at least
 LEAST_MODELS = 2
 #: Kendall's tau that is wanted of a table: to be trusted, and to be good.
 LEAST, GOOD = 0.8, 0.9
@@ -23,10 +25,6 @@ GOOD_MAPE_PERCENT = 5.0
 MOST_MAPE_PERCENT = 15.0
 #: A reference model this much slower or faster than when the table was made: one of the two was disturbed.
 OFF = 0.05
-_LATER = (  # older tables lack them
-    "reference_ratio", "measured_with", "space", "ceiling_tau", "ceiling_percent", "disturbance",
-)  # fmt: skip
-_NO_FLOATS = {"pairs", "date", "conditions", "nets", "noisy_nets", "seed", *_LATER}
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,7 @@ class Validation:
             )
         return (
             f"{word}: off by {mape:.1f} % on average (bias {self.bias_percent:+.1f} %), Kendall tau "
-            f"{tau:.3f}, on {self.nets} random models from cheap to dear (tau "
+            f"{tau:.3f}, on {self.nets} random models from cheap to expensive (tau "
             f"{self.uniform_kendall_tau:.3f} on the half drawn evenly){ceiling}"
         )
 
@@ -129,30 +127,34 @@ class Validation:
         Raises:
             LatencyError: something is missing or of the wrong type.
         """
-        names = {f.name for f in dataclasses.fields(Validation)}
+        ratio = data.get("reference_ratio", data.get("pace", 1.0))  # "pace": of older tables
+        given = {**data, "reference_ratio": ratio}
         try:
-            values: dict[str, Any] = {name: float(data[name]) for name in names - _NO_FLOATS}
-            values |= {name: str(data[name]) for name in ("date", "conditions")}
-            values |= {name: int(data[name]) for name in ("nets", "noisy_nets", "seed")}
-            pairs = tuple((str(text), float(a), float(b)) for text, a, b in data["pairs"])
-            ratio = float(data.get("reference_ratio", data.get("pace", 1.0)))  # "pace": of older tables
-            if not 0 < ratio < math.inf:
-                raise ValueError(f"reference_ratio is {ratio}")
-            later: dict[str, Any] = {
-                name: None if data.get(name) is None else float(data[name])
-                for name in ("ceiling_tau", "ceiling_percent", "disturbance")
-            }
-            where = data.get("measured_with")
-            return Validation(
-                **values,
-                pairs=pairs,
-                reference_ratio=ratio,
-                **later,
-                measured_with=None if where is None else dict(where),
-                space=str(data.get("space", "")),
+            found = Validation(
+                **{
+                    f.name: _READ[str(f.type)](given[f.name])
+                    for f in dataclasses.fields(Validation)
+                    if f.name in given or f.default is dataclasses.MISSING
+                }
             )
+            if not 0 < found.reference_ratio < math.inf:
+                raise ValueError(f"reference_ratio is {found.reference_ratio}")
         except (KeyError, TypeError, ValueError) as e:
             raise LatencyError(f"a table's validation cannot be read: {type(e).__name__}: {e}") from e
+        return found
+
+
+#: How a field of a :class:`Validation` is read from JSON, by its type.
+_READ: dict[str, Callable[[Any], Any]] = {
+    "int": int,
+    "float": float,
+    "str": str,
+    "float | None": lambda value: None if value is None else float(value),
+    "Mapping[str, Any] | None": lambda value: None if value is None else dict(value),
+    "tuple[tuple[str, float, float], ...]": lambda value: tuple(
+        (str(text), float(predicted), float(measured)) for text, predicted, measured in value
+    ),
+}
 
 
 def wanted_tau(ceiling: float | None, usual: float) -> float:
@@ -183,7 +185,7 @@ def evaluate(
             its order, every second is uniform.
         seed: of the models; it also halves them.
         conditions: what was measured with, in words.
-        noisy_nets: models that were disturbed at every visit, where that is known.
+        noisy_nets: models that were disturbed at every measurement, where that is known.
         date: ISO day; by default today.
         reference_ratio: how many times longer a reference model took than when the table was made.
         two_runs: the latency of each model as two runs found it, for the ceiling.
@@ -193,9 +195,9 @@ def evaluate(
         LatencyError: there are fewer than two models, or a latency is not positive.
     """
     if len(nets) < LEAST_MODELS:
-        raise LatencyError(f"a table is judged on at least {LEAST_MODELS} models, not {len(nets)}")
+        raise LatencyError(f"a table is evaluated with at least {LEAST_MODELS} models, not {len(nets)}")
     if not all(math.isfinite(a) and math.isfinite(b) and b > 0 for _, a, b in nets):
-        raise LatencyError("a table is judged on finite latencies, and on measured ones that are positive")
+        raise LatencyError("a table is evaluated with finite latencies, measured ones above 0")
     predicted, measured = [a for _, a, _ in nets], [b for _, _, b in nets]
     errors = [a / b - 1 for a, b in zip(predicted, measured, strict=True)]
     first, second = halves(len(nets), seed)
@@ -227,7 +229,7 @@ def evaluate(
 
 
 def halves(count: int, seed: int) -> tuple[list[int], list[int]]:
-    """Return the numbers of the models on which the line is fitted, and of those on which it is judged."""
+    """Return the numbers of the models on which the line is fitted, and of those on which it is evaluated."""
     order = list(range(count))
     random.Random(seed).shuffle(order)
     return order[: (count + 1) // 2], order[(count + 1) // 2 :]

@@ -1,4 +1,4 @@
-"""Latencies as images (with matplotlib): alone, with accuracy, and predicted against measured."""
+"""Figures of latencies (with matplotlib): alone, with accuracy, and predicted against measured."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ import io
 import math
 import os
 import textwrap
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..errors import DataError
+from ..runtimes.settings import Settings
 from ..utils.plotting import BLUE, GREY, GRID, ORANGE, open_figure, require_matplotlib, write_above
 
 _LOG_FROM = 8.0  # ratio of the largest to the smallest latency from which a linear axis would crowd the small
 PANELS_UP_TO = 12
 _BANDS = (0.10, 0.05)  # relative errors that are shaded, the wider first
 _SUMMARY_LENGTH = 84
+#: How data sets are spelt.
+DATASETS = {"imagenet": "ImageNet", "cifar10": "CIFAR-10"}
 
 
 class Point(NamedTuple):
@@ -49,6 +53,91 @@ def pareto_front(points: Iterable[Point]) -> list[Point]:
     return found
 
 
+class Panels(NamedTuple):
+    """What a chart of a benchmark shows.
+
+    Attributes:
+        points: setting in words ("torch, 1 thread, batch 1") to its models.
+        accuracy: what the accuracy is, with its unit; "" if none is known of any model.
+        note: machine, versions and date.
+        left_out: model to why it is not among the points.
+        noisy: rows that are uncertain, and all rows.
+    """
+
+    points: dict[str, list[Point]]
+    accuracy: str
+    note: str
+    left_out: dict[str, str]
+    noisy: tuple[int, int]
+
+
+def describe(settings: Settings) -> str:
+    """Return what tells settings of one benchmark apart, as in "torch, 2 threads, batch 1"."""
+    pool = (
+        f", {settings.threads} thread{'s' * (settings.threads > 1)}" if settings.device == "cpu" else ", GPU"
+    )
+    return f"{settings.runtime}{pool}, batch {settings.batch_size}"
+
+
+def accuracy_panels(rows: Iterable[Mapping[str, Any]]) -> Panels:
+    """Return the points of a chart.
+
+    Left out are models whose accuracy is not known, or is one on other images than most models'; if it is
+    known of none, all of them are points without one.
+
+    Args:
+        rows: as :meth:`~.benchmark.BenchRow.to_dict` gives them.
+    """
+    rows = list(rows)
+    known = Counter(row["top1_dataset"] for row in rows if row["top1"] is not None)
+    dataset = known.most_common(1)[0][0] if known else None
+    devices = list(dict.fromkeys(row["device_name"] for row in rows))
+    found: dict[str, list[Point]] = {}
+    left_out: dict[str, str] = {}
+    for row in rows:
+        if row["top1"] is None and dataset is not None:
+            left_out[row["net"]] = "its accuracy is not known"
+            continue
+        if row["top1"] is not None and row["top1_dataset"] != dataset:
+            own = DATASETS.get(row["top1_dataset"], row["top1_dataset"])
+            left_out[row["net"]] = f"its accuracy is on {own}, not on {DATASETS.get(str(dataset), dataset)}"
+            continue
+        setting = describe(Settings(row["runtime"], row["device"], row["threads"], row["batch"]))
+        setting += f"; {row['device_name']}" if len(devices) > 1 else ""
+        name, published = row["net"].removeprefix("torchvision/"), row["top1_status"] == "published"
+        ms = row.get("undisturbed_ms") or row["median_ms"]  # earlier versions had medians only
+        times = ms, min(ms, row["p10_ms"]), max(ms, row["p90_ms"])
+        found.setdefault(setting, []).append(Point(name, *times, row["top1"], published, row["peer"]))
+    accuracy = "" if dataset is None else f"top-1 on {DATASETS.get(str(dataset), dataset)} (%)"
+    versions = dict(pair.rpartition(" ")[::2] for pair in rows[0]["versions"].split(", ")) if rows else {}
+    torch = f"torch {versions['torch']}" if "torch" in versions else ""
+    dates = sorted({row["date"] for row in rows})
+    date = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}" if dates else ""
+    note = "; ".join(filter(None, [", ".join(devices), torch, date]))
+    noisy = sum(bool(row.get("noise")) for row in rows)
+    return Panels(found, accuracy, note, left_out, (noisy, len(rows)))
+
+
+def panels_png(panels: Panels, path: str | os.PathLike[str] | io.BytesIO, *, note: str | None = None) -> None:
+    """Draw accuracy against latency, or bars of latency where no accuracy is known.
+
+    Args:
+        panels: of :func:`accuracy_panels`.
+        path: of the PNG or SVG file, which is replaced as a whole, or not at all; or a buffer for an SVG.
+        note: small print below, such as the machine and the date; None takes that of the panels.
+
+    Raises:
+        DataError: there is nothing to draw, or there are over 12 settings.
+        MissingExtraError: matplotlib is not installed.
+        OSError: the file cannot be written.
+    """
+    note = panels.note if note is None else note
+    if panels.accuracy:
+        accuracy_png(panels.points, path, accuracy=panels.accuracy, note=note)
+    else:
+        latency_png(panels.points, path, note=note)
+
+
 class Named(NamedTuple):
     """A model that is pointed out in a chart of predictions; latencies in milliseconds."""
 
@@ -68,21 +157,10 @@ def accuracy_png(
 
     Round marks are this package's models, square ones other libraries'; hollow marks have a published
     accuracy, filled ones a measured one. The line through a mark goes from the 10 % to the 90 % quantile. The
-    steps
-    join the models on the Pareto front: of published and of measured accuracies apart, as those may be of
-    other images.
+    steps join the models on the Pareto front: of published and of measured accuracies apart, as those may be
+    of other images. Models without a known accuracy are left out.
 
-    Args:
-        panels: what was measured under which setting ("torch, 1 thread, batch 1"), in order; models without a
-            known accuracy are left out.
-        path: of the PNG or SVG file, which is replaced as a whole, or not at all; or a buffer for an SVG.
-        accuracy: what the accuracy is, with its unit.
-        note: small print below, such as the machine and the date.
-
-    Raises:
-        DataError: there is nothing to draw, or there are over 12 panels.
-        MissingExtraError: matplotlib is not installed.
-        OSError: the file cannot be written.
+    Arguments and errors are those of :func:`panels_png`.
     """
     known = {title: [p for p in points if p.top1 is not None] for title, points in panels.items()}
     drawn, down, across = _layout(known, "no model with a known accuracy")
@@ -94,7 +172,9 @@ def accuracy_png(
             _draw_models(axes, points)
             if i % across == 0:
                 axes.set_ylabel(accuracy)
-        _limit_accuracy(grid[0], [p.top1 for points in drawn.values() for p in points if p.top1 is not None])
+        values = [p.top1 for points in drawn.values() for p in points if p.top1 is not None]
+        margin = max(0.6, 0.14 * (max(values) - min(values)))  # for names above and below the marks
+        grid[0].set_ylim(max(0.0, min(values) - margin), min(100.0, max(values) + margin))
         _explain(figure, [point for points in drawn.values() for point in points], note)
         figure.draw_without_rendering()  # settles where things are, before names are put beside them
         for axes, points in zip(grid, drawn.values(), strict=False):
@@ -108,17 +188,7 @@ def latency_png(
 ) -> None:
     """Draw latencies as bars, a panel a setting: for models of which no accuracy is known.
 
-    The line at the end of a bar goes from the 10 % to the 90 % quantile.
-
-    Args:
-        panels: what was measured under which setting, in order.
-        path: of the PNG or SVG file, which is replaced as a whole, or not at all; or a buffer for an SVG.
-        note: small print below, such as the machine and the date.
-
-    Raises:
-        DataError: there is nothing to draw, or there are over 12 panels.
-        MissingExtraError: matplotlib is not installed.
-        OSError: the file cannot be written.
+    The line at the end of a bar goes from the 10 % to the 90 % quantile. Errors as :func:`panels_png`.
     """
     drawn, down, across = _layout(panels, "no model was measured")
     most = max(map(len, drawn.values()))
@@ -154,7 +224,7 @@ def prediction_png(
 
     Args:
         pairs: (predicted, measured) milliseconds of models that the table was not made from.
-        path: of the PNG or SVG file, which is replaced as a whole, or not at all; or a buffer for an SVG.
+        path: of the PNG or SVG file, or a buffer for an SVG.
         title: above.
         summary: below the title, such as a verdict.
         named: models that are pointed out.
@@ -259,12 +329,6 @@ def _clean(axes: Any) -> None:
     axes.grid(color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _limit_accuracy(axes: Any, values: Sequence[float]) -> None:
-    """Leave room for names above and below the marks."""
-    margin = max(0.6, 0.14 * (max(values) - min(values)))
-    axes.set_ylim(max(0.0, min(values) - margin), min(100.0, max(values) + margin))
 
 
 def _color(point: Point) -> str:

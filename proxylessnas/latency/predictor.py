@@ -33,9 +33,8 @@ from ..arch.ops.spec import ConvSpec, with_sizes
 from ..errors import LatencyError, LatencyKeyError
 from ..utils.checks import Fields, check_keys, is_number, is_text, show
 from ..utils.files import write_atomically
-from .entries import Entry, is_ms, raise_problems
-from .table import LatencyTable
-from .table_io import MAX_ENTRIES, check_format, read_json
+from .table import Entry, LatencyTable
+from .table_io import MAX_ENTRIES, check_format, is_ms, raise_problems, read_json
 
 FORMAT = "proxylessnas latency predictor"
 VERSION = 1

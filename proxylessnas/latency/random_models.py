@@ -1,4 +1,4 @@
-"""Random models of a search space, on which a latency table is fitted and judged."""
+"""Random models of a search space, on which a latency table is fitted and evaluated."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..arch.ops import ZERO
 from ..arch.space import SearchBlock, SearchSpace
 from ..errors import LatencyError
 
-#: A tilted model prefers the dearest candidate of a block over the cheapest by up to e to this power.
+#: A tilted model prefers the most expensive candidate of a block over the cheapest by up to e to this power.
 STRONGEST_TILT = 4.0
 _TRIES = 200  # to find a new model
 _VAIN = 6  # times in a row that these were not enough: there are none left, or hardly any
@@ -73,7 +73,7 @@ def too_few(space: SearchSpace) -> LatencyError:
     """Return the error for a space that has too few models for a table."""
     return LatencyError(
         f"the space {space.name!r} has too few models ({space.count}) to measure a table on some and to "
-        "judge it on others"
+        "evaluate it with others"
     )
 
 
@@ -125,5 +125,10 @@ def _places(search_block: SearchBlock) -> list[float]:
 def _macs(search_block: SearchBlock, token: str) -> float | None:
     if token == ZERO:
         return 0.0
+    return key_macs(candidate_key(search_block, token))
+
+
+def candidate_key(search_block: SearchBlock, token: str) -> OpKey:
+    """Return the key of a candidate operation of a block."""
     p = search_block
-    return key_macs(OpKey(token, p.in_channels, p.out_channels, p.in_size, p.stride, p.shortcut))
+    return OpKey(token, p.in_channels, p.out_channels, p.in_size, p.stride, p.shortcut)

@@ -3,8 +3,8 @@
 A machine that is shared changes its speed for seconds at a time. Whoever measures one model after the other
 measures the machine. So all of them are loaded, and every round gives each one short window, in a new random
 order, with a reference model in between; the latency of a model is a low quantile over all its windows
-(:mod:`.measurement`). Rounds go on until the figures are certain, and in several processes, because where a
-process has its memory moves its times by a percent.
+(:mod:`.measurement`). Rounds are made until the figures are certain, and in several processes, as where
+a process has its memory moves its times by a percent.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .journal import Journal
 from .measurement import LIMIT, Measurement, uncertainty
 from .worker import Worker
 
-#: Told now and then: seconds done, seconds in all as far as is known, and what is being done.
+#: Called now and then with seconds done, seconds in all as far as is known, and what is being done.
 Progress = Callable[[int, int, str], None]
 
 REFERENCE = "reference"
@@ -61,7 +61,7 @@ class Item:
 
 
 class _Wanted(NamedTuple):
-    """What :meth:`MeasurementSession.run` was asked for; see there."""
+    """Arguments of :meth:`MeasurementSession.run`."""
 
     seconds: float
     limit: float
@@ -74,13 +74,12 @@ class MeasurementSession:
     """Measures items; what a journal has already is not measured again.
 
     Args:
-        items: what is to be measured. One of the name :data:`REFERENCE` is measured more often, between
-            the others, in every group.
+        items: one of the name :data:`REFERENCE` is measured more often, between the others, in every group.
         imports: modules that the measuring processes import first.
         journal: keeps the windows; None keeps them in memory only.
         seed: of the orders.
         keep_going: leave out an item that cannot be loaded or run (see :attr:`failed`) instead of raising.
-        progress: told what is being done.
+        progress: called with what is being done.
 
     Attributes:
         measured: by name.
@@ -135,8 +134,8 @@ class MeasurementSession:
     ) -> None:
         """Measure in several processes, one after the other, until the latencies are certain.
 
-        The first process goes on until it alone is as certain as each of them needs to be; the others make as
-        many rounds. So after the first it is known how long the rest takes.
+        The first process measures until it alone is as certain as each of them needs to be; the others make
+        as many rounds, so that after the first it is known how long the rest takes.
 
         Args:
             seconds: about how long it may take, what an earlier session took included; at least
@@ -146,7 +145,7 @@ class MeasurementSession:
             least_rounds: see above.
             least_seconds: that a process measures, if there is the time: what takes less may lie within one
                 disturbance as a whole, and look certain.
-            settled: asked at the end; while it is False and there are seconds left, rounds go on.
+            settled: asked at the end; while it is False and there are seconds left, more rounds are made.
 
         Raises:
             LatencyError: something cannot be measured, or (for a session that is continued) the machine is
@@ -285,7 +284,7 @@ class MeasurementSession:
             where = self._journal.path or "the session"
             raise LatencyError(
                 f"{where} was begun under other conditions: {'; '.join(differences)}. "
-                "Go on where it was begun, or delete the file to begin anew"
+                "Resume where it was begun, or delete the file to begin anew"
             )
 
     def _load(self, group: Sequence[str], process: int, g: int, loads: list[float]) -> float:

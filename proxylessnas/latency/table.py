@@ -26,13 +26,24 @@ from torch import Tensor
 from ..arch.arch import Arch
 from ..arch.op_key import STEM, OpKey, arch_keys, nearest_key, space_keys
 from ..arch.ops import ZERO
-from ..arch.space import SearchBlock, SearchSpace
+from ..arch.space import SearchSpace
 from ..errors import LatencyError, LatencyKeyError, shown
 from ..runtimes.settings import Conditions
 from ..utils.files import write_atomically
 from ..utils.paths import ASSETS
-from .entries import Breakdown, Correction, Entry, ForeignConditions, problems_of, raise_problems
-from .table_io import parse_table, read_json, table_to_dict, table_to_text
+from .random_models import candidate_key
+from .table_io import (
+    Breakdown,
+    Correction,
+    Entry,
+    ForeignConditions,
+    parse_table,
+    problems_of,
+    raise_problems,
+    read_json,
+    table_to_dict,
+    table_to_text,
+)
 
 if TYPE_CHECKING:
     from .metrics import Validation
@@ -79,7 +90,7 @@ class LatencyTable:
     )
 
     def __post_init__(self) -> None:
-        problems = problems_of(self.entries, self.offset_ms, self.correction, self.statistic, self.date)
+        problems = problems_of(self)
         # Copies, so that nobody's later change is ours.
         object.__setattr__(self, "entries", MappingProxyType(dict(self.entries)))
         for name in ("method", "validation"):
@@ -102,12 +113,9 @@ class LatencyTable:
         Raises:
             LatencyKeyError: it is not in the table; the message names its nearest neighbour.
         """
-        return self.correction.scale * self._entry(key).ms
-
-    def _entry(self, key: OpKey) -> Entry:
-        if key in self.entries:
-            return self.entries[key]
-        raise self._missing([key])
+        if key not in self.entries:
+            raise self._missing([key])
+        return self.correction.scale * self.entries[key].ms
 
     def _missing(self, keys: Sequence[OpKey]) -> LatencyKeyError:
         return missing_entries(keys, self.entries, self.space)
@@ -135,10 +143,7 @@ class LatencyTable:
         return Breakdown(total, parts, self._offset_ms, sum(how == "predicted" for _, _, how in parts))
 
     def predict(self, arch: Arch, *, resolution: int | None = None, num_classes: int | None = None) -> float:
-        """Return the latency of a model in milliseconds: one forward pass of the table's whole batch.
-
-        Arguments and errors are those of :meth:`explain`.
-        """
+        """Return the milliseconds of a model, one forward pass of the whole batch, as :meth:`explain`."""
         return self.explain(arch, resolution=resolution, num_classes=num_classes).total_ms
 
     @property
@@ -253,9 +258,7 @@ class LatencyTable:
             LatencyKeyError: the predictor knows nothing of such an operation.
         """
         wanted = space_keys(keys) if isinstance(keys, SearchSpace) else keys
-        new = {
-            key: Entry(predictor.predict(key), how="predicted") for key in wanted if key not in self.entries
-        }
+        new = {k: Entry(predictor.predict(k), how="predicted") for k in wanted if k not in self.entries}
         return dataclasses.replace(self, entries={**self.entries, **new})
 
     # Files.
@@ -313,18 +316,16 @@ def cost_matrix(space: SearchSpace, lookup: Callable[[OpKey], float]) -> tuple[T
     "-" costs nothing; cells where a block does not have the candidate are 0 too.
     """
     rows = [
-        [lookup(_key(p, c)) if c in p.candidate_ops and c != ZERO else 0.0 for c in space.candidate_ops]
+        [
+            lookup(candidate_key(p, c)) if c in p.candidate_ops and c != ZERO else 0.0
+            for c in space.candidate_ops
+        ]
         for p in space.search_blocks
     ]
     keys = arch_keys(space.arch([0] * len(rows)))  # the first candidate is never "-"
     fixed_ms = sum(map(lookup, keys[: -2 - len(rows)] + keys[-2:]))
     with torch.inference_mode(False):  # kept, and used again where gradients are wanted
         return torch.tensor(rows, dtype=torch.float64, device="cpu"), fixed_ms
-
-
-def _key(search_block: SearchBlock, token: str) -> OpKey:
-    p = search_block
-    return OpKey(token, p.in_channels, p.out_channels, p.in_size, p.stride, p.shortcut)
 
 
 def check_probs(probs: Tensor, space: SearchSpace) -> None:

@@ -26,11 +26,10 @@ from ..arch.op_key import OpKey, key_macs
 from ..arch.space import SearchSpace
 from ..errors import LatencyError, one_line, shown
 from ..utils.checks import is_int, is_number, show
-from .entries import LONGEST_MS, UNKNOWN, Entry, ForeignConditions, is_ms, raise_problems
 from .import_files import UNITS, ReadFile, parse_key, read_csv, read_mapping, read_yaml
 from .settings import ImportSettings
-from .table import LatencyTable
-from .table_io import FORMAT, MAX_ENTRIES, read_json, read_text
+from .table import Entry, ForeignConditions, LatencyTable
+from .table_io import FORMAT, LONGEST_MS, MAX_ENTRIES, UNKNOWN, is_ms, raise_problems, read_json, read_text
 
 
 def import_table(

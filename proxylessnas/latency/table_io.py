@@ -1,4 +1,6 @@
-"""A latency table's file: JSON, schema version 1, units stated, every problem reported at once.
+"""What a latency table holds besides its methods, and its file.
+
+The file is JSON, schema version 1, units stated, every problem reported at once:
 
     {"format": "proxylessnas latency table", "version": 1, "unit": "ms", "statistic": "median", "date": ...,
      "conditions": {...}, "space": {...} or null, "offset_ms": 0.0, "correction": {...}, "method": {...},
@@ -12,29 +14,21 @@ milliseconds is an error, as are NaN, infinity, a time that is not positive, and
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import errno
 import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..arch.op_key import OpKey
 from ..arch.space import SearchSpace
-from ..errors import ArchError, LatencyError
-from ..runtimes.settings import Conditions
+from ..errors import ArchError, LatencyError, shown
+from ..runtimes.settings import Conditions, Settings
 from ..utils.checks import Fields, check_keys, is_int, is_number, is_text, show
 from ..utils.files import decode, read_bytes
-from .entries import (
-    HOW,
-    LONGEST_MS,
-    STATISTICS,
-    UNKNOWN,
-    Correction,
-    Entry,
-    ForeignConditions,
-    is_date,
-    is_ms,
-    raise_problems,
-)
 
 if TYPE_CHECKING:
     from .table import LatencyTable
@@ -43,12 +37,168 @@ FORMAT = "proxylessnas latency table"
 VERSION = 1
 MAX_BYTES = 64 << 20
 MAX_ENTRIES = 200_000
+HOW = ("measured", "fitted", "predicted", "imported")
+UNKNOWN = "unknown"
+STATISTICS = ("undisturbed", "median", "mean", UNKNOWN)
+LONGEST_MS = 1e9  # eleven days: whatever takes longer is not a latency
 
-_ENTRY_OPTIONAL = frozenset({"p10_ms", "p90_ms", "std_ms", "runs"})
+_MAX_PROBLEMS = 50
 _FIELDS = frozenset(
     "format version unit statistic date conditions space offset_ms correction method validation source "
     "entries".split()
 )
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What one operation costs.
+
+    Attributes:
+        ms: milliseconds that it adds to the latency of a model, one forward pass of the whole batch.
+        p10_ms, p90_ms, std_ms: spread of the single runs, if known.
+        runs: timed runs, or models that the figure was taken from; None if unknown.
+        how: "measured" (the operation's own time), "fitted" (so that sums are the latencies of whole models),
+            "predicted" (by a regression; never measured) or "imported" (measured by another program).
+    """
+
+    ms: float
+    p10_ms: float | None = None
+    p90_ms: float | None = None
+    runs: int | None = None
+    how: str = "measured"
+    std_ms: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON values, without what is unknown."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Correction:
+    """A line through the predictions: ``scale * prediction + offset_ms``; by default it changes nothing."""
+
+    scale: float = 1.0
+    offset_ms: float = 0.0
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """Where a predicted latency comes from.
+
+    Attributes:
+        total_ms: the prediction; the sum of the parts and the offset.
+        parts: (key, ms, how) of each operation in order of execution; skipped blocks cost nothing and are
+            left out.
+        offset_ms: what belongs to no operation.
+        predicted: how many of the parts were never measured but predicted by a regression.
+    """
+
+    total_ms: float
+    parts: tuple[tuple[OpKey, float, str], ...]
+    offset_ms: float
+    predicted: int
+
+
+class ForeignConditions(Conditions):
+    """Conditions of a measurement by another program, whose runtime this package may not know.
+
+    Texts are free, ``threads`` and ``batch_size`` are 0 where the source does not tell. Nothing can be
+    measured under these conditions here: :attr:`settings` raises LatencyError.
+    """
+
+    @property
+    def settings(self) -> Settings:
+        """There are none.
+
+        Raises:
+            LatencyError: always.
+        """
+        raise LatencyError(
+            f"these latencies were measured by another program ({self.describe()}), which cannot be run here"
+        )
+
+    def __post_init__(self) -> None:
+        problems: list[str] = []
+        fields = Fields(problems, "of another program", dataclasses.asdict(self))
+        for name in ("runtime", "device", "dtype", "memory_format", "device_name", "allocator", "system"):
+            fields.take(name, is_short, "a short text")
+        fields.take("threads", lambda v: is_int(v, 0, 1024), "a whole number up to 1024, 0 if unknown")
+        fields.take("batch_size", lambda v: is_int(v, 0, 65_536), "a whole number up to 65536, 0 if unknown")
+        if problems:
+            raise LatencyError("; ".join(problems))
+
+    def describe(self) -> str:
+        """Return what is known in one line."""
+        known = [f"{self.runtime} on {self.device_name}"]
+        known += [f"{self.threads} thread{'s' if self.threads > 1 else ''}"] if self.threads else []
+        known += [f"batch {self.batch_size}" if self.batch_size else "batch size unknown"]
+        known += [self.dtype] if self.dtype != UNKNOWN else []
+        versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
+        return ", ".join(known) + (f"; {versions}" if versions else "")
+
+
+# ---- checks
+
+
+def raise_problems(problems: list[str], where: str) -> None:
+    """Raise one LatencyError with every problem, if there is any."""
+    if not problems:
+        return
+    more = [f"... and {len(problems) - _MAX_PROBLEMS} more"] if len(problems) > _MAX_PROBLEMS else []
+    listed = problems[:_MAX_PROBLEMS] + more
+    if len(listed) == 1:
+        raise LatencyError(f"{where}: {listed[0]}")
+    raise LatencyError(f"{where}: {len(problems)} problems\n  " + "\n  ".join(listed))
+
+
+def is_date(value: object) -> bool:
+    """Tell whether a value is an ISO day."""
+    if not isinstance(value, str) or not re.fullmatch(r"\d{4}-\d{2}-\d{2}", value):
+        return False
+    try:
+        datetime.date.fromisoformat(value)
+    except ValueError:
+        return False
+    return True
+
+
+def is_ms(value: object) -> bool:
+    """Tell whether a value is a possible latency in milliseconds; 0 is none."""
+    return is_number(value, 0, LONGEST_MS) and value != 0
+
+
+def is_short(value: object) -> bool:
+    """Tell whether a value is a text that names a device, a runtime and the like."""
+    return is_text(value, 300)
+
+
+def is_versions(value: object) -> bool:
+    """Tell whether a value maps names of libraries to versions."""
+    return isinstance(value, dict) and all(is_text(text, 200) for text in (*value, *value.values()))
+
+
+def problems_of(table: LatencyTable) -> list[str]:
+    """Return what is impossible about a table's values."""
+    problems = [] if table.entries else ["a table needs at least one entry"]
+    entries: Mapping[Any, Any] = table.entries  # whatever a caller may have put there
+    for key, entry in entries.items():
+        if not isinstance(key, OpKey) or not isinstance(entry, Entry):
+            problems.append(f"entries map OpKey to Entry, not {shown(key)} to {shown(entry)}")
+        elif not is_ms(entry.ms) or entry.how not in HOW:
+            problems.append(f"{key}: {shown(entry.ms)} ms, {shown(entry.how)} is no latency")
+    if not is_number(table.offset_ms, -LONGEST_MS, LONGEST_MS):
+        problems.append(f"offset_ms is {shown(table.offset_ms)}; wanted a number")
+    line = table.correction
+    if not is_number(line.scale, 1e-6, 1e6) or not is_number(line.offset_ms, -LONGEST_MS, LONGEST_MS):
+        problems.append(f"correction is {shown(line)}; wanted a positive scale and a number")
+    if table.statistic not in STATISTICS:
+        problems.append(f"statistic is {shown(table.statistic)}; known are {', '.join(STATISTICS)}")
+    if not is_date(table.date) and table.date != UNKNOWN:
+        problems.append(f"date is {shown(table.date)}; wanted a day such as 2026-11-21")
+    return problems
+
+
+# ---- writing
 
 
 def table_to_dict(table: LatencyTable) -> dict[str, Any]:
@@ -81,13 +231,15 @@ def table_to_text(table: LatencyTable) -> str:
 
 def conditions_to_dict(conditions: Conditions) -> dict[str, Any]:
     """Return conditions as JSON values; those of another program are marked by ``"foreign": true``."""
-    data = dataclasses.asdict(conditions)
-    data["versions"] = dict(conditions.versions)
+    data = {**dataclasses.asdict(conditions), "versions": dict(conditions.versions)}
     return {**data, "foreign": True} if isinstance(conditions, ForeignConditions) else data
 
 
 def _dump(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+# ---- reading
 
 
 def read_json(path: Path) -> Any:
@@ -175,8 +327,8 @@ def parse_table(data: Any, where: str) -> dict[str, Any]:
     hint = "; tables made elsewhere are read by `proxylessnas latency import`"
     data = check_format(data, where, FORMAT, VERSION, hint)
     problems: list[str] = []
-    check_keys(problems, "the table", data, required=_FIELDS, optional=frozenset())
-    fields = Fields(problems, "the table", data)
+    fields = _object(problems, "the table", data, _FIELDS)
+    assert fields is not None
     fields.take("unit", lambda v: v == "ms", '"ms" (`proxylessnas latency import` converts other units)')
     found: dict[str, Any] = {
         "statistic": fields.take("statistic", lambda v: v in STATISTICS, " or ".join(STATISTICS)),
@@ -195,43 +347,35 @@ def parse_table(data: Any, where: str) -> dict[str, Any]:
         "entries": _entries(problems, data.get("entries")),
     }
     for name in ("method", "validation"):
-        if not _is_finite(found[name]):
+        try:
+            _dump(found[name])
+        except (TypeError, ValueError, RecursionError):
             problems.append(f"the table: {name} holds NaN, infinity, or is nested too deeply")
     raise_problems(problems, where)
     return found
 
 
-def _is_finite(value: object, depth: int = 0) -> bool:
-    """Tell whether no number in a JSON value is NaN or infinite."""
-    if depth > 50:
-        return False
-    if isinstance(value, dict):
-        return all(_is_finite(v, depth + 1) for v in value.values())
-    if isinstance(value, list):
-        return all(_is_finite(v, depth + 1) for v in value)
-    return not isinstance(value, float) or value - value == 0
+def _object(
+    problems: list[str], where: str, data: Any, required: set[str] | frozenset[str], *optional: str
+) -> Fields | None:
+    """Return the fields of an object after checking their names; None after noting that it is none."""
+    if not isinstance(data, dict):
+        problems.append(f"{where} is {show(data)}; wanted an object")
+        return None
+    check_keys(problems, where, data, required=required, optional=frozenset(optional))
+    return Fields(problems, where, data)
 
 
 def read_conditions(problems: list[str], data: Any) -> Conditions | None:
     """Return conditions from JSON values; None after noting what is wrong with them."""
-    if not isinstance(data, dict):
-        problems.append(f"the table: conditions is {show(data)}; wanted an object")
-        return None
-    names = {f.name for f in dataclasses.fields(Conditions)}
-    before = len(problems)
-    check_keys(problems, "conditions", data, required=names, optional={"foreign"})
-    versions = data.get("versions")
-    if "versions" in data and not (
-        isinstance(versions, dict) and all(is_text(v, 200) for v in (*versions, *versions.values()))
-    ):
-        problems.append(f"conditions: versions is {show(versions)}; wanted names and texts")
-    if not isinstance(data.get("foreign", False), bool):
-        problems.append(f"conditions: foreign is {show(data['foreign'])}; wanted true or false")
-    if not isinstance(data.get("cuda_graph", False), bool):
-        problems.append(f"conditions: cuda_graph is {show(data['cuda_graph'])}; wanted true or false")
-    for name in ("device_name", "allocator", "system"):
-        if name in data and not is_text(data[name], 300):
-            problems.append(f"conditions: {name} is {show(data[name])}; wanted a short text")
+    before, names = len(problems), {f.name for f in dataclasses.fields(Conditions)}
+    fields = _object(problems, "conditions", data, names, "foreign")
+    if fields is not None:
+        fields.take("versions", is_versions, "names and texts")
+        for name in ("foreign", "cuda_graph"):
+            fields.take(name, lambda v: isinstance(v, bool), "true or false")
+        for name in ("device_name", "allocator", "system"):
+            fields.take(name, is_short, "a short text")
     if len(problems) > before:
         return None
     kind = ForeignConditions if data.get("foreign") else Conditions
@@ -243,11 +387,9 @@ def read_conditions(problems: list[str], data: Any) -> Conditions | None:
 
 
 def _correction(problems: list[str], data: Any) -> Correction | None:
-    if not isinstance(data, dict):
-        problems.append(f"the table: correction is {show(data)}; wanted an object")
+    fields = _object(problems, "correction", data, {"scale", "offset_ms"})
+    if fields is None:
         return None
-    check_keys(problems, "correction", data, required={"scale", "offset_ms"}, optional=frozenset())
-    fields = Fields(problems, "correction", data)
     scale = fields.take("scale", lambda v: is_number(v, 1e-6, 1e6), "a positive number")
     offset = fields.take("offset_ms", lambda v: is_number(v, -LONGEST_MS, LONGEST_MS), "a number")
     return None if scale is None or offset is None else Correction(float(scale), float(offset))
@@ -272,28 +414,23 @@ def _entries(problems: list[str], data: Any) -> dict[OpKey, Entry]:
         problems.append(f"the table: entries is {show(data)}; wanted a list of 1 to {MAX_ENTRIES:,} objects")
         return found
     for number, item in enumerate(data, 1):
-        where = f"entry {number}"
-        if not isinstance(item, dict):
-            problems.append(f"{where} is {show(item)}; wanted an object")
+        where, before = f"entry {number}", len(problems)
+        fields = _object(problems, where, item, {"key", "ms", "how"}, "p10_ms", "p90_ms", "std_ms", "runs")
+        if fields is None:
             continue
-        before = len(problems)
-        check_keys(problems, where, item, required={"key", "ms", "how"}, optional=_ENTRY_OPTIONAL)
-        fields = Fields(problems, where, item)
         text = fields.take("key", lambda v: is_text(v, 300), "the text of a key")
         fields.take("ms", is_ms, "a positive number of milliseconds")
         fields.take("how", lambda v: v in HOW, " or ".join(HOW))
         for name in ("p10_ms", "p90_ms", "std_ms"):
             fields.take(name, lambda v: is_number(v, 0, LONGEST_MS), "a number of milliseconds")
         fields.take("runs", lambda v: is_int(v, 1, 10**12), "a whole number")
+        key = None
         try:
             key = OpKey.parse(text) if text is not None else None
         except LatencyError as e:
             problems.append(f"{where}: {e}")
-            continue
-        if key is None or len(problems) > before:
-            continue
         if key in found:
             problems.append(f"{where}: {key} is given twice")
-            continue
-        found[key] = Entry(**{name: value for name, value in item.items() if name != "key"})
+        if key is not None and len(problems) == before:
+            found[key] = Entry(**{name: value for name, value in item.items() if name != "key"})
     return found

@@ -21,11 +21,12 @@ from ..errors import ArchError, LatencyError, ProxylessError, shown
 from ..runtimes.base import ModelSpec
 from ..runtimes.settings import Conditions, Settings
 from ..utils.checks import is_int, is_number
-from .entries import LEAST_JUDGED, LONGEST_MS, NO_ORDER, Correction
 from .metrics import (
     LEAST,
+    LEAST_JUDGED,
     LEAST_MODELS,
     MOST_MAPE_PERCENT,
+    NO_ORDER,
     OFF,
     Validation,
     evaluate,
@@ -35,15 +36,15 @@ from .metrics import (
 )
 from .random_models import Picks, random_models
 from .session import REFERENCE, Item, MeasurementSession, Progress, conditions_differ
-from .table import LatencyTable
-from .table_io import conditions_to_dict, read_conditions
+from .table import Correction, LatencyTable
+from .table_io import LONGEST_MS, conditions_to_dict, read_conditions
 from .worker import Worker
 
 #: Seconds a model may take, over all windows, and uncertainty that is wanted.
 _SECONDS_EACH, _LEAST_SECONDS = 3.0, 30.0
 LIMIT = 0.004
 #: Names in a table's method: models that it was fitted on, beyond those that "nets" and "seed" tell (a list
-#: of picks each); what its device calls itself, where the user named it; what became of disturbed visits.
+#: of picks each); what its device calls itself, where the user named it; what became of what was disturbed.
 FITTED_ON, OWN_NAME, DISTURBED = "fitted_on", "device_calls_itself", "disturbed"
 _MAY_DIFFER = ("Python", "torch")  # versions, for a runtime that is neither
 _SAME_PERCENT = 1e-3
@@ -212,7 +213,7 @@ def adopt_correction(table: LatencyTable, validation: Validation | None = None) 
         )
     fitted, evaluated = halves(len(found.pairs), found.seed)
     if len(evaluated) < LEAST_MODELS:
-        raise LatencyError(f"{len(found.pairs)} models are too few to find a correction and to judge it")
+        raise LatencyError(f"{len(found.pairs)} models are too few to find a correction and to evaluate it")
     errors = [abs(found.pairs[i][1] / found.pairs[i][2] - 1) for i in evaluated]
     if abs(100 * statistics.fmean(errors) - found.judged_before_percent) > _SAME_PERCENT:
         raise LatencyError("the validation does not say on which of its models the correction was fitted")

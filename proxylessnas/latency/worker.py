@@ -40,10 +40,9 @@ _DOING = {
 
 
 class Worker:
-    """A measuring process. Use it as a context manager, or call :meth:`close`.
+    """A measuring process that ends with this one. Use it as a context manager, or call :meth:`close`.
 
-    It starts with freed memory kept (:func:`proxylessnas.keep_freed_pages`) and the number of threads asked
-    for. It ends with this process, whatever becomes of it.
+    It starts with freed memory kept (:func:`proxylessnas.keep_freed_pages`) and the threads asked for.
 
     Args:
         settings: runtime, device, threads, batch and the like; of Conditions, the settings in them.
@@ -80,10 +79,7 @@ class Worker:
         self.has_parts: bool = answer["has_parts"]
 
     def load(self, name: str, spec: ModelSpec) -> float:
-        """Load a model under a name of your choice, in place of what had the name.
-
-        Returns:
-            How long it took, in seconds.
+        """Load a model under a name of your choice, in place of what had it; return the seconds it took.
 
         Raises:
             LatencyError: the runtime cannot run it; for a bad architecture ArchError.
@@ -113,11 +109,7 @@ class Worker:
         return Window(tuple(found["ms"]), tuple(found["own_ms"]))
 
     def parts(self, name: str, *, runs: int) -> list[tuple[str, tuple[float, ...]]]:
-        """Time the operations of a loaded model inside whole forward passes. There is no warm-up.
-
-        Args:
-            name: of a model of kind "arch".
-            runs: forward passes.
+        """Time the operations of a model of kind "arch" inside whole forward passes, without a warm-up.
 
         Returns:
             ``(text of the operation's key, milliseconds of each run)``, in order of execution.
@@ -162,8 +154,11 @@ class Worker:
             line = pipe_out.readline()
             if not line.endswith("\n"):
                 if late.is_set():
-                    raise self._hung(_DOING[what].format_map(arguments), limit_s)
-                raise self._death()
+                    doing = _DOING[what].format_map(arguments)
+                    raise self._ended(
+                        f"did not answer for {limit_s:g} s while it was {doing}, and was stopped"
+                    )
+                raise self._ended(self._death())
             answer = json.loads(line)
         except BaseException:  # also Ctrl-C: an answer that comes later would be taken for the next one
             self.close()
@@ -177,21 +172,22 @@ class Worker:
             raise _as_raised(answer["error"])
         return answer["ok"]
 
-    def _hung(self, doing: str, limit_s: float) -> LatencyError:
-        words = _last_lines(self._errors)
-        return LatencyError(
-            f"the measuring process (runtime {self.settings.runtime!r}) did not answer for {limit_s:g} s "
-            f"while it was {doing}, and was stopped" + (f"; its last words were:\n{words}" if words else "")
-        )
-
-    def _death(self) -> LatencyError:
-        """Say how the child died, with its last words."""
+    def _death(self) -> str:
+        """Return how the child died."""
         try:
             code = self._process.wait(_PATIENCE_S)
         except subprocess.TimeoutExpired:
-            how = "closed its pipe"
-        else:
-            how = _how_it_ended(code)
+            return "closed its pipe"
+        if code >= 0:
+            return f"ended with exit status {code}"
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:
+            name = f"signal {-code}"
+        hint = " (was there too little memory?)" if name == "SIGKILL" else ""
+        return f"was killed by {name}{hint}"
+
+    def _ended(self, how: str) -> LatencyError:
         words = _last_lines(self._errors)
         return LatencyError(
             f"the measuring process (runtime {self.settings.runtime!r}) {how}"
@@ -203,11 +199,8 @@ def _start(settings: Settings, folder: Path, errors_file: Path, modules: bool) -
     threads = str(settings.threads)
     # Thread pools read these once, when their library is loaded.
     pools = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
-    env = {
-        **os.environ,
-        **dict.fromkeys(pools, threads),
-        "PYTHONSAFEPATH": "1",
-    }  # that for compilers' workers
+    # PYTHONSAFEPATH is for compilers' workers.
+    env = {**os.environ, **dict.fromkeys(pools, threads), "PYTHONSAFEPATH": "1"}
     for cache in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
         env.setdefault(cache, str(folder / cache.lower()))
     with errors_file.open("wb") as file:
@@ -260,17 +253,6 @@ def _kill(process: subprocess.Popen[str]) -> None:
         process.kill()
 
 
-def _how_it_ended(code: int) -> str:
-    if code >= 0:
-        return f"ended with exit status {code}"
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = f"signal {-code}"
-    hint = " (was there too little memory?)" if name == "SIGKILL" else ""
-    return f"was killed by {name}{hint}"
-
-
 def _last_lines(path: Path) -> str:
     try:
         with path.open("rb") as file:
@@ -283,8 +265,7 @@ def _last_lines(path: Path) -> str:
 
 def _as_raised(error: dict[str, str]) -> Exception:
     """Turn an error that came through the pipe into the package's error of the same name."""
-    from ..runtimes.modules import CannotTravel
+    from ..runtimes.modules import CannotTravel  # imports torch
 
-    kind = CannotTravel if error["type"] == "CannotTravel" else getattr(errors, error["type"], LatencyError)
-    found: Exception = kind(error["text"])
-    return found
+    known: dict[str, type[Exception]] = {**vars(errors), "CannotTravel": CannotTravel}
+    return known.get(error["type"], LatencyError)(error["text"])

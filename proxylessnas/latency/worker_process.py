@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 class Server:
     """What the measuring process holds: a runtime and the models that are loaded."""
 
-    def __init__(self, settings: Settings, imports: list[str], folder: Path) -> None:
+    def __init__(self, settings: Settings, imports: list[str]) -> None:
         import torch
 
         from ..runtimes.registry import get_runtime
@@ -45,7 +45,7 @@ class Server:
                 importlib.import_module(name)
             except Exception as e:
                 raise LatencyError(f"module {name!r} cannot be imported: {type(e).__name__}: {e}") from e
-        self.settings, self.folder = settings, folder
+        self.settings = settings
         self.runtime: Runtime = get_runtime(settings.runtime)
         self.sessions: dict[str, Session] = {}
         gc.freeze()  # the libraries' many objects: collections need not look at them again and again
@@ -61,7 +61,7 @@ class Server:
         """Load a model under a name, in place of what had the name; return how many seconds it took."""
         begin = time.perf_counter()
         self.drop(name)
-        self.sessions[name] = self.runtime.load(ModelSpec.from_dict(spec), self.settings, self.folder)
+        self.sessions[name] = self.runtime.load(ModelSpec.from_dict(spec), self.settings)
         return time.perf_counter() - begin
 
     def drop(self, name: str) -> None:
@@ -111,7 +111,7 @@ def main() -> None:
         try:
             if server is None:
                 folder.append(Path(request["folder"]))
-                server = Server(Settings(**request["settings"]), request["imports"], folder[0])
+                server = Server(Settings(**request["settings"]), request["imports"])
                 answer = server.start()
             else:
                 answer = getattr(server, what)(**request)

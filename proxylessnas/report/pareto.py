@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, LatencyError, shown
-from ..latency.plots_bench import DATASETS, accuracy_panels, panels_png
+from ..latency.plots import DATASETS, accuracy_panels, panels_png
 from ..utils.files import decode, read_bytes
 from ..utils.text import csv_rows
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LatencyError, missing_extra
+from .files import check_runtime
 from .registry import runtimes
 from .settings import Settings
 
@@ -48,8 +50,10 @@ class Runtime:
         suffixes: of the exported files that it reads.
         dtypes: that it computes in, on each device that it runs on.
         has_parts: whether it can time each operation inside a whole model.
-        kit_format: name of the files that it runs in a latency kit, of its first suffix; empty if none.
-        kit_needs: what a device needs to run them.
+        kit_loader: what loads its files in a latency kit; None if a kit has none for it. The class is copied
+            there alone, to run on Python 3.8 without this package. ``FILES`` is the name of the files, which
+            have the runtime's first suffix, ``NEEDS`` what a device needs to run them, ``CPU`` the provider
+            that computes on the CPU, as this package does.
     """
 
     name: str
@@ -59,8 +63,7 @@ class Runtime:
     suffixes: tuple[str, ...] = ()
     dtypes: Mapping[str, tuple[str, ...]] = {"cpu": ("float32",)}
     has_parts = False
-    kit_format = ""
-    kit_needs = ""
+    kit_loader: type[Any] | None = None
 
     def missing(self) -> str | None:
         """Return what to do before it can be used, the pip line mostly; None if all is there.
@@ -71,10 +74,7 @@ class Runtime:
         return f"pip install 'proxylessnas[{self.extra}]'" if missing else None
 
     def library(self, module: str | None = None) -> Any:
-        """Import its library.
-
-        Args:
-            module: another one of its modules than the usual.
+        """Import its library, or another module of it than the usual.
 
         Raises:
             MissingExtraError: it is not installed or broken.
@@ -121,18 +121,30 @@ class Runtime:
             f"runtime {self.name!r} measures {own}, not {dtype} on {device}: use runtime {' or '.join(fits)}"
         )
 
-    def load(self, spec: ModelSpec, settings: Settings, folder: Path) -> Session:
-        """Load a model; ``folder`` is the process's own, for files.
+    def load(self, spec: ModelSpec, settings: Settings) -> Session:
+        """Load a model; what is no file is exported first where the runtime takes files.
 
         Raises:
             LatencyError: the model, the device or the dtype is not one it runs.
-            MissingExtraError: its library is not installed.
+            MissingExtraError: its library, or what an export needs, is not installed.
         """
+        self.check(settings)
+        if spec.kind == "file":
+            check_runtime(spec.text, self.name)
+        return self._load(spec, settings)
+
+    def _load(self, spec: ModelSpec, settings: Settings) -> Session:
         raise NotImplementedError
 
     def kit_file(self, spec: ModelSpec, batch_size: int) -> bytes:
         """Return a model, with random weights, as a file for a latency kit."""
         raise NotImplementedError
+
+    def kit_module(self) -> str:
+        """Return the Python file with which a kit's ``run.py`` loads the files."""
+        assert self.kit_loader is not None
+        source = inspect.getsource(self.kit_loader).replace(self.kit_loader.__name__, "Loader")
+        return f'"""Loads files in {self.name}."""\n\nfrom __future__ import annotations\n\n\n{source}'
 
 
 @dataclass(frozen=True)

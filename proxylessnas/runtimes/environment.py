@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from .base import Runtime
-from .device_name import device_name
+from .machine import device_name
 from .settings import Conditions, Settings
 
 _PROBE_BYTES = 64 << 20  # above glibc's largest threshold for mapping a block of its own (32 MiB)

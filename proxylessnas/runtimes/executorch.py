@@ -7,16 +7,14 @@ import io
 import itertools
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LatencyError, first_line
 from ..utils.files import read_bytes
 from .base import ModelSpec, Runtime, Session
-from .files import check_runtime
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -63,6 +61,29 @@ class ExecuTorchSession(Session):
         self._program = b""
 
 
+class _KitLoader:
+    """Loads programs in a kit, where nothing else of this file is."""
+
+    FILES, NEEDS, CPU = "executorch", "executorch (with torch)", ""
+    provider = ""
+
+    def __init__(self, threads: int, provider: str) -> None:
+        from importlib import import_module, metadata
+
+        self.torch: Any = import_module("torch")
+        self.library: Any = import_module("executorch.extension.pybindings.portable_lib")
+        self.library._unsafe_reset_threadpool(threads)
+        if self.library._threadpool_get_thread_count() != threads:
+            raise ValueError(f"ExecuTorch cannot use {threads} threads here")
+        self.versions = {"executorch": metadata.version("executorch")}
+
+    def load(self, path: str, shape: list[int]) -> Callable[[], object]:
+        """Return what runs a file once."""
+        module = self.library._load_for_executorch(path)
+        values = (self.torch.randn(*shape),)
+        return lambda: module.forward(values, clone_outputs=False)
+
+
 class ExecuTorch(Runtime):
     """ExecuTorch."""
 
@@ -71,30 +92,20 @@ class ExecuTorch(Runtime):
     needs = ("executorch",)
     extra = "mobile"
     suffixes = (".pte",)
-    kit_format = "executorch"
-    kit_needs = "executorch (with torch)"
+    kit_loader = _KitLoader
 
     def library(self, module: str | None = None) -> Any:
         """Import a module of it, by default what loads programs."""
         with undisturbed():  # it calls itself experimental
             return super().library(module)
 
-    def load(self, spec: ModelSpec, settings: Settings, folder: Path) -> ExecuTorchSession:
-        """Load a model; all but files are lowered first.
-
-        Raises:
-            LatencyError: device or dtype is not one it runs, or the model cannot be exported.
-            MissingExtraError: executorch is not installed.
-        """
+    def _load(self, spec: ModelSpec, settings: Settings) -> ExecuTorchSession:
         from .modules import build_model, example_input
 
-        self.check(settings)
+        _set_threads(self.library(), settings.threads)
         plain = Settings(batch_size=settings.batch_size, memory_format="contiguous")
         if spec.kind == "file":
-            check_runtime(spec.text, self.name)
-            _set_threads(self.library(), settings.threads)
             return ExecuTorchSession(read_bytes(spec.text), example_input(spec.input_size, plain))
-        _set_threads(self.library(), settings.threads)
         model, example = build_model(spec, plain)
         try:
             lowered = lower(model, example)

@@ -7,7 +7,6 @@ from typing import Any
 
 from ..errors import LatencyError, first_line
 from .base import ModelSpec, Runtime, Session
-from .files import check_runtime
 from .settings import Settings
 
 
@@ -82,19 +81,11 @@ class LiteRT(Runtime):
     extra = "litert"
     suffixes = (".tflite",)
 
-    def load(self, spec: ModelSpec, settings: Settings, folder: Path) -> LiteRTSession:
-        """Load a file.
-
-        Raises:
-            LatencyError: no ``.tflite`` file, or device or dtype is not one it runs.
-            MissingExtraError: LiteRT is not installed.
-        """
-        self.check(settings)
+    def _load(self, spec: ModelSpec, settings: Settings) -> LiteRTSession:
         if spec.kind != "file":
             raise LatencyError(
                 "runtime 'litert' measures .tflite files only: 'proxylessnas export MODEL m.tflite' makes one"
             )
-        check_runtime(spec.text, self.name)
         return LiteRTSession(spec, settings)
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import LatencyError, first_line
 from .base import ModelSpec, Runtime, Session
-from .files import check_runtime
 from .settings import Settings
 
 _ERRORS_ONLY = 3
@@ -20,8 +18,8 @@ _shared_threads: int | None = None
 class OnnxSession(Session):
     """A loaded model with its input and output in place, so that a run copies nothing."""
 
-    def __init__(self, model: bytes, spec: ModelSpec, settings: Settings, name: str) -> None:
-        ort = RUNTIME.library()
+    def __init__(self, model: bytes, spec: ModelSpec, settings: Settings) -> None:
+        ort, name = RUNTIME.library(), spec.label
         options = ort.SessionOptions()
         options.log_severity_level = _ERRORS_ONLY
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
@@ -41,12 +39,12 @@ class OnnxSession(Session):
                 "ONNX Runtime could not start its CUDA provider; mostly a CUDA or cuDNN library is missing. "
                 "Use runtime 'torch' or 'torch-compile' on this GPU, or device 'cpu'"
             )
-        self._bind(ort, spec, settings, name)
+        self._bind(ort, spec, settings)
 
-    def _bind(self, ort: Any, spec: ModelSpec, settings: Settings, name: str) -> None:
+    def _bind(self, ort: Any, spec: ModelSpec, settings: Settings) -> None:
         import numpy as np
 
-        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        inputs, outputs, name = self._session.get_inputs(), self._session.get_outputs(), spec.label
         if len(inputs) != 1:
             raise LatencyError(f"{name} has {len(inputs)} inputs; one can be measured")
         kinds: dict[str, Any] = {
@@ -94,6 +92,40 @@ class OnnxSession(Session):
         return self._input.numpy()
 
 
+class _KitLoader:
+    """Loads ONNX files in a kit, where nothing else of this file is."""
+
+    FILES, NEEDS, CPU = "onnx", "onnxruntime", "CPUExecutionProvider"
+
+    def __init__(self, threads: int, provider: str) -> None:
+        from importlib import import_module
+
+        self.library: Any = import_module("onnxruntime")
+        self.numpy: Any = import_module("numpy")  # comes with it
+        known = self.library.get_available_providers()
+        self.threads, self.provider = threads, provider or self.CPU
+        if self.provider not in known:
+            raise ValueError(f"this onnxruntime has no provider {provider!r}; it has {', '.join(known)}")
+        self.versions = {"onnxruntime": self.library.__version__}
+
+    def load(self, path: str, shape: list[int]) -> Callable[[], object]:
+        """Return what runs a file once."""
+        options = self.library.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        wanted = list(dict.fromkeys([self.provider, self.CPU]))
+        session = self.library.InferenceSession(path, options, providers=wanted)
+        if session.get_providers()[0] != self.provider:
+            raise ValueError(f"{self.provider} could not be started")
+        values = self.numpy.random.RandomState(0).standard_normal(shape).astype("float32")
+        binding = session.io_binding()
+        binding.bind_cpu_input(session.get_inputs()[0].name, values)
+        for output in session.get_outputs():
+            binding.bind_output(output.name)
+        return lambda: session.run_with_iobinding(binding)
+
+
 class OnnxRuntime(Runtime):
     """ONNX Runtime."""
 
@@ -103,8 +135,7 @@ class OnnxRuntime(Runtime):
     extra = "onnx"
     suffixes = (".onnx",)
     dtypes: Mapping[str, tuple[str, ...]] = {"cpu": ("float32",), "cuda": ("float32", "float16")}
-    kit_format = "onnx"
-    kit_needs = "onnxruntime"
+    kit_loader = _KitLoader
 
     def versions(self) -> dict[str, str]:
         """Return its version, that of whichever distribution brings it."""
@@ -118,26 +149,16 @@ class OnnxRuntime(Runtime):
 
         return torch.cuda.get_device_name() if torch.cuda.is_available() else "CUDA GPU"
 
-    def load(self, spec: ModelSpec, settings: Settings, folder: Path) -> OnnxSession:
-        """Load a model; all but files are exported first.
-
-        Raises:
-            LatencyError: device or dtype is not one it runs, or the model cannot be exported.
-            MissingExtraError: onnxruntime, or what the export needs, is not installed.
-        """
+    def _load(self, spec: ModelSpec, settings: Settings) -> OnnxSession:
         ort = self.library()
         if settings.device == "cuda" and "CUDAExecutionProvider" not in ort.get_available_providers():
             raise LatencyError(
                 "the installed ONNX Runtime has no CUDA provider: pip install onnxruntime-gpu, or use "
                 "runtime 'torch' or 'torch-compile' on this GPU, or device 'cpu'"
             )
-        self.check(settings)
         from .onnx_graph import whole_model_onnx
 
-        if spec.kind == "file":
-            check_runtime(spec.text, self.name)
-        model = whole_model_onnx(spec, settings.batch_size, settings.dtype)
-        return OnnxSession(model, spec, settings, spec.label)
+        return OnnxSession(whole_model_onnx(spec, settings.batch_size, settings.dtype), spec, settings)
 
     def kit_file(self, spec: ModelSpec, batch_size: int) -> bytes:
         """Return a small ONNX file, whose weights repeat a pattern."""

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ..errors import LatencyError
 from .base import ModelSpec, Runtime, Session
-from .files import check_runtime
 from .settings import Settings
 
 #: Left alone, OpenVINO computes in bfloat16 where the processor can, without a word.
@@ -18,10 +16,10 @@ _PRECISION = {"float32": "f32", "bfloat16": "bf16"}
 class OpenVinoSession(Session):
     """A compiled model with its input and output in place, so that a run copies nothing."""
 
-    def __init__(self, model: bytes | str, spec: ModelSpec, settings: Settings, name: str) -> None:
+    def __init__(self, model: bytes | str, spec: ModelSpec, settings: Settings) -> None:
         import numpy as np
 
-        ov = RUNTIME.library()
+        ov, name = RUNTIME.library(), spec.label
         precision = _PRECISION[settings.dtype]
         options = {
             "INFERENCE_PRECISION_HINT": precision,
@@ -87,25 +85,14 @@ class OpenVino(Runtime):
         """Return its version."""
         return {self.name: self.library().__version__.partition("-")[0]}
 
-    def load(self, spec: ModelSpec, settings: Settings, folder: Path) -> OpenVinoSession:
-        """Load a model; all but files are exported first.
-
-        Raises:
-            LatencyError: device or dtype is not one it runs, or the model cannot be exported.
-            MissingExtraError: openvino, or what the export needs, is not installed.
-        """
+    def _load(self, spec: ModelSpec, settings: Settings) -> OpenVinoSession:
         self.library()
-        self.check(settings)
+        if spec.kind == "file":  # by name: an .xml file has its weights in another one beside it
+            return OpenVinoSession(spec.text, spec, settings)
         from .onnx_graph import whole_model_onnx
 
-        model: bytes | str
-        if spec.kind == "file":
-            check_runtime(spec.text, self.name)
-            model = spec.text  # a name: an .xml file has its weights in another one beside it
-        else:
-            # For bfloat16 too: OpenVINO casts the weights when it compiles, input and output stay float32.
-            model = whole_model_onnx(spec, settings.batch_size)
-        return OpenVinoSession(model, spec, settings, spec.label)
+        # For bfloat16 too: OpenVINO casts the weights when it compiles, input and output stay float32.
+        return OpenVinoSession(whole_model_onnx(spec, settings.batch_size), spec, settings)
 
 
 def last_line(error: Exception) -> str:

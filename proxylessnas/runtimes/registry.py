@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
 #: Modules of this package that are no runtimes, and are not imported to look for one.
 _HELPERS = frozenset(
-    "base device_name environment files machine_load modules onnx_graph registry settings timer "
-    "torch_sessions".split()
+    "base environment files machine modules onnx_graph registry settings timer torch_sessions".split()
 )
 
 

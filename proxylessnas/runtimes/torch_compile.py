@@ -7,7 +7,6 @@ import os
 import shutil
 import types
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LatencyError
@@ -42,12 +41,7 @@ class TorchCompileRuntime(TorchRuntime):
         """Return what to do about a missing C++ compiler; None if there is one."""
         return missing_compiler()
 
-    def load(self, spec: ModelSpec, settings: Settings, folder: Path) -> Session:
-        """Build the model, compile it and run it once; that takes tens of seconds.
-
-        Raises:
-            LatencyError: there is no compiler, or the model cannot be compiled.
-        """
+    def _load(self, spec: ModelSpec, settings: Settings) -> Session:
         from .modules import build_model
         from .torch_sessions import check_device
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from .base import ModelSpec, Runtime, Session
 from .settings import DEVICES, DTYPES, Settings
 
@@ -28,12 +26,7 @@ class TorchRuntime(Runtime):
 
         return cuda_name() if settings.device == "cuda" else None
 
-    def load(self, spec: ModelSpec, settings: Settings, folder: Path) -> Session:
-        """Build the model and run it once.
-
-        Raises:
-            LatencyError: it cannot be built or run.
-        """
+    def _load(self, spec: ModelSpec, settings: Settings) -> Session:
         from .modules import build_model
         from .torch_sessions import check_device, file_session, parts_of, session_for
 

@@ -15,7 +15,7 @@ from ..arch.op_key import arch_keys
 from ..errors import LatencyError, first_line
 from ..models.proxylessnas import ProxylessNAS
 from .base import ModelSpec, Session
-from .files import check_runtime, load_program
+from .files import load_program
 from .modules import example_input
 from .settings import Settings
 
@@ -182,7 +182,6 @@ def file_session(spec: ModelSpec, settings: Settings) -> EagerSession:
     Raises:
         LatencyError: it cannot be loaded, or not be run with these settings.
     """
-    check_runtime(spec.text, settings.runtime)
     if (settings.device, settings.dtype) != ("cpu", "float32"):
         raise LatencyError(
             f"{spec.text} is measured on the CPU in float32: its model is what it was made from"

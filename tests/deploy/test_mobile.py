@@ -178,7 +178,7 @@ def test_a_litert_file_computes_the_same(
     with zipfile.ZipFile(path) as archive:
         assert archive.read("labels.txt").decode().splitlines() == list(bundle.categories)
     runtime, spec = get_runtime("litert"), ModelSpec("file", str(path), bundle.input_size)
-    session: Any = runtime.load(spec, Settings("litert", batch_size=batch or 3), tmp_path)
+    session: Any = runtime.load(spec, Settings("litert", batch_size=batch or 3))
     with torch.inference_mode():
         expected = bundle.model(torch.from_numpy(session.input()))
     assert torch.allclose(torch.from_numpy(session.output()), expected, atol=1e-5)
@@ -260,7 +260,7 @@ def test_the_litert_runtime_reads_files_only(tmp_path: Path) -> None:
     pytest.importorskip("ai_edge_litert")
     runtime = get_runtime("litert")
     with pytest.raises(LatencyError, match=r"\.tflite files only"):
-        runtime.load(ModelSpec("arch", str(PLAIN), (3, 32, 32)), Settings("litert"), tmp_path)
+        runtime.load(ModelSpec("arch", str(PLAIN), (3, 32, 32)), Settings("litert"))
     with pytest.raises(LatencyError, match="float32 on the CPU, not bfloat16 on cpu"):
         runtime.load(
             ModelSpec("file", "a.tflite", (3, 32, 32)), Settings("litert", dtype="bfloat16"), tmp_path
@@ -268,7 +268,7 @@ def test_the_litert_runtime_reads_files_only(tmp_path: Path) -> None:
     broken = tmp_path / "net.tflite"
     broken.write_bytes(b"no model" * 100)
     with pytest.raises(LatencyError, match=r"net.tflite: LiteRT cannot load it"):
-        runtime.load(ModelSpec("file", str(broken), (3, 32, 32)), Settings("litert"), tmp_path)
+        runtime.load(ModelSpec("file", str(broken), (3, 32, 32)), Settings("litert"))
     with pytest.raises(ExportError, match=r"net.tflite: holds no metadata.json"):
         litert_format.read_metadata(broken)
 

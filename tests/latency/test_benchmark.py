@@ -6,7 +6,6 @@ import csv
 import inspect
 import json
 import re
-import statistics
 import sys
 from collections import Counter
 from pathlib import Path
@@ -21,7 +20,6 @@ from proxylessnas.errors import ArchError, LatencyError, MissingExtraError, Unkn
 from proxylessnas.latency import BenchSettings, Settings
 from proxylessnas.latency.benchmark import Bench, _thread_counts, bench, describe
 from proxylessnas.latency.benchmark_models import PEERS, SPECIALISED, open_models
-from proxylessnas.latency.measurement import Samples, pool
 from proxylessnas.runtimes.timer import Window
 
 TORCHVISION, TIMM = PEERS[:3], PEERS[3:]
@@ -103,14 +101,6 @@ def test_progress_says_what_is_being_done(measured: tuple[Bench, list[str]]) -> 
     assert all(done < total for done, total in steps)
     told = [line.split(" ", 1)[1] for line in measured[1]]
     assert list(dict.fromkeys(told)) == ["starting torch", "loading models", "measuring"]
-
-
-def test_rounds_are_pooled() -> None:
-    quiet, noisy = Samples((1.0, 2.0), 3, True, 0.0), Samples((9.0,), 2, False, 0.5)
-    found = pool([quiet, noisy])
-    assert (found.ms, found.warmup_runs, found.stable) == ((1.0, 2.0, 9.0), 5, False)
-    assert found.other_load == statistics.fmean([0.0, 0.5])
-    assert pool([Samples((1.0,), 1, True, None)]).other_load is None
 
 
 def test_settings_in_words() -> None:

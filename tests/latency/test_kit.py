@@ -28,18 +28,14 @@ from proxylessnas.arch.ops import register_op
 from proxylessnas.arch.space import SearchSpace, SpaceStage
 from proxylessnas.arch.spaces import read_space
 from proxylessnas.errors import LatencyError, MissingExtraError
-from proxylessnas.latency.entries import ForeignConditions
-from proxylessnas.latency.kit import kit as kit_module
-from proxylessnas.latency.kit.kit import KitResults, read_results, write_kit
-from proxylessnas.latency.kit.results import KitNoise, kit_table
-from proxylessnas.latency.measurement import Samples
+from proxylessnas.latency.kit.kit import programs, write_kit
+from proxylessnas.latency.kit.results import KitNoise, KitResults, Samples, kit_table, read_results
 from proxylessnas.latency.random_models import random_models
-from proxylessnas.latency.table import LatencyTable
+from proxylessnas.latency.table import ForeignConditions, LatencyTable
 from proxylessnas.latency.validate import OWN_NAME, doubts, elsewhere, fitted_on, misplaced
 from proxylessnas.runtimes.base import ModelSpec
-from proxylessnas.runtimes.device_name import device_name
 from proxylessnas.runtimes.environment import conditions
-from proxylessnas.runtimes.machine_load import NOISY_LOAD, read_ticks
+from proxylessnas.runtimes.machine import NOISY_LOAD, device_name, disturbances, read_ticks
 from proxylessnas.runtimes.registry import get_runtime
 
 onnx = pytest.importorskip("onnx")
@@ -124,7 +120,9 @@ def test_a_kit_holds_every_operation_and_says_what_it_is(written: Path) -> None:
         assert shape[0] == 2
     assert SearchSpace.from_dict(manifest["space"]) == SPACE
     names = {path.name for path in written.iterdir()}
-    assert names == {"blocks", "nets", "manifest.json", "README.txt", *kit_module.PARTS}
+    assert names == {
+        "blocks", "nets", "manifest.json", "README.txt", "run.py", "machine.py", "runtime_onnxruntime.py",
+    }  # fmt: skip
     assert 'search space "kit", batch 2' in (written / "README.txt").read_text()
 
 
@@ -168,15 +166,14 @@ def test_repeated_weights_are_unrolled_when_the_file_is_loaded(tmp_path: Path) -
     assert not {"Tile", "Slice", "Reshape"} & kinds.keys()
 
 
-@pytest.mark.parametrize("name", kit_module.PARTS.values())
-def test_the_runner_is_plain_old_python(name: str) -> None:
-    path = Path(kit_module.__file__).parents[2] / name
-    tree = ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 8))
+@pytest.mark.parametrize(("name", "text"), programs(("onnx", "executorch")).items())
+def test_the_runner_is_plain_old_python(name: str, text: str) -> None:
+    tree = ast.parse(text, name, feature_version=(3, 8))
     imported = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
     imported |= {str(n.module) for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
     assert imported <= {
         "__future__", "argparse", "datetime", "hashlib", "json", "os", "platform", "random", "sys", "time",
-        "importlib", "typing", "statistics", "ctypes", "dataclasses", "pathlib",
+        "importlib", "typing", "statistics", "ctypes", "dataclasses", "pathlib", "collections.abc",
     }  # fmt: skip
     newer = {"removeprefix", "removesuffix", "bit_count", "is_relative_to", "pairwise", "strict"}
     used = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
@@ -253,7 +250,7 @@ def test_killed_at_any_snapshot_it_goes_on_and_measures_nothing_twice(kit: Path)
     assert not (kit / "results.json").exists()
     done = run(kit, *options)
     assert done.returncode == 0, done.stderr
-    assert f"going on: {len(kept) - 1} of {total}" in done.stdout
+    assert f"resumed: {len(kept) - 1} of {total}" in done.stdout
     assert not journal.exists()
     items = {item["id"]: item["ms"] for item in results_of(kit)["items"]}
     assert [len(measurements) for measurements in items.values()] == [4] * len(items)
@@ -350,9 +347,9 @@ def changed(measured: Path, tmp_path: Path, change: Any) -> Path:
         (lambda d: d["items"][1].update(ms=[[]]), "above 0"),
         (lambda d: d["items"][1].update(median_ms=1e6), "median_ms is not the median"),
         (lambda d: d["items"].append(3), "id is null"),
-        (lambda d: d["items"][1].update(other_load=[0.1]), "wanted a share for each visit"),
-        (lambda d: d["items"][1].update(other_load=[0.1, 1.5]), "wanted a share for each visit"),
-        (lambda d: d["items"][1].update(noise=["bad", []]), "wanted reasons for each visit"),
+        (lambda d: d["items"][1].update(other_load=[0.1]), "wanted a share for each measurement"),
+        (lambda d: d["items"][1].update(other_load=[0.1, 1.5]), "wanted a share for each measurement"),
+        (lambda d: d["items"][1].update(noise=["bad", []]), "wanted reasons for each measurement"),
         (lambda d: d.update(own_name=3), "own_name is 3"),
     ],
 )
@@ -408,7 +405,7 @@ def test_other_programs_are_noticed(runner: Any, monkeypatch: pytest.MonkeyPatch
 def test_unsteady_runs_are_noticed_as_here(runner: Any, ms: list[float]) -> None:
     watch = runner.Watch()
     watch.start()
-    assert watch.stop(ms)["noise"] == list(Samples(tuple(ms), 0, True, None).noise)
+    assert watch.stop(ms)["noise"] == disturbances(ms, None)
 
 
 def test_every_visit_says_what_disturbed_it(measured: Path) -> None:
@@ -488,7 +485,7 @@ def test_a_table_of_a_kit_is_one_of_this_device(measured: Path) -> None:
 def test_the_models_of_a_kit_are_not_those_of_a_later_validation(measured: Path) -> None:
     space = read_space("small")
     own = {key: 0.1 + (key_macs(key) or 0) / 1e7 for key in space_keys(space)}
-    ops = {key: Samples((ms, ms, ms), 3, True, None) for key, ms in own.items()}
+    ops = {key: Samples((ms, ms, ms)) for key, ms in own.items()}
     choices = random_models(space, 40, seed=0)
     nets = [(one, 1.1 * sum(own[key] for key in arch_keys(space.arch(one)))) for one in choices]
     noise = KitNoise(measurements=50, disturbed=3, nets=2, load_known=True, most="other programs")

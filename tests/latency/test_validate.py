@@ -16,9 +16,14 @@ from proxylessnas.arch.op_key import space_keys
 from proxylessnas.arch.spaces import read_space
 from proxylessnas.errors import LatencyError
 from proxylessnas.latency import Conditions, LatencyTable, Validation, doubts, require_trust, validate_table
-from proxylessnas.latency.metrics import _LATER, evaluate, fit_line, kendall_tau
+from proxylessnas.latency.metrics import evaluate, fit_line, kendall_tau
 from proxylessnas.latency.table import Entry, ForeignConditions
 from proxylessnas.latency.validate import reference_of
+
+#: Fields of a validation that older tables lack.
+_LATER = (
+    "reference_ratio", "measured_with", "space", "ceiling_tau", "ceiling_percent", "disturbance",
+)  # fmt: skip
 
 
 def tau_by_the_book(a: list[float], b: list[float]) -> float:

@@ -11,8 +11,7 @@ from chart_tools import share_of
 from report_tools import bench_file
 
 from proxylessnas.errors import DataError
-from proxylessnas.latency.plots import Point, accuracy_png, pareto_front
-from proxylessnas.latency.plots_bench import accuracy_panels
+from proxylessnas.latency.plots import Point, accuracy_panels, accuracy_png, pareto_front
 from proxylessnas.report.pareto import pareto_figure, read_bench, read_eval
 
 GREY = (107, 107, 107)

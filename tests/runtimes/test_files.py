@@ -70,17 +70,17 @@ def test_damaged_programs_are_one_line(name: str, content: bytes, tmp_path: Path
     assert "\n" not in str(caught.value)
 
 
-def test_torch_runs_its_files(torchscript: Path, tmp_path: Path) -> None:
+def test_torch_runs_its_files(torchscript: Path) -> None:
     from proxylessnas.runtimes.torch_eager import RUNTIME
 
     spec = ModelSpec("file", str(torchscript), (3, 32, 32))
-    session = RUNTIME.load(spec, Settings(batch_size=2), tmp_path)
+    session = RUNTIME.load(spec, Settings(batch_size=2))
     session.run()
     assert session.x.shape == (2, 3, 32, 32)
     with pytest.raises(LatencyError, match="the CPU in float32"):
-        RUNTIME.load(spec, Settings(dtype="bfloat16"), tmp_path)
+        RUNTIME.load(spec, Settings(dtype="bfloat16"))
     with pytest.raises(LatencyError, match=r"net\.pt does not take \[1, 4, 32, 32\]"):
-        RUNTIME.load(ModelSpec("file", str(torchscript), (4, 32, 32)), Settings(), tmp_path)
+        RUNTIME.load(ModelSpec("file", str(torchscript), (4, 32, 32)), Settings())
 
 
 def test_measure_takes_files(torchscript: Path) -> None:

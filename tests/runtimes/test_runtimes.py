@@ -37,10 +37,10 @@ def get(name: str) -> Any:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_output_is_that_of_the_eager_model(name: str, tmp_path: Path) -> None:
+def test_output_is_that_of_the_eager_model(name: str) -> None:
     runtime = get(name)
     settings = Settings(name, batch_size=2)
-    session = runtime.load(MODEL, settings, tmp_path)
+    session = runtime.load(MODEL, settings)
     model, _ = build_model(MODEL, Settings(batch_size=2))
     for _ in range(3):
         session.run()
@@ -62,10 +62,10 @@ def test_output_is_that_of_the_eager_model(name: str, tmp_path: Path) -> None:
         "last in=8x7x7 out=16", "classifier in=16x7x7 out=10",
     ],
 )  # fmt: skip
-def test_single_operations(name: str, key: str, tmp_path: Path) -> None:
+def test_single_operations(name: str, key: str) -> None:
     channels, size, _ = (int(n) for n in key.split("in=")[1].split()[0].split("x"))
     spec = ModelSpec("op", key, (channels, size, size))
-    session = get(name).load(spec, Settings(name), tmp_path)
+    session = get(name).load(spec, Settings(name))
     session.run()
     model, _ = build_model(spec, Settings())
     x = torch.from_numpy(session.input().copy())
@@ -80,16 +80,16 @@ def test_onnx_files(name: str, tmp_path: Path) -> None:
     path = tmp_path / "net.onnx"
     path.write_bytes(whole_model_onnx(MODEL, 2))
     spec = ModelSpec("file", str(path), (3, 32, 32))
-    session = runtime.load(spec, Settings(name, batch_size=2), tmp_path)
+    session = runtime.load(spec, Settings(name, batch_size=2))
     session.run()
     assert session.output().shape == (2, 10)
     with pytest.raises(
         LatencyError, match=r"net\.onnx takes input of the shape .*2.*3.*32.*32.*, not \[1, 3"
     ):
-        runtime.load(spec, Settings(name), tmp_path)
+        runtime.load(spec, Settings(name))
     path.write_bytes(b"no model")
     with pytest.raises(LatencyError, match=r"cannot load net\.onnx") as caught:
-        runtime.load(spec, Settings(name), tmp_path)
+        runtime.load(spec, Settings(name))
     assert "\n" not in str(caught.value)
 
 
@@ -105,13 +105,13 @@ def test_onnx_files_with_a_free_batch(name: str, tmp_path: Path) -> None:
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     path = tmp_path / "net.onnx"
     onnx.save(model, path)
-    session = runtime.load(ModelSpec("file", str(path), (3, 32, 32)), Settings(name, batch_size=3), tmp_path)
+    session = runtime.load(ModelSpec("file", str(path), (3, 32, 32)), Settings(name, batch_size=3))
     session.run()
     assert session.output().shape == (3, 10)
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_refusals_name_another_way(name: str, tmp_path: Path) -> None:
+def test_refusals_name_another_way(name: str) -> None:
     runtime = get(name)
     if name == "onnxruntime":
         import onnxruntime
@@ -119,38 +119,36 @@ def test_refusals_name_another_way(name: str, tmp_path: Path) -> None:
         if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
             pytest.skip("this ONNX Runtime has a CUDA provider")
     with pytest.raises(LatencyError, match=r"'torch'"):
-        runtime.load(MODEL, Settings(name, device="cuda"), tmp_path)
+        runtime.load(MODEL, Settings(name, device="cuda"))
     with pytest.raises(LatencyError, match=r"float16.*'torch'"):
-        runtime.load(MODEL, Settings(name, dtype="float16"), tmp_path)
+        runtime.load(MODEL, Settings(name, dtype="float16"))
 
 
 def test_executorch_cannot_read_onnx_files(tmp_path: Path) -> None:
     path = tmp_path / "net.onnx"
     path.touch()
     with pytest.raises(LatencyError, match=r"'onnxruntime' or 'openvino'"):
-        get("executorch").load(ModelSpec("file", str(path), (3, 32, 32)), Settings("executorch"), tmp_path)
+        get("executorch").load(ModelSpec("file", str(path), (3, 32, 32)), Settings("executorch"))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_missing_library_names_the_extra(
-    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_missing_library_names_the_extra(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = importlib.import_module(f"proxylessnas.runtimes.{name}").RUNTIME
     monkeypatch.setitem(sys.modules, name, None)
     for module in [m for m in sys.modules if m.startswith(f"{name}.")]:
         monkeypatch.setitem(sys.modules, module, None)
-    for ask in (runtime.versions, lambda: runtime.load(MODEL, Settings(name), tmp_path)):
+    for ask in (runtime.versions, lambda: runtime.load(MODEL, Settings(name))):
         with pytest.raises(MissingExtraError, match=rf"pip install 'proxylessnas\[{EXTRAS[name]}\]'"):
             ask()
 
 
-def test_openvino_computes_in_the_precision_asked_for(tmp_path: Path) -> None:
+def test_openvino_computes_in_the_precision_asked_for() -> None:
     """Left alone, it takes bfloat16 where the processor can."""
     runtime = get("openvino")
     model, _ = build_model(MODEL, Settings())
 
     def error(dtype: str) -> float:
-        session = runtime.load(MODEL, Settings("openvino", dtype=dtype), tmp_path)
+        session = runtime.load(MODEL, Settings("openvino", dtype=dtype))
         session.run()
         x = torch.from_numpy(session.input().copy())
         return (torch.from_numpy(session.output().copy()) - model(x)).abs().max().item()
@@ -181,14 +179,14 @@ RUNTIME.versions()
 kept, added = [], []
 for number in range(3):
     before = count()
-    kept.append(RUNTIME.load(spec, Settings("onnxruntime", threads=3), Path(".")))
+    kept.append(RUNTIME.load(spec, Settings("onnxruntime", threads=3)))
     kept[-1].run()
     added.append(count() - before)
     error = model(torch.from_numpy(kept[-1].input())) - torch.from_numpy(kept[-1].output())
     assert error.abs().max() < 1e-4, error
 print(*added)
 try:
-    RUNTIME.load(spec, Settings("onnxruntime", threads=4), Path(".")).run()
+    RUNTIME.load(spec, Settings("onnxruntime", threads=4)).run()
 except LatencyError as e:
     print(e)
 """
@@ -198,11 +196,11 @@ needs_proc = pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="co
 
 
 @needs_proc
-def test_onnxruntime_starts_no_thread_when_asked_for_one(tmp_path: Path) -> None:
+def test_onnxruntime_starts_no_thread_when_asked_for_one() -> None:
     runtime = get("onnxruntime")
     runtime.versions()
     before = len(os.listdir("/proc/self/task"))
-    session = runtime.load(MODEL, Settings("onnxruntime"), tmp_path)
+    session = runtime.load(MODEL, Settings("onnxruntime"))
     session.run()
     assert len(os.listdir("/proc/self/task")) == before
 
@@ -222,11 +220,11 @@ def test_onnxruntime_has_as_many_threads_as_asked_and_one_pool() -> None:
 
 
 @pytest.mark.slow
-def test_executorch_changes_its_pool(tmp_path: Path) -> None:
+def test_executorch_changes_its_pool() -> None:
     runtime = get("executorch")
 
     library = runtime.library()
     spec = ModelSpec("op", "k3e2 in=8x8x8 out=8 stride=1 shortcut", (8, 8, 8))
     for threads in (2, 1):
-        runtime.load(spec, Settings("executorch", threads=threads), tmp_path).run()
+        runtime.load(spec, Settings("executorch", threads=threads)).run()
         assert library._threadpool_get_thread_count() == threads

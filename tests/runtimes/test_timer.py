@@ -13,8 +13,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from proxylessnas.latency.measurement import Samples
-from proxylessnas.runtimes.machine_load import NOISY_LOAD, OtherLoad, Ticks, _parse, read_ticks, share_between
+from proxylessnas.runtimes.machine import (
+    NOISY_LOAD,
+    OtherLoad,
+    Ticks,
+    _parse,
+    disturbances,
+    read_ticks,
+    share_between,
+    spread,
+)
 from proxylessnas.runtimes.settings import Settings, one_thread
 from proxylessnas.runtimes.timer import Window, window
 
@@ -177,12 +185,12 @@ def test_a_device_with_a_clock_of_its_own_is_timed_by_it(one: bool) -> None:
 
 
 def test_a_spread_is_noise_and_a_quiet_run_has_none() -> None:
-    assert Samples((10.0,) * 30, 3, True, 0.0).noise == ()
-    noisy = Samples((10.0, 10.0, 13.0, 13.0) * 8, 3, False, 0.5)
-    assert noisy.spread == pytest.approx(3 / 11.5)
-    assert any("apart" in reason for reason in noisy.noise)
-    assert any(reason.startswith("other programs used") for reason in noisy.noise)
-    assert "the warm-up did not settle" in noisy.noise
+    assert disturbances((10.0,) * 30, 0.0) == []
+    noisy = (10.0, 10.0, 13.0, 13.0) * 8
+    assert spread(noisy) == pytest.approx(3 / 11.5)
+    reasons = disturbances(noisy, 0.5)
+    assert any("apart" in reason for reason in reasons)
+    assert any(reason.startswith("other programs used") for reason in reasons)
 
 
 # Other programs' load
@@ -239,4 +247,4 @@ def test_a_busy_loop_on_another_core_raises_the_flag() -> None:
             process.wait()
     assert share is not None
     assert share * (os.cpu_count() or 1) > NOISY_LOAD
-    assert any(reason.startswith("other programs used") for reason in Samples((1.0,), 3, True, share).noise)
+    assert any(reason.startswith("other programs used") for reason in disturbances((1.0,), share))

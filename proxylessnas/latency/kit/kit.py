@@ -1,7 +1,7 @@
-"""A kit: what a device without PyTorch needs to measure a search space, and the way back to a table.
+"""Writes a kit: what a device without PyTorch needs to measure a search space.
 
 :func:`write_kit` makes a folder that is copied to the device. There, ``python run.py`` measures every
-operation of the space and some whole models, and writes ``results.json``, which :func:`read_results` reads.
+operation of the space and some whole models, and writes ``results.json``, which :func:`.read_results` reads.
 """
 
 from __future__ import annotations
@@ -26,27 +26,20 @@ from ...runtimes.base import ModelSpec
 from ...utils.files import sync_folder
 from ..random_models import random_models
 from ..validate import check_count
-from .results import KIT_FORMAT, KIT_VERSION, KitResults, kit_runtimes, read_results
+from .results import KIT_FORMAT, KIT_VERSION, kit_runtimes
 
-__all__ = ["KitResults", "read_results", "write_kit"]
-
-#: Python files of a kit, and which of this package they are.
-PARTS = {
-    "run.py": "latency/kit/runner.py", "machine_load.py": "runtimes/machine_load.py",
-    "machine_name.py": "runtimes/device_name.py",
-}  # fmt: skip
 _FOLDERS = {"op": "blocks", "arch": "nets"}
 
 _README = """\
-Latency kit: {blocks} operations and {nets} whole models of the search space "{space}", batch {batch}.
+Latency kit: {blocks} operations and {models} whole models of the search space "{space}", batch {batch}.
 
 1. Copy this folder to the device to be measured. It needs Python 3.8 or later, numpy, and {runtimes}.
 2. Close other programs, plug in the charger, and run
 
-       python run.py --threads 1{example}
+       python run.py --threads 1
 
    `python run.py --help` shows what else can be set: runtime, threads, provider, how long. It takes some
-   minutes, prints the time left, and sends nothing anywhere. Stopped, the same command goes on from there.
+   minutes, prints the time left, and sends nothing anywhere. Stopped, the same command resumes from there.
 3. Copy results.json back and make a table of it where proxylessnas is installed:
 
        proxylessnas latency import results.json --kit FOLDER -o table.json
@@ -69,10 +62,10 @@ def write_kit(
 ) -> Path:
     """Write a folder with which another device can measure a search space.
 
-    It holds one file an operation (``blocks/``), whole random models to fit a table on and to judge it
-    (``nets/``), ``manifest.json``, a program ``run.py`` that needs no PyTorch, with two modules that tell
-    the machine's name and load, and a ``README.txt``. ONNX files are small, a few megabytes in all.
-    ExecuTorch programs hold all weights and take up to ten seconds each to make.
+    It holds one file an operation (``blocks/``), whole random models to fit a table on and to evaluate it
+    with (``nets/``), ``manifest.json``, a program ``run.py`` that needs no PyTorch with its modules, and a
+    ``README.txt``. ONNX files are small, a few megabytes in all. ExecuTorch programs hold all weights and
+    take up to ten seconds each to make.
 
     Args:
         space: the search space.
@@ -131,7 +124,7 @@ def _contents(space: SearchSpace, nets: int, seed: int) -> Iterator[_Item]:
     size = (space.in_channels, space.resolution, space.resolution)
     for i, choices in enumerate(random_models(space, nets, seed=seed) if nets else ()):
         spec = ModelSpec("arch", str(space.arch(choices)), size)
-        yield _Item({"id": f"net-{i:03d}", "label": f"net {i}", "picks": list(choices)}, spec, i)
+        yield _Item({"id": f"net-{i:03d}", "label": f"model {i}", "picks": list(choices)}, spec, i)
 
 
 def _fill(
@@ -144,10 +137,10 @@ def _fill(
 ) -> None:
     for name in _FOLDERS.values():
         (folder / name).mkdir()
+    runtimes = {name: kit_runtimes()[name] for name in formats}
     for done, item in enumerate(items):
         files = item.record["files"] = {}
-        for name in formats:
-            runtime = kit_runtimes()[name]
+        for name, runtime in runtimes.items():
             content = runtime.kit_file(item.spec, batch_size)
             path = f"{_FOLDERS[item.spec.kind]}/{item.number:03d}{runtime.suffixes[0]}"
             (folder / path).write_bytes(content)
@@ -166,15 +159,22 @@ def _fill(
         "programs": list(formats),
         "items": [item.record for item in items],
     }
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    for name, source in PARTS.items():
-        (folder / name).write_bytes(resources.files(__name__.partition(".")[0]).joinpath(source).read_bytes())
-    text = _README.format(
+    readme = _README.format(
         blocks=sum(item.spec.kind == "op" for item in items),
-        nets=sum(item.spec.kind == "arch" for item in items),
+        models=sum(item.spec.kind == "arch" for item in items),
         space=space.name,
         batch=batch_size,
-        runtimes=" or ".join(kit_runtimes()[name].kit_needs for name in formats),
-        example="" if "onnx" in formats else " --runtime executorch",
+        runtimes=" or ".join(runtime.kit_loader.NEEDS for runtime in runtimes.values() if runtime.kit_loader),
     )
-    (folder / "README.txt").write_text(text, encoding="utf-8")
+    texts = {"manifest.json": json.dumps(manifest, indent=1) + "\n", "README.txt": readme}
+    for name, text in {**texts, **programs(formats)}.items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def programs(formats: tuple[str, ...]) -> dict[str, str]:
+    """Return the Python files of a kit by name: what runs, what it needs of this package, and the loaders."""
+    package = resources.files(__name__.partition(".")[0])
+    parts = {"run.py": "latency/kit/runner.py", "machine.py": "runtimes/machine.py"}
+    found = {name: package.joinpath(source).read_text(encoding="utf-8") for name, source in parts.items()}
+    loaders = [kit_runtimes()[name] for name in formats]
+    return {**found, **{f"runtime_{runtime.name}.py": runtime.kit_module() for runtime in loaders}}

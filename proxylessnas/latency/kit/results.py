@@ -15,23 +15,31 @@ from ...arch.op_key import OpKey, space_keys
 from ...arch.space import SearchSpace
 from ...errors import ArchError
 from ...runtimes.base import Runtime
+from ...runtimes.machine import disturbances, spread
 from ...runtimes.registry import runtimes
 from ...runtimes.settings import Conditions
-from ...utils.checks import Fields, check_keys, is_hex, is_int, is_number, is_text, show
+from ...utils.checks import Fields, check_keys, is_int, is_number, is_text, show
 from ...utils.files import read_bytes
-from ..entries import ForeignConditions, is_date, is_ms, raise_problems
 from ..fit import fitted_table
-from ..measurement import Samples, pool, quantile
+from ..measurement import quantile
 from ..metrics import evaluate
 from ..table import Entry, LatencyTable
-from ..table_io import check_format, read_json
+from ..table_io import (
+    ForeignConditions,
+    check_format,
+    is_date,
+    is_ms,
+    is_short,
+    is_versions,
+    raise_problems,
+    read_json,
+)
 from ..validate import DISTURBED, FITTED_ON, OWN_NAME, compared, of_conditions
 
 KIT_FORMAT, KIT_VERSION = "proxylessnas latency kit", 1
 RESULTS_FORMAT, RESULTS_VERSION = "proxylessnas latency results", 1
 MAX_ITEMS = 100_000
 MAX_RUNS = 1_000_000
-_CPU = "CPUExecutionProvider"
 
 _MANIFEST = frozenset("format version date made_by space batch_size dtype programs items".split())
 _RESULTS = frozenset(
@@ -43,8 +51,29 @@ _LATER = frozenset({"own_name"})  # what the first runners did not write
 
 def kit_runtimes() -> dict[str, Runtime]:
     """Return the runtimes that a kit can have files for, by the name of these files, the usual one first."""
-    found = [runtime for runtime in runtimes().values() if runtime.kit_format]
-    return {r.kit_format: r for r in sorted(found, key=lambda r: r.kit_format != "onnx")}
+    found = {r.kit_loader.FILES: r for r in runtimes().values() if r.kit_loader is not None}
+    return dict(sorted(found.items(), key=lambda item: item[0] != "onnx"))
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Runs of one file, of one measurement or of several.
+
+    Attributes:
+        ms: duration of each run in milliseconds, in order.
+        other_load: share of all processors that other programs (and other virtual machines on the same host)
+            used meanwhile, 0 to 1; None where it is not known.
+        noise: reasons to distrust them, in words.
+    """
+
+    ms: tuple[float, ...]
+    other_load: float | None = None
+    noise: tuple[str, ...] = ()
+
+    @property
+    def median_ms(self) -> float:
+        """The median run."""
+        return statistics.median(self.ms)
 
 
 @dataclass(frozen=True)
@@ -54,9 +83,9 @@ class KitNoise:
     Attributes:
         measurements: to all files together.
         disturbed: how many of them were, by other programs or by what made the runs unsteady.
-        nets: whole models of which every visit was.
-        load_known: whether the system told for most visits what other programs used.
-        most: the reason of the most disturbed visit, in words; empty if there is none.
+        nets: whole models of which every one was.
+        load_known: whether it is known for most of them what other programs used.
+        most: the reason of the most disturbed one, in words; empty if there is none.
     """
 
     measurements: int = 0
@@ -72,11 +101,11 @@ class KitResults:
 
     Attributes:
         space: the search space of the kit.
-        ops_ms: the runs of every operation of the space, without those of disturbed visits where there are
+        ops_ms: the runs of every operation of the space, without disturbed measurements where there are
             others.
         nets: ``(picks, median ms)`` of the whole models, likewise; ``space.arch(picks)`` is the model.
         conditions: the device and how it measured; those of a provider other than the CPU's are
-            :class:`~proxylessnas.latency.entries.ForeignConditions`.
+            :class:`~proxylessnas.latency.table.ForeignConditions`.
         date: ISO day on which the measurement began.
         noise: what disturbed it.
         own_name: what the device calls itself; empty if the results do not say.
@@ -120,8 +149,8 @@ def read_results(kit: str | os.PathLike[str], results: str | os.PathLike[str] | 
     )
     date = fields.take("date", is_date, "a day such as 2026-11-21")
     conditions = _conditions(problems, fields)
-    own_name = fields.take("own_name", lambda v: is_text(v, 300), "a short text") or ""
-    measurements = _visits(problems, fields, items)
+    own_name = fields.take("own_name", is_short, "a short text") or ""
+    measurements = _measurements(problems, fields, items)
     raise_problems(problems, str(path))
     samples = {name: _undisturbed(of_item) for name, of_item in measurements.items()}
     ops = {OpKey.parse(item["key"]): samples[item["id"]] for item in items if "key" in item}
@@ -180,128 +209,111 @@ def _check_choices(problems: list[str], where: str, choices: Any, space: SearchS
 
 def _conditions(problems: list[str], fields: Fields) -> Any:
     """Return the Conditions; whatever if there are problems."""
-    names = [runtime.name for runtime in kit_runtimes().values()]
-    runtime = fields.take("runtime", lambda v: v in names, " or ".join(names))
+    loaders = {runtime.name: runtime.kit_loader for runtime in kit_runtimes().values()}
+    runtime = fields.take("runtime", lambda v: v in [*loaders], " or ".join(loaders))
     provider = fields.take(
         "provider", lambda v: v == "" or is_text(v, 100), "the name of a provider, or empty"
     )
     threads = fields.take("threads", lambda v: is_int(v, 1, 1024), "a whole number from 1 to 1024")
     fields.take("dtype", lambda v: v == "float32", '"float32"')
-    name = fields.take("device_name", lambda v: is_text(v, 300), "a short text")
-    system = fields.take("system", lambda v: is_text(v, 300), "a short text")
-    versions = fields.take(
-        "versions",
-        lambda v: isinstance(v, dict) and len(v) <= 20 and all(is_text(t, 200) for t in (*v, *v.values())),
-        "names and texts",
-    )
-    fields.take("kit_sha256", lambda v: is_hex(v, 64), "64 hexadecimal digits")
+    name = fields.take("device_name", is_short, "a short text")
+    system = fields.take("system", is_short, "a short text")
+    versions = fields.take("versions", lambda v: is_versions(v) and len(v) <= 20, "names and texts")
     if problems:
         return None
     common: dict[str, Any] = {
         "threads": threads, "batch_size": fields.data["batch_size"], "memory_format": "contiguous",
         "device_name": name, "allocator": "unknown", "versions": versions, "system": system,
     }  # fmt: skip
-    if provider in ("", _CPU):
+    loader = loaders[runtime]
+    assert loader is not None  # as it can be in a kit
+    if provider in ("", loader.CPU):
         return Conditions(runtime=runtime, **common)
     # Such as a phone's neural processor: nothing that this package could measure on itself.
     return ForeignConditions(runtime=f"{runtime} ({provider})", **{**common, "memory_format": "unknown"})
 
 
-@dataclass(frozen=True)
-class _Measurement:
-    """The runs of one visit to a file, and what disturbed them."""
-
-    samples: Samples
-    noise: tuple[str, ...]
-
-
-def _visits(
+def _measurements(
     problems: list[str], fields: Fields, items: list[dict[str, Any]]
-) -> dict[str, list[_Measurement]]:
-    """Return the visits to each item."""
+) -> dict[str, list[Samples]]:
+    """Return the measurements of each item."""
     rows = fields.take("items", lambda v: isinstance(v, list) and len(v) <= MAX_ITEMS, "a list") or []
     wanted = {item["id"] for item in items}
-    found: dict[str, list[_Measurement]] = {}
+    found: dict[str, list[Samples]] = {}
     for i, row in enumerate(rows):
-        where = f"items[{i}]"
         name = row.get("id") if isinstance(row, dict) else None
         if not isinstance(name, str) or name not in wanted or name in found:
-            problems.append(f"{where}: id is {show(name)}; wanted one of the kit's, each once")
-            continue
-        runs, warmup = _runs(row.get("ms")), row.get("warmup_runs")
-        if runs is None or not is_int(warmup, 0, MAX_RUNS):
-            problems.append(
-                f"{where} ({name}): wanted lists of times in ms above 0 and a number of warm-up runs"
-            )
-            continue
-        loads = row.get("other_load", [None] * len(runs))
-        if not _each(loads, len(runs), lambda v: v is None or is_number(v, 0, 1)):
-            problems.append(f"{where} ({name}): other_load is {show(loads)}; wanted a share for each visit")
-            continue
-        warmups = [warmup] + [0] * (len(runs) - 1)
-        measurements = [
-            Samples(ms, before, True, load) for ms, before, load in zip(runs, warmups, loads, strict=True)
-        ]
-        # What the first runners did not write is told by the runs themselves, but for others' load.
-        noise = row.get("noise", [list(measurement.noise) for measurement in measurements])
-        if not _each(noise, len(runs), lambda v: isinstance(v, list) and all(is_text(t, 300) for t in v)):
-            problems.append(f"{where} ({name}): noise is {show(noise)}; wanted reasons for each visit")
-            continue
-        found[name] = [
-            _Measurement(measurement, tuple(why))
-            for measurement, why in zip(measurements, noise, strict=True)
-        ]
-        median = statistics.median(ms for measurement in runs for ms in measurement)
-        if row.get("median_ms") is None or not _close(row["median_ms"], median):
-            problems.append(f"{where} ({name}): median_ms is not the median of its runs")
+            problems.append(f"items[{i}]: id is {show(name)}; wanted one of the kit's, each once")
+        else:
+            found[name] = _samples(Fields(problems, f"items[{i}] ({name})", row))
     missing = [item for item in items if item["id"] not in found]
     if not problems:
         problems += [f"{item['id']} ({item.get('key', 'a model')}) was not measured" for item in missing]
     return found
 
 
-def _undisturbed(measurements: list[_Measurement]) -> Samples:
-    """Return the runs of undisturbed visits in one row; of all, if there is none."""
-    used = [measurement.samples for measurement in measurements if not measurement.noise] or [
-        measurement.samples for measurement in measurements
+def _samples(row: Fields) -> list[Samples]:
+    """Return the measurements of one row; none after noting what is wrong with them."""
+    before = len(row.problems)
+    row.data = {"ms": None, "warmup_runs": None, "median_ms": None, **row.data}
+    runs = row.take("ms", _is_runs, "lists of times in ms above 0") or []
+    row.take("warmup_runs", lambda v: is_int(v, 0, MAX_RUNS), "a whole number")
+    if len(row.problems) > before:
+        return []
+    median = statistics.median(ms for of_one in runs for ms in of_one)
+    if not is_ms(row.data["median_ms"]) or abs(row.data["median_ms"] - median) > 1e-6 * median + 1e-9:
+        row.problems.append(f"{row.where}: median_ms is not the median of its runs")
+    loads = row.take(
+        "other_load",
+        lambda v: _each(v, len(runs), lambda load: load is None or is_number(load, 0, 1)),
+        "a share for each measurement",
+    ) or [None] * len(runs)
+    noise = row.take(
+        "noise",
+        lambda v: _each(v, len(runs), lambda why: _each(why, None, is_short)),
+        "reasons for each measurement",
+    )
+    # What the first runners did not write is seen in the runs themselves, but for others' load.
+    noise = noise or [disturbances(ms, load) for ms, load in zip(runs, loads, strict=True)]
+    return [
+        Samples(tuple(map(float, ms)), load, tuple(why))
+        for ms, load, why in zip(runs, loads, noise, strict=True)
     ]
-    return pool(used)
 
 
-def _noise(measurements: dict[str, list[_Measurement]], nets: list[str]) -> KitNoise:
-    every = [measurement for of_item in measurements.values() for measurement in of_item]
-    noisy = [measurement for measurement in every if measurement.noise]
-    noisy.sort(key=lambda measurement: (measurement.samples.other_load or 0.0, measurement.samples.spread))
+def _is_runs(value: Any) -> bool:
+    """Tell the times of several measurements from what is malformed."""
+    if not _each(value, None, lambda v: isinstance(v, list) and bool(v)):
+        return False
+    return 0 < sum(map(len, value)) <= MAX_RUNS and all(is_ms(ms) for of_one in value for ms in of_one)
+
+
+def _each(values: Any, count: int | None, ok: Callable[[Any], bool]) -> bool:
+    """Tell whether a value is a list, of ``count`` values if that is given, each of which is ``ok``."""
+    return isinstance(values, list) and count in (None, len(values)) and all(map(ok, values))
+
+
+def _undisturbed(found: list[Samples]) -> Samples:
+    """Return the runs of undisturbed measurements in one row; of all, if there is none."""
+    used = [one for one in found if not one.noise] or found
+    return Samples(tuple(ms for one in used for ms in one.ms))
+
+
+def _noise(found: dict[str, list[Samples]], nets: list[str]) -> KitNoise:
+    every = [one for of_item in found.values() for one in of_item]
+    noisy = [one for one in every if one.noise]
+    noisy.sort(key=lambda one: (one.other_load or 0.0, spread(one.ms)))
     return KitNoise(
         measurements=len(every),
         disturbed=len(noisy),
-        nets=sum(all(measurement.noise for measurement in measurements[name]) for name in nets),
-        load_known=2 * sum(measurement.samples.other_load is not None for measurement in every) > len(every),
+        nets=sum(all(one.noise for one in found[name]) for name in nets),
+        load_known=2 * sum(one.other_load is not None for one in every) > len(every),
         most="; ".join(noisy[-1].noise) if noisy else "",
     )
 
 
-def _runs(measurements: Any) -> list[tuple[float, ...]] | None:
-    """Return the times of each visit; None if they are malformed."""
-    if not isinstance(measurements, list) or not all(isinstance(v, list) and v for v in measurements):
-        return None
-    count = sum(map(len, measurements))
-    fine = 0 < count <= MAX_RUNS and all(
-        is_ms(value) for measurement in measurements for value in measurement
-    )
-    return [tuple(map(float, measurement)) for measurement in measurements] if fine else None
-
-
-def _each(values: Any, count: int, ok: Callable[[Any], bool]) -> bool:
-    return isinstance(values, list) and len(values) == count and all(map(ok, values))
-
-
-def _close(a: Any, b: float) -> bool:
-    return is_ms(a) and abs(a - b) <= 1e-6 * b + 1e-9
-
-
-#: Models from which on entries are fitted to them, and from which on the fit is judged.
-LEAST_TO_FIT, LEAST_TO_JUDGE = 8, 16
+#: Models from which on entries are fitted to them, and from which on the fit is evaluated.
+LEAST_TO_FIT, LEAST_TO_EVALUATE = 8, 16
 _PARTS = 8
 _OWN_TIMES = "each operation alone, by a kit"
 
@@ -314,8 +326,8 @@ def kit_table(results: KitResults) -> LatencyTable:
     The models are split into eight parts; those of each part are predicted by a table that was fitted to the
     other seven, so the validation is of models that the fit did not see. The table itself is fitted to all.
 
-    Disturbed visits count only where a file has no others; the method and the validation say how many there
-    were.
+    Disturbed measurements count only where a file has no others; the method and the validation say how many
+    there were.
 
     With fewer than 8 models, an entry is the operation's own time: such sums are not whole models' latencies,
     and the table stays unvalidated, as it does with fewer than 16.
@@ -329,7 +341,7 @@ def kit_table(results: KitResults) -> LatencyTable:
         method = {"own_times": _OWN_TIMES, "nets": 0, **_method(results)}
         return LatencyTable(results.conditions, own, space=space, method=method, date=results.date)
     table = _fitted(results, own, nets)
-    if len(nets) < LEAST_TO_JUDGE:
+    if len(nets) < LEAST_TO_EVALUATE:
         return table
     pairs: list[tuple[str, float, float]] = [("", 0.0, 0.0)] * len(nets)
     for part in range(_PARTS):

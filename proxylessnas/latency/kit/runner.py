@@ -2,12 +2,12 @@
 
     python run.py
 
-Needs Python 3.8 or later, numpy, and onnxruntime (or executorch). Nothing is sent anywhere. It may be stopped
-at any time: the same command goes on where it was.
+Needs Python 3.8 or later, numpy, and the runtime that the kit was written for. Nothing is sent anywhere. It
+may be stopped at any time: the same command resumes where it was.
 """
 
-# This file is copied into every kit as run.py, beside machine_load.py and machine_name.py: no imports but
-# these, no syntax or functions newer than Python 3.8.
+# This file is copied into every kit as run.py, beside machine.py and a runtime_NAME.py for each runtime: no
+# imports but these, no syntax or functions newer than Python 3.8.
 # ruff: noqa: SIM115, T201, UP006, UP035, UP045
 from __future__ import annotations
 
@@ -21,14 +21,13 @@ import random
 import statistics
 import sys
 import time
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 FORMAT = "proxylessnas latency results"
 VERSION = 1
-PROGRAMS = {"onnxruntime": "onnx", "executorch": "executorch"}
-CPU = "CPUExecutionProvider"
 FOLDER = os.path.dirname(os.path.abspath(__file__))
+USUAL = "onnxruntime"
 
 
 class Problem(Exception):
@@ -47,23 +46,25 @@ def main(argv: Optional[List[str]] = None) -> int:
         print(f"error: {e.filename or options.output}: {e.strerror or e}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        print("\nstopped; the same command resumes from here", file=sys.stderr)
         return 130
 
 
 def parse(argv: Optional[List[str]]) -> argparse.Namespace:
     """Read the command line."""
+    known = runtimes()
+    usual = USUAL if USUAL in known or not known else known[0]
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--threads", type=int, default=1, help="of the runtime (default: 1)")
-    parser.add_argument("--runtime", choices=sorted(PROGRAMS), default="onnxruntime")
-    parser.add_argument("--provider", default=CPU, help="of ONNX Runtime, such as XnnpackExecutionProvider")
+    parser.add_argument("--runtime", default=usual, help=f"{' or '.join(known)} (default: {usual})")
+    parser.add_argument("--provider", default="", help="of ONNX Runtime, such as XnnpackExecutionProvider")
     parser.add_argument("--output", help="file to write (default: results.json, beside this program)")
     parser.add_argument(
         "--device-name", help="as the table should call this device (default: what it says itself)"
     )
-    parser.add_argument("--rounds", type=int, default=5, help="visits to each file (default: 5)")
-    parser.add_argument("--seconds", type=float, default=0.2, help="of timed runs a visit (default: 0.2)")
-    parser.add_argument("--runs", type=int, default=5, help="timed runs a visit at least (default: 5)")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each file (default: 5)")
+    parser.add_argument("--seconds", type=float, default=0.2, help="of timed runs each (default: 0.2)")
+    parser.add_argument("--runs", type=int, default=5, help="timed runs each at least (default: 5)")
     parser.add_argument("--force", action="store_true", help="measure anew although there are results")
     options = parser.parse_args(argv)
     for name, low in (("threads", 1), ("rounds", 1), ("runs", 1), ("seconds", 0)):
@@ -73,99 +74,10 @@ def parse(argv: Optional[List[str]]) -> argparse.Namespace:
     return options
 
 
-def read_kit(folder: str, kind: str) -> Tuple[Dict[str, Any], str]:
-    """Return (manifest, its digest) after checking every file.
-
-    A damaged or exchanged file would give a wrong table and no error.
-    """
-    try:
-        with open(os.path.join(folder, "manifest.json"), "rb") as file:
-            content = file.read()
-        manifest = json.loads(content.decode("utf-8"))
-    except (OSError, ValueError) as e:
-        raise Problem(f"manifest.json cannot be read: {e}") from e
-    if manifest.get("format") != "proxylessnas latency kit" or manifest.get("version") != 1:
-        raise Problem("manifest.json is not that of a kit of version 1")
-    if kind not in manifest["programs"]:
-        raise Problem(
-            f"this kit has no files for this runtime; it was written for {', '.join(manifest['programs'])}"
-        )
-    for item in manifest["items"]:
-        record = item["files"][kind]
-        try:
-            with open(os.path.join(folder, record["path"]), "rb") as file:
-                digest = hashlib.sha256(file.read()).hexdigest()
-        except OSError as e:
-            raise Problem(f"{record['path']} cannot be read: {e.strerror}; copy the whole kit again") from e
-        if digest != record["sha256"]:
-            raise Problem(f"{record['path']} is damaged; copy the kit again")
-    return manifest, hashlib.sha256(content).hexdigest()
-
-
-class OnnxRuntime:
-    """Loads ONNX files."""
-
-    def __init__(self, options: argparse.Namespace) -> None:
-        try:
-            onnxruntime = import_module("onnxruntime")
-        except ImportError as e:
-            raise Problem(f"onnxruntime is missing: pip install onnxruntime ({e})") from e
-        self.numpy = import_module("numpy")  # comes with it
-        self.backend, self.threads, self.provider = onnxruntime, options.threads, options.provider
-        known = onnxruntime.get_available_providers()
-        if self.provider not in known:
-            raise Problem(f"this onnxruntime has no provider {self.provider!r}; it has {', '.join(known)}")
-        self.versions = {"onnxruntime": onnxruntime.__version__}
-
-    def load(self, path: str, shape: List[int]) -> Callable[[], None]:
-        """Return a function that runs the file once."""
-        settings = self.backend.SessionOptions()
-        settings.intra_op_num_threads = self.threads
-        settings.inter_op_num_threads = 1
-        settings.log_severity_level = 3
-        wanted = [self.provider] + ([CPU] if self.provider != CPU else [])
-        session = self.backend.InferenceSession(path, settings, providers=wanted)
-        if session.get_providers()[0] != self.provider:
-            raise Problem(f"{self.provider} could not be started")
-        values = self.numpy.random.RandomState(0).standard_normal(shape).astype("float32")
-        binding = session.io_binding()
-        binding.bind_cpu_input(session.get_inputs()[0].name, values)
-        for output in session.get_outputs():
-            binding.bind_output(output.name)
-
-        def run() -> None:
-            session.run_with_iobinding(binding)
-
-        return run
-
-
-class ExecuTorch:
-    """Loads ExecuTorch programs."""
-
-    def __init__(self, options: argparse.Namespace) -> None:
-        try:
-            torch = import_module("torch")
-            portable_lib = import_module("executorch.extension.pybindings.portable_lib")
-        except ImportError as e:
-            raise Problem(f"executorch is missing: pip install executorch ({e})") from e
-        self.torch, self.backend = torch, portable_lib
-        portable_lib._unsafe_reset_threadpool(options.threads)
-        if portable_lib._threadpool_get_thread_count() != options.threads:
-            raise Problem(f"ExecuTorch cannot use {options.threads} threads here")
-        try:
-            self.versions = {"executorch": metadata.version("executorch")}
-        except metadata.PackageNotFoundError:
-            self.versions = {"executorch": "unknown"}
-
-    def load(self, path: str, shape: List[int]) -> Callable[[], None]:
-        """Return a function that runs the file once."""
-        module = self.backend._load_for_executorch(path)
-        values = (self.torch.randn(*shape),)
-
-        def run() -> None:
-            module.forward(values, clone_outputs=False)
-
-        return run
+def runtimes() -> List[str]:
+    """Return the runtimes that this kit has files for."""
+    names = sorted(name for name in os.listdir(FOLDER) if name.startswith("runtime_"))
+    return [name[len("runtime_") : -len(".py")] for name in names if name.endswith(".py")]
 
 
 def beside(name: str) -> Any:
@@ -177,14 +89,52 @@ def beside(name: str) -> Any:
         raise Problem(f"{name}.py is missing; copy the whole kit again ({e})") from e
 
 
+def load_runtime(options: argparse.Namespace) -> Any:
+    """Return what loads the files, with its ``versions`` and ``provider``."""
+    name = options.runtime
+    if name not in runtimes():
+        raise Problem(f"this kit has no files for this runtime; it was written for {', '.join(runtimes())}")
+    try:
+        return beside(f"runtime_{name}").Loader(options.threads, options.provider)
+    except ImportError as e:
+        raise Problem(f"{name} is missing: pip install {name} ({e})") from e
+    except ValueError as e:
+        raise Problem(str(e)) from e
+
+
+def read_kit(folder: str, files: str) -> Tuple[Dict[str, Any], str]:
+    """Return (manifest, its digest) after checking every file of a runtime.
+
+    A damaged or exchanged file would give a wrong table and no error.
+    """
+    try:
+        with open(os.path.join(folder, "manifest.json"), "rb") as file:
+            content = file.read()
+        manifest = json.loads(content.decode("utf-8"))
+    except (OSError, ValueError) as e:
+        raise Problem(f"manifest.json cannot be read: {e}") from e
+    if manifest.get("format") != "proxylessnas latency kit" or manifest.get("version") != 1:
+        raise Problem("manifest.json is not that of a kit of version 1")
+    for item in manifest["items"]:
+        record = item["files"][files]
+        try:
+            with open(os.path.join(folder, record["path"]), "rb") as file:
+                digest = hashlib.sha256(file.read()).hexdigest()
+        except OSError as e:
+            raise Problem(f"{record['path']} cannot be read: {e.strerror}; copy the whole kit again") from e
+        if digest != record["sha256"]:
+            raise Problem(f"{record['path']} is damaged; copy the kit again")
+    return manifest, hashlib.sha256(content).hexdigest()
+
+
 class Watch:
-    """Tells what disturbed a visit."""
+    """Tells what disturbed a measurement."""
 
     def __init__(self) -> None:
-        self.module, self.load = beside("machine_load"), None  # type: Any, Any
+        self.module, self.load = beside("machine"), None  # type: Any, Any
 
     def start(self) -> None:
-        """Start to watch, unless the visit before was too short to tell: both are watched together then."""
+        """Start to watch; go on where the last measurement was too short to tell: for both together then."""
         self.load = self.load or self.module.OtherLoad()
 
     def stop(self, ms: List[float]) -> Dict[str, Any]:
@@ -192,11 +142,10 @@ class Watch:
         share = self.load.share()
         if share is not None:
             self.load = None
-        low, middle, high = statistics.quantiles(ms, n=4, method="inclusive") if len(ms) > 1 else ms * 3
-        return {"other_load": share, "noise": self.module.disturbances((high - low) / middle, share)}
+        return {"other_load": share, "noise": self.module.disturbances(ms, share)}
 
 
-def measurement(run: Callable[[], None], options: argparse.Namespace) -> Tuple[List[float], int]:
+def timed(run: Callable[[], object], options: argparse.Namespace) -> Tuple[List[float], int]:
     """Time a loaded file after a warm-up; return (milliseconds of each run, warm-up runs)."""
     clock = time.perf_counter
     start, warmup = clock(), 0
@@ -213,7 +162,7 @@ def measurement(run: Callable[[], None], options: argparse.Namespace) -> Tuple[L
 
 
 class Journal:
-    """Keeps every visit in a file from the moment it was made, so that nothing is measured twice."""
+    """Keeps every measurement in a file from the moment it was made, so that nothing is measured twice."""
 
     def __init__(self, path: str, head: Dict[str, Any]) -> None:
         self.path, self.head = path, head
@@ -221,15 +170,13 @@ class Journal:
         if os.path.exists(path):
             self._read()
         self.file = open(path, "a", encoding="utf-8")
-        if not self.measurements and not os.path.getsize(path):
+        if not os.path.getsize(path):
             self._write(head)
 
     def _read(self) -> None:
-        with open(self.path, "rb") as file:
-            lines = file.read().split(b"\n")
-        whole, rest = lines[:-1], lines[-1]
-        if rest:  # the last line was being written when the program was stopped
-            with open(self.path, "r+b") as file:
+        with open(self.path, "r+b") as file:
+            *whole, rest = file.read().split(b"\n")
+            if rest:  # the last line was being written when the program was stopped
                 file.truncate(sum(len(line) + 1 for line in whole))
         try:
             records = [json.loads(line.decode("utf-8")) for line in whole]
@@ -238,7 +185,7 @@ class Journal:
                 self.measurements[record["round"], record["id"]] = record
         except (ValueError, KeyError, TypeError) as e:
             raise Problem(f"{self.path} is damaged; remove it to start anew") from e
-        if records and records[0] != self.head:
+        if records:
             changed = [k for k in self.head if records[0].get(k) != self.head[k] and k != "date"]
             if changed:
                 raise Problem(
@@ -253,7 +200,7 @@ class Journal:
         os.fsync(self.file.fileno())
 
     def add(self, record: Dict[str, Any]) -> None:
-        """Keep a visit."""
+        """Keep a measurement."""
         self.measurements[record["round"], record["id"]] = record
         self._write(record)
 
@@ -266,7 +213,7 @@ class Reporter:
         self.terminal = sys.stdout.isatty()
 
     def show(self, done: int, text: str) -> None:
-        """Show the state after a visit."""
+        """Show the state after a measurement."""
         now = time.monotonic()
         left = (now - self.start) / (done - self.first) * (self.total - done)
         if not self.terminal and done < self.total and now - self.shown < 10:
@@ -280,14 +227,12 @@ def measure(options: argparse.Namespace) -> int:
     """Measure everything and write the results."""
     if os.path.exists(options.output) and not options.force:
         raise Problem(f"{options.output} is there already; --force measures anew")
-    kind = PROGRAMS[options.runtime]
-    manifest, digest = read_kit(FOLDER, kind)
-    loaders: Any = {"onnx": OnnxRuntime, "executorch": ExecuTorch}
-    runtime = loaders[kind](options)
-    own_name, watch = beside("machine_name").device_name(), Watch()
+    runtime = load_runtime(options)
+    manifest, digest = read_kit(FOLDER, runtime.FILES)
+    own_name, watch = beside("machine").device_name(), Watch()
     head = {
         "format": FORMAT, "version": VERSION, "unit": "ms", "kit_sha256": digest, "runtime": options.runtime,
-        "provider": options.provider if kind == "onnx" else "", "threads": options.threads,
+        "provider": runtime.provider, "threads": options.threads,
         "batch_size": manifest["batch_size"], "dtype": "float32", "own_name": own_name,
         "device_name": options.device_name or own_name,
         "system": platform.platform(), "versions": dict(Python=platform.python_version(), **runtime.versions),
@@ -304,44 +249,41 @@ def measure(options: argparse.Namespace) -> int:
         plan += [(number, name) for name in names if (number, name) not in journal.measurements]
     reporter = Reporter(len(journal.measurements), options.rounds * len(items))
     if journal.measurements:
-        print(f"going on: {len(journal.measurements)} of {reporter.total} visits are there")
+        print(f"resumed: {len(journal.measurements)} of {reporter.total} measurements are there")
     for number, name in plan:
-        item = items[name]
+        path = items[name]["files"][runtime.FILES]["path"]
         try:
             watch.start()
-            run = runtime.load(os.path.join(FOLDER, item["files"][kind]["path"]), item["input"])
-            ms, warmup = measurement(run, options)
+            run = runtime.load(os.path.join(FOLDER, path), items[name]["input"])
+            ms, warmup = timed(run, options)
             noise = watch.stop(ms)
         except (Problem, MemoryError):
             raise
         except Exception as e:
-            raise Problem(f"{item['files'][kind]['path']} cannot be run: {e}") from e
+            raise Problem(f"{path} cannot be run: {e}") from e
         del run  # one file in memory at a time
         journal.add({"round": number, "id": name, "ms": ms, "warmup": warmup, **noise})
-        reporter.show(len(journal.measurements), f"{sorted(ms)[len(ms) // 2]:.3f} ms  {item['label']}")
+        reporter.show(len(journal.measurements), f"{statistics.median(ms):.3f} ms  {items[name]['label']}")
     if reporter.terminal:
         print()
     write_results(options.output, journal, items)
     noisy = sum(bool(record["noise"]) for record in journal.measurements.values())
-    print(f"wrote {options.output}; {noisy} of {reporter.total} visits were disturbed, it says by what")
+    print(f"wrote {options.output}; {noisy} of {reporter.total} measurements were disturbed, it says by what")
     return 0
 
 
 def write_results(path: str, journal: Journal, items: Dict[str, Any]) -> None:
     """Write the results file; it is there whole or not at all."""
-    measured = []
+    rows = []
     for name in sorted(items):
-        measurements = [journal.measurements[key] for key in sorted(journal.measurements) if key[1] == name]
-        runs = [value for measurement in measurements for value in measurement["ms"]]
+        found = [journal.measurements[key] for key in sorted(journal.measurements) if key[1] == name]
+        runs = [ms for one in found for ms in one["ms"]]
         row = {"id": name, "median_ms": statistics.median(runs), "runs": len(runs)}
-        row["warmup_runs"] = sum(measurement["warmup"] for measurement in measurements)
-        row.update(
-            (field, [measurement[field] for measurement in measurements])
-            for field in ("ms", "other_load", "noise")
-        )
-        measured.append(row)
+        row["warmup_runs"] = sum(one["warmup"] for one in found)
+        row.update((field, [one[field] for one in found]) for field in ("ms", "other_load", "noise"))
+        rows.append(row)
     with open(path + ".tmp", "w", encoding="utf-8") as file:
-        json.dump(dict(journal.head, items=measured), file)
+        json.dump(dict(journal.head, items=rows), file)
         file.flush()
         os.fsync(file.fileno())
     os.replace(path + ".tmp", path)
