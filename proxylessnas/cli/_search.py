@@ -19,7 +19,7 @@ from ._train import DATA_HELP, add_list_recipes, fitting_batch, keep_pages, sett
 
 if TYPE_CHECKING:
     from ..search import SearchRecipe, SearchResult
-    from ..search.dry_run import DryRun
+    from ..search.run import DryRun
 
 
 ALGORITHMS = ("gradient", "reinforce", "random", "evolution")
@@ -93,7 +93,7 @@ class Run(Verb):
         asked: dict[str, Any] = {"table": args.table, "force": args.force, "limit": args.limit}
         args.net = f"search-{_space_name(args.space)}"
         if args.dry_run:
-            from ..search.dry_run import dry_run
+            from ..search.run import dry_run
 
             found = dry_run(args.space, args.data, recipe, settings=settings(args), **asked)
             return report_dry_run(args, found)
@@ -254,7 +254,7 @@ def _fitted(recipe: SearchRecipe, args: argparse.Namespace) -> SearchRecipe:
     from ..search.data import open_search_data
 
     data = open_search_data(args.data, arch_fraction=recipe.arch_fraction, seed=recipe.seed, limit=args.limit)
-    images, size = len(data.weights.train), recipe.weights.batch_size
+    images, size = len(data.train), recipe.weights.batch_size
     size = fitting_batch(images, size)
     if size == recipe.weights.batch_size or size % recipe.weights.accumulate:
         return recipe

@@ -54,7 +54,7 @@ def search_and_save(folder: str, name: str, rank: int, world: int) -> None:
     processes.watch(searcher, found)
     assert searcher.fit(StopRequest(), silent())
     del processes.__dict__["watched"]
-    child, metrics = searcher.inherited(searcher.derived(), "child")
+    child, metrics = searcher.evaluator.inherited(searcher.evaluator.derived(), "child")
     found |= {
         "alphas": searcher.model.alphas.logits.detach(), "model": searcher.model.state_dict(),
         "child": child.state_dict(), "right": metrics.top1_correct, "loss": metrics.loss,
