@@ -22,7 +22,7 @@ RECIPES = {
     "gradient": SYNCED,
     "two": SYNCED.replace(arch_mode="two"),
     "reinforce": SYNCED.replace(algorithm="reinforce"),
-    # Statistics of each process's own; models are judged with the supernet's.
+    # Statistics of each process's own; models are evaluated with the supernet's.
     "unsynced": SHORT.replace(recalibrate_batches=0),
 }
 WEIGHT_STEPS = 9

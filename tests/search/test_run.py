@@ -43,7 +43,7 @@ def lines(run: Path, name: str = "search.jsonl") -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / name).read_text().splitlines()]
 
 
-def test_the_model_is_judged_as_its_user_will_run_it(run: Path, data: Path) -> None:
+def test_the_model_is_evaluated_as_its_user_will_run_it(run: Path, data: Path) -> None:
     result = json.loads((run / "result.json").read_text())
     assert result["judged_in"] == "float32"
     searcher = searcher_of(data, run, BF16)
@@ -133,7 +133,7 @@ def test_stopped_anywhere_a_search_goes_on_to_the_same_bits(
     whole = searcher_of(data, tmp_path / "whole", recipe)
     whole.resume()
     assert whole.fit(StopAfter(1000), silent())
-    stops = (2, 5, 3, 2, 2, 1000)  # looks of each part, one a step, an epoch and a judged model
+    stops = (2, 5, 3, 2, 2, 1000)  # looks of each part, one a step, an epoch and an evaluated model
     for looks in stops:
         part = searcher_of(data, tmp_path / "parts", recipe)
         notes = part.resume()

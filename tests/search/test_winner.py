@@ -193,7 +193,7 @@ def test_where_nothing_keeps_to_the_target_the_fastest_is_taken(
 
 
 @pytest.mark.parametrize("algorithm", ["random", "evolution"])
-def test_of_the_models_that_were_judged_the_next_best(
+def test_of_the_models_that_were_evaluated_the_next_best(
     algorithm: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     simulated(monkeypatch, **EXACT)
@@ -214,7 +214,7 @@ def test_of_the_models_that_were_judged_the_next_best(
     assert tuple(choices) == keeps
     del evaluator.evaluated[0]
     choices, tried = choose(evaluator)
-    assert [t.choices for t in tried] == [slower]  # no other was judged that could keep to the target
+    assert [t.choices for t in tried] == [slower]  # no other was evaluated that could keep to the target
     assert tuple(choices) == slower
 
 
