@@ -101,6 +101,7 @@ class Bench:
 
     def _arch_step(self, mode: str) -> Callable[[], object]:
         from proxylessnas.search.arch_optimizers import ArchStep
+        from proxylessnas.search.constraints import Costs
         from proxylessnas.search.objective import Objective
 
         torch, alphas = self.torch, self.model.alphas
@@ -110,8 +111,8 @@ class Bench:
         costs = torch.rand(alphas.mask.shape, dtype=torch.float64).masked_fill(~alphas.mask, 0.0)
         objective = Objective("mul_log", 80.0)
         step = ArchStep(
-            self.model, optimizer, self.paths, costs, 20.0, mode=mode, generator=self.generator,
-            autocast=self.weight_step.autocast,
+            self.paths, optimizer, Costs("latency", "ms", costs, 20.0, alphas.mask), mode=mode,
+            generator=self.generator, autocast=self.weight_step.autocast,
         )  # fmt: skip
         return lambda: step(self.inputs, self.targets, objective)
 

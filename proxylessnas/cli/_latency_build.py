@@ -131,8 +131,7 @@ class Validate(Command):
     def run(self, args: argparse.Namespace) -> int:
         from ..latency import LatencyTable, Validation, adopt_correction, validate_table
         from ..latency.metrics import LEAST_JUDGED
-        from ..latency.plots import prediction_png
-        from ..latency.plots import describe
+        from ..latency.plots import describe, prediction_png
         from ..latency.table import BUNDLED
         from ..latency.table_facts import facts_of
 

@@ -17,7 +17,7 @@ from ._output import main_process, note, pairs, print_json
 
 if TYPE_CHECKING:
     from ..search import SearchRecipe, SearchResult
-    from ..search.dry_run import DryRun
+    from ..search.run import DryRun
 
 _DEFAULT_RECIPE = "small"
 _TARGETS = {
@@ -85,7 +85,7 @@ class Run(Command):
         space = Path(args.space).stem if args.space.lower().endswith(".toml") else args.space
         args.model = f"search-{space}"
         if args.dry_run:
-            from ..search.dry_run import dry_run
+            from ..search.run import dry_run
 
             found = dry_run(args.space, args.data, recipe, settings=_train.settings(args), **asked)
             return report_dry_run(args, found)
@@ -196,7 +196,7 @@ def _fitted(recipe: SearchRecipe, args: argparse.Namespace) -> SearchRecipe:
     from ..search.data import open_search_data
 
     data = open_search_data(args.data, arch_fraction=recipe.arch_fraction, seed=recipe.seed, limit=args.limit)
-    images = len(data.weights.train)
+    images = len(data.train)
     return _train.smaller_batches(recipe, images, "images to train weights on", "--batch-size says")
 
 

@@ -102,7 +102,7 @@ def _state(found: Mapping[str, Any]) -> str:
 
 
 def _measured(result: Mapping[str, Any]) -> list[tuple[str, str]]:
-    from ..search.result import describe_latency
+    from ..search.logger import describe_latency
 
     return [("measured" if not i else "", text) for i, text in enumerate(describe_latency(result))]
 

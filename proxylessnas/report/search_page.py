@@ -380,7 +380,7 @@ def latency_part(run: SearchRun, model: Arch | None, table: LatencyTable | None)
         except LatencyError:
             rows.append(("predicted", "not known"))
     if measured:
-        from ..search.result import describe_latency
+        from ..search.logger import describe_latency
 
         rows += [("measured" if not i else "", text) for i, text in enumerate(describe_latency(done))]
     elif done:

@@ -17,9 +17,9 @@ from ..utils.lazy_names import lazy_names
 if TYPE_CHECKING:
     from ..arch.space import SearchSpace as SearchSpace
     from .derivation import derive as derive
+    from .logger import SearchResult as SearchResult
     from .recipe import SearchRecipe as SearchRecipe
     from .recipe import read_search_recipe as read_search_recipe
-    from .result import SearchResult as SearchResult
     from .run import search as search
     from .settings import DeriveSettings as DeriveSettings
     from .supernet import SuperNet as SuperNet
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 _NAMES = {
     "..arch.space": "SearchSpace",
     ".derivation": "derive",
+    ".logger": "SearchResult",
     ".recipe": "SearchRecipe read_search_recipe",
-    ".result": "SearchResult",
     ".run": "search",
     ".settings": "DeriveSettings",
     ".supernet": "SuperNet",

@@ -14,17 +14,20 @@ from torch.nn import functional as F
 
 from ..errors import DataError, ProxylessError, shown
 from ..models.batchnorm import single_values_as_data_error
+from ..utils.distributed import Processes
 from .objective import Objective, ObjectiveGradient, expected_cost, reward
 
 if TYPE_CHECKING:
-    from ..utils.distributed import Processes
+    from .constraints import Constraint, Costs
     from .path_optimizer import PathParameters
     from .supernet import SuperNet
 
 
 MODES = ("two", "full", "full_v2")
+Autocast = Callable[[], contextlib.AbstractContextManager[Any]]
 #: What helps where held-out batches are too small for BatchNorm.
 SMALL_BATCH = "raise arch_batch_size or image_size (or arch_fraction, where fewer images are held out)"
+_ALONE = Processes(0, 1, torch.device("cpu"))
 
 
 class ArchStepResult(NamedTuple):
@@ -32,21 +35,21 @@ class ArchStepResult(NamedTuple):
 
     Attributes:
         loss: cross-entropy on the held-out images, over all processes.
-        pull: the objective and its derivatives.
-        expected: the expected cost that was in the objective: over all candidates, or over the pairs.
-        gradient_norm: Euclidean norm of alpha's gradient; NaN in a step that was skipped.
+        objective: its value and derivatives.
+        expected: the cost in it: over all candidates, or over the pairs.
+        gradient_norm: of alpha's gradient; NaN in a step that was skipped.
         skipped: whether alpha was left alone, as 16 bits were too few for the gradient (fp16 alone).
     """
 
     loss: float
-    pull: ObjectiveGradient
+    objective: ObjectiveGradient
     expected: float
     gradient_norm: float
     skipped: bool = False
 
 
 class ArchStep:
-    """Updates the architecture parameters.
+    """Updates the architecture parameters by the gradient of their gates.
 
     The modes differ in which candidates a sampled path is compared with:
 
@@ -61,11 +64,9 @@ class ArchStep:
     part like any other candidate; the original code leaves its block out of the step.
 
     Args:
-        supernet: the model, with alpha.
-        optimizer: of ``supernet.alphas.logits``; published: Adam, rate 1e-3, betas (0, 0.999).
         paths: of the supernet's weights.
-        costs: cost of each candidate, float64 [blocks, candidates], 0 for Zero.
-        fixed_cost: of what every model has.
+        optimizer: of its ``alphas.logits``; published: Adam, rate 1e-3, betas (0, 0.999).
+        costs: what enters the objective; None for nothing.
         mode: see above.
         generator: of the sampling; the same in every process.
         processes: those that share the step; gradients are averaged.
@@ -75,33 +76,25 @@ class ArchStep:
 
     def __init__(
         self,
-        supernet: SuperNet,
-        optimizer: torch.optim.Optimizer,
         paths: PathParameters,
-        costs: Tensor,
-        fixed_cost: float,
+        optimizer: torch.optim.Optimizer,
+        costs: Costs | None,
         *,
         mode: str = "full_v2",
         generator: torch.Generator,
-        processes: Processes | None = None,
-        autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+        processes: Processes = _ALONE,
+        autocast: Autocast = contextlib.nullcontext,
         scale: GateScale | None = None,
     ) -> None:
         if mode not in MODES:
             raise DataError(f"the arch step's mode is {shown(mode)}; known are {', '.join(MODES)}")
-        self.supernet, self.optimizer, self.paths, self.mode = supernet, optimizer, paths, mode
-        self.costs, self.fixed_cost = costs, fixed_cost
-        self.generator, self.processes, self.autocast = generator, processes, autocast
+        self.supernet, self.optimizer, self.paths, self.mode = paths.supernet, optimizer, paths, mode
+        self.costs, self.generator, self.processes, self.autocast = costs, generator, processes, autocast
         self.scale = scale
-        self._blocks, self._columns = costs.shape
+        self._blocks, self._columns = self.supernet.alphas.mask.shape
 
     def __call__(self, inputs: Tensor, targets: Tensor, objective: Objective) -> ArchStepResult:
-        """Do one update; the device is waited for once.
-
-        Args:
-            inputs: [N, channels, H, W], held out from the training of the weights.
-            targets: [N] class indices.
-            objective: what to minimise.
+        """Do one update on held-out images [N, channels, H, W] and their classes; wait for the device once.
 
         Raises:
             DataError: the batch leaves BatchNorm a single value a channel.
@@ -119,35 +112,31 @@ class ArchStep:
         loss, gates = self._over_processes(self.gate_gradient(inputs, targets, wanted))
         self.optimizer.zero_grad(set_to_none=True)
         probs = alphas.probs() if pairs is None else alphas.pair_probs(pairs)
-        expected = expected_cost(probs, self.costs, self.fixed_cost)
-        pull = objective.pull(loss, float(expected.detach()))
+        cost = (
+            0 * probs.sum()
+            if self.costs is None
+            else expected_cost(probs, self.costs.table, self.costs.fixed)
+        )
+        expected = float(cost.detach())
+        found = objective.gradient(loss, expected)
         if self.scale is not None and math.isfinite(loss) and not self.scale.fits(gates):
-            return ArchStepResult(loss, pull, float(expected.detach()), math.nan, skipped=True)
-        (expected * pull.by_cost).backward()
-        alphas.add_gate_gradient(gates * pull.by_loss, pairs)
+            return ArchStepResult(loss, found, expected, math.nan, skipped=True)
+        (cost * found.by_cost).backward()
+        alphas.add_gate_gradient(gates * found.by_loss, pairs)
         gradient = alphas.logits.grad
         assert gradient is not None
-        norm = float(gradient.norm())
-        if not norm < float("inf"):  # NaN too
-            raise ProxylessError(
-                "the gradient of the architecture parameters is not finite (NaN or infinite)"
-            )
+        norm = _finite_norm(gradient)
         before = alphas.logits.detach().clone()
         self.optimizer.step()
         if pairs is not None:
             alphas.keep_others(before, pairs)
-        return ArchStepResult(loss, pull, float(expected.detach()), norm)
+        return ArchStepResult(loss, found, expected, norm)
 
     def gate_gradient(self, inputs: Tensor, targets: Tensor, wanted: Sequence[Sequence[int]]) -> Tensor:
         """Return the gradient of this process's gates on the present path; the device is not waited for.
 
-        Args:
-            inputs: [N, channels, H, W].
-            targets: [N] class indices.
-            wanted: columns whose gate gradient is wanted, besides the active one, for each block.
-
-        Returns:
-            [blocks * columns + 1] on the device: by each gate, and the cross-entropy behind them.
+        ``wanted`` are the columns whose gate gradient is wanted, besides the active one, for each block. One
+        tensor [blocks * columns + 1] holds the derivative by each gate, and the cross-entropy behind them.
         """
         model = self.supernet
         gates = torch.zeros(
@@ -166,35 +155,38 @@ class ArchStep:
     def _over_processes(self, own: Tensor) -> tuple[float, Tensor]:
         """Return the cross-entropy and its derivative by each gate, [blocks, columns], over all processes."""
         both = own.to("cpu", torch.float64)
-        if self.processes is not None and self.processes.world > 1:
-            self.processes.sum_([both])
-            both /= self.processes.world
+        self.processes.sum_([both])
+        both /= self.processes.world
         gradient = both[:-1].view(self._blocks, self._columns)
         return float(both[-1]), gradient if self.scale is None else gradient / self.scale.factor
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a search resumes from."""
+        return {"arch_scale": None if self.scale is None else self.scale.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Undo :meth:`state_dict`."""
+        if self.scale is not None and state.get("arch_scale") is not None:
+            self.scale.load_state_dict(state["arch_scale"])
+
 
 class ReinforceResult(NamedTuple):
-    """What an update came to.
+    """What an update came to: means over the sampled models, and the norm of alpha's gradient.
 
-    Attributes:
-        accuracy: mean of the sampled models on the held-out batch, 0 to 1.
-        reward: their mean reward.
-        baseline: what rewards were compared with.
-        cost: their mean cost; None without costs.
-        gradient_norm: Euclidean norm of alpha's gradient.
+    Accuracy is that on the held-out batch, 0 to 1; there is no cost without a constraint.
     """
 
     accuracy: float
     reward: float
     baseline: float
-    cost: float | None
+    sampled_cost: float | None
     gradient_norm: float
 
 
 class ReinforceStep:
     """Updates the architecture parameters from the rewards of sampled models.
 
-    ``samples`` models are drawn and judged on one batch of held-out images, with the batch's own BatchNorm
+    ``samples`` models are drawn and evaluated on one batch of held-out images, with the batch's own BatchNorm
     statistics. The gradient is the mean of ``(R - b) * grad(-log p)``. The baseline b is a moving average of
     earlier rewards: ``b <- decay * b + (1 - decay) * mean R``, after it was used; in the original code the
     new mean has the weight that was meant for the old average, and is in b before it is compared with it.
@@ -202,8 +194,7 @@ class ReinforceStep:
     Args:
         supernet: the model, with alpha.
         optimizer: of ``supernet.alphas.logits``.
-        cost_of: returns a model's cost; None judges by accuracy alone.
-        target: in the unit of the cost.
+        constraint: gives costs and target of the reward; None rewards accuracy alone.
         samples: M, models an update.
         exponent: see :func:`~.objective.reward`.
         decay: of the baseline.
@@ -219,40 +210,36 @@ class ReinforceStep:
         self,
         supernet: SuperNet,
         optimizer: torch.optim.Optimizer,
-        cost_of: Callable[[Sequence[int]], float] | None,
-        target: float | None,
+        constraint: Constraint | None,
         *,
         samples: int = 10,
         exponent: float = 0.1,
         decay: float = 0.99,
         generator: torch.Generator,
-        processes: Processes | None = None,
-        autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+        processes: Processes = _ALONE,
+        autocast: Autocast = contextlib.nullcontext,
     ) -> None:
-        self.supernet, self.optimizer, self.cost_of, self.target = supernet, optimizer, cost_of, target
+        self.supernet, self.optimizer, self.constraint = supernet, optimizer, constraint
         self.samples, self.exponent, self.decay = samples, exponent, decay
         self.generator, self.processes, self.autocast = generator, processes, autocast
         self.baseline: float | None = None
 
     def __call__(self, inputs: Tensor, targets: Tensor) -> ReinforceResult:
-        """Do one update; the device is waited for once.
-
-        Args:
-            inputs: [N, channels, H, W], held out from the training of the weights.
-            targets: [N] class indices.
+        """Do one update on held-out images [N, channels, H, W] and their classes; wait for the device once.
 
         Raises:
             DataError: the batch leaves BatchNorm a single value a channel.
             ProxylessError: the gradient is not finite; alpha is as before.
         """
-        alphas = self.supernet.alphas
+        alphas, limit = self.supernet.alphas, self.constraint
         paths = [alphas.sample(self.generator) for _ in range(self.samples)]
         accuracies = self._accuracies(self.right(paths, inputs, targets))
-        costs = None if self.cost_of is None else [self.cost_of(path) for path in paths]
-        rewards = [
-            reward(a, costs[m] if costs else None, self.target, self.exponent)
-            for m, a in enumerate(accuracies)
-        ]
+        if limit is None:
+            costs, rewards = [], accuracies
+        else:
+            costs = [limit.costs.of(path) for path in paths]
+            each = zip(accuracies, costs, strict=True)
+            rewards = [reward(accuracy, cost, limit.limit, self.exponent) for accuracy, cost in each]
         mean = sum(rewards) / len(rewards)
         baseline = mean if self.baseline is None else self.baseline
         with torch.no_grad():
@@ -263,29 +250,17 @@ class ReinforceStep:
                 chosen[torch.arange(len(path)), torch.tensor(path)] = 1.0
                 gradient -= (r - baseline) * (chosen - p)  # of log p by alpha, which is to rise
             gradient = (gradient / len(paths)).masked_fill(~alphas.mask, 0.0)
-        norm = float(gradient.norm())
-        if not norm < float("inf"):
-            raise ProxylessError(
-                "the gradient of the architecture parameters is not finite (NaN or infinite)"
-            )
+        norm = _finite_norm(gradient)
         alphas.logits.grad = gradient
         self.optimizer.step()
         self.baseline = self.decay * baseline + (1.0 - self.decay) * mean
-        return ReinforceResult(
-            sum(accuracies) / len(accuracies), mean, baseline,
-            sum(costs) / len(costs) if costs else None, norm,
-        )  # fmt: skip
+        cost = sum(costs) / len(costs) if costs else None
+        return ReinforceResult(sum(accuracies) / len(accuracies), mean, baseline, cost, norm)
 
     def right(self, paths: Sequence[Sequence[int]], inputs: Tensor, targets: Tensor) -> Tensor:
-        """Return how many images of this process each path gets right; the device is not waited for.
+        """Return how many images of this process each path gets right, and how many images there are.
 
-        Args:
-            paths: columns, one a searched block.
-            inputs: [N, channels, H, W].
-            targets: [N] class indices.
-
-        Returns:
-            [paths + 1] on the device: images that are right, and how many there are.
+        Both are one tensor [paths + 1] on the device, which is not waited for.
         """
         right = torch.zeros(len(paths) + 1, device=inputs.device)  # counts, exact in 32 bits
         right[-1] = len(targets)
@@ -299,9 +274,24 @@ class ReinforceStep:
     def _accuracies(self, own: Tensor) -> list[float]:
         """Return the accuracy of each path on the batch of all processes, 0 to 1."""
         right = own.cpu().double()
-        if self.processes is not None and self.processes.world > 1:
-            self.processes.sum_([right])
+        self.processes.sum_([right])
         return (right[:-1] / right[-1]).tolist()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a search resumes from."""
+        return {"baseline": self.baseline}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Undo :meth:`state_dict`."""
+        self.baseline = state["baseline"]
+
+
+def _finite_norm(gradient: Tensor) -> float:
+    """Return the Euclidean norm of alpha's gradient; raise if it is not finite."""
+    norm = float(gradient.norm())
+    if not norm < math.inf:  # NaN too
+        raise ProxylessError("the gradient of the architecture parameters is not finite (NaN or infinite)")
+    return norm
 
 
 _BACKOFF, _GROWTH, _INTERVAL = 0.5, 2.0, 2000  # torch's own, see torch.amp.GradScaler
@@ -309,25 +299,17 @@ _BACKOFF, _GROWTH, _INTERVAL = 0.5, 2.0, 2000  # torch's own, see torch.amp.Grad
 
 @dataclass
 class GateScale:
-    """What ``torch.amp.GradScaler`` is to an optimiser of weights, for a gradient that is on the CPU.
+    """Scales the loss, as ``torch.amp.GradScaler`` does, for a gradient that is on the CPU.
 
     That of the gates has to come there in any case, as alpha is there; so whether it fits is seen without
     another wait for the device. It is summed over all processes before, which therefore agree.
-
-    Attributes:
-        factor: of the loss.
-        good: steps in a row that fitted.
     """
 
     factor: float = 2.0**16
-    good: int = 0
+    good: int = 0  # steps in a row that fitted
 
     def fits(self, gradient: Tensor) -> bool:
-        """Return whether a gradient is finite, and take the next scale from that.
-
-        Raises:
-            ProxylessError: it is not, although it was not scaled.
-        """
+        """Return whether a gradient is finite, and adapt the scale; raise if there is none to lower."""
         if bool(gradient.isfinite().all()):
             self.good += 1
             if self.good == _INTERVAL:
@@ -342,7 +324,7 @@ class GateScale:
         return False
 
     def state_dict(self) -> dict[str, float]:
-        """Return what a run goes on from."""
+        """Return what a search resumes from."""
         return {"factor": self.factor, "good": self.good}
 
     def load_state_dict(self, state: dict[str, float]) -> None:

@@ -29,12 +29,9 @@ class Pairs(NamedTuple):
 class ArchParameters(nn.Module):
     """The architecture parameters of a search (ProxylessNAS, section 3.2).
 
-    Args:
-        mask: which candidates each block has, [blocks][candidates].
-
     Attributes:
         logits: alpha, float64 [blocks, candidates]; those outside the mask stay 0 and have no probability.
-        mask: bool [blocks, candidates].
+        mask: bool [blocks, candidates]: which candidates each block has.
     """
 
     def __init__(self, mask: Sequence[Sequence[bool]]) -> None:
@@ -92,13 +89,9 @@ class ArchParameters(nn.Module):
 
     @torch.no_grad()
     def add_gate_gradient(self, gates: Tensor, pairs: Pairs | None = None) -> None:
-        """Add to alpha's gradient what the gates' gradient gives: ``p_i (G_i - sum_j p_j G_j)``.
+        """Add to alpha's gradient what that of the gates, G, gives: ``p_i (G_i - sum_j p_j G_j)``.
 
         This takes dL/dp for dL/dg (ProxylessNAS, equation 4). With pairs, p is their two-way softmax.
-
-        Args:
-            gates: G = dL/dg, [blocks, candidates].
-            pairs: those of the mode "two".
         """
         p = self.probs() if pairs is None else self.pair_probs(pairs)
         gates = gates.to(p).masked_fill(p == 0, 0.0)
@@ -113,12 +106,8 @@ class ArchParameters(nn.Module):
         """After an update of pairs, leave every other candidate's probability exactly as it was.
 
         Both alphas of a pair are shifted alike, so that the pair's probability together is what it was
-        (ProxylessNAS, section 3.2.1: "rescale"); all other alphas are put back, should the optimiser's
-        momentum or weight decay have moved them.
-
-        Args:
-            before: alpha before the update, [blocks, candidates].
-            pairs: those that were updated.
+        (ProxylessNAS, section 3.2.1: "rescale"); all other alphas are put back to what they were ``before``,
+        should the optimiser's momentum or weight decay have moved them.
         """
         old, new = before.gather(1, pairs.indices), self.logits.gather(1, pairs.indices)
         shift = old.logsumexp(1, keepdim=True) - new.logsumexp(1, keepdim=True)

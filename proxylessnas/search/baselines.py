@@ -1,20 +1,18 @@
-"""Judge single models of a trained supernet: random search, and evolution (the baselines)."""
+"""The baselines, random search and evolution: which model of a trained supernet is evaluated next."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..arch.space import SearchSpace
 from ..train.sampler import mix64
-from .constraints import Constraint
-from .derivation import within
-
-if TYPE_CHECKING:
-    from .supernet import SuperNet
+from .constraints import Constraint, MinDepth
+from .derivation import most_probable
+from .recipe import SearchRecipe
 
 _TRIES = 2000
 
@@ -26,7 +24,7 @@ class Evaluated:
     Attributes:
         choices: the model.
         top1: accuracy on held-out images with the supernet's weights, percent.
-        costs: one a budget, in its unit.
+        costs: one a constraint, in its unit.
     """
 
     choices: tuple[int, ...]
@@ -34,134 +32,89 @@ class Evaluated:
     costs: tuple[float, ...]
 
 
-def random_within(
-    supernet: SuperNet,
-    constraints: Sequence[Constraint],
-    least_share: float,
-    rng: random.Random,
-    **rules: Any,
-) -> tuple[int, ...]:
-    """Return a model drawn evenly from those that meet the budgets and use at least a share of the first.
-
-    Where such models are too rare to be met by chance, a random order of preference decides (Gumbel noise as
-    log-probabilities), which is no longer quite even.
-
-    Args:
-        supernet: gives the space.
-        constraints: limits.
-        least_share: of the first budget's limit, that a model should use.
-        rng: the source of randomness.
-        rules: ``stages``, ``zero_column`` and ``least_depth`` of :func:`~.knapsack.most_probable_within`.
-
-    Raises:
-        Infeasible: no model meets the budgets.
-    """
-    space = supernet.space
-    for _ in range(_TRIES):
-        choices = space.random_choices(rng)
-        if fits(choices, constraints, least_share, **rules):
-            return tuple(choices)
-    generator = torch.Generator().manual_seed(rng.getrandbits(63))
-    mask = supernet.alphas.mask
-    noise = -torch.empty(mask.shape, dtype=torch.float64).exponential_(generator=generator).log()
-    scores = noise.masked_fill(~mask, float("-inf"))
-    return tuple(within(scores, constraints, least_share, **rules))
+def best_of(evaluated: Sequence[Evaluated]) -> Evaluated:
+    """Return the most accurate model; of equals the cheapest, then the first."""
+    return min(evaluated, key=lambda e: (-e.top1, e.costs))
 
 
 def fits(
-    choices: Sequence[int],
-    constraints: Sequence[Constraint],
-    least_share: float,
-    *,
-    stages: Sequence[int] | None = None,
-    zero_column: int | None = None,
-    least_depth: int = 0,
+    choices: Sequence[int], constraints: Sequence[Constraint], min_utilization: float, depth: MinDepth | None
 ) -> bool:
-    """Return whether a model meets the budgets, and uses at least a share of the first one."""
+    """Return whether a model meets the constraints, and uses at least a share of the first limit."""
     for n, constraint in enumerate(constraints):
         cost = constraint.costs.of(choices)
-        if cost > constraint.limit or (n == 0 and cost < least_share * constraint.limit):
+        if cost > constraint.limit or (n == 0 and cost < min_utilization * constraint.limit):
             return False
-    if least_depth and stages is not None and zero_column is not None:
-        for stage in set(stages):
-            own = [p for p, s in zip(choices, stages, strict=True) if s == stage]
-            if sum(p != zero_column for p in own) < min(least_depth, len(own)):
-                return False
-    return True
+    return depth is None or depth.is_kept(choices)
 
 
 class Sampler:
-    """Says which model is judged next, from those judged so far; the same history gives the same model.
+    """Draws the next model to evaluate, given those evaluated so far; the same history gives the same model.
 
-    * random: every one is drawn evenly from the models within the budgets.
+    * random: every one is drawn evenly from the models within the constraints.
     * evolution (as in regularised single-path searches): the first ``population`` at random; then in turns a
       mutation (each block with probability ``mutation`` another candidate) of one of the best tenth, and a
       crossover of two of them.
 
     Args:
-        supernet: gives the space.
+        space: the models to draw from.
         constraints: limits.
-        algorithm: "random" or "evolution".
-        seed: of all draws.
-        least_share: see :func:`random_within`.
-        population: see above.
-        mutation: see above.
-        rules: see :func:`random_within`.
+        recipe: algorithm, seed, ``least_share``, ``min_depth``, ``population`` and ``mutation``.
     """
 
-    def __init__(
-        self,
-        supernet: SuperNet,
-        constraints: Sequence[Constraint],
-        *,
-        algorithm: str,
-        seed: int,
-        least_share: float = 0.85,
-        population: int = 50,
-        mutation: float = 0.1,
-        rules: dict[str, Any] | None = None,
-    ) -> None:
-        self.supernet, self.constraints, self.algorithm, self.seed = (
-            supernet,
-            list(constraints),
-            algorithm,
-            seed,
-        )
-        self.least_share, self.population, self.mutation = least_share, population, mutation
-        self.rules = rules or {}
+    def __init__(self, space: SearchSpace, constraints: Sequence[Constraint], recipe: SearchRecipe) -> None:
+        self.space, self.constraints, self.recipe = space, list(constraints), recipe
+        self.depth = MinDepth.of(space, recipe.min_depth)
 
     def next(self, evaluated: Sequence[Evaluated]) -> tuple[int, ...]:
-        """Return a model that was not judged yet (or, where nearly all were, perhaps one that was)."""
-        known = {j.choices for j in evaluated}
+        """Return a model that was not evaluated yet (or, where nearly all were, perhaps one that was)."""
+        known = {e.choices for e in evaluated}
         choices: tuple[int, ...] = ()
         for attempt in range(100):
-            rng = random.Random(mix64(self.seed, len(evaluated), attempt))
+            rng = random.Random(mix64(self.recipe.seed, len(evaluated), attempt))
             choices = self._draw(evaluated, rng)
             if choices not in known:
                 break
         return choices
 
     def _draw(self, evaluated: Sequence[Evaluated], rng: random.Random) -> tuple[int, ...]:
-        if self.algorithm == "random" or len(evaluated) < self.population:
-            return random_within(self.supernet, self.constraints, self.least_share, rng, **self.rules)
-        best = sorted(evaluated, key=lambda j: -j.top1)[: max(2, self.population // 10)]
-        make = self._mutant if len(evaluated) % 2 else self._crossing
+        r = self.recipe
+        if r.algorithm == "evolution" and len(evaluated) >= r.population:
+            best = sorted(evaluated, key=lambda e: -e.top1)[: max(2, r.population // 10)]
+            make = self._mutant if len(evaluated) % 2 else self._crossing
+            for _ in range(_TRIES):
+                choices = make(best, rng)
+                if self._fits(choices):
+                    return choices
+        return self._random(rng)
+
+    def _fits(self, choices: Sequence[int]) -> bool:
+        return fits(choices, self.constraints, self.recipe.least_share, self.depth)
+
+    def _random(self, rng: random.Random) -> tuple[int, ...]:
+        """Return a model drawn evenly from those that fit.
+
+        Where they are too rare to be met by chance, a random order of preference decides (Gumbel noise as
+        log-probabilities), which is no longer quite even.
+
+        Raises:
+            Infeasible: no model meets the constraints.
+        """
         for _ in range(_TRIES):
-            choices = make(best, rng)
-            if fits(choices, self.constraints, self.least_share, **self.rules):
+            choices = self.space.random_choices(rng)
+            if self._fits(choices):
                 return choices
-        return random_within(self.supernet, self.constraints, self.least_share, rng, **self.rules)
+        generator = torch.Generator().manual_seed(rng.getrandbits(63))
+        mask = torch.tensor(self.space.mask)
+        noise = -torch.empty(mask.shape, dtype=torch.float64).exponential_(generator=generator).log()
+        scores, share = noise.masked_fill(~mask, float("-inf")), self.recipe.least_share
+        return tuple(most_probable(scores, self.constraints, min_utilization=share, depth=self.depth))
 
     def _mutant(self, best: Sequence[Evaluated], rng: random.Random) -> tuple[int, ...]:
-        fresh = self.supernet.space.random_choices(rng)
-        old = rng.choice(best).choices
-        return tuple(f if rng.random() < self.mutation else o for f, o in zip(fresh, old, strict=True))
+        fresh, old = self.space.random_choices(rng), rng.choice(best).choices
+        share = self.recipe.mutation
+        return tuple(f if rng.random() < share else o for f, o in zip(fresh, old, strict=True))
 
     def _crossing(self, best: Sequence[Evaluated], rng: random.Random) -> tuple[int, ...]:
         a, b = rng.sample(list(best), 2)
         return tuple(rng.choice(pair) for pair in zip(a.choices, b.choices, strict=True))
-
-
-def best_of(evaluated: Sequence[Evaluated]) -> Evaluated:
-    """Return the most accurate model; of equals the cheapest, then the first."""
-    return min(evaluated, key=lambda j: (-j.top1, j.costs))

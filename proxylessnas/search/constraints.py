@@ -1,6 +1,6 @@
-"""What models cost: milliseconds, multiply-accumulates, parameters; each a sum over blocks.
+"""What models cost (milliseconds, multiply-accumulates, parameters), and the limits a derived model keeps to.
 
-A budget is a table of costs and a limit. Nothing here knows what the candidates are.
+A model's cost is a sum over its blocks. Nothing here knows what the candidates are.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..arch.ops import ZERO
 from ..errors import DataError
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ class Costs:
         table: float64 [blocks, candidates]; 0 for Zero, and where the block has no such candidate.
         fixed: what every model has.
         mask: bool [blocks, candidates].
-        exact: whether a model's cost is the sum exactly (latency is measured, and only nearly so).
     """
 
     name: str
@@ -39,7 +39,6 @@ class Costs:
     table: Tensor
     fixed: float
     mask: Tensor
-    exact: bool = True
 
     def of(self, choices: Sequence[int]) -> float:
         """Return the cost of one model."""
@@ -47,16 +46,16 @@ class Costs:
         return math.fsum([self.fixed, *rows.tolist()])
 
     def cheapest(self) -> list[int]:
-        """Return the picks of the cheapest model."""
+        """Return the choices of the cheapest model."""
         return self.table.masked_fill(~self.mask, math.inf).argmin(1).tolist()
 
-    def dearest(self) -> list[int]:
-        """Return the picks of the dearest model."""
+    def most_expensive(self) -> list[int]:
+        """Return the choices of the most expensive model."""
         return self.table.masked_fill(~self.mask, -math.inf).argmax(1).tolist()
 
     def range(self) -> tuple[float, float]:
-        """Return the costs of the cheapest and of the dearest model."""
-        return self.of(self.cheapest()), self.of(self.dearest())
+        """Return the costs of the cheapest and of the most expensive model."""
+        return self.of(self.cheapest()), self.of(self.most_expensive())
 
     def show(self, value: float) -> str:
         """Return a cost as text."""
@@ -76,6 +75,42 @@ class Constraint:
     limit: float
 
 
+@dataclass(frozen=True)
+class MinDepth:
+    """The least number of blocks that a model keeps in each stage (all of them where a stage has fewer).
+
+    Attributes:
+        stages: stage of each block.
+        zero_column: the candidate that skips its block.
+        blocks: how many blocks of a stage may not be skipped.
+    """
+
+    stages: tuple[int, ...]
+    zero_column: int
+    blocks: int
+
+    @classmethod
+    def of(cls, space: SearchSpace, blocks: int) -> MinDepth | None:
+        """Return the rule for the models of a space; None where they keep it anyway."""
+        zero = zero_column(space)
+        if not blocks or zero is None:
+            return None
+        return cls(tuple(block.stage for block in space.search_blocks), zero, blocks)
+
+    def is_kept(self, choices: Sequence[int]) -> bool:
+        """Return whether a model is deep enough."""
+        for stage in set(self.stages):
+            own = [choice for choice, s in zip(choices, self.stages, strict=True) if s == stage]
+            if sum(choice != self.zero_column for choice in own) < min(self.blocks, len(own)):
+                return False
+        return True
+
+
+def zero_column(space: SearchSpace) -> int | None:
+    """Return the candidate that skips its block; None if the space has none."""
+    return space.candidate_ops.index(ZERO) if ZERO in space.candidate_ops else None
+
+
 def latency_costs(table: LatencyTable, space: SearchSpace) -> Costs:
     """Return the latencies of a space's candidates, in ms.
 
@@ -83,7 +118,7 @@ def latency_costs(table: LatencyTable, space: SearchSpace) -> Costs:
         LatencyKeyError: the table lacks one.
     """
     costs, fixed = table.costs(space)
-    return Costs("latency", "ms", costs.double(), float(fixed), torch.tensor(space.mask), exact=False)
+    return Costs("latency", "ms", costs.double(), float(fixed), torch.tensor(space.mask))
 
 
 def size_costs(supernet: SuperNet) -> dict[str, Costs]:
@@ -94,36 +129,23 @@ def size_costs(supernet: SuperNet) -> dict[str, Costs]:
     from ..models.profile import profile
 
     space, mask = supernet.space, torch.tensor(supernet.space.mask)
-    macs = torch.zeros(mask.shape, dtype=torch.float64)
-    params = torch.zeros(mask.shape, dtype=torch.float64)
-    seen: dict[tuple[object, ...], tuple[int, int]] = {}
-    for i, (mixed_op, search_block) in enumerate(zip(supernet.mixed_ops, space.search_blocks, strict=True)):
-        for k, column in enumerate(space.candidate_ops):
+    tables = torch.zeros(2, *mask.shape, dtype=torch.float64)
+    seen: dict[tuple[object, ...], list[float]] = {}
+    for i, (mixed_op, block) in enumerate(zip(supernet.mixed_ops, space.search_blocks, strict=True)):
+        for k, name in enumerate(space.candidate_ops):
             op = mixed_op.op(k) if mixed_op.allowed[k] else None
             if op is None:
                 continue
-            key = (
-                column,
-                search_block.in_channels,
-                search_block.out_channels,
-                search_block.in_size,
-                search_block.stride,
-            )
+            key = (name, block.in_channels, block.out_channels, block.in_size, block.stride)
             if key not in seen:
-                counted = profile(op, (search_block.in_channels, search_block.in_size, search_block.in_size))
-                seen[key] = (counted.macs, counted.params)
-            macs[i, k], params[i, k] = (n / 1e6 for n in seen[key])
+                counted = profile(op, (block.in_channels, block.in_size, block.in_size))
+                seen[key] = [counted.macs / 1e6, counted.params / 1e6]
+            tables[:, i, k] = torch.tensor(seen[key], dtype=torch.float64)
     # A whole model tells what is left for stem, last layers and classifier.
-    path = supernet.path
-    try:
-        supernet.set_path(supernet.alphas.most_probable())
-        child = supernet.child()
-        choices = supernet.path
-    finally:
-        supernet.set_path(path)
-    whole = profile(child, (space.in_channels, space.resolution, space.resolution))
+    choices = supernet.alphas.most_probable()
+    whole = profile(supernet.child(choices), (space.in_channels, space.resolution, space.resolution))
     found = {}
-    for name, table, total in (("macs", macs, whole.macs), ("params", params, whole.params)):
+    for name, table, total in zip(("macs", "params"), tables, (whole.macs, whole.params), strict=True):
         bare = Costs(name, "M", table, 0.0, mask)
         found[name] = Costs(name, "M", table, total / 1e6 - bare.of(choices), mask)
     return found

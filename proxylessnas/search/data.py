@@ -1,15 +1,15 @@
-"""The images of a search: those that train the weights, and those that judge the architecture.
+"""The images of a search: those that train the weights, and those held out to evaluate architectures on.
 
 Both come out of the *training* part of a source. Its validation and test images have no part in a search,
-so that the model that comes out of it can be judged by them.
+so that the model that comes out of it can be evaluated on them.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,61 +33,16 @@ if TYPE_CHECKING:
 _ARCH_ORDER = 103  # keeps this order of images apart from all streams of random numbers in train.sampler
 
 
-@dataclass(frozen=True)
-class SearchData:
-    """What a search learns from.
-
-    Attributes:
-        name: of the data set or its folder, for logs.
-        weights: its ``train`` holds the images to train weights on; it has no ``val``.
-        arch: images to judge architectures on, held out of the training part, some of each class.
-        notes: what a user should know, one line each.
-        fingerprint: SHA-256 (hex) of names, labels, file sizes and classes of both.
-    """
-
-    name: str
-    weights: Data
-    arch: ImageSource
-    notes: tuple[str, ...] = ()
-    fingerprint: str = ""
-
-    @property
-    def categories(self) -> tuple[str, ...]:
-        """Class names, in the order of the labels."""
-        return self.weights.categories
-
-    @property
-    def wnids(self) -> tuple[str, ...]:
-        """WordNet ids of the classes, or ()."""
-        return self.weights.wnids
-
-    @property
-    def mean(self) -> tuple[float, float, float] | None:
-        """Mean per channel on a scale of 0 to 1, where it is known for a data set."""
-        return self.weights.mean
-
-    @property
-    def std(self) -> tuple[float, float, float] | None:
-        """Standard deviation per channel on a scale of 0 to 1, where it is known for a data set."""
-        return self.weights.std
-
-    @property
-    def size(self) -> tuple[int, int] | None:
-        """(height, width) in px if the images seem to be all alike."""
-        return self.weights.size
-
-
 def open_search_data(
     source: str | os.PathLike[str] | Dataset[Any],
     *,
     arch_fraction: float,
     seed: int,
     limit: int | None = None,
-    categories: Sequence[str] | None = None,
-) -> SearchData:
-    """Return the images of a search.
+) -> Data:
+    """Return the images of a search: ``train`` for the weights, ``val`` held out for the architecture.
 
-    Of each class of the training part, a share is held out for the architecture. The choice is that which
+    Of each class of the training part, a share is held out. The choice is that which
     :func:`~proxylessnas.data.open.open_data` makes for a share and a seed: whoever trains the derived model
     further with the same two validates it on images that its inherited weights have never seen.
 
@@ -97,7 +52,6 @@ def open_search_data(
         arch_fraction: share of each class that is held out, above 0 and at most 0.9.
         seed: of the choice of what is held out, or kept under a limit.
         limit: take at most so many images a class for the weights, and as many for the architecture.
-        categories: the class names in the order wanted; see :func:`~proxylessnas.data.open.open_data`.
 
     Raises:
         DataError: there is nothing to learn from; says where, and what is expected there.
@@ -108,24 +62,21 @@ def open_search_data(
             "architecture is above 0 and at most 0.9"
         )
     # With a share as `val`, the source's own validation part is passed over; the share comes out of train.
-    data = open_data(source, val=float(arch_fraction), seed=seed, limit=limit, categories=categories)
+    data = open_data(source, val=float(arch_fraction), seed=seed, limit=limit)
     if data.val is None:
         raise DataError(
             f"{data.name}: no class has two images, so that none can be held out for the architecture"
         )
-    notes = [_reworded(note, data.name) for note in data.notes]
-    short = sum(1 for _ in set(data.train.labels) - set(data.val.labels))
+    taken, held = (
+        f"validation part taken from {data.name}: ",
+        f"held out of {data.name} for the architecture: ",
+    )
+    notes = [note.replace(taken, held) for note in data.notes]
     if limit is not None:
-        notes.append(f"architectures are judged by {counted(len(data.val), 'held-out image')}")
-    if short:
-        notes.append(f"architectures are judged without {short} of {len(data.categories)} classes")
-    weights = replace(data, val=None, notes=tuple(notes))
-    return SearchData(data.name, weights, data.val, tuple(notes), data.fingerprint)
-
-
-def _reworded(note: str, name: str) -> str:
-    """Return a note of ``open_data`` in the words of a search: what is held out is no validation part."""
-    return note.replace(f"validation part taken from {name}: ", f"held out of {name} for the architecture: ")
+        notes.append(f"architectures are evaluated on {counted(len(data.val), 'held-out image')}")
+    if short := len(set(data.train.labels) - set(data.val.labels)):
+        notes.append(f"architectures are evaluated without {short} of {len(data.categories)} classes")
+    return replace(data, notes=tuple(notes))
 
 
 class ArchLoader:
@@ -137,26 +88,18 @@ class ArchLoader:
     the next readable one. Asked for one after the other, batches are made ahead by the worker processes;
     images that fit into memory are read and resized once, in the constructor, and need none.
 
-    Args:
-        images: the held-out images.
-        preprocessing: size and normalisation of the model's input.
+    Args: as of :class:`~proxylessnas.train.loader.TrainLoader`, but for
+
         batch_size: images a batch of all processes together, as in a recipe; each gets its equal share, so
             that together they see what a single one would. Where there are fewer images, a batch is as many
             of them as the processes can share.
-        seed: of the order.
-        rank: number of this process.
-        world: how many processes there are.
-        workers: processes that read images for this one; 0 does it in this one.
-        device: where the batches are put.
         channels_last: memory layout of the inputs.
-        max_unreadable: share of all images that may be unreadable.
-        limit_bytes: most memory for keeping the images.
 
     Attributes:
         batch_size: images a batch of all processes together.
         batches_per_pass: whole batches until the order is drawn anew.
         unreadable: name to reason of the images that could not be read so far.
-        waited_s: seconds that the consumer waited for batches so far; may be set back to 0.
+        waited_s: seconds that the consumer waited for batches so far.
         in_memory: whether the images are kept in memory.
 
     Raises:
@@ -180,8 +123,7 @@ class ArchLoader:
         limit_bytes: int = LIMIT_BYTES,
     ) -> None:
         self.preprocessing, self.device = preprocessing, torch.device(device)
-        what = "images held out for the architecture"
-        self._unreadable = Unreadable(len(images), max_unreadable, what)
+        self._unreadable = Unreadable(len(images), max_unreadable, "images held out for the architecture")
         self.unreadable = self._unreadable.reasons
         self.waited_s = 0.0
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -202,10 +144,7 @@ class ArchLoader:
             self._reader = BatchReader(batches, self._order, workers=workers, device=self.device)
 
     def batch(self, number: int) -> tuple[Tensor, Tensor]:
-        """Return this process's share of a batch.
-
-        Args:
-            number: from 0; there is no last one.
+        """Return this process's share of a batch, numbered from 0; there is no last one.
 
         Returns:
             float32 [B, 3, S, S], normalised, and long [B]; B is ``batch_size`` over the number of processes.
@@ -224,7 +163,7 @@ class ArchLoader:
         return inputs, targets
 
     def close(self) -> None:
-        """End the worker processes, if there are any; the next batch starts new ones."""
+        """End the worker processes; the next batch starts new ones."""
         self._next, self._items = -1, iter(())
         if not self.in_memory:
             self._reader.close()

@@ -1,8 +1,8 @@
 """The most probable model within the constraints, found exactly, and a plain model out of a supernet.
 
 The most probable candidate of each block (what the original code derives) may well cost too much together.
-Here the product of the probabilities is maximised over all models that meet every budget: a knapsack problem
-with one choice a block, solved by dynamic programming over the blocks.
+Here the product of the probabilities is maximised over all models that meet every constraint: a knapsack
+problem with one choice a block, solved by dynamic programming over the blocks.
 
 >>> from proxylessnas.search import DeriveSettings, SuperNet, derive
 >>> from proxylessnas.arch.spaces import read_space
@@ -17,18 +17,16 @@ import math
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
 from ..arch.arch import Arch
-from ..arch.ops import ZERO
-from ..arch.space import SearchSpace
 from ..errors import DataError
 from ..models.batchnorm import recalibrate
 from ..models.proxylessnas import ProxylessNAS
-from .constraints import Constraint, Costs, check_reachable, latency_costs, size_costs
+from .constraints import Constraint, Costs, MinDepth, check_reachable, latency_costs, size_costs
 from .settings import DeriveSettings
 
 if TYPE_CHECKING:
@@ -37,126 +35,161 @@ if TYPE_CHECKING:
 
 
 _MOST_STATES = 2_000_000
+_STRONGEST = 1e6  # multiple of the cost at which probabilities do not matter any more
 
 
 class Infeasible(DataError):
-    """No model meets all budgets."""
+    """No model meets all constraints."""
 
 
-def rules_of(space: SearchSpace, least_depth: int) -> dict[str, Any]:
-    """Return what :func:`most_probable_within` needs to know of a space to keep its stages deep enough.
-
-    Args:
-        space: the models to choose from.
-        least_depth: blocks of each stage that may not be skipped at least.
-    """
-    return {
-        "stages": [p.stage for p in space.search_blocks],
-        "zero_column": space.candidate_ops.index(ZERO) if ZERO in space.candidate_ops else None,
-        "least_depth": least_depth,
-    }
-
-
-def most_probable_within(
+def most_probable(
     log_probs: Tensor,
     constraints: Sequence[Constraint],
     *,
-    stages: Sequence[int] | None = None,
-    zero_column: int | None = None,
-    least_depth: int = 0,
+    min_utilization: float = 0.0,
+    depth: MinDepth | None = None,
 ) -> list[int]:
-    """Return the picks of the most probable model that meets every budget.
+    """Return the choices of the most probable model that meets every constraint.
 
-    After each block, the states are the sums (log-probability, one cost a budget) that some choice of the
-    blocks so far has. A state is dropped if another one is no less probable and costs no more in any budget,
-    or if the cheapest completion breaks a budget, or if the best completion stays below a model that is known
-    to fit. What is left at the end holds an optimum; nothing is rounded.
+    If it uses less than ``min_utilization`` of the first limit, candidates' scores are raised by a multiple
+    of their cost, as small a one as will do. That model keeps to the constraints exactly, while the share is
+    met where any model near the limit does; it need not be the most probable of those that meet both. (Upper
+    and lower limit together would leave nearly all models to be compared.)
 
     Args:
         log_probs: [blocks, candidates], -inf for candidates that a block does not have.
         constraints: limits; with none, the most probable candidate of each block wins.
-        stages: stage of each block, for ``least_depth``.
-        zero_column: the candidate that skips its block.
-        least_depth: blocks of each stage that may not be skipped at least, where it has as many.
+        min_utilization: share of the first limit to use at least, 0 to 1.
+        depth: how many blocks a model has to keep.
 
     Returns:
-        One candidate a block. Of equally probable models it is the cheapest by the first budget.
+        One candidate a block. Of equally probable models it is the cheapest by the first constraint.
 
     Raises:
-        Infeasible: no model meets all budgets together.
+        Infeasible: no model meets all constraints together.
     """
     scores = log_probs.detach().to("cpu", torch.float64)
-    if not constraints and not least_depth:
+    best = _within_limits(scores, constraints, depth)
+    if not constraints or not min_utilization:
+        return best
+    first = constraints[0].costs
+    wanted = min_utilization * constraints[0].limit
+    if first.of(best) >= wanted:
+        return best
+    tilt = first.table / constraints[0].limit
+    found = _within_limits(scores + _STRONGEST * tilt, constraints, depth)
+    if first.of(found) < wanted:
+        return found  # nothing within the constraints uses as much
+    low, high = 0.0, _STRONGEST
+    for _ in range(30):
+        middle = high / 4 if low == 0.0 else (low + high) / 2
+        choices = _within_limits(scores + middle * tilt, constraints, depth)
+        if first.of(choices) >= wanted:
+            high, found = middle, choices
+        else:
+            low = middle
+        if high - low < 1e-3 * high:
+            break
+    return found
+
+
+def _within_limits(scores: Tensor, constraints: Sequence[Constraint], depth: MinDepth | None) -> list[int]:
+    """Return the model of the highest score within the constraints.
+
+    After each block, the states are the sums (score, one cost a constraint) that some choice of the blocks so
+    far has. A state is dropped if another one has no lower score and costs no more by any constraint, or if
+    the cheapest completion breaks a constraint, or if the best completion stays below a model that is known
+    to fit. What is left at the end holds an optimum; nothing is rounded.
+    """
+    if not constraints and depth is None:
         return scores.argmax(1).tolist()
     # Sums of the same numbers in another order differ in their last digits. So limits get a hair more, and in
-    # the rare case that the model found is dearer than they are, a hair less.
+    # the rare case that the model found is more expensive than they are, a hair less.
     for slack in (1e-9, -1e-9):
-        choices = _solve(scores, constraints, slack, stages, zero_column, least_depth)
+        choices = _Problem(scores, constraints, slack, depth).solve()
+        if choices is None:
+            break
         if all(b.costs.of(choices) <= b.limit for b in constraints):
             return choices
-    raise Infeasible(_why(constraints, least_depth))
+    raise Infeasible(_why(constraints, depth))
 
 
-def _solve(
-    scores: Tensor,
-    constraints: Sequence[Constraint],
-    slack: float,
-    stages: Sequence[int] | None,
-    zero_column: int | None,
-    least_depth: int,
-) -> list[int]:
-    """Do what :func:`most_probable_within` says, with limits that are off by a share."""
-    blocks = len(scores)
-    costs = (
-        torch.stack([b.costs.table for b in constraints], -1)
-        if constraints
-        else torch.zeros(*scores.shape, 0)
-    )
-    limits = torch.tensor(
-        [b.limit - b.costs.fixed + slack * abs(b.limit) for b in constraints], dtype=torch.float64
-    )
-    allowed = scores > -math.inf
-    spread = costs.masked_fill(~allowed[..., None], math.inf).amin(1)
-    cheapest_left = _after(spread)
-    best_left = _after(scores.amax(1)[:, None])[:, 0]
-    need = _needed(stages, zero_column, least_depth, allowed)
-    score = torch.zeros(1, dtype=torch.float64)
-    cost, depth = torch.zeros(1, len(constraints), dtype=torch.float64), torch.zeros(1, dtype=torch.long)
-    back: list[tuple[Tensor, Tensor]] = []
-    floor = -math.inf
-    for i in range(blocks):
-        options = allowed[i].nonzero()[:, 0]
-        n = len(score)
-        score = (score[:, None] + scores[i, options]).reshape(-1)
-        cost = (cost[:, None] + costs[i, options]).flatten(0, 1)
-        parent = torch.arange(n).repeat_interleave(len(options))
-        choice = options.repeat(n)
-        fits = (cost + cheapest_left[i + 1] <= limits).all(1)
-        if need is not None:
-            starts, required = need[i]
-            depth = (torch.zeros_like(depth) if starts else depth)[parent] + (choice != zero_column)
-            fits &= depth >= required
-            # More than enough is no better than enough, and once a stage is over nothing depends on it.
-            ends = i + 1 == blocks or need[i + 1][0]
-            depth = torch.zeros_like(depth) if ends else depth.clamp_max(least_depth)
-        else:
-            depth = depth[parent]
-        fits &= score + best_left[i + 1] >= floor
-        kept = fits.nonzero()[:, 0]
-        kept = kept[_undominated(score[kept], cost[kept], depth[kept] if need is not None else None)]
-        if not len(kept):
-            raise Infeasible(_why(constraints, least_depth))
-        if len(kept) > _MOST_STATES:
-            raise DataError(f"the budgets leave over {_MOST_STATES:,} models to compare: drop one of them")
-        score, cost, depth = score[kept], cost[kept], depth[kept]
-        back.append((parent[kept], choice[kept]))
-        floor = max(floor, _greedy_floor(i, score, cost, scores, costs, limits, cheapest_left, need))
-    # Among equals the cheapest: sort by cost first, then (stably) by probability.
-    order = torch.arange(len(score))
-    if constraints:
-        order = order[cost[:, 0].argsort(stable=True)]
-    order = order[score[order].argsort(descending=True, stable=True)]
-    at, choices = int(order[0]), []
+class _Problem:
+    """Scores [blocks, candidates], costs [blocks, candidates, constraints], and limits off by a share."""
+
+    def __init__(
+        self, scores: Tensor, constraints: Sequence[Constraint], slack: float, depth: MinDepth | None
+    ) -> None:
+        self.scores, self.allowed, self.depth = scores, scores > -math.inf, depth
+        none = torch.zeros(*scores.shape, 0)
+        self.costs = torch.stack([b.costs.table for b in constraints], -1) if constraints else none
+        limits = [b.limit - b.costs.fixed + slack * abs(b.limit) for b in constraints]
+        self.limits = torch.tensor(limits, dtype=torch.float64)
+        self.cheapest_left = _after(self.costs.masked_fill(~self.allowed[..., None], math.inf).amin(1))
+        self.best_left = _after(scores.amax(1)[:, None])[:, 0]
+
+    def solve(self) -> list[int] | None:
+        """Return the best model within the limits; None if there is none."""
+        blocks, depth = len(self.scores), self.depth
+        need = None if depth is None else _needed(depth)
+        score = torch.zeros(1, dtype=torch.float64)
+        cost = torch.zeros(1, len(self.limits), dtype=torch.float64)
+        kept = torch.zeros(1, dtype=torch.long)  # blocks of the present stage that are not skipped
+        back: list[tuple[Tensor, Tensor]] = []
+        floor = -math.inf
+        for i in range(blocks):
+            options = self.allowed[i].nonzero()[:, 0]
+            parent = torch.arange(len(score)).repeat_interleave(len(options))
+            choice = options.repeat(len(score))
+            score = (score[:, None] + self.scores[i, options]).reshape(-1)
+            cost = (cost[:, None] + self.costs[i, options]).flatten(0, 1)
+            fits = (cost + self.cheapest_left[i + 1] <= self.limits).all(1)
+            fits &= score + self.best_left[i + 1] >= floor
+            if need is not None and depth is not None:
+                starts, required = need[i]
+                kept = (torch.zeros_like(kept) if starts else kept)[parent] + (choice != depth.zero_column)
+                fits &= kept >= required
+                # More than enough is no better than enough, and once a stage is over nothing depends on it.
+                ends = i + 1 == blocks or need[i + 1][0]
+                kept = torch.zeros_like(kept) if ends else kept.clamp_max(depth.blocks)
+            at = fits.nonzero()[:, 0]
+            at = at[_undominated(score[at], cost[at], None if need is None else kept[at])]
+            if not len(at):
+                return None
+            if len(at) > _MOST_STATES:
+                raise DataError(
+                    f"the constraints leave over {_MOST_STATES:,} models to compare: drop one of them"
+                )
+            score, cost, kept = score[at], cost[at], kept if need is None else kept[at]
+            back.append((parent[at], choice[at]))
+            floor = max(floor, self._greedy_score(i, score, cost))
+        return _traced(back, _first(score, cost))
+
+    def _greedy_score(self, i: int, score: Tensor, cost: Tensor) -> float:
+        """Return the score of a model that fits: the best state completed greedily. -inf if unknown."""
+        if self.depth is not None:
+            return -math.inf  # the completion would have to mind the depths
+        at = int(score.argmax())
+        total, spent = float(score[at]), cost[at].clone()
+        for j in range(i + 1, len(self.scores)):
+            fits = (spent + self.costs[j] + self.cheapest_left[j + 1] <= self.limits).all(1)
+            options = self.scores[j].masked_fill(~fits, -math.inf)
+            k = int(options.argmax())
+            if options[k] == -math.inf:
+                return -math.inf
+            total, spent = total + float(options[k]), spent + self.costs[j, k]
+        return total - 1e-9
+
+
+def _first(score: Tensor, cost: Tensor) -> int:
+    """Return the place of the best state; of equals the cheapest by the first constraint."""
+    order = cost[:, 0].argsort(stable=True) if cost.shape[1] else torch.arange(len(score))
+    return int(order[score[order].argsort(descending=True, stable=True)[0]])
+
+
+def _traced(back: Sequence[tuple[Tensor, Tensor]], at: int) -> list[int]:
+    """Return the choices that led to a state, from each block's states' parents and choices."""
+    choices = []
     for parent, choice in reversed(back):
         choices.append(int(choice[at]))
         at = int(parent[at])
@@ -169,20 +202,16 @@ def _after(rows: Tensor) -> Tensor:
     return torch.cat([tail, torch.zeros_like(tail[:1])])
 
 
-def _needed(
-    stages: Sequence[int] | None, zero: int | None, least: int, allowed: Tensor
-) -> list[tuple[bool, int]] | None:
+def _needed(depth: MinDepth) -> list[tuple[bool, int]]:
     """Return for each block whether a stage starts there, and how many of its blocks so far must not be Zero.
 
     The count is that which leaves the stage a chance: what the later blocks of the stage cannot make up for.
     """
-    if not least or zero is None or stages is None:
-        return None
-    found = []
+    found, stages = [], depth.stages
     for i, stage in enumerate(stages):
-        later = sum(1 for s in stages[i + 1 :] if s == stage)
-        size = sum(1 for s in stages if s == stage)
-        found.append((i == 0 or stages[i - 1] != stage, max(0, min(least, size) - later)))
+        later = stages[i + 1 :].count(stage)
+        required = max(0, min(depth.blocks, stages.count(stage)) - later)
+        found.append((i == 0 or stages[i - 1] != stage, required))
     return found
 
 
@@ -191,10 +220,7 @@ def _undominated(score: Tensor, cost: Tensor, depth: Tensor | None) -> Tensor:
     n = len(score)
     if n <= 1:
         return torch.arange(n)
-    columns = [cost] if depth is None else [cost, -depth[:, None].double()]
-    keys = torch.cat(columns, 1)
-    if keys.shape[1] == 0:
-        return score.argmax()[None]
+    keys = cost if depth is None else torch.cat([cost, -depth[:, None].double()], 1)
     # From the most probable down (of equals the cheaper first): what is cheaper than all before stays.
     order = torch.arange(n)
     for k in reversed(range(keys.shape[1])):
@@ -223,40 +249,13 @@ def _front(keys: Tensor) -> Tensor:
     return torch.cat(places)
 
 
-def _greedy_floor(
-    i: int,
-    score: Tensor,
-    cost: Tensor,
-    scores: Tensor,
-    costs: Tensor,
-    limits: Tensor,
-    cheapest_left: Tensor,
-    need: object,
-) -> float:
-    """Return the log-probability of a model that fits: the best state completed greedily. -inf if unknown."""
-    if need is not None:
-        return -math.inf  # the completion would have to mind the depths
-    at = int(score.argmax())
-    total, spent = float(score[at]), cost[at].clone()
-    for j in range(i + 1, len(scores)):
-        fits = (spent + costs[j] + cheapest_left[j + 1] <= limits).all(1)
-        options = scores[j].masked_fill(~fits, -math.inf)
-        k = int(options.argmax())
-        if options[k] == -math.inf:
-            return -math.inf
-        total, spent = total + float(options[k]), spent + costs[j, k]
-    return total - 1e-9
-
-
-def _why(constraints: Sequence[Constraint], least_depth: int) -> str:
+def _why(constraints: Sequence[Constraint], depth: MinDepth | None) -> str:
     wanted = [f"{b.costs.name} of at most {b.costs.show(b.limit)}" for b in constraints]
-    if least_depth:
-        wanted.append(f"at least {least_depth} blocks a stage")
-    ranges = ", ".join(
-        f"{b.costs.name} from {b.costs.show(b.costs.range()[0])} to {b.costs.show(b.costs.range()[1])}"
-        for b in constraints
-    )
-    return f"no model of this space meets: {' and '.join(wanted)} (it has {ranges})"
+    if depth is not None:
+        wanted.append(f"at least {depth.blocks} blocks a stage")
+    ranges = [(b.costs, *b.costs.range()) for b in constraints]
+    reach = ", ".join(f"{c.name} from {c.show(low)} to {c.show(high)}" for c, low, high in ranges)
+    return f"no model of this space meets: {' and '.join(wanted)} (it has {reach})"
 
 
 def derive(
@@ -298,7 +297,8 @@ def derive(
     constraints = [Constraint(costs[kind], limit) for kind, limit in wanted.items() if limit is not None]
     check_reachable(constraints)
     log_probs = supernet.alphas.log_probs().detach()
-    choices = within(log_probs, constraints, asked.least_share, **rules_of(supernet.space, asked.min_depth))
+    depth = MinDepth.of(supernet.space, asked.min_depth)
+    choices = most_probable(log_probs, constraints, min_utilization=asked.least_share, depth=depth)
     child = supernet.child(choices, name=name)
     if calibration is not None:
         recalibrate(child, calibration, sys.maxsize)
@@ -309,52 +309,3 @@ def _loaded(table: LatencyTable | str | Path) -> LatencyTable:
     from ..latency.table import LatencyTable
 
     return table if isinstance(table, LatencyTable) else LatencyTable.load(table)
-
-
-def within(
-    log_probs: Tensor, constraints: Sequence[Constraint], least_share: float, **rules: Any
-) -> list[int]:
-    """Return the most probable model within the budgets that uses at least a share of the first one.
-
-    If the most probable model within the budgets uses less, candidates' scores are raised by a multiple of
-    their cost, as small a one as will do. That model keeps to the budgets exactly, while the share is met
-    where any model near the limit does; it need not be the most probable of those that meet both. (Upper and
-    lower limit together would leave nearly all models to be compared.)
-
-    Args:
-        log_probs: [blocks, candidates], -inf for candidates that a block does not have.
-        constraints: limits.
-        least_share: 0 to 1.
-        rules: ``stages``, ``zero_column`` and ``least_depth`` of :func:`~.knapsack.most_probable_within`.
-
-    Raises:
-        Infeasible: no model meets the budgets.
-    """
-    best = most_probable_within(log_probs, constraints, **rules)
-    if not constraints:
-        return best
-    first = constraints[0]
-    floor = least_share * first.limit
-    if first.costs.of(best) >= floor:
-        return best
-    tilt = first.costs.table / first.limit
-    dearest = _tilted(log_probs, tilt, 1e6, constraints, rules)
-    if first.costs.of(dearest) < floor:
-        return dearest  # nothing within the budgets uses as much
-    low, high, found = 0.0, 1e6, dearest
-    for _ in range(30):
-        middle = high / 4 if low == 0.0 else (low + high) / 2
-        choices = _tilted(log_probs, tilt, middle, constraints, rules)
-        if first.costs.of(choices) >= floor:
-            high, found = middle, choices
-        else:
-            low = middle
-        if high - low < 1e-3 * high:
-            break
-    return found
-
-
-def _tilted(
-    log_probs: Tensor, tilt: Tensor, strength: float, constraints: Sequence[Constraint], rules: dict[str, Any]
-) -> list[int]:
-    return most_probable_within(log_probs.detach().double() + strength * tilt, constraints, **rules)

@@ -1,4 +1,4 @@
-"""Evaluates subnets of a supernet, and measures the one a search ends with until it meets its target.
+"""Evaluates subnets of a supernet; derives, measures and writes the one a search ends with.
 
 A table predicts; what counts is the device. So the most probable model within the constraints is measured,
 interleaved with the reference model of the table (:mod:`..latency.session`), and if its undisturbed latency
@@ -9,80 +9,81 @@ taken.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
+import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 
 from ..arch.arch import Arch
 from ..arch.ops import modules_of
-from ..errors import DataError, first_line
+from ..errors import DataError, ProxylessError, first_line, short_name
 from ..models.batchnorm import convert_sync_bn, recalibrate, revert_sync_bn
+from ..models.loading import save_weights
 from ..train.evaluate import accuracy_on
 from ..train.loader import EvalLoader, TrainLoader
 from ..train.metrics import Metrics
 from ..utils.distributed import Processes
+from ..utils.files import write_atomically
 from ..utils.progress import tell
 from ..utils.signals import StopRequest
 from .baselines import Evaluated, Sampler, best_of, fits
-from .constraints import Constraint
-from .derivation import rules_of, within
+from .constraints import Constraint, MinDepth
+from .derivation import most_probable
+from .logger import ARCH_FILE, CHILD_FILE, SearchResult
 
 if TYPE_CHECKING:
     from ..latency.measurement import Timing
     from ..latency.table import LatencyTable
     from ..models.proxylessnas import ProxylessNAS
-    from .recipe import SearchRecipe
-    from .searcher import Searcher
+    from .arch_optimizers import Autocast
     from .setup import SearchSetup
-    from .supernet import SuperNet
 
 
-_SAVE_EVERY_S = 30.0  # while models are judged
+CONFIG_FILE = "net.config"
+#: The precision that models are evaluated in at the end: that of the saved weights, whatever the search's is.
+PRECISION = "float32"
+_SAVE_EVERY_S = 30.0  # while models are evaluated
 _CALIBRATION = 2**20  # the epoch whose batches BatchNorm statistics are computed from: none of the run's own
 
 
 class SubnetEvaluator:
-    """Judges models on the images held out for alpha, with the weights they inherit.
+    """Evaluates models on the images held out for alpha, with the weights they inherit.
 
-    A model is judged as a copy, whose BatchNorm statistics are computed anew: those in the supernet are a
+    A model is evaluated as a copy, whose BatchNorm statistics are computed anew: those in the supernet are a
     mixture over all models. The supernet stays as it is.
 
     Args:
-        supernet: gives the weights, and alpha.
-        recipe: the recipe of the search.
-        constraints: limits on the model that is derived.
+        setup: gives the supernet, the recipe and the constraints.
         loader: gives training inputs for the statistics.
         images: the held-out ones, this process's share.
-        processes: those that judge together.
+        processes: those that evaluate together.
         autocast: makes the context in which models are compared during a search.
 
     Attributes:
         evaluated: the models of "random" and "evolution" so far.
-        rules: what a derived model has to keep to besides the budgets.
     """
 
     def __init__(
         self,
-        supernet: SuperNet,
-        recipe: SearchRecipe,
-        constraints: Sequence[Constraint],
+        setup: SearchSetup,
         loader: TrainLoader,
         images: EvalLoader,
         processes: Processes,
-        autocast: Callable[[], contextlib.AbstractContextManager[Any]],
+        autocast: Autocast,
     ) -> None:
-        self.model, self.recipe, self.constraints = supernet, recipe, list(constraints)
+        self.setup, self.model, self.recipe = setup, setup.supernet, setup.recipe
         self.loader, self.images, self.processes, self.autocast = loader, images, processes, autocast
-        self.learns = recipe.algorithm in ("gradient", "reinforce")
-        self.rules = rules_of(supernet.space, recipe.min_depth)
+        self.depth = MinDepth.of(setup.space, setup.recipe.min_depth)
         self.evaluated: list[Evaluated] = []
 
     def derived(self, constraints: Sequence[Constraint] | None = None) -> list[int]:
-        """Return the most probable model within the budgets; for random and evolution the best one judged.
+        """Return the most probable model within the constraints; the best one evaluated without alphas.
 
         Args:
             constraints: by default the search's own.
@@ -90,21 +91,20 @@ class SubnetEvaluator:
         Raises:
             DataError: there is none.
         """
-        constraints = self.constraints if constraints is None else list(constraints)
-        if not self.learns:
-            meeting = [j for j in self.evaluated if fits(j.choices, constraints, 0.0, **self.rules)]
-            if meeting:
-                return list(best_of(meeting).choices)
-            if self.evaluated:
+        constraints = self.setup.constraints if constraints is None else constraints
+        if self.evaluated and not self.recipe.learns:
+            meeting = [e for e in self.evaluated if fits(e.choices, constraints, 0.0, self.depth)]
+            if not meeting:
                 raise DataError(
-                    f"none of the {len(self.evaluated)} models that were judged keeps to the new targets; "
+                    f"none of the {len(self.evaluated)} models that were evaluated keeps to the new targets; "
                     "search again"
                 )
-        log_probs = self.model.alphas.log_probs().detach()
-        return within(log_probs, constraints, self.recipe.least_share, **self.rules)
+            return list(best_of(meeting).choices)
+        log_probs, share = self.model.alphas.log_probs(), self.recipe.least_share
+        return most_probable(log_probs, constraints, min_utilization=share, depth=self.depth)
 
     def inherited(
-        self, choices: Sequence[int], name: str = "judged", *, amp: bool = False
+        self, choices: Sequence[int], name: str = "evaluated", *, amp: bool = False
     ) -> tuple[ProxylessNAS, Metrics]:
         """Return one model with its own BatchNorm statistics, and its accuracy; all processes take part.
 
@@ -133,36 +133,29 @@ class SubnetEvaluator:
         for batch in self.loader.epoch(_CALIBRATION, mix=False):
             yield batch.inputs
 
-    def judge_all(self, stop: StopRequest, save: Callable[[], None], tell: Callable[[], None]) -> bool:
-        """Judge as many models as the recipe says.
+    def evaluate_all(self, stop: StopRequest, save: Callable[[], None], log: Callable[[], None]) -> bool:
+        """Evaluate as many models as the recipe says; return False if a signal came.
 
-        Args:
-            stop: looked at after each.
-            save: called now and then.
-            tell: called after each, which is the last of ``evaluated`` then.
-
-        Returns:
-            False if a signal came.
+        ``stop`` is looked at and ``log`` called after each, ``save`` now and then.
         """
-        r = self.recipe
-        proposals = Sampler(
-            self.model, self.constraints, algorithm=r.algorithm, seed=r.seed, least_share=r.least_share,
-            population=r.population, mutation=r.mutation, rules=self.rules,
-        )  # fmt: skip
+        constraints = self.setup.constraints
+        sampler = Sampler(self.setup.space, constraints, self.recipe)
         saved = time.monotonic()
-        while len(self.evaluated) < r.evaluations:
-            choices = proposals.next(self.evaluated)
+        while len(self.evaluated) < self.recipe.evaluations:
+            choices = sampler.next(self.evaluated)
             metrics = self.inherited(choices, amp=True)[1]
-            self.evaluated.append(
-                Evaluated(choices, metrics.top1, tuple(b.costs.of(choices) for b in self.constraints))
-            )
-            tell()
+            costs = tuple(b.costs.of(choices) for b in constraints)
+            self.evaluated.append(Evaluated(choices, metrics.top1, costs))
+            log()
             if self.processes.any_of(stop.signal is not None):
                 return False
             if self.processes.any_of(time.monotonic() - saved > _SAVE_EVERY_S):  # each has its own clock
                 save()
                 saved = time.monotonic()
         return True
+
+
+# ---- which model a search ends with
 
 
 _SECONDS = 40.0  # at most, for a candidate
@@ -206,7 +199,7 @@ class Measured:
         return self.timing.undisturbed_ms / (ratio if ratio > 1 + _REFERENCE_OFF else 1.0)
 
 
-def choose(setup: SearchSetup, searcher: Searcher) -> tuple[list[int], list[Measured]]:
+def choose(evaluator: SubnetEvaluator) -> tuple[list[int], list[Measured]]:
     """Return the model that a search ends with, and every candidate that was measured, the last one being it.
 
     Every process takes part; the first one measures.
@@ -214,26 +207,26 @@ def choose(setup: SearchSetup, searcher: Searcher) -> tuple[list[int], list[Meas
     Raises:
         DataError: no model meets the constraints.
     """
-    share = searcher.processes.sum_of  # the other processes add nothing
+    setup, processes = evaluator.setup, evaluator.processes
     target = next((b for b in setup.constraints if b.costs.name == "latency"), None)
-    candidates, tried = [searcher.derived()], list[Measured]()
+    candidates, tried = [evaluator.derived()], list[Measured]()
     while True:
         limit_ms = 0.0  # of the table, for the next candidate; 0: there is none
-        if searcher.processes.main and setup.table is not None:
+        if processes.main and setup.table is not None:
             if not tried:
                 tell("note: measuring the latency of what was found; this takes half a minute")
             arch = setup.space.arch(candidates[-1])
             tried.append(measure_like(arch, tuple(candidates[-1]), setup.table))
             limit_ms = _next_limit_ms(tried, target)
-        limit_ms = share(limit_ms)[0]
+        (limit_ms,) = processes.sum_of(limit_ms)  # the other processes add nothing
         if not limit_ms:
             break
         constraints = [Constraint(b.costs, limit_ms) if b is target else b for b in setup.constraints]
         try:
-            candidates.append(searcher.derived(constraints))
+            candidates.append(evaluator.derived(constraints))
         except DataError:  # nothing is as fast as that
             break
-    best = int(share(_best(tried, target) if tried else 0)[0])
+    best = int(processes.sum_of(_best(tried, target) if tried else 0)[0])
     if tried:
         tried.append(tried.pop(best))
     return candidates[best], tried
@@ -303,3 +296,74 @@ def measure_like(arch: Arch, choices: tuple[int, ...], table: LatencyTable) -> M
         return Measured(choices, predicted, timing, ratio())
     except Exception as e:  # noqa: BLE001 - hours of search are not lost to a failed measurement
         return Measured(choices, predicted, None, note=f"not measured: {first_line(e)}")
+
+
+# ---- its files
+
+
+def settle(
+    evaluator: SubnetEvaluator,
+    out: Path,
+    extra: Mapping[str, Any],
+    *,
+    searched: str = "",
+    seconds: float = 0.0,
+) -> tuple[SearchResult, Metrics]:
+    """Derive a model, evaluate, measure and save it; every process takes part, the first one writes.
+
+    Args:
+        evaluator: of the search, as far as it is.
+        out: folder for the model's files; its name is the model's.
+        extra: what ``result.json`` says besides.
+        searched: what the weights' file says of its origin; by default a summary of the search.
+        seconds: that the search took.
+
+    Raises:
+        DataError: no model meets the constraints.
+        ProxylessError: it cannot be written.
+    """
+    setup = evaluator.setup
+    choices, tried = choose(evaluator)
+    child, metrics = evaluator.inherited(choices, short_name(out.resolve().name, "searched"))
+    costs = {name: c.of(choices) for name, c in setup.costs.items()}
+    result = SearchResult(
+        True, out, cast(Arch, child.arch), tuple(choices), out / CHILD_FILE, metrics.top1, costs,
+        {b.costs.name: b.limit for b in setup.constraints}, costs.get("latency"), seconds=seconds,
+    )  # fmt: skip
+    if not evaluator.processes.main:
+        return result, metrics
+    if tried:
+        winner = tried[-1]
+        result = dataclasses.replace(
+            result, measured=winner.timing, measured_ms=winner.ms, measured_note=winner.note,
+            reference_ratio=winner.reference_ratio,
+            too_slow=tuple((t.predicted_ms, t.ms) for t in tried[:-1] if t.ms is not None),
+        )  # fmt: skip
+    child.categories, child.wnids = setup.data.categories, setup.data.wnids
+    try:
+        _write_model(child, out, searched or _summary(setup, costs))
+        result.write({"judged_in": PRECISION, **extra})
+    except OSError as e:
+        raise ProxylessError(
+            f"{out}: the derived model cannot be written ({e.strerror or e}); free space, run again"
+        ) from e
+    return result, metrics
+
+
+def _write_model(child: ProxylessNAS, folder: Path, searched: str) -> None:
+    """Write a model as text, in the original format, and as weights."""
+    arch = cast(Arch, child.arch)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / ARCH_FILE, (str(arch) + "\n").encode())
+    if all(block.kind != "custom" for block in arch.blocks):  # the original format has no others
+        text = json.dumps(arch.to_official(), indent=2) + "\n"
+        write_atomically(folder / CONFIG_FILE, text.encode())
+    save_weights(child, folder / CHILD_FILE, metadata={"searched": searched})
+
+
+def _summary(setup: SearchSetup, costs: Mapping[str, float]) -> str:
+    parts = [f"{setup.recipe.algorithm} search on {setup.data.name}, seed {setup.recipe.seed}"]
+    parts += [f"{name} {setup.costs[name].show(value)}" for name, value in costs.items()]
+    if setup.table is not None:
+        parts.append(f"table {setup.table.digest}")
+    return ", ".join(parts)

@@ -1,17 +1,4 @@
-"""What an arch step minimises: loss on held-out images and expected cost, with a trade-off that adapts.
-
-With a fixed strength the cost at the end is anybody's guess (users report targets of 25 ms that end at 72).
-This is a proportional-integral controller of the strength's logarithm: a model that is expected to cost more
-than wanted is pulled at harder at once, and a little harder for good. Alpha under Adam moves by about its
-learning rate a step, however hard it is pulled: with that as the unit of time, alpha adds up the pull as an
-integrator, and the two gains give a loop that is damped just enough not to swing. Where the pull is so hard
-that more of it would change nothing, the integral part waits.
-
-Both derivatives together keep their size while their proportion changes. Else the hard pull at the start of
-a search with a low target would be the measure of all that Adam sees in the next thousand steps, and neither
-the loss nor a weaker pull would move alpha any more. It is ours; the published searches have a fixed strength
-(``adapt = false``).
-"""
+"""What an arch step minimises: loss on held-out images and expected cost, with a trade-off that adapts."""
 
 from __future__ import annotations
 
@@ -28,13 +15,7 @@ KINDS = ("mul_log", "add_linear", "none")
 
 
 class ObjectiveGradient(NamedTuple):
-    """The derivative of the objective, taken apart.
-
-    Attributes:
-        value: of the objective.
-        by_loss: derivative by the cross-entropy.
-        by_cost: derivative by the expected cost.
-    """
+    """The value of the objective, and its derivatives by cross-entropy and by expected cost."""
 
     value: float
     by_loss: float
@@ -56,10 +37,8 @@ class Objective:
     ``unit_scale``.
 
     Attributes:
-        kind: see above.
+        kind, strength, scale: see above.
         target: T, in the unit of E; None only for "none".
-        strength: see above.
-        scale: of mul_log.
         balance: None takes the derivatives as they are. A number is the derivative by the loss, up to
             ``scale``, and the strength decides on the proportion of that by the cost to it alone. A strength
             that changes in the course of a search needs this: Adam remembers the largest gradients for a
@@ -83,21 +62,15 @@ class Objective:
 
     @property
     def unit_scale(self) -> float:
-        """Factor on E and T in mul_log, 1 for targets of at least 10; it keeps the logarithms well above 0.
+        """Factor on E and T in mul_log, 1 for targets of at least 10 (published: 80 ms).
 
-        A target of 0.5 ms would have a negative logarithm, one of 1 ms would divide by 0. Published targets
-        are 80 ms.
+        It keeps the logarithms well above 0: that of 0.5 ms is negative, and 1 ms would divide by 0.
         """
         assert self.target is not None
         return 1.0 if self.target >= 10 else 10.0 ** math.ceil(math.log10(10.0 / self.target))
 
-    def pull(self, loss: float, cost: float) -> ObjectiveGradient:
-        """Return the objective and its derivatives at one point.
-
-        Args:
-            loss: cross-entropy.
-            cost: E, in the unit of the target.
-        """
+    def gradient(self, loss: float, cost: float) -> ObjectiveGradient:
+        """Return the objective and its derivatives at a cross-entropy and an expected cost."""
         if self.kind == "none":
             return ObjectiveGradient(loss, 1.0, 0.0)
         assert self.target is not None
@@ -120,19 +93,11 @@ class Objective:
         )
 
 
-def reward(accuracy: float, cost: float | None, target: float | None, exponent: float) -> float:
+def reward(accuracy: float, cost: float, target: float, exponent: float) -> float:
     """Return the reward of a sampled model, ``accuracy * (target / cost) ** exponent``.
 
     Published (B.9): exponent 0.1; the paper writes ``ACC * [LAT / T] ** w`` with a negative w.
-
-    Args:
-        accuracy: 0 to 1.
-        cost: of the model; None, or no target, leaves the accuracy.
-        target: in the unit of the cost.
-        exponent: w.
     """
-    if cost is None or target is None:
-        return accuracy
     return accuracy * (target / cost) ** exponent
 
 
@@ -150,7 +115,19 @@ _RANGE = 1000.0  # the strength stays within this factor of where it started
 
 @dataclass
 class ConstraintController:
-    """Holds the strength of an :class:`~.objective.Objective`.
+    """Adapts the strength of an :class:`Objective`, so that the expected cost arrives at the target.
+
+    With a fixed strength the cost at the end is anybody's guess (users report targets of 25 ms that end at
+    72). This is a proportional-integral controller of the strength's logarithm: where a model is expected to
+    cost more than wanted, cost weighs more at once, and a little more for good. Alpha under Adam moves by
+    about its learning rate a step, however large its gradient: with that as the unit of time, alpha is an
+    integrator, and the two gains give a loop that is damped just enough not to swing. Where more weight would
+    change nothing, the integral part waits.
+
+    Both derivatives together keep their size while their proportion changes. Else the weight of the cost at
+    the start of a search with a low target would be the measure of all that Adam sees in the next thousand
+    steps, and neither the loss nor less weight would move alpha any more. It is ours; the published searches
+    have a fixed strength (``adapt = false``).
 
     Attributes:
         objective: as given; its strength is the first one.
@@ -185,11 +162,7 @@ class ConstraintController:
         return dataclasses.replace(self.objective, strength=self.strength, balance=balance)
 
     def update(self, expected: float) -> None:
-        """Take note of the cost that is expected after an arch step.
-
-        Args:
-            expected: mean cost of a model drawn from the probabilities, in the target's unit.
-        """
+        """Take note of the mean cost of a model drawn from the probabilities after an arch step."""
         target = self.objective.target
         if not self.adapt or self.objective.kind == "none" or target is None:
             return
@@ -201,7 +174,7 @@ class ConstraintController:
             self.integral = max(-limit, min(limit, self.integral + step))
 
     def state_dict(self) -> dict[str, float]:
-        """Return what a run goes on from."""
+        """Return what a search resumes from."""
         return {"integral": self.integral, "error": self.error}
 
     def load_state_dict(self, state: dict[str, float]) -> None:

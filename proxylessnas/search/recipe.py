@@ -25,6 +25,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..errors import shown
 from ..train.recipe import Recipe
 from ..utils.checks import Range, is_int
 from ..utils.config import Config, option, options
@@ -47,6 +48,7 @@ _WHY_PLAIN = {
     "final_rate": "both phases of a search follow a cosine to 0",
     "recalibrate_batches": "the search has a recalibrate_batches of its own, outside [weights]",
 }
+_OTHERWISE_PLAIN = "the weight steps of a search know no such thing"
 
 _LONGEST = 100_000
 _COUNT, _SOME, _FEW = Range(0, 1_000_000), Range(1, 1_000_000), Range(2, 1_000_000)
@@ -143,6 +145,11 @@ class SearchRecipe(Config):
     # fmt: on
 
     @property
+    def learns(self) -> bool:
+        """Whether alpha is learnt; else models are only compared."""
+        return self.algorithm in ("gradient", "reinforce")
+
+    @property
     def seed(self) -> int:
         """The seed of everything random: that of the weights."""
         return self.weights.seed
@@ -161,8 +168,7 @@ class SearchRecipe(Config):
     def conflicts(self) -> list[str]:
         """Return what does not fit together."""
         found = []
-        learns = self.algorithm in ("gradient", "reinforce")
-        if learns and self.frozen_epochs and self.frozen_epochs >= self.epochs:
+        if self.learns and self.frozen_epochs and self.frozen_epochs >= self.epochs:
             found.append(
                 f"frozen_epochs {self.frozen_epochs} must be below epochs, which is {self.epochs}: nothing "
                 "would be searched"
@@ -176,9 +182,32 @@ class SearchRecipe(Config):
         for name, plain in PLAIN.items():
             value = getattr(self.weights, name)
             if value != plain:
-                why = _WHY_PLAIN.get(name, "the weight steps of a search know no such thing")
+                why = _WHY_PLAIN.get(name, _OTHERWISE_PLAIN)
                 found.append(f"weights.{name} is {value}, but {why}: leave it out")
         return found
+
+    @classmethod
+    def nearest(cls, name: str) -> list[str]:
+        """Return the options that a name may mean, those that a search can set first."""
+        inner = name.lower().replace("-", "_").removeprefix("weights.")
+        if inner in options(cls) and inner != name:
+            return [inner]
+        near = ["learning_rate"] if inner == "warmup_lr" else super().nearest(name)
+        return sorted(near, key=cls._is_plain)
+
+    @classmethod
+    def unknown(cls, name: object) -> str:
+        """Return the problem line for a name that no option has: the nearest ones, or why there is none."""
+        near = cls.nearest(str(name))
+        if near and cls._is_plain(near[0]):
+            why = _WHY_PLAIN.get(near[0].removeprefix("weights."), _OTHERWISE_PLAIN)
+            return f"there is no {shown(name)}: {why}"
+        return super().unknown(name)
+
+    @classmethod
+    def _is_plain(cls, name: str) -> bool:
+        """Tell whether a value of the weights is fixed in a search."""
+        return name not in options(cls) and name.removeprefix("weights.") in PLAIN
 
     def implied(self, given: Mapping[str, Any], *, from_file: bool = False) -> dict[str, Any]:
         """Return the epochs without arch steps, at most half of another number of epochs.

@@ -5,8 +5,8 @@ functions of the seed and the step, and a checkpoint holds alpha, weights, both 
 baseline, and the generators that paths are drawn from.
 
 Several processes sample the same paths, and average the gradients of the weights on them and of alpha. Their
-BatchNorm statistics are each their own, unless the recipe says ``sync_bn``; before models are judged, all get
-the first process's, which are those that are saved, as in training.
+BatchNorm statistics are each their own, unless the recipe says ``sync_bn``; before models are evaluated, all
+get the first process's, which are those that are saved, as in training.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,74 +28,109 @@ from ..train.augment import shrunk
 from ..train.checkpoint import check_finite, other_images, restore_shared, resume_run, shared_state
 from ..train.loader import Batch, UnreadableNotes
 from ..train.logger import memory_mib
-from ..train.metrics import Metrics
 from ..train.optim import make_optimizer, parameter_groups
 from ..train.sampler import Position, mix64
 from ..train.settings import Settings
 from ..train.step import Losses, WeightStep
 from ..utils.distributed import Processes
 from ..utils.signals import StopRequest
+from .arch_optimizers import ArchStep, ReinforceStep
 from .baselines import Evaluated
-from .components import arch_step_of, loaders, objective_of
-from .constraints import Constraint
-from .data import SearchData
+from .constraints import zero_column
 from .evaluate import SubnetEvaluator
 from .logger import Health, SearchLog
-from .objective import ConstraintController
+from .objective import ConstraintController, expected_cost
 from .path_optimizer import PathParameters, mean_gradients
 from .recipe import SearchRecipe
-from .schedule import Schedule
-from .supernet import SuperNet
-
-if TYPE_CHECKING:
-    from ..models.proxylessnas import ProxylessNAS
-
+from .setup import SearchSetup
 
 _PATHS, _ARCH = 101, 102  # what a generator is for
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The course of a search (original code, B.7): which steps it does when, and at which learning rate.
+
+    First a warm-up of weight steps alone, on paths drawn evenly (alpha is as good as zero); then, but for
+    ``frozen_epochs``, arch steps between weight steps.
+    """
+
+    recipe: SearchRecipe
+    steps_per_epoch: int
+
+    @property
+    def total_epochs(self) -> int:
+        """Epochs of warm-up and search."""
+        return self.recipe.warmup_epochs + self.recipe.epochs
+
+    @property
+    def total_steps(self) -> int:
+        """Weight steps of warm-up and search."""
+        return self.total_epochs * self.steps_per_epoch
+
+    @property
+    def _frozen(self) -> int:
+        return min(self.recipe.frozen_epochs, max(self.recipe.epochs - 1, 0))
+
+    def searching(self, epoch: int) -> bool:
+        """Return whether an epoch (from 0) belongs to the search, not to the warm-up, and alpha is learnt."""
+        return self.recipe.learns and epoch >= self.recipe.warmup_epochs
+
+    def arch_steps_after(self, epoch: int, step: int) -> int:
+        """Return how many arch steps follow a weight step; both are counted from 0, the step in its epoch."""
+        r, total = self.recipe, self.steps_per_epoch
+        if not r.learns or epoch < r.warmup_epochs + self._frozen:
+            return 0
+        if r.algorithm == "gradient":
+            return int((step + 1) % r.arch_every == 0)
+        return (step + 1) * r.reinforce_updates // total - step * r.reinforce_updates // total
+
+    def arch_steps(self) -> int:
+        """Return how many arch steps there are in all."""
+        r = self.recipe
+        each = self.steps_per_epoch // r.arch_every if r.algorithm == "gradient" else r.reinforce_updates
+        return (r.epochs - self._frozen) * each if r.learns else 0
+
+    def rate_factor(self, step: int) -> float:
+        """Return the share of the warm-up's learning rate at a weight step (from 0, over the whole run).
+
+        A cosine to 0 over the warm-up, and another one from ``search_rate`` to 0 over the search.
+        """
+        r = self.recipe
+        warmup = r.warmup_epochs * self.steps_per_epoch
+        if step < warmup:
+            return _cosine(step, warmup)
+        share = r.search_rate / r.weights.learning_rate
+        return share * _cosine(step - warmup, r.epochs * self.steps_per_epoch)
+
+
+def _cosine(step: int, total: int) -> float:
+    return 0.5 * (1.0 + math.cos(math.pi * min(step / max(total, 1), 1.0)))
 
 
 class Searcher:
     """One search.
 
     Args:
-        supernet: is trained in place; its preprocessing is set.
-        data: images to train weights on, and images held out of them for alpha.
-        recipe: how.
-        settings: where.
+        setup: what is searched; its supernet is trained in place.
+        settings: where and how.
         processes: this process among the others of the run.
-        constraints: limits on the derived model; the first one is what the objective trades accuracy against.
     """
 
-    def __init__(
-        self,
-        supernet: SuperNet,
-        data: SearchData,
-        recipe: SearchRecipe,
-        settings: Settings,
-        processes: Processes,
-        constraints: Sequence[Constraint],
-    ) -> None:
-        self.data, self.recipe, self.settings, self.processes = data, recipe, settings, processes
-        self.constraints, self.device = list(constraints), processes.device
+    def __init__(self, setup: SearchSetup, settings: Settings, processes: Processes) -> None:
+        self.setup, self.settings, self.processes = setup, settings, processes
+        self.recipe, self.data, self.device = setup.recipe, setup.data, processes.device
         self.checkpoints = settings.out / "checkpoints"
         self.position, self.arch_steps = Position(), 0
-        weights = recipe.weights
-        self.model = supernet.to(self.device)
+        recipe, weights = self.recipe, self.recipe.weights
+        self.model = setup.supernet.to(self.device)
         if weights.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
         if weights.sync_bn and processes.world > 1:
             convert_sync_bn(self.model)
-        self.loader, self.arch_loader, self.judge_loader = loaders(
-            self.model, data, recipe, settings, processes
-        )
-        self.learns = recipe.algorithm in ("gradient", "reinforce")
-        self.schedule = Schedule(
-            recipe.warmup_epochs, recipe.epochs, self.loader.steps_per_epoch, recipe.frozen_epochs,
-            every=recipe.arch_every if recipe.algorithm == "gradient" else 0,
-            per_epoch=recipe.reinforce_updates if recipe.algorithm == "reinforce" else 0,
-            search_share=recipe.search_rate / weights.learning_rate,
-        )  # fmt: skip
-        if self.learns and not self.schedule.arch_steps():
+        self.loader, self.arch_loader, self.eval_loader = setup.loaders(settings, processes)
+        self.schedule = Schedule(recipe, self.loader.steps_per_epoch)
+        if recipe.learns and not self.schedule.arch_steps():
             raise DataError(
                 f"there would be no arch step: {self.loader.steps_per_epoch} weight steps an epoch, one "
                 f"arch step after every {recipe.arch_every}, {recipe.frozen_epochs} of {recipe.epochs} "
@@ -107,46 +143,26 @@ class Searcher:
             exchange=lambda params: mean_gradients(params, processes),
         )  # fmt: skip
         self.losses = Losses(self.step, processes, self.loader.steps_per_epoch, self.checkpoints)
-        self.evaluator = SubnetEvaluator(
-            self.model,
-            recipe,
-            self.constraints,
-            self.loader,
-            self.judge_loader,
-            processes,
-            self.step.autocast,
-        )
+        self.evaluator = SubnetEvaluator(setup, self.loader, self.eval_loader, processes, self.step.autocast)
         self.path_generator = torch.Generator().manual_seed(mix64(recipe.seed, _PATHS))
         self.arch_generator = torch.Generator().manual_seed(mix64(recipe.seed, _ARCH))
         self.arch_optimizer = torch.optim.Adam(
             [self.model.alphas.logits], lr=recipe.arch_rate, betas=recipe.arch_betas
         )
-        objective = objective_of(recipe, self.constraints)
-        self.controller = ConstraintController(objective, adapt=recipe.adapt, rate=recipe.arch_rate)
-        self.arch_step, self.reinforce = arch_step_of(
-            recipe,
-            self.paths,
-            self.arch_optimizer,
-            self.constraints,
-            self.arch_generator,
-            processes,
-            self.step,
+        self.controller = ConstraintController(setup.objective(), recipe.adapt, recipe.arch_rate)
+        self.arch_step = setup.arch_step(
+            self.paths, self.arch_optimizer, self.arch_generator, processes, self.step.autocast
         )
-        self.health = Health(self.evaluator.rules["zero_column"], recipe.stuck_epochs)
+        self.health = Health(zero_column(setup.space), recipe.stuck_epochs)
         self._unreadable = UnreadableNotes()
 
     # ---- the loop
 
     @property
-    def evaluated(self) -> list[Evaluated]:
-        """The models that "random" and "evolution" have judged so far."""
-        return self.evaluator.evaluated
-
-    @property
     def finished(self) -> bool:
-        """Whether all epochs are done, and all models judged."""
+        """Whether all epochs are done, and all models evaluated."""
         over = self.position.epoch >= self.schedule.total_epochs
-        return over and (self.learns or len(self.evaluated) >= self.recipe.evaluations)
+        return over and (self.recipe.learns or len(self.evaluator.evaluated) >= self.recipe.evaluations)
 
     def fit(self, stop: StopRequest, log: SearchLog) -> bool:
         """Search to the end of the recipe; return False if a signal stopped it before (it is saved)."""
@@ -160,15 +176,15 @@ class Searcher:
             if self.processes.any_of(stop.signal is not None) and p.epoch < self.schedule.total_epochs:
                 return False
         self._name_unreadable(log)
-        if self.learns:
+        if self.recipe.learns:
             return True
-        done = self.evaluator.judge_all(stop, self.save, lambda: log.evaluated(self))
+        done = self.evaluator.evaluate_all(stop, self.save, lambda: log.evaluated(self))
         self.save()
         return done
 
     def _name_unreadable(self, log: SearchLog) -> None:
         """Tell of images that were found unreadable since this was last called."""
-        held_out = {**self.judge_loader.unreadable, **self.arch_loader.unreadable}
+        held_out = {**self.eval_loader.unreadable, **self.arch_loader.unreadable}
         self._unreadable.tell(log.run.note, "training", self.loader.unreadable, "others take their place")
         self._unreadable.tell(log.run.note, "held-out", held_out, "they are left out, or others taken")
 
@@ -183,7 +199,7 @@ class Searcher:
             self.model.set_path(self.model.alphas.sample(self.path_generator))
             factor = self.schedule.rate_factor(p.global_step)
             self.losses.add(self.weight_step(batch, p.global_step, factor, side))
-            due = self.schedule.arch_steps_after(p.epoch, p.step) if self.learns else 0
+            due = self.schedule.arch_steps_after(p.epoch, p.step)
             p.step, p.global_step = p.step + 1, p.global_step + 1
             self._arch_steps(due, stop, log)
             end = p.step == self.schedule.steps_per_epoch
@@ -211,11 +227,7 @@ class Searcher:
     def weight_step(self, batch: Batch, number: int, factor: float, side: int | None = None) -> Tensor:
         """Train the present path on a batch, and return its loss, [], on the device.
 
-        Args:
-            batch: of this process.
-            number: of the step, from 0.
-            factor: of the learning rates.
-            side: to shrink the images to, px.
+        ``factor`` is that of the learning rates; ``side``, in px, what the images are shrunk to.
         """
         inputs = batch.inputs if side is None else shrunk(batch.inputs, side)
         with self.paths.selected():
@@ -223,21 +235,17 @@ class Searcher:
 
     def arch_update(self, number: int) -> dict[str, Any]:
         """Update alpha on the held-out batch of a number, and return the figures of it."""
+        assert self.arch_step is not None
         inputs, targets = self.arch_loader.batch(number)
-        if self.arch_step is not None:
-            r = self.arch_step(inputs, targets, self.controller.current())
-            figures = {
-                "loss": r.loss, "objective": r.pull.value, "gradient_norm": r.gradient_norm,
-                "strength": self.controller.strength,
-            }  # fmt: skip
-            scale = self.arch_step.scale
-            return figures if scale is None else {**figures, "skipped": r.skipped, "scale": scale.factor}
-        assert self.reinforce is not None
-        s = self.reinforce(inputs, targets)
-        return {
-            "accuracy": s.accuracy, "reward": s.reward, "baseline": s.baseline, "sampled_cost": s.cost,
-            "gradient_norm": s.gradient_norm,
+        if isinstance(self.arch_step, ReinforceStep):
+            return self.arch_step(inputs, targets)._asdict()
+        r = self.arch_step(inputs, targets, self.controller.current())
+        figures = {
+            "loss": r.loss, "objective": r.objective.value, "gradient_norm": r.gradient_norm,
+            "strength": self.controller.strength,
         }  # fmt: skip
+        scale = self.arch_step.scale
+        return figures if scale is None else {**figures, "skipped": r.skipped, "scale": scale.factor}
 
     def _arch_steps(self, due: int, stop: StopRequest, log: SearchLog) -> None:
         """Do some arch steps, and write down what they came to."""
@@ -245,39 +253,31 @@ class Searcher:
             try:
                 figures = self.arch_update(self.arch_steps)
             except ProxylessError:
-                self.losses.look(stop)  # weights that broke down since the last look are what is to be told
+                self.losses.look(
+                    stop
+                )  # weights that broke down since the last look are what is to be reported
                 raise
             self.arch_steps += 1
             if not figures.get("skipped"):
                 self.health.arch_step(figures["gradient_norm"])
                 expected = self.expected()
-                if expected is not None and self.arch_step is not None:
+                if expected is not None and isinstance(self.arch_step, ArchStep):
                     self.controller.update(expected)
             log.arch_step(self, figures)
 
     def expected(self) -> float | None:
-        """Return the mean cost of a model drawn from the present probabilities, by the first budget."""
-        if not self.constraints:
+        """Return the mean cost of a model drawn from the present probabilities, by the first constraint."""
+        if not self.setup.constraints:
             return None
-        costs = self.constraints[0].costs
-        return float((self.model.alphas.probs().detach() * costs.table).sum()) + costs.fixed
-
-    def standing(self) -> dict[str, float | None]:
-        """Return the expected cost (also as a share of the target), and the signs of health."""
-        expected = self.expected()
-        share = None if expected is None else expected / self.constraints[0].limit
-        return {"expected": expected, "of_target": share, **self.health.figures(self.model.alphas)}
-
-    def probabilities(self) -> list[list[float]]:
-        """Return p to four digits, [blocks][candidates]."""
-        return [[round(v, 4) for v in row] for row in self.model.alphas.probs().tolist()]
+        costs = self.setup.constraints[0].costs
+        return float(expected_cost(self.model.alphas.probs().detach(), costs.table, costs.fixed))
 
     def _end_of_epoch(self, log: SearchLog) -> None:
         p, steps = self.position, self.schedule.steps_per_epoch
         started = time.monotonic()
         self.processes.copy_first_(self.model.buffers())
-        searching = self.schedule.searching(p.epoch) and self.learns
-        choices = self.derived() if searching else []
+        searching = self.schedule.searching(p.epoch)
+        choices = self.evaluator.derived() if searching else []
         metrics = self.evaluator.inherited(choices, amp=True)[1] if searching else None
         if searching and self.arch_steps:
             last = p.epoch + 1 == self.schedule.total_epochs
@@ -299,17 +299,7 @@ class Searcher:
         log.run.epoch(record)  # before the checkpoint: a run killed in between cuts it off again
         self.save()
 
-    # ---- models
-
-    def derived(self, constraints: Sequence[Constraint] | None = None) -> list[int]:
-        """Return the model that a search ends with; see :meth:`~.evaluator.SubnetEvaluator.derived`."""
-        return self.evaluator.derived(constraints)
-
-    def inherited(self, choices: Sequence[int], name: str) -> tuple[ProxylessNAS, Metrics]:
-        """Return one model and its accuracy, as it is saved (:meth:`SubnetEvaluator.inherited`)."""
-        return self.evaluator.inherited(choices, name)
-
-    # ---- what is kept
+    # ---- checkpoints
 
     def save(self) -> None:
         """Write a checkpoint; every process takes part.
@@ -319,95 +309,85 @@ class Searcher:
             CheckpointError: it cannot be written; the one before is kept.
         """
         check_finite(self, self.model.state_dict(), {"alpha": self.model.alphas.logits.detach()})
-        state = search_state(self)
+        state = self.state_dict()
         if self.processes.main:
             checkpoint.save(self.checkpoints, state)
         self.processes.wait()
 
-    def release(self) -> None:
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything a search resumes from; every process takes part."""
+        return {
+            **shared_state(self, self._space()),
+            "kind": "search",
+            "alphas": self.model.alphas.logits.detach().clone(),
+            "arch_optimizer": self.arch_optimizer.state_dict(),
+            "arch_steps": self.arch_steps,
+            **({} if self.arch_step is None else self.arch_step.state_dict()),
+            "controller": self.controller.state_dict(),
+            "health": self.health.state_dict(),
+            "judged": [[list(e.choices), e.top1, list(e.costs)] for e in self.evaluator.evaluated],
+            "paths": self.path_generator.get_state(),
+            "arch_paths": self.arch_generator.get_state(),
+            "budgets": self._limits(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put the search into the state of a checkpoint, whatever it is of."""
+        restore_shared(self, state)
+        with torch.no_grad():
+            self.model.alphas.logits.copy_(state["alphas"])
+        self.arch_optimizer.load_state_dict(state["arch_optimizer"])
+        self.arch_steps = int(state["arch_steps"])
+        if self.arch_step is not None:
+            self.arch_step.load_state_dict(state)
+        self.controller.load_state_dict(state["controller"])
+        self.health.load_state_dict(state["health"])
+        judged = state["judged"]
+        self.evaluator.evaluated[:] = [Evaluated(tuple(p), float(a), tuple(c)) for p, a, c in judged]
+        self.path_generator.set_state(state["paths"])
+        self.arch_generator.set_state(state["arch_paths"])
+
+    def resume(self) -> list[str]:
+        """Put the search where its newest checkpoint is, if there is one; return what the user should know.
+
+        Raises:
+            CheckpointError: the checkpoint belongs to another search, or none is sound.
+        """
+        return resume_run(
+            self,
+            self._differences,
+            self.load_state_dict,
+            lambda: self.finished,
+            "the result can differ from that of a search in one piece",
+        )
+
+    def _differences(self, state: dict[str, Any]) -> Iterator[str]:
+        if state.get("kind") != "search":
+            yield ", which is no search"
+        before = SearchRecipe.from_dict(state["recipe"], f"the recipe in {self.checkpoints}")
+        different = self.recipe.differences(before)
+        if different:
+            yield f"; its recipe differs ({'; '.join(different)})"
+        if state["arch"] != self._space():
+            yield ", in another space"
+        yield from other_images(self, state)
+        if state["budgets"] != self._limits():
+            yield ", with other targets or another latency table"
+
+    def _space(self) -> str:
+        return json.dumps(self.model.space.to_dict(), sort_keys=True)
+
+    def _limits(self) -> list[list[Any]]:
+        """Return the constraints, with sums that change with the costs."""
+        found: list[list[Any]] = []
+        for b in self.setup.constraints:
+            table = b.costs.table.masked_fill(~b.costs.mask, 0.0)
+            # Exactly rounded: the last digits of a dot product depend on the processor.
+            weighted = math.fsum(n * v for n, v in enumerate(table.flatten().tolist(), 1))
+            found.append([b.costs.name, b.limit, b.costs.fixed, weighted])
+        return found
+
+    def close(self) -> None:
         """End worker processes."""
         self.loader.close()
         self.arch_loader.close()
-
-
-def search_state(searcher: Searcher) -> dict[str, Any]:
-    """Return everything a search goes on from; every process takes part."""
-    gradient, reinforce = searcher.arch_step, searcher.reinforce
-    return {
-        **shared_state(searcher, _space(searcher)),
-        "kind": "search",
-        "alphas": searcher.model.alphas.logits.detach().clone(),
-        "arch_optimizer": searcher.arch_optimizer.state_dict(),
-        "arch_steps": searcher.arch_steps,
-        "arch_scale": gradient.scale.state_dict() if gradient and gradient.scale else None,
-        "controller": searcher.controller.state_dict(),
-        "baseline": reinforce.baseline if reinforce else None,
-        "health": searcher.health.state_dict(),
-        "judged": [[list(j.choices), j.top1, list(j.costs)] for j in searcher.evaluated],
-        "paths": searcher.path_generator.get_state(),
-        "arch_paths": searcher.arch_generator.get_state(),
-        "budgets": _constraints(searcher),
-    }
-
-
-def resume_search(searcher: Searcher) -> list[str]:
-    """Put a search where its newest checkpoint is, if there is one; return what the user should know.
-
-    Raises:
-        CheckpointError: the checkpoint belongs to another search, or none is sound.
-    """
-    return resume_run(
-        searcher,
-        lambda state: _differences(searcher, state),
-        lambda state: restore(searcher, state),
-        lambda: searcher.finished,
-        "the result can differ from that of a search in one piece",
-    )
-
-
-def restore(searcher: Searcher, state: dict[str, Any]) -> None:
-    """Put a search into the state of a checkpoint, whatever it is of."""
-    restore_shared(searcher, state)
-    with torch.no_grad():
-        searcher.model.alphas.logits.copy_(state["alphas"])
-    searcher.arch_optimizer.load_state_dict(state["arch_optimizer"])
-    searcher.arch_steps = int(state["arch_steps"])
-    gradient, scale = searcher.arch_step, state.get("arch_scale")
-    if gradient is not None and gradient.scale is not None and scale is not None:
-        gradient.scale.load_state_dict(scale)
-    searcher.controller.load_state_dict(state["controller"])
-    if searcher.reinforce is not None:
-        searcher.reinforce.baseline = state["baseline"]
-    searcher.health.load_state_dict(state["health"])
-    searcher.evaluated[:] = [Evaluated(tuple(p), float(a), tuple(c)) for p, a, c in state["judged"]]
-    searcher.path_generator.set_state(state["paths"])
-    searcher.arch_generator.set_state(state["arch_paths"])
-
-
-def _differences(searcher: Searcher, state: dict[str, Any]) -> Iterator[str]:
-    if state.get("kind") != "search":
-        yield ", which is no search"
-    before = SearchRecipe.from_dict(state["recipe"], f"the recipe in {searcher.checkpoints}")
-    different = searcher.recipe.differences(before)
-    if different:
-        yield f"; its recipe differs ({'; '.join(different)})"
-    if state["arch"] != _space(searcher):
-        yield ", in another space"
-    yield from other_images(searcher, state)
-    if state["budgets"] != _constraints(searcher):
-        yield ", with other targets or another latency table"
-
-
-def _space(searcher: Searcher) -> str:
-    return json.dumps(searcher.model.space.to_dict(), sort_keys=True)
-
-
-def _constraints(searcher: Searcher) -> list[list[Any]]:
-    """Return the limits, and sums that change with the costs."""
-    found: list[list[Any]] = []
-    for b in searcher.constraints:
-        table = b.costs.table.masked_fill(~b.costs.mask, 0.0)
-        # Exactly rounded: the last digits of a dot product depend on the processor.
-        weighted = math.fsum(n * v for n, v in enumerate(table.flatten().tolist(), 1))
-        found.append([b.costs.name, b.limit, b.costs.fixed, weighted])
-    return found

@@ -1,4 +1,4 @@
-"""What a search is asked for: read, and checked before anything is trained."""
+"""Reads and checks what a search is given, and makes its parts; nothing is trained before all of it fits."""
 
 from __future__ import annotations
 
@@ -12,17 +12,21 @@ from ..arch.ops import modules_of
 from ..arch.space import SearchSpace
 from ..arch.spaces import read_space
 from ..data.named import parse_name
+from ..data.open import Data
 from ..errors import DataError, LatencyError
+from ..train.loader import EvalLoader, TrainLoader
 from ..train.sampler import mix64
 from ..train.settings import Settings
 from ..train.setup import preprocessing_of
 from ..utils.distributed import Processes
-from .constraints import Constraint, Costs, check_reachable, latency_costs, size_costs
-from .data import SearchData, open_search_data
-from .derivation import most_probable_within, rules_of
+from .arch_optimizers import ArchStep, Autocast, GateScale, ReinforceStep
+from .constraints import Constraint, MinDepth, check_reachable, latency_costs, size_costs
+from .data import ArchLoader, open_search_data
+from .derivation import most_probable
 from .init import align
+from .objective import Objective
+from .path_optimizer import PathParameters
 from .recipe import SearchRecipe, read_search_recipe
-from .searcher import Searcher
 from .supernet import SuperNet, seeded
 
 if TYPE_CHECKING:
@@ -33,76 +37,136 @@ _START = 104  # what a generator is for
 
 
 class SearchSetup:
-    """What is asked for, read and checked before anything is trained."""
+    """A search before its first step: what it was given, read and checked, and its supernet.
+
+    Args: as of :func:`~.run.search`.
+
+    Attributes:
+        source: where the images are, for another call; None if they are an object.
+        recipe: how to search.
+        data: images for the weights (``train``), and those held out of them for the architecture (``val``).
+        space: with as many classes as the images have, at the size that the recipe trains at.
+        table: latencies of the space, or None.
+        notes: what a user should know, one line each.
+        supernet: a new one; a search trains it in place.
+        costs: every kind of cost that is known, by name.
+        constraints: the recipe's targets, latency first. The first one is what accuracy is traded against.
+    """
 
     def __init__(
-        self, space: Any, data: Any, recipe: Any, table: Any, force: bool, limit: int | None
+        self,
+        space: Any,
+        data: Any,
+        recipe: Any,
+        table: Any = None,
+        force: bool = False,
+        limit: int | None = None,
     ) -> None:
         from ..latency.table import LatencyTable
 
-        # What `resume` and `derive` open again; a data set object cannot be written down.
-        self.source = None
+        self.source: dict[str, Any] | None = None
         if isinstance(data, (str, Path)):
             named = isinstance(data, str) and parse_name(data) is not None
             self.source = {"data": str(data if named else Path(data).resolve()), "limit": limit}
-        self.recipe = recipe if isinstance(recipe, SearchRecipe) else read_search_recipe(recipe)
-        self.data: SearchData = (
-            data
-            if isinstance(data, SearchData)
-            else open_search_data(
-                data, arch_fraction=self.recipe.arch_fraction, seed=self.recipe.seed, limit=limit
-            )
-        )
-        self.space = adapted(
-            space if isinstance(space, SearchSpace) else read_space(space), self.data, self.recipe
-        )
+        self.recipe = r = recipe if isinstance(recipe, SearchRecipe) else read_search_recipe(recipe)
+        self.data = open_search_data(data, arch_fraction=r.arch_fraction, seed=r.seed, limit=limit)
+        assert self.data.val is not None
+        self.held_out = self.data.val
+        self.space = adapted(space if isinstance(space, SearchSpace) else read_space(space), self.data, r)
         self.table = table if table is None or isinstance(table, LatencyTable) else LatencyTable.load(table)
-        if self.table is None and self.recipe.target_ms is not None:
+        if self.table is None and r.target_ms is not None:
             raise DataError(
                 "a target in milliseconds needs a latency table of the device: name one, or make one with "
                 "`proxylessnas latency build`"
             )
-        self.notes: list[str] = []
-        if self.table is not None:
-            self.notes += self._checked(self.table, force)
-
-    def _checked(self, table: LatencyTable, force: bool) -> list[str]:
-        from ..latency.validate import doubts
-
-        problems = doubts(table)
-        if problems and not force:
-            raise LatencyError(
-                f"this latency table is not to be trusted: {'; '.join(problems)}. Run `proxylessnas latency "
-                "validate` on its device, or search with it all the same: --force (force=True in Python)"
-            )
-        return [f"WARNING: the latency table is not to be trusted: {doubt}" for doubt in problems]
-
-    def searcher(self, settings: Settings, group: Processes) -> Searcher:
-        """Return the search, ready to begin or to go on."""
-        supernet = seeded(self.space, self.recipe.seed)
-        weights = self.recipe.weights
-        recipe = weights if weights.image_size else weights.replace(image_size=self.space.resolution)
-        supernet.preprocessing = preprocessing_of(recipe, supernet, self.data.weights)  # type: ignore[arg-type]
-        if self.recipe.aligned_start:
-            align(supernet, torch.Generator().manual_seed(mix64(self.recipe.seed, _START)))
-        supernet.alphas.init(torch.Generator().manual_seed(self.recipe.seed), self.recipe.arch_init)
-        self.costs = all_costs(supernet, self.table)
-        self.constraints = constraints_of(self.recipe, self.costs)
+        self.notes = [] if self.table is None else _checked(self.table, force)
+        self.supernet = self._created()
+        self.costs = {} if self.table is None else {"latency": latency_costs(self.table, self.space)}
+        self.costs |= size_costs(self.supernet)
+        self.constraints = [Constraint(self.costs[name], limit) for name, limit in r.targets.items()]
         check_reachable(self.constraints)
-        self._check_together(supernet)
-        return Searcher(supernet, self.data, self.recipe, settings, group, self.constraints)
+        # Whether they can be met together is found out now, not after hours of training.
+        log_probs = self.supernet.alphas.log_probs()
+        most_probable(log_probs, self.constraints, depth=MinDepth.of(self.space, r.min_depth))
 
-    def _check_together(self, supernet: SuperNet) -> None:
-        """Find out now, not after hours of training, whether the budgets can be met together."""
-        rules = rules_of(self.space, self.recipe.min_depth)
-        most_probable_within(supernet.alphas.log_probs(), self.constraints, **rules)
+    def _created(self) -> SuperNet:
+        """Return the supernet that the search starts from."""
+        r, supernet = self.recipe, seeded(self.space, self.recipe.seed)
+        weights = r.weights if r.weights.image_size else r.weights.replace(image_size=self.space.resolution)
+        supernet.preprocessing = preprocessing_of(weights, supernet, self.data)  # type: ignore[arg-type]
+        if r.aligned_start:
+            align(supernet, torch.Generator().manual_seed(mix64(r.seed, _START)))
+        supernet.alphas.init(torch.Generator().manual_seed(r.seed), r.arch_init)
+        return supernet
+
+    # ---- parts of the search
+
+    def loaders(self, settings: Settings, processes: Processes) -> tuple[TrainLoader, ArchLoader, EvalLoader]:
+        """Return one process's loaders: for weights, for arch steps, and to evaluate single models.
+
+        The last two have the same images, those held out; only the last one has them in order.
+
+        Raises:
+            DataError: the images do not do for the recipe.
+        """
+        r, preprocessing = self.recipe, self.supernet.preprocessing
+        assert preprocessing is not None
+        workers = settings.worker_count(processes.world)
+        size = r.arch_batch_size or r.weights.batch_size
+        weights = TrainLoader(
+            self.data.train, r.weights, preprocessing,
+            num_classes=self.space.num_classes, processes=processes, workers=workers,
+            max_unreadable=settings.max_unreadable,
+        )  # fmt: skip
+        arch = ArchLoader(
+            self.held_out, preprocessing, batch_size=size, seed=r.seed,
+            rank=processes.rank, world=processes.world, device=processes.device, workers=workers,
+            max_unreadable=settings.max_unreadable, channels_last=r.weights.channels_last,
+        )  # fmt: skip
+        each = max(1, min(256, size // processes.world))
+        return (
+            weights,
+            arch,
+            EvalLoader(self.held_out, preprocessing, batch_size=each, processes=processes, workers=workers),
+        )
+
+    def objective(self) -> Objective:
+        """Return what "gradient" minimises."""
+        r = self.recipe
+        if not self.constraints or r.regulariser == "none":
+            return Objective("none")
+        return Objective(r.regulariser, self.constraints[0].limit, r.cost_strength, r.scale)
+
+    def arch_step(
+        self,
+        paths: PathParameters,
+        optimizer: torch.optim.Optimizer,
+        generator: torch.Generator,
+        processes: Processes,
+        autocast: Autocast,
+    ) -> ArchStep | ReinforceStep | None:
+        """Return the update of alpha; None where it is not learnt."""
+        r, first = self.recipe, self.constraints[0] if self.constraints else None
+        if r.algorithm == "gradient":
+            scale = GateScale() if r.weights.amp == "fp16" else None
+            return ArchStep(
+                paths, optimizer, first.costs if first else None, mode=r.arch_mode, generator=generator,
+                processes=processes, autocast=autocast, scale=scale,
+            )  # fmt: skip
+        if r.algorithm == "reinforce":
+            return ReinforceStep(
+                self.supernet, optimizer, first, samples=r.reinforce_samples, exponent=r.reinforce_exponent,
+                decay=r.reinforce_baseline, generator=generator, processes=processes, autocast=autocast,
+            )  # fmt: skip
+        return None
+
+    # ---- for people, and for readers of the log
 
     def reach(self) -> list[str]:
-        """Return in words what can be reached, and what is asked for."""
+        """Return in words what is asked for, and what can be reached."""
         found = []
         for constraint in self.constraints:
-            low, high = constraint.costs.range()
-            show = constraint.costs.show
+            show, (low, high) = constraint.costs.show, constraint.costs.range()
             found.append(
                 f"target: {constraint.costs.name} of at most {show(constraint.limit)}; models of this space "
                 f"go from {show(low)} to {show(high)}"
@@ -126,30 +190,29 @@ class SearchSetup:
             "table": None if self.table is None else self.table.digest,
             "table_conditions": None if self.table is None else self.table.conditions.describe(),
             "data": self.data.name,
-            "pictures": {"weights": len(self.data.weights.train), "arch": len(self.data.arch)},
+            "pictures": {"weights": len(self.data.train), "arch": len(self.held_out)},
             "versions": {"proxylessnas": __version__, "torch": str(torch.__version__)},
             "seed": self.recipe.seed,
         }
 
 
-def adapted(space: SearchSpace, data: SearchData, recipe: SearchRecipe) -> SearchSpace:
+def _checked(table: LatencyTable, force: bool) -> list[str]:
+    """Return why a table is not to be trusted, as notes; with no ``force``, raise it as an error."""
+    from ..latency.validate import doubts
+
+    problems = doubts(table)
+    if problems and not force:
+        raise LatencyError(
+            f"this latency table is not to be trusted: {'; '.join(problems)}. Run `proxylessnas latency "
+            "validate` on its device, or search with it all the same: --force (force=True in Python)"
+        )
+    return [f"WARNING: the latency table is not to be trusted: {doubt}" for doubt in problems]
+
+
+def adapted(space: SearchSpace, data: Data, recipe: SearchRecipe) -> SearchSpace:
     """Return a space with the outputs that the data needs, at the size the recipe trains at."""
     changes: dict[str, Any] = {"num_classes": len(data.categories), "in_channels": 3}
     if recipe.weights.image_size is not None:
         changes["resolution"] = recipe.weights.image_size
     changes = {k: v for k, v in changes.items() if getattr(space, k) != v}
     return space.replace(**changes) if changes else space
-
-
-def all_costs(supernet: SuperNet, table: LatencyTable | None) -> dict[str, Costs]:
-    """Return every kind of cost that is known of a space, by name."""
-    found = {} if table is None else {"latency": latency_costs(table, supernet.space)}
-    return {**found, **size_costs(supernet)}
-
-
-def constraints_of(recipe: SearchRecipe, costs: dict[str, Costs]) -> list[Constraint]:
-    """Return the recipe's targets, latency first."""
-    wanted = {
-        "latency": recipe.target_ms, "macs": recipe.target_macs_m, "params": recipe.target_params_m,
-    }  # fmt: skip
-    return [Constraint(costs[name], limit) for name, limit in wanted.items() if limit is not None]

@@ -2,12 +2,11 @@
 
     >>> from proxylessnas.arch.spaces import read_space
     >>> supernet = SuperNet(read_space("tiny"))
-    >>> supernet.set_path([0] * len(supernet.choices))
+    >>> supernet.set_path([0] * len(supernet.mixed_ops))
 
 At any time the model is a plain one: :meth:`SuperNet.set_path` says which. An arch step opens the gates for
 the time of one forward and backward pass (:meth:`SuperNet.gated`). There is no state in classes, and the
-modules
-stay where they are: switching paths is setting one number a block.
+modules stay where they are: switching paths is setting one number a block.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ class SuperNet(nn.Module):
 
     Attributes:
         alphas: the architecture parameters, on the CPU; not among ``parameters()``.
-        choices: the searched blocks, in order.
+        mixed_ops: the searched blocks, in order.
         preprocessing: of its images, if known.
     """
 
@@ -82,7 +81,7 @@ class SuperNet(nn.Module):
         return [mixed_op.active for mixed_op in self.mixed_ops]
 
     def set_path(self, choices: Sequence[int]) -> None:
-        """Make the model the one with column ``picks[i]`` as searched block ``i``.
+        """Make the model the one with column ``choices[i]`` as searched block ``i``.
 
         Raises:
             ArchError: there is no such model in the space.
@@ -107,7 +106,7 @@ class SuperNet(nn.Module):
         Args:
             gates: [blocks, columns], a leaf that requires a gradient.
             wanted: columns whose gate gradient is wanted, besides the active one, for each block.
-            store: see :class:`~.choice.MixedOp`.
+            store: see :class:`~.mixed_op.MixedOp`.
         """
         rows = gates.unbind(0)
         try:

@@ -218,10 +218,16 @@ class Config:
     @classmethod
     def unknown(cls, name: object) -> str:
         """Return the problem line for a name that no option has, with the nearest ones."""
-        key = str(name).lower().replace("-", "_")
+        return f"there is no {shown(name)}{_hint(cls.nearest(str(name)))}"
+
+    @classmethod
+    def nearest(cls, name: str) -> list[str]:
+        """Return the options that a name may mean; ``table.name`` means those of this table."""
+        table, dot, inner = name.lower().replace("-", "_").rpartition(".")
+        if dot and table in options(cls) and issubclass(options(cls)[table].type, Config):
+            return [f"{table}.{near}" for near in options(cls)[table].type.nearest(inner)]
         known = {n: o for n, o in settable(cls).items() if "." not in n and n != name}
-        near = [n for n, o in known.items() if key in o.also][:1] or _nearest(key, known)
-        return f"there is no {shown(name)}{_hint(near)}"
+        return [n for n, o in known.items() if inner in o.also][:1] or _nearest(inner, known)
 
     @classmethod
     def completed(cls: type[C], given: Mapping[str, Any], base: C) -> tuple[C, list[str]]:

@@ -149,10 +149,12 @@ def test_resuming_a_finished_search_gives_the_same_model(
     run_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before, arch = tensors(run_folder / "child.safetensors"), (run_folder / "arch.txt").read_bytes()
+    result = (run_folder / "result.json").read_bytes()
     assert cli.main(["search", "resume", str(run_folder), "--quiet", "--json", "--system-malloc"]) == 0
     assert json.loads(capsys.readouterr().out)["finished"] is True
     assert differences_of(tensors(run_folder / "child.safetensors"), before) == 0
     assert (run_folder / "arch.txt").read_bytes() == arch
+    assert (run_folder / "result.json").read_bytes() == result
 
 
 def test_a_dry_run_writes_nothing(

@@ -25,7 +25,7 @@ from proxylessnas.arch.op_key import arch_keys
 from proxylessnas.models.batchnorm import fold_batchnorm, recalibrate
 from proxylessnas.runtimes.modules import op_module
 from proxylessnas.search import SearchRecipe
-from proxylessnas.search.arch_optimizers import MODES
+from proxylessnas.search.arch_optimizers import MODES, ArchStep, ReinforceStep
 from proxylessnas.search.objective import expected_cost
 from proxylessnas.search.searcher import Searcher
 from proxylessnas.search.setup import SearchSetup
@@ -132,9 +132,9 @@ def test_evaluation_reads_once_at_its_end() -> None:
 
 def searcher_of(folder: Path, recipe: SearchRecipe) -> Searcher:
     data = noise_folder(folder / "data")
-    job = SearchSetup(TINY_SPACE, str(data), recipe, None, False, None)
+    setup = SearchSetup(TINY_SPACE, str(data), recipe)
     settings = Settings(folder / "run", device="meta", workers=0, console=False)
-    return job.searcher(settings, Processes(0, 1, META))
+    return Searcher(setup, settings, Processes(0, 1, META))
 
 
 def weight_steps(searcher: Searcher) -> None:
@@ -151,7 +151,7 @@ def test_steps_of_a_search_by_gradient(tmp_path: Path, mode: str) -> None:
     searcher = searcher_of(tmp_path, SHORT.replace(arch_mode=mode))
     weight_steps(searcher)
     step, alphas = searcher.arch_step, searcher.model.alphas
-    assert step is not None
+    assert isinstance(step, ArchStep)
     inputs, targets = searcher.arch_loader.batch(0)
     pairs = alphas.sample_pairs(searcher.arch_generator)
     wanted = [[k] for k in pairs.indices[:, 1].tolist()]
@@ -162,21 +162,21 @@ def test_steps_of_a_search_by_gradient(tmp_path: Path, mode: str) -> None:
     found = step.gate_gradient(inputs, targets, wanted)
     assert found.device == META
     assert found.shape == (alphas.mask.numel() + 1,)
-    searcher.release()
+    searcher.close()
 
 
 def test_steps_of_a_search_by_reinforce(tmp_path: Path) -> None:
     searcher = searcher_of(tmp_path, SHORT.replace(algorithm="reinforce"))
     weight_steps(searcher)
     paths = [searcher.model.alphas.sample(searcher.arch_generator) for _ in range(3)]
-    assert searcher.reinforce is not None
-    found = searcher.reinforce.right(paths, *searcher.arch_loader.batch(0))
+    assert isinstance(searcher.arch_step, ReinforceStep)
+    found = searcher.arch_step.right(paths, *searcher.arch_loader.batch(0))
     assert (found.device, found.shape) == (META, (4,))
     child = searcher.model.child(paths[0])
     assert recalibrate(child, searcher.evaluator.calibration(), 2) == 2
-    metrics = accuracy_on(child, searcher.judge_loader, searcher.processes)
+    metrics = accuracy_on(child, searcher.eval_loader, searcher.processes)
     assert {tensor.device for tensor in metrics.tensors()} == {META}
-    searcher.release()
+    searcher.close()
 
 
 def test_expected_costs() -> None:
@@ -225,11 +225,11 @@ def test_training_plays_cuda() -> None:
 def test_a_supernet_plays_cuda() -> None:
     model = SuperNet(TINY_SPACE).train()
     for column in range(4):
-        model.set_path([column] * len(model.choices))
+        model.set_path([column] * len(model.mixed_ops))
         with FakeTensorMode(), model.statistics_kept():
             x = images(TINY_SPACE.in_channels, 8)
-            gates = torch.zeros(len(model.choices), 5, device="cuda")
-            with model.gated(gates, [range(4)] * len(model.choices), store=True):
+            gates = torch.zeros(len(model.mixed_ops), 5, device="cuda")
+            with model.gated(gates, [range(4)] * len(model.mixed_ops), store=True):
                 assert on_cuda(model)(x).device.type == "cuda"
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from proxylessnas import DataError, ProxylessError
 from proxylessnas.search.arch_optimizers import MODES, ArchStep, GateScale, ReinforceStep
+from proxylessnas.search.constraints import Costs
 from proxylessnas.search.objective import Objective
 from proxylessnas.search.supernet import SuperNet
 from proxylessnas.utils.distributed import Processes
@@ -40,10 +41,9 @@ def costs_of(model: SuperNet) -> Tensor:
 
 def make_step(model: SuperNet, mode: str, seed: int = 0, rate: float = 1e-3, **options: object) -> ArchStep:
     optimizer = torch.optim.Adam([model.alphas.logits], rate, betas=(0.0, 0.999))
-    return ArchStep(
-        model, optimizer, sgd_paths(model), costs_of(model), 0.5, mode=mode,
-        generator=torch.Generator().manual_seed(seed), **options,
-    )  # fmt: skip
+    costs = Costs("latency", "ms", costs_of(model), 0.5, model.alphas.mask)
+    generator = torch.Generator().manual_seed(seed)
+    return ArchStep(sgd_paths(model), optimizer, costs, mode=mode, generator=generator, **options)
 
 
 @pytest.mark.parametrize("objective", [LATENCY, LOG, Objective("none")], ids=lambda o: o.kind)
@@ -66,13 +66,13 @@ def test_gradient_is_that_of_probabilities_in_place_of_gates(
         assert all(inside[i, k] for i, k in enumerate(model.path))
     p = before.masked_fill(~inside, -float("inf")).softmax(1)
     expected = (p * costs_of(model)).sum() + 0.5
-    pull = objective.pull(loss.item(), expected.item())
-    (pull.by_loss * (p * gates).sum() + pull.by_cost * expected).backward()
+    gradient = objective.gradient(loss.item(), expected.item())
+    (gradient.by_loss * (p * gates).sum() + gradient.by_cost * expected).backward()
     torch.testing.assert_close(found, before.grad, rtol=1e-5, atol=1e-9)  # gates are of 32 bits
     assert not found[~inside].any()
     assert result.loss == pytest.approx(loss.item(), rel=1e-6)
     assert result.expected == pytest.approx(expected.item(), rel=1e-9)
-    assert result.pull.value == pytest.approx(pull.value, rel=1e-6)
+    assert result.objective.value == pytest.approx(gradient.value, rel=1e-6)
     assert result.gradient_norm == pytest.approx(before.grad.norm().item(), rel=1e-5)
 
 
@@ -300,7 +300,7 @@ def test_a_single_value_a_channel_says_what_to_do(mode: str) -> None:
             model.alphas.logits[2:, 2] = 50.0
     if mode == "reinforce":
         optimizer = torch.optim.Adam([model.alphas.logits], 0.1)
-        reinforce = ReinforceStep(model, optimizer, None, None, generator=torch.Generator())
+        reinforce = ReinforceStep(model, optimizer, None, generator=torch.Generator())
         with pytest.raises(DataError, match=r"with 1 image.*raise arch_batch_size"):
             reinforce(x, t)
         return

@@ -26,7 +26,7 @@ def test_sizes_are_those_of_the_children(space: SearchSpace) -> None:
     rng = random.Random(0)
     shape = (space.in_channels, space.resolution, space.resolution)
     models = [list(space.random_choices(rng)) for _ in range(6)]
-    for choices in [*models, found["macs"].cheapest(), found["params"].dearest()]:
+    for choices in [*models, found["macs"].cheapest(), found["params"].most_expensive()]:
         child = profile(model.child(choices), shape)
         assert found["macs"].of(choices) == pytest.approx(child.macs / 1e6, rel=1e-12)
         assert found["params"].of(choices) == pytest.approx(child.params / 1e6, rel=1e-12)
@@ -42,7 +42,7 @@ def test_the_published_space_has_its_published_bounds() -> None:
     assert found["macs"].range() == pytest.approx((102.5, 606.6), abs=0.05)
     shallow = [6 if row[6] else 0 for row in space.mask]
     assert found["macs"].cheapest() == found["params"].cheapest() == shallow
-    assert all(costs.exact and not costs.table[:, 6].any() for costs in found.values())
+    assert all(not costs.table[:, 6].any() for costs in found.values())
 
 
 def test_counting_leaves_the_model_as_it_was() -> None:
@@ -60,7 +60,6 @@ def test_latencies_are_those_of_the_table() -> None:
     space, table = read_space("imagenet"), LatencyTable.load("pixel1")
     costs = latency_costs(table, space)
     assert costs.table.dtype == torch.float64
-    assert not costs.exact
     rng = random.Random(0)
     for _ in range(10):
         choices = space.random_choices(rng)
@@ -80,11 +79,11 @@ def some_costs() -> Costs:
     return Costs("latency", "ms", table.masked_fill(~mask, 0), 2.0, mask)
 
 
-def test_cheapest_and_dearest_are_models_of_the_space() -> None:
+def test_cheapest_and_most_expensive_are_models_of_the_space() -> None:
     costs = some_costs()
     # A column that is not there costs 0, but does not count.
     assert costs.cheapest() == [0, ZERO_COLUMN, 0, ZERO_COLUMN]
-    assert costs.dearest() == [3, 3, 3, 3]
+    assert costs.most_expensive() == [3, 3, 3, 3]
     assert costs.range() == (costs.of([0, 4, 0, 4]), costs.of([3, 3, 3, 3]))
     assert costs.range() == pytest.approx((3.0, 6.2))
     assert costs.table.shape[1] == COLUMNS

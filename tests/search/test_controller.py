@@ -58,9 +58,9 @@ def course(
         probs = alphas.probs()
         cost = expected_cost(probs, costs, fixed)
         loss = max(0.1, 4.0 - float((probs.detach() * gain).sum()))
-        pull = controller.current().pull(loss, float(cost.detach()))
-        (cost * pull.by_cost).backward()
-        alphas.add_gate_gradient((noise * randn() - gain) * pull.by_loss)
+        gradient = controller.current().gradient(loss, float(cost.detach()))
+        (cost * gradient.by_cost).backward()
+        alphas.add_gate_gradient((noise * randn() - gain) * gradient.by_loss)
         optimizer.step()
         after = float(expected_cost(alphas.probs().detach(), costs, fixed))
         controller.update(after)
@@ -89,7 +89,7 @@ def test_without_the_controller_it_does_not() -> None:
         assert found[-1] > 1.1
 
 
-def test_a_hard_pull_at_the_start_leaves_the_loss_its_say() -> None:
+def test_a_large_cost_at_the_start_leaves_the_loss_its_say() -> None:
     """Far from the target the cost decides; once there, alpha still moves to what is better at its cost."""
     found, probs = course(SEARCHES["small"], 0.2, "mul_log")
     assert found[0] > 1.3
@@ -101,8 +101,8 @@ def test_a_strength_of_zero_stays_one() -> None:
     controller = ConstraintController(Objective("add_linear", 10.0, 0.0), rate=0.1)
     for _ in range(10):
         controller.update(30.0)
-    assert controller.current().pull(1.0, 30.0).by_cost == 0.0
-    assert controller.current().pull(1.0, 30.0).by_loss == 1.0
+    assert controller.current().gradient(1.0, 30.0).by_cost == 0.0
+    assert controller.current().gradient(1.0, 30.0).by_loss == 1.0
 
 
 def test_a_run_goes_on_from_its_state() -> None:

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from proxylessnas.data.open import open_data
-from proxylessnas.data.sources import FileImages, TensorImages
+from proxylessnas.data.sources import Data, FileImages, TensorImages
 from proxylessnas.data.transforms import Preprocessing
 from proxylessnas.errors import DataError
-from proxylessnas.search.data import ArchLoader, SearchData, open_search_data
+from proxylessnas.search.data import ArchLoader, open_search_data
 
 # a hint of torch's on machines with fewer cores than the workers asked for
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -41,8 +41,8 @@ def folder_of(root: Path, kinds: dict[str, int] = KINDS, size: int | None = 20) 
     return root
 
 
-def names(data: SearchData) -> tuple[set[str], set[str]]:
-    parts = (data.weights.train, data.arch)
+def names(data: Data) -> tuple[set[str], set[str]]:
+    parts = (data.train, data.val)
     return tuple({p.name(i) for i in range(len(p))} for p in parts)  # type: ignore[return-value]
 
 
@@ -72,11 +72,9 @@ def test_a_share_of_each_class_is_held_out_of_train(tmp_path: Path) -> None:
     weights, arch = names(data)
     assert weights & arch == set()
     assert weights | arch == set(map(str, (tmp_path / "train").rglob("*.png")))
-    assert [list(data.arch.labels).count(c) for c in range(3)] == [2, 1, 3]
-    assert data.categories == data.weights.categories == ("ant", "bee", "cow")
-    assert data.weights.val is None
+    assert [list(data.val.labels).count(c) for c in range(3)] == [2, 1, 3]
+    assert data.categories == ("ant", "bee", "cow")
     assert data.size == (20, 24)
-    assert data.notes == data.weights.notes
     assert data.notes == (
         f"held out of {tmp_path} for the architecture: 25 % of each class held out, 6 of 25 images, seed 3",
     )
@@ -114,7 +112,7 @@ def test_validation_and_test_folders_are_never_looked_into(tmp_path: Path, part:
     os.symlink("01.png", tmp_path / part / "unknown" / "01.png")
     with recorded_accesses() as found:
         data = open_search_data(tmp_path, arch_fraction=0.25, seed=0)
-        loader = ArchLoader(data.arch, SMALL, batch_size=4, seed=0)
+        loader = ArchLoader(data.val, SMALL, batch_size=4, seed=0)
         for number in range(3):
             loader.batch(number)
     below = [path for path in found if path.startswith(str(tmp_path / part))]
@@ -126,22 +124,22 @@ def test_validation_and_test_folders_are_never_looked_into(tmp_path: Path, part:
 
 def test_named_data_and_data_sets() -> None:
     data = open_search_data("digits", arch_fraction=0.1, seed=0, limit=12)
-    assert (len(data.weights.train), len(data.arch), data.name) == (120, 120, "digits")
+    assert (len(data.train), len(data.val), data.name) == (120, 120, "digits")
     assert data.mean is not None
-    assert data.std == data.weights.std
+    assert data.std is not None
     own = torch.utils.data.TensorDataset(
         torch.randint(0, 256, (20, 1, 8, 8), dtype=torch.uint8), torch.arange(20) % 2
     )
     data = open_search_data(own, arch_fraction=0.3, seed=0)
-    assert (len(data.weights.train), len(data.arch)) == (14, 6)
-    assert data.arch.read(0).shape == (3, 8, 8)
+    assert (len(data.train), len(data.val)) == (14, 6)
+    assert data.val.read(0).shape == (3, 8, 8)
 
 
 def test_classes_that_have_no_image_to_spare(tmp_path: Path) -> None:
     folder_of(tmp_path / "some", {"ant": 1, "bee": 4})
     data = open_search_data(tmp_path / "some", arch_fraction=0.25, seed=0)
-    assert list(data.arch.labels) == [1]
-    assert data.notes[-1] == "architectures are judged without 1 of 2 classes"
+    assert list(data.val.labels) == [1]
+    assert data.notes[-1] == "architectures are evaluated without 1 of 2 classes"
     folder_of(tmp_path / "none", {"ant": 1, "bee": 1})
     with pytest.raises(DataError, match="no class has two images"):
         open_search_data(tmp_path / "none", arch_fraction=0.25, seed=0)
@@ -211,7 +209,7 @@ def test_a_batch_is_a_function_of_the_seed_and_its_number() -> None:
 
 
 def test_no_random_number_is_drawn(tmp_path: Path) -> None:
-    files = open_search_data(folder_of(tmp_path, size=None), arch_fraction=0.5, seed=0).arch
+    files = open_search_data(folder_of(tmp_path, size=None), arch_fraction=0.5, seed=0).val
     in_memory = tensors()
     states = torch.get_rng_state(), random.getstate()
     for images in (in_memory, files):
@@ -224,7 +222,7 @@ def test_no_random_number_is_drawn(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_reading_one_by_one_gives_the_same_batches_as_memory(tmp_path: Path, workers: int) -> None:
-    files = open_search_data(folder_of(tmp_path), arch_fraction=0.5, seed=0).arch
+    files = open_search_data(folder_of(tmp_path), arch_fraction=0.5, seed=0).val
     assert isinstance(files, FileImages)
     kept, read = arch_loader(files, 4), arch_loader(files, 4, limit_bytes=0, workers=workers)
     assert kept.in_memory
@@ -251,7 +249,7 @@ def test_all_processes_together_see_what_one_would(limit_bytes: int) -> None:
 
 @pytest.mark.parametrize("limit_bytes", [1 << 30, 0])
 def test_unreadable_images_are_replaced_by_the_next(tmp_path: Path, limit_bytes: int) -> None:
-    files = open_search_data(folder_of(tmp_path, {"ant": 20, "bee": 20}), arch_fraction=0.5, seed=0).arch
+    files = open_search_data(folder_of(tmp_path, {"ant": 20, "bee": 20}), arch_fraction=0.5, seed=0).val
     good = arch_loader(files, 20)
     damaged = files.name(3), files.name(4), files.name(19)
     for name in damaged:
@@ -272,7 +270,7 @@ def test_unreadable_images_are_replaced_by_the_next(tmp_path: Path, limit_bytes:
 
 @pytest.mark.parametrize("limit_bytes", [1 << 30, 0])
 def test_too_many_unreadable_images(tmp_path: Path, limit_bytes: int) -> None:
-    files = open_search_data(folder_of(tmp_path), arch_fraction=0.5, seed=0).arch
+    files = open_search_data(folder_of(tmp_path), arch_fraction=0.5, seed=0).val
     Path(files.name(0)).write_bytes(b"no image")
     with pytest.raises(DataError, match=r"1 of 12 images held out .* more than the 1 %"):
         arch_loader(files, 12, limit_bytes=limit_bytes).batch(0)
@@ -313,7 +311,7 @@ def test_images_that_change_by_themselves_are_the_same_for_the_same_batch() -> N
             return torch.randint(0, 256, (3, 16, 16), dtype=torch.uint8), index % 2
 
     data = open_search_data(Noisy(), arch_fraction=0.5, seed=0)
-    one, two = arch_loader(data.arch, 4), arch_loader(data.arch, 4, workers=1)
+    one, two = arch_loader(data.val, 4), arch_loader(data.val, 4, workers=1)
     assert not one.in_memory
     one.batch(0)
     assert same(one.batch(2), two.batch(2))

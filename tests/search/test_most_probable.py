@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from proxylessnas import DataError
-from proxylessnas.search.constraints import Constraint, Costs
-from proxylessnas.search.derivation import Infeasible, most_probable_within
+from proxylessnas.arch.spaces import read_space
+from proxylessnas.search.constraints import Constraint, Costs, MinDepth
+from proxylessnas.search.derivation import Infeasible, most_probable
 
-STAGES = [0, 0, 1, 1, 1]
+STAGES = (0, 0, 1, 1, 1)
 BLOCKS, COLUMNS, ZERO = len(STAGES), 4, 3
 
 
@@ -73,12 +74,12 @@ def test_it_is_what_trying_every_model_finds(seed: int) -> None:
         constraints.append(Constraint(costs, low + (high - low) * rng.uniform(-0.05, 1.05)))
     least = rng.choice([0, 0, 1, 2, 9])
     wanted = best_of_all(log_probs, constraints, least)
-    options = {"stages": STAGES, "zero_column": ZERO, "least_depth": least}
+    depth = MinDepth(STAGES, ZERO, least) if least else None
     if wanted is None:
         with pytest.raises(Infeasible, match="no model of this space meets"):
-            most_probable_within(log_probs, constraints, **options)
+            most_probable(log_probs, constraints, depth=depth)
         return
-    choices = most_probable_within(log_probs, constraints, **options)
+    choices = most_probable(log_probs, constraints, depth=depth)
     assert mask[torch.arange(BLOCKS), choices].all()
     assert sum(log_probs[i, k].item() for i, k in enumerate(choices)) == pytest.approx(wanted, abs=1e-12)
     assert deep_enough(choices, least)
@@ -92,38 +93,38 @@ def full(table: list[list[float]], name: str = "latency", fixed: float = 0.0) ->
 
 def test_without_a_constraint_it_is_the_most_probable_one() -> None:
     log_probs = torch.randn(21, 7, dtype=torch.float64).log_softmax(1)
-    assert most_probable_within(log_probs, []) == log_probs.argmax(1).tolist()
+    assert most_probable(log_probs, []) == log_probs.argmax(1).tolist()
 
 
 def test_a_constraint_that_everything_meets_changes_nothing() -> None:
     log_probs = torch.randn(6, 3, dtype=torch.float64).log_softmax(1)
     costs = full(torch.rand(6, 3).tolist())
-    assert most_probable_within(log_probs, [Constraint(costs, 100.0)]) == log_probs.argmax(1).tolist()
+    assert most_probable(log_probs, [Constraint(costs, 100.0)]) == log_probs.argmax(1).tolist()
 
 
 def test_most_probable_candidates_may_cost_too_much_together() -> None:
     log_probs = torch.tensor([[0.6, 0.4], [0.9, 0.1]], dtype=torch.float64).log()
     costs = full([[3.0, 1.0], [3.0, 1.0]])
-    assert most_probable_within(log_probs, [Constraint(costs, 6.0)]) == [0, 0]
-    assert most_probable_within(log_probs, [Constraint(costs, 5.0)]) == [1, 0]
-    assert most_probable_within(log_probs, [Constraint(costs, 2.0)]) == [1, 1]
+    assert most_probable(log_probs, [Constraint(costs, 6.0)]) == [0, 0]
+    assert most_probable(log_probs, [Constraint(costs, 5.0)]) == [1, 0]
+    assert most_probable(log_probs, [Constraint(costs, 2.0)]) == [1, 1]
     with pytest.raises(Infeasible, match=r"latency of at most 1.99 ms .*from 2 ms to 6 ms"):
-        most_probable_within(log_probs, [Constraint(costs, 1.99)])
+        most_probable(log_probs, [Constraint(costs, 1.99)])
 
 
 def test_constraints_that_can_only_be_met_apart() -> None:
     log_probs = torch.zeros(1, 2, dtype=torch.float64).log_softmax(1)
     one, two = full([[1.0, 2.0]]), full([[2.0, 1.0]], "macs")
-    assert most_probable_within(log_probs, [Constraint(one, 1.0)]) == [0]
-    assert most_probable_within(log_probs, [Constraint(two, 1.0)]) == [1]
+    assert most_probable(log_probs, [Constraint(one, 1.0)]) == [0]
+    assert most_probable(log_probs, [Constraint(two, 1.0)]) == [1]
     with pytest.raises(Infeasible, match="latency of at most 1 ms and macs of at most 1 ms"):
-        most_probable_within(log_probs, [Constraint(one, 1.0), Constraint(two, 1.0)])
+        most_probable(log_probs, [Constraint(one, 1.0), Constraint(two, 1.0)])
 
 
 def test_of_equally_probable_models_it_is_the_cheapest() -> None:
     log_probs = torch.zeros(4, 3, dtype=torch.float64).log_softmax(1)
     costs = full([[3.0, 1.0, 2.0], [1.0, 2.0, 3.0], [2.0, 3.0, 1.0], [5.0, 5.0, 4.0]])
-    assert most_probable_within(log_probs, [Constraint(costs, 100.0)]) == [1, 0, 2, 2]
+    assert most_probable(log_probs, [Constraint(costs, 100.0)]) == [1, 0, 2, 2]
 
 
 def test_limits_met_to_the_last_digit_are_met() -> None:
@@ -133,7 +134,7 @@ def test_limits_met_to_the_last_digit_are_met() -> None:
         choices = [rng.randrange(COLUMNS) for _ in range(BLOCKS)]
         log_probs = torch.full((BLOCKS, COLUMNS), -5.0, dtype=torch.float64)
         log_probs[torch.arange(BLOCKS), choices] = -0.1
-        assert most_probable_within(log_probs, [Constraint(costs, costs.of(choices))]) == choices
+        assert most_probable(log_probs, [Constraint(costs, costs.of(choices))]) == choices
 
 
 def kept_with(*probabilities: float) -> Tensor:
@@ -147,32 +148,32 @@ def kept_with(*probabilities: float) -> Tensor:
 )
 def test_depth_without_a_constraint(least: int, expected: list[int]) -> None:
     log_probs = kept_with(0.1, 0.2, 0.1, 0.2, 0.3)
-    assert most_probable_within(log_probs, [], stages=STAGES, zero_column=1, least_depth=least) == expected
+    assert most_probable(log_probs, [], depth=MinDepth(STAGES, 1, least)) == expected
 
 
 def test_depth_counts_blocks_that_cannot_be_skipped() -> None:
     log_probs = kept_with(0.1, 0.2, 1.0, 0.2, 0.3)
-    found = most_probable_within(log_probs, [], stages=STAGES, zero_column=1, least_depth=1)
+    found = most_probable(log_probs, [], depth=MinDepth(STAGES, 1, 1))
     assert found == [1, 0, 0, 1, 1]
 
 
 def test_depth_that_no_constraint_allows() -> None:
     log_probs = torch.zeros(5, 2, dtype=torch.float64).log_softmax(1)
     costs = full([[1.0, 0.0]] * 5)
-    rules = {"stages": STAGES, "zero_column": 1, "least_depth": 2}
-    choices = most_probable_within(log_probs, [Constraint(costs, 4.0)], **rules)
+    depth = MinDepth(STAGES, 1, 2)
+    choices = most_probable(log_probs, [Constraint(costs, 4.0)], depth=depth)
     assert choices.count(0) == 4
     with pytest.raises(Infeasible, match=r"latency of at most 3.9 ms and at least 2 blocks a stage"):
-        most_probable_within(log_probs, [Constraint(costs, 3.9)], **rules)
+        most_probable(log_probs, [Constraint(costs, 3.9)], depth=depth)
 
 
 def test_a_space_without_zero_has_its_depth_anyway() -> None:
-    log_probs = torch.randn(5, 3, dtype=torch.float64).log_softmax(1)
-    found = most_probable_within(log_probs, [], stages=STAGES, zero_column=None, least_depth=2)
-    assert found == log_probs.argmax(1).tolist()
+    space = read_space("tiny")
+    assert MinDepth.of(space, 0) is MinDepth.of(space.replace(zero=False), 2) is None
+    assert MinDepth.of(space, 2) is not None
 
 
-@pytest.mark.parametrize("budgets", [1, 2, 3])
+@pytest.mark.parametrize("constraints", [1, 2, 3])
 @pytest.mark.parametrize("sharpness", [1.0, 1e-3])
 def test_the_published_space_takes_seconds_at_most(constraints: int, sharpness: float) -> None:
     g = torch.Generator().manual_seed(constraints)
@@ -186,7 +187,7 @@ def test_the_published_space_takes_seconds_at_most(constraints: int, sharpness: 
         low, high = costs.range()
         limits.append(Constraint(costs, low + 0.5 * (high - low)))
     start = time.process_time()
-    choices = most_probable_within(log_probs, limits)
+    choices = most_probable(log_probs, limits)
     assert time.process_time() - start < 20
     assert all(b.costs.of(choices) <= b.limit * (1 + 1e-9) for b in limits)
     for i in range(21):  # no single change is better and fits

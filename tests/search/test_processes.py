@@ -22,7 +22,7 @@ RECIPES = {
     "gradient": SYNCED,
     "two": SYNCED.replace(arch_mode="two"),
     "reinforce": SYNCED.replace(algorithm="reinforce"),
-    # Statistics of each process's own; models are judged with the supernet's.
+    # Statistics of each process's own; models are evaluated with the supernet's.
     "unsynced": SHORT.replace(recalibrate_batches=0),
 }
 WEIGHT_STEPS = 9
@@ -54,7 +54,7 @@ def search_and_save(folder: str, name: str, rank: int, world: int) -> None:
     processes.watch(searcher, found)
     assert searcher.fit(StopRequest(), silent())
     del processes.__dict__["watched"]
-    child, metrics = searcher.inherited(searcher.derived(), "child")
+    child, metrics = searcher.evaluator.inherited(searcher.evaluator.derived(), "child")
     found |= {
         "alphas": searcher.model.alphas.logits.detach(), "model": searcher.model.state_dict(),
         "child": child.state_dict(), "right": metrics.top1_correct, "loss": metrics.loss,

@@ -166,6 +166,30 @@ def test_wrong_values(changes: dict[str, Any], message: str) -> None:
     assert "\n" not in str(e.value)
 
 
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("warmup_lr=0.1", "there is no 'warmup_lr': did you mean learning_rate?"),
+        ("weights.lr=0.1", "there is no 'weights.lr': did you mean weights.learning_rate?"),
+        ("weights.cutot=3", "there is no 'weights.cutot': did you mean weights.cutout?"),
+        ("weights.learning-rat=3", "there is no 'weights.learning_rat': did you mean weights.learning_rate?"),
+        ("weights.arch_rate=1", "there is no 'weights.arch_rate': did you mean arch_rate?"),
+        ("weight.lr=1", "there is no 'weight.lr': did you mean learning_rate?"),
+        ("weights.nonsense=1", "there is no 'weights.nonsense'"),
+        ("min_lr=0", "there is no 'min_lr': both phases of a search follow a cosine to 0"),
+        ("ema=0.9", "there is no 'ema': the weight steps of a search know no such thing"),
+        ("weights.ema=0.9", "there is no 'weights.ema': the weight steps of a search know no such thing"),
+        ("weights.warmup=3", "'weights.warmup': the warm-up of a search is its own warmup_epochs"),
+        ("warmup=3", "there is no 'warmup': did you mean warmup_epochs?"),
+    ],
+)
+def test_a_wrong_name_is_told_the_one_that_a_search_has(word: str, message: str) -> None:
+    """Not one that a search refuses: then it says why."""
+    with pytest.raises(DataError) as e:
+        changed(SearchRecipe(), [word])
+    assert str(e.value).endswith(message)
+
+
 def test_frozen_epochs_do_not_matter_without_arch_steps() -> None:
     assert SearchRecipe(algorithm="random", epochs=1, frozen_epochs=1).epochs == 1
 

@@ -16,7 +16,6 @@ from train_tools import differences_of, noise_folder, tensors
 
 from proxylessnas import DataError, ProxylessError, create_model
 from proxylessnas.search import search
-from proxylessnas.search.searcher import resume_search, search_state
 from proxylessnas.train import Settings
 from proxylessnas.train.evaluate import accuracy_on
 from proxylessnas.utils.distributed import Processes
@@ -44,15 +43,15 @@ def lines(run: Path, name: str = "search.jsonl") -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / name).read_text().splitlines()]
 
 
-def test_the_model_is_judged_as_its_user_will_run_it(run: Path, data: Path) -> None:
+def test_the_model_is_evaluated_as_its_user_will_run_it(run: Path, data: Path) -> None:
     result = json.loads((run / "result.json").read_text())
     assert result["judged_in"] == "float32"
     searcher = searcher_of(data, run, BF16)
     child = create_model(run / "child.safetensors")
-    found = accuracy_on(child, searcher.judge_loader, ONE)
+    found = accuracy_on(child, searcher.eval_loader, ONE)
     assert found.top1 == result["top1_held_out"]
-    resume_search(searcher)
-    same, metrics = searcher.inherited(result["picks"], "bf16")
+    searcher.resume()
+    same, metrics = searcher.evaluator.inherited(result["picks"], "bf16")
     assert differences_of(same.state_dict(), tensors(run / "child.safetensors")) == 0
     assert metrics.loss == found.loss
     # In the search's own precision it is not quite the same model.
@@ -132,26 +131,26 @@ def test_stopped_anywhere_a_search_goes_on_to_the_same_bits(
     recipe = SHORT.replace(**changes)
     torch.manual_seed(0)
     whole = searcher_of(data, tmp_path / "whole", recipe)
-    resume_search(whole)
+    whole.resume()
     assert whole.fit(StopAfter(1000), silent())
-    stops = (2, 5, 3, 2, 2, 1000)  # looks of each part, one a step, an epoch and a judged model
+    stops = (2, 5, 3, 2, 2, 1000)  # looks of each part, one a step, an epoch and an evaluated model
     for looks in stops:
         part = searcher_of(data, tmp_path / "parts", recipe)
-        notes = resume_search(part)
+        notes = part.resume()
         if part.fit(StopAfter(looks), silent()):
             break
     assert any("continued from step" in note for note in notes)
     assert part.finished
-    assert everything(search_state(part)) == everything(search_state(whole))
-    assert part.derived() == whole.derived()
-    assert resume_search(searcher_of(data, tmp_path / "parts", recipe)) == [
+    assert everything(part.state_dict()) == everything(whole.state_dict())
+    assert part.evaluator.derived() == whole.evaluator.derived()
+    assert searcher_of(data, tmp_path / "parts", recipe).resume() == [
         "this run is finished: only its end is repeated"
     ]
 
 
 def test_another_recipe_space_or_target_is_another_run(run: Path, data: Path) -> None:
     with pytest.raises(ProxylessError, match=r"holds another run; its recipe differs \(arch_rate: 0.1"):
-        resume_search(searcher_of(data, run, BF16.replace(arch_rate=0.1)))
+        searcher_of(data, run, BF16.replace(arch_rate=0.1)).resume()
 
 
 @pytest.mark.parametrize("algorithm", ["gradient", "reinforce"])
@@ -182,7 +181,7 @@ def test_no_step_of_the_weights_waits_for_the_device(algorithm: str, data: Path,
 def test_images_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     folder = noise_folder(tmp_path / "data")
     parts = searcher_of(folder, tmp_path / "x", SHORT).data
-    bad = parts.arch.name(3), parts.weights.train.name(5)
+    bad = parts.val.name(3), parts.train.name(5)
     for name in bad:
         Path(name).write_bytes(b"no image")
     settings = Settings(tmp_path / "run", device="cpu", workers=0, console=False, max_unreadable=0.05)
@@ -208,9 +207,9 @@ def test_weights_that_break_down_are_told_of_before_alpha(data: Path, tmp_path: 
 def test_a_batch_of_one_tells_what_to_do(data: Path, tmp_path: Path) -> None:
     searcher = searcher_of(data, tmp_path / "x", SHORT)
     searcher.evaluator.loader = _Ones()  # type: ignore[assignment]
-    choices = searcher.derived()
+    choices = searcher.evaluator.derived()
     with pytest.raises(DataError, match=r"with 1 image.*use a larger batch_size or image_size"):
-        searcher.inherited(choices, "x")
+        searcher.evaluator.inherited(choices, "x")
 
 
 class _Ones:

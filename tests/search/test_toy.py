@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from proxylessnas import register_op
 from proxylessnas.arch.space import SearchSpace, SpaceStage
 from proxylessnas.search.arch_optimizers import MODES, ArchStep, ReinforceStep
+from proxylessnas.search.constraints import Costs
 from proxylessnas.search.objective import Objective
 from proxylessnas.search.path_optimizer import PathParameters
 from proxylessnas.search.supernet import SuperNet, seeded
@@ -110,8 +111,7 @@ def test_gradient_finds_the_best_model(mode: str) -> None:
     found = []
     for seed in SEEDS:
         model, paths, g = warm(seed)
-        costs = torch.zeros(model.alphas.mask.shape, dtype=torch.float64)
-        step = ArchStep(model, adam(model), paths, costs, 0.0, mode=mode, generator=g)
+        step = ArchStep(paths, adam(model), None, mode=mode, generator=g)
         for _ in range(45):
             model.set_path(model.alphas.sample(g))
             train(model, paths, g)
@@ -124,21 +124,23 @@ def test_reinforce_finds_the_best_model() -> None:
     found = []
     for seed in SEEDS:
         model, paths, g = warm(seed)
-        step = ReinforceStep(model, adam(model), None, None, samples=8, decay=0.9, generator=g)
+        step = ReinforceStep(model, adam(model), None, samples=8, decay=0.9, generator=g)
         for _ in range(45):
             model.set_path(model.alphas.sample(g))
             train(model, paths, g)
-            step(*images(g))
+            result = step(*images(g))
+            assert result.reward == result.accuracy  # nothing else is asked for
         found.append(model.alphas.most_probable())
     assert found.count(BEST) >= 9, found
 
 
 @pytest.mark.parametrize("kind", ["add_linear", "mul_log"])
-def test_a_strong_pull_leads_to_the_cheapest_model(kind: str) -> None:
-    costs = torch.tensor([[3.0, 2.0, 1.0, 0.0]] * 3, dtype=torch.float64)
+def test_a_strong_weight_of_the_cost_leads_to_the_cheapest_model(kind: str) -> None:
+    table = torch.tensor([[3.0, 2.0, 1.0, 0.0]] * 3, dtype=torch.float64)
     for seed in range(3):
         model, paths, g = warm(seed)
-        step = ArchStep(model, adam(model), paths, costs, 1.0, generator=g)
+        costs = Costs("latency", "ms", table, 1.0, model.alphas.mask)
+        step = ArchStep(paths, adam(model), costs, generator=g)
         expected = [step(*images(g), Objective(kind, 6.0, strength=10.0)).expected for _ in range(60)]
         assert expected[0] == pytest.approx(7.0, abs=0.01)
         assert expected[-1] < 5.0

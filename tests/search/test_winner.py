@@ -27,8 +27,8 @@ from proxylessnas.latency.table import Entry
 from proxylessnas.search import SearchResult, search
 from proxylessnas.search import evaluate as winner
 from proxylessnas.search.baselines import Evaluated
-from proxylessnas.search.evaluate import CANDIDATES, Measured, choose
-from proxylessnas.search.result import describe_latency
+from proxylessnas.search.evaluate import CANDIDATES, Measured, SubnetEvaluator, choose
+from proxylessnas.search.logger import describe_latency
 from proxylessnas.search.searcher import Searcher
 from proxylessnas.search.setup import SearchSetup
 from proxylessnas.train import Settings
@@ -88,11 +88,11 @@ def middle(table: LatencyTable, share: float = 0.9) -> float:
     return low + share * (high - low)
 
 
-def job_of(data: Path, table: LatencyTable, out: Path, **changes: Any) -> tuple[SearchSetup, Searcher]:
+def evaluator_of(data: Path, table: LatencyTable, out: Path, **changes: Any) -> SubnetEvaluator:
     recipe = RECIPE.replace(**{"target_ms": middle(table), **changes})
-    setup = SearchSetup(HERE, str(data), recipe, table, True, None)
-    group = Processes(0, 1, torch.device("cpu"))
-    return setup, setup.searcher(Settings(out, device="cpu", workers=0, console=False), group)
+    setup = SearchSetup(HERE, str(data), recipe, table, True)
+    settings = Settings(out, device="cpu", workers=0, console=False)
+    return Searcher(setup, settings, Processes(0, 1, torch.device("cpu"))).evaluator
 
 
 def true_of(tried: Measured) -> float:
@@ -118,9 +118,9 @@ def test_one_that_keeps_to_the_target_is_taken(
 ) -> None:
     machine = simulated(monkeypatch, disturbed=0.5, **EXACT)
     table = predicting(lambda key: 1.0)
-    setup, searcher = job_of(data, table, tmp_path)
-    choices, (only,) = choose(setup, searcher)
-    assert (choices, list(only.choices)) == (searcher.derived(), searcher.derived())
+    evaluator = evaluator_of(data, table, tmp_path)
+    choices, (only,) = choose(evaluator)
+    assert (choices, list(only.choices)) == (evaluator.derived(), evaluator.derived())
     assert only.predicted_ms == pytest.approx(true_of(only))
     assert only.ms == pytest.approx(true_of(only), rel=0.02)
     assert only.reference_ratio == pytest.approx(1.0, abs=0.02)
@@ -133,10 +133,10 @@ def test_one_that_is_too_slow_gives_way(data: Path, tmp_path: Path, monkeypatch:
     """The table knows 80 % of every operation: by the first measurement that is known of the second, too."""
     simulated(monkeypatch, **EXACT)
     table = predicting(lambda key: 0.8)
-    setup, searcher = job_of(data, table, tmp_path)
+    evaluator = evaluator_of(data, table, tmp_path)
     target = middle(table)
-    choices, tried = choose(setup, searcher)
-    assert [t.choices for t in tried][:1] == [tuple(searcher.derived())]
+    choices, tried = choose(evaluator)
+    assert [t.choices for t in tried][:1] == [tuple(evaluator.derived())]
     assert len(tried) >= 2
     rightly_chosen(choices, tried, target)
     assert tried[-1].ms is not None
@@ -149,9 +149,9 @@ def test_a_table_that_errs_now_here_now_there(
 ) -> None:
     simulated(monkeypatch, **EXACT)
     table = predicting(lambda key: random.Random(f"{seed} {key}").uniform(0.5, 1.1))
-    setup, searcher = job_of(data, table, tmp_path, seed=seed)
+    evaluator = evaluator_of(data, table, tmp_path, seed=seed)
     target = middle(table)
-    choices, tried = choose(setup, searcher)
+    choices, tried = choose(evaluator)
     true = [true_of(t) for t in tried]
     if true[-1] <= target:
         rightly_chosen(choices, tried, target)
@@ -171,8 +171,8 @@ def test_after_five_candidates_the_fastest_is_taken(
     table = LatencyTable(table.conditions, table.entries, space=HERE)
     monkeypatch.setattr(simulated_machine, "true_ms", lambda key: 0.0)
     simulated(monkeypatch, **EXACT)
-    setup, searcher = job_of(data, table, tmp_path, target_ms=0.39)
-    choices, tried = choose(setup, searcher)
+    evaluator = evaluator_of(data, table, tmp_path, target_ms=0.39)
+    choices, tried = choose(evaluator)
     assert len(tried) == CANDIDATES == 5
     assert all(t.ms == pytest.approx(OFFSET_MS, rel=0.002) for t in tried)
     assert tried[-1].ms == min(t.ms for t in tried if t.ms is not None)
@@ -186,44 +186,44 @@ def test_where_nothing_keeps_to_the_target_the_fastest_is_taken(
     simulated(monkeypatch, **EXACT)
     table = predicting(lambda key: 0.05)
     table = LatencyTable(table.conditions, table.entries, space=HERE)
-    setup, searcher = job_of(data, table, tmp_path)
-    choices, tried = choose(setup, searcher)
+    evaluator = evaluator_of(data, table, tmp_path)
+    choices, tried = choose(evaluator)
     assert true_of(tried[-1]) == min(true_model_ms(HERE.arch(n)) for n in every_model(HERE)) > middle(table)
     assert tuple(choices) == tried[-1].choices
 
 
 @pytest.mark.parametrize("algorithm", ["random", "evolution"])
-def test_of_the_models_that_were_judged_the_next_best(
+def test_of_the_models_that_were_evaluated_the_next_best(
     algorithm: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     simulated(monkeypatch, **EXACT)
     table = predicting(lambda key: 0.75)
-    setup, searcher = job_of(data, table, tmp_path, algorithm=algorithm, population=2)
+    evaluator = evaluator_of(data, table, tmp_path, algorithm=algorithm, population=2)
     target = middle(table)
     models = [n for n in every_model(HERE) if table.predict(HERE.arch(n)) <= target]
     models.sort(key=lambda n: true_model_ms(HERE.arch(n)))
     keeps, slow, slower = models[0], models[-2], models[-1]
     assert true_model_ms(HERE.arch(slow)) > target > true_model_ms(HERE.arch(keeps))
     for model, top1 in ((keeps, 40.0), (slower, 70.0), (slow, 60.0)):
-        searcher.evaluator.evaluated.append(Evaluated(model, top1, (table.predict(HERE.arch(model)),)))
-    choices, tried = choose(setup, searcher)
+        evaluator.evaluated.append(Evaluated(model, top1, (table.predict(HERE.arch(model)),)))
+    choices, tried = choose(evaluator)
     assert [t.choices for t in tried] == [
         slower,
         keeps,
     ]  # by the first one it is known that `slow` is too slow
     assert tuple(choices) == keeps
-    del searcher.evaluator.evaluated[0]
-    choices, tried = choose(setup, searcher)
-    assert [t.choices for t in tried] == [slower]  # no other was judged that could keep to the target
+    del evaluator.evaluated[0]
+    choices, tried = choose(evaluator)
+    assert [t.choices for t in tried] == [slower]  # no other was evaluated that could keep to the target
     assert tuple(choices) == slower
 
 
 def test_a_target_that_is_no_latency(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The model is measured once, and stays, whatever it takes."""
     simulated(monkeypatch, **EXACT)
-    setup, searcher = job_of(data, predicting(lambda key: 0.5), tmp_path, target_ms=None, target_macs_m=0.1)
-    choices, (only,) = choose(setup, searcher)
-    assert list(only.choices) == choices == searcher.derived()
+    evaluator = evaluator_of(data, predicting(lambda key: 0.5), tmp_path, target_ms=None, target_macs_m=0.1)
+    choices, (only,) = choose(evaluator)
+    assert list(only.choices) == choices == evaluator.derived()
     assert only.ms == pytest.approx(true_of(only), rel=0.005)
     assert only.ms > 1.2 * only.predicted_ms
 
@@ -237,16 +237,16 @@ def test_a_machine_that_is_slower_than_it_was(
     table = LatencyTable(
         table.conditions, table.entries, space=HERE, offset_ms=OFFSET_MS / 1.25, method=table.method
     )
-    setup, searcher = job_of(data, table, tmp_path)
-    _, (only,) = choose(setup, searcher)
+    evaluator = evaluator_of(data, table, tmp_path)
+    _, (only,) = choose(evaluator)
     assert only.timing is not None
     assert only.reference_ratio == pytest.approx(1.25, rel=0.005)
     assert only.timing.undisturbed_ms == pytest.approx(true_of(only), rel=0.005)
     assert only.ms == pytest.approx(true_of(only) / 1.25, rel=0.01)
     assert only.ms == pytest.approx(only.predicted_ms, rel=0.01)
     table = predicting(lambda key: 1.0, reference=1 / 1.02)  # 2 % are nothing
-    setup, searcher = job_of(data, table, tmp_path)
-    _, (only,) = choose(setup, searcher)
+    evaluator = evaluator_of(data, table, tmp_path)
+    _, (only,) = choose(evaluator)
     assert only.timing is not None
     assert only.ms == only.timing.undisturbed_ms
 
@@ -255,17 +255,17 @@ def test_a_measurement_that_fails_loses_nothing(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     simulated(monkeypatch, **EXACT)
-    setup, searcher = job_of(data, predicting(lambda key: 0.5, device_name="another"), tmp_path)
-    choices, (only,) = choose(setup, searcher)
-    assert (choices, only.ms) == (searcher.derived(), None)
+    evaluator = evaluator_of(data, predicting(lambda key: 0.5, device_name="another"), tmp_path)
+    choices, (only,) = choose(evaluator)
+    assert (choices, only.ms) == (evaluator.derived(), None)
     assert only.note == "not measured: device_name was another, is simulated"
-    setup, searcher = job_of(data, predicting(lambda key: 0.5), tmp_path)
+    evaluator = evaluator_of(data, predicting(lambda key: 0.5), tmp_path)
 
     def no_more(*_: object) -> SimulatedWorker:
         raise OSError("no more processes")
 
     monkeypatch.setattr(session, "Worker", no_more)
-    assert choose(setup, searcher)[1][0].note == "not measured: no more processes"
+    assert choose(evaluator)[1][0].note == "not measured: no more processes"
 
 
 # ---- what is told
@@ -345,6 +345,44 @@ def test_a_signal_while_the_winner_is_measured_stops_the_search(
     assert finished(data, out, predicting(lambda key: 0.8)).finished
 
 
+def test_a_finished_search_keeps_its_result(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    simulated(monkeypatch, **EXACT)
+    out, table = tmp_path / "run", predicting(lambda key: 0.8)
+    result = finished(data, out, table)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    measured = winner.measure_like
+    calls: list[Any] = []
+
+    def counted(*words: Any) -> Measured:
+        calls.append(words)
+        return measured(*words)
+
+    monkeypatch.setattr(winner, "measure_like", counted)
+    assert finished(data, out, table) == result
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert calls == []
+    said = f"note: this search is finished, and its result is kept: {result.model}\n"
+    assert capsys.readouterr().err == said
+    # Its end is repeated where it is not whole any more, or was reached by another version.
+    assert result.model is not None
+    for spoil in (result.model.unlink, lambda: result.model.write_bytes(b"x"), (out / "arch.txt").unlink):
+        spoil()
+        assert finished(data, out, table).choices == result.choices
+        assert create_model(result.model).arch == result.arch
+        assert (out / "arch.txt").read_bytes() == before[out / "arch.txt"]
+        assert calls
+        calls.clear()
+    for other in (before[out / "result.json"].replace(b'"seed": 0', b'"seed": 1'), b"{}", b"["):
+        (out / "result.json").write_bytes(other)
+        assert finished(data, out, table).choices == result.choices
+        assert json.loads((out / "result.json").read_text())["origin"]["seed"] == 0
+        assert calls
+        calls.clear()
+
+
 @pytest.mark.parametrize("name", ["exp\u30001", "x" * 210, "a\nb"])
 def test_a_search_may_have_any_folder(
     name: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -391,11 +429,11 @@ def work(rank: int, folder: str) -> None:
         machine = simulated(patch, **EXACT)
         table = predicting(lambda key: 0.8)
         recipe = RECIPE.replace(target_ms=middle(table))
-        setup = SearchSetup(HERE, f"{folder}/data", recipe, table, True, None)
+        setup = SearchSetup(HERE, f"{folder}/data", recipe, table, True)
         settings = Settings(Path(folder) / "run", device="cpu", workers=0, console=False)
-        searcher = setup.searcher(settings, Processes(rank, 2, torch.device("cpu")))
-        first = searcher.derived()
-        choices, tried = choose(setup, searcher)
+        evaluator = Searcher(setup, settings, Processes(rank, 2, torch.device("cpu"))).evaluator
+        first = evaluator.derived()
+        choices, tried = choose(evaluator)
         found = {"first": first, "picks": choices, "tried": len(tried), "processes": machine.processes}
     Path(folder, f"{rank}.json").write_text(json.dumps(found))
 

@@ -186,8 +186,8 @@ SHORT = SearchRecipe(
 def searcher_of(data: Path, out: Path, recipe: SearchRecipe, processes: Processes | None = None) -> Searcher:
     """Return a search that may begin."""
     settings = Settings(out, device="cpu", workers=0, console=False)
-    setup = SearchSetup(TINY_SPACE, str(data), recipe, None, False, None)
-    return setup.searcher(settings, processes or Processes(0, 1, torch.device("cpu")))
+    setup = SearchSetup(TINY_SPACE, str(data), recipe)
+    return Searcher(setup, settings, processes or Processes(0, 1, torch.device("cpu")))
 
 
 def silent() -> SearchLog:
