@@ -73,5 +73,5 @@ def test_without_matplotlib(
     with RunLog(tmp_path, **SIZES, console=False, curves=False, tensorboard=True) as log:
         for step in (1, 2):
             log.image("net", step, lambda: model_png(CIFAR10_DEMO), last=True)
-    assert capsys.readouterr().err.count("no images in TensorBoard: drawing charts needs matplotlib") == 1
+    assert capsys.readouterr().err.count("no figures in TensorBoard: drawing charts needs matplotlib") == 1
     assert images(tmp_path / "tensorboard") == {}
