@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 #: Letter -> (what it is, fill, colour of the letter, marker: round for convolutions, square for pooling).
 OPERATIONS = {
-    "i": ("identity", "#ffffff", "#1b1b1b", "o"),
+    "i": ("identity", "#fdfdfd", "#1b1b1b", "o"),
     "3": ("3×3 separable", "#f7c948", "#1b1b1b", "o"),
     "5": ("5×5 separable", "#4ba3c7", "#10222b", "o"),
     "7": ("7×7 separable", "#0b3c5d", "#fdfdfd", "o"),
@@ -102,7 +102,7 @@ def tree_figure(
         axes.set_axis_off()
         widths = f"{arch.cell_widths[0]} to {arch.cell_widths[-1]} channels"
         title = f"{arch.name}: {count} tree cells in {arch.num_stages} stages, {widths}"
-        axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK, parse_math=False)
+        axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK)
         pen = _Pen(detail)
         for i, row in enumerate(rows):
             for j, cell in enumerate(row):

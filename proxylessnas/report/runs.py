@@ -6,16 +6,16 @@ import csv
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..arch.arch import Arch
 from ..arch.space import SearchSpace
 from ..arch.tree import TreeArch
 from ..data.folders import counted
-from ..errors import ArchError, DataError, ProxylessError, first_line
+from ..errors import ArchError, DataError, ProxylessError, first_line, short_name
 from ..figures.probability_map import block_names
 from ..utils.files import open_file, read_bytes
 from ..utils.text import csv_rows
@@ -30,7 +30,7 @@ class Snapshot:
     Attributes:
         step: weight steps up to then.
         epoch: counted from 1.
-        probs: [blocks][candidates], each row sums to 1; the columns are those of the story.
+        probs: [blocks][candidates], each row sums to 1; the columns are the candidate ops.
         expected: mean cost of a model drawn from them, in the target's unit; None without a target.
         figures: everything else that the log holds of it, by name.
     """
@@ -47,6 +47,14 @@ class Snapshot:
         return [max(range(len(row)), key=row.__getitem__) for row in self.probs]
 
 
+class Target(NamedTuple):
+    """What a model may cost at most: the kind of cost ("latency", "macs" or "params"), how much, the unit."""
+
+    kind: str
+    limit: float
+    unit: str
+
+
 @dataclass(frozen=True)
 class SearchRun:
     """A search, as far as its log goes.
@@ -58,7 +66,7 @@ class SearchRun:
         snapshots: with probabilities, in order.
         epochs: the ends of epochs: figures by name, with ``choices``, ``top1`` and ``costs`` of the model
             that would have been derived.
-        evaluated: models that "random" and "evolution" judged.
+        evaluated: models that "random" and "evolution" evaluated.
         done: the result; None while the search runs.
         notes: what is to be said about the log itself.
     """
@@ -73,11 +81,29 @@ class SearchRun:
     notes: tuple[str, ...]
 
     @property
-    def target(self) -> tuple[str, float, str] | None:
-        """Name, value and unit of the first target, or None."""
-        for name, value in dict(self.begin.get("targets") or {}).items():
-            return name, float(value), str(dict(self.begin.get("units") or {}).get(name, ""))
-        return None
+    def targets(self) -> list[Target]:
+        """What the model may cost."""
+        units = self.begin.get("units", {})
+        return [Target(k, float(v), units.get(k, "")) for k, v in self.begin.get("targets", {}).items()]
+
+    @property
+    def target(self) -> Target | None:
+        """The first target, or None."""
+        return next(iter(self.targets), None)
+
+    @property
+    def figures(self) -> Mapping[str, Any]:
+        """What came out: the result, or how the last epoch stands, or the best model so far."""
+        if self.done is not None:
+            return {**self.done, "top1": self.done.get("top1_held_out")}
+        if self.epochs:
+            return self.epochs[-1]
+        return max(self.evaluated, key=lambda row: row.get("top1") or 0.0, default={})
+
+    @property
+    def costs(self) -> Mapping[str, float]:
+        """Costs of the model of :attr:`figures` by kind: "latency" in ms, "macs" and "params" in millions."""
+        return self.figures.get("costs", {})
 
     @property
     def blocks(self) -> list[str]:
@@ -143,6 +169,15 @@ def read_run(folder_or_log: str | os.PathLike[str]) -> SearchRun:
     )
 
 
+def _encodable(row: dict[str, Any]) -> dict[str, Any]:
+    """Return an object without halves of characters, which JSON may hold and no file or figure can."""
+
+    def mend(value: Any) -> Any:
+        return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+
+    return {mend(key): mend(value) for key, value in row.items()}
+
+
 def left_out(count: int, what: str, of: str) -> str:
     """Return a note, as in "2 damaged lines of a.jsonl are left out"."""
     return f"{counted(count, what)} of {of} {'is' if count == 1 else 'are'} left out"
@@ -159,7 +194,7 @@ def read_rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
         with open_file(path) as file:
             for line in (raw.decode(errors="replace") for raw in file):
                 try:
-                    row = json.loads(line)
+                    row = json.loads(line, object_hook=_encodable)
                 except (ValueError, RecursionError):
                     row = None
                 last_bad = not isinstance(row, dict)
@@ -177,54 +212,6 @@ def read_rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     return rows, notes
 
 
-_NUMBERS = (
-    "step epoch number expected entropy skip_share gradient_norm loss top1 best top1_held_out predicted_ms "
-    "measured_ms measured_raw_ms measured_median_ms measured_reference_ratio "
-    "measured_p10_ms measured_p90_ms seconds"
-).split()
-_TEXTS = "time data algorithm table table_conditions model arch measured_note".split()
-_WHOLE = ("step", "epoch", "number")
-_MAPS = {
-    "costs": float,
-    "targets": float,
-    "units": str,
-    "versions": str,
-    "pictures": int,
-    "range": list,
-    "limits": float,
-}
-
-
-def _sound(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a line says, without fields that are not of the type they should be."""
-    found = dict(row)
-    for name in _NUMBERS:
-        value = as_number(found.get(name))
-        found[name] = value if value is None or name not in _WHOLE else int(value)
-        if found[name] is None:
-            del found[name]
-    for name in _TEXTS:
-        if not isinstance(found.get(name, ""), str):
-            del found[name]
-    for name, kind in _MAPS.items():
-        given = found.pop(name, None)
-        if isinstance(given, dict):
-            fits = {key: as_number(value) if kind is float else value for key, value in given.items()}
-            found[name] = {key: value for key, value in fits.items() if isinstance(value, kind)}
-    for name in ("range",):
-        ends = {key: list(map(as_number, value)) for key, value in found.get(name, {}).items()}
-        found[name] = {key: value for key, value in ends.items() if len(value) == 2 and None not in value}
-    choices = found.get("picks")
-    if not isinstance(choices, list) or not all(type(k) is int for k in choices):
-        found.pop("picks", None)
-    noise = found.get("measured_noise")
-    found["measured_noise"] = [str(text) for text in noise] if isinstance(noise, list) else []
-    slow = found.pop("measured_too_slow", None)
-    pairs = [list(map(as_number, p)) for p in slow if isinstance(p, list)] if isinstance(slow, list) else []
-    found["measured_too_slow"] = [pair for pair in pairs if len(pair) == 2 and None not in pair]
-    return found
-
-
 def as_number(value: object) -> float | None:
     """Return a value if it is a finite number, else None."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -233,6 +220,69 @@ def as_number(value: object) -> float | None:
         return value if math.isfinite(value) and abs(value) < 1e300 else None
     except OverflowError:  # a whole number of over 300 digits
         return None
+
+
+def _whole(value: object) -> int | None:
+    found = as_number(value)
+    return None if found is None else int(found)
+
+
+def _string(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _pair(value: object) -> list[float] | None:
+    if not isinstance(value, list) or len(value) != 2:
+        return None
+    low, high = map(as_number, value)
+    return None if low is None or high is None else [low, high]
+
+
+def _choices(value: object) -> list[int] | None:
+    return value if isinstance(value, list) and all(type(k) is int for k in value) else None
+
+
+def _list(read: Callable[[object], Any]) -> Callable[[object], list[Any] | None]:
+    """Return a reader of lists, without what is not of a type."""
+    return lambda given: (
+        [found for value in given if (found := read(value)) is not None] if isinstance(given, list) else None
+    )
+
+
+def _map(read: Callable[[object], Any]) -> Callable[[object], dict[str, Any] | None]:
+    """Return a reader of objects, without what is not of a type."""
+    return lambda given: (
+        {key: found for key, value in given.items() if (found := read(value)) is not None}
+        if isinstance(given, dict)
+        else None
+    )
+
+
+_FIGURES = (
+    "expected entropy skip_share gradient_norm loss top1 best top1_held_out predicted_ms measured_ms "
+    "measured_raw_ms measured_median_ms measured_reference_ratio measured_p10_ms measured_p90_ms seconds"
+)
+_TEXTS = "time data algorithm table table_conditions model arch measured_note"
+#: Fields of a line -> what reads them, or gives None.
+_FIELDS: dict[str, Callable[[object], Any]] = {
+    **dict.fromkeys(_FIGURES.split(), as_number),
+    **dict.fromkeys(_TEXTS.split(), _string),
+    **dict.fromkeys(("step", "epoch", "number"), _whole),
+    **dict.fromkeys(("costs", "targets", "limits"), _map(as_number)),
+    **dict.fromkeys(("units", "versions"), _map(_string)),
+    "pictures": _map(_whole),
+    "range": _map(_pair),
+    "picks": _choices,
+    "measured_noise": _list(str),
+    "measured_too_slow": _list(_pair),
+}
+
+
+def _sound(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a line says, without fields that are not of the type they should be."""
+    found = {name: _FIELDS.get(name, lambda given: given)(value) for name, value in row.items()}
+    sound = {name: value for name, value in found.items() if value is not None}
+    return {"measured_noise": [], "measured_too_slow": [], **sound}
 
 
 def _snapshot(row: Mapping[str, Any], blocks: int, candidate_ops: int) -> Snapshot | None:
@@ -247,13 +297,8 @@ def _snapshot(row: Mapping[str, Any], blocks: int, candidate_ops: int) -> Snapsh
     return Snapshot(row["step"], row["epoch"], probs, row.get("expected"), row)
 
 
-TABLE, LOG, RECIPE, RESULT, MODEL = (
-    "epochs.csv",
-    "log.jsonl",
-    "recipe.toml",
-    "result.json",
-    "model.safetensors",
-)
+TABLE, LOG, RECIPE, RESULT = "epochs.csv", "log.jsonl", "recipe.toml", "result.json"
+MODEL = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -328,7 +373,7 @@ def read_train_run(folder: str | os.PathLike[str]) -> TrainRun:
         except ArchError as e:
             notes.append(f"the model that {LOG} names cannot be read ({first_line(e)})")
     return TrainRun(
-        folder.resolve().name,
+        short_name(folder.resolve().name, "run"),
         tuple(sorted(epochs, key=lambda row: row["epoch"])),
         _text(folder / RECIPE, notes),
         result,

@@ -312,7 +312,7 @@ def test_baselines_judge_models(tmp_path: Path) -> None:
     report.write_report(write_lines(tmp_path, lines), tmp_path / "a.html")
     page = Page(tmp_path / "a.html")
     assert "random models (baseline)" in page.text
-    assert "judged, 4 keep to its target: from 51.00 to 54.00 %" in page.text
+    assert "evaluated, 4 keep to its target: from 51.00 to 54.00 %" in page.text
     assert "step by step" not in page.text
 
 
