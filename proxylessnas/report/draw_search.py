@@ -119,13 +119,14 @@ class _Scene:
         target = run.target
         self._cost = self._line_panel(
             figure.add_subplot(grid[0, 1]), finite((m.step, m.expected) for m in run.snapshots),
-            f"expected {target.kind}" if target else "expected cost: no target", target,
+            f"expected {target.kind}" if target else "expected cost: no target",
+            target.unit if target else "", target,
         )  # fmt: skip
         self._top1 = self._line_panel(
             figure.add_subplot(grid[1, 1]),
             finite((row.get("step"), row.get("top1")) for row in (*run.epochs, *run.evaluated)),
-            "held-out accuracy of the derived model",
-        )
+            "held-out accuracy of the derived model", "top-1 (%)",
+        )  # fmt: skip
         self._top1[1].axes.set_xlabel("weight steps", fontsize=8, labelpad=1)
         words = figure.add_subplot(grid[2, 1])
         words.set_axis_off()
@@ -135,10 +136,16 @@ class _Scene:
         )
 
     def _line_panel(
-        self, axes: Any, points: list[tuple[float, float]], title: str, target: Target | None = None
+        self,
+        axes: Any,
+        points: list[tuple[float, float]],
+        title: str,
+        unit: str,
+        target: Target | None = None,
     ) -> Any:
         """Prepare a panel; return its points, and the line and the dot that will show them."""
         axes.set_title(title, loc="left", fontsize=9)
+        axes.set_ylabel(unit, fontsize=8)
         axes.tick_params(labelsize=8)
         clean_axes(axes)
         steps = [m.step for m in self.run.snapshots]

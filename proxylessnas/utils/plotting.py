@@ -316,13 +316,13 @@ def legend_above(axes: Any, fontsize: float) -> None:
 
 def log_if_far_apart(axes: Any, values: Sequence[float]) -> bool:
     """Make the upright axis logarithmic if the values are positive and far apart; return whether they are."""
-    from matplotlib.ticker import LogFormatter
+    from matplotlib.ticker import NullFormatter
 
     if min(values) <= 0 or max(values) / min(values) < _LOG_FROM:
         return False
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(LogFormatter())  # the usual ones write mathematics
-    axes.yaxis.set_minor_formatter(LogFormatter())
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")  # the usual one writes mathematics
+    axes.yaxis.set_minor_formatter(NullFormatter())
     return True
 
 
