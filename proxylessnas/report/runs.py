@@ -6,7 +6,7 @@ import csv
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -140,32 +140,39 @@ def read_run(folder_or_log: str | os.PathLike[str]) -> SearchRun:
         candidate_ops = tuple(map(str, begin["columns"]))
     except (KeyError, TypeError, ValueError, ArchError) as e:
         raise DataError(f"{path}: its first line does not tell the search space ({first_line(e)})") from e
-    snapshots: list[Snapshot] = []
-    epochs, evaluated, done, odd = [], [], None, 0
-    for row in map(_sound, rows):
-        event = row.get("event")
-        if event in ("arch", "epoch") and not {"step", "epoch"} <= row.keys():
-            odd += 1
-            continue
-        if event in ("arch", "epoch") and row.get("probs") is not None:
-            snapshot = _snapshot(row, len(space.search_blocks), len(candidate_ops))
-            if snapshot is None:
-                odd += 1
-                continue
-            snapshots.append(snapshot)
-        if event == "epoch":
-            epochs.append(row)
-        elif event == "judged":
-            evaluated.append(row)
-        elif event == "done":
-            done = row
-    snapshots.sort(key=lambda snapshot: snapshot.step)
-    if odd:
-        notes.append(left_out(odd, "line", f"{path.name} not fitting the space"))
-    if done is None:
+    sound = [row for row in map(_sound, rows) if row.get("event") in ("arch", "epoch", "judged", "done")]
+    fitting = [row for row in sound if _fits(row, len(space.search_blocks), len(candidate_ops))]
+    if len(fitting) < len(sound):
+        notes.append(left_out(len(sound) - len(fitting), "line", f"{path.name} not fitting the space"))
+    by_step = sorted((row for row in fitting if "probs" in row), key=lambda row: row["step"])
+    epochs, evaluated, done = (
+        tuple(row for row in fitting if row["event"] == event) for event in ("epoch", "judged", "done")
+    )
+    if not done:
         notes.append("the search has not ended, or its log was cut off: this is what there is")
     return SearchRun(
-        begin, space, candidate_ops, tuple(snapshots), tuple(epochs), tuple(evaluated), done, tuple(notes)
+        begin,
+        space,
+        candidate_ops,
+        tuple(Snapshot(row["step"], row["epoch"], row["probs"], row.get("expected"), row) for row in by_step),
+        epochs,
+        evaluated,
+        done[-1] if done else None,
+        tuple(notes),
+    )
+
+
+def _fits(row: Mapping[str, Any], blocks: int, candidate_ops: int) -> bool:
+    """Return whether a line says where in the search it is, with probabilities of the space if it has any."""
+    if row["event"] not in ("arch", "epoch"):
+        return True
+    if not {"step", "epoch"} <= row.keys():
+        return False
+    probs = row.get("probs")
+    if probs is None:
+        return True
+    return len(probs) == blocks and all(
+        len(line) == candidate_ops and all(0 <= p <= 1 for p in line) for line in probs
     )
 
 
@@ -222,79 +229,63 @@ def as_number(value: object) -> float | None:
         return None
 
 
-def _whole(value: object) -> int | None:
-    found = as_number(value)
-    return None if found is None else int(found)
-
-
-def _string(value: object) -> str | None:
-    return value if isinstance(value, str) else None
-
-
-def _pair(value: object) -> list[float] | None:
-    if not isinstance(value, list) or len(value) != 2:
-        return None
-    low, high = map(as_number, value)
-    return None if low is None or high is None else [low, high]
+def _matrix(value: Any) -> tuple[tuple[float, ...], ...] | None:
+    """Return lines of numbers; no line of what is something else."""
+    try:
+        return None if value is None else tuple(tuple(map(float, line)) for line in value)
+    except (TypeError, ValueError, OverflowError):
+        return ()
 
 
 def _choices(value: object) -> list[int] | None:
     return value if isinstance(value, list) and all(type(k) is int for k in value) else None
 
 
-def _list(read: Callable[[object], Any]) -> Callable[[object], list[Any] | None]:
-    """Return a reader of lists, without what is not of a type."""
-    return lambda given: (
-        [found for value in given if (found := read(value)) is not None] if isinstance(given, list) else None
-    )
-
-
-def _map(read: Callable[[object], Any]) -> Callable[[object], dict[str, Any] | None]:
-    """Return a reader of objects, without what is not of a type."""
-    return lambda given: (
-        {key: found for key, value in given.items() if (found := read(value)) is not None}
-        if isinstance(given, dict)
-        else None
-    )
+def _read(kind: Any, value: object) -> Any:
+    """Return a value if it is of a kind, without what is not in lists and objects; None for another one."""
+    if kind in (float, int):
+        number = as_number(value)
+        return number if number is None or kind is float else int(number)
+    if isinstance(kind, type):
+        return value if isinstance(value, kind) else None
+    if isinstance(kind, dict) and isinstance(value, dict):
+        return {k: found for k, v in value.items() if (found := _read(kind[str], v)) is not None}
+    if isinstance(kind, list) and isinstance(value, list):
+        return [found for v in value if (found := _read(kind[0], v)) is not None]
+    if isinstance(kind, tuple) and isinstance(value, list):
+        found = _read([kind[0]], value)
+        return found if len(found) == len(kind) == len(value) else None
+    return kind(value) if callable(kind) else None
 
 
 _FIGURES = (
     "expected entropy skip_share gradient_norm loss top1 best top1_held_out predicted_ms measured_ms "
     "measured_raw_ms measured_median_ms measured_reference_ratio measured_p10_ms measured_p90_ms seconds"
 )
-_TEXTS = "time data algorithm table table_conditions model arch measured_note"
-#: Fields of a line -> what reads them, or gives None.
-_FIELDS: dict[str, Callable[[object], Any]] = {
-    **dict.fromkeys(_FIGURES.split(), as_number),
-    **dict.fromkeys(_TEXTS.split(), _string),
-    **dict.fromkeys(("step", "epoch", "number"), _whole),
-    **dict.fromkeys(("costs", "targets", "limits"), _map(as_number)),
-    **dict.fromkeys(("units", "versions"), _map(_string)),
-    "pictures": _map(_whole),
-    "range": _map(_pair),
+_TEXTS = "time data algorithm table table_conditions model arch measured_note net source weights"
+#: Fields of a line -> their types, or what reads them.
+_FIELDS: dict[str, Any] = {
+    **dict.fromkeys(_FIGURES.split(), float),
+    **dict.fromkeys(_TEXTS.split(), str),
+    **dict.fromkeys(("step", "epoch", "number"), int),
+    **{name: {str: float} for name in ("costs", "targets", "limits")},
+    **{name: {str: str} for name in ("units", "versions")},
+    **dict.fromkeys(("given_weights", "kept_classifier"), bool),
+    "pictures": {str: int},
+    "range": {str: (float, float)},
     "picks": _choices,
-    "measured_noise": _list(str),
-    "measured_too_slow": _list(_pair),
+    "probs": _matrix,
+    "teachers": [str],
+    "measured_noise": [str],
+    "measured_too_slow": [(float, float)],
 }
 
 
 def _sound(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a line says, without fields that are not of the type they should be."""
-    found = {name: _FIELDS.get(name, lambda given: given)(value) for name, value in row.items()}
+    found = {name: _read(_FIELDS[name], value) if name in _FIELDS else value for name, value in row.items()}
     sound = {name: value for name, value in found.items() if value is not None}
     return {"measured_noise": [], "measured_too_slow": [], **sound}
-
-
-def _snapshot(row: Mapping[str, Any], blocks: int, candidate_ops: int) -> Snapshot | None:
-    try:
-        probs = tuple(tuple(float(p) for p in line) for line in row["probs"])
-    except (TypeError, ValueError, OverflowError):
-        return None
-    if len(probs) != blocks or any(len(line) != candidate_ops for line in probs):
-        return None
-    if not all(0 <= p <= 1 for line in probs for p in line):
-        return None
-    return Snapshot(row["step"], row["epoch"], probs, row.get("expected"), row)
 
 
 TABLE, LOG, RECIPE, RESULT = "epochs.csv", "log.jsonl", "recipe.toml", "result.json"
@@ -366,8 +357,8 @@ def read_train_run(folder: str | os.PathLike[str]) -> TrainRun:
     if result is None:
         notes.append("the run has not ended, or its result is not there: this is what there is")
     arch, metadata = _model(folder / MODEL, notes)
-    begin = next((_begin(row) for row in reversed(rows) if row.get("event") == "begin"), {})
-    if arch is None and isinstance(begin.get("arch"), str):
+    begin = next((_sound(row) for row in reversed(rows) if row.get("event") == "begin"), {})
+    if arch is None and "arch" in begin:
         try:
             arch = Arch.parse(begin["arch"])
         except ArchError as e:
@@ -383,15 +374,6 @@ def read_train_run(folder: str | os.PathLike[str]) -> TrainRun:
         metadata,
         tuple(notes),
     )
-
-
-def _begin(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a run was asked for, without fields that are not of the type they should be."""
-    kinds = {
-        "net": str, "arch": str, "data": str, "pictures": dict, "versions": dict, "given_weights": bool,
-        "teachers": list, "source": str, "weights": str, "kept_classifier": bool,
-    }  # fmt: skip
-    return {name: row[name] for name, kind in kinds.items() if isinstance(row.get(name), kind)}
 
 
 def _epochs(path: Path, notes: list[str]) -> list[dict[str, Any]]:

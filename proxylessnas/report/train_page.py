@@ -108,7 +108,7 @@ def recipe_values(text: str) -> dict[str, str]:
 def _asked(run: TrainRun) -> Facts:
     values, data = recipe_values(run.recipe), _data(run)
     images = run.begin.get("pictures", {})
-    counts = ", ".join(f"{count:,} for {part}" for part, count in images.items() if isinstance(count, int))
+    counts = ", ".join(f"{count:,} for {part}" for part, count in images.items())
     rows: list[tuple[str, object]] = [
         ("images", f"{data} ({counts})" if counts else run.metadata.get("data") or data)
     ]
@@ -205,7 +205,7 @@ def _against(first: TrainRun, run: TrainRun) -> str:
 
 
 def _teachers(run: TrainRun) -> list[str]:
-    return [str(name) for name in run.begin.get("teachers", ())]
+    return run.begin.get("teachers", [])
 
 
 def _commands(run: TrainRun, folder: Path) -> list[str]:
