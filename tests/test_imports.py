@@ -26,6 +26,8 @@ LAZY = {
     "tqdm",
     "numpy",
     "filelock",
+    "jinja2",
+    "markupsafe",
     "matplotlib",
     "networkx",
     "tensorboard",

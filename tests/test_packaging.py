@@ -105,14 +105,16 @@ def test_wheel_contents(built: Built) -> None:
     }
     assert modules <= names
     assert manifest == (built.tree / "weights_manifest.json").read_bytes()
-    data = {name for name in _files(built.tree) if name.startswith("proxylessnas/assets/")}
+    folders = ("proxylessnas/assets/", "proxylessnas/report/templates/")
+    data = {name for name in _files(built.tree) if name.startswith(folders)}
+    assert "proxylessnas/report/templates/report.html" in data
     assert {"proxylessnas/assets/imagenet_classes.tsv", "proxylessnas/assets/digits.safetensors"} <= data
     assert data | {"proxylessnas/py.typed"} <= names
     assert {name.split("/")[0].split("-")[0] for name in names} == {"proxylessnas"}, "no tests, no hubconf"
     assert any(name.endswith("LICENSE") for name in names)
     assert f"Version: {_version(built.tree)}" in text
     assert "License-Expression: MIT" in text
-    for name in ("torch", "torchvision", "pillow", "requests", "safetensors"):
+    for name in ("torch", "torchvision", "jinja2", "pillow", "requests", "safetensors"):
         assert f"Requires-Dist: {name}" in text
 
 

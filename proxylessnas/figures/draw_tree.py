@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 #: Letter -> (what it is, fill, colour of the letter, marker: round for convolutions, square for pooling).
 OPERATIONS = {
-    "i": ("identity", "#ffffff", "#1b1b1b", "o"),
+    "i": ("identity", "#fdfdfd", "#1b1b1b", "o"),
     "3": ("3×3 separable", "#f7c948", "#1b1b1b", "o"),
     "5": ("5×5 separable", "#4ba3c7", "#10222b", "o"),
     "7": ("7×7 separable", "#0b3c5d", "#fdfdfd", "o"),
@@ -102,7 +102,7 @@ def tree_figure(
         axes.set_axis_off()
         widths = f"{arch.cell_widths[0]} to {arch.cell_widths[-1]} channels"
         title = f"{arch.name}: {count} tree cells in {arch.num_stages} stages, {widths}"
-        axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK, parse_math=False)
+        axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK)
         pen = _Pen(detail)
         for i, row in enumerate(rows):
             for j, cell in enumerate(row):
@@ -159,9 +159,8 @@ class _Pen:
             (x0, y0), (x1, y1) = at[start], at[end]
             self._lines["shortcut" if op == "shortcut" else "edge"].append([(x0, y0), (x1, y1)])
             if op and op != "shortcut":
-                share = (
-                    0.55 if len(end) == 2 else 1.0
-                )  # the lowest level, where it is narrow, has no other marks
+                # The lowest level, where it is narrow, has no other marks.
+                share = 0.55 if len(end) == 2 else 1.0
                 self._badges.setdefault(op, []).append((x0 + share * (x1 - x0), y0 + share * (y1 - y0)))
         for node, place in at.items():
             if node[-1] == "+" or node == "out":
@@ -181,36 +180,23 @@ class _Pen:
         from matplotlib.collections import LineCollection
 
         detail = self.detail
+        edges, shortcuts = self._lines["edge"], self._lines["shortcut"]
+        axes.add_collection(LineCollection(edges, colors=INK, linewidths=1.1 if detail else 0.6, zorder=1))
         axes.add_collection(
-            LineCollection(self._lines["edge"], colors=INK, linewidths=1.1 if detail else 0.6, zorder=1)
+            LineCollection(shortcuts, colors=GREY, linewidths=0.8, linestyles=[(0, (3, 2))], zorder=0)
         )
-        dashed: dict[str, Any] = {"colors": GREY, "linewidths": 0.8, "linestyles": [(0, (3, 2))], "zorder": 0}
-        axes.add_collection(LineCollection(self._lines["shortcut"], **dashed))
-        axes.scatter(*zip(*self._nodes, strict=True), s=22 if detail else 5, color=INK, zorder=3)
-        axes.scatter(
-            *zip(*self._sums, strict=True), s=190 if detail else 42, facecolor="#ffffff", edgecolor=INK,
-            linewidth=0.6, zorder=3,
-        )  # fmt: skip
-        axes.scatter(
-            *zip(*self._sums, strict=True),
-            s=60 if detail else 14,
-            marker="+",
-            color=INK,
-            linewidth=0.8,
-            zorder=4,
-        )
+
+        def dots(places: list[tuple[float, float]], **look: Any) -> None:
+            axes.scatter(*zip(*places, strict=True), **look)
+
+        dots(self._nodes, s=22 if detail else 5, color=INK, zorder=3)
+        ring = {"facecolor": "#ffffff", "edgecolor": INK, "linewidth": 0.6}
+        dots(self._sums, s=190 if detail else 42, zorder=3, **ring)
+        dots(self._sums, s=60 if detail else 14, marker="+", color=INK, linewidth=0.8, zorder=4)
         for op, places in self._badges.items():
             name, fill, ink, marker = OPERATIONS[op]
             if not detail:
-                axes.scatter(
-                    *zip(*places, strict=True),
-                    s=74,
-                    marker=marker,
-                    facecolor=fill,
-                    edgecolor=INK,
-                    linewidth=0.5,
-                    zorder=5,
-                )
+                dots(places, s=74, marker=marker, facecolor=fill, edgecolor=INK, linewidth=0.5, zorder=5)
             text = {"fontsize": 6.0, "va": "center_baseline"}
             if detail:
                 box = {"boxstyle": "round,pad=0.22", "facecolor": fill, "edgecolor": INK, "linewidth": 0.5}
@@ -226,17 +212,11 @@ def _legend(axes: Any, letters: set[str], detail: bool) -> None:
     handles: list[Any] = []
     for letter in (known for known in OPERATIONS if known in letters and not detail):
         name, fill, _, marker = OPERATIONS[letter]
-        look: dict[str, Any] = {
-            "marker": marker,
-            "markersize": 8,
-            "linestyle": "none",
-            "markeredgewidth": 0.6,
-        }
-        look |= {"markerfacecolor": fill, "markeredgecolor": INK, "label": f"{letter}: {name}"}
-        handles.append(Line2D([], [], **look))
-    handles.append(
-        Line2D([], [], color=GREY, linewidth=0.8, linestyle=(0, (3, 2)), label="the branch's input")
-    )
+        badge = Line2D([], [], marker=marker, markersize=8, linestyle="none", markerfacecolor=fill)
+        badge.set(markeredgecolor=INK, markeredgewidth=0.6, label=f"{letter}: {name}")
+        handles.append(badge)
+    dashes = (0, (3, 2))
+    handles.append(Line2D([], [], color=GREY, linewidth=0.8, linestyle=dashes, label="the branch's input"))
     handles.append(Line2D([], [], color=INK, marker="+", linestyle="none", markersize=6, label="sum"))
     place = {"loc": "upper left", "bbox_to_anchor": (0.0, 0.0), "ncols": 2 if detail else 5}
     axes.legend(handles=handles, **place, frameon=False, fontsize=9, labelcolor=INK)

@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..arch.space import SearchSpace
-from ..utils.plotting import ORANGE
-
-_SHADES = ("#ffffff", "#a9cdea", "#3f8fca", "#08306b")  # of one hue, evenly darker
+from ..utils.plotting import ORANGE, SHADES
 
 
 class ProbabilityMap:
@@ -23,7 +21,7 @@ class ProbabilityMap:
         from matplotlib.colors import LinearSegmentedColormap
 
         rows, columns = len(space.search_blocks), len(space.candidate_ops)
-        colors = LinearSegmentedColormap.from_list("shares", _SHADES)
+        colors = LinearSegmentedColormap.from_list("shares", SHADES)
         self._image = axes.imshow([[0.0] * columns] * rows, cmap=colors, vmin=0, vmax=1, aspect="auto")
         axes.set_xticks(range(columns), ["skip" if c == "-" else c for c in space.candidate_ops], fontsize=8)
         axes.set_yticks(range(rows), block_names(space), fontsize=8)
@@ -41,13 +39,9 @@ class ProbabilityMap:
             if search_block.block == 0 and row:
                 axes.axhline(row - 0.5, color="#8a8a8a", linewidth=1.0)
         axes.set_title("probability of each candidate (ring: the most probable)", loc="left", fontsize=9)
-        ring: dict[str, Any] = {
-            "markersize": 9,
-            "markerfacecolor": "none",
-            "markeredgecolor": ORANGE,
-            "mew": 1.8,
-        }
-        (self._rings,) = axes.plot([], [], "o", **ring)
+        (self._rings,) = axes.plot(
+            [], [], "o", markersize=9, markerfacecolor="none", markeredgecolor=ORANGE, mew=1.8
+        )
 
     def show(self, probs: Sequence[Sequence[float]]) -> None:
         """Show probabilities, [blocks][candidates]."""

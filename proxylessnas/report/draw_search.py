@@ -1,12 +1,10 @@
-"""The search as a movie: how the probabilities of the paths, and with them the model, took shape."""
+"""How the probabilities of a search, and with them its model, took shape: as a movie, and as a slider."""
 
 from __future__ import annotations
 
 import io
-import math
 import os
 import subprocess
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from ..errors import DataError, ProxylessError
 from ..figures.probability_map import ProbabilityMap
 from ..utils.files import write_atomically
-from ..utils.plotting import BLUE, GREEN, GREY, GRID, ORANGE, require_matplotlib
+from ..utils.plotting import BLUE, GREEN, GREY, ORANGE, clean_axes, finite, plot_style, require_matplotlib
 from ..utils.subprocesses import find_program
-from .runs import SearchRun, Snapshot
+from .page import Figure, Line, line_chart, word
+from .runs import SearchRun, Snapshot, Target
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
 _FRAMES = 60  # at most: more make the file large and tell nothing new
 _LAST_S = 3.0  # that the last frame stays
 _DPI = 110
+_SNAPSHOTS = 160  # at most: about what a slider on a screen can tell apart
+_LONG = 10  # blocks from which there is more room below the charts than below the probabilities
 
 
 def write_movie(
@@ -57,10 +58,6 @@ def write_movie(
             f"{path}: writing MP4 needs the program ffmpeg, which is not installed; use .gif"
         )
     shown = spread(run.snapshots, max(2, frames))
-    if not shown:
-        raise DataError(
-            "the search has no arch step or epoch with probabilities yet: there is nothing to show"
-        )
     pause_ms = max(20, round(1000 * seconds / len(shown)))
     images = draw_frames(run, shown)
     if path.suffix.lower() == ".gif":
@@ -71,22 +68,28 @@ def write_movie(
 
 
 def spread(snapshots: Sequence[Snapshot], most: int) -> list[Snapshot]:
-    """Return at most so many of the moments, evenly spread, the first and the last among them."""
+    """Return at most so many, evenly spread, the first and the last among them.
+
+    Raises:
+        DataError: there are none.
+    """
+    if not snapshots:
+        raise DataError(
+            "the search has no arch step or epoch with probabilities yet: there is nothing to show"
+        )
     if len(snapshots) <= most:
         return list(snapshots)
     return [snapshots[round(i * (len(snapshots) - 1) / (most - 1))] for i in range(most)]
 
 
 def draw_frames(run: SearchRun, snapshots: Sequence[Snapshot]) -> Iterator[Image.Image]:
-    """Yield an image of every moment, all of one size."""
+    """Yield an image of every snapshot, all of one size."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.style import context
     from PIL import Image
 
     rows = len(run.blocks)
-    with context("default"), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*Glyph .* missing from", category=UserWarning)
+    with plot_style():
         figure = Figure(figsize=(9.2, max(5.4, 1.7 + 0.25 * rows)), dpi=_DPI, facecolor="white")
         canvas = FigureCanvasAgg(figure)
         scene = _Scene(figure, run)
@@ -113,56 +116,52 @@ class _Scene:
         self._title = figure.text(0.015, 1 - 0.1 / height_in, "", va="top", fontsize=12, fontweight="bold")
         self._below = figure.text(0.015, 1 - 0.36 / height_in, "", va="top", fontsize=9, color=GREY)
         self._map = ProbabilityMap(figure.add_subplot(grid[:, 0]), run.space)
+        target = run.target
         self._cost = self._line_panel(
-            figure.add_subplot(grid[0, 1]), self._cost_points(), *self._cost_words()
-        )
+            figure.add_subplot(grid[0, 1]), finite((m.step, m.expected) for m in run.snapshots),
+            f"expected {target.kind}" if target else "expected cost: no target",
+            target.unit if target else "", target,
+        )  # fmt: skip
         self._top1 = self._line_panel(
             figure.add_subplot(grid[1, 1]),
-            self._top1_points(),
-            "held-out accuracy of the derived model",
-            "top-1 (%)",
-        )
+            finite((row.get("step"), row.get("top1")) for row in (*run.epochs, *run.evaluated)),
+            "held-out accuracy of the derived model", "top-1 (%)",
+        )  # fmt: skip
+        self._top1[1].axes.set_xlabel("weight steps", fontsize=8, labelpad=1)
         words = figure.add_subplot(grid[2, 1])
         words.set_axis_off()
         words.set_title("most probable model now", loc="left", fontsize=9)
         self._model = words.text(
-            0, 0.94, "", family="monospace", fontsize=8, va="top", transform=words.transAxes, parse_math=False
+            0, 0.94, "", family="monospace", fontsize=8, va="top", transform=words.transAxes
         )
 
-    def _cost_points(self) -> list[tuple[float, float]]:
-        return [(m.step, m.expected) for m in self.run.snapshots if m.expected is not None]
-
-    def _cost_words(self) -> tuple[str, str]:
-        target = self.run.target
-        return (f"expected {target[0]}", target[2]) if target else ("expected cost: no target", "")
-
-    def _top1_points(self) -> list[tuple[float, float]]:
-        found = [(float(e["step"]), e.get("top1")) for e in self.run.epochs]
-        found += [(float(e["step"]), e.get("top1")) for e in self.run.evaluated]
-        return [(x, float(y)) for x, y in found if y is not None and math.isfinite(y)]
-
-    def _line_panel(self, axes: Any, points: list[tuple[float, float]], title: str, unit: str) -> Any:
+    def _line_panel(
+        self,
+        axes: Any,
+        points: list[tuple[float, float]],
+        title: str,
+        unit: str,
+        target: Target | None = None,
+    ) -> Any:
+        """Prepare a panel; return its points, and the line and the dot that will show them."""
         axes.set_title(title, loc="left", fontsize=9)
         axes.set_ylabel(unit, fontsize=8)
         axes.tick_params(labelsize=8)
-        axes.grid(color=GRID, linewidth=0.8)
-        axes.spines[["top", "right"]].set_visible(False)
+        clean_axes(axes)
         steps = [m.step for m in self.run.snapshots]
         axes.set_xlim(min(steps), max(steps) + 1)
         values = [y for _, y in points]
-        target = self.run.target
-        if target and title.startswith("expected"):
-            axes.axhline(target[1], color=ORANGE, linewidth=1.4, linestyle="--")
-            values.append(target[1])
+        if target:
+            axes.axhline(target.limit, color=ORANGE, linewidth=1.4, linestyle="--")
+            values.append(target.limit)
             axes.annotate(
-                f"target {target[1]:.4g} {target[2]}", (1, target[1]), xycoords=("axes fraction", "data"),
-                xytext=(-2, 3), textcoords="offset points", ha="right", fontsize=8, color=ORANGE,
+                f"target {target.limit:.4g} {target.unit}", (1, target.limit), (-2, 3),
+                xycoords=("axes fraction", "data"), textcoords="offset points", ha="right", fontsize=8,
+                color=ORANGE,
             )  # fmt: skip
         if values:
             room = 0.12 * (max(values) - min(values)) or 1.0
             axes.set_ylim(min(values) - room, max(values) + room)
-        if not title.startswith("expected"):
-            axes.set_xlabel("weight steps", fontsize=8, labelpad=1)
         (line,) = axes.plot(
             [], [], "-", marker="o" if len(points) < 40 else "", markersize=3, linewidth=1.6, color=BLUE
         )
@@ -170,21 +169,19 @@ class _Scene:
         return points, line, dot
 
     def show(self, snapshot: Snapshot) -> None:
-        """Change the figure to a moment."""
-        run, choices = self.run, snapshot.choices
+        """Change the figure to a snapshot."""
+        run, target = self.run, self.run.target
         self._map.show(snapshot.probs)
         for points, line, dot in (self._cost, self._top1):
             past = [p for p in points if p[0] <= snapshot.step]
             line.set_data([x for x, _ in past], [y for _, y in past])
             dot.set_data([x for x, _ in past[-1:]], [y for _, y in past[-1:]])
         self._title.set_text(f"{run.begin.get('algorithm', '')} search in the space {run.space.name!r}")
-        expected = (
-            f", expected {snapshot.expected:.4g} {run.target[2]}" if run.target and snapshot.expected else ""
-        )
-        self._below.set_text(
-            f"{run.begin.get('data', '')}; epoch {snapshot.epoch}, step {snapshot.step:,}{expected}"
-        )
-        self._model.set_text(model_lines(run, choices))
+        about = f"{run.begin.get('data', '')}; epoch {snapshot.epoch}, step {snapshot.step:,}"
+        if target and snapshot.expected:
+            about += f", expected {snapshot.expected:.4g} {target.unit}"
+        self._below.set_text(about)
+        self._model.set_text(model_lines(run, snapshot.choices))
 
 
 def model_lines(run: SearchRun, choices: Sequence[int]) -> str:
@@ -209,15 +206,9 @@ def _write_gif(images: Iterator[Image.Image], path: Path, pause_ms: int) -> None
     pauses = [pause_ms] * (len(small) - 1) + [round(1000 * _LAST_S)]
     file = io.BytesIO()
     small[0].save(
-        file,
-        format="GIF",
-        save_all=True,
-        append_images=small[1:],
-        duration=pauses,
-        loop=0,
-        optimize=True,
+        file, format="GIF", save_all=True, append_images=small[1:], duration=pauses, loop=0, optimize=True,
         disposal=1,
-    )
+    )  # fmt: skip
     write_atomically(path, file.getbuffer())
 
 
@@ -228,17 +219,10 @@ def _write_mp4(images: Iterator[Image.Image], path: Path, pause_ms: int) -> None
     frames += [frames[-1]] * max(1, round(1000 * _LAST_S / pause_ms))
     temporary = path.with_name(f".{path.name}.part.mp4")
     command = [
-        find_program("ffmpeg") or "ffmpeg",
-        "-y",
-        "-loglevel",
-        "error",
-        "-f",
-        "rawvideo",
-        "-pix_fmt",
-        "rgb24",
-    ]
-    command += ["-s", f"{width}x{height}", "-r", f"{1000 / pause_ms:.4f}", "-i", "-", "-pix_fmt", "yuv420p"]
-    command += ["-movflags", "+faststart", str(temporary)]
+        find_program("ffmpeg") or "ffmpeg", *"-y -loglevel error -f rawvideo -pix_fmt rgb24 -s".split(),
+        f"{width}x{height}", "-r", f"{1000 / pause_ms:.4f}",
+        *"-i - -pix_fmt yuv420p -movflags +faststart".split(), str(temporary),
+    ]  # fmt: skip
     try:
         data = b"".join(frame.crop((0, 0, width, height)).tobytes() for frame in frames)
         done = subprocess.run(command, input=data, capture_output=True, check=False)
@@ -248,3 +232,63 @@ def _write_mp4(images: Iterator[Image.Image], path: Path, pause_ms: int) -> None
         write_atomically(path, temporary.read_bytes())
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def slider(run: SearchRun, most: int = _SNAPSHOTS) -> dict[str, Any]:
+    """Return what a page's slider over a search shows, at the end of the search and wherever it is moved.
+
+    Args:
+        run: of the search.
+        most: snapshots, evenly spread over the search.
+
+    Raises:
+        DataError: the log has no probabilities.
+    """
+    snapshots = spread(run.snapshots, most)
+    last, target = snapshots[-1], run.target
+    ends = (float(snapshots[0].step), float(last.step))
+    top1 = finite((row.get("step"), row.get("top1")) for row in run.epochs)
+    charts = []
+    if target is not None:
+        name = word(target.kind)
+        expected = [Line("", finite((m.step, m.expected) for m in run.snapshots))]
+        title = f"Expected {name} of a model drawn now"
+        chart = line_chart(title, target.unit, expected, x_range=ends, target=target, cursor=True)
+        charts.append((chart, f"Expected {name} of a model drawn from the probabilities"))
+    title = "Accuracy of the model derived then"
+    chart = line_chart(title, "top-1 (%)", [Line("", top1)], x_range=ends, cursor=True)
+    charts.append((chart, "Accuracy on the held-out images of the model derived after each epoch"))
+    search = {  # for the script; probabilities in thousandths
+        "columns": ["skip" if c == "-" else c for c in run.candidate_ops],
+        "stage": [block.stage for block in run.space.search_blocks],
+        "stages": [stage.width for stage in run.space.stages],
+        "range": ends,
+        "cost": "" if target is None else word(target.kind),
+        "unit": "" if target is None else target.unit,
+        "target": None if target is None else float(f"{target.limit:.4g}"),
+        "top1": top1,
+        "moments": [
+            (
+                m.step, m.epoch, None if m.expected is None or target is None else float(f"{m.expected:.4g}"),
+                [[round(1000 * p) for p in line] for line in m.probs],
+            )
+            for m in snapshots
+        ],
+    }  # fmt: skip
+    return {
+        "now": f"epoch {last.epoch}, step {last.step:,}", "search": search, "blocks": _blocks(run, last),
+        "model": model_lines(run, last.choices), "long": len(run.blocks) > _LONG,
+        "charts": [Figure(chart, caption) for chart, caption in charts if chart],
+    }  # fmt: skip
+
+
+def _blocks(run: SearchRun, snapshot: Snapshot) -> list[tuple[str, bool, list[float | None], int]]:
+    """Return of each block its name, whether a stage begins with it, probabilities, and the choice."""
+    found = []
+    for block, name, line, choice in zip(
+        run.space.search_blocks, run.blocks, snapshot.probs, snapshot.choices, strict=True
+    ):
+        candidates = zip(run.candidate_ops, line, strict=True)
+        probs = [p if op in block.candidate_ops else None for op, p in candidates]
+        found.append((name, block.block == 0 and block.index > 0, probs, choice))
+    return found

@@ -1,4 +1,4 @@
-"""A model on a page and in a terminal: its figure by channels and latency, and as text."""
+"""A model on a page and in a terminal: its figures by channels and latency, and as text."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..arch.arch import Arch
-from ..arch.blocks import Stage
 from ..arch.op_key import CLASSIFIER
 from ..arch.tree import TreeArch
 from ..errors import LatencyError, LatencyKeyError, one_line
 from ..figures.draw_model import SKIPPED, Layer, counts, layers_of, model_figure, summary, timed_layers
 from ..figures.draw_tree import tree_figure
-from .page import Raw, code, details, figure, inline, tag
+from .page import Figure, inline
 
 if TYPE_CHECKING:
     from ..latency.table import LatencyTable
 
 
-def model_part(arch: Arch | TreeArch, table: LatencyTable | None, notes: list[str]) -> Raw:
-    """Return a model's figures and its text.
+def model_figures(
+    arch: Arch | TreeArch, table: LatencyTable | None, notes: list[str]
+) -> tuple[list[Figure], str]:
+    """Return a model's figures, by channels and by latency, and its text; none of a model without blocks.
 
     Args:
         arch: the model.
@@ -32,43 +33,38 @@ def model_part(arch: Arch | TreeArch, table: LatencyTable | None, notes: list[st
         file = io.BytesIO()
         tree_figure(arch, file)
         svg = inline(file, f"The cells of {arch.name}", f"{arch.name} has {len(arch.words)} tree cells.")
-        caption = "Every tree cell of the model, an operation an edge."
-        return Raw(figure(svg.text, caption) + details("The model as text", code(tree_text(arch))))
+        return [Figure(svg, "Every tree cell of the model, an operation an edge.")], tree_text(arch)
     try:
         layers = layers_of(arch)
     except LatencyError as e:
         notes.append(f"the model's figure is left out: {e}")
-        return Raw("")
-    parts = [
-        _figure(arch.name, layers, "channels", "The model, block by block; the width shows the channels.")
-    ]
-    text = model_text(layers, arch.name)
+        return [], ""
+    said = "The model, block by block; the width shows the channels."
+    figures, text = [_figure(arch.name, layers, "channels", said)], model_text(layers, arch.name)
     if table is not None:
         try:
-            timed, total = timed_layers(arch, table)
+            layers, total = timed_layers(arch, table)
         except (LatencyKeyError, LatencyError) as e:
             notes.append(f"the figure by latency is left out: {str(e).splitlines()[0]}")
         else:
             said = f"The same model; the width shows each block's cost by the latency table ({total} in all)."
-            parts.append(_figure(arch.name, timed, "latency", said))
-            text = model_text(timed, arch.name, note=total)
-    return Raw(tag("div", *parts, class_="grid models") + details("The model as text", code(text)))
+            figures.append(_figure(arch.name, layers, "latency", said))
+            text = model_text(layers, arch.name, note=total)
+    return figures, text
 
 
-def _figure(name: str, layers: list[Layer], by: str, caption: str) -> Raw:
+def _figure(name: str, layers: list[Layer], by: str, caption: str) -> Figure:
     file = io.BytesIO()
     model_figure({name: layers}, file, by=by)
-    words = "; ".join(in_words(layer, by) for layer in layers)
-    svg = inline(
-        file, f"{name} by {by}", f"{name}, {summary(layers)}, from input to output: {words}.", natural=True
-    )
-    return figure(svg.text, caption)
+    said = "; ".join(_in_words(layer, by) for layer in layers)
+    said = f"{name}, {summary(layers)}, from input to output: {said}."
+    return Figure(inline(file, f"{name} by {by}", said, natural=True), caption)
 
 
-def in_words(layer: Layer, by: str = "channels") -> str:
+def _in_words(layer: Layer, by: str) -> str:
     """Return a layer for those who do not see the figure."""
-    if layer.kind == "skipped":
-        return "skipped"
+    if layer.kind == SKIPPED:
+        return SKIPPED
     time = f", {layer.ms:.3g} ms" if by == "latency" and layer.ms is not None else ""
     halves = ", halves the map" if layer.stride == 2 else ""
     return f"{' '.join(layer.label.split())} to {layer.channels[2]} channels{halves}{time}"
@@ -106,24 +102,9 @@ def model_text(layers: Sequence[Layer], name: str, *, note: str = "", ascii_only
         ms = f"{layer.ms:>8.3f} ms" if timed and layer.ms else ""
         step = " /2" if layer.stride == 2 else ""
         lines.append(f"{where}  {label:<12}{channels:<14}{bar:<{_BAR}}{ms}{step}".rstrip())
-    lines.append("")
-    lines.append(
-        "left: side of the map, px; then kernel, expansion ratio, channels; bar: "
-        + ("latency" if timed else "root of the widest channels")
-    )
-    return "\n".join(lines)
-
-
-def stages_text(arch: Arch | TreeArch) -> str:
-    """Return a model in a few lines, one a stage, as a log or a report shows it."""
-    if isinstance(arch, TreeArch):
-        return tree_text(arch)
-    size = -(-(arch.resolution or 224) // arch.stem_stride)
-    lines = []
-    for stage in arch.stages:
-        size = -(-size // stage.stride)
-        lines.append(f"{size:>4} px {stage.width:>4} ch  {_tokens(stage)}")
-    return "\n".join(lines)
+    shows = "latency" if timed else "root of the widest channels"
+    legend = f"left: side of the map, px; then kernel, expansion ratio, channels; bar: {shows}"
+    return "\n".join([*lines, "", legend])
 
 
 def tree_text(arch: TreeArch) -> str:
@@ -136,21 +117,11 @@ def tree_text(arch: TreeArch) -> str:
         lines.append(f"{size:>4} px, {widths[start]} to {widths[start + each - 1]} channels")
         words = arch.words[start : start + each]
         lines += ["      " + " ".join(words[i : i + _ACROSS]) for i in range(0, each, _ACROSS)]
-    lines.append("")
-    lines.append(
-        "a word a cell, a letter an edge: i identity; 3 5 7 separable convolution; d the same, dilated;"
-    )
-    lines.append("a m average and max pooling")
-    return "\n".join(lines)
-
-
-def _tokens(stage: Stage) -> str:
-    return " ".join(f"{token:<5}" for token in stage.tokens).rstrip()
+    legend = "a word a cell, a letter an edge: i identity; 3 5 7 separable convolution; d the same, dilated;"
+    return "\n".join([*lines, "", legend, "a m average and max pooling"])
 
 
 def _length(layer: Layer, timed: bool) -> float:
     if timed:
         return layer.ms or 0.0
-    if layer.kind in (SKIPPED, CLASSIFIER):
-        return 0.0
-    return math.sqrt(layer.channels[1])
+    return 0.0 if layer.kind in (SKIPPED, CLASSIFIER) else math.sqrt(layer.channels[1])

@@ -1,247 +1,301 @@
-"""One HTML file that needs nothing else: its parts, style and script, SVG figures and words for figures."""
+"""What the page of a run is made of: its sections, templates for them, charts, and numbers in words."""
 
 from __future__ import annotations
 
-import html
+import datetime
+import functools
 import io
-import json
 import os
-import re
+import xml.etree.ElementTree as ET
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .._version import __version__
 from ..utils.files import write_atomically
-from ..utils.paths import ASSETS
-
-_DATA = ASSETS
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
-_ICON = (
-    "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E%3Crect width='16' "
-    "height='16' rx='3' fill='%230b3c5d'/%3E%3Cpath d='M4 3h8l-2 3h-4zM3 8h10l-2 4H5z' fill='%23f7c948'/%3E"
-    "%3C/svg%3E"
+from ..utils.plotting import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    clean_axes,
+    draw_line,
+    legend_above,
+    log_if_far_apart,
+    open_figure,
 )
 
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from markupsafe import Markup
 
-class Raw(str):
-    """Text that is HTML already."""
+    from .runs import Target
 
+_TEMPLATES = Path(__file__).with_name("templates")
+_SIZE_IN = (5.0, 2.5)
+_STYLES = ((BLUE, "-"), (ORANGE, "--"), (GREEN, "-."))
+_FONT = 10  # points: legible on a phone
 
-def text_of(value: object) -> str:
-    """Return a value as HTML: escaped, unless it is :class:`Raw`; without characters that HTML forbids."""
-    if isinstance(value, Raw):
-        return value
-    text = "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in str(value))
-    return html.escape(text)
-
-
-def tag(name: str, *content: object, **attributes: object) -> Raw:
-    """Return an element; ``class_`` and ``data_x`` become ``class`` and ``data-x``."""
-    given = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{text_of(value)}"'
-        for key, value in attributes.items()
-        if value is not None
-    )
-    return Raw(f"<{name}{given}>{''.join(map(text_of, content))}</{name}>")
+Facts = Sequence[tuple[str, object]]  # names and values; those that are None or "" are not shown
 
 
-def table(
-    head: Sequence[object], rows: Iterable[Sequence[object]], caption: str, numeric: Sequence[int] = ()
-) -> Raw:
-    """Return a table that scrolls sideways where it is too wide.
+class Table(NamedTuple):
+    """A table, the first cell of whose rows names the row; ``numeric`` are its columns of numbers."""
 
-    Args:
-        head: names of the columns.
-        rows: cells; the first of each names its row.
-        caption: what it is, for everybody.
-        numeric: columns of numbers.
+    head: Sequence[object]
+    rows: Sequence[Sequence[object]]
+    caption: str
+    numeric: Sequence[int] = ()
+
+
+class Figure(NamedTuple):
+    """An element ``<svg>``, with what is written above and below it."""
+
+    svg: Markup
+    caption: str = ""
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A run beside others: a table, a chart, and remarks above and below the chart."""
+
+    title: str
+    table: Table | None
+    remarks: Sequence[str] = ()
+    chart: Figure | None = None
+    remarks_below: Sequence[str] = ()
+    published: Table | str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPage:
+    """What the page of a run says, section by section; what is empty is left out.
+
+    Attributes:
+        title, about: of the page, and the line below it.
+        notes: what is missing.
+        cards: the few figures that matter most: (name, value, small print).
+        asked: what the run was asked for.
+        space: a search's space in words, and its stages.
+        found: what came out.
+        architecture: of the model, as text.
+        models: its figures, with ``model_text``, or ``no_models``, which says why there are none.
+        slider: of a search: see :func:`~.draw_search.slider`.
+        charts: the curves, or ``no_charts``, which says why there are none.
+        epochs: figures of each epoch.
+        latency: predicted and measured, with a chart of the table's predictions.
+        comparison: with other runs.
+        commands: that do it again, with ``files``, (what it is, text) of each, and what the run ``said``.
+        versions: what the run was made with.
     """
 
-    def cell(name: str, i: int, value: object, **more: object) -> Raw:
-        return tag(name, value, class_="number" if i in numeric else None, **more)
-
-    top = tag("tr", *(cell("th", i, value, scope="col") for i, value in enumerate(head)))
-    body = []
-    for row in rows:
-        first, *others = row
-        cells = [
-            cell("th", 0, first, scope="row"),
-            *(cell("td", i, value) for i, value in enumerate(others, 1)),
-        ]
-        body.append(tag("tr", *cells))
-    whole = tag("table", tag("caption", caption), tag("thead", top), tag("tbody", *body))
-    # Whoever has no mouse scrolls with the arrow keys: so it takes the focus, and says what it is.
-    return tag("div", whole, class_="scroll", tabindex=0, role="region", aria_label=caption)
-
-
-def facts(rows: Iterable[tuple[str, object]]) -> Raw:
-    """Return names and values; rows whose value is None or empty are left out."""
-    pairs = [tag("div", tag("dt", name), tag("dd", value)) for name, value in rows if value not in (None, "")]
-    return tag("dl", *pairs, class_="facts")
-
-
-def cards(rows: Iterable[tuple[str, object, object]]) -> Raw:
-    """Return the few figures that matter most: (name, value, small print)."""
-    return tag(
-        "dl",
-        *(
-            tag("div", tag("dt", name), tag("dd", tag("strong", value), " ", tag("small", about)))
-            for name, value, about in rows
-        ),
-        class_="cards",
-    )
+    title: str
+    about: str
+    notes: Sequence[str] = ()
+    cards: Sequence[tuple[str, object, object]] = ()
+    asked: Facts = ()
+    space: tuple[str, Table] | None = None
+    found: Facts = ()
+    architecture: str = ""
+    models: Sequence[Figure] = ()
+    model_text: str = ""
+    no_models: str = ""
+    slider: Mapping[str, Any] | None = None
+    charts: Sequence[Figure] = ()
+    no_charts: str = ""
+    epochs: Table | None = None
+    latency: Facts = ()
+    latency_chart: Figure | None = None
+    comparison: Comparison | None = None
+    commands: str = ""
+    files: Sequence[tuple[str, str]] = ()
+    said: Sequence[str] = ()
+    versions: Facts = ()
 
 
-def figure(image: str, caption: object = "", class_: str | None = None) -> Raw:
-    """Return a figure, which is an element already, with what is said below it; "" for no figure."""
-    if not image:
-        return Raw("")
-    below = tag("figcaption", caption) if caption else ""
-    return tag("figure", Raw(image), below, class_=class_)
-
-
-def section(title: str, *content: object) -> Raw:
-    """Return a section, with an anchor made of its title."""
-    anchor = "-".join(title.lower().split())
-    return tag("section", tag("h2", title, id=anchor), *content, aria_labelledby=anchor)
-
-
-def details(summary: str, *content: object) -> Raw:
-    """Return a part that is folded at first."""
-    return tag("details", tag("summary", summary), *content)
-
-
-def code(text: str) -> Raw:
-    """Return commands or a file, as they are."""
-    return tag("pre", tag("code", text), tabindex=0, role="region", aria_label="code")
-
-
-def notes(texts: Iterable[str]) -> Raw:
-    """Return remarks that should not be overlooked; "" for none."""
-    found = [tag("li", text) for text in texts]
-    return tag("ul", *found, class_="notes") if found else Raw("")
-
-
-def data(name: str, document: Any) -> Raw:
-    """Return JSON for the script; no text in it can end the element."""
-    text = json.dumps(document, separators=(",", ":"), allow_nan=False)
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return Raw(f'<script type="application/json" id="{name}">{text}</script>')
-
-
-def page(title: str, about: str, *content: object, footer: object = "", script: bool = False) -> str:
-    """Return a whole page.
-
-    Args:
-        title: of the page.
-        about: a line below it.
-        content: sections.
-        footer: at the end.
-        script: whether there is a slider.
-    """
-    style = (_DATA / "report.css").read_text(encoding="utf-8")
-    code_ = (_DATA / "report.js").read_text(encoding="utf-8") if script else ""
-    return "\n".join(
-        [
-            "<!doctype html>",
-            '<html lang="en">',
-            "<head>",
-            '<meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            '<meta name="color-scheme" content="light dark">',
-            f"<title>{text_of(title)}</title>",
-            f'<link rel="icon" href="{_ICON}">',
-            f"<style>\n{style}</style>",
-            "</head>",
-            "<body>",
-            tag("header", tag("h1", title), tag("p", about)),
-            tag("main", *content),
-            tag("footer", footer),
-            f"<script>\n{code_}</script>" if code_ else "",
-            "</body>",
-            "</html>",
-            "",
-        ]
-    )
-
-
-def write_page(text: str, path: str | os.PathLike[str]) -> None:
-    """Write a page; the file appears under its name only when it is complete.
+def write_page(page: RunPage, path: str | os.PathLike[str]) -> None:
+    """Write a page as one HTML file, which appears under its name only when it is complete.
 
     Raises:
         OSError: it cannot be written.
     """
-    write_atomically(Path(path), text.encode("utf-8", "replace"))
+    template = _environment().get_template("report.html")
+    text = template.render(page=page, version=__version__, today=datetime.date.today().isoformat())
+    write_atomically(Path(path), text.encode())
 
 
-#: Colours of our figures -> the page's variables, which are others in its dark mode. Fills that have texts on
-#: them, and those texts, stay as they are.
-_THEME = {
-    "#000000": "ink", "#1a1a1a": "ink", "#303030": "ink", "#262626": "ink",
-    "#6b6b6b": "soft", "#8a8a8a": "soft", "#808080": "soft",
-    "#e4e4e4": "line", "#b8b8b8": "line", "#b0b0b0": "line", "#cccccc": "line",
-    "#ffffff": "card",
-    "#eef2f6": "band", "#dce5ee": "band2",
-    "#0072b2": "blue", "#d55e00": "orange", "#009e73": "green",
-}  # fmt: skip
-_COLOR = re.compile("|".join(_THEME))
-_IDS = re.compile(r'\b(id="|href="#|url\(#)')
+@functools.cache
+def _environment() -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: value if isinstance(value, Markup) else legible(value),
+    )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    return environment
 
 
-class Svg(NamedTuple):
-    """A figure for a page.
-
-    Attributes:
-        text: the element ``<svg>``.
-        width: in its own units, which are those of ``viewBox``: points.
-        height: likewise.
-    """
-
-    text: str
-    width: float
-    height: float
+def legible(value: object) -> str:
+    """Return a value as text without characters that HTML and XML forbid, or that turn the text around."""
+    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in str(value))
 
 
-def inline(file: io.BytesIO, title: str, description: str, *, natural: bool = False) -> Svg:
-    """Return a figure that was drawn into a buffer as an element of a page.
+def inline(
+    file: io.BytesIO,
+    title: str,
+    description: str,
+    *,
+    natural: bool = False,
+    cursor: tuple[float, float, float, float] | None = None,
+) -> Markup:
+    """Return a figure that was drawn into a buffer as an element of a page, which gives it its colours.
 
     Args:
         file: what :func:`~proxylessnas.utils.plotting.open_figure` wrote.
         title: what a screen reader says, and a mouse that rests on it shows.
         description: the same at length.
         natural: never wider than it was drawn (a single model), rather than as wide as its place.
+        cursor: left and right end, top and bottom of where a script moves an upright line.
     """
-    text = file.getvalue().decode("utf-8")
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r"<style[^>]*>.*?</style>", "", text, flags=re.DOTALL)  # it would hold for the whole page
-    text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
-    text = _COLOR.sub(lambda match: f"var(--{_THEME[match[0]]})", text)
-    text = re.sub(r"font: ([0-9.]+)px [^;\"]*", r"font-size: \1px", text)
-    text = re.sub(r"font: (bold|[1-9]00) ([0-9.]+)px [^;\"]*", r"font-weight: \1; font-size: \2px", text)
-    text = re.sub(r"(; )?font-family: [^;\"]*", "", text)
-    text = re.sub(r' transform="rotate\(-?0 [^)]*\)"', "", text)
+    from markupsafe import Markup
+
+    title, description, text = map(legible, (title, description, file.getvalue().decode()))
+    root = ET.fromstring(text)
+    box = root.attrib["viewBox"]
     name = f"f{zlib.crc32((title + description + text).encode()):08x}"  # the same page each time
-    text = _IDS.sub(rf"\g<1>{name}-", text)
-    head = re.match(r'<svg[^>]*viewBox="([^"]+)"[^>]*>', text)
-    assert head is not None
-    _, _, width, height = map(float, head[1].split())
-    style = f' style="max-width:{width * 4 / 3:.0f}px"' if natural else ""
-    start = (
-        f'<svg class="figure" role="img" aria-labelledby="{name}-t {name}-d" '
-        f'viewBox="0 0 {width:g} {height:g}"{style} xmlns:xlink="http://www.w3.org/1999/xlink">'
-        f'<title id="{name}-t">{html.escape(title)}</title>'
-        f'<desc id="{name}-d">{html.escape(description)}</desc>'
-    )
-    text = start + text[head.end() :].strip()
-    return Svg(re.sub(r">\s+<", "><", text), width, height)
+    for element in list(root.iter()):
+        element.tag = element.tag.rpartition("}")[2]
+        element.attrib = dict(_attribute(key, value, name) for key, value in element.attrib.items())
+        element.tail = (element.tail or "").strip()
+        # A style would hold for the whole page.
+        element[:] = [child for child in element if not child.tag.endswith(("}metadata", "}style"))]
+    root.attrib = {
+        "class": "figure", "role": "img", "aria-labelledby": f"{name}-t {name}-d", "viewBox": box,
+        **({"style": f"max-width:{float(box.split()[2]) * 4 / 3:.0f}px"} if natural else {}),
+    }  # fmt: skip
+    for tag, words in (("desc", description), ("title", title)):
+        element = ET.Element(tag, id=f"{name}-{tag[0]}")
+        element.text = words
+        root.insert(0, element)
+    if cursor is not None:
+        left, right, top, bottom = (f"{value:.2f}" for value in cursor)
+        root.attrib |= {"data-x0": left, "data-x1": right}
+        root.append(ET.Element("line", {"class": "cursor"}, x1=right, x2=right, y1=top, y2=bottom))
+    return Markup(ET.tostring(root, encoding="unicode"))
+
+
+def _attribute(key: str, value: str, prefix: str) -> tuple[str, str]:
+    """Return an attribute of an SVG without its name space, and names in it that no other figure has."""
+    key = key.rpartition("}")[2]
+    if key == "id":
+        return key, f"{prefix}-{value}"
+    start = "#" if key == "href" else "url(#"
+    return key, value.replace(start, f"{start}{prefix}-")
+
+
+class Line(NamedTuple):
+    """Points of a line: (x, y) in order; its name is in the legend if there are several."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+
+
+def line_chart(
+    title: str,
+    unit: str,
+    lines: Sequence[Line],
+    *,
+    x_label: str = "weight steps",
+    x_range: tuple[float, float] | None = None,
+    target: Target | None = None,
+    log: bool = False,
+    cursor: bool = False,
+) -> Markup | None:
+    """Return a chart as an element of a page; None where there is nothing to draw.
+
+    Args:
+        title: for screen readers.
+        unit: of the values.
+        lines: at most three.
+        x_label: what is across.
+        x_range: ends of the axis; None takes those of the points.
+        target: drawn as a level line.
+        log: use a logarithmic axis where the values are positive and far apart.
+        cursor: with an upright line, of class "cursor", that a script moves; ``data-x0`` and ``data-x1`` of
+            the chart are where the ends of ``x_range`` are.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    lines = [line for line in lines if line.points]
+    if not lines:
+        return None
+    file = io.BytesIO()
+    with open_figure(file, *_SIZE_IN, tight=False) as figure:
+        axes = figure.add_subplot()
+        for (name, points), (color, style) in zip(lines, _STYLES, strict=False):
+            draw_line(axes, points, style, color=color, label=name)
+        values = [y for line in lines for _, y in line.points]
+        if target is not None:
+            axes.axhline(target.limit, color=ORANGE, linewidth=1.5, linestyle=(0, (5, 2)))
+            axes.annotate(
+                _target(target), (1, target.limit), (-2, 3), xycoords=("axes fraction", "data"),
+                textcoords="offset points", ha="right", fontsize=_FONT, color=ORANGE,
+            )  # fmt: skip
+        if not (log and log_if_far_apart(axes, values)):
+            reached = values if target is None else [*values, target.limit]
+            room = 0.1 * (max(reached) - min(reached)) or 0.05 * abs(max(reached)) or 1.0
+            axes.set_ylim(min(reached) - room, max(reached) + 1.4 * room)
+            axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+        if x_range is not None and x_range[0] < x_range[1]:
+            axes.set_xlim(*x_range)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
+        axes.set_xlabel(x_label, fontsize=_FONT)
+        axes.set_ylabel(unit, fontsize=_FONT)
+        axes.tick_params(labelsize=_FONT, color=GREY)
+        clean_axes(axes)
+        if len(lines) > 1:
+            legend_above(axes, _FONT)
+        figure.draw_without_rendering()
+        scale = 72 / figure.dpi
+        left, right = (axes.transData.transform((x, values[0]))[0] * scale for x in axes.get_xlim())
+        top, bottom = (72 * _SIZE_IN[1] - edge * scale for edge in (axes.bbox.y1, axes.bbox.y0))
+    said = _in_words(title, unit, lines, x_label, target)
+    return inline(file, title, said, cursor=(left, right, top, bottom) if cursor else None)
+
+
+def _target(target: Target) -> str:
+    return f"target {amount(target.limit, target.unit)}"
+
+
+def _in_words(title: str, unit: str, lines: Sequence[Line], x_label: str, target: Target | None) -> str:
+    """Return what a chart shows, for those who do not see it."""
+    texts = []
+    for name, points in lines:
+        (x0, first), (x1, last) = points[0], points[-1]
+        low, high = min(y for _, y in points), max(y for _, y in points)
+        texts.append(
+            f"{name + ': ' if name else ''}from {first:.4g} at {x0:g} to {last:.4g} at {x1:g} {x_label}, "
+            f"between {low:.4g} and {high:.4g} {unit}"
+        )
+    return f"{title}. " + "; ".join(texts if target is None else [*texts, _target(target)]) + "."
 
 
 WORDS = {"latency": "latency", "macs": "multiply-accumulates", "params": "parameters"}
 UNITS = {"latency": "ms", "macs": "M", "params": "M"}
+
+
+def word(kind: str) -> str:
+    """Return what a kind of cost is called."""
+    return WORDS.get(kind, kind)
 
 
 def amount(value: object, unit: str = "") -> str:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import datetime
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
-from .._version import __version__
-from ..errors import DataError
+from ..errors import DataError, short_name
 from ..utils.plotting import require_matplotlib
-from .compare import compare_section
-from .page import Raw, facts, notes, page, section, write_page
+from .draw_search import slider
+from .page import RunPage, write_page
 from .resolve import is_search
 from .runs import LOG, LOG_FILE, TABLE, SearchRun, TrainRun, read_run, read_train_run
-from .search_page import again, search_parts, search_title, versions
-from .slider import slider
-from .train_page import train_again, train_comparison, train_parts, train_title, train_versions
+from .search_page import search_page, search_title
+from .train_page import train_page
+
+Run = TypeVar("Run", SearchRun, TrainRun)
 
 
 def write_report(
@@ -44,10 +44,13 @@ def write_report(
     folder = Path(folder)
     words = ["proxylessnas", "report", folder, *(["--compare", *compare] if compare else []), "-o", path]
     command = shlex.join([os.fspath(word) for word in words])
-    make = _search if _is_search(folder) else _training
-    text, said = make(folder, compare, command)
-    write_page(text, path)
-    return said
+    notes: list[str] = []
+    if _is_search(folder):
+        page = search_page(_read(read_run, folder, compare, notes), folder, notes, command)
+    else:
+        page = train_page(_read(read_train_run, folder, compare, notes), folder, notes, command)
+    write_page(page, path)
+    return notes
 
 
 def write_movie_page(run: SearchRun, path: str | os.PathLike[str], *, name: str = "search") -> None:
@@ -64,13 +67,8 @@ def write_movie_page(run: SearchRun, path: str | os.PathLike[str], *, name: str 
         OSError: the file cannot be written.
     """
     require_matplotlib()
-    if not run.snapshots:
-        raise DataError(
-            "the search has no arch step or epoch with probabilities yet: there is nothing to show"
-        )
     title, about = search_title(run)
-    body = section("The search, step by step", slider(run))
-    write_page(page(f"{title}: {name}", about, notes(run.notes), body, footer=_footer(), script=True), path)
+    write_page(RunPage(title=f"{title}: {name}", about=about, notes=run.notes, slider=slider(run)), path)
 
 
 def _is_search(folder: Path) -> bool:
@@ -92,61 +90,20 @@ def _is_search(folder: Path) -> bool:
     return False
 
 
-def _search(folder: Path, compare: Sequence[str | os.PathLike[str]], command: str) -> tuple[str, list[str]]:
-    run = read_run(folder)
-    said = list(run.notes)
-    runs = {folder.resolve().name: run}
-    for other in map(Path, compare):
-        if not _is_search(other):
-            raise DataError(f"{other}: is a training, which cannot be compared with a search")
-        read = read_run(other)
-        said += [f"{other}: {text}" for text in read.notes]
-        runs[_free(other.resolve().name, runs)] = read
-    parts = search_parts(run, folder, said)
-    title, about = search_title(run)
-    body = page(
-        title, about, notes(said), *parts,
-        compare_section(runs, folder),
-        section("Do it again", again(run, folder, command)),
-        section("Versions", facts([*versions(run), ("report", _written())])),
-        footer=_footer(), script=bool(run.snapshots),
-    )  # fmt: skip
-    return body, said
-
-
-def _training(folder: Path, compare: Sequence[str | os.PathLike[str]], command: str) -> tuple[str, list[str]]:
-    run = read_train_run(folder)
-    said = list(run.notes)
-    runs: dict[str, TrainRun] = {run.name: run}
-    for other in map(Path, compare):
-        if _is_search(other):
-            raise DataError(f"{other}: is a search, which cannot be compared with a training")
-        read = read_train_run(other)
-        said += [f"{other}: {text}" for text in read.notes]
-        runs[_free(read.name, runs)] = read
-    parts = train_parts(run, said)
-    title, about = train_title(run)
-    body = page(
-        title, about, notes(said), *parts,
-        train_comparison(runs),
-        section("Do it again", train_again(run, folder, command)),
-        section("Versions", facts([*train_versions(run), ("report", _written())])),
-        footer=_footer(),
-    )  # fmt: skip
-    return body, said
-
-
-def _free(name: str, taken: dict[str, SearchRun] | dict[str, TrainRun]) -> str:
-    """Return the name, with a number if it is taken."""
-    number, found = 2, name
-    while found in taken:
-        found, number = f"{name} ({number})", number + 1
-    return found
-
-
-def _written() -> str:
-    return f"written {datetime.date.today().isoformat()} by proxylessnas {__version__}"
-
-
-def _footer() -> Raw:
-    return Raw(f"proxylessnas {__version__}. This file needs no network and no other file.")
+def _read(
+    read: Callable[[Path], Run], folder: Path, compare: Sequence[str | os.PathLike[str]], notes: list[str]
+) -> dict[str, Run]:
+    """Return runs by names that are all different; what is missing in them is added to the notes."""
+    runs: dict[str, Run] = {}
+    search = _is_search(folder)
+    kinds = ("a training", "a search")
+    for path in (folder, *map(Path, compare)):
+        if _is_search(path) is not search:
+            raise DataError(f"{path}: is {kinds[not search]}, which cannot be compared with {kinds[search]}")
+        run = read(path)
+        notes += [f"{path}: {text}" if runs else text for text in run.notes]
+        name = unique = short_name(path.resolve().name, "run")
+        while unique in runs:
+            unique = f"{name} ({len(runs) + 1})"
+        runs[unique] = run
+    return runs

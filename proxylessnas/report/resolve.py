@@ -80,28 +80,20 @@ def _of_folder(folder: Path) -> DrawnModel:
 
 def model_of(run: SearchRun, name: str) -> Arch | None:
     """Return the model that a search found, or would derive now; None before there is one."""
-    choices = None
-    if run.done is not None and isinstance(run.done.get("arch"), str):
+    done = run.done or {}
+    if "arch" in done:
         try:
-            found = Arch.parse(run.done["arch"])
+            found = Arch.parse(done["arch"])
         except ArchError:
             found = None
         if isinstance(found, Arch):
             return found
-    if run.done is not None and run.done.get("picks"):
-        choices = run.done["picks"]
-    elif run.epochs and run.epochs[-1].get("picks"):
-        choices = run.epochs[-1]["picks"]
-    elif run.evaluated:
-        best = max(run.evaluated, key=lambda row: row.get("top1") or 0.0)
-        choices = best.get("picks")
-    elif run.snapshots:
-        choices = run.snapshots[-1].choices
-    if not choices:
-        return None
+    best = max(run.evaluated, key=lambda row: row.get("top1") or 0.0, default={})
+    rows = [row for row in (done, *run.epochs[-1:], best) if row.get("picks")]
+    choices = rows[0]["picks"] if rows else run.snapshots[-1].choices if run.snapshots else []
     try:
-        return run.space.arch([int(k) for k in choices], name)
-    except (ArchError, TypeError, ValueError):
+        return run.space.arch(choices, name) if choices else None
+    except (ArchError, ValueError):
         return None
 
 

@@ -9,12 +9,12 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..arch.arch import Arch
 from ..arch.space import SearchSpace
 from ..arch.tree import TreeArch
-from ..errors import ArchError, DataError, ProxylessError, first_line
+from ..errors import ArchError, DataError, ProxylessError, first_line, short_name
 from ..figures.probability_map import block_names
 from ..utils.files import open_file, read_bytes
 from ..utils.text import counted, csv_rows
@@ -29,7 +29,7 @@ class Snapshot:
     Attributes:
         step: weight steps up to then.
         epoch: counted from 1.
-        probs: [blocks][candidates], each row sums to 1; the columns are those of the story.
+        probs: [blocks][candidates], each row sums to 1; the columns are the candidate ops.
         expected: mean cost of a model drawn from them, in the target's unit; None without a target.
         figures: everything else that the log holds of it, by name.
     """
@@ -46,6 +46,14 @@ class Snapshot:
         return [max(range(len(row)), key=row.__getitem__) for row in self.probs]
 
 
+class Target(NamedTuple):
+    """What a model may cost at most: the kind of cost ("latency", "macs" or "params"), how much, the unit."""
+
+    kind: str
+    limit: float
+    unit: str
+
+
 @dataclass(frozen=True)
 class SearchRun:
     """A search, as far as its log goes.
@@ -57,7 +65,7 @@ class SearchRun:
         snapshots: with probabilities, in order.
         epochs: the ends of epochs: figures by name, with ``choices``, ``top1`` and ``costs`` of the model
             that would have been derived.
-        evaluated: models that "random" and "evolution" judged.
+        evaluated: models that "random" and "evolution" evaluated.
         done: the result; None while the search runs.
         notes: what is to be said about the log itself.
     """
@@ -72,11 +80,29 @@ class SearchRun:
     notes: tuple[str, ...]
 
     @property
-    def target(self) -> tuple[str, float, str] | None:
-        """Name, value and unit of the first target, or None."""
-        for name, value in dict(self.begin.get("targets") or {}).items():
-            return name, float(value), str(dict(self.begin.get("units") or {}).get(name, ""))
-        return None
+    def targets(self) -> list[Target]:
+        """What the model may cost."""
+        units = self.begin.get("units", {})
+        return [Target(k, float(v), units.get(k, "")) for k, v in self.begin.get("targets", {}).items()]
+
+    @property
+    def target(self) -> Target | None:
+        """The first target, or None."""
+        return next(iter(self.targets), None)
+
+    @property
+    def figures(self) -> Mapping[str, Any]:
+        """What came out: the result, or how the last epoch stands, or the best model so far."""
+        if self.done is not None:
+            return {**self.done, "top1": self.done.get("top1_held_out")}
+        if self.epochs:
+            return self.epochs[-1]
+        return max(self.evaluated, key=lambda row: row.get("top1") or 0.0, default={})
+
+    @property
+    def costs(self) -> Mapping[str, float]:
+        """Costs of the model of :attr:`figures` by kind: "latency" in ms, "macs" and "params" in millions."""
+        return self.figures.get("costs", {})
 
     @property
     def blocks(self) -> list[str]:
@@ -113,33 +139,49 @@ def read_run(folder_or_log: str | os.PathLike[str]) -> SearchRun:
         candidate_ops = tuple(map(str, begin["columns"]))
     except (KeyError, TypeError, ValueError, ArchError) as e:
         raise DataError(f"{path}: its first line does not tell the search space ({first_line(e)})") from e
-    snapshots: list[Snapshot] = []
-    epochs, evaluated, done, odd = [], [], None, 0
-    for row in map(_sound, rows):
-        event = row.get("event")
-        if event in ("arch", "epoch") and not {"step", "epoch"} <= row.keys():
-            odd += 1
-            continue
-        if event in ("arch", "epoch") and row.get("probs") is not None:
-            snapshot = _snapshot(row, len(space.search_blocks), len(candidate_ops))
-            if snapshot is None:
-                odd += 1
-                continue
-            snapshots.append(snapshot)
-        if event == "epoch":
-            epochs.append(row)
-        elif event == "judged":
-            evaluated.append(row)
-        elif event == "done":
-            done = row
-    snapshots.sort(key=lambda snapshot: snapshot.step)
-    if odd:
-        notes.append(left_out(odd, "line", f"{path.name} not fitting the space"))
-    if done is None:
+    sound = [row for row in map(_sound, rows) if row.get("event") in ("arch", "epoch", "judged", "done")]
+    fitting = [row for row in sound if _fits(row, len(space.search_blocks), len(candidate_ops))]
+    if len(fitting) < len(sound):
+        notes.append(left_out(len(sound) - len(fitting), "line", f"{path.name} not fitting the space"))
+    by_step = sorted((row for row in fitting if "probs" in row), key=lambda row: row["step"])
+    epochs, evaluated, done = (
+        tuple(row for row in fitting if row["event"] == event) for event in ("epoch", "judged", "done")
+    )
+    if not done:
         notes.append("the search has not ended, or its log was cut off: this is what there is")
     return SearchRun(
-        begin, space, candidate_ops, tuple(snapshots), tuple(epochs), tuple(evaluated), done, tuple(notes)
+        begin,
+        space,
+        candidate_ops,
+        tuple(Snapshot(row["step"], row["epoch"], row["probs"], row.get("expected"), row) for row in by_step),
+        epochs,
+        evaluated,
+        done[-1] if done else None,
+        tuple(notes),
     )
+
+
+def _fits(row: Mapping[str, Any], blocks: int, candidate_ops: int) -> bool:
+    """Return whether a line says where in the search it is, with probabilities of the space if it has any."""
+    if row["event"] not in ("arch", "epoch"):
+        return True
+    if not {"step", "epoch"} <= row.keys():
+        return False
+    probs = row.get("probs")
+    if probs is None:
+        return True
+    return len(probs) == blocks and all(
+        len(line) == candidate_ops and all(0 <= p <= 1 for p in line) for line in probs
+    )
+
+
+def _encodable(row: dict[str, Any]) -> dict[str, Any]:
+    """Return an object without halves of characters, which JSON may hold and no file or figure can."""
+
+    def mend(value: Any) -> Any:
+        return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+
+    return {mend(key): mend(value) for key, value in row.items()}
 
 
 def left_out(count: int, what: str, of: str) -> str:
@@ -158,7 +200,7 @@ def read_rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
         with open_file(path) as file:
             for line in (raw.decode(errors="replace") for raw in file):
                 try:
-                    row = json.loads(line)
+                    row = json.loads(line, object_hook=_encodable)
                 except (ValueError, RecursionError):
                     row = None
                 last_bad = not isinstance(row, dict)
@@ -176,54 +218,6 @@ def read_rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     return rows, notes
 
 
-_NUMBERS = (
-    "step epoch number expected entropy skip_share gradient_norm loss top1 best top1_held_out predicted_ms "
-    "measured_ms measured_raw_ms measured_median_ms measured_reference_ratio "
-    "measured_p10_ms measured_p90_ms seconds"
-).split()
-_TEXTS = "time data algorithm table table_conditions model arch measured_note".split()
-_WHOLE = ("step", "epoch", "number")
-_MAPS = {
-    "costs": float,
-    "targets": float,
-    "units": str,
-    "versions": str,
-    "pictures": int,
-    "range": list,
-    "limits": float,
-}
-
-
-def _sound(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a line says, without fields that are not of the type they should be."""
-    found = dict(row)
-    for name in _NUMBERS:
-        value = as_number(found.get(name))
-        found[name] = value if value is None or name not in _WHOLE else int(value)
-        if found[name] is None:
-            del found[name]
-    for name in _TEXTS:
-        if not isinstance(found.get(name, ""), str):
-            del found[name]
-    for name, kind in _MAPS.items():
-        given = found.pop(name, None)
-        if isinstance(given, dict):
-            fits = {key: as_number(value) if kind is float else value for key, value in given.items()}
-            found[name] = {key: value for key, value in fits.items() if isinstance(value, kind)}
-    for name in ("range",):
-        ends = {key: list(map(as_number, value)) for key, value in found.get(name, {}).items()}
-        found[name] = {key: value for key, value in ends.items() if len(value) == 2 and None not in value}
-    choices = found.get("picks")
-    if not isinstance(choices, list) or not all(type(k) is int for k in choices):
-        found.pop("picks", None)
-    noise = found.get("measured_noise")
-    found["measured_noise"] = [str(text) for text in noise] if isinstance(noise, list) else []
-    slow = found.pop("measured_too_slow", None)
-    pairs = [list(map(as_number, p)) for p in slow if isinstance(p, list)] if isinstance(slow, list) else []
-    found["measured_too_slow"] = [pair for pair in pairs if len(pair) == 2 and None not in pair]
-    return found
-
-
 def as_number(value: object) -> float | None:
     """Return a value if it is a finite number, else None."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -234,25 +228,67 @@ def as_number(value: object) -> float | None:
         return None
 
 
-def _snapshot(row: Mapping[str, Any], blocks: int, candidate_ops: int) -> Snapshot | None:
+def _matrix(value: Any) -> tuple[tuple[float, ...], ...] | None:
+    """Return lines of numbers; no line of what is something else."""
     try:
-        probs = tuple(tuple(float(p) for p in line) for line in row["probs"])
+        return None if value is None else tuple(tuple(map(float, line)) for line in value)
     except (TypeError, ValueError, OverflowError):
-        return None
-    if len(probs) != blocks or any(len(line) != candidate_ops for line in probs):
-        return None
-    if not all(0 <= p <= 1 for line in probs for p in line):
-        return None
-    return Snapshot(row["step"], row["epoch"], probs, row.get("expected"), row)
+        return ()
 
 
-TABLE, LOG, RECIPE, RESULT, MODEL = (
-    "epochs.csv",
-    "log.jsonl",
-    "recipe.toml",
-    "result.json",
-    "model.safetensors",
+def _choices(value: object) -> list[int] | None:
+    return value if isinstance(value, list) and all(type(k) is int for k in value) else None
+
+
+def _read(kind: Any, value: object) -> Any:
+    """Return a value if it is of a kind, without what is not in lists and objects; None for another one."""
+    if kind in (float, int):
+        number = as_number(value)
+        return number if number is None or kind is float else int(number)
+    if isinstance(kind, type):
+        return value if isinstance(value, kind) else None
+    if isinstance(kind, dict) and isinstance(value, dict):
+        return {k: found for k, v in value.items() if (found := _read(kind[str], v)) is not None}
+    if isinstance(kind, list) and isinstance(value, list):
+        return [found for v in value if (found := _read(kind[0], v)) is not None]
+    if isinstance(kind, tuple) and isinstance(value, list):
+        found = _read([kind[0]], value)
+        return found if len(found) == len(kind) == len(value) else None
+    return kind(value) if callable(kind) else None
+
+
+_FIGURES = (
+    "expected entropy skip_share gradient_norm loss top1 best top1_held_out predicted_ms measured_ms "
+    "measured_raw_ms measured_median_ms measured_reference_ratio measured_p10_ms measured_p90_ms seconds"
 )
+_TEXTS = "time data algorithm table table_conditions model arch measured_note net source weights"
+#: Fields of a line -> their types, or what reads them.
+_FIELDS: dict[str, Any] = {
+    **dict.fromkeys(_FIGURES.split(), float),
+    **dict.fromkeys(_TEXTS.split(), str),
+    **dict.fromkeys(("step", "epoch", "number"), int),
+    **{name: {str: float} for name in ("costs", "targets", "limits")},
+    **{name: {str: str} for name in ("units", "versions")},
+    **dict.fromkeys(("given_weights", "kept_classifier"), bool),
+    "pictures": {str: int},
+    "range": {str: (float, float)},
+    "picks": _choices,
+    "probs": _matrix,
+    "teachers": [str],
+    "measured_noise": [str],
+    "measured_too_slow": [(float, float)],
+}
+
+
+def _sound(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a line says, without fields that are not of the type they should be."""
+    found = {name: _read(_FIELDS[name], value) if name in _FIELDS else value for name, value in row.items()}
+    sound = {name: value for name, value in found.items() if value is not None}
+    return {"measured_noise": [], "measured_too_slow": [], **sound}
+
+
+TABLE, LOG, RECIPE, RESULT = "epochs.csv", "log.jsonl", "recipe.toml", "result.json"
+MODEL = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -320,14 +356,14 @@ def read_train_run(folder: str | os.PathLike[str]) -> TrainRun:
     if result is None:
         notes.append("the run has not ended, or its result is not there: this is what there is")
     arch, metadata = _model(folder / MODEL, notes)
-    begin = next((_begin(row) for row in reversed(rows) if row.get("event") == "begin"), {})
-    if arch is None and isinstance(begin.get("arch"), str):
+    begin = next((_sound(row) for row in reversed(rows) if row.get("event") == "begin"), {})
+    if arch is None and "arch" in begin:
         try:
             arch = Arch.parse(begin["arch"])
         except ArchError as e:
             notes.append(f"the model that {LOG} names cannot be read ({first_line(e)})")
     return TrainRun(
-        folder.resolve().name,
+        short_name(folder.resolve().name, "run"),
         tuple(sorted(epochs, key=lambda row: row["epoch"])),
         _text(folder / RECIPE, notes),
         result,
@@ -337,15 +373,6 @@ def read_train_run(folder: str | os.PathLike[str]) -> TrainRun:
         metadata,
         tuple(notes),
     )
-
-
-def _begin(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a run was asked for, without fields that are not of the type they should be."""
-    kinds = {
-        "net": str, "arch": str, "data": str, "pictures": dict, "versions": dict, "given_weights": bool,
-        "teachers": list, "source": str, "weights": str, "kept_classifier": bool,
-    }  # fmt: skip
-    return {name: row[name] for name, kind in kinds.items() if isinstance(row.get(name), kind)}
 
 
 def _epochs(path: Path, notes: list[str]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The report of a training run: what was asked, what came out, how it went, and how to do it again."""
+"""The page of a training run: what was asked, what came out, how it went, and how to do it again."""
 
 from __future__ import annotations
 
@@ -6,74 +6,93 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..arch.published import PUBLISHED
 from ..data.transforms import Preprocessing
 from ..errors import ProxylessError
 from ..models.loading import Header
+from ..utils.plotting import finite
 from ..utils.progress import clock
-from .curves import Line, finite, line_chart
-from .model_page import model_part
-from .page import Raw, cards, code, details, facts, figure, percent, section, table, tag
+from .model_page import model_figures
+from .page import Comparison, Facts, Figure, Line, RunPage, Table, line_chart, percent
 from .resolve import profile_of
 from .runs import TrainRun
+
+if TYPE_CHECKING:
+    from ..models.profile import Profile
 
 _SHOWN = ("epoch", "train_loss", "val_loss", "val_top1", "val_top5", "rate", "images_per_second", "seconds")
 
 
-def train_title(run: TrainRun) -> tuple[str, str]:
-    """Return the title of a run's page, and the line below it."""
+def train_page(runs: Mapping[str, TrainRun], folder: Path, notes: list[str], command: str) -> RunPage:
+    """Return the page of a training run.
+
+    Args:
+        runs: name to run: first the one that the page is about, then those to compare it with.
+        folder: of the first.
+        notes: to which is added what cannot be shown, and why.
+        command: that makes the page.
+    """
+    run = next(iter(runs.values()))
     model = run.begin.get("net") or (run.arch.name if run.arch is not None else "a model")
     state = "finished" if run.result is not None else "not finished"
-    about = f"{_data(run) or run.name}, {len(run.epochs)} epochs, {state}"
-    return f"{run.name}: training of {model}", about
-
-
-def train_parts(run: TrainRun, notes: list[str]) -> list[object]:
-    """Return the parts of a run's page between its head and its comparison."""
     arch: Any = run.arch
-    image = model_part(replace(arch, name=run.name), None, notes) if arch is not None else Raw("")
-    missing = (
-        tag("p", "No figure of the model: its file is written when the run ends, or cannot be read.")
-        if not image
-        else Raw("")
-    )
-    return [
-        _cards(run),
-        section("What was asked", _asked(run)),
-        section("What was found", _found(run), image, missing),
-        section("Curves", _curves(run)),
-    ]
+    figures, text = model_figures(replace(arch, name=run.name), None, notes) if arch is not None else ([], "")
+    rows = [["-" if row.get(key) is None else f"{row[key]:.4g}" for key in _SHOWN] for row in run.epochs]
+    head = [key.replace("_", " ") for key in _SHOWN]
+    return RunPage(
+        title=f"{run.name}: training of {model}",
+        about=f"{_data(run) or run.name}, {len(run.epochs)} epochs, {state}",
+        notes=notes, cards=_cards(run), asked=_asked(run),
+        found=_found(run), architecture=str(run.arch or ""),
+        models=figures, model_text=text,
+        no_models="No figure of the model: its file is written when the run ends, or cannot be read.",
+        charts=_charts(run), no_charts="No epoch has ended yet.",
+        epochs=Table(head, rows, "Epochs", range(len(_SHOWN))) if rows else None,
+        comparison=_comparison(runs),
+        commands="\n".join([*_commands(run, folder), "# this report", command]),
+        files=[("The recipe (recipe.toml)", run.recipe)] if run.recipe else (), said=run.texts,
+        versions=[*run.begin.get("versions", {}).items()] or [("versions", "not in the log of this run")],
+    )  # fmt: skip
 
 
 def _data(run: TrainRun) -> str:
     return str(run.begin.get("data") or run.metadata.get("data", "").rpartition(" (")[0])
 
 
-def _cards(run: TrainRun) -> Raw:
+def _size(run: TrainRun) -> Profile | None:
+    """Return the size of a run's model at the size of its images."""
+    if run.arch is None:
+        return None
+    try:
+        return profile_of(run.arch, _preprocessing(run))
+    except ProxylessError:
+        return None
+
+
+def _preprocessing(run: TrainRun) -> Preprocessing | None:
+    """Return what the trained model's file says of its images, if it says anything sound."""
+    try:
+        return Header.parse(run.metadata, run.name).preprocessing
+    except ProxylessError:
+        return None
+
+
+def _cards(run: TrainRun) -> list[tuple[str, object, object]]:
     rows: list[tuple[str, object, object]] = []
-    best, result = run.best, run.result or {}
+    best, result, size = run.best, run.result or {}, _size(run)
     if run.top1 is not None:
-        rows.append(
-            (
-                "top-1, validation images",
-                percent(run.top1),
-                "of the model that was kept" if result else "last epoch",
-            )
-        )
+        of = "of the model that was kept" if result else "last epoch"
+        rows.append(("top-1, validation images", percent(run.top1), of))
     if best is not None:
         rows.append(("best epoch", f"{best['epoch']:.0f}", percent(best["val_top1"])))
     if run.epochs:
         seconds = result.get("seconds") or sum(row.get("seconds") or 0.0 for row in run.epochs)
         rows.append(("time", clock(seconds), f"{len(run.epochs)} epochs"))
-    if run.arch is not None:
-        try:
-            size = profile_of(run.arch, _preprocessing(run))
-            rows.append(("parameters", f"{size.params:,}", f"{size.macs / 1e6:.3g} M multiply-adds"))
-        except ProxylessError:
-            pass
-    return cards(rows) if rows else Raw("")
+    if size is not None:
+        rows.append(("parameters", f"{size.params:,}", f"{size.macs / 1e6:.3g} M multiply-adds"))
+    return rows
 
 
 def recipe_values(text: str) -> dict[str, str]:
@@ -86,11 +105,10 @@ def recipe_values(text: str) -> dict[str, str]:
     return found
 
 
-def _asked(run: TrainRun) -> Raw:
-    values = recipe_values(run.recipe)
-    images = dict(run.begin.get("pictures") or {})
-    counts = ", ".join(f"{count:,} for {part}" for part, count in images.items() if isinstance(count, int))
-    data = _data(run)
+def _asked(run: TrainRun) -> Facts:
+    values, data = recipe_values(run.recipe), _data(run)
+    images = run.begin.get("pictures", {})
+    counts = ", ".join(f"{count:,} for {part}" for part, count in images.items())
     rows: list[tuple[str, object]] = [
         ("images", f"{data} ({counts})" if counts else run.metadata.get("data") or data)
     ]
@@ -100,86 +118,58 @@ def _asked(run: TrainRun) -> Raw:
     if _teachers(run):
         share, temperature = values.get("teacher_share"), values.get("teacher_temperature")
         both = ", with mirror images" if values.get("teacher_mirrored") == "true" else ""
-        counts = f"({share} of the loss, at temperature {temperature}{both})"
-        rows.append(("teacher", f"{' + '.join(_teachers(run))} {counts}"))
+        how = f"({share} of the loss, at temperature {temperature}{both})"
+        rows.append(("teacher", f"{' + '.join(_teachers(run))} {how}"))
     names = {
-        "epochs": "epochs", "batch_size": "images a step", "optimizer": "optimiser",
+        "epochs": "epochs", "batch_size": "images a step", "optimizer": "optimizer",
         "learning_rate": "learning rate", "schedule": "schedule", "weight_decay": "weight decay",
         "label_smoothing": "label smoothing", "crop": "crop", "image_size": "input, px",
         "amp": "mixed precision", "ema_decay": "average of the weights", "seed": "seed",
     }  # fmt: skip
-    rows += [(label, values.get(key)) for key, label in names.items()]
-    return facts(rows)
+    return [*rows, *((label, values.get(key)) for key, label in names.items())]
 
 
-def _found(run: TrainRun) -> Raw:
+def _found(run: TrainRun) -> Facts:
     result = run.result or {}
     rows: list[tuple[str, object]] = []
     if run.top1 is not None:
         rows.append(("top-1", f"{percent(run.top1)} on the validation images"))
-    if isinstance(result.get("val_loss"), (int, float)):
+    if result.get("val_loss") is not None:
         rows.append(("loss", f"{result['val_loss']:.4f} (cross-entropy, nats)"))
     if result.get("steps"):
         rows.append(("steps", f"{result['steps']:,}"))
-    rows.append(
-        (
-            "weights",
-            f"{result.get('model')}, which every other command takes" if result.get("model") else None,
-        )
-    )
-    if run.arch is not None:
-        rows.append(
-            (
-                "architecture",
-                tag("pre", tag("code", str(run.arch)), tabindex=0, role="region", aria_label="code"),
-            )
-        )
-    return facts(rows) if rows else Raw("")
+    if result.get("model"):
+        rows.append(("weights", f"{result['model']}, which every other command takes"))
+    return rows
 
 
-def _curves(run: TrainRun) -> Raw:
-    def points(key: str) -> list[tuple[float, float]]:
-        return finite([(row.get("epoch"), row.get(key)) for row in run.epochs])
+def _charts(run: TrainRun) -> list[Figure]:
+    def line(key: str, name: str = "") -> Line:
+        return Line(name, finite((row.get("epoch"), row.get(key)) for row in run.epochs))
 
+    loss = "nats; in training with the teacher's part" if _teachers(run) else "cross-entropy (nats)"
     charts = (
-        (
-            "Loss",
-            "nats; in training with the teacher's part" if _teachers(run) else "cross-entropy (nats)",
-            [Line("training", points("train_loss")), Line("validation", points("val_loss"))],
-            True,
-        ),
-        ("Accuracy on the validation images", "top-1 (%)", [Line("", points("val_top1"))], False),
-        ("Learning rate", "per step", [Line("", points("rate"))], False),
-        ("Speed", "images a second", [Line("", points("images_per_second"))], False),
-        ("Waiting for images", "share of the time", [Line("", points("waiting"))], False),
-        ("Memory, peak", "MiB", [Line("", points("memory_mib"))], False),
+        ("Loss", loss, [line("train_loss", "training"), line("val_loss", "validation")]),
+        ("Accuracy on the validation images", "top-1 (%)", [line("val_top1")]),
+        ("Learning rate", "per step", [line("rate")]),
+        ("Speed", "images a second", [line("images_per_second")]),
+        ("Waiting for images", "share of the time", [line("waiting")]),
+        ("Memory, peak", "MiB", [line("memory_mib")]),
     )
     found = []
-    for title, unit, lines, log in charts:
-        chart = line_chart(title, unit, lines, x_label="epochs", log=log)
+    for title, unit, lines in charts:
+        chart = line_chart(title, unit, lines, x_label="epochs", log=title == "Loss")
         if chart:
-            found.append(tag("div", tag("h3", title), figure(chart)))
-    if not found:
-        return tag("p", "No epoch has ended yet.")
-    rows = [["-" if row.get(key) is None else f"{row[key]:.4g}" for key in _SHOWN] for row in run.epochs]
-    head = [key.replace("_", " ") for key in _SHOWN]
-    return Raw(
-        tag("div", *found, class_="grid")
-        + details("The figures of each epoch", table(head, rows, "Epochs", range(len(_SHOWN))))
-    )
+            found.append(Figure(chart, title=title))
+    return found
 
 
-def train_comparison(runs: Mapping[str, TrainRun]) -> Raw:
+def _comparison(runs: Mapping[str, TrainRun]) -> Comparison:
     """Return a run beside others, and beside what is published of its model."""
     rows = []
     first = next(iter(runs.values()))
     for name, run in runs.items():
-        size: Any = None
-        if run.arch is not None:
-            try:
-                size = profile_of(run.arch, _preprocessing(run))
-            except ProxylessError:
-                size = None
+        size = _size(run)
         model = run.arch.name if run.arch is not None else "-"
         counts = (f"{size.params / 1e6:.3g} M", f"{size.macs / 1e6:.3g} M") if size else ("-", "-")
         verdict = percent(run.top1), _against(first, run)
@@ -188,19 +178,19 @@ def train_comparison(runs: Mapping[str, TrainRun]) -> Raw:
         "run", "architecture", "images", "epochs", "top-1", "against this run", "parameters",
         "multiply-adds",
     )  # fmt: skip
-    parts: list[object] = [table(head, rows, "Runs, each on its own validation images", (3, 4, 6, 7))]
+    remarks = []
     if first.arch is not None and first.arch.name in PUBLISHED:
         from ..weights.registry import get_weights
 
         record = get_weights(first.arch.name)
         published = record.metrics.get("top1")
         if published is not None:
-            images = record.metrics.get("images") or record.dataset
-            status = f"of {images}, {record.metrics['status']}"
-            parts.append(tag("p", f"{record.name} of the zoo: top-1 {published:.2f} % {status}."))
+            status = f"of {record.metrics.get('images') or record.dataset}, {record.metrics['status']}"
+            remarks.append(f"{record.name} of the zoo: top-1 {published:.2f} % {status}.")
     advice = "proxylessnas bench and proxylessnas plot --bench set accuracy against it"
-    parts.append(tag("p", f"A training does not measure latency: {advice}."))
-    return section("Comparison", *parts)
+    remarks.append(f"A training does not measure latency: {advice}.")
+    table = Table(head, rows, "Runs, each on its own validation images", (3, 4, 6, 7))
+    return Comparison("Comparison", table, remarks)
 
 
 def _against(first: TrainRun, run: TrainRun) -> str:
@@ -214,57 +204,36 @@ def _against(first: TrainRun, run: TrainRun) -> str:
     return f"{run.top1 - first.top1:+.2f} points"
 
 
-def _preprocessing(run: TrainRun) -> Preprocessing | None:
-    """Return what the trained model's file says of its images, if it says anything sound."""
-    try:
-        return Header.parse(run.metadata, run.name).preprocessing
-    except ProxylessError:
-        return None
-
-
 def _teachers(run: TrainRun) -> list[str]:
-    return [str(name) for name in run.begin.get("teachers") or ()]
+    return run.begin.get("teachers", [])
 
 
-def train_again(run: TrainRun, folder: Path, report: str) -> Raw:
-    """Return the commands that make the run, and this page, once more; ``report`` makes the page."""
+def _commands(run: TrainRun, folder: Path) -> list[str]:
+    """Return the commands that make the run once more, and use its model."""
+    begin = run.begin
     out, data = shlex.quote(str(folder)), shlex.quote(_data(run) or "DATA")
-    name = str(run.begin.get("net") or (run.arch.name if run.arch is not None else ""))
+    name = str(begin.get("net") or (run.arch.name if run.arch is not None else ""))
     known = name if name in PUBLISHED else f"{folder}/model.safetensors" if run.arch is not None else "MODEL"
-    model = str(run.begin.get("source") or known)
-    given = run.begin.get("given_weights")
-    verb = "finetune" if given else "train"
+    model = shlex.quote(str(begin.get("source") or known))
+    given = begin.get("given_weights")
     lines = []
     if given is None:
         lines.append(
             "# the folder does not say whether it was train or finetune; of the latter the model had weights"
         )
     options = "".join(f" --teacher {shlex.quote(teacher)}" for teacher in _teachers(run))
-    if run.begin.get("weights"):
-        options += f" --weights {shlex.quote(str(run.begin['weights']))}"
-    if run.begin.get("kept_classifier"):
+    if begin.get("weights"):
+        options += f" --weights {shlex.quote(begin['weights'])}"
+    if begin.get("kept_classifier"):
         options += " --keep-classifier"
-    elif given and run.begin.get("source"):
+    elif given and begin.get("source"):
         options += " --new-classifier"
-    lines += [
-        f"proxylessnas {verb} {shlex.quote(model)} {data} --recipe {out}/recipe.toml{options} --out NEW",
-    ]
+    command = "finetune" if given else "train"
+    lines.append(f"proxylessnas {command} {model} {data} --recipe {out}/recipe.toml{options} --out NEW")
     if (folder / "model.safetensors").is_file():
         lines += [
-            "# judge it on other images; measure it",
+            "# evaluate it on other images; measure it",
             f"proxylessnas eval {out}/model.safetensors TEST --per-class",
             f"proxylessnas bench {out}/model.safetensors --csv bench.csv",
         ]
-    lines += ["# this report", report]
-    parts = str(code("\n".join(lines)))
-    if run.recipe:
-        parts += details("The recipe (recipe.toml)", code(run.recipe))
-    if run.texts:
-        parts += details("What the run said", tag("ul", *(tag("li", text) for text in run.texts)))
-    return Raw(parts)
-
-
-def train_versions(run: TrainRun) -> list[tuple[str, object]]:
-    """Return what the run was made with."""
-    found: list[tuple[str, object]] = [(str(k), v) for k, v in dict(run.begin.get("versions") or {}).items()]
-    return found or [("versions", "not in the log of this run")]
+    return lines

@@ -11,7 +11,7 @@ import io
 import math
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     Confusion = Tensor | Sequence[Sequence[int]]
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6b6b6b"
-_SHADES = ("#ffffff", "#a9cdea", "#3f8fca", "#08306b")  # of one hue, evenly darker
+SHADES = ("#ffffff", "#a9cdea", "#3f8fca", "#08306b")  # of one hue, evenly darker
 _ABSENT = GRID = "#e4e4e4"
 
 _NUMBERS_UP_TO = 25  # classes, for which a count fits into each cell
@@ -34,7 +34,7 @@ _TICKS = 20  # about so many where not all names fit
 _CELLS = 1000  # at most so many along an axis: a pixel is the least that can be seen
 _NAME_LENGTH = 24
 _MARKERS_UP_TO = 40  # points of a line that are marked one by one
-_LOG_FROM = 50.0  # ratio of the largest to the smallest loss from which a linear axis would hide most of it
+_LOG_FROM = 50.0  # ratio of the largest to the smallest value from which a linear axis would hide most of it
 
 
 class PngBuffer(io.BytesIO):
@@ -150,7 +150,10 @@ def curves_png(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) 
         OSError: the file cannot be written.
     """
     require_matplotlib()
-    found = [(panel, [_points(rows, key) for key, *_ in panel.lines]) for panel in (_LOSS, _ACCURACY, _RATE)]
+    found = [
+        (panel, [finite((row["epoch"], row.get(key)) for row in rows) for key, *_ in panel.lines])
+        for panel in (_LOSS, _ACCURACY, _RATE)
+    ]
     found = [(panel, points) for panel, points in found if any(points)]
     if not found:
         raise DataError("no epoch with a loss, an accuracy or a learning rate: nothing to draw")
@@ -189,7 +192,7 @@ def _draw_shares(figure: Any, axes: Any, share: Tensor, *, lines: bool) -> None:
     """Draw [n, n] shares in percent as colours."""
     from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 
-    colors = LinearSegmentedColormap.from_list("shares", _SHADES).with_extremes(bad=_ABSENT)
+    colors = LinearSegmentedColormap.from_list("shares", SHADES).with_extremes(bad=_ABSENT)
     # Without lines and numbers the cells are small, and need more colour to be seen.
     norm = PowerNorm(0.5 if lines else 0.33, 0, 100)
     image = axes.imshow(share.numpy(), cmap=colors, norm=norm, interpolation="nearest")
@@ -212,7 +215,7 @@ def _name_classes(axes: Any, names: Sequence[str], numbers: Sequence[int], group
     shown = range(0, n, step)
     places = [(i + 0.5) / group - 0.5 for i in shown]
     texts = [_short(names[i]) if step == 1 else f"{_short(names[i])}  {numbers[i]}" for i in shown]
-    font = {"fontsize": 10 if n <= _NUMBERS_UP_TO else 8, "parse_math": False}
+    font = {"fontsize": 10 if n <= _NUMBERS_UP_TO else 8}
     axes.set_yticks(places, texts, **font)
     axes.set_xticks(places, texts if step == 1 else [str(numbers[i]) for i in shown], **font)
     if step == 1 and max(map(len, texts)) > 4:
@@ -253,32 +256,20 @@ def _short(name: str) -> str:
 # ---- parts of learning curves
 
 
-def _points(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
-    """Return (epoch, value) where there is a finite value."""
-    values = [(float(row["epoch"]), row.get(key)) for row in rows]
-    return [(epoch, float(value)) for epoch, value in values if value is not None and math.isfinite(value)]
-
-
 def _draw_panel(axes: Any, panel: _Panel, lines: list[list[tuple[float, float]]]) -> None:
     from matplotlib.ticker import MaxNLocator
 
     for (_, name, color, style), points in zip(panel.lines, lines, strict=True):
         if points:
-            x, y = zip(*points, strict=True)
-            marker = "o" if len(points) <= _MARKERS_UP_TO else ""
-            axes.plot(x, y, style, marker=marker, markersize=3.5, linewidth=1.6, color=color, label=name)
+            draw_line(axes, points, style, color=color, label=name)
     axes.set_title(panel.title, loc="left", fontsize=11)
     axes.set_ylabel(panel.unit)
-    axes.grid(color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    clean_axes(axes)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     values = [value for points in lines for _, value in points]
     if panel is _LOSS:
-        place = {"loc": "lower right", "bbox_to_anchor": (1.01, 1), "borderaxespad": 0.1}
-        axes.legend(**place, ncols=2, frameon=False, fontsize=9)
-        if min(values) > 0 and max(values) / min(values) >= _LOG_FROM:
-            axes.set_yscale("log")
+        legend_above(axes, fontsize=9)
+        if log_if_far_apart(axes, values):
             axes.set_ylabel(f"{panel.unit}, log scale")
     elif panel is _ACCURACY:
         epoch, best = max(lines[0], key=lambda point: point[1])
@@ -289,7 +280,50 @@ def _draw_panel(axes: Any, panel: _Panel, lines: list[list[tuple[float, float]]]
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")  # no "1e-2" above, where the title is
 
 
-# ---- both
+# ---- parts of every chart
+
+
+def finite(points: Iterable[tuple[Any, Any]]) -> list[tuple[float, float]]:
+    """Return the points that are two finite numbers."""
+    return [
+        (float(x), float(y))
+        for x, y in points
+        if all(isinstance(value, (int, float)) and math.isfinite(value) for value in (x, y))
+    ]
+
+
+def clean_axes(axes: Any) -> None:
+    """Put a light grid behind what is drawn, and no frame around it."""
+    axes.grid(color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def draw_line(axes: Any, points: Sequence[tuple[float, float]], style: str, **look: Any) -> None:
+    """Draw a line through (x, y) points, each of which is marked where they are few."""
+    marker = "o" if len(points) <= _MARKERS_UP_TO else ""
+    axes.plot(*zip(*points, strict=True), style, marker=marker, markersize=3.5, linewidth=1.6, **look)
+
+
+def legend_above(axes: Any, fontsize: float) -> None:
+    """Write the names of the lines above a panel, at its right end."""
+    handles, _ = axes.get_legend_handles_labels()
+    axes.legend(
+        loc="lower right", bbox_to_anchor=(1.01, 1), borderaxespad=0.1, ncols=len(handles), frameon=False,
+        fontsize=fontsize,
+    )  # fmt: skip
+
+
+def log_if_far_apart(axes: Any, values: Sequence[float]) -> bool:
+    """Make the upright axis logarithmic if the values are positive and far apart; return whether they are."""
+    from matplotlib.ticker import NullFormatter
+
+    if min(values) <= 0 or max(values) / min(values) < _LOG_FROM:
+        return False
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")  # the usual one writes mathematics
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    return True
 
 
 def write_above(axes: Any, text: str, *, right: bool = False) -> None:
@@ -297,6 +331,18 @@ def write_above(axes: Any, text: str, *, right: bool = False) -> None:
     place = {"xycoords": "axes fraction", "xytext": (0, 4), "textcoords": "offset points"}
     style = {"ha": "right" if right else "left", "va": "bottom", "fontsize": 9, "color": GREY}
     axes.annotate(text, (float(right), 1), **place, **style)
+
+
+@contextlib.contextmanager
+def plot_style(more: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """Draw in the default style, with no text taken for mathematics: a name may hold any character."""
+    from matplotlib.style import context
+
+    # A user's own style may be dark, or need LaTeX. Without the salt an SVG's names would be new each time.
+    ours = {"svg.hashsalt": "proxylessnas", "text.parse_math": False, **(more or {})}
+    with context(["default", ours]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*Glyph .* missing from", category=UserWarning)
+        yield
 
 
 @contextlib.contextmanager
@@ -320,16 +366,12 @@ def open_figure(
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.style import context
 
     if isinstance(target, io.BytesIO):
-        svg, style_of_text = not isinstance(target, PngBuffer), {"svg.fonttype": "none"}
+        svg, style = not isinstance(target, PngBuffer), {"svg.fonttype": "none", "font.family": "DejaVu Sans"}
     else:
-        svg, style_of_text = Path(target).suffix.lower() == ".svg", {}
-    # A user's own style may be dark, or need LaTeX. Without the salt an SVG's names would be new each time.
-    style = {"svg.hashsalt": "proxylessnas", **style_of_text}
-    with context(["default", style]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*Glyph .* missing from", category=UserWarning)
+        svg, style = Path(target).suffix.lower() == ".svg", {}
+    with plot_style(style):
         figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
         FigureCanvasAgg(figure)
         yield figure

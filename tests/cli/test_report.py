@@ -101,7 +101,7 @@ def test_in_a_browser(run: Run, tmp_path: Path) -> None:
         assert browser.text("#play") == "Pause"
         browser.wait("document.getElementById('now').innerText.startsWith('epoch 2, step 100')")
         browser.wait("document.getElementById('play').innerText === 'Play'")
-        models = browser.text("#net").splitlines()
+        models = browser.text("#model").splitlines()
         assert [" ".join(line.split()) for line in models] == [
             "16 ch k3e2 k3e2",
             "24 ch k3e2 k3e2",

@@ -39,7 +39,7 @@ def texts_of(svg: str) -> list[str]:
 def drawn(models: dict[str, list[report.Layer]], **options: str) -> list[str]:
     file = io.BytesIO()
     report.model_figure(models, file, **options)
-    return texts_of(inline(file, "a", "b").text.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1))
+    return texts_of(inline(file, "a", "b"))
 
 
 class Pointwise(nn.Conv2d):
@@ -198,9 +198,7 @@ def test_a_cell_as_a_graph() -> None:
 def test_tree_cells(tmp_path: Path) -> None:
     file = io.BytesIO()
     report.tree_figure(CIFAR, file, cells=[1, 19])
-    texts = texts_of(
-        inline(file, "a", "b").text.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
-    )
+    texts = texts_of(inline(file, "a", "b"))
     assert {"cell 1", "cell 19", "18 ch, 32 px", "46 ch, 16 px; halves the map"} <= set(texts)
     letters = CIFAR.words[0] + CIFAR.words[18]
     words = " ".join(texts)

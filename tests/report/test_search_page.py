@@ -58,7 +58,7 @@ def test_a_run(folder: Path) -> None:
 
 
 def test_a_log_that_was_cut_off(folder: Path, tmp_path: Path) -> None:
-    """After any byte: a story of what there is, with notes, or one clear error."""
+    """After any byte: a run of what there is, with notes, or one clear error."""
     whole = (folder / "search.jsonl").read_bytes()
     first = whole.index(b"\n")
     told = 0
@@ -249,6 +249,16 @@ def test_names_are_not_taken_for_markup(tmp_path: Path) -> None:
     assert "</script><script>alert(1)" in page.text
 
 
+def test_names_that_no_figure_could_draw(tmp_path: Path) -> None:
+    """Half a character, and what looks like mathematics: on a page and in a movie."""
+    bad = "$x_{ \ud800 \x07"
+    lines = lines_of(data=bad, algorithm=bad, targets={bad: 0.8}, units={bad: bad}, steps=3)
+    folder = write_lines(tmp_path / "$x_{", lines)
+    report.write_report(folder, tmp_path / "a.html", compare=[folder])
+    assert "$x_{ ? \ufffd" in Page(tmp_path / "a.html").text
+    assert report.write_movie(report.read_run(folder), tmp_path / "a.gif", frames=2) == 2
+
+
 def test_a_search_that_has_not_ended(tmp_path: Path) -> None:
     """In its warm-up, and after an epoch: a page of what there is."""
     lines = lines_of(done=False, table="0" * 64)
@@ -297,7 +307,7 @@ def test_latencies_of_other_tables_are_not_compared(folder: Path, tmp_path: Path
     assert "the search cannot be run again as it was: space.toml" in Page(tmp_path / "b.html").text
 
 
-def test_baselines_judge_models(tmp_path: Path) -> None:
+def test_baselines_evaluate_models(tmp_path: Path) -> None:
     lines = lines_of(steps=0, algorithm="random", done=False)
     for i in range(1, 7):
         row = {
@@ -312,7 +322,7 @@ def test_baselines_judge_models(tmp_path: Path) -> None:
     report.write_report(write_lines(tmp_path, lines), tmp_path / "a.html")
     page = Page(tmp_path / "a.html")
     assert "random models (baseline)" in page.text
-    assert "judged, 4 keep to its target: from 51.00 to 54.00 %" in page.text
+    assert "evaluated, 4 keep to its target: from 51.00 to 54.00 %" in page.text
     assert "step by step" not in page.text
 
 

@@ -1,12 +1,12 @@
+// The slider of a search's report: what it moves is in the element #search (probabilities in thousandths).
 "use strict";
 (() => {
-  const story = JSON.parse(document.getElementById("story").textContent);
+  const search = JSON.parse(document.getElementById("search").textContent);
   const slider = document.getElementById("moment"), play = document.getElementById("play");
-  const now = document.getElementById("now"), net = document.getElementById("net");
+  const now = document.getElementById("now"), model = document.getElementById("model");
   const rows = [...document.querySelectorAll("#probs tbody tr")].map((row) => [...row.querySelectorAll("td")]);
   const charts = [...document.querySelectorAll("svg[data-x0]")];
-  const [first, last] = story.range;
-  const stages = story.stages;
+  const [first, last] = search.range;
   let timer = 0;
 
   // The latest figure that was known at a step.
@@ -17,8 +17,8 @@
   };
 
   const show = (index) => {
-    const [step, epoch, expected, probs] = story.moments[index];
-    const words = stages.map(() => []);
+    const [step, epoch, expected, probs] = search.moments[index];
+    const words = search.stages.map(() => []);
     rows.forEach((cells, block) => {
       const line = probs[block];
       let pick = 0;
@@ -26,19 +26,19 @@
       cells.forEach((cell, k) => {
         if (cell.classList.contains("none")) return;
         cell.textContent = (line[k] / 1000).toFixed(2);
-        cell.style.backgroundColor = `rgba(var(--p), ${(0.62 * line[k] / 1000).toFixed(3)})`;
+        cell.style.setProperty("--p", cell.textContent);
         cell.classList.toggle("pick", k === pick);
       });
-      words[story.stage[block]].push(story.columns[pick]);
+      words[search.stage[block]].push(search.columns[pick]);
     });
-    net.textContent = stages.map((width, i) => `${String(width).padStart(4)} ch  ${words[i].join(" ")}`).join("\n");
+    model.textContent = search.stages.map((width, i) => `${String(width).padStart(4)} ch  ${words[i].join(" ")}`).join("\n");
     const parts = [`epoch ${epoch}, step ${step.toLocaleString("en")}`];
     if (expected !== null) {
-      const target = story.target === null ? "" : ` (target ${story.target} ${story.unit})`;
-      parts.push(`expected ${story.cost} ${expected} ${story.unit}${target}`);
+      const target = search.target === null ? "" : ` (target ${search.target} ${search.unit})`;
+      parts.push(`expected ${search.cost} ${expected} ${search.unit}${target}`);
     }
-    const top1 = latest(story.top1, step);
-    if (top1 !== null) parts.push(`derived net ${top1.toFixed(2)} %`);
+    const top1 = latest(search.top1, step);
+    if (top1 !== null) parts.push(`derived model ${top1.toFixed(2)} %`);
     now.textContent = parts.join("; ");
     slider.setAttribute("aria-valuetext", parts.join("; "));
     for (const chart of charts) {
@@ -65,7 +65,7 @@
       slider.value = Number(slider.value) + 1;
       show(Number(slider.value));
       if (Number(slider.value) >= Number(slider.max)) stop();
-    }, Math.min(150, Math.max(40, 9000 / story.moments.length)));
+    }, Math.min(150, Math.max(40, 9000 / search.moments.length)));
   });
   slider.addEventListener("input", () => {
     stop();
