@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import DataError
+from .base import evaluation_mode
 from .layers import ConvLayer, folded
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def recalibrate(
     momenta and counters are as before afterwards; after an exception, the statistics too.
 
     Args:
-        model: the model, on the device of the batches.
+        model: on the device of the batches.
         batches: inputs [N, C, H, W].
         limit: most batches to take.
         processes: take the mean over these, each with batches of its own; all have to call this.
@@ -125,30 +126,27 @@ def recalibrate(
     norms = _tracking(model)
     if getattr(model, "_frozen_bn", False) or not norms:
         return 0
-    modes = [(module, module.training) for module in model.modules()]
     before = [(norm, norm.momentum, {k: v.clone() for k, v in norm.named_buffers()}) for norm in norms]
     used, done = 0, False
     try:
-        model.eval()
-        for x in islice(batches, limit):
-            if not used:
+        with evaluation_mode(model):
+            for x in islice(batches, limit):
+                if not used:
+                    for norm in norms:
+                        norm.reset_running_stats()
+                        norm.training = True
                 for norm in norms:
-                    norm.reset_running_stats()
-                    norm.training = True
-            for norm in norms:
-                # Every batch counts the same. None would say so too, but reads a counter on the device.
-                norm.momentum = 1.0 / (used + 1)
-            with single_values_as_data_error(x, "use a larger batch_size or image_size"):
-                model(x)
-            used += 1
+                    # Every batch counts the same. None would say so too, but reads a counter on the device.
+                    norm.momentum = 1.0 / (used + 1)
+                with single_values_as_data_error(x, "use a larger batch_size or image_size"):
+                    model(x)
+                used += 1
         if used and processes is not None and processes.world > 1:
             statistics = [t for norm in norms for t in (norm.running_mean, norm.running_var) if t is not None]
             processes.sum_(statistics)
             torch._foreach_div_(statistics, float(processes.world))
         done = used > 0
     finally:
-        for module, mode in modes:
-            module.training = mode
         for norm, momentum, buffers in before:
             norm.momentum = momentum
             for name, value in buffers.items():

@@ -321,15 +321,15 @@ def proxyless_custom(
         ValueError: neither an architecture nor weights are given.
         ArchError, WeightsNotFoundError, WeightsCorruptError, WeightsMismatchError: see create_model.
     """
-    if arch is None and weights is None:
+    if isinstance(arch, str) and "(" in arch and not os.path.exists(arch):
+        arch = Arch.parse(arch)
+    found = weights if arch is None else arch
+    if found is None:
         raise ValueError(
             "proxyless_custom needs arch=..., or weights=... of a file that holds its architecture"
         )
-    if isinstance(arch, str) and "(" in arch and not os.path.exists(arch):
-        arch = Arch.parse(arch)
-    what = cast("Any", weights if arch is None else arch)
     return create_model(
-        what,
+        found,
         progress=progress,
         weights=weights,
         num_classes=num_classes,
