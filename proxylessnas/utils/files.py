@@ -57,11 +57,9 @@ def locked(path: Path, timeout_s: float) -> Iterator[None]:
     lock = filelock.FileLock(str(path))
     waited = False
     while True:
+        wait_s = min(5.0, max(0.0, deadline - time.monotonic())) if waited else 0.0
         try:
-            lock.acquire(
-                timeout=0 if not waited else min(5.0, max(0.0, deadline - time.monotonic())),
-                poll_interval=0.05,
-            )
+            lock.acquire(timeout=wait_s, poll_interval=0.05)
         except filelock.Timeout as e:
             if time.monotonic() >= deadline:
                 raise LockTimeout(f"{path} is locked") from e
@@ -156,7 +154,7 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
     name = os.fspath(path)
     try:
         _check(name, os.stat(name).st_mode)  # first: opening a device may already do something
-        file = open(name, "rb", opener=_open_without_waiting)  # noqa: SIM115 - closed by the caller
+        file = open(name, "rb", opener=_without_waiting)  # noqa: SIM115 - closed by the caller
     except ValueError as e:  # a zero byte in the name
         raise OSError(errno.EINVAL, str(e), name) from e
     try:
@@ -178,13 +176,17 @@ def open_to_append(name: str, flags: int) -> int:
     Raises:
         OSError: it cannot be opened, or is no regular file.
     """
-    fd = os.open(name, flags | getattr(os, "O_NONBLOCK", 0), 0o666)
+    fd = _without_waiting(name, flags)
     try:
         _check(name, os.fstat(fd).st_mode)
     except OSError:
         os.close(fd)
         raise
     return fd
+
+
+def _without_waiting(name: str, flags: int) -> int:
+    return os.open(name, flags | getattr(os, "O_NONBLOCK", 0), 0o666)
 
 
 def _content_of_pipe(fd: int, name: str) -> bytearray:
@@ -198,10 +200,6 @@ def _content_of_pipe(fd: int, name: str) -> bytearray:
                     return content
                 content += piece
     raise _too_large(name, _MOST_OF_A_PIPE)
-
-
-def _open_without_waiting(name: str, flags: int) -> int:
-    return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _check(name: str, mode: int) -> None:
@@ -219,12 +217,9 @@ def _too_large(name: str | os.PathLike[str], max_bytes: int) -> OSError:
 def read_bytes(path: str | os.PathLike[str], max_bytes: int | None = None) -> bytes:
     """Return the content of a file, as long as it was when it was opened.
 
-    Args:
-        path: of the file.
-        max_bytes: it may have; None: any number.
-
     Raises:
-        OSError: it cannot be read, is no regular file, is too large, or became shorter meanwhile.
+        OSError: it cannot be read, is no regular file, is larger than ``max_bytes``, or became shorter
+            meanwhile.
     """
     with open_file(path) as file:
         size = size_of(file)
@@ -255,9 +250,7 @@ def size_of(file: BinaryIO) -> int:
 def decode(content: bytes, errors: str = "strict") -> str:
     """Return text: UTF-8, with or without a byte order mark, or UTF-16 with one (as Windows writes it).
 
-    Args:
-        content: of a file.
-        errors: as of ``bytes.decode``.
+    ``errors`` is that of ``bytes.decode``.
 
     Raises:
         UnicodeDecodeError: it is none of them.
@@ -360,10 +353,10 @@ def _sweep(path: Path) -> None:
 def _is_alive(process: int) -> bool:
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
-    except OSError:  # somebody else's
-        return True
+    except PermissionError:  # somebody else's
+        pass
     return True
 
 
@@ -399,8 +392,9 @@ def put_in_place(files: Sequence[Path], folder: Path) -> None:
         OSError: one cannot be moved.
     """
     main, *others = files
-    for file in files:
-        _sync(file)
+    for file in files:  # they are to survive a power cut
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
     aside = main.parent / "replaced"
     aside.mkdir()
     moved: list[Path] = []
@@ -422,9 +416,3 @@ def put_in_place(files: Sequence[Path], folder: Path) -> None:
             os.replace(aside / target.name, target)
         raise
     sync_folder(folder)
-
-
-def _sync(file: Path) -> None:
-    """Make a file survive a power cut."""
-    with file.open("rb") as opened:
-        os.fsync(opened.fileno())
