@@ -15,7 +15,7 @@ from proxylessnas.data.named import DIGITS, load_digits
 from proxylessnas.data.transforms import Preprocessing
 from proxylessnas.deploy.quantization import Scheme, scheme_of
 from proxylessnas.deploy.quantization.fake_quant import observe, rounded_weight, simulated
-from proxylessnas.deploy.quantization.ptq import compensated, corrected, equalised, second_moments
+from proxylessnas.deploy.quantization.ptq import compensated, corrected, equalised, second_snapshots
 from proxylessnas.deploy.quantization.qat import quantisation_aware
 from proxylessnas.deploy.quantization.quantize import divergence
 from proxylessnas.deploy.quantization.ranges import STEPS, Observed, scale_and_zero
@@ -251,7 +251,7 @@ def test_compensated_weights_change_the_output_least(layer: nn.Conv2d | nn.Linea
         layer.weight.copy_(rounded)
         return float((layer(x) - exact).norm())
 
-    made = compensated(weight, second_moments(layer, [x]), 7)  # of four bits: more to make good
+    made = compensated(weight, second_snapshots(layer, [x]), 7)  # of four bits: more to make good
     assert off(made) < 0.8 * off(rounded_weight(weight, 7))
     # Whoever rounds it again, by its largest weight, gets the same numbers.
     assert torch.allclose(rounded_weight(made, 7), made, atol=1e-6)

@@ -40,7 +40,7 @@ _DAMPING = 0.01  # of the mean diagonal: a weight whose input is next to nothing
 _PATCHES = 4096  # input patches an image batch that the second moments are taken from
 
 
-def second_moments(layer: nn.Conv2d | nn.Linear, inputs: list[Tensor]) -> Tensor:
+def second_snapshots(layer: nn.Conv2d | nn.Linear, inputs: list[Tensor]) -> Tensor:
     """Return the second moments of what a layer's filters see, [groups, n, n] for filters of n weights.
 
     Args:
@@ -78,7 +78,7 @@ def compensated(weight: Tensor, moments: Tensor, steps: int = 127) -> Tensor:
 
     Args:
         weight: [out, ...], of one scale an output channel.
-        moments: [groups, n, n] of :func:`second_moments`.
+        moments: [groups, n, n] of :func:`second_snapshots`.
         steps: of the grid on either side of zero.
     """
     groups, n, _ = moments.shape
@@ -144,7 +144,7 @@ def corrected(
             if scheme.compensate and not stays_float(f"{names[b]}.conv", b.conv, scheme):
                 with simulated(twin, ranges, scheme):
                     entering = _inputs_of(false, b.conv, rough)
-                moments = second_moments(b.conv, entering)
+                moments = second_snapshots(b.conv, entering)
                 b.conv.weight.copy_(compensated(b.conv.weight, moments, scheme.weight_steps(b.conv)))
             if not scheme.correct:
                 continue
