@@ -353,12 +353,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 def top_classes(model: nn.Module, inputs: Tensor, k: int = 5) -> list[list[tuple[int, float]]]:
     """Return the ``k`` best classes of each image, best first, as (class index, probability 0 to 1).
 
-    The model is used as it is: put it in evaluation mode first.
-
-    Args:
-        model: gives logits ``[B, classes]``.
-        inputs: ``[B, 3, H, W]``, preprocessed, on the model's device.
-        k: how many classes; all of them when there are fewer.
+    The model, used in the mode it is in, gives logits ``[B, classes]`` of ``inputs``, ``[B, 3, H, W]``.
 
     Raises:
         WeightsCorruptError: the model's output is not finite.

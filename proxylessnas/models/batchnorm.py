@@ -33,13 +33,8 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
 
     Found are those of :class:`~.layers.ConvLayer`, and those right behind a convolution in an
     ``nn.Sequential``. A convolution stays an ``nn.Conv2d``, with a bias; what is computed changes by
-    rounding only. Left alone are modules that are used twice, hooked or parametrised.
-
-    Args:
-        model: any model; it is not changed.
-
-    Returns:
-        A copy in evaluation mode, without gradients.
+    rounding only. Left alone are modules that are used twice, hooked or parametrised. The copy is in
+    evaluation mode, without gradients.
     """
     twin = copy.deepcopy(model).eval().requires_grad_(False)
     uses = Counter(id(module) for _, module in twin.named_modules(remove_duplicate=False))
@@ -76,14 +71,11 @@ def _plain(module: nn.Module) -> bool:
 
 @contextlib.contextmanager
 def single_values_as_data_error(inputs: Tensor, advice: str) -> Iterator[None]:
-    """Turn what BatchNorm in training mode raises where a channel has a single value into advice.
+    """Turn what BatchNorm in training mode raises where a channel has a single value into a DataError.
 
     Args:
         inputs: what the model is given in the block, [N, C, H, W].
         advice: what to do about it, such as "use a larger batch_size".
-
-    Raises:
-        DataError: in place of torch's ValueError.
     """
     try:
         yield
@@ -238,17 +230,10 @@ _SYNCED = (nn.SyncBatchNorm, _SyncBatchNorm)
 
 
 def convert_sync_bn(model: nn.Module, process_group: Any = None) -> nn.Module:
-    """Let every BatchNorm take its training statistics from all processes; the modules are changed in place.
+    """Let every BatchNorm take its training statistics from all processes, in place.
 
     Parameters, statistics and their names stay the same, so that an optimiser, an average of the weights or a
-    checkpoint fits before and after.
-
-    Args:
-        model: the model, on its device: on CUDA it gets torch's own ``SyncBatchNorm``, elsewhere ours.
-        process_group: None is all processes.
-
-    Returns:
-        The model.
+    checkpoint fits before and after. On CUDA it becomes torch's own ``SyncBatchNorm``, elsewhere ours.
     """
     for module in model.modules():
         if isinstance(module, _BatchNorm) and not isinstance(module, _SYNCED):

@@ -11,10 +11,7 @@ from ..errors import ProxylessError, first_line
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device of this process.
-
-    Args:
-        name: "auto" (a GPU if there is one), "cpu", "cuda" (this process's own), "cuda:1", "mps", ...
+    """Return the device of this process: "auto" is a GPU if there is one, "cuda" this process's own.
 
     Raises:
         ProxylessError: there is no such device, or it cannot be used.
@@ -32,11 +29,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def check_usable(device: torch.device, what: str) -> None:
-    """Compute something on a device.
-
-    Args:
-        device: as torch understood it.
-        what: how to call it in messages, such as ``"--device cuda:1"``.
+    """Compute something on a device, which ``what`` names in messages: "--device cuda:1".
 
     Raises:
         ProxylessError: that fails; the message says why.

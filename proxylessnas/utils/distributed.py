@@ -129,10 +129,8 @@ class Processes:
 def processes(device: str = "auto") -> Iterator[Processes]:
     """Join the other processes of this run, if ``torchrun`` started any, and leave them at the end.
 
-    A process group that the caller has made is used and left as it is.
-
-    Args:
-        device: as :func:`.devices.choose_device` takes it.
+    A process group that the caller has made is used and left as it is. The device is as
+    :func:`.devices.choose_device` takes it.
 
     Raises:
         ProxylessError: the device cannot be used, or the processes do not find each other.
@@ -181,9 +179,8 @@ def let_exchanges_end() -> None:
 
     A thread of gloo drops the tensors of an exchange a moment after it is over. The last owner of a tensor
     needs Python's lock to drop it, and the end of the group has the lock while it waits for its threads
-    (seen with torch 2.6): neither would ever go on. So :class:`Processes` keeps the tensors of its last
-    exchange, and the pause is for those that others exchanged, DistributedDataParallel for one. What is left
-    of that in cycles goes too, or the group ends with it, later.
+    (seen with torch 2.6). So :class:`Processes` keeps the tensors of its last exchange, and the pause is for
+    those that others exchanged, DistributedDataParallel for one. What is left of that in cycles goes too.
     """
     gc.collect()
     time.sleep(_PAUSE_S)

@@ -52,11 +52,7 @@ def safe_load(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return the content of a weights file.
-
-    Raises:
-        WeightsNotFoundError, WeightsCorruptError: there is no such file, or it cannot be read.
-    """
+    """Return the content of a weights file, or raise WeightsNotFoundError or WeightsCorruptError."""
     with opening(path):
         return user_files.read_bytes(path)
 
@@ -215,12 +211,7 @@ def _library() -> Any:
 
 
 def read_metadata(path: Path | str) -> dict[str, str]:
-    """Return the text metadata of a safetensors file without reading its tensors.
-
-    Raises:
-        WeightsNotFoundError, WeightsCorruptError: as :func:`safe_load`.
-        MissingExtraError: safetensors is not installed.
-    """
+    """Return the text metadata of a safetensors file without its tensors; raises as :func:`safe_load`."""
     library = _library()
     with opening(Path(path)):
         user_files.open_file(path).close()  # the library opens anything, and waits for a pipe
@@ -232,12 +223,7 @@ def read_metadata(path: Path | str) -> dict[str, str]:
 
 
 def from_safetensors(data: bytes, where: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors and metadata in the bytes of a safetensors file; each tensor has memory of its own.
-
-    Raises:
-        WeightsCorruptError: the bytes are not a sound safetensors file.
-        MissingExtraError: safetensors is not installed.
-    """
+    """Return tensors and metadata of the bytes of a safetensors file; each tensor has its own memory."""
     import torch
 
     library = _library()

@@ -112,11 +112,7 @@ _KNOWN = {
 
 
 def _scan(data: bytes, start: int = 0) -> int:
-    """Walk over the pickle that begins at ``start``, building nothing, and return where it ends.
-
-    Raises:
-        CheckpointRefused: it is damaged, too large, or of no kind that torch.save writes.
-    """
+    """Walk over the pickle that begins at ``start``, building nothing, and return where it ends."""
     file, scan = io.BytesIO(data), _Scan()
     file.seek(start)
     try:

@@ -154,7 +154,7 @@ def cached_state_dict(spec: FileSpec, progress: bool = True) -> dict[str, Tensor
         WeightsNotFoundError: the file belongs to the package, but is not there.
         WeightsFetchError, OfflineError: there is no sound file and none can be fetched.
         WeightsCorruptError: the cached file is damaged and cannot be replaced.
-        MissingExtraError: safetensors, for a file of that kind, or requests, to download, is not installed.
+        MissingExtraError: safetensors, or requests, to download, is not installed.
     """
     return VerifiedLoader(spec, progress).result()
 
@@ -163,10 +163,6 @@ class VerifiedLoader:
     """Loads weights while the caller builds the model.
 
     A thread reads and hashes the cached copy; whatever else is needed happens in :meth:`result`.
-
-    Args:
-        spec: what to load.
-        progress: show a progress bar if it has to be downloaded.
     """
 
     def __init__(self, spec: FileSpec, progress: bool = True) -> None:
@@ -195,11 +191,7 @@ class VerifiedLoader:
             self._read.set()
 
     def result(self) -> dict[str, Tensor]:
-        """Return the tensors by name, on the CPU; the same dict every time.
-
-        Raises:
-            WeightsFetchError, OfflineError, WeightsCorruptError: see :func:`cached_state_dict`.
-        """
+        """Return the tensors by name, on the CPU; raises as :func:`cached_state_dict`."""
         if self._state is None:
             self._state = self._from_copy() or _from_original(self._spec, self._progress)
         return self._state

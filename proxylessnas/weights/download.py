@@ -73,11 +73,7 @@ class Policy:
 
     @classmethod
     def from_environment(cls) -> Policy:
-        """Return the defaults, changed by ``PROXYLESSNAS_TIMEOUT`` and ``PROXYLESSNAS_RETRIES``.
-
-        Raises:
-            WeightsFetchError: a variable is not a sensible number.
-        """
+        """Return the defaults, changed by the variables; raise WeightsFetchError if one is no number."""
         timeout = _number("PROXYLESSNAS_TIMEOUT", cls.timeout_s, 0.01, 86400)
         return cls(timeout_s=timeout, retries=int(_number("PROXYLESSNAS_RETRIES", cls.retries, 0, 100)))
 
@@ -102,13 +98,13 @@ def _number(variable: str, default: float, low: float, high: float) -> float:
 
 
 def download(spec: FileSpec, dest: Path, progress: bool = True, *, policy: Policy | None = None) -> Path:
-    """Put the verified file at ``dest`` and return it.
+    """Put the verified file at ``dest``, whose folder is made if need be, and return it.
 
     Safe to call from many processes at once: one downloads, the others find its file.
 
     Args:
         spec: what to fetch and what to demand of it.
-        dest: final path; its folder is made if need be.
+        dest: final path.
         progress: show a progress bar when standard error is a terminal.
         policy: patience; by default from the environment.
 
@@ -333,12 +329,9 @@ class FetchFailure(Exception):
 def open_url(
     session: requests.Session, url: str, headers: Mapping[str, str], timeout: float
 ) -> requests.Response:
-    """Send a GET and follow redirects; the body is not read yet.
+    """Send a GET and follow redirects, or raise FetchFailure; the body is not read yet.
 
     The timeout, in seconds, is that for the connection and for every wait for data.
-
-    Raises:
-        FetchFailure: no answer, or a redirect that is refused.
     """
     # The usual setting of Python's own ssl; those of requests, where they are set, go first.
     session.verify = os.environ.get("SSL_CERT_FILE") or True
@@ -354,11 +347,7 @@ def open_url(
 
 
 def redirect_target(url: str, location: str | None) -> str:
-    """Return the address a redirect leads to.
-
-    Raises:
-        FetchFailure: there is none, it is not http, or going there would give up the protection of https.
-    """
+    """Return the address a redirect leads to, or raise FetchFailure if it gives up https or leaves http."""
     if not location:
         raise FetchFailure("redirect without a Location")
     try:

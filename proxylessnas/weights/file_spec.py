@@ -66,21 +66,13 @@ def bytes_problem(spec: FileSpec, data: bytes) -> str | None:
 
 
 def file_problem(spec: FileSpec, path: Path) -> str | None:
-    """Return what is wrong with the content of ``path`` as that of the file, or None.
-
-    Raises:
-        OSError: ``path`` cannot be read.
-    """
+    """Return what is wrong with the content of ``path`` as that of the file, or None; or raise OSError."""
     with open_file(path) as file:
         return _problem(spec, size_of(file), iter(lambda: file.read(_CHUNK), b""))
 
 
 def digests_of(path: Path) -> tuple[str, str]:
-    """Return the SHA-256 and the git blob id of a file.
-
-    Raises:
-        OSError: it cannot be read.
-    """
+    """Return the SHA-256 and the git blob id of a file, or raise OSError."""
     with open_file(path) as file:
         plain, blob = hashlib.sha256(), _git_blob(size_of(file))
         while chunk := file.read(_CHUNK):

@@ -69,11 +69,7 @@ def list_weights() -> list[str]:
 
 
 def default_path() -> Path:
-    """Return where the manifest lies: in the package (a wheel) or next to it (a checkout).
-
-    Raises:
-        ManifestError: it is in neither place; the message names both.
-    """
+    """Return where the manifest lies: in the package (a wheel) or next to it (a checkout)."""
     here = Path(__file__).resolve().parents[1]
     candidates = [here / FILE_NAME, here.parent / FILE_NAME]
     for path in candidates:
@@ -125,9 +121,6 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def manifest_from_dict(data: object) -> dict[str, Weights]:
     """Return the weights that a decoded manifest describes.
-
-    Args:
-        data: any value that ``json.loads`` can return.
 
     Raises:
         ManifestError: it is not a manifest; ``problems`` lists everything that is wrong (at most 100 lines).
