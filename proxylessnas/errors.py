@@ -43,7 +43,7 @@ def first_line(error: BaseException, longest: int = 300) -> str:
 class ProxylessError(Exception):
     """Base class of all errors raised on purpose by this package.
 
-    As a text it is safe to show, whatever the names in it: see :func:`.safe_text.shown_message`.
+    As a text it is safe to show, whatever the names in it: see :func:`shown_message`.
     """
 
     def __str__(self) -> str:

@@ -6,7 +6,7 @@ identity shortcut, and if the space says ``zero`` it may be skipped, which is th
 
     >>> from proxylessnas.arch.spaces import read_space
     >>> space = read_space("imagenet")
-    >>> len(space.positions), space.columns
+    >>> len(space.search_blocks), space.candidate_ops
     (21, ('k3e3', 'k3e6', 'k5e3', 'k5e6', 'k7e3', 'k7e6', '-'))
 
 This module needs neither torch nor any file.
@@ -26,6 +26,7 @@ from functools import cached_property
 from typing import Any
 
 from ..errors import ArchError, shown
+from ..utils.checks import is_number
 from ..utils.config import problems_error
 from .arch import Arch
 from .blocks import MAX_BLOCKS, Stage
@@ -50,7 +51,7 @@ class SearchBlock:
         in_size: height and width of its input in pixels.
         stride: 1 or 2.
         shortcut: whether it has an identity shortcut.
-        choices: tokens of its candidates, in the order of the space's columns; "-" last where it may be
+        candidate_ops: tokens of its candidates, in the order of the space's; "-" last where it may be
             skipped.
     """
 
@@ -141,7 +142,7 @@ class SearchSpace:
 
     @property
     def mask(self) -> tuple[tuple[bool, ...], ...]:
-        """Whether a block can be a candidate, [blocks, columns]."""
+        """Whether a block can be a candidate, [blocks, candidates]."""
         return tuple(tuple(c in p.candidate_ops for c in self.candidate_ops) for p in self.search_blocks)
 
     @property
@@ -150,12 +151,10 @@ class SearchSpace:
         return math.prod(len(p.candidate_ops) for p in self.search_blocks)
 
     def arch(self, choices: Sequence[int], name: str = "net") -> Arch:
-        """Return the model with column ``picks[i]`` as block ``i``.
-
-        Skipped blocks keep their place.
+        """Return the model with candidate ``choices[i]`` as block ``i``; skipped blocks keep their place.
 
         Raises:
-            ArchError: there is a wrong number of picks, or one that its block does not have.
+            ArchError: there is a wrong number of choices, or one that its block does not have.
         """
         tokens = self._tokens(choices)
         stages, start = [], 0
@@ -168,12 +167,12 @@ class SearchSpace:
 
     def _tokens(self, choices: Sequence[int]) -> list[str]:
         if len(choices) != len(self.search_blocks):
-            raise ArchError(f"the space has {len(self.search_blocks)} blocks, but {len(choices)} are picked")
+            raise ArchError(f"the space has {len(self.search_blocks)} blocks, but {len(choices)} are chosen")
         tokens = []
         for search_block, choice in zip(self.search_blocks, choices, strict=True):
             if not 0 <= operator.index(choice) < len(self.candidate_ops):
                 raise ArchError(
-                    f"{_place(search_block)}: {choice} is no column; they are 0 to "
+                    f"{_place(search_block)}: {choice} is no candidate; they are 0 to "
                     f"{len(self.candidate_ops) - 1}"
                 )
             if self.candidate_ops[choice] not in search_block.candidate_ops:
@@ -182,7 +181,7 @@ class SearchSpace:
         return tokens
 
     def choices(self, arch: Arch) -> tuple[int, ...]:
-        """Return the column of each block of a model; undoes :meth:`arch`.
+        """Return the candidate that each block of a model is; undoes :meth:`arch`.
 
         A stage with fewer blocks than the space's counts as one whose last blocks are skipped. BatchNorm
         constants, dropout and the name are not compared; nor is the resolution, if the model has none.
@@ -216,14 +215,14 @@ class SearchSpace:
         return ArchError(f"{shown(arch.name)} is not in the search space {shown(self.name)}: {why}")
 
     def random_choices(self, rng: random.Random, weights: Sequence[float] | None = None) -> tuple[int, ...]:
-        """Return a random model's picks: each block one of its choices, independently.
+        """Return the choices of a random model: each block one of its candidates, independently.
 
         Args:
             rng: the source of randomness.
-            weights: relative weights of the columns; None makes every choice of a block equally likely.
+            weights: relative weights of the candidates; None makes all of a block equally likely.
 
         Raises:
-            ArchError: the weights do not fit the columns, or leave a block without a choice.
+            ArchError: the weights do not fit the candidates, or leave a block without a choice.
         """
         if weights is None:
             return tuple(rng.randrange(len(p.candidate_ops)) for p in self.search_blocks)
@@ -233,7 +232,7 @@ class SearchSpace:
             )
         choices = []
         for search_block in self.search_blocks:
-            own = weights[: len(search_block.candidate_ops)]  # "-", which may be missing, is the last column
+            own = weights[: len(search_block.candidate_ops)]  # "-", which may be missing, is the last one
             if not sum(own):
                 raise ArchError(f"{_place(search_block)}: the weights of all its choices are 0")
             choices.append(rng.choices(range(len(own)), own)[0])
@@ -247,11 +246,7 @@ class SearchSpace:
         Raises:
             ArchError: the multiplier is not a number from 0.01 to 100, or makes a width too large.
         """
-        if (
-            isinstance(width_mult, bool)
-            or not isinstance(width_mult, (int, float))
-            or not 0.01 <= width_mult <= 100
-        ):
+        if not is_number(width_mult, 0.01, 100):
             raise ArchError(f"a width multiplier is a number from 0.01 to 100, not {shown(width_mult)}")
         if width_mult == 1:
             return self
@@ -304,7 +299,7 @@ class SearchSpace:
             modules: those that registered its operations, by token, if that is known.
 
         Raises:
-            ArchError: with every problem.
+            ArchError: something is wrong with them; the message lists every problem.
         """
         values = read_values(data, cls, where, modules)
         try:

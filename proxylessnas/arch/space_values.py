@@ -130,17 +130,7 @@ def _bad_candidates(tokens: tuple[Any, ...], modules: Mapping[str, object]) -> I
 def read_values(
     data: Mapping[str, Any], kind: type[SearchSpace], where: str, modules: Mapping[str, object] | None
 ) -> dict[str, Any]:
-    """Return the checked fields of a space from JSON or TOML values.
-
-    Args:
-        data: the values.
-        kind: the dataclass whose fields they are.
-        where: what errors call them.
-        modules: those that registered its operations, by token, if that is known.
-
-    Raises:
-        ArchError: with every problem.
-    """
+    """Return the checked fields of a space, the dataclass ``kind``; see :meth:`SearchSpace.from_dict`."""
     known = [f.name for f in fields(kind)]
     if not isinstance(data, Mapping):
         raise ArchError(f"{where}: wanted an object with {', '.join(known)}, not {shown(data)}")

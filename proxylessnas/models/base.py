@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from ..arch.arch import Arch
 from ..arch.tree import TreeArch
 from ..errors import ImageError, ProxylessError, WeightsCorruptError
+from ..utils.checks import Range, is_int
 from .layers import LinearLayer
 
 if TYPE_CHECKING:
@@ -50,12 +51,7 @@ class ImageClassifier(nn.Module):
     # TorchScript is not to compile them.
     __jit_unused_properties__ = ("num_classes", "in_chans", "categories", "wnids", "has_old_names")
 
-    def __init__(
-        self,
-        arch: Arch | TreeArch,
-        num_features: int,
-        drop_rate: float,
-    ) -> None:
+    def __init__(self, arch: Arch | TreeArch, num_features: int, drop_rate: float) -> None:
         super().__init__()
         self.name = arch.name
         self.arch = arch
@@ -124,7 +120,7 @@ class ImageClassifier(nn.Module):
     def _set_head(self, num_classes: int | None, global_pool: str, device: Any, dtype: Any = None) -> None:
         """Set pooling and classifier; a model's constructor does so last, which keeps the original order."""
         num_classes = self.arch.num_classes if num_classes is None else num_classes
-        if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 0:
+        if not is_int(num_classes, 0):
             raise ValueError(f"num_classes must be a whole number, 0 for embeddings, not {num_classes!r}")
         if global_pool not in POOLS:
             raise ValueError(f"global_pool must be one of {', '.join(map(repr, POOLS))}, not {global_pool!r}")
@@ -312,16 +308,16 @@ def unwrapped(model: _T) -> _T | ImageClassifier:
 
 def check_rate(name: str, rate: float) -> float:
     """Return a probability, or raise ValueError."""
-    if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0.0 <= rate < 1.0:
-        raise ValueError(f"{name} must be at least 0 and below 1, not {rate!r}")
+    allowed = Range(0, 1, open_high=True)
+    if rate not in allowed:
+        raise ValueError(f"{name} must be {allowed}, not {rate!r}")
     return float(rate)
 
 
 def check_in_chans(in_chans: int | None, arch: Arch | TreeArch) -> int:
     """Return the number of input channels, the architecture's own if None, or raise ValueError."""
-    if in_chans is None:
-        return arch.in_channels
-    if isinstance(in_chans, bool) or not isinstance(in_chans, int) or in_chans < 1:
+    in_chans = arch.in_channels if in_chans is None else in_chans
+    if not is_int(in_chans, 1):
         raise ValueError(f"in_chans must be a whole number of at least 1, not {in_chans!r}")
     return in_chans
 
@@ -357,12 +353,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 def top_classes(model: nn.Module, inputs: Tensor, k: int = 5) -> list[list[tuple[int, float]]]:
     """Return the ``k`` best classes of each image, best first, as (class index, probability 0 to 1).
 
-    The model is used as it is: put it in evaluation mode first.
-
-    Args:
-        model: gives logits ``[B, classes]``.
-        inputs: ``[B, 3, H, W]``, preprocessed, on the model's device.
-        k: how many classes; all of them when there are fewer.
+    The model, used in the mode it is in, gives logits ``[B, classes]`` of ``inputs``, ``[B, 3, H, W]``.
 
     Raises:
         WeightsCorruptError: the model's output is not finite.

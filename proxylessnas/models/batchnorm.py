@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import DataError
+from .base import evaluation_mode
 from .layers import ConvLayer, folded
 
 if TYPE_CHECKING:
@@ -32,13 +33,8 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
 
     Found are those of :class:`~.layers.ConvLayer`, and those right behind a convolution in an
     ``nn.Sequential``. A convolution stays an ``nn.Conv2d``, with a bias; what is computed changes by
-    rounding only. Left alone are modules that are used twice, hooked or parametrised.
-
-    Args:
-        model: any model; it is not changed.
-
-    Returns:
-        A copy in evaluation mode, without gradients.
+    rounding only. Left alone are modules that are used twice, hooked or parametrised. The copy is in
+    evaluation mode, without gradients.
     """
     twin = copy.deepcopy(model).eval().requires_grad_(False)
     uses = Counter(id(module) for _, module in twin.named_modules(remove_duplicate=False))
@@ -75,14 +71,11 @@ def _plain(module: nn.Module) -> bool:
 
 @contextlib.contextmanager
 def single_values_as_data_error(inputs: Tensor, advice: str) -> Iterator[None]:
-    """Turn what BatchNorm in training mode raises where a channel has a single value into advice.
+    """Turn what BatchNorm in training mode raises where a channel has a single value into a DataError.
 
     Args:
         inputs: what the model is given in the block, [N, C, H, W].
         advice: what to do about it, such as "use a larger batch_size".
-
-    Raises:
-        DataError: in place of torch's ValueError.
     """
     try:
         yield
@@ -111,7 +104,7 @@ def recalibrate(
     momenta and counters are as before afterwards; after an exception, the statistics too.
 
     Args:
-        model: the model, on the device of the batches.
+        model: on the device of the batches.
         batches: inputs [N, C, H, W].
         limit: most batches to take.
         processes: take the mean over these, each with batches of its own; all have to call this.
@@ -125,30 +118,27 @@ def recalibrate(
     norms = _tracking(model)
     if getattr(model, "_frozen_bn", False) or not norms:
         return 0
-    modes = [(module, module.training) for module in model.modules()]
     before = [(norm, norm.momentum, {k: v.clone() for k, v in norm.named_buffers()}) for norm in norms]
     used, done = 0, False
     try:
-        model.eval()
-        for x in islice(batches, limit):
-            if not used:
+        with evaluation_mode(model):
+            for x in islice(batches, limit):
+                if not used:
+                    for norm in norms:
+                        norm.reset_running_stats()
+                        norm.training = True
                 for norm in norms:
-                    norm.reset_running_stats()
-                    norm.training = True
-            for norm in norms:
-                # Every batch counts the same. None would say so too, but reads a counter on the device.
-                norm.momentum = 1.0 / (used + 1)
-            with single_values_as_data_error(x, "use a larger batch_size or image_size"):
-                model(x)
-            used += 1
+                    # Every batch counts the same. None would say so too, but reads a counter on the device.
+                    norm.momentum = 1.0 / (used + 1)
+                with single_values_as_data_error(x, "use a larger batch_size or image_size"):
+                    model(x)
+                used += 1
         if used and processes is not None and processes.world > 1:
             statistics = [t for norm in norms for t in (norm.running_mean, norm.running_var) if t is not None]
             processes.sum_(statistics)
             torch._foreach_div_(statistics, float(processes.world))
         done = used > 0
     finally:
-        for module, mode in modes:
-            module.training = mode
         for norm, momentum, buffers in before:
             norm.momentum = momentum
             for name, value in buffers.items():
@@ -240,17 +230,10 @@ _SYNCED = (nn.SyncBatchNorm, _SyncBatchNorm)
 
 
 def convert_sync_bn(model: nn.Module, process_group: Any = None) -> nn.Module:
-    """Let every BatchNorm take its training statistics from all processes; the modules are changed in place.
+    """Let every BatchNorm take its training statistics from all processes, in place.
 
     Parameters, statistics and their names stay the same, so that an optimiser, an average of the weights or a
-    checkpoint fits before and after.
-
-    Args:
-        model: the model, on its device: on CUDA it gets torch's own ``SyncBatchNorm``, elsewhere ours.
-        process_group: None is all processes.
-
-    Returns:
-        The model.
+    checkpoint fits before and after. On CUDA it becomes torch's own ``SyncBatchNorm``, elsewhere ours.
     """
     for module in model.modules():
         if isinstance(module, _BatchNorm) and not isinstance(module, _SYNCED):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import inspect
 import os
 from typing import Any, Protocol, TypeVar, cast
 
@@ -181,6 +182,8 @@ class Builder(Protocol[Model]):
         """Build the model."""
 
 
+_PARAMETERS = list(inspect.signature(Builder.__call__).parameters.values())[1:]  # without self
+_DEFAULTS = {p.name: p.default for p in _PARAMETERS if p.kind is p.KEYWORD_ONLY}
 _ARGUMENTS = """
 Args:
     pretrained: load the published weights, from the package, the cache or the network.
@@ -204,33 +207,13 @@ Raises:
 def _builder(name: str, kind: type[Model], summary: str, *, alias: str | None = None) -> Builder[Model]:
     """Return an ordinary function, with name, signature and docstring, that builds one published model."""
 
-    def build(
-        pretrained: bool = False,
-        progress: bool = True,
-        *,
-        weights: str | os.PathLike[str] | Weights | None = None,
-        num_classes: int | None = None,
-        in_chans: int = 3,
-        global_pool: str = "avg",
-        drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
-    ) -> Model:
-        model = create_model(
-            name,
-            pretrained,
-            progress,
-            weights=weights,
-            num_classes=num_classes,
-            in_chans=in_chans,
-            global_pool=global_pool,
-            drop_rate=drop_rate,
-            drop_path_rate=drop_path_rate,
-        )
-        return cast("Model", model)
+    def build(pretrained: bool = False, progress: bool = True, **options: Any) -> Model:
+        return cast("Model", create_model(name, pretrained, progress, **{**_DEFAULTS, **options}))
 
     build.__name__ = build.__qualname__ = alias or name
     build.__doc__ = summary + "\n" + _ARGUMENTS
-    build.__annotations__["return"] = kind.__name__
+    signature = inspect.Signature(_PARAMETERS, return_annotation=kind.__name__)
+    build.__signature__ = signature  # type: ignore[attr-defined]
     return build
 
 
@@ -321,15 +304,15 @@ def proxyless_custom(
         ValueError: neither an architecture nor weights are given.
         ArchError, WeightsNotFoundError, WeightsCorruptError, WeightsMismatchError: see create_model.
     """
-    if arch is None and weights is None:
+    if isinstance(arch, str) and "(" in arch and not os.path.exists(arch):
+        arch = Arch.parse(arch)
+    found = weights if arch is None else arch
+    if found is None:
         raise ValueError(
             "proxyless_custom needs arch=..., or weights=... of a file that holds its architecture"
         )
-    if isinstance(arch, str) and "(" in arch and not os.path.exists(arch):
-        arch = Arch.parse(arch)
-    what = cast("Any", weights if arch is None else arch)
     return create_model(
-        what,
+        found,
         progress=progress,
         weights=weights,
         num_classes=num_classes,

@@ -44,14 +44,11 @@ _RESERVED = ("format", "arch", "num_classes", "global_pool", "preprocessing", "c
 
 
 def build(arch: Arch | TreeArch, **options: Any) -> ImageClassifier:
-    """Build a model with random weights; one of the published is told how their images are prepared.
+    """Build a model with random weights, and with the preprocessing of the published ones if it is theirs.
 
-    Args:
-        arch: the architecture.
-        options: those of :class:`~.proxylessnas.ProxylessNAS`; ``global_pool`` None means "avg".
+    ``options`` are those of :class:`~.proxylessnas.ProxylessNAS`; ``global_pool`` None means "avg".
     """
-    if options.get("global_pool") is None:
-        options["global_pool"] = "avg"
+    options["global_pool"] = "avg" if options.get("global_pool") is None else options["global_pool"]
     model = ProxylessNAS(arch, **options) if isinstance(arch, Arch) else PyramidTreeNet(arch, **options)
     if arch.name in PUBLISHED:
         model.preprocessing = get_weights(arch.name).preprocessing
@@ -107,8 +104,11 @@ def header_texts(
     wnids: Sequence[str],
 ) -> dict[str, str]:
     """Return what a file says of its model, as texts; what is not known is left out."""
-    texts = {"arch": str(current_arch(model)), "num_classes": str(model.num_classes)}
-    texts["global_pool"] = model.global_pool
+    texts = {
+        "arch": str(current_arch(model)),
+        "num_classes": str(model.num_classes),
+        "global_pool": model.global_pool,
+    }
     if preprocessing is not None:
         texts["preprocessing"] = json.dumps(preprocessing.to_dict())
     if categories:
@@ -137,7 +137,7 @@ class Source:
         state: the tensors, on the CPU.
         label: how messages name them.
         header: what a file of :func:`~proxylessnas.save_weights` says of itself; empty for others.
-        record: the published weights, if it is they; a local file is known by its digest.
+        record: the published weights, if it is they.
         name: of the model that they belong to; "" if it is not known.
         owned: each tensor is known to have memory of its own.
     """
@@ -187,8 +187,7 @@ class LoadReport:
     Attributes:
         missing: parameters of the model that the weights lack (with ``strict=False`` only).
         unexpected: tensors of the weights that the model has no place for (with ``strict=False`` only).
-        adapted: what was changed to fit, tensor name to a sentence: a stem for another number of input
-            channels, a classifier for another number of classes (which keeps the model's own values).
+        adapted: what was changed to fit (a stem, a classifier): tensor name to a sentence.
         prefix: what all names of the weights began with, such as "model.", and was taken off.
     """
 
@@ -212,13 +211,10 @@ def adapt_stem(weight: Tensor, in_chans: int) -> Tensor:
 
 
 def without_prefix(state: Mapping[str, Tensor], own: Collection[str]) -> tuple[dict[str, Tensor], str]:
-    """Return weights without the prefix that keeps all their names from being a model's, and the prefix.
+    """Return weights without a prefix that keeps all their names from being a model's, and it, or "".
 
-    Other training loops hold the model as an attribute, which is then in front of every name.
-
-    Args:
-        state: the weights; they are returned as they are, with "", where no such prefix helps.
-        own: names of the model's tensors.
+    Other training loops hold the model as an attribute, which is then in front of every name. ``own`` are the
+    names of the model's tensors.
     """
     first = next(iter(own), "")
     for end in [key for key in state if key.endswith("." + first) and key not in own]:
@@ -249,7 +245,7 @@ def fit_state_dict(
     """Return the tensors of ``state`` that ``model`` takes, adapted where that is meaningful, and the report.
 
     The model is not touched. See :func:`load_weights` for the rules and the errors. ``embeddings`` says that
-    the weights are known to be those of a model without a classifier; otherwise a missing one is an error.
+    the weights are those of a model without a classifier; otherwise a missing one is an error.
     """
     own = model.state_dict()
     state, prefix = without_prefix(state, own)
@@ -336,12 +332,9 @@ def load_weights(
     """Copy weights into ``model``, all or nothing.
 
     Two things are adapted, reported and logged, never an error: a stem for another number of input channels,
-    and a classifier for another number of classes, which keeps the model's own values. Everything else must
-    fit.
-
-    What belongs to the weights comes with them, where it is known (published weights, a file of
-    :func:`~proxylessnas.save_weights`): ``model.preprocessing``, and the class names if the classifier was
-    loaded.
+    and a classifier for another number of classes, which keeps the model's own values. Where they are known
+    (published weights, a file of :func:`~proxylessnas.save_weights`), ``model.preprocessing`` and the class
+    names of a classifier that was loaded come with the weights.
 
     Args:
         model: any model of this package, also one that torch.compile or DataParallel wraps.
@@ -382,7 +375,7 @@ def save_weights(
     """Write a model to one ``.safetensors`` file that ``create_model(path)`` opens again.
 
     Architecture, pooling, preprocessing and class names are in its header; settings of a training run (drop
-    rates, frozen BatchNorm) are not. The file appears under its name only when it is complete.
+    rates, frozen BatchNorm) are not.
 
     Args:
         model: any model of this package, also one that torch.compile or DataParallel wraps.
@@ -426,14 +419,11 @@ def save_weights(
 
 
 def _check_fits(model: ImageClassifier, state: Mapping[str, Tensor], path: Path) -> None:
-    """Compare tensors with those of a model built from what the file's header will say.
-
-    Raises:
-        WeightsMismatchError: they do not fit it.
-    """
-    options: dict[str, Any] = {"global_pool": model.global_pool, "device": "meta"}
+    """Check that tensors fit a model built from what the file's header will say."""
     with torch.random.fork_rng(devices=[]):  # registered operations draw weights
-        rebuilt = build(current_arch(model), num_classes=model.num_classes, **options)
+        rebuilt = build(
+            current_arch(model), num_classes=model.num_classes, global_pool=model.global_pool, device="meta"
+        )
     try:
         _, report = fit_state_dict(rebuilt, state, embeddings=model.num_classes == 0)
         if report.adapted:  # it would be opened as another model

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..utils.checks import is_int
+
 
 @dataclass(frozen=True)
 class Profile:
@@ -77,7 +79,7 @@ def profile(model: nn.Module, input_size: tuple[int, int, int] | int | None = No
     own: tuple[int, int, int] = getattr(model, "input_size", (3, 224, 224))
     given = own if input_size is None else input_size
     size = (own[0], given, given) if isinstance(given, int) else tuple(given)
-    if len(size) != 3 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in size):
+    if len(size) != 3 or not all(is_int(n, 1) for n in size):
         raise ValueError(f"input_size must be (channels, height, width), all positive, not {input_size!r}")
     # A memo that already holds every tensor makes deepcopy copy the structure only.
     memo: dict[int, Any] = {}

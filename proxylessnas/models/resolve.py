@@ -47,11 +47,7 @@ class Resolved:
 
     @functools.cached_property
     def weights(self) -> Weights | None:
-        """The published weights of a name, or those that a file is, byte for byte; None for all else.
-
-        Raises:
-            UnknownModelError: none are published for this name.
-        """
+        """The published weights of a name, or those that a file is, byte for byte; None for all else."""
         if self.kind == "zoo":
             return get_weights(self.arch.name)
         return find_by_digest(self.path) if self.path is not None and self.kind == "weights file" else None
@@ -65,11 +61,7 @@ class Resolved:
 
     @functools.cached_property
     def arch(self) -> Arch | TreeArch:
-        """The architecture, read from a file or its header.
-
-        Raises:
-            ArchError: there is none, or it is malformed; the message names the file and the place.
-        """
+        """The architecture, read from a file or its header, or ArchError, which names file and place."""
         if self._arch is not None:
             return self._arch
         path = self.path

@@ -1,6 +1,8 @@
-"""Whether anything can be computed on a device, and the transfer of a batch to it."""
+"""Choosing a device, whether anything can be computed on it, and the transfer of a batch to it."""
 
 from __future__ import annotations
+
+import os
 
 import torch
 from torch import Tensor
@@ -8,12 +10,26 @@ from torch import Tensor
 from ..errors import ProxylessError, first_line
 
 
-def check_usable(device: torch.device, what: str) -> None:
-    """Compute something on a device.
+def choose_device(name: str) -> torch.device:
+    """Return the device of this process: "auto" is a GPU if there is one, "cuda" this process's own.
 
-    Args:
-        device: as torch understood it.
-        what: how to call it in messages, such as ``"--device cuda:1"``.
+    Raises:
+        ProxylessError: there is no such device, or it cannot be used.
+    """
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if name == "auto":
+        kinds = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+        name = next(kind for kind, there in kinds.items() if there)
+    try:
+        device = torch.device("cuda", local) if name == "cuda" else torch.device(name)
+    except RuntimeError as e:
+        raise ProxylessError(f"device {name!r}: not usable here ({first_line(e)}); try cpu") from e
+    check_usable(device, f"device {name!r}")
+    return device
+
+
+def check_usable(device: torch.device, what: str) -> None:
+    """Compute something on a device, which ``what`` names in messages: "--device cuda:1".
 
     Raises:
         ProxylessError: that fails; the message says why.

@@ -12,15 +12,16 @@ import gc
 import importlib
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..errors import ProxylessError, first_line
-from .devices import check_usable
+from ..errors import ProxylessError
+from .devices import choose_device
 
 _TIMEOUT = datetime.timedelta(minutes=30)  # decoding a large data set into memory may keep one process away
 _PAUSE_S = 0.05
@@ -50,10 +51,17 @@ class Processes:
 
     def sum_(self, tensors: Iterable[Tensor]) -> None:
         """Replace each tensor by its sum over all processes (in place)."""
+        self._exchange(tensors, dist.all_reduce)
+
+    def copy_first_(self, tensors: Iterable[Tensor]) -> None:
+        """Replace each tensor by the first process's (in place)."""
+        self._exchange(tensors, lambda shared: dist.broadcast(shared, 0))
+
+    def _exchange(self, tensors: Iterable[Tensor], exchange: Callable[[Tensor], Any]) -> None:
         if self.world > 1:
             for tensor in tensors:
                 shared = self._reachable(tensor)
-                dist.all_reduce(shared)
+                exchange(shared)
                 self._keep(shared)
                 if shared is not tensor:
                     tensor.copy_(shared)
@@ -65,16 +73,6 @@ class Processes:
         total = torch.tensor(values, dtype=torch.float64)
         self.sum_([total])
         return total.tolist()
-
-    def copy_first_(self, tensors: Iterable[Tensor]) -> None:
-        """Replace each tensor by the first process's (in place)."""
-        if self.world > 1:
-            for tensor in tensors:
-                shared = self._reachable(tensor)
-                dist.broadcast(shared, 0)
-                self._keep(shared)
-                if shared is not tensor:
-                    tensor.copy_(shared)
 
     def any_of(self, flag: bool) -> bool:
         """Return whether ``flag`` is true in any process."""
@@ -135,16 +133,15 @@ ALONE = Processes(0, 1, torch.device("cpu"))
 def processes(device: str = "auto") -> Iterator[Processes]:
     """Join the other processes of this run, if ``torchrun`` started any, and leave them at the end.
 
-    A process group that the caller has made is used and left as it is.
-
-    Args:
-        device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", "mps", ...
+    A process group that the caller has made is used and left as it is. The device is as
+    :func:`.devices.choose_device` takes it.
 
     Raises:
         ProxylessError: the device cannot be used, or the processes do not find each other.
     """
+    chosen = choose_device(device)
     if dist.is_available() and dist.is_initialized():
-        group = Processes(dist.get_rank(), dist.get_world_size(), choice_device(device))
+        group = Processes(dist.get_rank(), dist.get_world_size(), chosen)
         try:
             yield group
         finally:
@@ -153,9 +150,8 @@ def processes(device: str = "auto") -> Iterator[Processes]:
         return
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world <= 1 or "MASTER_ADDR" not in os.environ:
-        yield Processes(0, 1, choice_device(device))
+        yield Processes(0, 1, chosen)
         return
-    chosen = choice_device(device)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     # Its functions take the group that exists while it is imported as a default and keep it: the group's
@@ -187,27 +183,8 @@ def let_exchanges_end() -> None:
 
     A thread of gloo drops the tensors of an exchange a moment after it is over. The last owner of a tensor
     needs Python's lock to drop it, and the end of the group has the lock while it waits for its threads
-    (seen with torch 2.6): neither would ever go on. So :class:`Processes` keeps the tensors of its last
-    exchange, and the pause is for those that others exchanged, DistributedDataParallel for one. What is left
-    of that in cycles goes too, or the group ends with it, later.
+    (seen with torch 2.6). So :class:`Processes` keeps the tensors of its last exchange, and the pause is for
+    those that others exchanged, DistributedDataParallel for one. What is left of that in cycles goes too.
     """
     gc.collect()
     time.sleep(_PAUSE_S)
-
-
-def choice_device(name: str) -> torch.device:
-    """Return the device of this process.
-
-    Raises:
-        ProxylessError: there is no such device, or it cannot be used.
-    """
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    if name == "auto":
-        kinds = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-        name = next(kind for kind, there in kinds.items() if there)
-    try:
-        device = torch.device("cuda", local) if name == "cuda" else torch.device(name)
-    except RuntimeError as e:
-        raise ProxylessError(f"device {name!r}: not usable here ({first_line(e)}); try cpu") from e
-    check_usable(device, f"device {name!r}")
-    return device

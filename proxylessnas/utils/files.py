@@ -40,9 +40,8 @@ class LockTimeout(Exception):
 def locked(path: Path, timeout_s: float) -> Iterator[None]:
     """Hold an exclusive lock between processes (and threads) on the file ``path`` while the block runs.
 
-    The system releases it when the holder dies, so there are no stale locks. The file is removed at the end,
-    so that a cache holds nothing but weights; whoever waited on the removed file notices and locks the new
-    one.
+    The system releases it when the holder dies. The file is removed at the end, so that a cache holds nothing
+    but weights; whoever waited on the removed file notices and locks the new one.
 
     Raises:
         LockTimeout: somebody else held it for ``timeout_s`` seconds.
@@ -57,11 +56,9 @@ def locked(path: Path, timeout_s: float) -> Iterator[None]:
     lock = filelock.FileLock(str(path))
     waited = False
     while True:
+        wait_s = min(5.0, max(0.0, deadline - time.monotonic())) if waited else 0.0
         try:
-            lock.acquire(
-                timeout=0 if not waited else min(5.0, max(0.0, deadline - time.monotonic())),
-                poll_interval=0.05,
-            )
+            lock.acquire(timeout=wait_s, poll_interval=0.05)
         except filelock.Timeout as e:
             if time.monotonic() >= deadline:
                 raise LockTimeout(f"{path} is locked") from e
@@ -156,7 +153,7 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
     name = os.fspath(path)
     try:
         _check(name, os.stat(name).st_mode)  # first: opening a device may already do something
-        file = open(name, "rb", opener=_open_without_waiting)  # noqa: SIM115 - closed by the caller
+        file = open(name, "rb", opener=_without_waiting)  # noqa: SIM115 - closed by the caller
     except ValueError as e:  # a zero byte in the name
         raise OSError(errno.EINVAL, str(e), name) from e
     try:
@@ -173,18 +170,18 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
 
 
 def open_to_append(name: str, flags: int) -> int:
-    """Open a file as an ``opener`` of :func:`open`, without ever waiting for somebody to read it.
-
-    Raises:
-        OSError: it cannot be opened, or is no regular file.
-    """
-    fd = os.open(name, flags | getattr(os, "O_NONBLOCK", 0), 0o666)
+    """Open a file as an ``opener`` of :func:`open`, without waiting; refuse what is no regular file."""
+    fd = _without_waiting(name, flags)
     try:
         _check(name, os.fstat(fd).st_mode)
     except OSError:
         os.close(fd)
         raise
     return fd
+
+
+def _without_waiting(name: str, flags: int) -> int:
+    return os.open(name, flags | getattr(os, "O_NONBLOCK", 0), 0o666)
 
 
 def _content_of_pipe(fd: int, name: str) -> bytearray:
@@ -198,10 +195,6 @@ def _content_of_pipe(fd: int, name: str) -> bytearray:
                     return content
                 content += piece
     raise _too_large(name, _MOST_OF_A_PIPE)
-
-
-def _open_without_waiting(name: str, flags: int) -> int:
-    return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _check(name: str, mode: int) -> None:
@@ -219,12 +212,8 @@ def _too_large(name: str | os.PathLike[str], max_bytes: int) -> OSError:
 def read_bytes(path: str | os.PathLike[str], max_bytes: int | None = None) -> bytes:
     """Return the content of a file, as long as it was when it was opened.
 
-    Args:
-        path: of the file.
-        max_bytes: it may have; None: any number.
-
     Raises:
-        OSError: it cannot be read, is no regular file, is too large, or became shorter meanwhile.
+        OSError: it cannot be read, is no regular file, exceeds ``max_bytes``, or became shorter meanwhile.
     """
     with open_file(path) as file:
         size = size_of(file)
@@ -253,29 +242,15 @@ def size_of(file: BinaryIO) -> int:
 
 
 def decode(content: bytes, errors: str = "strict") -> str:
-    """Return text: UTF-8, with or without a byte order mark, or UTF-16 with one (as Windows writes it).
-
-    Args:
-        content: of a file.
-        errors: as of ``bytes.decode``.
-
-    Raises:
-        UnicodeDecodeError: it is none of them.
-    """
+    """Return text: UTF-8, with or without a byte order mark, or UTF-16 with one (as Windows writes it)."""
     return content.decode(_UTF16.get(content[:2], "utf-8-sig"), errors)
 
 
 def read_text(path: str | os.PathLike[str], what: str, error: type[ProxylessError], max_bytes: int) -> str:
-    r"""Return the text of a file, its line ends as ``\n``.
-
-    Args:
-        path: of the file.
-        what: it is to be, in messages: "a recipe".
-        error: class of the errors.
-        max_bytes: it may have.
+    """Return the text of a file, its line ends as line feeds; ``what`` is "a recipe", say.
 
     Raises:
-        error: it cannot be read, is larger than such a file can be, or holds no text; names the file.
+        error: it cannot be read, is larger than ``max_bytes``, or holds no text; names the file.
     """
     try:
         return decode(read_bytes(path, max_bytes)).replace("\r\n", "\n")
@@ -292,11 +267,7 @@ _SPARE_BYTES = 1 << 20  # on the disk, beside what the weights need
 
 
 def check_place(path: Path, *, force: bool) -> None:
-    """Check that a file can be put somewhere, before anything long is done for it.
-
-    Raises:
-        ExportError: there is no such folder, it cannot be written, or there is such a file already.
-    """
+    """Raise ExportError unless a file can be put somewhere, before anything long is done for it."""
     folder = path.parent
     if not folder.is_dir():
         raise ExportError(f"{path}: there is no folder {folder}")
@@ -309,11 +280,7 @@ def check_place(path: Path, *, force: bool) -> None:
 
 
 def check_space(path: Path, weights_bytes: int) -> None:
-    """Check that the disk can hold a model's file.
-
-    Raises:
-        ExportError: it cannot.
-    """
+    """Raise ExportError if the disk cannot hold a model's file."""
     needed = weights_bytes + _SPARE_BYTES
     with contextlib.suppress(OSError):  # a file system that does not tell
         free = shutil.disk_usage(path.parent).free
@@ -360,10 +327,10 @@ def _sweep(path: Path) -> None:
 def _is_alive(process: int) -> bool:
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
-    except OSError:  # somebody else's
-        return True
+    except PermissionError:  # somebody else's
+        pass
     return True
 
 
@@ -386,21 +353,15 @@ def _sigterm_ends_it() -> Iterator[None]:
 
 
 def put_in_place(files: Sequence[Path], folder: Path) -> None:
-    """Move files into a folder, in place of those that have their names.
+    """Move files into a folder on the same file system, in place of those that have their names.
 
     The first is the one that readers open: it comes last, and where others belong to it, an older one goes
-    first, so that nobody reads it with the wrong company. If anything fails, all is as it was.
-
-    Args:
-        files: in a folder of their own on the same file system.
-        folder: where to.
-
-    Raises:
-        OSError: one cannot be moved.
+    first, so that nobody reads it with the wrong company. If anything fails (OSError), all is as it was.
     """
     main, *others = files
-    for file in files:
-        _sync(file)
+    for file in files:  # they are to survive a power cut
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
     aside = main.parent / "replaced"
     aside.mkdir()
     moved: list[Path] = []
@@ -422,9 +383,3 @@ def put_in_place(files: Sequence[Path], folder: Path) -> None:
             os.replace(aside / target.name, target)
         raise
     sync_folder(folder)
-
-
-def _sync(file: Path) -> None:
-    """Make a file survive a power cut."""
-    with file.open("rb") as opened:
-        os.fsync(opened.fileno())

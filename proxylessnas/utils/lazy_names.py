@@ -36,13 +36,7 @@ def lazy_names(
 
 
 def declared(package: str, name: str, *, but: Collection[str] = ()) -> list[Any]:
-    """Return what the modules of a package have under a name, of those that have it.
-
-    Args:
-        package: its ``__name__``.
-        name: such as "FORMAT".
-        but: modules that are not looked at, and not imported.
-    """
+    """Return what the modules of a package have under a name, of those that have it, except ``but``."""
     path = importlib.import_module(package).__path__
     names = [module.name for module in pkgutil.iter_modules(path) if module.name not in but]
     modules = [importlib.import_module(f"{package}.{module}") for module in names]

@@ -26,9 +26,7 @@ def cache_dir() -> Path:
     if not chosen:
         chosen = os.path.join(_hub_dir(), "proxylessnas")
     path = os.path.expanduser(chosen)
-    if path.startswith(
-        "~"
-    ):  # no home (a container's nameless user): a folder called "~" would be made in the CWD
+    if path.startswith("~"):  # a container's nameless user has no home: "~" would be made in the CWD
         raise WeightsFetchError(
             "there is no home folder to cache weights in; set PROXYLESSNAS_CACHE or TORCH_HOME"
         )

@@ -35,8 +35,8 @@ def python_command(code: str, *arguments: object, working_folder: bool = False) 
     Args:
         code: what ``python -c`` takes.
         arguments: its ``sys.argv[1:]``.
-        working_folder: search the working folder too, last, if it is on this one's path as "" or ".": for
-            modules of the user's.
+        working_folder: search the working folder too, last, if it is on this one's path: for modules of the
+            user's.
 
     Raises:
         OSError: there is no Python interpreter (``sys.executable``).

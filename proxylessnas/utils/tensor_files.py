@@ -37,7 +37,7 @@ def safe_load(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     Args:
         path: a ``.safetensors`` file or a torch checkpoint (``.pth``, new or old format): a state dict, alone
-            or under ``state_dict``, ``model_state_dict``, ``model`` or ``model`` (averages such as
+            or under ``state_dict``, ``model_state_dict``, ``model`` or ``net`` (averages such as
             ``model_ema`` where there is no other). What torch.compile and DataParallel put into the names is
             taken off.
 
@@ -52,18 +52,14 @@ def safe_load(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return the content of a file.
-
-    Raises:
-        WeightsNotFoundError, WeightsCorruptError: there is no such file, or it cannot be read (a folder,
-        say).
-    """
-    with _opening(path):
+    """Return the content of a weights file, or raise WeightsNotFoundError or WeightsCorruptError."""
+    with opening(path):
         return user_files.read_bytes(path)
 
 
 @contextlib.contextmanager
-def _opening(path: Path) -> Iterator[None]:
+def opening(path: Path) -> Iterator[None]:
+    """Turn what the system says of a weights file into WeightsNotFoundError or WeightsCorruptError."""
     try:
         yield
     except (FileNotFoundError, NotADirectoryError) as e:
@@ -82,18 +78,18 @@ def tensors_from_bytes(data: bytes, where: str) -> tuple[dict[str, Tensor], dict
         return _from_checkpoint(data, where), {}
     if data[8:9] == b"{":
         return from_safetensors(data, where)  # it says what is wrong with it
-    raise WeightsCorruptError(f"{where} is not a weights file: {_what_it_is(bytes(data[:512]))}")
+    reason = "neither safetensors nor a torch checkpoint" if data else "it is empty"
+    if other := what_else(data):
+        reason = f"it is {other[0]} ({other[1]})"
+    raise WeightsCorruptError(f"{where} is not a weights file: {reason}")
 
 
-def _what_it_is(head: bytes) -> str:
-    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if not head:
-        return "it is empty"
-    if text.startswith(b"<"):
-        return "it is a web page (a failed download?)"
-    if text.startswith(b"version https://git-lfs"):
-        return "it is a Git LFS pointer (run git lfs pull)"
-    return "neither safetensors nor a torch checkpoint"
+def what_else(data: bytes) -> tuple[str, str] | None:
+    """Return what often comes in place of a weights file, and what to do about it, if the data is such."""
+    head = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if head.startswith(b"<"):
+        return "a web page", "a failed download?"
+    return ("a Git LFS pointer", "run git lfs pull") if head.startswith(b"version https://git-lfs") else None
 
 
 # --- torch checkpoints --------------------------------------------------------------------------------
@@ -215,14 +211,9 @@ def _library() -> Any:
 
 
 def read_metadata(path: Path | str) -> dict[str, str]:
-    """Return the text metadata of a safetensors file without reading its tensors.
-
-    Raises:
-        WeightsNotFoundError, WeightsCorruptError: as :func:`safe_load`.
-        MissingExtraError: safetensors is not installed.
-    """
+    """Return the text metadata of a safetensors file without its tensors; raises as :func:`safe_load`."""
     library = _library()
-    with _opening(Path(path)):
+    with opening(Path(path)):
         user_files.open_file(path).close()  # the library opens anything, and waits for a pipe
     try:
         with library.safe_open(path, "pt") as file:
@@ -232,12 +223,7 @@ def read_metadata(path: Path | str) -> dict[str, str]:
 
 
 def from_safetensors(data: bytes, where: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors and metadata in the bytes of a safetensors file; each tensor has memory of its own.
-
-    Raises:
-        WeightsCorruptError: the bytes are not a sound safetensors file.
-        MissingExtraError: safetensors is not installed.
-    """
+    """Return tensors and metadata of the bytes of a safetensors file; each tensor has its own memory."""
     import torch
 
     library = _library()

@@ -55,18 +55,13 @@ def shown_reason(text: str) -> str:
 
 
 def csv_text(columns: Sequence[object], rows: Iterable[Sequence[object]], *, head: bool = True) -> str:
-    """Return a table as CSV text, with lines that end with a line feed.
+    """Return a table as CSV text, with lines that end with a line feed; None is an empty cell.
 
     Texts that a spreadsheet would run as a formula get an apostrophe in front, which :func:`csv_rows` takes
     off; numbers stay numbers.
 
-    Args:
-        columns: their names, for the first line.
-        rows: of as many cells; None is an empty one.
-        head: write the first line.
-
     Raises:
-        ValueError: a row has another number of cells.
+        ValueError: a row has another number of cells than there are columns.
     """
     lines: list[str] = []
     writer = csv.writer(SimpleNamespace(write=lines.append))  # with its \r\n it quotes both in cells
@@ -78,11 +73,7 @@ def csv_text(columns: Sequence[object], rows: Iterable[Sequence[object]], *, hea
 
 
 def csv_rows(text: str) -> Iterator[dict[str, str]]:
-    """Yield the rows of a text of :func:`csv_text` by column; a cell that is missing is "?".
-
-    Raises:
-        csv.Error: it is no such text.
-    """
+    """Yield the rows of a text of :func:`csv_text` by column, or raise csv.Error; a missing cell is "?"."""
     lines = io.StringIO(text.replace("\0", ""), newline="")  # csv refuses zero bytes in some versions
     table = (
         [cell[1:] if cell[:1] == "'" and _is_run(cell) else cell for cell in row] for row in csv.reader(lines)

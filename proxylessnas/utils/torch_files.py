@@ -1,13 +1,14 @@
-"""Torch checkpoints from anywhere, opened in bounded time and memory and without running code from them.
+"""Opens torch checkpoints from anywhere in bounded time and memory, without running code from them.
 
 ``torch.load(weights_only=True)`` runs nothing, but believes what a file says of itself: the pickle inside is
-read here first, opcode by opcode and building nothing, and the tensors are compared with the file's size.
+read here first, instruction by instruction and building nothing, and the tensors are compared with the file's
+size.
 """
 
 from __future__ import annotations
 
 import io
-import pickle
+import pickletools
 import struct
 import warnings
 import zipfile
@@ -28,11 +29,7 @@ class CheckpointRefused(Exception):
 
 
 def load(data: bytes, *, map_location: str | None = "cpu") -> Any:
-    """Return what a checkpoint of ``torch.save`` holds, new or old format.
-
-    Args:
-        data: the content of the file.
-        map_location: as of ``torch.load``.
+    """Return what the content of a checkpoint of ``torch.save`` holds, new or old format.
 
     Raises:
         CheckpointRefused: it would take unbounded time or memory.
@@ -41,15 +38,15 @@ def load(data: bytes, *, map_location: str | None = "cpu") -> Any:
     """
     import torch
 
-    if data.startswith(b"PK"):
-        _scan_archive(data)
-    else:
-        end = 0
-        for _ in range(_LEGACY_PICKLES):
-            if end < len(data):  # torch says that something is missing
-                end = _Scan(data, end).run()
     with warnings.catch_warnings(), torch.inference_mode(False):
-        warnings.simplefilter("ignore")  # torch warns about its own old formats: nothing to act on
+        warnings.simplefilter("ignore")  # about torch's own old formats: nothing to act on
+        if data.startswith(b"PK"):
+            _scan_archive(data)
+        else:
+            end = 0
+            for _ in range(_LEGACY_PICKLES):
+                if end < len(data):  # torch says that something is missing
+                    end = _scan(data, end)
         loaded = torch.load(io.BytesIO(data), map_location=map_location, weights_only=True)
     _check_sizes(loaded, len(data))
     return loaded
@@ -75,7 +72,7 @@ def _scan_archive(data: bytes) -> None:
         if info.filename.lower().endswith("data.pkl"):
             names = data[info.header_offset + 26 : info.header_offset + 30]  # their lengths: name, extra
             start = info.header_offset + 30 + sum(struct.unpack("<HH", names.ljust(4, b"\0")))
-            _Scan(data[start : start + info.file_size]).run()
+            _scan(data[start : start + info.file_size])
 
 
 def _has_one_directory(data: bytes) -> bool:
@@ -100,124 +97,100 @@ _Value = tuple[int, int, bool]
 _ATOM: _Value = (1, 0, False)  # also what may change later: a list, a dict, what a call returned
 _GLOBAL: _Value = (1, 0, True)
 
-# Opcodes that torch's reader knows, by how many bytes of an argument follow.
-_PUSH = {
-    pickle.NONE: 0, pickle.NEWTRUE: 0, pickle.NEWFALSE: 0, pickle.BININT: 4, pickle.BININT1: 1,
-    pickle.BININT2: 2, pickle.BINFLOAT: 8, pickle.EMPTY_TUPLE: 0, pickle.EMPTY_LIST: 0, pickle.EMPTY_DICT: 0,
-    pickle.EMPTY_SET: 0,
-}  # fmt: skip
-_PUSH_COUNTED = {pickle.BINUNICODE: "<I", pickle.SHORT_BINSTRING: "<B", pickle.LONG1: "<B"}
-_PUT = {pickle.BINPUT: "<B", pickle.LONG_BINPUT: "<I"}
-_GET = {pickle.BINGET: "<B", pickle.LONG_BINGET: "<I"}
-_POP = {pickle.APPEND: 1, pickle.SETITEM: 2, pickle.BUILD: 1}
-_TUPLES = {pickle.TUPLE1: 1, pickle.TUPLE2: 2, pickle.TUPLE3: 3}
+# Instructions that torch's reader knows, by what they do to the stack.
+_PUSH = """NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINSTRING EMPTY_TUPLE
+    EMPTY_LIST EMPTY_DICT EMPTY_SET""".split()
+_DROP = {"APPEND": 1, "SETITEM": 2, "BUILD": 1}
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_OTHERS = """PROTO STOP MARK BINPUT LONG_BINPUT BINGET LONG_BINGET APPENDS SETITEMS TUPLE GLOBAL REDUCE NEWOBJ
+    BINPERSID""".split()
+_KNOWN = {
+    op.code.encode("latin-1"): op
+    for op in pickletools.opcodes
+    if op.name in {*_PUSH, *_DROP, *_TUPLES, *_OTHERS}
+}
+
+
+def _scan(data: bytes, start: int = 0) -> int:
+    """Walk over the pickle that begins at ``start``, building nothing, and return where it ends."""
+    file, scan = io.BytesIO(data), _Scan()
+    file.seek(start)
+    try:
+        for _ in range(_MAX_OPCODES):
+            code = file.read(1)
+            if code and code not in _KNOWN:
+                found = f"damaged, or not written by torch.save (pickle instruction {code[0]})"
+                raise CheckpointRefused(f"{found}; nothing in it was run")
+            op = _KNOWN[code]
+            argument = op.arg.reader(file) if op.arg else None
+            if op.name == "STOP":
+                return file.tell()
+            scan.step(op.name, argument)
+    except (IndexError, KeyError, ValueError) as e:
+        raise CheckpointRefused("truncated or damaged checkpoint (its pickle is not complete)") from e
+    raise CheckpointRefused(f"its pickle has over {_MAX_OPCODES:,} instructions")
 
 
 class _Scan:
-    """Walks over one pickle, with the stack that the reader would have, but of counts instead of objects.
+    """The stack that the reader of a pickle would have, but of counts instead of objects."""
 
-    Args:
-        data: bytes that hold the pickle.
-        start: where it begins.
-    """
-
-    def __init__(self, data: bytes, start: int = 0) -> None:
-        self.data, self.at = data, start
+    def __init__(self) -> None:
         self.stack: list[_Value] = []
         self.below: list[list[_Value]] = []  # the stacks under each mark
         self.memo: dict[int, _Value] = {}
 
-    def run(self) -> int:
-        """Return where the pickle ends.
-
-        Raises:
-            CheckpointRefused: it is damaged, too large, or of no kind that torch.save writes.
-        """
-        try:
-            for _ in range(_MAX_OPCODES):
-                op = self.data[self.at : self.at + 1]
-                self.at += 1
-                if op == pickle.STOP:
-                    return self.at
-                self._step(op)
-        except (IndexError, KeyError, struct.error) as e:
-            raise CheckpointRefused("truncated or damaged checkpoint (its pickle is not complete)") from e
-        raise CheckpointRefused(f"its pickle has over {_MAX_OPCODES:,} instructions")
-
-    def _step(self, op: bytes) -> None:
+    def step(self, name: str, argument: Any) -> None:
+        """Do what an instruction does."""
         stack = self.stack
-        if op in _PUT:
-            self.memo[self._number(_PUT[op])] = stack[-1]
-        elif op in _GET:
-            stack.append(self.memo[self._number(_GET[op])])
-        elif op in _PUSH:
-            self.at += _PUSH[op]
+        if name in _PUSH:
             stack.append(_ATOM)
-        elif op in _PUSH_COUNTED:
-            length = self._number(_PUSH_COUNTED[op])
-            self.at += length
-            stack.append(_ATOM)
-        elif op in _TUPLES:
-            n = _TUPLES[op]
-            if len(stack) < n:
-                raise IndexError
-            stack[-n:] = [self._tuple(stack[-n:])]
-        elif op == pickle.MARK:
+        elif name in ("BINPUT", "LONG_BINPUT"):
+            self.memo[argument] = stack[-1]
+        elif name in ("BINGET", "LONG_BINGET"):
+            stack.append(self.memo[argument])
+        elif name in _DROP:
+            for _ in range(_DROP[name]):
+                stack.pop()
+        elif name in _TUPLES:
+            items = [stack.pop() for _ in range(_TUPLES[name])]
+            stack.append(_tuple(items))
+        elif name == "MARK":
             self.below.append(stack)
             self.stack = []
-        elif op == pickle.TUPLE:
+        elif name in ("TUPLE", "APPENDS", "SETITEMS"):
             self.stack = self.below.pop()
-            self.stack.append(self._tuple(stack))
-        elif op in (pickle.APPENDS, pickle.SETITEMS):
-            self.stack = self.below.pop()
-        elif op in _POP:
-            for _ in range(_POP[op]):
-                stack.pop()
-        elif op == pickle.GLOBAL:
-            stack.append(self._global())
-        elif op in (pickle.REDUCE, pickle.NEWOBJ):
+            if name == "TUPLE":
+                self.stack.append(_tuple(stack))
+        elif name == "GLOBAL":
+            _check_name(argument)
+            stack.append(_GLOBAL)
+        elif name in ("REDUCE", "NEWOBJ"):
             stack.pop()
             if not stack.pop()[2]:  # torch quotes what is called, however long that may become
                 raise CheckpointRefused("damaged, or it calls what is no function")
             stack.append(_ATOM)
-        elif op == pickle.BINPERSID:
+        elif name == "BINPERSID":
             stack[-1] = _ATOM
-        elif op == pickle.PROTO:
-            self.at += 1
-        elif not op:
-            raise IndexError
-        else:
-            raise CheckpointRefused(
-                f"damaged, or not written by torch.save (pickle instruction {op[0]}); nothing in it was run"
-            )
 
-    def _number(self, form: str) -> int:
-        (number,) = struct.unpack_from(form, self.data, self.at)
-        self.at += struct.calcsize(form)
-        return int(number)
 
-    def _tuple(self, items: Iterable[_Value]) -> _Value:
-        count, depth = 1, 0
-        for item in items:
-            count += item[0]
-            depth = max(depth, item[1])
-        if count > _MAX_TUPLE or depth >= _MAX_DEPTH:
-            raise CheckpointRefused("damaged, or it holds tuples of tuples without end")
-        return count, depth + 1, False
+def _tuple(items: Iterable[_Value]) -> _Value:
+    count, depth = 1, 0
+    for item in items:
+        count += item[0]
+        depth = max(depth, item[1])
+    if count > _MAX_TUPLE or depth >= _MAX_DEPTH:
+        raise CheckpointRefused("damaged, or it holds tuples of tuples without end")
+    return count, depth + 1, False
 
-    def _global(self) -> _Value:
-        names = []
-        for _ in range(2):
-            end = self.data.find(b"\n", self.at, self.at + _MAX_NAME + 1)
-            if end < 0:
-                raise CheckpointRefused(
-                    f"damaged, or it names a Python object in over {_MAX_NAME} letters; nothing in it was run"
-                )
-            names.append(self.data[self.at : end])
-            self.at = end + 1
-        if names[1] == b"bytearray":  # of any length, filled at once
-            raise CheckpointRefused("it holds Python objects (bytearray) besides tensors")
-        return _GLOBAL
+
+def _check_name(name: str) -> None:
+    """Refuse globals, given as "module name", that torch cannot deal with."""
+    if len(name) > _MAX_NAME:
+        raise CheckpointRefused(
+            f"damaged, or it names a Python object in over {_MAX_NAME} letters; nothing in it was run"
+        )
+    if name.endswith(" bytearray"):  # of any length, filled at once
+        raise CheckpointRefused("it holds Python objects (bytearray) besides tensors")
 
 
 def _check_sizes(loaded: object, file_bytes: int) -> None:

@@ -2,10 +2,9 @@
 
 A file is called ``<name>-<first 8 digits of its digest>.pth``. After the first load a safetensors copy lies
 next to it, with its SHA-256 in ``<copy>.sha256`` (the format of ``sha256sum``), from which later loads read.
-Every load hashes the bytes that it turns into tensors, with a thread doing so while the caller builds. That
-finds damage; against someone who can write to the cache only the ``.pth`` helps, whose digest is published.
-Weights that come with the package are stored in half precision, to be small. They are verified like all
-others, but read where they are: they need no network and leave nothing in the cache.
+Every load hashes the bytes that it turns into tensors. That finds damage; against someone who can write to
+the cache only the ``.pth`` helps, whose digest is published. Weights that come with the package, in half
+precision, are verified like all others, but read where they are and not copied.
 """
 
 from __future__ import annotations
@@ -29,9 +28,17 @@ from ..errors import (
 from ..utils import files
 from ..utils.files import LockTimeout, locked, unlink_quietly, write_atomically
 from ..utils.paths import ASSETS, cache_dir, is_offline
-from ..utils.tensor_files import from_safetensors, read_bytes, tensors_from_bytes, to_safetensors
-from .download import download, offline_error, ways_without_network
-from .file_spec import FileSpec, bytes_problem, expected_digest, file_problem, short_digest
+from ..utils.tensor_files import from_safetensors, opening, read_bytes, tensors_from_bytes, to_safetensors
+from .download import download
+from .file_spec import (
+    FileSpec,
+    bytes_problem,
+    expected_digest,
+    file_problem,
+    offline_error,
+    short_digest,
+    ways_without_network,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,15 +67,14 @@ def fetch(spec: FileSpec, progress: bool = True, directory: Path | None = None) 
         data = _read_verified(spec)
         return path if directory is None else _write(path, data)
     try:
-        problem = file_problem(spec, path)
-    except (FileNotFoundError, NotADirectoryError):
+        with opening(path):
+            problem = file_problem(spec, path)
+    except WeightsNotFoundError:
         if directory is not None:
             with contextlib.suppress(WeightsNotFoundError, WeightsCorruptError):
                 return _write(path, _read_verified(spec))
         if is_offline():
             raise offline_error(spec, path) from None
-    except OSError as e:
-        raise WeightsCorruptError(f"cannot read {path}: {e.strerror or e}") from e
     else:
         if problem is None:
             return path
@@ -77,11 +83,7 @@ def fetch(spec: FileSpec, progress: bool = True, directory: Path | None = None) 
 
 
 def _read_verified(spec: FileSpec) -> bytes:
-    """Return the content of the file in the package or the cache, whose digest was checked.
-
-    Raises:
-        WeightsNotFoundError, WeightsCorruptError: it is not there, or is not what it should be.
-    """
+    """Return the content of the file in the package or the cache, whose digest was checked."""
     path = weights_path(spec)
     hint = "; it belongs to the package: install that again" if spec.bundled else ""
     try:
@@ -129,15 +131,12 @@ def verify(spec: FileSpec, path: Path | str | None = None) -> Path:
         return checked
     copy = copy_path(spec) if path is None else None
     try:
-        problem = file_problem(spec, checked)
-    except (FileNotFoundError, NotADirectoryError) as e:
+        with opening(checked):
+            problem = file_problem(spec, checked)
+    except WeightsNotFoundError as e:
         if copy is None or not copy.is_file():
-            raise WeightsNotFoundError(
-                f"no weights file at {checked} (expected {expected_digest(spec)})"
-            ) from e
+            raise WeightsNotFoundError(f"{e} (expected {expected_digest(spec)})") from e
         checked, problem = copy, None
-    except OSError as e:
-        raise WeightsCorruptError(f"cannot read {checked}: {e.strerror or e}") from e
     if problem:
         raise WeightsCorruptError(f"{checked}: {problem}")
     if copy is not None and copy.is_file():
@@ -155,23 +154,15 @@ def cached_state_dict(spec: FileSpec, progress: bool = True) -> dict[str, Tensor
         WeightsNotFoundError: the file belongs to the package, but is not there.
         WeightsFetchError, OfflineError: there is no sound file and none can be fetched.
         WeightsCorruptError: the cached file is damaged and cannot be replaced.
-        MissingExtraError: safetensors, for a file of that kind, or requests, to download, is not installed.
+        MissingExtraError: safetensors, or requests, to download, is not installed.
     """
     return VerifiedLoader(spec, progress).result()
 
 
 class VerifiedLoader:
-    """Loads weights in the background, while the caller builds the model.
+    """Loads weights while the caller builds the model.
 
     A thread reads and hashes the cached copy; whatever else is needed happens in :meth:`result`.
-
-    loader = VerifiedLoader(weights)
-    ...                        # build the model meanwhile
-    state = loader.result()    # verified, or an error
-
-    Args:
-        spec: what to load.
-        progress: show a progress bar if it has to be downloaded.
     """
 
     def __init__(self, spec: FileSpec, progress: bool = True) -> None:
@@ -200,11 +191,7 @@ class VerifiedLoader:
             self._read.set()
 
     def result(self) -> dict[str, Tensor]:
-        """Return the tensors by name, on the CPU; the same dict every time.
-
-        Raises:
-            WeightsFetchError, OfflineError, WeightsCorruptError: see :func:`cached_state_dict`.
-        """
+        """Return the tensors by name, on the CPU; raises as :func:`cached_state_dict`."""
         if self._state is None:
             self._state = self._from_copy() or _from_original(self._spec, self._progress)
         return self._state
@@ -215,10 +202,9 @@ class VerifiedLoader:
             return None
         self._read.wait()
         state: dict[str, Tensor] = {}
-        problem = None
+        problem = ""
         try:
-            # The tensors are made while the thread still hashes; they are handed out only if the digest is
-            # right.
+            # Made while the thread still hashes, and handed out only if the digest is right.
             state, metadata = from_safetensors(self._data, str(self._copy))
             if metadata.get("source", expected_digest(self._spec)) != expected_digest(self._spec):
                 problem = "it was made from another file"
@@ -228,13 +214,15 @@ class VerifiedLoader:
             return None
         self._thread.join()
         self._thread, self._data = None, b""
-        if self._error is None and self._digest != self._wanted:
+        if self._error is not None:
+            problem = str(self._error)
+        elif self._wanted is None:
+            problem = "no .sha256 file beside it says what its digest should be"
+        elif self._digest != self._wanted:
             problem = f"sha256 is {self._digest}, expected {self._wanted}"
-            if self._wanted is None:
-                problem = "no .sha256 file beside it says what its digest should be"
-        if self._error is None and problem is None:
+        if not problem:
             return state
-        _LOG.warning("%s is not used: %s; making it again", one_line(self._copy), self._error or problem)
+        _LOG.warning("%s is not used: %s; making it again", one_line(self._copy), problem)
         # Without the published file beside it, and without a network, it may be all that somebody has.
         if weights_path(self._spec).is_file():
             unlink_quietly(self._copy)

@@ -3,41 +3,53 @@
 Sources are tried in order. What may pass (a 5xx, a stall, a broken transfer) is tried again with growing
 pauses and resumed where it stopped; what will not pass (a 404, a web page, a wrong digest) moves on to the
 next source at once. The bytes go to ``<file>.part`` in the same folder; size and digest are checked before it
-is renamed. A lock lets one process download while the others wait for its result, and is released by the
-system if that process is killed.
+is renamed. A lock, which the system releases if its holder is killed, lets one process download while the
+others wait for its result.
 
-The environment says how patient it is, names mirrors, or forbids the network.
+requests honours the environment's proxies and certificate settings (``REQUESTS_CA_BUNDLE``,
+``CURL_CA_BUNDLE``, and here ``SSL_CERT_FILE``); certificate checks cannot be skipped.
 """
 
 from __future__ import annotations
 
 import contextlib
-import email.utils
+import http.client
 import json
 import logging
 import os
 import random
 import re
+import socket
+import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urljoin, urlsplit
 
-from ..errors import OfflineError, WeightsFetchError, needs
+from ..errors import WeightsFetchError, needs
 from ..utils.files import LockTimeout, locked, read_bytes, sync_folder, unlink_quietly
-from ..utils.paths import ASSETS, is_offline
+from ..utils.paths import is_offline
 from ..utils.progress import Bar
-from ..utils.text import shown_url
-from .file_spec import MAX_WEIGHTS_BYTES, FileSpec, expected_digest, file_problem
-from .transport import FetchFailure, open_url, read_some
+from ..utils.tensor_files import what_else
+from ..utils.text import shown_reason, shown_url
+from .file_spec import (
+    MAX_WEIGHTS_BYTES,
+    FileSpec,
+    expected_digest,
+    file_problem,
+    offline_error,
+    source_urls,
+    ways_without_network,
+)
 
 if TYPE_CHECKING:
     import requests
 
 _LOG = logging.getLogger("proxylessnas")
 _RETRY_STATUS = frozenset({408, 425, 429})
+_REDIRECTS, _MAX_REDIRECTS = frozenset({301, 302, 303, 307, 308}), 5
 _MIN_BYTES_PER_TIMEOUT = 1024  # slower than this is a stall, even when a byte trickles in now and then
 
 
@@ -48,8 +60,7 @@ class Policy:
     Attributes:
         timeout_s: for a connection and for every wait for data (``PROXYLESSNAS_TIMEOUT``).
         retries: further attempts at one source after the first (``PROXYLESSNAS_RETRIES``).
-        backoff_s: the first pause; each further one is twice as long, with up to half of it left off at
-            random.
+        backoff_s: the first pause; each further one is twice as long.
         max_wait_s: the longest pause, also when a server asks for more.
         lock_wait_s: how long to wait for another process that is downloading the same file.
     """
@@ -62,11 +73,7 @@ class Policy:
 
     @classmethod
     def from_environment(cls) -> Policy:
-        """Return the defaults, changed by ``PROXYLESSNAS_TIMEOUT`` and ``PROXYLESSNAS_RETRIES``.
-
-        Raises:
-            WeightsFetchError: a variable is not a sensible number.
-        """
+        """Return the defaults, changed by the variables; raise WeightsFetchError if one is no number."""
         timeout = _number("PROXYLESSNAS_TIMEOUT", cls.timeout_s, 0.01, 86400)
         return cls(timeout_s=timeout, retries=int(_number("PROXYLESSNAS_RETRIES", cls.retries, 0, 100)))
 
@@ -90,56 +97,14 @@ def _number(variable: str, default: float, low: float, high: float) -> float:
     return value
 
 
-def source_urls(spec: FileSpec) -> tuple[str, ...]:
-    """Return the addresses to try, in order: the file's own, or those below ``PROXYLESSNAS_WEIGHTS_URL``.
-
-    The variable holds one base address or several, separated by commas; the file's name is appended to the
-    path of each. A mirror can do no harm, http included, because the digest still comes from the manifest.
-
-    Raises:
-        WeightsFetchError: an address in the variable is not http or https.
-    """
-    urls = []
-    for base in filter(None, map(str.strip, os.environ.get("PROXYLESSNAS_WEIGHTS_URL", "").split(","))):
-        if not re.match(r"https?://[^/]", base, re.IGNORECASE):
-            raise WeightsFetchError(
-                f"PROXYLESSNAS_WEIGHTS_URL: {shown_url(base)!r} is not an http or https address"
-            )
-        place, mark, query = base.partition("?")  # a query, a token say, stays at the end
-        urls.append(f"{place.rstrip('/')}/{quote(spec.filename)}{mark}{query}")
-    return tuple(dict.fromkeys(urls or spec.sources))
-
-
-def ways_without_network() -> str:
-    """Return what needs no download, for messages: a file of one's own, or weights that are here."""
-    here = ", ".join(sorted(path.stem for path in ASSETS.glob("proxyless_*.safetensors")))
-    return (
-        "Without a network: --weights FILE (weights=FILE in Python) takes a file that you have"
-        + f"; {here} comes with the package and needs none" * bool(here)
-    )
-
-
-def offline_error(spec: FileSpec, dest: Path) -> OfflineError:
-    """Return the error that says what to put where when the network is forbidden."""
-    urls = "\n    ".join(map(shown_url, source_urls(spec)))
-    tool = "sha256sum" if spec.sha256 else "git hash-object"
-    return OfflineError(
-        f"the weights of {spec.name} are not in the cache and PROXYLESSNAS_OFFLINE forbids the network.\n"
-        f"  {ways_without_network()}.\n"
-        f"  Or, on a machine with a network, download one of\n    {urls}\n"
-        f"  check it with {tool} (expected: {expected_digest(spec)})\n  and put it at\n    {dest}"
-    )
-
-
 def download(spec: FileSpec, dest: Path, progress: bool = True, *, policy: Policy | None = None) -> Path:
-    """Put the verified file at ``dest`` and return it.
+    """Put the verified file at ``dest``, whose folder is made if need be, and return it.
 
     Safe to call from many processes at once: one downloads, the others find its file.
 
     Args:
         spec: what to fetch and what to demand of it.
-        dest: final path. Its folder is made if need be; ``.part`` and ``.lock`` files lie next to it
-            meanwhile.
+        dest: final path.
         progress: show a progress bar when standard error is a terminal.
         policy: patience; by default from the environment.
 
@@ -274,13 +239,13 @@ class _Download:
             self._discard()
             raise FetchFailure("the server refused to resume; starting again", retry=True)
         passing = status in _RETRY_STATUS or status >= 500
-        raise FetchFailure(f"HTTP {status}", retry=passing, wait_s=_retry_after(response.headers))
+        raise FetchFailure(f"HTTP {status}", retry=passing, wait_s=_retry_after(response))
 
     def _receive(self, response: requests.Response, url: str, start: int) -> None:
         """Write the body to the ``.part`` file, which stays only if it can be resumed."""
         length = response.headers.get("content-length", "")
         total = start + int(length) if re.fullmatch(r"\d{1,15}", length) else None
-        chunk = read_some(response)
+        chunk = _read_some(response)
         if not start:
             self._check_start(chunk, total)
             etag = response.headers.get("etag", "")
@@ -304,7 +269,7 @@ class _Download:
                         if done - mark_done < _MIN_BYTES_PER_TIMEOUT:
                             raise FetchFailure("stalled: almost no data is coming", retry=True)
                         mark_done, mark_time = done, now
-                    chunk = read_some(response)
+                    chunk = _read_some(response)
                 file.flush()
                 os.fsync(file.fileno())
             if wanted is not None and done < wanted:
@@ -316,13 +281,10 @@ class _Download:
 
     def _check_start(self, first: bytes, total: int | None) -> None:
         """Recognise by its first bytes and announced length what cannot be the file."""
-        head = first[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
         if not first:
             raise FetchFailure("the answer is empty")
-        if head.startswith(b"<"):
-            raise FetchFailure("a web page came instead of the file")
-        if head.startswith(b"version https://git-lfs"):
-            raise FetchFailure("a Git LFS pointer came instead of the file")
+        if other := what_else(first):
+            raise FetchFailure(f"{other[0]} came instead of the file")
         if total is not None and self.spec.size is not None and total != self.spec.size:
             raise FetchFailure(f"wrong file: {total:,} bytes announced, {self.spec.size:,} expected")
         if total is not None and total > self.limit:
@@ -347,12 +309,126 @@ class _Download:
         unlink_quietly(self.tag)
 
 
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds a server asks to wait (a number or a date), or None."""
-    text = headers.get("retry-after", "").strip()
-    if re.fullmatch(r"\d{1,9}", text):
-        return float(text)
+@dataclass(eq=False)
+class FetchFailure(Exception):
+    """One attempt at one address failed; the download makes a retry or a WeightsFetchError of it.
+
+    Attributes:
+        reason: what happened, for the user.
+        retry: the same address may work a moment later.
+        unreachable: no connection was made at all, so another host is the better next try.
+        wait_s: seconds the server asked us to wait, or None.
+    """
+
+    reason: str
+    retry: bool = False
+    unreachable: bool = False
+    wait_s: float | None = None
+
+
+def open_url(
+    session: requests.Session, url: str, headers: Mapping[str, str], timeout: float
+) -> requests.Response:
+    """Send a GET and follow redirects, or raise FetchFailure; the body is not read yet.
+
+    The timeout, in seconds, is that for the connection and for every wait for data.
+    """
+    # The usual setting of Python's own ssl; those of requests, where they are set, go first.
+    session.verify = os.environ.get("SSL_CERT_FILE") or True
+    for _ in range(_MAX_REDIRECTS + 1):
+        with _failures():
+            response = session.get(url, headers=headers, timeout=timeout, stream=True, allow_redirects=False)
+        if response.status_code not in _REDIRECTS:
+            return response
+        response.close()
+        # Not followed by requests, which would step from https down to http.
+        url = redirect_target(url, response.headers.get("location"))
+    raise FetchFailure(f"more than {_MAX_REDIRECTS} redirects")
+
+
+def redirect_target(url: str, location: str | None) -> str:
+    """Return the address a redirect leads to, or raise FetchFailure if it gives up https or leaves http."""
+    if not location:
+        raise FetchFailure("redirect without a Location")
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
-    except (ValueError, TypeError, OverflowError):
+        target = urljoin(url, location)
+        scheme, host = urlsplit(target).scheme, urlsplit(target).hostname
+    except ValueError as e:
+        raise FetchFailure(f"redirect to {shown_url(location)}, which is no address") from e
+    if scheme not in ("http", "https") or not host:
+        raise FetchFailure(f"redirect to {shown_url(target)} refused: only http and https are followed")
+    if scheme == "http" and urlsplit(url).scheme == "https":
+        raise FetchFailure(f"redirect from https to {shown_url(target)} refused: not protected")
+    return target
+
+
+def _read_some(response: requests.Response) -> bytes:
+    """Return some of the body as soon as there is some, or ``b""`` at the end."""
+    raw: Any = response.raw
+    with _failures():
+        # read1 returns what has arrived; plain read waits for all it was asked for, so there ask for little.
+        return bytes(raw.read1(1 << 16) if hasattr(raw, "read1") else raw.read(1 << 14))
+
+
+def _retry_after(response: requests.Response) -> float | None:
+    """Return the seconds a server asks to wait (a number or a date), or None."""
+    from urllib3 import Retry
+    from urllib3.exceptions import InvalidHeader
+
+    try:
+        return Retry().get_retry_after(response.raw)
+    except (InvalidHeader, ValueError, OverflowError):
         return None
+
+
+@contextlib.contextmanager
+def _failures() -> Iterator[None]:
+    """Make a FetchFailure of whatever requests, urllib3 and the socket raise."""
+    try:
+        yield
+    except Exception as e:
+        if (failure := _explain(e)) is None:
+            raise
+        raise failure from e
+
+
+def _explain(error: Exception) -> FetchFailure | None:
+    from urllib3 import exceptions as urllib3
+
+    chain = _causes(error)
+    root = chain[-1]
+    refused = next((e for e in chain if isinstance(e, ssl.SSLCertVerificationError)), None)
+    if refused is not None:
+        return FetchFailure(
+            f"certificate refused: {refused.verify_message}; set REQUESTS_CA_BUNDLE to your site's CA file"
+        )
+    text = shown_reason(str(root)) or type(root).__name__
+    for kinds, reason, unreachable in (
+        (socket.gaierror, "the host name cannot be resolved", True),
+        (ConnectionRefusedError, "connection refused", True),
+        (urllib3.NewConnectionError, f"no connection: {text}", True),
+        (urllib3.ConnectTimeoutError, "timed out while connecting", True),
+        ((TimeoutError, urllib3.ReadTimeoutError), "timed out while waiting for data", False),
+        (urllib3.ProxyError, f"no connection: {text}", True),
+        (http.client.IncompleteRead, "the transfer broke off", False),
+        (ConnectionError, "the connection was reset", False),
+    ):
+        if any(isinstance(e, kinds) for e in chain):
+            return FetchFailure(reason, retry=True, unreachable=unreachable)
+    if isinstance(error, ValueError) or any(isinstance(e, urllib3.LocationValueError) for e in chain):
+        return FetchFailure(f"not a usable address or setting ({type(root).__name__})")
+    if isinstance(error, (OSError, http.client.HTTPException, urllib3.HTTPError)):
+        return FetchFailure(f"{type(root).__name__}: {text}", retry=True)
+    return None
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """Return an error and everything it wraps, outermost first: the socket's own is wrapped several times."""
+    chain: list[BaseException] = []
+    todo: list[object] = [error]
+    while todo and len(chain) < 20:
+        item = todo.pop(0)
+        if isinstance(item, BaseException) and item not in chain:
+            chain.append(item)
+            todo += [item.__cause__, item.__context__, getattr(item, "reason", None), *item.args]
+    return chain

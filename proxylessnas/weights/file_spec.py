@@ -1,17 +1,23 @@
-r"""Describes a published file (names, size, digests, sources) and checks files against that.
+r"""Describes a published file: names, size, digests and sources; checks files against that.
 
-Two kinds of digest are known. SHA-256 is preferred; a git blob id (SHA-1 of ``"blob <length>\0"`` and the
-bytes) pins the files for which the hosting git repository is the only published record.
+SHA-256 is preferred as the digest; a git blob id (SHA-1 of ``"blob <length>\0"`` and the bytes) pins the
+files for which the hosting git repository is the only published record.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
+from ..errors import OfflineError, WeightsFetchError
 from ..utils.files import open_file, size_of
+from ..utils.paths import ASSETS
+from ..utils.text import shown_url
 
 MAX_WEIGHTS_BYTES = 1 << 30
 _CHUNK = 1 << 20
@@ -24,7 +30,7 @@ class FileSpec:
     Attributes:
         name: of the entry in the manifest; also the start of the file name in the cache.
         filename: the hosts' name of the file.
-        size: of the file, bytes, or None where it is not known.
+        size: bytes, or None where it is not known.
         sha256: of the file, or None where it is not known.
         git_blob: git's id of the file (SHA-1), or None. At least one of the two digests is known.
         sources: https addresses of the same file, in the order in which they are tried; none if bundled.
@@ -50,7 +56,7 @@ def expected_digest(spec: FileSpec) -> str:
 
 
 def short_digest(spec: FileSpec) -> str:
-    """Return the first 8 hexadecimal digits of the digest, which make cache file names unique per content."""
+    """Return the first 8 digits of the digest, which make cache file names unique per content."""
     return (spec.sha256 or spec.git_blob or "")[:8]
 
 
@@ -60,21 +66,13 @@ def bytes_problem(spec: FileSpec, data: bytes) -> str | None:
 
 
 def file_problem(spec: FileSpec, path: Path) -> str | None:
-    """Return what is wrong with the content of ``path`` as that of the file, or None.
-
-    Raises:
-        OSError: ``path`` cannot be read.
-    """
+    """Return what is wrong with the content of ``path`` as that of the file, or None; or raise OSError."""
     with open_file(path) as file:
         return _problem(spec, size_of(file), iter(lambda: file.read(_CHUNK), b""))
 
 
 def digests_of(path: Path) -> tuple[str, str]:
-    """Return the SHA-256 and the git blob id of a file.
-
-    Raises:
-        OSError: it cannot be read.
-    """
+    """Return the SHA-256 and the git blob id of a file, or raise OSError."""
     with open_file(path) as file:
         plain, blob = hashlib.sha256(), _git_blob(size_of(file))
         while chunk := file.read(_CHUNK):
@@ -97,3 +95,44 @@ def _problem(spec: FileSpec, size: int, chunks: Iterable[bytes]) -> str | None:
 def _git_blob(size: int) -> hashlib._Hash:
     # SHA-1 only because git names its files so; nothing better is published for these.
     return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+
+
+def source_urls(spec: FileSpec) -> tuple[str, ...]:
+    """Return the addresses to try, in order: the file's own, or those below ``PROXYLESSNAS_WEIGHTS_URL``.
+
+    The variable holds base addresses, separated by commas, to whose paths the file's name is appended. A
+    mirror can do no harm, http included, because the digest still comes from the manifest.
+
+    Raises:
+        WeightsFetchError: an address in the variable is not http or https.
+    """
+    urls = []
+    for base in filter(None, map(str.strip, os.environ.get("PROXYLESSNAS_WEIGHTS_URL", "").split(","))):
+        if not re.match(r"https?://[^/]", base, re.IGNORECASE):
+            raise WeightsFetchError(
+                f"PROXYLESSNAS_WEIGHTS_URL: {shown_url(base)!r} is not an http or https address"
+            )
+        place, mark, query = base.partition("?")  # a query, a token say, stays at the end
+        urls.append(f"{place.rstrip('/')}/{quote(spec.filename)}{mark}{query}")
+    return tuple(dict.fromkeys(urls or spec.sources))
+
+
+def ways_without_network() -> str:
+    """Return what needs no download, for messages: a file of one's own, or weights that are here."""
+    here = ", ".join(sorted(path.stem for path in ASSETS.glob("proxyless_*.safetensors")))
+    return (
+        "Without a network: --weights FILE (weights=FILE in Python) takes a file that you have"
+        + f"; {here} comes with the package and needs none" * bool(here)
+    )
+
+
+def offline_error(spec: FileSpec, dest: Path) -> OfflineError:
+    """Return the error that says what to put where when the network is forbidden."""
+    urls = "\n    ".join(map(shown_url, source_urls(spec)))
+    tool = "sha256sum" if spec.sha256 else "git hash-object"
+    return OfflineError(
+        f"the weights of {spec.name} are not in the cache and PROXYLESSNAS_OFFLINE forbids the network.\n"
+        f"  {ways_without_network()}.\n"
+        f"  Or, on a machine with a network, download one of\n    {urls}\n"
+        f"  check it with {tool} (expected: {expected_digest(spec)})\n  and put it at\n    {dest}"
+    )

@@ -51,7 +51,7 @@ class Weights(FileSpec):
         license: SPDX identifier.
         training: how the weights were made, for those of this project's own, else None: ``command``,
             ``recipe`` and ``log`` (files of the repository), ``seed``, ``data``, ``data_sha256``, ``date``,
-            ``minutes``, ``machine``, ``versions`` and ``commit``; ``teachers`` if it had any (``model``,
+            ``minutes``, ``machine``, ``versions`` and ``commit``; ``teachers`` if it had any (``net``,
             ``command``, ``params``, ``seed``, ``minutes`` and ``top1`` of each), and ``before``, the record
             of the weights it began with, if it did not begin with random ones.
     """
@@ -72,16 +72,13 @@ class Weights(FileSpec):
 
     def __post_init__(self) -> None:
         # The manifest is read once and shared: nobody may change a record for everybody else.
-        object.__setattr__(self, "metrics", MappingProxyType(dict(self.metrics)))
-        if self.training is not None:
-            object.__setattr__(self, "training", MappingProxyType(dict(self.training)))
+        for name in ("metrics", "training"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, MappingProxyType(dict(value)))
 
     def __reduce__(self) -> tuple[Callable[..., Weights], tuple[Any, ...]]:
-        # A mapping proxy cannot be pickled or deep-copied; records travel to worker processes, so rebuild
-        # from values.
-        plain: dict[str, Any] = {
-            k: dict(v) if isinstance(v, MappingProxyType) else v for k, v in vars(self).items()
-        }
+        # A mapping proxy cannot be pickled or deep-copied; records travel to worker processes.
+        plain = {k: dict(v) if isinstance(v, MappingProxyType) else v for k, v in vars(self).items()}
         return _rebuilt, (type(self), plain)
 
     @property
@@ -123,17 +120,12 @@ class Weights(FileSpec):
         ``input_size``, ``metrics``, ``license``, ``sha256``, ``git_blob``, ``sources``, ``bundled`` and,
         for weights of this project's own, ``training``.
         """
+        own = "input_size metrics license sha256 git_blob sources bundled".split()
         meta: dict[str, Any] = {"name": self.name, "dataset": self.dataset, "categories": self.categories}
-        if self.dataset == "imagenet":
-            meta["wnids"] = self.wnids
-        meta.update(
-            num_params=self.params, macs=self.macs, input_size=self.input_size, metrics=dict(self.metrics)
-        )
-        meta.update(license=self.license, sha256=self.sha256, git_blob=self.git_blob, sources=self.sources)
-        meta["bundled"] = self.bundled
-        if self.training is not None:
-            meta["training"] = dict(self.training)
-        return meta
+        meta |= {"wnids": self.wnids} if self.dataset == "imagenet" else {}
+        meta |= {"num_params": self.params, "macs": self.macs} | {name: getattr(self, name) for name in own}
+        meta |= {} if self.training is None else {"training": self.training}
+        return {key: dict(v) if isinstance(v, MappingProxyType) else v for key, v in meta.items()}
 
     def copy_metadata(self) -> dict[str, str]:
         """Return the text that makes a copy stand on its own: origin, architecture and preprocessing."""

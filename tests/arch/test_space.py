@@ -78,7 +78,7 @@ def test_the_published_space() -> None:
     assert all(all(row[:-1]) for row in IMAGENET.mask)
     assert IMAGENET.search_blocks[12] == dataclasses.replace(
         IMAGENET.search_blocks[12], index=12, stage=3, block=0, in_channels=80, out_channels=96, in_size=14,
-        stride=1, shortcut=False, choices=("k3e3", "k3e6", "k5e3", "k5e6", "k7e3", "k7e6"),
+        stride=1, shortcut=False, candidate_ops=("k3e3", "k3e6", "k5e3", "k5e6", "k7e3", "k7e6"),
     )  # fmt: skip
     assert IMAGENET.search_blocks[8].out_size == 14
 
@@ -98,7 +98,7 @@ def test_its_shallowest_model() -> None:
     assert (round(size.params / 1e6, 3), round(size.macs / 1e6, 1)) == (2.155, 102.5)
 
 
-@pytest.mark.parametrize(("net", "factor"), [(CPU, "1.12"), (GPU, "1.35")])
+@pytest.mark.parametrize(("model", "factor"), [(CPU, "1.12"), (GPU, "1.35")])
 def test_published_models_are_in_the_space_at_their_width(model: Arch, factor: str) -> None:
     space = read_space(f"imagenet@{factor}")
     assert space.name == f"imagenet@{factor}"
@@ -230,11 +230,11 @@ def test_bad_weights(weights: list[float], message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("picks", "message"),
+    ("choices", "message"),
     [
-        ([0] * 5, "the space has 6 blocks, but 5 are picked"),
-        ([0, 0, 5, 0, 0, 0], "stage 2, block 1: 5 is no column; they are 0 to 4"),
-        ([0, 0, -1, 0, 0, 0], "stage 2, block 1: -1 is no column"),
+        ([0] * 5, "the space has 6 blocks, but 5 are chosen"),
+        ([0, 0, 5, 0, 0, 0], "stage 2, block 1: 5 is no candidate; they are 0 to 4"),
+        ([0, 0, -1, 0, 0, 0], "stage 2, block 1: -1 is no candidate"),
         ([4, 0, 0, 0, 0, 0], "stage 1, block 1: it cannot be skipped"),
     ],
 )

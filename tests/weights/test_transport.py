@@ -16,8 +16,8 @@ from fetch_tools import CONTENT, NAME, QUICK, note, nothing_left, reason, record
 from proxylessnas.errors import OfflineError, WeightsFetchError
 from proxylessnas.utils.paths import is_offline
 from proxylessnas.utils.text import shown_url
-from proxylessnas.weights.download import Policy, download, source_urls
-from proxylessnas.weights.transport import FetchFailure, open_url, redirect_target
+from proxylessnas.weights.download import FetchFailure, Policy, download, open_url, redirect_target
+from proxylessnas.weights.file_spec import source_urls
 
 
 @pytest.fixture
