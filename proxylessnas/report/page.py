@@ -230,8 +230,7 @@ def line_chart(
         x_range: ends of the axis; None takes those of the points.
         target: drawn as a level line.
         log: use a logarithmic axis where the values are positive and far apart.
-        cursor: with an upright line, of class "cursor", that a script moves; ``data-x0`` and ``data-x1`` of
-            the chart are where the ends of ``x_range`` are.
+        cursor: with an upright line that a script moves from one end of ``x_range`` to the other.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -266,7 +265,7 @@ def line_chart(
             legend_above(axes, _FONT)
         figure.draw_without_rendering()
         scale = 72 / figure.dpi
-        left, right = (axes.transData.transform((x, values[0]))[0] * scale for x in axes.get_xlim())
+        left, right = axes.bbox.x0 * scale, axes.bbox.x1 * scale
         top, bottom = (72 * _SIZE_IN[1] - edge * scale for edge in (axes.bbox.y1, axes.bbox.y0))
     said = _in_words(title, unit, lines, x_label, target)
     return inline(file, title, said, cursor=(left, right, top, bottom) if cursor else None)
