@@ -1,18 +1,16 @@
 """From times of single operations and of whole models to entries whose sums are the latencies of models.
 
-The own time of an operation is a good guess of what it adds to a model, but not the thing itself: a clock
-between two operations costs time and keeps them apart, an operation alone finds its input in the cache or
-must first convert its layout, and a model has costs that belong to no operation. A regression on whole models
-alone would need far more models than operations, because each measured model is off by a percent or two of
-its own (where its memory happens to lie). So both are used: a Bayesian ridge regression
+An operation's own time is only a good guess of what it adds to a model: a clock between two operations costs
+time, an operation alone finds its input in the cache, and a model has costs that belong to no operation. And
+each measured model is off by a percent or two of its own (where its memory happens to lie), so a regression
+on whole models alone would need far more of them. So both are used: a Bayesian ridge regression
 
     latency of a model = offset + sum over its operations of [scale * own * (1 + d) + block + bytes * traffic]
 
-with a line through the own times (scale, offset), and where they help, a cost that every block has and one
-of the maps it reads and writes; ``d`` is each operation's own deviation, zero unless the models say
-otherwise. How much they need to say (the ridge's strength) and which terms help is decided by the error on
-left-out models. Errors are relative, and models that were disturbed while they were measured count less
-(Huber's weights).
+with a line through the own times (scale, offset), and where they help, a cost of every block and one of the
+maps it reads and writes; ``d`` is each operation's own deviation. The ridge's strength and the terms are
+those with the least error on left-out models. Errors are relative, disturbed models count less (Huber's
+weights).
 """
 
 from __future__ import annotations
@@ -49,8 +47,7 @@ class Fit:
     Attributes:
         costs_ms: what each operation adds to a model's latency; positive.
         offset_ms: what belongs to no operation; may be negative.
-        loo_percent: root mean square relative error on left-out models (each predicted by a fit to the
-            others), disturbed models weighted down.
+        loo_percent: root mean square relative error on left-out models, disturbed ones weighted down.
         strength: of the ridge: how many models' worth the own times count.
         terms: of the line, after scale and offset.
         scale: of the own times.
@@ -114,12 +111,10 @@ def fit_entries(own_ms: Mapping[OpKey, float], nets: Sequence[tuple[Sequence[OpK
 
     Args:
         own_ms: each operation's own time in milliseconds; of all operations that are to have an entry.
-        nets: the operations (in order, repeated ones repeated) of a model, and its measured latency in
-            milliseconds.
+        nets: the operations of a model (repeated ones repeated), and its measured latency in milliseconds.
 
     Raises:
-        LatencyError: there are fewer than five models, a time is not positive, or a model has an operation
-            without own time.
+        LatencyError: under five models, a time that is not positive, or an operation without own time.
     """
     keys = list(own_ms)
     _check(own_ms, nets)

@@ -82,11 +82,7 @@ def parse_original_key(text: str) -> OpKey:
 
 
 def parse_key(text: Any) -> OpKey:
-    """Read a key of either kind.
-
-    Raises:
-        LatencyError: it is none.
-    """
+    """Read a key of either kind; LatencyError where it is none."""
     if not isinstance(text, str) or len(text) > 300:
         raise LatencyError(f"{shown(text)} is no key of an operation")
     return parse_original_key(text) if "-input:" in text else OpKey.parse(text)

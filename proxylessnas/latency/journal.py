@@ -29,11 +29,11 @@ class Journal:
 
     Args:
         path: of the table; None keeps the records in memory only.
-        request: what is asked for, as JSON values; a journal with another request is not continued.
+        request: as JSON values; a journal with another request is not continued.
 
     Raises:
-        LatencyError: the file belongs to another request or is no journal, cannot be written, or another
-            process is writing it.
+        LatencyError: the file is another request's or no journal, cannot be written, or another process
+        writes it.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, request: Mapping[str, Any]) -> None:
@@ -76,9 +76,7 @@ class Journal:
         return iter(self._records)
 
     def add(self, name: str, record: Mapping[str, Any]) -> None:
-        """Keep a record of JSON values; it is in the file when this returns.
-
-        It survives this process's death at once, and a power cut within seconds.
+        """Keep a record of JSON values; it survives this process's death at once, a power cut within seconds.
 
         Raises:
             LatencyError: the file cannot be written (a full disk).

@@ -1,8 +1,7 @@
-"""What measuring a model gives: its undisturbed latency, and what it takes on this machine now.
+"""The latency of a model: a low quantile over the runs of many short windows, spread out in time.
 
-Other programs, and other virtual machines on the same physical core, add to the time of some runs; nothing
-takes from it. So the latency of a model is a low quantile over the runs of many short windows that are spread
-out in time, and the median says how disturbed the machine is.
+Other programs, and other virtual machines on the same core, add to the time of some runs; nothing takes from
+it. The median says how disturbed the machine is.
 """
 
 from __future__ import annotations
@@ -49,9 +48,8 @@ class Measurement:
     def uncertainty(self) -> float:
         """How uncertain the undisturbed latency is, as a share of it: half of the windows against the rest.
 
-        Half the difference of two halves is the standard error of the whole. Of several processes, every
-        other one is a half; of one, the larger difference counts of two ways to halve it: every other window,
-        and the first half against the second. Infinite for a single window.
+        Half the difference of two halves is the standard error of the whole. A single process is halved in
+        two ways, of which the larger difference counts. Infinite for a single window.
         """
         if len(self.windows) < 2:
             return math.inf
@@ -148,11 +146,7 @@ class Timing:
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """Return the ``share`` quantile (0 to 1) of values, interpolated linearly.
-
-    Raises:
-        ValueError: there are no values.
-    """
+    """Return the ``share`` quantile (0 to 1) of values, interpolated linearly; ValueError of none."""
     ordered = sorted(values)
     if not ordered:
         raise ValueError("no values")

@@ -158,12 +158,7 @@ _READ: dict[str, Callable[[Any], Any]] = {
 
 
 def wanted_tau(ceiling: float | None, usual: float) -> float:
-    """Return the Kendall tau that is wanted of a table: the usual one, or less where the machine allows less.
-
-    Args:
-        ceiling: tau of two runs of the same models; None if it is not known.
-        usual: :data:`LEAST` or :data:`GOOD`.
-    """
+    """Return the Kendall tau that is wanted: ``usual``, or less where two runs (``ceiling``) allow less."""
     return usual if ceiling is None else min(usual, _OF_CEILING[usual] * ceiling)
 
 

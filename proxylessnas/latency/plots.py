@@ -80,13 +80,10 @@ def describe(settings: Settings) -> str:
 
 
 def accuracy_panels(rows: Iterable[Mapping[str, Any]]) -> Panels:
-    """Return the points of a chart.
+    """Return the points of a chart of rows as :meth:`~.benchmark.BenchRow.to_dict` gives them.
 
     Left out are models whose accuracy is not known, or is one on other images than most models'; if it is
     known of none, all of them are points without one.
-
-    Args:
-        rows: as :meth:`~.benchmark.BenchRow.to_dict` gives them.
     """
     rows = list(rows)
     known = Counter(row["top1_dataset"] for row in rows if row["top1"] is not None)
@@ -220,7 +217,7 @@ def prediction_png(
     named: Sequence[Named] = (),
     side: float = 6.4,
 ) -> None:
-    """Draw predicted against measured latencies, with errors of at most 5 and 10 % shaded.
+    """Draw predicted against measured latencies, with the diagonal; errors of at most 5 and 10 % are shaded.
 
     Args:
         pairs: (predicted, measured) milliseconds of models that the table was not made from.

@@ -23,12 +23,10 @@ def random_models(space: SearchSpace, count: int, *, seed: int, avoid: Collectio
     """Draw different models of a space.
 
     Every second model is uniform: any candidate is as likely as another in each block, and over these models
-    each block has each of its candidates equally often, as far as the numbers go. They say how a table does
-    on "random models". But the latency of a model of twenty uniform blocks is nearly always close to the
-    mean, and a search asks for models far from it. So the others are tilted: each has a preference of its
-    own, drawn once for the whole model, for candidates with many or with few multiply-accumulates (skipping a
-    block has none). Together they cover the range of latencies from close to the fastest model to close to
-    the slowest.
+    each block has each of its candidates equally often. Their latencies nearly all lie close to the mean, and
+    a search asks for models far from it. So the others are tilted: each has a preference, drawn once for the
+    whole model, for candidates with many or with few multiply-accumulates (skipping a block has none), and
+    together they cover the range from close to the fastest model to close to the slowest.
 
     Args:
         space: the search space.
@@ -38,8 +36,7 @@ def random_models(space: SearchSpace, count: int, *, seed: int, avoid: Collectio
 
     Returns:
         ``count`` tuples of column indices as :meth:`SearchSpace.arch` takes them; fewer if the space has
-        fewer. Blocks of one stage that are skipped in another order give models that are alike; they count as
-        one.
+        fewer. Models that only skip blocks of one stage in another order are alike, and count as one.
 
     Raises:
         LatencyError: there is no model left to draw.

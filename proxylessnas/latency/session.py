@@ -1,10 +1,9 @@
 """A measuring session: many models, each in many short windows that are interleaved with all the others.
 
-A machine that is shared changes its speed for seconds at a time. Whoever measures one model after the other
-measures the machine. So all of them are loaded, and every round gives each one short window, in a new random
-order, with a reference model in between; the latency of a model is a low quantile over all its windows
-(:mod:`.measurement`). Rounds are made until the figures are certain, and in several processes, as where
-a process has its memory moves its times by a percent.
+A shared machine changes its speed for seconds at a time. So all models are loaded, and every round gives each
+one short window, in a new random order, with a reference model in between; a latency is a low quantile over
+all windows (:mod:`.measurement`). Rounds are made until the figures are certain, and in several processes, as
+where a process has its memory moves its times by a percent.
 """
 
 from __future__ import annotations
@@ -138,18 +137,15 @@ class MeasurementSession:
         as many rounds, so that after the first it is known how long the rest takes.
 
         Args:
-            seconds: about how long it may take, what an earlier session took included; at least
-                ``least_rounds`` rounds are made in each process.
+            seconds: about how long it may take, earlier sessions that are continued included.
             limit: uncertainty that is wanted, as a share.
             processes: how many; one where loading takes long.
-            least_rounds: see above.
-            least_seconds: that a process measures, if there is the time: what takes less may lie within one
-                disturbance as a whole, and look certain.
+            least_rounds: that each process makes, however long they take.
+            least_seconds: that a process measures, if there is the time: less may lie within one disturbance.
             settled: asked at the end; while it is False and there are seconds left, more rounds are made.
 
         Raises:
-            LatencyError: something cannot be measured, or (for a session that is continued) the machine is
-                another one.
+            LatencyError: something cannot be measured, or a continued session is on another machine.
         """
         wanted = _Wanted(seconds, limit, processes, least_rounds, least_seconds)
         self._total_s = seconds
@@ -166,10 +162,9 @@ class MeasurementSession:
     def _process(
         self, process: int, stack: contextlib.ExitStack, wanted: _Wanted
     ) -> tuple[_Wanted, list[str]]:
-        """Measure every group in fresh processes.
+        """Measure every group in fresh processes; return what is wanted, and the group that is loaded last.
 
-        Returns:
-            What is wanted: only this process where loading takes long. And the group that is loaded last.
+        Where loading takes long, only this process is wanted.
         """
         begin_s = self._begun.setdefault((process, None), self.spent_s)  # earlier, if it is continued
         self._start(process, stack)
@@ -225,8 +220,8 @@ class MeasurementSession:
     def _rounds_left(self, group: Sequence[str], rounds: int, limit: float, least: int) -> float:
         """Guess how many more rounds are needed.
 
-        Noise falls with the root of their number. What a neighbour does is gone at once: when every model was
-        twice measured while it did nothing.
+        Noise falls with the root of their number; a neighbour is met in all of a model's windows ever less
+        likely.
         """
         if rounds < least:  # too few windows to tell
             return least - rounds + 1

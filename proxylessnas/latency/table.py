@@ -1,9 +1,7 @@
 """A latency table: what each operation of a search space costs on one device, and models predicted from it.
 
-The paper's latency model (ProxylessNAS, section 3.3.1): a model's latency is the sum of its operations'. Two
-constants may come on top, which belong to no operation: ``offset_ms``, found when a table is fitted to whole
-models, and a :class:`Correction`, a line through the predictions, which changes nothing unless it was
-adopted.
+The paper's latency model (ProxylessNAS, section 3.3.1): a model's latency is the sum of its operations'. On
+top come ``offset_ms``, which belongs to no operation, and a :class:`Correction` where one was adopted.
 """
 
 from __future__ import annotations
@@ -127,8 +125,8 @@ class LatencyTable:
 
         Args:
             arch: the model.
-            resolution: height and width of its input in pixels; by default the architecture's own.
-            num_classes: outputs of its classifier; by default the architecture's own.
+            resolution: height and width of its input in pixels; None takes the architecture's own.
+            num_classes: outputs of its classifier; None takes the architecture's own.
 
         Raises:
             LatencyKeyError: the table lacks one of its operations.
@@ -156,13 +154,12 @@ class LatencyTable:
         """Return what each candidate of each block costs, and what all models of a space have in common.
 
         Args:
-            space: by default the one that the table was made for.
+            space: None takes the one that the table was made for.
 
         Returns:
-            ``(costs, fixed_ms)``: float64 [blocks, columns] in milliseconds, 0 for "-" and where a block
-            does not have the candidate (``space.mask`` tells them apart); and the milliseconds of stem,
-            first block, last layer, classifier and offset together. A model's latency is ``fixed_ms`` plus
-            one cell of each row.
+            ``(costs, fixed_ms)``: float64 [blocks, columns] in milliseconds, 0 for "-" and where a block does
+            not have the candidate (see ``space.mask``); and the milliseconds of stem, first block, last
+            layer, classifier and offset. A model's latency is ``fixed_ms`` plus one cell of each row.
 
         Raises:
             LatencyKeyError: the table does not cover the space.
@@ -187,14 +184,13 @@ class LatencyTable:
         return found
 
     def expected(self, probs: Tensor, space: SearchSpace | None = None) -> Tensor:
-        """Return the mean latency, in milliseconds, of a network drawn from ``probs``.
+        """Return the mean latency in milliseconds of a network drawn from ``probs``; differentiable.
 
-        Each block adds its candidates' costs weighted by their probability; everything else is a constant.
-        Differentiable in ``probs`` (ProxylessNAS, section 3.3.1).
+        Each block adds its candidates' costs weighted by their probability (ProxylessNAS, section 3.3.1).
 
         Args:
             probs: [blocks, columns], floating; each row sums to 1, and is 0 where ``space.mask`` is False.
-            space: by default the one that the table was made for.
+            space: None takes the one that the table was made for.
 
         Returns:
             A scalar with the dtype and on the device of ``probs``.
@@ -332,8 +328,7 @@ def check_probs(probs: Tensor, space: SearchSpace) -> None:
     """Check the probabilities of a space's candidates; on a GPU their shape alone, as looking is waiting.
 
     Raises:
-        LatencyError: not a floating tensor [blocks, columns], a row that is no distribution, or a
-            probability where a block does not have the candidate.
+        LatencyError: no floating tensor [blocks, columns], no distribution, or one over missing candidates.
     """
     shape = (len(space.search_blocks), len(space.candidate_ops))
     if not isinstance(probs, Tensor) or not probs.is_floating_point() or probs.shape != shape:

@@ -61,18 +61,18 @@ def validate_table(
     imports: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Validation:
-    """Measure random models on this machine with the table's own settings, and compare.
+    """Measure random models that the table was not fitted on, with its own settings here, and compare.
 
-    Models that the table was fitted on are not among them. They are measured in one interleaved session
-    (:mod:`.session`), with the reference model of the table among them.
+    They are measured in one interleaved session (:mod:`.session`), with the table's reference model among
+    them.
 
     Args:
         table: made on this machine.
-        space: the models are drawn from; by default the one that the table was made for.
+        space: of the models; None takes the one that the table was made for.
         nets: how many; 30 are enough to tell a good table from a bad one.
         seed: of the models.
-        force: measure even if this machine or the runtime's version differs from the table's. The result then
-            says how well the table does here, and is no reason to trust it elsewhere.
+        force: measure even if this machine or the runtime's version differs from the table's. The result is
+            then no reason to trust the table elsewhere.
         imports: names of modules that register operations.
         progress: called with (seconds done, seconds in all, what is being done).
 
@@ -182,11 +182,11 @@ def adopt_correction(table: LatencyTable, validation: Validation | None = None) 
     """Return a table with the line that a validation of it found, and with a validation of the result.
 
     No model is measured: the new validation is that of the half of the models on which the line was not
-    fitted, with the corrected predictions. Of 60 models 30 are left, as many as a search wants.
+    fitted. Of 60 models 30 are left, as many as a search wants.
 
     Args:
         table: as it was when it was validated.
-        validation: by default the table's own.
+        validation: None takes the table's own.
 
     Raises:
         LatencyError: the line does not help, or the validation is not one to correct the table by: of another
@@ -326,9 +326,7 @@ def misplaced(table: LatencyTable) -> list[str]:
 
 
 def fitted_on(table: LatencyTable, space: SearchSpace) -> list[Picks]:
-    """Return the models of a space that a table was fitted on, its correction included.
-
-    None if it was made for another space.
+    """Return the models that a table and its correction were fitted on; none if its space is another.
 
     Raises:
         LatencyError: what the table's method says about them is damaged.

@@ -52,7 +52,7 @@ class Worker:
         settings: as given.
         conditions: what the child measures with.
         has_parts: whether :meth:`parts` can be used.
-        folder: a temporary folder that both processes can use; it is removed at the end.
+        folder: a temporary folder of both processes; it is removed at the end.
 
     Raises:
         LatencyError: the process cannot be started, or the settings cannot be met on this machine.
@@ -132,11 +132,7 @@ class Worker:
         self.close()
 
     def _ask(self, what: str, *, fatal: bool = False, **arguments: Any) -> Any:
-        """Send a request and wait for the answer; whatever interrupts the waiting ends the process.
-
-        Raises:
-            LatencyError: it died, or gave no answer within :data:`LIMITS_S`; and whatever it answers with.
-        """
+        """Send a request and wait for the answer; whatever interrupts the waiting ends the process."""
         if not self._finalizer.alive:
             raise LatencyError("the measuring process was closed, or died")
         pipe_in, pipe_out = self._process.stdin, self._process.stdout

@@ -1,8 +1,7 @@
 """What runs in the measuring process that :class:`.worker.Worker` starts.
 
-It reads one JSON object a line from what was its standard input, does it, and answers with one line on what
-was its standard output. Both are moved elsewhere first, so that a library that prints does no harm: what it
-prints goes to standard error. When the starting process dies, its end of the pipe closes, and this one ends.
+It answers each line of JSON on what was its standard input with one on what was its standard output. Both are
+moved elsewhere first: what a library prints goes to standard error. It ends when the pipe closes.
 """
 
 from __future__ import annotations

@@ -192,7 +192,7 @@ def lower_exported(
     Args:
         exported: what ``torch.export.export`` returned.
         name: of the model, for messages.
-        metadata: texts that the program also holds, each as a method of its key's name without arguments.
+        metadata: texts that the program also holds, each as a method of its key's name.
 
     Raises:
         LatencyError: it has an operator that ExecuTorch lacks.
@@ -222,11 +222,10 @@ def lower_exported(
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Keep the exporters from telling about their own insides, and from narrowing the batch.
+    """Keep the exporters from printing their insides, and from narrowing the batch.
 
-    They print whole graphs where they fail. And they run convolutions without data to learn shapes: torch
-    then asks whether the batch is below 16, which decides between oneDNN, NNPACK and its own code, and the
-    answer becomes a limit of the program.
+    They run convolutions without data to learn shapes: torch then asks whether the batch is below 16, which
+    decides between oneDNN, NNPACK and its own code, and the answer becomes a limit of the program.
     """
     import torch
 

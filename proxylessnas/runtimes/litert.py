@@ -24,10 +24,7 @@ def interpreter(path: Path, threads: int | None = None) -> Any:
 
 
 def resize(loaded: Any, shape: tuple[int, ...]) -> tuple[int, int]:
-    """Make an interpreter ready for an input [N, H, W, C], if it is not.
-
-    Returns:
-        The indices of its input and its output.
+    """Make an interpreter ready for an input [N, H, W, C]; return the indices of its input and its output.
 
     Raises:
         RuntimeError, ValueError: the file does not take this shape.

@@ -179,8 +179,7 @@ def _providers(ort: Any, settings: Settings) -> list[Any]:
 def _share_pool(ort: Any, threads: int) -> bool:
     """Let all sessions of this process use one pool of threads; return False where each needs its own.
 
-    The threads of a pool wait for their next work in a busy loop, for tens of milliseconds. With a pool per
-    session, those of the session that ran before would take processors from the one that runs now.
+    A pool's idle threads wait in a busy loop, and would take processors from the session that runs now.
 
     Raises:
         LatencyError: the pool has another number of threads; it cannot be changed.

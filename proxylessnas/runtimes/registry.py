@@ -43,8 +43,7 @@ def available(names: Iterable[str] | None = None) -> dict[str, str | None]:
     """Tell which runtimes can be used, without importing any library.
 
     Returns:
-        Name to None if its libraries are installed, else to what to do about it: the pip line, or what else
-        is missing.
+        Name to None if its libraries are installed, else to what to do about it, the pip line mostly.
 
     Raises:
         LatencyError: there is no runtime of that name.

@@ -50,7 +50,7 @@ def window(
         min_runs: timed runs, at least.
         min_seconds: time they take together, at least, unless there are 100 of them before.
         max_seconds: no timed run but the first is started later than this.
-        one_thread: whether all the work is done by one thread on a CPU, so that CPU time can be compared.
+        one_thread: whether one thread on a CPU does all the work, so that CPU time can be compared.
         clock: wall clock, seconds.
         cpu_clock: CPU time of this process, seconds.
     """

@@ -80,8 +80,8 @@ def compiled_session(model: nn.Module, x: Tensor, settings: Settings) -> EagerSe
 def own_function(model: nn.Module) -> Callable[[Tensor], Any]:
     """Return a function of its own that calls the model.
 
-    The compiler files its results under the code object, a few at most for each, and falls back to eager
-    silently after that. All models share one code object for their ``forward``; this gives each its own.
+    The compiler files a few results at most under each code object, and falls back to eager silently after
+    that; all models share that of their ``forward``.
     """
 
     def call(x: Tensor) -> Any:

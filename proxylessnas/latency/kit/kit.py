@@ -1,8 +1,4 @@
-"""Writes a kit: what a device without PyTorch needs to measure a search space.
-
-:func:`write_kit` makes a folder that is copied to the device. There, ``python run.py`` measures every
-operation of the space and some whole models, and writes ``results.json``, which :func:`.read_results` reads.
-"""
+"""Writes a kit: a folder with which a device without PyTorch measures a search space (``python run.py``)."""
 
 from __future__ import annotations
 
@@ -62,10 +58,10 @@ def write_kit(
 ) -> Path:
     """Write a folder with which another device can measure a search space.
 
-    It holds one file an operation (``blocks/``), whole random models to fit a table on and to evaluate it
-    with (``nets/``), ``manifest.json``, a program ``run.py`` that needs no PyTorch with its modules, and a
-    ``README.txt``. ONNX files are small, a few megabytes in all. ExecuTorch programs hold all weights and
-    take up to ten seconds each to make.
+    It holds a file an operation (``blocks/``), whole random models to fit a table on and to evaluate it with
+    (``nets/``), ``manifest.json``, a ``run.py`` that needs no PyTorch with its modules, and a ``README.txt``.
+    ONNX files are small, a few megabytes in all. ExecuTorch programs hold all weights and take up to ten
+    seconds each.
 
     Args:
         space: the search space.

@@ -323,11 +323,9 @@ Picks = tuple[int, ...]
 def kit_table(results: KitResults) -> LatencyTable:
     """Fit a table to a kit's operations and whole models, and validate it on them, an eighth at a time.
 
-    The models are split into eight parts; those of each part are predicted by a table that was fitted to the
-    other seven, so the validation is of models that the fit did not see. The table itself is fitted to all.
-
-    Disturbed measurements count only where a file has no others; the method and the validation say how many
-    there were.
+    Each eighth is predicted by a table that was fitted to the other seven; the table itself is fitted to all.
+    Disturbed measurements count only where a file has no others; method and validation say how many there
+    were.
 
     With fewer than 8 models, an entry is the operation's own time: such sums are not whole models' latencies,
     and the table stays unvalidated, as it does with fewer than 16.
