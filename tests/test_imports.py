@@ -155,7 +155,7 @@ HUB_BESIDE_OTHER_CODE = """
 import json, sys
 import torch
 
-other = torch.hub.load({other!r}, "net", source="local")
+other = torch.hub.load({other!r}, "model", source="local")
 assert other.kind == "other", other
 import models, utils  # the user's own utils; `models` stays the other hub repository's
 

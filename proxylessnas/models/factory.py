@@ -49,33 +49,28 @@ def create_model(
             architecture in the header, whose weights are then loaded.
         pretrained: load the published weights, from the cache or the network.
         progress: show a bar while downloading.
-        weights: load these instead: a local file, a zoo name or a :func:`get_weights` record. No network for
-            a file.
+        weights: load these instead: a local file, a zoo name or a :func:`get_weights` record.
         num_classes: outputs; 0 returns embeddings; None takes the weights' or the architecture's. If it
             differs from the weights', the classifier starts anew and everything else is loaded.
-        in_chans: input channels; the stem's weights are adapted. None takes the architecture's, 3 for the
-            published models.
+        in_chans: input channels; the stem's weights are adapted; None takes the architecture's.
         global_pool: "avg", "max", "avgmax", or "" to keep the feature map (with num_classes=0); None takes
             the file's, "avg" if it says nothing.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth.
 
     Returns:
-        The model, in training mode. ``model.preprocessing`` is what its images need, ``model.weights`` the
-        record of its published weights, each None if not known.
+        The model, in training mode; its ``preprocessing`` and ``weights`` (a record) are None if not known.
 
     Raises:
         UnknownModelError: no such name; the nearest ones are listed.
         ArchError: the architecture is malformed.
-        WeightsNotFoundError, WeightsFetchError, WeightsCorruptError, WeightsMismatchError: the weights cannot
-            be had or do not fit.
+        WeightsNotFoundError, WeightsFetchError, WeightsCorruptError, WeightsMismatchError: none that fit.
     """
     if not isinstance(pretrained, bool):
         raise TypeError(f"pretrained must be True or False, not {pretrained!r}; a file goes into weights=")
     found = resolve(name_or_arch)
     if found.kind == "module":
         raise TypeError(f"a model is built from a name, a file or an architecture, not {shown(name_or_arch)}")
-    arch = found.arch
     if found.kind == "weights file":
         weights = weights or found.path
     options: dict[str, Any] = {
@@ -87,21 +82,18 @@ def create_model(
     }
     with torch.inference_mode(False):  # parameters made under inference mode could never be trained
         if weights is None and not pretrained:
-            model = build(arch, **options)
+            model = build(found.arch, **options)
             model.name = found.name
             return model
-        if weights is None:
-            weights = get_weights(_published_as(arch))
-        elif isinstance(weights, str) and (named := resolve(weights)).kind == "zoo":
-            weights = get_weights(named.name)
-        return _build_with_weights(arch, weights, progress, options)
+        weights = _published_as(found.arch) if weights is None else weights
+        return _build_with_weights(found.arch, weights, progress, options)
 
 
-def _published_as(arch: Arch | TreeArch) -> str:
-    """Return the zoo name of an architecture, whatever it calls itself."""
+def _published_as(arch: Arch | TreeArch) -> Weights:
+    """Return the published weights of an architecture, whatever it calls itself."""
     for name, published in PUBLISHED.items():
         if dataclasses.replace(published, name=arch.name) == arch:
-            return name
+            return get_weights(name)
     raise WeightsNotFoundError(
         f"no weights are published for the architecture {arch.name!r}: give --weights FILE "
         "(weights=FILE in Python)"
@@ -111,6 +103,8 @@ def _published_as(arch: Arch | TreeArch) -> str:
 def _build_with_weights(
     arch: Arch | TreeArch, weights: str | os.PathLike[str] | Weights, progress: bool, options: dict[str, Any]
 ) -> ImageClassifier:
+    if isinstance(weights, str) and (named := resolve(weights)).kind == "zoo":
+        weights = get_weights(named.name)
     if isinstance(weights, Weights):
         # Reading and hashing 18 MB takes as long as creating 400 modules: do both at once.
         loader = VerifiedLoader(weights, progress=progress)
