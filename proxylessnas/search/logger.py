@@ -340,8 +340,10 @@ def saved_result(folder: Path, origin: Mapping[str, Any]) -> dict[str, Any] | No
         result = SearchResult.from_dict(saved, folder)
         digest = hashlib.sha256(read_bytes(folder / CHILD_FILE)).hexdigest()
         arch = read_bytes(folder / ARCH_FILE).decode()
+        last = json.loads(read_bytes(folder / LOG_FILE).splitlines()[-1])  # it is written after the result
         same = saved["origin"] == json.loads(json.dumps(_finite(origin)))
         same = same and saved["model_sha256"] == digest and arch == f"{result.arch}\n"
+        same = same and last["event"] == "done"
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None  # cut short, or of an earlier version
     return saved if same else None

@@ -368,13 +368,18 @@ def test_a_finished_search_keeps_its_result(
     assert capsys.readouterr().err == said
     # Its end is repeated where it is not whole any more, or was reached by another version.
     assert result.model is not None
-    for spoil in (result.model.unlink, lambda: result.model.write_bytes(b"x"), (out / "arch.txt").unlink):
-        spoil()
+    log = before[out / "search.jsonl"].splitlines(keepends=True)
+    for name, content in {
+        "child.safetensors": b"x", "arch.txt": b"", "search.jsonl": b"".join(log[:-1]),
+    }.items():  # fmt: skip
+        (out / name).write_bytes(content)
         assert finished(data, out, table).choices == result.choices
         assert create_model(result.model).arch == result.arch
+        assert json.loads((out / "search.jsonl").read_text().splitlines()[-1])["event"] == "done"
         assert (out / "arch.txt").read_bytes() == before[out / "arch.txt"]
         assert calls
         calls.clear()
+    result.model.unlink()
     for other in (before[out / "result.json"].replace(b'"seed": 0', b'"seed": 1'), b"{}", b"["):
         (out / "result.json").write_bytes(other)
         assert finished(data, out, table).choices == result.choices
