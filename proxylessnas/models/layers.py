@@ -168,6 +168,7 @@ class OpLayers(nn.Sequential):
             else:
                 name, ins, outs, kernel, step, groups, act = spec
                 layer = ConvLayer(ins, outs, kernel, step, groups, act=act, **options)
+                _guard(layer.conv)
             setattr(self, spec.name, layer)
 
 
@@ -196,23 +197,22 @@ def make_op(op: Op, in_channels: int, out_channels: int, stride: int, **options:
         ArchError: what the builder of a registered operation returned is no module.
     """
     if isinstance(op, OpSpec):
-        module: nn.Module = OpLayers(op, in_channels, out_channels, stride, **options)
-    elif isinstance(op, Registered):
-        module = op.build(in_channels, out_channels, stride)
-        if not isinstance(module, nn.Module):
-            raise ArchError(f"operation {op.name!r}: its builder returned no nn.Module")
-    else:
+        return OpLayers(op, in_channels, out_channels, stride, **options)
+    if not isinstance(op, Registered):
         return None
+    module = op.build(in_channels, out_channels, stride)
+    if not isinstance(module, nn.Module):
+        raise ArchError(f"operation {op.name!r}: its builder returned no nn.Module")
     for layer in module.modules():
-        if (
-            isinstance(layer, nn.Conv2d)
-            and layer.kernel_size == (1, 1)
-            and layer.padding in ((0, 0), "valid")
-            and max(layer.stride) > 1
-            and layer.in_channels < 8
-        ):
-            layer.register_forward_pre_hook(_cut_what_is_not_read)
+        if isinstance(layer, nn.Conv2d):
+            _guard(layer)
     return module
+
+
+def _guard(conv: nn.Conv2d) -> None:
+    few, steps = conv.in_channels < 8, max(conv.stride) > 1
+    if steps and few and conv.kernel_size == (1, 1) and conv.padding in ((0, 0), "valid"):
+        conv.register_forward_pre_hook(_cut_what_is_not_read)
 
 
 def _cut_what_is_not_read(conv: nn.Conv2d, inputs: tuple[Tensor, ...]) -> Tensor | None:
