@@ -60,7 +60,7 @@ def test_the_report_says_what_was_done(tmp_path: Path) -> None:
         "writing TorchScript",
         "comparing with the model on photos of examples/photos",
     ]
-    assert "model.pt: TorchScript, 0.1 MB, off by" in str(report)
+    assert "net.pt: TorchScript, 0.1 MB, off by" in str(report)
 
 
 def test_the_model_given_is_left_as_it_is(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_random_weights_give_outputs_of_ordinary_size(tmp_path: Path) -> None:
 
 def test_a_file_that_is_there_is_replaced_only_by_force(tmp_path: Path) -> None:
     (tmp_path / "net.pt").write_bytes(OLD)
-    with pytest.raises(ExportError, match=r"model\.pt: exists already: --force \(.*\) replaces it"):
+    with pytest.raises(ExportError, match=r"net\.pt: exists already: --force \(.*\) replaces it"):
         export(small(), tmp_path / "net.pt")
     assert (tmp_path / "net.pt").read_bytes() == OLD
     export(small(), tmp_path / "net.pt", force=True)
@@ -171,7 +171,7 @@ def test_places_where_no_file_can_be(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"there is no folder .*nowhere"):
         export(small(), tmp_path / "nowhere" / "net.pt")
     (tmp_path / "net.pt").mkdir()
-    with pytest.raises(ExportError, match=r"model\.pt: is a folder"):
+    with pytest.raises(ExportError, match=r"net\.pt: is a folder"):
         export(small(), tmp_path / "net.pt", force=True)
 
 
@@ -278,7 +278,7 @@ def test_files_replace_older_ones(tmp_path: Path) -> None:
     (place / "other").write_bytes(OLD)
     placing.put_in_place(made, place)
     assert {p.name: p.read_bytes() for p in place.iterdir()} == {
-        "net.xml": b"new model.xml", "net.bin": b"new model.bin", "net.xml.json": b"new model.xml.json",
+        "net.xml": b"new net.xml", "net.bin": b"new net.bin", "net.xml.json": b"new net.xml.json",
         "other": OLD,
     }  # fmt: skip
 
@@ -300,4 +300,4 @@ def test_what_cannot_be_moved_changes_nothing(blocked: str, older: bool, tmp_pat
         assert names(place) == before
         assert all(p.read_bytes() == OLD for p in place.iterdir() if p.is_file())
     else:
-        assert (place / "net.xml").read_bytes() == b"new model.xml"
+        assert (place / "net.xml").read_bytes() == b"new net.xml"

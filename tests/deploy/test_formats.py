@@ -32,7 +32,7 @@ def test_the_file_gives_the_models_outputs_and_knows_what_it_is(suffix: str, tmp
     model = small()
     report = export(model, tmp_path / f"net{suffix}")
     assert {(row.inputs, row.batch) for row in report.parity} == {
-        (inputs, batch) for inputs in ("pictures", "random numbers") for batch in (1, 2, 7)
+        (inputs, batch) for inputs in ("images", "random numbers") for batch in (1, 2, 7)
     }
     assert report.agreement == 1.0
     assert report.largest_difference < 1e-4
@@ -155,7 +155,7 @@ def test_a_model_with_an_operation_that_the_format_lacks(tmp_path: Path) -> None
 
 
 def test_tracing_only_half_is_found_by_the_proof(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"model\.pt does not compute .* at batch 2 .*nothing was kept"):
+    with pytest.raises(ExportError, match=r"net\.pt does not compute .* at batch 2 .*nothing was kept"):
         export(small(COUNTS), tmp_path / "net.pt")
     assert not [*tmp_path.iterdir()]
 
@@ -235,7 +235,7 @@ def test_another_input_size_changes_the_preprocessing_in_proportion() -> None:
     assert bundle.model.preprocessing == bundle.preprocessing
 
 
-@pytest.mark.parametrize("net", [torch.nn.ReLU(), 3, None])
+@pytest.mark.parametrize("model", [torch.nn.ReLU(), 3, None])
 def test_what_is_no_model(model: Any, tmp_path: Path) -> None:
     with pytest.raises(
         ExportError, match="must be a model of this package, a name, a file or an architecture"

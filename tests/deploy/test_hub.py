@@ -200,7 +200,7 @@ def test_a_full_disk_leaves_the_old_model(tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # as a full disk: EFBIG instead of ENOSPC
     try:
-        with pytest.raises(ExportError, match=r"model: cannot be written: File too large$"):
+        with pytest.raises(ExportError, match=r"net: cannot be written: File too large$"):
             save_pretrained(changed, folder)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -84,7 +84,7 @@ def test_no_sum_of_7_bits_is_cut_off(scheme: str, tmp_path: Path) -> None:
     for name in (scheme, f"{scheme}+7bit"):
         path, way = tmp_path / f"{name}.onnx", scheme_of(name)
         backend = backend_of(format_of(path))
-        prepared = dataclasses.replace(open_bundle(model), model=Prepared(model, [x]).model(way))
+        prepared = dataclasses.replace(open_bundle(model), model=Prepared(model, [x]).for_scheme(way))
         backend.write(prepared, path, [x], way, ExportOptions())
         isas, saturating = exact_on(backend.paired_weights(path))
         layers.append((_pair_sums(path, x), isas, len(saturating)))

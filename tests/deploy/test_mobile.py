@@ -68,7 +68,7 @@ def test_an_executorch_program_computes_the_same(plain: ModelBundle, tmp_path: P
     program = fmt.open(path, threads=1)
     for batch in (1, 2, 7, 1, LARGEST_BATCH):
         assert off(plain, program, batch) < 1e-5
-    with pytest.raises(ExportError, match=r"model.pte: ExecuTorch cannot run \[65, 3, 32, 32\]"):
+    with pytest.raises(ExportError, match=r"net.pte: ExecuTorch cannot run \[65, 3, 32, 32\]"):
         program(torch.zeros(LARGEST_BATCH + 1, 3, 32, 32))
     assert executorch_format.read_metadata(path) == plain.metadata()
     assert "kind 4" in executorch_format.read_metadata(path)["categories"]
@@ -123,7 +123,7 @@ def test_executorch_says_in_one_line_what_it_cannot_take(
 def test_a_broken_program_is_named(tmp_path: Path) -> None:
     fmt, path = needs_executorch(), tmp_path / "net.pte"
     path.write_bytes(b"no program" * 100)
-    with pytest.raises(ExportError, match=r"model.pte: ExecuTorch cannot load it"):
+    with pytest.raises(ExportError, match=r"net.pte: ExecuTorch cannot load it"):
         fmt.open(path)
 
 
@@ -171,7 +171,7 @@ def test_a_litert_file_computes_the_same(
     program = fmt.open(path, threads=1)
     for count in (batch,) if batch else (1, 2, 7, 2, 100):
         assert off(bundle, program, count) < 1e-5
-    with pytest.raises(ExportError, match=r"model.tflite: LiteRT cannot run \[3, 3, 20, 20\]"):
+    with pytest.raises(ExportError, match=r"net.tflite: LiteRT cannot run \[3, 3, 20, 20\]"):
         program(torch.zeros(3, 3, 20, 20))
     assert litert_format.read_metadata(path) == bundle.metadata()
     with zipfile.ZipFile(path) as archive:
@@ -266,9 +266,9 @@ def test_the_litert_runtime_reads_files_only(tmp_path: Path) -> None:
         )
     broken = tmp_path / "net.tflite"
     broken.write_bytes(b"no model" * 100)
-    with pytest.raises(LatencyError, match=r"model.tflite: LiteRT cannot load it"):
+    with pytest.raises(LatencyError, match=r"net.tflite: LiteRT cannot load it"):
         runtime.load(ModelSpec("file", str(broken), (3, 32, 32)), Settings("litert"), tmp_path)
-    with pytest.raises(ExportError, match=r"model.tflite: holds no metadata.json"):
+    with pytest.raises(ExportError, match=r"net.tflite: holds no metadata.json"):
         litert_format.read_metadata(broken)
 
 

@@ -34,8 +34,8 @@ def compared(
 def test_the_model_itself_passes(bundle: ModelBundle) -> None:
     rows = compared(bundle, bundle.model)
     assert [(row.inputs, row.batch, row.n) for row in rows] == [
-        ("pictures", 1, 4), ("random numbers", 1, 2), ("pictures", 2, 4), ("random numbers", 2, 2),
-        ("pictures", 7, 14), ("random numbers", 7, 7),
+        ("images", 1, 4), ("random numbers", 1, 2), ("images", 2, 4), ("random numbers", 2, 2),
+        ("images", 7, 14), ("random numbers", 7, 7),
     ]  # fmt: skip
     assert all(row.difference == 0 and row.agreement == 1 and row.largest > 0 for row in rows)
     parity.check(rows, 1e-9, "net")
@@ -67,12 +67,12 @@ def test_any_difference_is_found(bundle: ModelBundle, wrong: Callable[[Tensor], 
 
 
 def test_the_limit_grows_with_the_outputs() -> None:
-    row = parity.ParityRow("pictures", 1, 4, 1.5e-3, 20.0, 1.0)
+    row = parity.ParityRow("images", 1, 4, 1.5e-3, 20.0, 1.0)
     parity.check([row], 1e-4, "file")
     with pytest.raises(ExportError, match=r"more than 0\.0002"):
-        parity.check([parity.ParityRow("pictures", 1, 4, 1.5e-3, 2.0, 1.0)], 1e-4, "file")
+        parity.check([parity.ParityRow("images", 1, 4, 1.5e-3, 2.0, 1.0)], 1e-4, "file")
     with pytest.raises(ExportError, match=r"more than 0\.0001"):
-        parity.check([parity.ParityRow("pictures", 1, 4, 1.5e-3, 0.1, 1.0)], 1e-4, "file")
+        parity.check([parity.ParityRow("images", 1, 4, 1.5e-3, 0.1, 1.0)], 1e-4, "file")
 
 
 def test_other_shapes_and_damaged_models(bundle: ModelBundle) -> None:
