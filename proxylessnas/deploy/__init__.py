@@ -17,19 +17,19 @@ from ..utils.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from .exporter import export as export
-    from .formats.base import ExportOptions as ExportOptions
     from .hub import from_pretrained as from_pretrained
     from .hub import push_to_hub as push_to_hub
     from .hub import save_pretrained as save_pretrained
     from .optimized import Optimized as Optimized
     from .optimized import optimize as optimize
     from .report import ExportReport as ExportReport
+    from .settings import ExportOptions as ExportOptions
 
 _NAMES = {
     ".exporter": "export",
-    ".formats.base": "ExportOptions",
     ".hub": "from_pretrained push_to_hub save_pretrained",
     ".optimized": "Optimized optimize",
     ".report": "ExportReport",
+    ".settings": "ExportOptions",
 }
 __all__, __getattr__, __dir__ = lazy_names(__name__, _NAMES)

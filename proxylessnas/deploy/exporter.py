@@ -21,8 +21,9 @@ from ..runtimes.device_name import device_name
 from ..utils.files import check_place, check_space, put_in_place, workshop
 from . import verify as parity
 from .bundle import ModelBundle, open_bundle
-from .formats.base import ExportOptions, format_of
+from .formats.base import format_of
 from .report import ExportReport, FileRecord
+from .settings import ExportOptions
 from .verify import LatencyRow, not_measured, proof_images, time_file
 
 PRECISIONS = ("float32", "int8")

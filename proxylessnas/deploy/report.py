@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .bundle import ModelBundle
-from .formats.base import ExportOptions
+from .settings import ExportOptions
 from .verify import LatencyRow, ParityRow
 
 

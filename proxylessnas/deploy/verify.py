@@ -26,7 +26,8 @@ from ..runtimes.base import ModelSpec
 from ..runtimes.files import file_runtimes
 from ..runtimes.settings import Settings
 from .bundle import ModelBundle
-from .formats.base import ExportOptions, Program
+from .formats.base import Program
+from .settings import ExportOptions
 
 #: Images a call where the file leaves that open.
 BATCHES = (1, 2, 7)

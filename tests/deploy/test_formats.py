@@ -14,7 +14,7 @@ from deploy_tools import COUNTS, DECIDES, OWN_OP, PLAIN, TREE, small
 from proxylessnas import ExportError, create_model, deploy
 from proxylessnas.data.transforms import Preprocessing
 from proxylessnas.deploy.bundle import open_bundle
-from proxylessnas.deploy.formats.base import ExportOptions, format_of, formats, refuse
+from proxylessnas.deploy.formats.base import ExportOptions, format_of, formats
 
 
 def export(model: Any, path: Path, **options: Any) -> Any:
@@ -211,7 +211,7 @@ def test_options_that_a_format_lacks(suffix: str, option: str, tmp_path: Path) -
 def test_all_odd_options_are_named_at_once() -> None:
     options = ExportOptions(uint8_input=True, opset=20, batch_size=2)
     with pytest.raises(ExportError, match=r"no option --uint8-input \(.*\) and no option --opset \(.*\)$"):
-        refuse(format_of(Path("x.pt2")), options, "batch_size")
+        format_of(Path("x.pt2")).check(open_bundle(small()), options)
 
 
 @pytest.mark.parametrize("name", ["batch_size", "opset", "threads"])

@@ -7,18 +7,24 @@ from pathlib import Path
 
 import pytest
 import torch
-from deploy_tools import OWN_OP, PLAIN, TREE
+from deploy_tools import PLAIN, TREE
 from deploy_tools import small as training_model
 from torch import Tensor, nn
 
 from proxylessnas.data.named import DIGITS, load_digits
 from proxylessnas.data.transforms import Preprocessing
 from proxylessnas.deploy.quantization import Scheme, scheme_of
-from proxylessnas.deploy.quantization.fake_quant import observe, rounded_weight, simulated
-from proxylessnas.deploy.quantization.ptq import compensated, corrected, equalised, second_moments
+from proxylessnas.deploy.quantization.fake_quant import (
+    STEPS,
+    Observed,
+    observe,
+    rounded_weight,
+    scale_and_zero,
+    simulated,
+)
+from proxylessnas.deploy.quantization.ptq import compensated, corrected, second_moments
 from proxylessnas.deploy.quantization.qat import quantisation_aware
 from proxylessnas.deploy.quantization.quantize import divergence
-from proxylessnas.deploy.quantization.ranges import STEPS, Observed, scale_and_zero
 from proxylessnas.errors import ExportError
 from proxylessnas.models.base import ImageClassifier
 
@@ -93,7 +99,7 @@ def test_zero_is_always_exact(rule: str, values: Tensor) -> None:
     "name",
     [
         "minmax",
-        "mse+equalise0.5+correct",
+        "mse+correct",
         "percentile+compensate+correct+floatadds+floatfirst+floatlast+7bit",
     ],
 )
@@ -106,8 +112,6 @@ def test_a_scheme_is_its_name(name: str) -> None:
     [
         ("best", "no INT8 rule is called 'best'; there are minmax, percentile, mse, entropy"),
         ("mse+corect", "no part of an INT8 scheme is called 'corect'; there are compensate, correct"),
-        ("mse+equaliseX", "'equaliseX': equalise takes a strength"),
-        ("mse+equalise3", "equalise is 3.0; it is a strength from 0 to 1"),
     ],
 )
 def test_a_scheme_that_is_none(name: str, problem: str) -> None:
@@ -162,26 +166,7 @@ def test_gradients_pass_the_rounding() -> None:
     assert float(first.grad.abs().sum()) > 0
 
 
-# ---- equalisation
-
-
-def _spread(model: ImageClassifier, x: Tensor) -> float:
-    """Return how unlike the ranges of the channels before the depthwise convolutions are."""
-    ratios = []
-
-    def look(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        peaks = args[0].abs().amax((0, 2, 3))
-        ratios.append(float((peaks.max() / peaks[peaks > 0]).log().mean()))
-
-    handles = [
-        module.register_forward_pre_hook(look)
-        for module in model.modules()
-        if isinstance(module, nn.Conv2d) and module.groups > 1
-    ]
-    _run(model, [x])
-    for handle in handles:
-        handle.remove()
-    return sum(ratios)
+# ---- compensation and correction
 
 
 def _uneven(model: ImageClassifier) -> ImageClassifier:
@@ -194,38 +179,6 @@ def _uneven(model: ImageClassifier) -> ImageClassifier:
                 module.weight.mul_(scale)
                 module.bias.mul_(scale)
     return model
-
-
-def test_equalisation_changes_ranges_and_nothing_else() -> None:
-    model, batches = _uneven(small()), _batches()
-    exact = _run(model, batches)
-    twin = equalised(model, batches, 1.0)
-    assert torch.allclose(_run(twin, batches), exact, atol=1e-4 * float(exact.abs().max()))
-    assert _spread(twin, batches[0]) < 0.5 * _spread(model, batches[0])
-    assert torch.equal(_run(model, batches), exact)
-    assert twin.state_dict().keys() == model.state_dict().keys()
-
-
-@pytest.mark.parametrize("arch", [OWN_OP, TREE])
-def test_equalisation_leaves_what_it_does_not_know(arch: object) -> None:
-    model = small(arch)  # type: ignore[arg-type]
-    side = model.arch.resolution
-    batches = [x[:, :, :side, :side] for x in _batches(1)]
-    exact = _run(model, batches)
-    twin = equalised(model, batches)
-    assert torch.allclose(_run(twin, batches), exact, atol=1e-4 * float(exact.abs().max()))
-
-
-@pytest.mark.parametrize("pool", ["max", "avgmax"])
-def test_equalisation_knows_the_other_poolings(pool: str) -> None:
-    model, batches = _uneven(small(global_pool=pool)), _batches(1)
-    exact = _run(model, batches)
-    assert torch.allclose(
-        _run(equalised(model, batches), batches), exact, atol=1e-4 * float(exact.abs().max())
-    )
-
-
-# ---- compensation and correction
 
 
 @pytest.mark.parametrize(

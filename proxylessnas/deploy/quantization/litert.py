@@ -1,4 +1,4 @@
-"""INT8 in LiteRT's files, by its own quantiser, with ranges that we choose; in the converter's Python."""
+"""INT8 in LiteRT's files, by its own quantiser, in the converter's Python, with ranges that we choose."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from ...errors import ExportError
 from ..bundle import ModelBundle
-from ..formats.base import ExportOptions
 from ..formats.litert import append_metadata, convert
 from ..formats.split_depthwise import split_depthwise
+from ..settings import ExportOptions
 from .fake_quant import in_float_part
 from .schemes import Scheme
 

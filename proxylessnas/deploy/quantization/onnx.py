@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from importlib import import_module
@@ -15,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import ExportError, first_line, missing_extra
+from ...errors import needs
 from ...runtimes.onnx_graph import Proto, import_onnx
 from ..bundle import ModelBundle
-from ..formats.base import ExportOptions
+from ..formats.base import exporting
 from ..formats.onnx import FORMAT
 from ..formats.split_depthwise import MOST_WEIGHTS
-from .ranges import Observed
+from ..settings import ExportOptions
+from .fake_quant import Ranges, ranges_of
 from .schemes import Scheme
 
 #: What is computed in 8 bits; everything else (the mean over the last map, say) stays in float32.
@@ -75,19 +73,12 @@ def write(
     inputs = [
         part for x in batches for part in x.split(at_once) if len(part) == at_once or not options.batch_size
     ]
-    with _quiet():
-        try:
-            if scheme.rule == "entropy":
-                ranges = _entropy(proto, inputs)
-            else:
-                ranges = _observed(proto, inputs, scheme.rule)
-            made = _quantised(proto, ranges, scheme)
-        except ExportError:
-            raise
-        except Exception as e:  # the quantiser raises anything
-            raise ExportError(
-                f"{bundle.name}: ONNX Runtime cannot quantise the model ({first_line(e)})"
-            ) from e
+    with exporting(f"{bundle.name}: ONNX Runtime cannot quantise the model"):
+        if scheme.rule == "entropy":
+            ranges = _entropy(proto, inputs)
+        else:
+            ranges = _observed(proto, inputs, scheme.rule)
+        made = _quantised(proto, ranges, scheme)
     if scheme.float_adds:
         _keep_sums(made)
     onnx.helper.set_model_props(made, {**bundle.metadata(), "int8": scheme.name})
@@ -101,13 +92,11 @@ def library() -> Any:
     Raises:
         MissingExtraError: it is not installed.
     """
-    try:
+    with needs("onnxruntime", "INT8 in ONNX files", extra="onnx"):
         return import_module("onnxruntime.quantization")
-    except Exception as e:  # a broken install raises anything
-        raise missing_extra("onnxruntime", "INT8 in ONNX files", extra="onnx") from e
 
 
-def _quantised(proto: Proto, ranges: dict[str, tuple[float, float]], scheme: Scheme) -> Proto:
+def _quantised(proto: Proto, ranges: Ranges, scheme: Scheme) -> Proto:
     import numpy as np
 
     ort = library()
@@ -188,7 +177,7 @@ def _keep_sums(proto: Proto) -> None:
                 node.input[i] = quantised.input[0]
 
 
-def _observed(proto: Proto, inputs: Sequence[Tensor], rule: str) -> dict[str, tuple[float, float]]:
+def _observed(proto: Proto, inputs: Sequence[Tensor], rule: str) -> Ranges:
     """Return the range of every float32 tensor that is no constant."""
     onnx = import_onnx()
     ort: Any = import_module("onnxruntime")
@@ -211,16 +200,16 @@ def _observed(proto: Proto, inputs: Sequence[Tensor], rule: str) -> dict[str, tu
     session = ort.InferenceSession(watched.SerializeToString(), options, ["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     entry = session.get_inputs()[0].name
-    seen = {name: Observed() for name in [entry, *names]}
-    for visit in (Observed.see, Observed.count):
+
+    def values() -> Iterator[tuple[str, Tensor]]:
         for x in inputs:
-            visit(seen[entry], x.float())
-            for name, values in zip(names, session.run(names, {entry: x.numpy()}), strict=True):
-                visit(seen[name], torch.from_numpy(values))
-    return {name: values.range(rule) for name, values in seen.items()}
+            yield entry, x
+            yield from zip(names, map(torch.from_numpy, session.run(names, {entry: x.numpy()})), strict=True)
+
+    return ranges_of(values, rule)
 
 
-def _entropy(proto: Proto, inputs: Sequence[Tensor]) -> dict[str, tuple[float, float]]:
+def _entropy(proto: Proto, inputs: Sequence[Tensor]) -> Ranges:
     """Return the ranges that ONNX Runtime's entropy calibration chooses."""
     ort = library()
     entry = proto.graph.input[0].name
@@ -247,16 +236,3 @@ class _Reader:
     def get_next(self) -> dict[str, Any] | None:
         """Return the next batch, or None."""
         return next(self._inputs, None)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what the quantiser prints and logs about its own insides from the terminal."""
-    logger = logging.getLogger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logger.setLevel(level)
