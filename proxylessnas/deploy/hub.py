@@ -27,6 +27,7 @@ from ..errors import (
     OfflineError,
     ProxylessError,
     WeightsCorruptError,
+    WeightsFetchError,
     WeightsNotFoundError,
 )
 from ..models.base import POOLS, ImageClassifier, unwrapped
@@ -35,9 +36,10 @@ from ..models.loading import save_weights
 from ..train.evaluate import Evaluation
 from ..utils.files import decode, read_bytes
 from ..utils.paths import is_offline
-from .hub_files import CARD, CONFIG, LIBRARY, WEIGHTS, download, hub_errors, hub_library
-from .model_card import model_card
+from ..utils.text import shown_reason
+from .model_card import LIBRARY, hub_library, model_card
 
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 _MOST_CONFIG_BYTES = 1 << 20
 
 
@@ -153,7 +155,7 @@ def from_pretrained(
     folder = Path(folder_or_repo)
     if not folder.is_dir():
         offline = local_files_only or is_offline()
-        folder = download(str(folder_or_repo), revision, token, cache_dir, offline)
+        folder = _download(str(folder_or_repo), revision, token, cache_dir, offline)
     elif revision is not None:
         raise ProxylessError(f"{folder}: a folder has no revisions (revision={revision!r})")
     weights = folder / WEIGHTS
@@ -278,7 +280,7 @@ def push_to_hub(
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made) / "net"
         save_pretrained(model, folder, name=name or repo.split("/")[-1], license=license, measured=measured)
-        with hub_errors(repo):
+        with _hub_errors(repo):
             repo = api.create_repo(repo, private=private, exist_ok=True).repo_id
             kept = [CARD] if api.file_exists(repo, CARD, revision=revision) else None
             commit = api.upload_folder(
@@ -290,3 +292,71 @@ def push_to_hub(
                 ignore_patterns=kept,
             )
     return str(commit.commit_url)
+
+
+def _download(
+    repo: str,
+    revision: str | None,
+    token: str | bool | None,
+    cache_dir: str | os.PathLike[str] | None,
+    offline: bool,
+) -> Path:
+    """Return the folder of the Hub's cache that holds both files of one and the same commit."""
+    parts = repo.split("/")
+    if len(parts) != 2 or not all(parts) or parts[0] in (".", "..", "~") or "\\" in repo:
+        raise WeightsNotFoundError(f"{repo}: no such folder, and not OWNER/NAME of a repository")
+    hub = hub_library()
+    options: dict[str, Any] = {
+        "token": token,
+        "cache_dir": cache_dir,
+        "local_files_only": offline,
+        "library_name": LIBRARY,
+        "library_version": __version__,
+    }
+    with _hub_errors(repo, offline):
+        folder = Path(hub.hf_hub_download(repo, WEIGHTS, revision=revision, **options)).parent
+        # By the commit, which is the folder's name: the branch may have moved meanwhile.
+        with contextlib.suppress(hub.errors.EntryNotFoundError):
+            hub.hf_hub_download(repo, CONFIG, revision=folder.name, **options)
+    return folder
+
+
+@contextlib.contextmanager
+def _hub_errors(repo: str, offline: bool = False) -> Iterator[None]:
+    """Turn the Hub's errors, of many lines each, into one line of ours."""
+    hub = hub_library()
+    errors = hub.errors
+    try:
+        yield
+    except errors.GatedRepoError as e:
+        raise WeightsFetchError(f"{repo}: access must be asked for on the Hub's page of it") from e
+    except errors.RepositoryNotFoundError as e:
+        raise WeightsNotFoundError(
+            f"{repo}: neither a folder nor a repository on the Hub (or a private one: log in, or pass token=)"
+        ) from e
+    except errors.RevisionNotFoundError as e:
+        raise WeightsNotFoundError(f"{repo}: has no such revision") from e
+    except errors.LocalEntryNotFoundError as e:
+        if offline or hub.constants.HF_HUB_OFFLINE:
+            raise OfflineError(f"{repo}: not in the Hub's cache, and the network is forbidden") from e
+        raise WeightsFetchError(
+            f"{repo}: not in the Hub's cache, and the Hub cannot be reached ({_reason(e)})"
+        ) from e
+    except errors.EntryNotFoundError as e:
+        raise WeightsNotFoundError(f"{repo}: no {WEIGHTS} in it") from e
+    except errors.OfflineModeIsEnabled as e:
+        raise OfflineError(f"{repo}: HF_HUB_OFFLINE forbids the network") from e
+    except errors.HFValidationError as e:
+        raise WeightsNotFoundError(f"{repo}: no valid name of a repository ({_reason(e)})") from e
+    except ProxylessError:
+        raise
+    except Exception as e:  # of whichever HTTP library it uses
+        raise WeightsFetchError(f"{repo}: the Hub: {_reason(e)}") from e
+
+
+def _reason(error: BaseException) -> str:
+    deepest: BaseException = error
+    while deepest.__cause__ is not None:
+        deepest = deepest.__cause__
+    text = next((line.strip() for line in str(deepest).splitlines() if line.strip()), "")
+    return shown_reason(text)[:200] or type(deepest).__name__
