@@ -25,11 +25,7 @@ class FileRecord:
 
     @staticmethod
     def of(path: Path) -> FileRecord:
-        """Read a file.
-
-        Raises:
-            OSError: it cannot be read.
-        """
+        """Read a file."""
         data = path.read_bytes()
         return FileRecord(path.name, len(data), hashlib.sha256(data).hexdigest())
 
@@ -89,9 +85,8 @@ class ExportReport:
     def agreement(self) -> float | None:
         """Share of the proof's real images that get the same class; None for embeddings."""
         rows = [row for row in self.parity if row.inputs == "images"]
-        if any(row.agreement is None for row in rows):
-            return None
-        return sum((row.agreement or 0.0) * row.n for row in rows) / sum(row.n for row in rows)
+        shares = [row.agreement * row.n for row in rows if row.agreement is not None]
+        return sum(shares) / sum(row.n for row in rows) if shares else None
 
     @property
     def speedup(self) -> float | None:
@@ -117,8 +112,8 @@ class ExportReport:
             "options": dataclasses.asdict(self.options),
             "pictures": self.images,
             "tolerance": self.tolerance,
-            "parity": [row.to_dict() for row in self.parity],
-            "latency": [row.to_dict() for row in self.latency],
+            "parity": [dataclasses.asdict(row) for row in self.parity],
+            "latency": [dataclasses.asdict(row) for row in self.latency],
             "int8": None if self.int8 is None else self.int8.to_dict(),
             "versions": dict(self.versions),
             "machine": self.machine,
