@@ -194,7 +194,7 @@ def _space_rows(space: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("missing", "\n".join([*missing[:3], *more])))
     for name in ("fastest", "slowest"):
         if name in space:
-            rows.append((f"{name} net", f"{ms(space[name]['ms'])} ms\n{_stages(space[name]['blocks'])}"))
+            rows.append((f"{name} model", f"{ms(space[name]['ms'])} ms\n{_stages(space[name]['blocks'])}"))
     return rows
 
 

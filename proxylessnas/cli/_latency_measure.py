@@ -79,7 +79,7 @@ class Measure(Verb):
         print(bold(head))
         print(printable(body))
         conditions = next(iter(timings.values())).conditions
-        of = "1 image" if args.batch_size == 1 else f"{args.batch_size} pictures"
+        of = "1 image" if args.batch_size == 1 else f"{args.batch_size} images"
         print(f"\nmilliseconds a call of {of}; undisturbed: to compare by; median, p10, p90: as it is now")
         print(printable(f"{conditions.describe()}; memory allocator: {conditions.allocator}"))
         for word, t in timings.items():

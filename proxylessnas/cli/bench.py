@@ -108,7 +108,7 @@ class BenchVerb(Verb):
 
         with Steps(args.quiet, "bench") as steps:
             result = bench(
-                args.nets or SPECIALISED,
+                args.models or SPECIALISED,
                 runtimes=args.runtimes,
                 threads=args.threads,
                 batches=args.batches,

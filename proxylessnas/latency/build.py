@@ -253,7 +253,7 @@ class Plan:
         """Return what a session measures: the reference, models to fit on and to check with, operations."""
         settings, parts = self.settings, get_runtime(self.settings.runtime).has_parts
         archs = {f"net {i}": self.space.arch(choices) for i, choices in enumerate(self.drawn)}
-        found = [Item(REFERENCE, model_spec(archs["model 0"]), settings)]
+        found = [Item(REFERENCE, model_spec(archs["net 0"]), settings)]
         found += [Item(name, model_spec(arch), settings, parts) for name, arch in archs.items()]
         for i, choices in enumerate(self.checked):
             found.append(Item(f"check {i}", model_spec(self.space.arch(choices)), settings))

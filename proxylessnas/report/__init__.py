@@ -41,6 +41,6 @@ _NAMES = {
     ".pareto": "pareto_figure",
     ".report": "write_movie_page write_report",
     ".resolve": "open_subject",
-    ".runs": "Story TrainStory read_story read_train_story",
+    ".runs": "Story TrainStory read_run read_train_run",
 }
 __all__, __getattr__, __dir__ = lazy_names(__name__, _NAMES)

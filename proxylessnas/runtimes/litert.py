@@ -92,8 +92,7 @@ class LiteRT(Runtime):
         self.check(settings)
         if spec.kind != "file":
             raise LatencyError(
-                "runtime 'litert' measures .tflite files only: 'proxylessnas export MODEL model.tflite' "
-                "makes one"
+                "runtime 'litert' measures .tflite files only: 'proxylessnas export MODEL m.tflite' makes one"
             )
         check_runtime(spec.text, self.name)
         return LiteRTSession(spec, settings)

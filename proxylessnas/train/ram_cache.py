@@ -59,7 +59,7 @@ class RamImages:
 
     def name(self, index: int) -> str:
         """Return what to call an image."""
-        return f"picture {index}"
+        return f"image {index}"
 
     def fill_gaps(self) -> None:
         """Put the next readable image, with its label, in the place of each unreadable one.

@@ -39,8 +39,8 @@ def test_the_table(run: Run, model: Path, tmp_path: Path) -> None:
         "compared with PyTorch on photos of examples/photos", "same class", "torch ",
     ):  # fmt: skip
         assert text in ran.out, text
-    assert [line.split()[:3] for line in ran.out.splitlines() if line.startswith("pictures")] == [
-        ["pictures", "1", "4"], ["pictures", "2", "4"], ["pictures", "7", "14"],
+    assert [line.split()[:3] for line in ran.out.splitlines() if line.startswith("images")] == [
+        ["images", "1", "4"], ["images", "2", "4"], ["images", "7", "14"],
     ]  # fmt: skip
     assert "latency" not in ran.out
 
@@ -51,7 +51,7 @@ def test_json(run: Run, model: Path, tmp_path: Path) -> None:
     ran = run(model, tmp_path / "net.pt", "--no-measure", "--json")
     assert ran.code == 1
     assert ran.json["error"]["type"] == "ExportError"
-    assert ran.json["error"]["message"].endswith("model.pt: exists already: --force replaces it")
+    assert ran.json["error"]["message"].endswith("net.pt: exists already: --force replaces it")
     assert run(model, tmp_path / "net.pt", "--no-measure", "--quiet", "--force").out == ""
 
 
@@ -133,7 +133,7 @@ def test_int8_that_is_not_faster_is_said_first(
 def test_an_exported_file_is_no_model(run: Run, model: Path, tmp_path: Path) -> None:
     assert run(model, tmp_path / "net.pt", "--no-measure").code == 0
     ran = run(tmp_path / "net.pt", tmp_path / "again.pt", "--no-measure")
-    assert (ran.code, "model.pt: is an exported file already" in ran.err) == (1, True)
+    assert (ran.code, "net.pt: is an exported file already" in ran.err) == (1, True)
 
 
 def test_what_a_killed_export_left_goes(run: Run, model: Path, tmp_path: Path) -> None:

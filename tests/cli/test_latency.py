@@ -85,7 +85,7 @@ def _actions() -> dict[str, argparse.ArgumentParser]:
     parser = argparse.ArgumentParser()
     LATENCY.arguments(parser)
     (sub,) = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-    return dict(sub.mixed_ops)
+    return dict(sub.choices)
 
 
 def test_help_imports_no_torch(repo: Path) -> None:
@@ -359,7 +359,7 @@ def test_measure(run: Run, model: Path) -> None:
     assert found["runs"] >= 20
     ran = run("measure", model, "--seconds", "0.01")
     head, line, _, legend, conditions = ran.out.splitlines()
-    words = ["net", "undisturbed", "median", "p10", "p90", "disturbance", "runs", "images/s"]
+    words = ["model", "undisturbed", "median", "p10", "p90", "disturbance", "runs", "images/s"]
     assert head.split() == words
     assert line.split()[0] == str(model)
     assert legend.startswith("milliseconds a call of 1 image; undisturbed: to compare by; median, p10, p90")
@@ -452,7 +452,7 @@ def test_validate(run: Run, tmp_path: Path) -> None:
     ("words", "code", "message"),
     [
         (["show", "nowhere.json"], 1, "no latency table at nowhere.json"),
-        (["show", "pixel1", "no_such_net"], 1, "unknown model 'no_such_model'"),
+        (["show", "pixel1", "no_such_net"], 1, "unknown model 'no_such_net'"),
         (["show", "pixel1", "proxyless_cifar"], 1, "proxyless_cifar is no chain of blocks"),
         (["show", "pixel1", "proxyless_cpu", "--space", "tiny"], 2, "--space is for"),
         (["show", "pixel1", "--image-size", "32"], 2, "name it with --space"),
@@ -470,7 +470,7 @@ def test_validate(run: Run, tmp_path: Path) -> None:
         (["measure", "proxyless_cpu", "--memory-format", "rows"], 2, "--memory-format: 'rows' is none of"),
         (["build", "--space", "tiny", "-o", "t.json", "--validation-nets", "1"], 2, NONE_OR_SOME),
         (["build", "--space", "tiny", "-o", "t.json", "--minutes", "nan"], 2, "--minutes: wanted a number"),
-        (["build", "--space", "tiny", "-o", "t.json", "--nets", "1"], 1, "models must be"),
+        (["build", "--space", "tiny", "-o", "t.json", "--nets", "1"], 1, "nets must be"),
         (["validate", "pixel1", "-o", "t.json", "--nets", "1"], 2, "--nets: wanted a whole number from 2"),
         (["build", "--space", "tiny", "-o", "t.json", "--image-size", "4"], 1, "tiny"),
         (["build", "--space", "tiny", "-o", "t.json", "--cuda-graph"], 2, "--cuda-graph needs --device cuda"),

@@ -34,9 +34,9 @@ OTHER = LITTLE.replace("little", "other").replace("k3e3 -", "k5e6 k5e6")
 def measured() -> tuple[Bench, list[str]]:
     """Return a real bench of two models and two batch sizes, and what it told on the way."""
     told = []
-    nets = [Arch.parse(LITTLE), Arch.parse(OTHER)]
+    models = [Arch.parse(LITTLE), Arch.parse(OTHER)]
     result = bench(
-        nets, batches=(1, 4), peers=(), rounds=3, seconds=0.01,
+        models, batches=(1, 4), peers=(), rounds=3, seconds=0.01,
         progress=lambda done, total, what: told.append(f"{done}/{total} {what}"),
     )  # fmt: skip
     return result, told
@@ -74,8 +74,8 @@ def test_rounds_are_interleaved_in_fresh_orders(monkeypatch: pytest.MonkeyPatch)
         return taken(self, name, **limits)
 
     monkeypatch.setattr(SimulatedWorker, "window", window)
-    nets = [Arch.parse(LITTLE), Arch.parse(OTHER)]
-    result = bench(nets, batches=(1, 4), peers=(), rounds=3, seconds=0.01)
+    models = [Arch.parse(LITTLE), Arch.parse(OTHER)]
+    result = bench(models, batches=(1, 4), peers=(), rounds=3, seconds=0.01)
     orders = [tuple(seen[i : i + 4]) for i in range(0, len(seen), 4)]
     assert len(orders) == result.rounds >= 3
     assert all(Counter(order) == Counter(orders[0]) and len(set(order)) == 4 for order in orders)
@@ -85,9 +85,11 @@ def test_rounds_are_interleaved_in_fresh_orders(monkeypatch: pytest.MonkeyPatch)
 def test_a_busy_neighbour_changes_the_medians_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both models take what they take undisturbed, and the disturbance beside it says how busy it was."""
     simulated(monkeypatch, disturbed=0.8, placement=0.0, speeds=0.0)
-    nets = [Arch.parse(LITTLE), Arch.parse(OTHER)]
-    rows = bench([model for model in nets if isinstance(model, Arch)], peers=(), rounds=40, seconds=0.5).rows
-    for model, row in zip(nets, rows, strict=True):
+    models = [Arch.parse(LITTLE), Arch.parse(OTHER)]
+    rows = bench(
+        [model for model in models if isinstance(model, Arch)], peers=(), rounds=40, seconds=0.5
+    ).rows
+    for model, row in zip(models, rows, strict=True):
         assert isinstance(model, Arch)
         assert row.timing.undisturbed_ms == pytest.approx(true_model_ms(model), rel=0.01)
         assert row.timing.disturbance > 1.15
@@ -134,13 +136,13 @@ def test_a_model_that_cannot_be_loaded_is_left_out_with_a_note(
     import bench_ops  # type: ignore[import-not-found]
 
     register_op("bench_plain", bench_ops.build)
-    nets = [Arch.parse(LITTLE), Arch.parse(OTHER.replace("k5e6", "bench_plain"))]
+    models = [Arch.parse(LITTLE), Arch.parse(OTHER.replace("k5e6", "bench_plain"))]
     few: dict[str, Any] = {"peers": (), "rounds": 1, "seconds": 0.001}
-    result = bench(nets, **few)
+    result = bench(models, **few)
     assert [row.model.name for row in result.rows] == ["little"]
     assert "other is left out (torch, 1 thread, batch 1): " in result.notes[0]
     assert "bench_plain" in result.notes[0]
-    assert len(bench(nets, imports=["bench_ops"], **few).rows) == 2
+    assert len(bench(models, imports=["bench_ops"], **few).rows) == 2
 
 
 @pytest.mark.slow
@@ -177,16 +179,16 @@ def test_what_makes_no_sense(options: dict[str, Any], error: type[Exception], me
 
 
 def test_own_models_have_the_published_figures(tmp_path: Path) -> None:
-    nets, notes = open_models([*SPECIALISED, "proxyless_w025_r112", "proxyless_cifar10_demo"], tmp_path)
+    models, notes = open_models([*SPECIALISED, "proxyless_w025_r112", "proxyless_cifar10_demo"], tmp_path)
     assert notes == []
-    by_name = {model.name: model for model in nets}
+    by_name = {model.name: model for model in models}
     cpu = by_name["proxyless_cpu"]
     assert (cpu.params, cpu.macs, cpu.top1, cpu.top1_status) == (4_361_648, 439_243_864, 75.29, "published")
     small = by_name["proxyless_w025_r112"]
     assert (small.spec.input_size, small.top1) == ((3, 112, 112), None)
     demo = by_name["proxyless_cifar10_demo"]
     assert (demo.top1_status, demo.dataset, demo.num_classes) == ("measured here", "cifar10", 10)
-    assert not any(model.peer for model in nets)
+    assert not any(model.peer for model in models)
 
 
 def test_an_accuracy_belongs_to_its_input_size(tmp_path: Path) -> None:
@@ -202,22 +204,22 @@ def test_files_and_repeated_models(tmp_path: Path) -> None:
     for name in ("a.txt", "b.txt", "sub/a.txt"):
         (tmp_path / name).write_text(LITTLE)
     words = [str(tmp_path / name) for name in ("a.txt", "b.txt", "a.txt", "sub/a.txt")]
-    nets, _ = open_models(words, tmp_path)
-    assert [model.name for model in nets] == ["a", "b", "a (2)"]
+    models, _ = open_models(words, tmp_path)
+    assert [model.name for model in models] == ["a", "b", "a (2)"]
 
 
 def test_torchvision_models_come_with_imagenet_models_only(tmp_path: Path) -> None:
     pytest.importorskip("torchvision")
-    nets, notes = open_models(["proxyless_cpu", PEERS[0]], tmp_path, peers=PEERS[:1])
-    assert [model.name for model in nets] == ["proxyless_cpu", "torchvision/mobilenet_v2"]
+    models, notes = open_models(["proxyless_cpu", PEERS[0]], tmp_path, peers=PEERS[:1])
+    assert [model.name for model in models] == ["proxyless_cpu", "torchvision/mobilenet_v2"]
     assert notes == []
-    peer = nets[1]
+    peer = models[1]
     assert (peer.peer, peer.params, peer.macs, peer.num_classes) == (True, 3_504_872, 300_774_272, 1000)
     assert (peer.top1_status, peer.dataset) == ("published", "imagenet")
     assert 70 < float(peer.top1 or 0) < 75
     assert "torchvision, MobileNet_V2_Weights" in str(peer.top1_source)
-    nets, notes = open_models(["proxyless_cifar10_demo"], tmp_path, peers=PEERS)
-    assert len(nets) == 1
+    models, notes = open_models(["proxyless_cifar10_demo"], tmp_path, peers=PEERS)
+    assert len(models) == 1
     assert notes == ["other libraries' models are left out: none of these is an ImageNet model"]
     with pytest.raises(UnknownModelError, match="did you mean torchvision/mobilenet_v2"):
         open_models(["torchvision/mobilenetv2"], tmp_path)
@@ -226,8 +228,8 @@ def test_torchvision_models_come_with_imagenet_models_only(tmp_path: Path) -> No
 def test_without_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its models are left out with a note, but one that was asked for by name is an error."""
     monkeypatch.setitem(sys.modules, "torchvision.models", None)
-    nets, notes = open_models(["proxyless_cpu"], tmp_path, peers=TORCHVISION)
-    assert [model.name for model in nets] == ["proxyless_cpu"]
+    models, notes = open_models(["proxyless_cpu"], tmp_path, peers=TORCHVISION)
+    assert [model.name for model in models] == ["proxyless_cpu"]
     assert len(notes) == 3
     assert all("install --force-reinstall torchvision" in text for text in notes)
     with pytest.raises(MissingExtraError, match="pip install --force-reinstall torchvision"):
@@ -237,8 +239,8 @@ def test_without_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_without_timm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its models are peers only where it is installed; one that was asked for by name is an error."""
     monkeypatch.setitem(sys.modules, "timm", None)
-    nets, notes = open_models(["proxyless_cpu"], tmp_path, peers=TIMM)
-    assert ([model.name for model in nets], notes) == (["proxyless_cpu"], [])
+    models, notes = open_models(["proxyless_cpu"], tmp_path, peers=TIMM)
+    assert ([model.name for model in models], notes) == (["proxyless_cpu"], [])
     with pytest.raises(MissingExtraError, match="pip install timm"):
         open_models(["timm/mnasnet_100"], tmp_path)
 
@@ -248,15 +250,15 @@ def test_timm_models_are_peers_without_being_asked_for(tmp_path: Path) -> None:
     pytest.importorskip("timm")
     assert inspect.signature(bench).parameters["peers"].default == PEERS
     assert {*TORCHVISION, *TIMM} == {*PEERS}
-    nets, notes = open_models(["proxyless_cpu"], tmp_path, peers=TIMM)
+    models, notes = open_models(["proxyless_cpu"], tmp_path, peers=TIMM)
     assert notes == []
-    assert [(model.name, model.top1, model.peer, model.spec.input_size[1]) for model in nets[1:]] == [
+    assert [(model.name, model.top1, model.peer, model.spec.input_size[1]) for model in models[1:]] == [
         ("timm/mobilenetv3_large_100", 75.766, True, 224),
         ("timm/efficientnet_lite0", 75.48, True, 224),
         ("timm/mnasnet_100", 74.65, True, 224),
     ]
-    assert {model.top1_status for model in nets} == {"published"}
-    assert all("results-imagenet.csv" in str(model.top1_source) for model in nets[1:])
+    assert {model.top1_status for model in models} == {"published"}
+    assert all("results-imagenet.csv" in str(model.top1_source) for model in models[1:])
     smaller, _ = open_models(["proxyless_cpu"], tmp_path, peers=TIMM[2:], image_size=160)
     assert smaller[1].top1 is smaller[1].top1_source is None
 
@@ -265,8 +267,8 @@ def test_a_broken_timm_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / "timm.py").write_text("raise RuntimeError('a build for another torch')")
     monkeypatch.delitem(sys.modules, "timm", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
-    nets, notes = open_models(["proxyless_cpu"], tmp_path, peers=TIMM[:1])
-    assert len(nets) == 1
+    models, notes = open_models(["proxyless_cpu"], tmp_path, peers=TIMM[:1])
+    assert len(models) == 1
     assert notes[0].startswith("timm/mobilenetv3_large_100 is left out: ")
 
 
@@ -324,7 +326,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, err = capsys.readouterr()
     lines = out.splitlines()
     assert lines[0] == "torch, 1 thread, batch 1"
-    assert lines[1].split() == ["net", "ms", "median", "p90", "images/s", "params", "MACs", "top-1"]
+    assert lines[1].split() == ["model", "ms", "median", "p90", "images/s", "params", "MACs", "top-1"]
     top1 = get_weights("proxyless_cifar10_demo").metrics["top1"]
     assert re.match(rf"proxyless_cifar10_demo +[\d.]+ .* 0\.82 M +67\.3 M +{top1:.1f}\*", lines[2])
     assert re.match(r"little +[\d.]+ .* -( |$)", lines[3])
@@ -365,7 +367,7 @@ def test_command_as_json_without_any_accuracy(tmp_path: Path, capsys: pytest.Cap
         (["--png", "nowhere/a.png"], 1, "there is no folder nowhere"),
         (["--runtime", "tensorflow"], 2, "--runtime: 'tensorflow' is none of torch, "),
         (["--import", "no_such_module"], 2, "--import no_such_module: ModuleNotFoundError"),
-        (["no_such_net"], 1, "unknown model 'no_such_model'"),
+        (["no_such_net"], 1, "unknown model 'no_such_net'"),
     ],
 )
 def test_wrong_use_is_one_clear_error(

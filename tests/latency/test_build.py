@@ -122,7 +122,7 @@ def test_a_build_that_was_stopped_resumes(monkeypatch: pytest.MonkeyPatch, tmp_p
     table = build_table(MINI, path=path, validation_nets=20, minutes=1)
     assert [file.name for file in tmp_path.iterdir()] == ["table.json"]
     assert LatencyTable.load(path).digest == table.digest
-    assert table.method["rounds"] >= machine.windows["model 3"] - 4
+    assert table.method["rounds"] >= machine.windows["net 3"] - 4
     assert table.method["minutes"] < 1.15
 
 
@@ -230,7 +230,7 @@ def test_progress_and_space_without_choice(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"nets": 3}, "models must be a whole number from 24"),
+        ({"nets": 3}, "nets must be a whole number from 24"),
         ({"validation_nets": -1}, "validation_nets must be"),
         ({"validation_nets": 1}, "validation_nets must be 0 or at least 2"),
         ({"minutes": 0}, "minutes must be a positive number"),
@@ -298,7 +298,7 @@ def test_killed_for_real_and_resumed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_at_ten_random_moments(tmp_path: Path) -> None:
+def test_killed_at_ten_random_snapshots(tmp_path: Path) -> None:
     _kill_and_resume(tmp_path, kills=10)
 
 
@@ -311,7 +311,7 @@ def test_validation_of_a_table_made_elsewhere(monkeypatch: pytest.MonkeyPatch) -
         validate_table(table, nets=10)
     forced = validate_table(table, nets=10, force=True)
     assert "another machine" in forced.conditions
-    with pytest.raises(LatencyError, match="models must be"):
+    with pytest.raises(LatencyError, match="nets must be"):
         validate_table(table, nets=1)
 
 

@@ -134,7 +134,7 @@ def test_a_quiet_machine_needs_little_time_and_a_disturbed_one_more(monkeypatch:
     assert busy.spent_s > 1.5 * quiet.spent_s
     assert quiet.uncertainty() < 0.002
     assert quiet.processes == 2
-    assert {w.process for w in quiet.measured["model 0"].windows} == {0, 1}
+    assert {w.process for w in quiet.measured["net 0"].windows} == {0, 1}
 
 
 def test_the_time_given_is_kept_to(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,11 +172,11 @@ def test_a_session_is_continued_where_it_stopped(monkeypatch: pytest.MonkeyPatch
     machine.stop_after = None
     with Journal(tmp_path / "t", {}) as journal:
         session = MeasurementSession(items(), journal=journal)
-        before = len(session.measured["model 3"].windows)
+        before = len(session.measured["net 3"].windows)
         assert before >= 1100 // 23 - 4  # but for the rounds that were cut off
         session.run(60, limit=1e-9)
     assert 55 < session.spent_s < 66
-    assert len(session.measured["model 3"].windows) >= machine.windows["model 3"] - 4
+    assert len(session.measured["net 3"].windows) >= machine.windows["net 3"] - 4
     with Journal(tmp_path / "t", {}) as journal:  # all is done
         count = machine.windows.total()
         again = MeasurementSession(items(), journal=journal)
@@ -207,14 +207,14 @@ def test_not_on_another_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 def test_what_fails_is_left_out_or_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = simulated(monkeypatch)
-    machine.broken = {"model 3", "model 7"}
+    machine.broken = {"net 3", "net 7"}
     session = MeasurementSession(items(), keep_going=True)
     session.run(60)
     assert session.failed.keys() == machine.broken
-    assert str(session.failed["model 3"]) == "model 3 cannot be run"
+    assert str(session.failed["net 3"]) == "net 3 cannot be run"
     assert not machine.windows.keys() & machine.broken
     assert session.uncertainty() < 0.01
-    assert session.measured["model 4"].undisturbed_ms > 0
+    assert session.measured["net 4"].undisturbed_ms > 0
     with pytest.raises(LatencyError, match=r"model [37] cannot be run"):
         MeasurementSession(items()).run(60)
 

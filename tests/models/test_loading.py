@@ -307,7 +307,7 @@ def test_a_malformed_header_is_refused(entry, donor, tmp_path):
     from proxylessnas.utils.tensor_files import write_safetensors
 
     write_safetensors(donor.state_dict(), tmp_path / "net.safetensors", {"arch": str(SMALL), **entry})
-    with pytest.raises(WeightsCorruptError, match=r"model\.safetensors: the header is malformed"):
+    with pytest.raises(WeightsCorruptError, match=r"net\.safetensors: the header is malformed"):
         create_model(tmp_path / "net.safetensors")
 
 

@@ -225,11 +225,11 @@ def test_training_plays_cuda() -> None:
 def test_a_supernet_plays_cuda() -> None:
     model = SuperNet(TINY_SPACE).train()
     for column in range(4):
-        model.set_path([column] * len(model.mixed_ops))
+        model.set_path([column] * len(model.choices))
         with FakeTensorMode(), model.statistics_kept():
             x = images(TINY_SPACE.in_channels, 8)
-            gates = torch.zeros(len(model.mixed_ops), 5, device="cuda")
-            with model.gated(gates, [range(4)] * len(model.mixed_ops), store=True):
+            gates = torch.zeros(len(model.choices), 5, device="cuda")
+            with model.gated(gates, [range(4)] * len(model.choices), store=True):
                 assert on_cuda(model)(x).device.type == "cuda"
 
 

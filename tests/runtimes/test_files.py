@@ -44,7 +44,7 @@ def test_who_reads_what(torchscript: Path, tmp_path: Path) -> None:
     torch.save({"weight": torch.zeros(1)}, tmp_path / "weights.pt")
     assert file_runtimes(tmp_path / "weights.pt") == (), "weights, no program"
     assert not is_machine_code(torchscript)
-    with pytest.raises(LatencyError, match=r"'openvino' cannot read .*model\.pt: use runtime 'torch'"):
+    with pytest.raises(LatencyError, match=r"'openvino' cannot read .*net\.pt: use runtime 'torch'"):
         check_runtime(str(torchscript), "openvino")
     with pytest.raises(LatencyError, match=r"weights\.pt, which is no exported file"):
         check_runtime(str(tmp_path / "weights.pt"), "torch")
@@ -79,7 +79,7 @@ def test_torch_runs_its_files(torchscript: Path, tmp_path: Path) -> None:
     assert session.x.shape == (2, 3, 32, 32)
     with pytest.raises(LatencyError, match="the CPU in float32"):
         RUNTIME.load(spec, Settings(dtype="bfloat16"), tmp_path)
-    with pytest.raises(LatencyError, match=r"model\.pt does not take \[1, 4, 32, 32\]"):
+    with pytest.raises(LatencyError, match=r"net\.pt does not take \[1, 4, 32, 32\]"):
         RUNTIME.load(ModelSpec("file", str(torchscript), (4, 32, 32)), Settings(), tmp_path)
 
 
@@ -88,7 +88,7 @@ def test_measure_takes_files(torchscript: Path) -> None:
     assert timing.median_ms > 0
     assert timing.input_size == (3, 32, 32)
     assert timing.conditions.runtime == "torch"
-    with pytest.raises(LatencyError, match=r"runtime 'onnxruntime' cannot read .*model\.pt"):
+    with pytest.raises(LatencyError, match=r"runtime 'onnxruntime' cannot read .*net\.pt"):
         measure(torchscript, runtime="onnxruntime", **QUICK)  # type: ignore[arg-type]
 
 

@@ -84,11 +84,11 @@ def test_onnx_files(name: str, tmp_path: Path) -> None:
     session.run()
     assert session.output().shape == (2, 10)
     with pytest.raises(
-        LatencyError, match=r"model\.onnx takes input of the shape .*2.*3.*32.*32.*, not \[1, 3"
+        LatencyError, match=r"net\.onnx takes input of the shape .*2.*3.*32.*32.*, not \[1, 3"
     ):
         runtime.load(spec, Settings(name), tmp_path)
     path.write_bytes(b"no model")
-    with pytest.raises(LatencyError, match=r"cannot load model\.onnx") as caught:
+    with pytest.raises(LatencyError, match=r"cannot load net\.onnx") as caught:
         runtime.load(spec, Settings(name), tmp_path)
     assert "\n" not in str(caught.value)
 
@@ -174,21 +174,21 @@ from proxylessnas.runtimes.base import ModelSpec
 def count():
     return len([*Path("/proc/self/task").iterdir()])
 
-model = ModelSpec("arch", TEXT, (3, 32, 32))
+spec = ModelSpec("arch", TEXT, (3, 32, 32))
 torch.set_num_threads(1)
-model, _ = build_model(model, Settings())
+model, _ = build_model(spec, Settings())
 RUNTIME.versions()
 kept, added = [], []
 for number in range(3):
     before = count()
-    kept.append(RUNTIME.load(model, Settings("onnxruntime", threads=3), Path(".")))
+    kept.append(RUNTIME.load(spec, Settings("onnxruntime", threads=3), Path(".")))
     kept[-1].run()
     added.append(count() - before)
     error = model(torch.from_numpy(kept[-1].input())) - torch.from_numpy(kept[-1].output())
     assert error.abs().max() < 1e-4, error
 print(*added)
 try:
-    RUNTIME.load(model, Settings("onnxruntime", threads=4), Path(".")).run()
+    RUNTIME.load(spec, Settings("onnxruntime", threads=4), Path(".")).run()
 except LatencyError as e:
     print(e)
 """

@@ -58,7 +58,7 @@ def test_the_output_is_that_of_the_candidate(
     assert (moments._found is not None) == (shape == MANY)
 
 
-def test_moments_are_those_of_the_map_and_found_once() -> None:
+def test_snapshots_are_those_of_the_map_and_found_once() -> None:
     x, moments = batch(), Moments()
     rows = x.permute(1, 0, 2, 3).flatten(1)
     mean, covariance = moments.of(x)

@@ -15,7 +15,7 @@ import proxylessnas
 from proxylessnas import cli
 from proxylessnas.data.class_folders import VALIDATION_FILE, not_held_out_before, validation_names
 from proxylessnas.errors import CheckpointError, DataError
-from proxylessnas.report.runs import read_train_story
+from proxylessnas.report.runs import read_train_run
 from proxylessnas.report.train_page import train_again
 from proxylessnas.train import Data, Settings, finetune, open_data, train
 from proxylessnas.train.distillation import teacher_notes
@@ -56,7 +56,7 @@ def test_a_run_that_hardly_moves_ends_with_the_classifier_it_began_with(tmp_path
     torch.testing.assert_close(
         ended["classifier.linear.weight"], begun["classifier.linear.weight"], rtol=0, atol=1e-6
     )
-    story = read_train_story(out.out)
+    story = read_train_run(out.out)
     assert story.begin["kept_classifier"] is True
     assert "--keep-classifier" in str(train_again(story, out.out, "REPORT"))
 
@@ -95,7 +95,7 @@ def test_a_run_that_is_continued_keeps_what_it_began_with(tmp_path: Path, keep: 
     again = finetune(path, few_digits(), RECIPE, out=out)
     assert first.model is not None
     assert again.steps == first.steps
-    story = read_train_story(out.out)
+    story = read_train_run(out.out)
     assert ("--keep-classifier" if kept else "--new-classifier") in str(train_again(story, out.out, "R"))
     if not kept:  # a log that says nothing of it
         log = out.out / "log.jsonl"
@@ -266,5 +266,5 @@ def test_the_command_goes_on_bitwise_and_freezes_nothing(
     assert again.returncode == 0, again.stderr
     a, b = (tensors(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
     assert differences_of(a, b) == 0
-    story = read_train_story(tmp_path / "cut")
+    story = read_train_run(tmp_path / "cut")
     assert f"finetune {path} digits" in str(train_again(story, tmp_path / "cut", "REPORT"))

@@ -38,7 +38,7 @@ PARTS = {
 _FOLDERS = {"op": "blocks", "arch": "nets"}
 
 _README = """\
-Latency kit: {blocks} operations and {models} whole models of the search space "{space}", batch {batch}.
+Latency kit: {blocks} operations and {nets} whole models of the search space "{space}", batch {batch}.
 
 1. Copy this folder to the device to be measured. It needs Python 3.8 or later, numpy, and {runtimes}.
 2. Close other programs, plug in the charger, and run
@@ -70,7 +70,7 @@ def write_kit(
     """Write a folder with which another device can measure a search space.
 
     It holds one file an operation (``blocks/``), whole random models to fit a table on and to judge it
-    (``models/``), ``manifest.json``, a program ``run.py`` that needs no PyTorch, with two modules that tell
+    (``nets/``), ``manifest.json``, a program ``run.py`` that needs no PyTorch, with two modules that tell
     the machine's name and load, and a ``README.txt``. ONNX files are small, a few megabytes in all.
     ExecuTorch programs hold all weights and take up to ten seconds each to make.
 
