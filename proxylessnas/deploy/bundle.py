@@ -19,6 +19,7 @@ from ..models.factory import create_model
 from ..models.loading import header_texts
 from ..models.resolve import resolve
 from ..runtimes.files import file_runtimes
+from ..utils.checks import is_int
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,9 +86,7 @@ def open_bundle(
             "what is exported must be a model of this package, a name, a file or an architecture, not "
             f"{shown(given)}"
         )
-    if input_size is not None and (
-        isinstance(input_size, bool) or not isinstance(input_size, int) or not 1 <= input_size <= 4096
-    ):
+    if input_size is not None and not is_int(input_size, 1, 4096):
         raise ExportError(f"input_size must be a whole number from 1 to 4096, not {shown(input_size)}")
     found = resolve(given)
     if found.path is not None and os.path.isfile(found.path) and file_runtimes(found.path):

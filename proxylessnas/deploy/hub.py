@@ -34,6 +34,7 @@ from ..models.base import POOLS, ImageClassifier, unwrapped
 from ..models.factory import create_model
 from ..models.loading import save_weights
 from ..train.evaluate import Evaluation
+from ..utils.checks import is_int
 from ..utils.files import decode, read_bytes
 from ..utils.paths import is_offline
 from ..utils.text import shown_reason
@@ -189,8 +190,8 @@ def from_pretrained(
 
 
 _OPTIONS = {
-    "num_classes": lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= 0,
-    "in_chans": lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= 1,
+    "num_classes": lambda v: is_int(v, 0),
+    "in_chans": lambda v: is_int(v, 1),
     "global_pool": lambda v: v in POOLS,
 }
 

@@ -15,6 +15,10 @@ from .settings import ExportOptions
 from .verify import LatencyRow, ParityRow
 
 
+#: Kinds of inputs as the file of a report has called them since 0.1.
+_KINDS = {"images": "pictures", "random numbers": "random numbers"}
+
+
 @dataclass(frozen=True)
 class FileRecord:
     """A file that was written: its name, size in bytes, and SHA-256."""
@@ -42,8 +46,8 @@ class ExportReport:
         bundle: the model.
         options: what the file was written with.
         images: where the real images of the proof are from.
-        tolerance: how far an output may be off, times the largest output; None where int8 has a judge of its
-            own.
+        tolerance: how far an output may be off, times the largest output; None for int8, which is evaluated
+            on its own.
         parity: the proof.
         latency: model and file; empty if it was not measured.
         int8: what the quantisation found; None for a float file.
@@ -112,7 +116,7 @@ class ExportReport:
             "options": dataclasses.asdict(self.options),
             "pictures": self.images,
             "tolerance": self.tolerance,
-            "parity": [dataclasses.asdict(row) for row in self.parity],
+            "parity": [{**dataclasses.asdict(row), "inputs": _KINDS[row.inputs]} for row in self.parity],
             "latency": [dataclasses.asdict(row) for row in self.latency],
             "int8": None if self.int8 is None else self.int8.to_dict(),
             "versions": dict(self.versions),

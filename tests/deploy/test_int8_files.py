@@ -1,4 +1,4 @@
-"""INT8 files: written by the formats' own libraries, chosen on images, judged, and refused in one line."""
+"""INT8 files: written by the formats' own libraries, chosen on images, evaluated, and refused in one line."""
 
 from __future__ import annotations
 
@@ -159,6 +159,7 @@ def test_a_judge_with_labels(digits: Path, tmp_path: Path) -> None:
     assert report.drop == pytest.approx(100 - 100 * report.agreement)
     assert (report.n, report.calibration_images) == (24, 24)
     assert report.to_dict()["top1_float"] == 100
+    assert report.to_dict()["calibration_pictures"] == 24
 
 
 def test_below_the_limit_nothing_is_kept(digits: Path, tmp_path: Path) -> None:
@@ -239,7 +240,7 @@ def test_schemes_that_litert_has_not(name: str, tmp_path: Path) -> None:
 
 
 def test_bytes_go_into_an_int8_file(digits: Path, tmp_path: Path) -> None:
-    """Calibrated and judged as without, then the preprocessing is put before it."""
+    """Calibrated and evaluated as without, then the preprocessing is put before it."""
     pytest.importorskip("onnx")
     import onnxruntime as ort
 
@@ -287,13 +288,13 @@ def test_what_flatters_is_said(digits: Path, tmp_path: Path, monkeypatch: pytest
     pytest.importorskip("onnx")
     monkeypatch.setattr(report_module, "this_machine_saturates", lambda: True)
     report = _quantise(small(), tmp_path / "net.onnx", digits, schemes=["minmax+7bit"], min_agreement=0.0)
-    few, chosen = doubts(report, unjudged=True)
-    assert "judged by 8 images only: one image is 12 %" in few
+    few, chosen = doubts(report, reused=True)
+    assert "evaluated on 8 images only: one image is 12 %" in few
     assert "chose its scheme as well" in chosen
     sound = dataclasses.replace(report, n=100, exact_on=("avx2", "vnni"))
-    assert doubts(sound, unjudged=False) == []
-    (here,) = doubts(dataclasses.replace(sound, exact_on=("vnni",)), unjudged=False)
-    assert "judged on a processor without VNNI" in here
+    assert doubts(sound, reused=False) == []
+    (here,) = doubts(dataclasses.replace(sound, exact_on=("vnni",)), reused=False)
+    assert "evaluated on a processor without VNNI" in here
 
 
 def test_a_third_is_held_out(digits: Path) -> None:
@@ -342,7 +343,7 @@ def test_other_runtimes(suffix: str, digits: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", list(LIBRARIES))
 def test_a_real_model_keeps_its_accuracy(suffix: str, shared_data: Path, tmp_path: Path) -> None:
-    """Calibrated on 50 photos, judged on 150 others: 90 % of the answers, and two points at most."""
+    """Calibrated on 50 photos, evaluated on 150 others: 90 % of the answers, and two points at most."""
     _needs(suffix)
     photos = labelled_images(shared_data / "imagenet_sample", 1000, "imagenet")
     judge = LabelledImages(
