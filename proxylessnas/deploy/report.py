@@ -14,7 +14,6 @@ from .bundle import ModelBundle
 from .settings import ExportOptions
 from .verify import LatencyRow, ParityRow
 
-
 #: Kinds of inputs as the file of a report has called them since 0.1.
 _KINDS = {"images": "pictures", "random numbers": "random numbers"}
 

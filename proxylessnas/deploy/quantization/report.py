@@ -170,8 +170,8 @@ def doubts(report: Int8Report, reused: bool) -> list[str]:
         )
     if report.exact_on == ("vnni",) and this_machine_saturates():
         found.append(
-            "int8 was evaluated on a processor without VNNI, which cuts sums of this file off: its figures are "
-            "those of this machine, not of the target"
+            "int8 was evaluated on a processor without VNNI, which cuts sums of this file off: its figures "
+            "are those of this machine, not of the target"
         )
     return found
 
