@@ -5,11 +5,11 @@ the others, which `quantise` itself never does before the end: this is the table
 made from, and shows what its choice is worth.
 
     python benchmarks/int8_schemes.py FOLDER [--net NAME] [--weights FILE] [--formats onnx xml pte]
-    python benchmarks/int8_schemes.py FOLDER --calibrate OTHER --formats onnx --ablation --no-latency
+    python benchmarks/int8_schemes.py FOLDER --calibrate OTHER --formats onnx --no-latency
 
-With --ablation, each step that prepares a model is taken alone, with the others, and left out. Latency is
-measured by turns in this process, one image a call; read ratios. On a processor without VNNI, ONNX files of
-8-bit weights are run with kernels that cut no sum off.
+Each step that prepares a model is taken alone, with the others, and left out. Latency is measured by turns in
+this process, one image a call; read ratios. On a processor without VNNI, ONNX files of 8-bit weights are run
+with kernels that cut no sum off.
 """
 
 from __future__ import annotations
@@ -33,22 +33,11 @@ from proxylessnas.deploy.quantization.quantize import Prepared, by_turns, diverg
 from proxylessnas.deploy.quantization.schemes import Scheme, scheme_of, this_machine_saturates
 from proxylessnas.errors import ExportError
 
-_MADE = [
-    f"{rule}{made}"
-    for rule in ("minmax", "percentile", "mse")
-    for made in ("", "+correct", "+correct+floatfirst", "+correct+floatadds+floatfirst")
-]
-_MORE = [
-    "entropy", "minmax+floatadds", "minmax+floatfirst", "minmax+floatlast", "minmax+equalise0.5",
-    "mse+equalise0.5+correct", "mse+equalise0.5+correct+floatfirst", "minmax+compensate+correct",
-    "mse+compensate+correct", "mse+compensate+correct+floatfirst", "minmax+7bit",
-    "mse+correct+floatfirst+7bit", "mse+compensate+correct+floatfirst+7bit",
-]  # fmt: skip
-_STEPS = ("equalise0.5", "compensate", "correct")
-_ABLATION = [
-    "+".join(["mse", *steps, *first, *bits])
+_STEPS = ("compensate", "correct", "floatfirst")
+_ALL = [
+    "+".join([rule, *steps, *bits])
     for bits in (["7bit"], [])
-    for first in ([], ["floatfirst"])
+    for rule in ("minmax", "mse")
     for n in range(len(_STEPS) + 1)
     for steps in itertools.combinations(_STEPS, n)
 ]
@@ -60,8 +49,7 @@ def main() -> None:
     parser.add_argument("--net", default="proxyless_w03_r176")
     parser.add_argument("--weights")
     parser.add_argument("--formats", nargs="+", default=["onnx", "xml", "pte"])
-    parser.add_argument("--schemes", nargs="+", default=[*_MADE, *_MORE])
-    parser.add_argument("--ablation", dest="schemes", action="store_const", const=_ABLATION)
+    parser.add_argument("--schemes", nargs="+", default=_ALL)
     parser.add_argument("--calibrate", type=Path, help="folder of other images to calibrate on")
     parser.add_argument("--images", type=int, default=10_000, help="evaluate on at most so many")
     parser.add_argument("--no-latency", action="store_true")

@@ -1,9 +1,9 @@
 """Converts to LiteRT: runs in the Python that has litert-torch, not in the one that runs this package.
 
-    python -I litert_convert.py PACKAGE WEIGHTS OUT HEIGHT WIDTH BATCH [RULE INPUTS CONVS ADDS WIDE]
+    python -I litert_convert.py PACKAGE WEIGHTS OUT HEIGHT WIDTH BATCH [RULE INPUTS CONVS WIDE]
 
 PACKAGE is the folder of this package, WEIGHTS a file of ``save_weights``, BATCH the images a call, 0 for
-any number. With the other five the file is in 8 bits: see :func:`quantise_file`. What fails is reported in
+any number. With the other four the file is in 8 bits: see :func:`quantise_file`. What fails is reported in
 one line on the standard error, after "PROBLEM: ".
 """
 
@@ -64,9 +64,7 @@ def convert(weights: Path, out: Path, height: int, width: int, batch: int) -> No
     edge_model.export(str(out))
 
 
-def quantise_file(
-    path: Path, rule: str, inputs: Path, float_convs: int, float_adds: int, float_wide: int
-) -> None:
+def quantise_file(path: Path, rule: str, inputs: Path, float_convs: int, float_wide: int) -> None:
     """Replace a float32 file by one with 8-bit weights and activations, by LiteRT's own quantiser.
 
     The ranges are ours; the quantiser's own are moving averages of what it sees.
@@ -79,7 +77,6 @@ def quantise_file(
         rule: of the ranges, see :data:`~.schemes.RULES`.
         inputs: ``.npy`` file of the calibration inputs, float32 [N, H, W, C].
         float_convs: how many of the first convolutions stay in float32, with all before them.
-        float_adds: 1 if the sums of the shortcuts do.
         float_wide: 1 if depthwise convolutions do that are written as sums.
     """
     import numpy as np
@@ -95,7 +92,7 @@ def quantise_file(
     op, off = qtyping.TFLOperationName, quantizer.AlgorithmName.NO_QUANTIZE
     made.add_static_config(".*", op.ALL_SUPPORTED, 8, 8)
     made.add_dynamic_config(".*", op.FULLY_CONNECTED, 8)
-    for outside in (op.INPUT, op.OUTPUT, *((op.ADD,) if float_adds else ())):
+    for outside in (op.INPUT, op.OUTPUT):
         made.update_quantization_recipe(".*", outside, algorithm_key=off)
     if float_wide:
         made.update_quantization_recipe(SplitDepthwise.__name__, op.ALL_SUPPORTED, algorithm_key=off)

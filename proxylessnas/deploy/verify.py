@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..data.folders import images_below
+from ..data.folders import entries, images_below
 from ..data.images import load_image
 from ..data.named import load_digits
 from ..data.transforms import Preprocessing
@@ -185,39 +185,42 @@ def proof_images(
     side = bundle.input_size[1]
     preprocessing = known if known is not None else Preprocessing(side, side)
     transform = preprocessing.build()
-    files, source = _files(images)
+    files, source = [], ""
+    if images is not None:
+        files, name = image_files(images)
+        if not files:
+            named = f"{name}: no images in it"
+            raise DataError(named if name else "the list of images to prove the file with is empty")
+        source = "the images given"
+        if name:
+            source = f"{'the image' if os.path.isfile(name) else 'images of'} {name}"
+    elif _EXAMPLES.is_dir():
+        files, source = image_files(_EXAMPLES)[0], "photos of examples/photos"
     if files:
-        pixels = [transform._from_pil(load_image(file)) for file in files]
+        pixels = [transform._from_pil(load_image(file)) for file in spread(files, MOST)]
         return ProofImages(tuple(pixels), source, preprocessing)
     digits = load_digits()[0][:MOST, None].expand(-1, 3, -1, -1)
     return ProofImages(tuple(digits), "handwritten digits of this package", preprocessing)
 
 
-def _files(
-    images: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | None,
-) -> tuple[list[str], str]:
-    """Return image files, and where they are from; none where there is nothing but the digits."""
-    if images is None:
-        if not _EXAMPLES.is_dir():
-            return [], ""
-        found = [os.path.join(_EXAMPLES, name) for name in images_below(os.fspath(_EXAMPLES))]
-        return _spread(found), "photos of examples/photos"
-    if isinstance(images, (str, os.PathLike)):
-        folder = os.fspath(images)
-        if os.path.isfile(folder):
-            return [folder], f"the image {folder}"
-        found = [os.path.join(folder, name) for name in images_below(folder)]
-        if not found:
-            raise DataError(f"{folder}: no images in it")
-        return _spread(found), f"images of {folder}"
-    found = [os.fspath(file) for file in images]
-    if not found:
-        raise DataError("the list of images to prove the file with is empty")
-    return _spread(found), "the images given"
+def image_files(given: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> tuple[list[str], str]:
+    """Return the paths of the images of a folder, of a file or of a list, and the name of the first two.
+
+    Raises:
+        DataError: there is no such folder.
+    """
+    if not isinstance(given, (str, os.PathLike)):
+        return [os.fspath(file) for file in given], ""
+    root = os.fspath(given)
+    if os.path.isfile(root):
+        return [root], root
+    entries(root)  # says what is wrong with the folder
+    return [os.path.join(root, name) for name in sorted(images_below(root))], root
 
 
-def _spread(files: Sequence[str]) -> list[str]:
-    count = min(len(files), MOST)
+def spread(files: Sequence[str], most: int) -> list[str]:
+    """Return at most so many files, spread evenly over all."""
+    count = min(len(files), most)
     return [files[i * len(files) // count] for i in range(count)]
 
 

@@ -62,26 +62,15 @@ def _error(values: Tensor, bounds: tuple[float, float]) -> float:
     return float((rounded - values).square().mean())
 
 
-def test_a_percentile_leaves_outliers_out() -> None:
-    values = torch.cat([torch.randn(20_000), torch.tensor([40.0])])
-    seen = _seen(values)
-    everything = seen.range("minmax")
-    assert everything == (float(values.min()), 40.0)
-    low, high = seen.range("percentile")
-    assert everything[0] <= low < 0 < high < 10
-    tight = _seen(torch.randn(20_000).clamp(-2, 2))
-    assert tight.range("percentile") == pytest.approx((-2, 2), abs=0.01)
-
-
-def test_mse_finds_less_error_than_the_others() -> None:
+def test_mse_finds_less_error_than_the_extremes() -> None:
     values = torch.randn(50_000).mul(0.5).exp() - 0.5
     seen = _seen(values)
-    errors = {rule: _error(values, seen.range(rule)) for rule in ("minmax", "percentile", "mse")}
+    assert seen.range("minmax") == (float(values.min()), float(values.max()))
+    errors = {rule: _error(values, seen.range(rule)) for rule in ("minmax", "mse")}
     assert errors["mse"] < errors["minmax"]
-    assert errors["mse"] < errors["percentile"]
 
 
-@pytest.mark.parametrize("rule", ["minmax", "percentile", "mse"])
+@pytest.mark.parametrize("rule", ["minmax", "mse"])
 @pytest.mark.parametrize("values", [torch.rand(5000) * 6, -torch.rand(5000), torch.zeros(500)])
 def test_zero_is_always_exact(rule: str, values: Tensor) -> None:
     low, high = _seen(values).range(rule)
@@ -100,7 +89,7 @@ def test_zero_is_always_exact(rule: str, values: Tensor) -> None:
     [
         "minmax",
         "mse+correct",
-        "percentile+compensate+correct+floatadds+floatfirst+floatlast+7bit",
+        "mse+compensate+correct+floatfirst+floatwide+7bit",
     ],
 )
 def test_a_scheme_is_its_name(name: str) -> None:
@@ -110,7 +99,7 @@ def test_a_scheme_is_its_name(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("best", "no INT8 rule is called 'best'; there are minmax, percentile, mse, entropy"),
+        ("best", "no INT8 rule is called 'best'; there are minmax, mse"),
         ("mse+corect", "no part of an INT8 scheme is called 'corect'; there are compensate, correct"),
     ],
 )
@@ -122,7 +111,7 @@ def test_a_scheme_that_is_none(name: str, problem: str) -> None:
 # ---- simulation
 
 
-@pytest.mark.parametrize("scheme", ["minmax", "mse+floatadds", "minmax+floatfirst+floatlast"])
+@pytest.mark.parametrize("scheme", ["minmax", "mse", "minmax+floatfirst"])
 def test_simulation_rounds_and_leaves_no_trace(scheme: str) -> None:
     model, batches = small(), _batches()
     before, exact = copy.deepcopy(model.state_dict()), _run(model, batches)
@@ -153,7 +142,7 @@ def test_what_stays_in_float32_is_not_rounded() -> None:
     assert "input" not in places
     assert "first_conv" not in places
     assert "blocks.0.mobile_inverted_conv.point_linear" in places
-    assert off("minmax+floatfirst+floatlast") < off("minmax")
+    assert off("minmax+floatfirst") < off("minmax")
     assert off("minmax+7bit") > off("minmax")
 
 

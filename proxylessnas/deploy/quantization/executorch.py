@@ -37,8 +37,8 @@ def write(
 
     The classifier's input is rounded anew for each image, so that the logits stay in float32.
     """
-    if scheme.weight_bits != 8 or scheme.rule not in ("minmax", "mse"):
-        raise ExportError(f"XNNPACK's quantiser has no scheme {scheme.name!r}: minmax and mse, with 8 bits")
+    if scheme.weight_bits != 8:
+        raise ExportError(f"XNNPACK's quantiser has no scheme {scheme.name!r}: it takes weights of 8 bits")
     model: nn.Module = bundle.model
     if scheme.float_wide:
         model = split_depthwise(model)
@@ -87,10 +87,9 @@ def _quantizer(
     dynamic = ours.get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)
     aten = torch.ops.aten
     quantizer = ours.XNNPACKQuantizer()
-    for op in (aten.conv2d.default, *(() if scheme.float_adds else (aten.add.Tensor,))):
+    for op in (aten.conv2d.default, aten.add.Tensor):
         quantizer.set_operator_type(op, static)
-    if not scheme.float_last:
-        quantizer.set_operator_type(aten.linear.default, dynamic)
+    quantizer.set_operator_type(aten.linear.default, dynamic)
 
     def in_8_bits(node: Any) -> bool:
         return not any(name in float_names or in_float_part(name, scheme) for name in _modules(node))

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from ...models.base import ImageClassifier
 from ...models.layers import ConvLayer, ResidualBlock
-from ...models.proxylessnas import ProxylessNAS
 from ..formats.split_depthwise import is_wide
 from .schemes import Scheme
 
@@ -27,7 +26,6 @@ from .schemes import Scheme
 Ranges = dict[str, tuple[float, float]]
 STEPS = 255
 _BINS = 2048
-_SHARE = 1e-4  # cut off at each end by "percentile"
 _SHRINKS = torch.linspace(1.0, 0.3, 36, dtype=torch.float64)  # what "mse" tries at each end
 
 
@@ -62,29 +60,12 @@ class Observed:
         """Return the least and the greatest value that the scale is to cover; zero lies between.
 
         Args:
-            rule: "minmax" covers everything, "percentile" all but one value of 10,000 at each end, "mse" what
-                makes the mean squared error of rounding and clipping smallest.
+            rule: "minmax" covers everything, "mse" what makes the mean squared error of rounding and clipping
+                smallest.
         """
         if rule == "minmax" or not float(self.counts.sum()):
             return self.low, self.high
-        if rule == "percentile":
-            return self._percentile()
-        if rule == "mse":
-            return self._mse()
-        raise ValueError(f"no rule {rule!r} for a histogram")
-
-    def _edges(self) -> Tensor:
-        return torch.linspace(self.low, self.high, _BINS + 1, dtype=torch.float64)
-
-    def _percentile(self) -> tuple[float, float]:
-        below = self.counts.cumsum(0) / self.counts.sum()
-        edges = self._edges()
-        first = int((below <= _SHARE).sum())
-        last = int((below < 1.0 - _SHARE).sum())
-        return min(0.0, float(edges[first])), max(0.0, float(edges[last + 1]))
-
-    def _mse(self) -> tuple[float, float]:
-        edges = self._edges()
+        edges = torch.linspace(self.low, self.high, _BINS + 1, dtype=torch.float64)
         centres = (edges[:-1] + edges[1:]) / 2
         one = torch.ones(1, dtype=torch.float64)
         lows = self.low * (_SHRINKS if self.low < 0 else one)
@@ -165,9 +146,8 @@ def observe(model: ImageClassifier, batches: Iterable[Tensor], scheme: Scheme) -
     Args:
         model: in evaluation mode.
         batches: inputs [N, C, H, W]; gone through twice.
-        scheme: its rule ("minmax" in place of "entropy", which is not ours), and what stays in float32.
+        scheme: its rule, and what stays in float32.
     """
-    rule = "minmax" if scheme.rule == "entropy" else scheme.rule
     inputs = list(batches)
 
     def values() -> Iterator[tuple[str, Tensor]]:
@@ -178,7 +158,7 @@ def observe(model: ImageClassifier, batches: Iterable[Tensor], scheme: Scheme) -
                 model(x)
                 yield from seen
 
-    return ranges_of(values, rule)
+    return ranges_of(values, scheme.rule)
 
 
 def stays_float(name: str, module: nn.Module, scheme: Scheme) -> bool:
@@ -188,8 +168,7 @@ def stays_float(name: str, module: nn.Module, scheme: Scheme) -> bool:
 
 def in_float_part(name: str, scheme: Scheme) -> bool:
     """Return whether the part of the model that a scheme leaves in float32 holds the module of a name."""
-    first = name.partition(".")[0] == "first_conv" or f"{name}.".startswith("blocks.0.")
-    return (scheme.float_first and first) or (scheme.float_last and name.startswith("classifier"))
+    return scheme.float_first and f"{name}.".startswith(("first_conv.", "blocks.0."))
 
 
 @contextlib.contextmanager
@@ -234,28 +213,16 @@ def _visited(
     def out_of(place: str) -> Callable[[nn.Module, Any, Tensor], Any]:
         return lambda module, args, y: visit(place, y)
 
-    float_adds = scheme.float_adds
-    handles = []
+    handles = [model.classifier.register_forward_pre_hook(into(_POOLED))]
     if not scheme.float_first:
         handles.append(model.register_forward_pre_hook(into(_INPUT)))
-    if not scheme.float_last:
-        handles.append(model.classifier.register_forward_pre_hook(into(_POOLED)))
-    after_sum = False
     for name, module in model.named_modules():
         # What the last layer of the first block gives is read in 8 bits.
         if in_float_part(name, scheme) and not name.endswith("point_linear"):
             continue
-        if isinstance(module, ConvLayer):
+        is_sum = isinstance(module, ResidualBlock) and module.shortcut
+        if isinstance(module, ConvLayer) or (is_sum and module.mobile_inverted_conv is not None):
             handles.append(module.register_forward_hook(out_of(name)))
-        elif isinstance(module, ResidualBlock) and module.mobile_inverted_conv is not None:
-            if after_sum and float_adds:
-                place = f"{name}.in"
-                handles.append(module.mobile_inverted_conv.register_forward_pre_hook(into(place)))
-            after_sum = module.shortcut
-            if module.shortcut and not float_adds:
-                handles.append(module.register_forward_hook(out_of(name)))
-    if isinstance(model, ProxylessNAS) and after_sum and float_adds:
-        handles.append(model.feature_mix_layer.register_forward_pre_hook(into("feature_mix_layer.in")))
     try:
         yield
     finally:

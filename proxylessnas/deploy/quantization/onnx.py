@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from math import prod
@@ -74,13 +73,7 @@ def write(
         part for x in batches for part in x.split(at_once) if len(part) == at_once or not options.batch_size
     ]
     with exporting(f"{bundle.name}: ONNX Runtime cannot quantise the model"):
-        if scheme.rule == "entropy":
-            ranges = _entropy(proto, inputs)
-        else:
-            ranges = _observed(proto, inputs, scheme.rule)
-        made = _quantised(proto, ranges, scheme)
-    if scheme.float_adds:
-        _keep_sums(made)
+        made = _quantised(proto, _observed(proto, inputs, scheme.rule), scheme)
     onnx.helper.set_model_props(made, {**bundle.metadata(), "int8": scheme.name})
     onnx.checker.check_model(made)
     path.write_bytes(made.SerializeToString())
@@ -131,10 +124,8 @@ def _quantised(proto: Proto, ranges: Ranges, scheme: Scheme) -> Proto:
 def _excluded(proto: Proto, scheme: Scheme) -> list[str]:
     """Return the names of the nodes that stay in float32."""
     nodes = list(proto.graph.node)
-    names = [node.name for node in nodes if node.op_type == "Add"] if scheme.float_adds else []
+    names: list[str] = []
     weighted = [node for node in nodes if node.op_type in _WEIGHTED]
-    if scheme.float_last:
-        names.append(weighted[-1].name)
     if scheme.float_wide:
         names += [node.name for node in weighted if _is_wide(node)]
     if scheme.float_first:
@@ -158,23 +149,6 @@ def _is_depthwise(node: Any, weight: Any) -> bool:
 def _is_wide(node: Any) -> bool:
     known = {attribute.name: attribute for attribute in node.attribute}
     return node.op_type == "Conv" and known["group"].i > 1 and prod(known["kernel_shape"].ints) > MOST_WEIGHTS
-
-
-def _keep_sums(proto: Proto) -> None:
-    """Let each sum read the sum before it in float32, instead of what is rounded for the convolutions."""
-    producers = {output: node for node in proto.graph.node for output in node.output}
-    for node in proto.graph.node:
-        if node.op_type != "Add":
-            continue
-        for i, name in enumerate(node.input):
-            dequantised = producers.get(name)
-            if dequantised is None or dequantised.op_type != "DequantizeLinear":
-                continue
-            quantised = producers.get(dequantised.input[0])
-            source = producers.get(quantised.input[0]) if quantised is not None else None
-            if source is not None and source.op_type == "Add":
-                assert quantised is not None
-                node.input[i] = quantised.input[0]
 
 
 def _observed(proto: Proto, inputs: Sequence[Tensor], rule: str) -> Ranges:
@@ -207,32 +181,3 @@ def _observed(proto: Proto, inputs: Sequence[Tensor], rule: str) -> Ranges:
             yield from zip(names, map(torch.from_numpy, session.run(names, {entry: x.numpy()})), strict=True)
 
     return ranges_of(values, rule)
-
-
-def _entropy(proto: Proto, inputs: Sequence[Tensor]) -> Ranges:
-    """Return the ranges that ONNX Runtime's entropy calibration chooses."""
-    ort = library()
-    entry = proto.graph.input[0].name
-    with tempfile.TemporaryDirectory(prefix="proxylessnas-int8-") as folder:
-        path = Path(folder) / "float.onnx"
-        path.write_bytes(proto.SerializeToString())
-        calibrator = ort.calibrate.create_calibrator(
-            path,
-            list(_KINDS),
-            augmented_model_path=str(Path(folder) / "watched.onnx"),
-            calibrate_method=ort.CalibrationMethod.Entropy,
-        )
-        calibrator.collect_data(_Reader(entry, [x for x in inputs if len(x) == len(inputs[0])]))
-        found = calibrator.compute_data()
-    return {name: (float(data.range_value[0]), float(data.range_value[1])) for name, data in found.items()}
-
-
-class _Reader:
-    """Hands calibration images to ONNX Runtime."""
-
-    def __init__(self, entry: str, inputs: Sequence[Tensor]) -> None:
-        self._inputs: Iterator[dict[str, Any]] = ({entry: x.numpy()} for x in inputs)
-
-    def get_next(self) -> dict[str, Any] | None:
-        """Return the next batch, or None."""
-        return next(self._inputs, None)

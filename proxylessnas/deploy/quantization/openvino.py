@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...errors import ExportError, needs
+from ...errors import needs
 from ...models.base import ImageClassifier
 from ...runtimes.openvino import RUNTIME
 from ..bundle import ModelBundle
@@ -28,7 +28,7 @@ from .fake_quant import rounded_weight, stays_float
 from .schemes import Scheme
 
 #: Our rules by the names NNCF has for them; "mse" is its search for the least squared error on a histogram.
-_RULES = {"minmax": "MINMAX", "percentile": "MEAN_QUANTILE", "mse": "HISTOGRAM"}
+_RULES = {"minmax": "MINMAX", "mse": "HISTOGRAM"}
 
 
 def schemes(target_isa: str) -> list[str]:
@@ -78,8 +78,6 @@ def write(
     """
     ov = RUNTIME.library()
     nncf = library()
-    if scheme.rule not in _RULES:
-        raise ExportError(f"NNCF has no rule {scheme.rule!r}; it has {', '.join(_RULES)}")
     size = options.batch_size or 1
     if scheme.weight_bits == 7:
         bundle = dataclasses.replace(bundle, model=_on_steps(bundle.model, scheme))
@@ -158,9 +156,7 @@ def _ignored(nncf: Any, model: Any, scheme: Scheme) -> Any:
     if scheme.float_wide:
         wide = [n for n in nodes if n.get_type_name() == "GroupConvolution"]
         names += [n.get_friendly_name() for n in wide if prod(n.input(1).get_shape()[-2:]) > MOST_WEIGHTS]
-    if scheme.float_last:
-        names.append(nodes[-1].get_friendly_name())
-    return nncf.IgnoredScope(names=names, types=["Add"] if scheme.float_adds else [])
+    return nncf.IgnoredScope(names=names)
 
 
 _WEIGHTED = ("Convolution", "GroupConvolution", "MatMul")

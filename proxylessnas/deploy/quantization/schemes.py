@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ...errors import ExportError, shown
 
 #: Which of a tensor's values a scale covers; see :class:`~.fake_quant.Observed`.
-RULES = ("minmax", "percentile", "mse", "entropy")
+RULES = ("minmax", "mse")
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,8 @@ class Scheme:
         compensate: round weights one after the other, each making good what the ones before did to the
             layer's output.
         correct: correct the mean of each channel.
-        float_adds: sums of the shortcuts stay in float32.
         float_first: the first convolution and the first block stay in float32. Their maps are large and have
             few channels: 8 bits cost most there, and, as depthwise convolutions go, gain least.
-        float_last: the classifier stays in float32.
         float_wide: depthwise convolutions of more than 25 weights a channel stay in float32: XNNPACK has no
             kernel for them, and less so in 8 bits.
         weight_bits: 8, or 7 so that no sum is cut off on x86 processors without VNNI (see above);
@@ -51,9 +49,7 @@ class Scheme:
     rule: str = "minmax"
     compensate: bool = False
     correct: bool = False
-    float_adds: bool = False
     float_first: bool = False
-    float_last: bool = False
     float_wide: bool = False
     weight_bits: int = 8
 
@@ -81,9 +77,7 @@ class Scheme:
 _WORDS = {
     "compensate": "compensate",
     "correct": "correct",
-    "floatadds": "float_adds",
     "floatfirst": "float_first",
-    "floatlast": "float_last",
     "floatwide": "float_wide",
 }
 
