@@ -1,4 +1,4 @@
-"""Opens a model for export, with everything that those who get the file need to know about it."""
+"""A model that is to be exported, with all that those who get the file need to know of it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ..utils.checks import is_int
 
 @dataclass(frozen=True, eq=False)
 class ModelBundle:
-    """A model to be exported, and what is known about it.
+    """A model and what is known about it.
 
     Attributes:
         name: for people and file headers.
@@ -46,10 +46,10 @@ class ModelBundle:
     origin: str = ""
 
     def metadata(self) -> dict[str, str]:
-        """Return what a file says of its model, as texts: the keys of our ``.safetensors`` header and more.
+        """Return what a file says of its model, as texts; what is not known is left out.
 
-        ``arch``, ``num_classes``, ``global_pool``, ``preprocessing``, ``categories`` and ``wnids`` (the last
-        three as JSON), ``name``, ``license``, ``origin``; what is not known is left out.
+        ``name``, ``license``, ``origin`` and the keys of a ``.safetensors`` header: ``arch``,
+        ``num_classes``, ``global_pool``, and as JSON ``preprocessing``, ``categories`` and ``wnids``.
         """
         known = {
             "name": self.name,

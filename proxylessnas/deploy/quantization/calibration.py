@@ -88,7 +88,7 @@ def read_calibration(
 
 
 def _views(x: Tensor) -> Tensor:
-    """Return images with their mirror images and a closer look at both, [4 N, C, H, W].
+    """Return images, enlarged ones and the mirror images of both, [4 N, C, H, W].
 
     So a dozen images tell schemes apart that differ by one answer in twenty.
     """

@@ -16,8 +16,7 @@ Equalised channels (Nagel et al. 2019, section 4.1) made every model that was tr
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -103,11 +102,7 @@ def compensated(weight: Tensor, moments: Tensor, steps: int = 127) -> Tensor:
 
 
 @torch.no_grad()
-def corrected(
-    model: ImageClassifier,
-    batches: Sequence[Tensor],
-    scheme: Scheme,
-) -> ImageClassifier:
+def corrected(model: ImageClassifier, batches: Sequence[Tensor], scheme: Scheme) -> ImageClassifier:
     """Return a copy of a model whose weights and biases make good what 8 bits do to it, as the scheme wants.
 
     A model that is no :class:`ProxylessNAS` comes back as it is.
@@ -153,29 +148,25 @@ def corrected(
 def _inputs_of(part: nn.Module, layer: nn.Module, batches: Sequence[Tensor]) -> list[Tensor]:
     """Return what enters a layer of a part of a model, for each batch."""
     found: list[Tensor] = []
-    handle = layer.register_forward_pre_hook(lambda module, args: found.append(args[0]))
-    try:
-        for x in batches:
-            part(x)
-    finally:
-        handle.remove()
+    _watch(part, layer, batches, lambda x, y: found.append(x))
     return found
 
 
 def _mean_of(part: nn.Module, norm: nn.Module, batches: Sequence[Tensor]) -> Tensor:
     """Return the mean of each channel behind a BatchNorm of a part of a model, over all batches."""
-    total: list[Tensor] = []
-    count = 0
+    sums: list[tuple[Tensor, int]] = []
+    _watch(part, norm, batches, lambda x, y: sums.append((y.double().sum((0, 2, 3)), y[:, 0].numel())))
+    total, count = (sum(column) for column in zip(*sums, strict=True))
+    return torch.as_tensor(total / count, dtype=torch.float32)
 
-    def add(module: nn.Module, args: Any, y: Tensor) -> None:
-        nonlocal count
-        total.append(y.double().sum((0, 2, 3)))
-        count += y.numel() // y.shape[1]
 
-    handle = norm.register_forward_hook(add)
+def _watch(
+    part: nn.Module, module: nn.Module, batches: Sequence[Tensor], look: Callable[[Tensor, Tensor], None]
+) -> None:
+    """Run a part of a model on all batches; ``look`` gets what enters and leaves one of its modules."""
+    handle = module.register_forward_hook(lambda _, args, y: look(args[0], y))
     try:
         for x in batches:
             part(x)
     finally:
         handle.remove()
-    return (torch.stack(total).sum(0) / count).to(torch.float32)
