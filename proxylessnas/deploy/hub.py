@@ -80,7 +80,11 @@ def save_pretrained(
     title = name or model.name or folder.resolve().name
     try:
         with tempfile.TemporaryDirectory(dir=folder.absolute().parent, prefix=f".{folder.name}-") as made:
-            _write_files(model, Path(made), title, license, measured)
+            config = json.dumps(_config(model, title), indent=2, ensure_ascii=False) + "\n"
+            card = model_card(model, title, license=license, measured=measured)
+            for file, text in ((CONFIG, config), (CARD, card)):
+                (Path(made) / file).write_text(text, encoding="utf-8")
+            save_weights(model, Path(made) / WEIGHTS)
             folder.mkdir(exist_ok=True)
             for file in (CARD, CONFIG, WEIGHTS):
                 if file != CARD or not (folder / CARD).exists():
@@ -88,16 +92,6 @@ def save_pretrained(
     except OSError as e:
         raise ExportError(f"{folder}: cannot be written: {e.strerror or e}") from e
     return folder
-
-
-def _write_files(
-    model: ImageClassifier, folder: Path, title: str, license: str | None, measured: Evaluation | None
-) -> None:
-    config = json.dumps(_config(model, title), indent=2, ensure_ascii=False) + "\n"
-    (folder / CONFIG).write_text(config, encoding="utf-8")
-    card = model_card(model, title, license=license, measured=measured)
-    (folder / CARD).write_text(card, encoding="utf-8")
-    save_weights(model, folder / WEIGHTS)
 
 
 def _config(model: ImageClassifier, title: str) -> dict[str, Any]:

@@ -185,7 +185,8 @@ def proof_images(
     side = bundle.input_size[1]
     preprocessing = known if known is not None else Preprocessing(side, side)
     transform = preprocessing.build()
-    files, source = [], ""
+    files: list[str] = []
+    source = ""
     if images is not None:
         files, name = image_files(images)
         if not files:
