@@ -1,4 +1,4 @@
-"""Backends that :func:`proxylessnas.deploy.optimize` tries to run a model in PyTorch, and its report."""
+"""The backends of PyTorch that :func:`proxylessnas.deploy.optimize` tries, and its report."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ Run = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Backend:
-    """One way to run a model.
+    """Something that runs a model.
 
     Attributes:
         name: for people.
         make: takes the model as given, the folded model and an example batch. Whatever it raises means that
-            this way cannot be gone here.
+            the backend cannot be had here.
         bf16: whether it computes in bfloat16.
         compiled: whether it needs a compiler and its time.
         devices: that it is tried on.
@@ -130,14 +130,13 @@ def no_bfloat16(device: torch.device) -> str:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to run the model.
+    """A backend that was tried.
 
     Attributes:
         name: as in :attr:`OptimizeReport.chosen`.
         ms: a forward pass of the whole batch, undisturbed, milliseconds; None if it was not timed.
         spread: how much longer the median pass took, as a share of ``ms``; None if it was not timed.
-        difference: largest absolute difference of an output to the model as it was given; None if it never
-            ran.
+        difference: largest absolute difference of an output to the model as given; None if it never ran.
         agreement: share of the images with the same largest output, 0 to 1; None if it never ran.
         prepare_seconds: what making it took.
         out: why it could not be chosen; "" if it could.
@@ -154,18 +153,18 @@ class Candidate:
 
 @dataclass(frozen=True)
 class OptimizeReport:
-    """What was tried and found, and what it chose.
+    """What :func:`~proxylessnas.deploy.optimize` tried, found and chose.
 
     Attributes:
         chosen: name of the candidate that runs.
         why: the reason, in a sentence.
-        candidates: all of them, the one given first.
+        candidates: all of them, the model as given first.
         images: what the outputs were compared on, in words.
         batch_size, input_size: what was timed; other inputs are run by the folded model.
         threads: that were timed, and are built into compiled code.
         device, device_name, allocator, versions: what was measured on.
-        advice: what would make it faster, in words; empty if nothing is known.
-        noise: reasons to distrust the times; empty if there are none.
+        advice: what would make it faster, in words.
+        noise: reasons to distrust the times.
     """
 
     chosen: str

@@ -1,4 +1,4 @@
-"""Opens a model for export, with everything that those who get the file need to know about it."""
+"""A model that is to be exported, with all that those who get the file need to know of it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from ..models.factory import create_model
 from ..models.loading import header_texts
 from ..models.resolve import resolve
 from ..runtimes.files import file_runtimes
+from ..utils.checks import is_int
 
 
 @dataclass(frozen=True, eq=False)
 class ModelBundle:
-    """A model to be exported, and what is known about it.
+    """A model and what is known about it.
 
     Attributes:
         name: for people and file headers.
@@ -45,10 +46,10 @@ class ModelBundle:
     origin: str = ""
 
     def metadata(self) -> dict[str, str]:
-        """Return what a file says of its model, as texts: the keys of our ``.safetensors`` header and more.
+        """Return what a file says of its model, as texts; what is not known is left out.
 
-        ``arch``, ``num_classes``, ``global_pool``, ``preprocessing``, ``categories`` and ``wnids`` (the last
-        three as JSON), ``name``, ``license``, ``origin``; what is not known is left out.
+        ``name``, ``license``, ``origin`` and the keys of a ``.safetensors`` header: ``arch``,
+        ``num_classes``, ``global_pool``, and as JSON ``preprocessing``, ``categories`` and ``wnids``.
         """
         known = {
             "name": self.name,
@@ -85,9 +86,7 @@ def open_bundle(
             "what is exported must be a model of this package, a name, a file or an architecture, not "
             f"{shown(given)}"
         )
-    if input_size is not None and (
-        isinstance(input_size, bool) or not isinstance(input_size, int) or not 1 <= input_size <= 4096
-    ):
+    if input_size is not None and not is_int(input_size, 1, 4096):
         raise ExportError(f"input_size must be a whole number from 1 to 4096, not {shown(input_size)}")
     found = resolve(given)
     if found.path is not None and os.path.isfile(found.path) and file_runtimes(found.path):

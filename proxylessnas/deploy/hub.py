@@ -27,18 +27,21 @@ from ..errors import (
     OfflineError,
     ProxylessError,
     WeightsCorruptError,
+    WeightsFetchError,
     WeightsNotFoundError,
 )
 from ..models.base import POOLS, ImageClassifier, unwrapped
 from ..models.factory import create_model
 from ..models.loading import save_weights
 from ..train.evaluate import Evaluation
+from ..utils.checks import is_int
 from ..utils.files import decode, read_bytes
 from ..utils.paths import is_offline
-from .hub_files import CARD, CONFIG, LIBRARY, WEIGHTS, download, hub_errors, hub_library
-from .model_card import model_card
+from ..utils.text import shown_reason
+from .model_card import LIBRARY, hub_library, model_card
 from .settings import PushSettings
 
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 _MOST_CONFIG_BYTES = 1 << 20
 
 
@@ -78,7 +81,11 @@ def save_pretrained(
     title = name or model.name or folder.resolve().name
     try:
         with tempfile.TemporaryDirectory(dir=folder.absolute().parent, prefix=f".{folder.name}-") as made:
-            _write_files(model, Path(made), title, license, measured)
+            config = json.dumps(_config(model, title), indent=2, ensure_ascii=False) + "\n"
+            card = model_card(model, title, license=license, measured=measured)
+            for file, text in ((CONFIG, config), (CARD, card)):
+                (Path(made) / file).write_text(text, encoding="utf-8")
+            save_weights(model, Path(made) / WEIGHTS)
             folder.mkdir(exist_ok=True)
             for file in (CARD, CONFIG, WEIGHTS):
                 if file != CARD or not (folder / CARD).exists():
@@ -86,16 +93,6 @@ def save_pretrained(
     except OSError as e:
         raise ExportError(f"{folder}: cannot be written: {e.strerror or e}") from e
     return folder
-
-
-def _write_files(
-    model: ImageClassifier, folder: Path, title: str, license: str | None, measured: Evaluation | None
-) -> None:
-    config = json.dumps(_config(model, title), indent=2, ensure_ascii=False) + "\n"
-    (folder / CONFIG).write_text(config, encoding="utf-8")
-    card = model_card(model, title, license=license, measured=measured)
-    (folder / CARD).write_text(card, encoding="utf-8")
-    save_weights(model, folder / WEIGHTS)
 
 
 def _config(model: ImageClassifier, title: str) -> dict[str, Any]:
@@ -150,7 +147,7 @@ def from_pretrained(
     folder = Path(folder_or_repo)
     if not folder.is_dir():
         offline = local_files_only or is_offline()
-        folder = download(str(folder_or_repo), revision, token, cache_dir, offline)
+        folder = _download(str(folder_or_repo), revision, token, cache_dir, offline)
     elif revision is not None:
         raise ProxylessError(f"{folder}: a folder has no revisions (revision={revision!r})")
     weights = folder / WEIGHTS
@@ -181,8 +178,8 @@ def from_pretrained(
 
 
 _OPTIONS = {
-    "num_classes": lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= 0,
-    "in_chans": lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= 1,
+    "num_classes": lambda v: is_int(v, 0),
+    "in_chans": lambda v: is_int(v, 1),
     "global_pool": lambda v: v in POOLS,
 }
 
@@ -266,7 +263,7 @@ def push_to_hub(
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made) / "net"
         save_pretrained(model, folder, name=name or repo.split("/")[-1], license=license, measured=measured)
-        with hub_errors(repo):
+        with _hub_errors(repo):
             repo = api.create_repo(repo, private=asked.private, exist_ok=True).repo_id
             kept = [CARD] if api.file_exists(repo, CARD, revision=asked.revision) else None
             commit = api.upload_folder(
@@ -278,3 +275,71 @@ def push_to_hub(
                 ignore_patterns=kept,
             )
     return str(commit.commit_url)
+
+
+def _download(
+    repo: str,
+    revision: str | None,
+    token: str | bool | None,
+    cache_dir: str | os.PathLike[str] | None,
+    offline: bool,
+) -> Path:
+    """Return the folder of the Hub's cache that holds both files of one and the same commit."""
+    parts = repo.split("/")
+    if len(parts) != 2 or not all(parts) or parts[0] in (".", "..", "~") or "\\" in repo:
+        raise WeightsNotFoundError(f"{repo}: no such folder, and not OWNER/NAME of a repository")
+    hub = hub_library()
+    options: dict[str, Any] = {
+        "token": token,
+        "cache_dir": cache_dir,
+        "local_files_only": offline,
+        "library_name": LIBRARY,
+        "library_version": __version__,
+    }
+    with _hub_errors(repo, offline):
+        folder = Path(hub.hf_hub_download(repo, WEIGHTS, revision=revision, **options)).parent
+        # By the commit, which is the folder's name: the branch may have moved meanwhile.
+        with contextlib.suppress(hub.errors.EntryNotFoundError):
+            hub.hf_hub_download(repo, CONFIG, revision=folder.name, **options)
+    return folder
+
+
+@contextlib.contextmanager
+def _hub_errors(repo: str, offline: bool = False) -> Iterator[None]:
+    """Turn the Hub's errors, of many lines each, into one line of ours."""
+    hub = hub_library()
+    errors = hub.errors
+    try:
+        yield
+    except errors.GatedRepoError as e:
+        raise WeightsFetchError(f"{repo}: access must be asked for on the Hub's page of it") from e
+    except errors.RepositoryNotFoundError as e:
+        raise WeightsNotFoundError(
+            f"{repo}: neither a folder nor a repository on the Hub (or a private one: log in, or pass token=)"
+        ) from e
+    except errors.RevisionNotFoundError as e:
+        raise WeightsNotFoundError(f"{repo}: has no such revision") from e
+    except errors.LocalEntryNotFoundError as e:
+        if offline or hub.constants.HF_HUB_OFFLINE:
+            raise OfflineError(f"{repo}: not in the Hub's cache, and the network is forbidden") from e
+        raise WeightsFetchError(
+            f"{repo}: not in the Hub's cache, and the Hub cannot be reached ({_reason(e)})"
+        ) from e
+    except errors.EntryNotFoundError as e:
+        raise WeightsNotFoundError(f"{repo}: no {WEIGHTS} in it") from e
+    except errors.OfflineModeIsEnabled as e:
+        raise OfflineError(f"{repo}: HF_HUB_OFFLINE forbids the network") from e
+    except errors.HFValidationError as e:
+        raise WeightsNotFoundError(f"{repo}: no valid name of a repository ({_reason(e)})") from e
+    except ProxylessError:
+        raise
+    except Exception as e:  # of whichever HTTP library it uses
+        raise WeightsFetchError(f"{repo}: the Hub: {_reason(e)}") from e
+
+
+def _reason(error: BaseException) -> str:
+    deepest: BaseException = error
+    while deepest.__cause__ is not None:
+        deepest = deepest.__cause__
+    text = next((line.strip() for line in str(deepest).splitlines() if line.strip()), "")
+    return shown_reason(text)[:200] or type(deepest).__name__

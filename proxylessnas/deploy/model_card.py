@@ -2,29 +2,121 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from .._version import __version__
-from ..errors import ProxylessError
+from ..errors import ProxylessError, needs
 from ..models.base import ImageClassifier
 from ..models.profile import profile
 from ..train.evaluate import Evaluation
 from ..weights.record import Weights
-from .hub_files import LIBRARY, hub_library
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+LIBRARY = "proxylessnas"
 TASK = "image-classification"
 
 #: Names of this package's data sets on the Hub, and for people.
 _DATASETS = {"imagenet": ("imagenet-1k", "ImageNet-1k"), "cifar10": ("cifar10", "CIFAR-10")}
 
-_PAPER = """## Paper
+_TEMPLATE = """\
+---
+{{ card_data }}
+---
+
+# {{ name }}
+
+A convolutional model for images, made of MBConv blocks or tree cells that were found by search.
+
+{% if side -%}
+- {{ "%.2f" % (profile.params / 1e6) }} million parameters, {{ "%.1f" % (profile.macs / 1e6) }} million \
+multiply-adds for an image of {{ side }} x {{ side }} px
+{% endif -%}
+- {{ model.num_classes ~ " classes" if model.num_classes else "embeddings" }}, {{ model.in_chans }} input \
+channels
+{%- if model.preprocessing %}
+- images are prepared so: {{ model.preprocessing }}
+{%- endif %}
+
+Architecture:
+
+```
+{{ model.arch }}
+```
+
+## Weights
+
+{% if record -%}
+The published weights `{{ record.name }}`, unchanged; their file has \
+{% if record.sha256 %}SHA-256 `{{ record.sha256 }}`{% else %}git blob `{{ record.git_blob }}`{% endif %}.
+{%- for training in trainings %}
+
+Trained on {{ training.data }}, {{ training.date }}: `{{ training.command }}`
+{%- endfor %}
+{%- elif model.weights -%}
+The model was made from the published weights `{{ model.weights.name }}` ({{ model.weights.license }}); it \
+is not known to have just these.
+{%- else -%}
+Not published by this package's authors.
+{%- endif %}
+
+{{ "Licence: " ~ license ~ "." if license else "No licence is stated." }}
+
+## Accuracy
+{% if rows %}
+| | | |
+|---|---|---|
+{% for label, value, status in rows -%}
+| {{ label }} | {{ "%.2f" % value }} % | {{ status }} |
+{% endfor -%}
+{% if rows[0][2] == metrics.status %}
+{%- if metrics.images %}
+Of {{ metrics.images }}.
+{% endif %}
+Source: {{ metrics.source }}.
+{% endif %}
+{%- elif not metrics.measured %}
+Not stated.
+{% endif -%}
+{% if not rows or rows[0][2] == metrics.status %}
+{%- for part in metrics.measured %}
+Measured by this package's authors on {{ "{:,}".format(part.n) }} {{ part.images }}: top-1 \
+{{ "%.2f" % part.top1 }} %, top-5 {{ "%.2f" % part.top5 }} %.
+{% endfor %}
+{%- endif %}
+## Use
+
+```python
+# pip install 'proxylessnas[hub]'
+from proxylessnas.deploy.hub import from_pretrained
+
+model = from_pretrained("OWNER/NAME")  # or a folder
+print(model.predict("photo.jpg"))
+```
+
+`model.safetensors` holds architecture, preprocessing and class names in its header too;
+`proxylessnas.create_model("model.safetensors")` opens it without anything else. Written by proxylessnas
+{{ version }}.
+
+## Paper
 
 Han Cai, Ligeng Zhu, Song Han: ProxylessNAS: Direct Neural Architecture Search on Target Task and Hardware,
 ICLR 2019, [arXiv:1812.00332](https://arxiv.org/abs/1812.00332)
 """
+
+
+def hub_library() -> Any:
+    """Return the package huggingface_hub.
+
+    Raises:
+        MissingExtraError: it is not installed or broken.
+    """
+    with needs("huggingface_hub", "the Hugging Face Hub", extra="hub"):
+        for module in ("constants", "errors"):  # not always imported with it
+            import_module(f"huggingface_hub.{module}")
+        return import_module("huggingface_hub")
 
 
 def unchanged_weights(model: ImageClassifier) -> Weights | None:
@@ -94,9 +186,25 @@ def model_card(
         model_name=name if results else None,
         eval_results=results or None,
     )
-    parts = [f"# {name}", _what(model), _origin(model, record, license), _accuracy(rows, record)]
-    parts += [_use(), _PAPER]
-    return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(part.strip() for part in parts if part) + "\n"
+    side = model.preprocessing.input_size if model.preprocessing else getattr(model.arch, "resolution", None)
+    trainings = [record.training] if record and record.training else []
+    while trainings and trainings[-1].get("before"):
+        trainings.append(trainings[-1]["before"])
+    card = hub.ModelCard.from_template(
+        data,
+        template_str=_TEMPLATE,
+        name=name,
+        model=model,
+        side=side,
+        profile=profile(model) if side else None,
+        record=record,
+        trainings=trainings,
+        metrics=record.metrics if record else {},
+        license=license,
+        rows=rows,
+        version=__version__,
+    )
+    return f"{card}\n"
 
 
 def _figures(record: Weights | None, measured: Evaluation | None) -> list[tuple[str, float, str]]:
@@ -109,80 +217,3 @@ def _figures(record: Weights | None, measured: Evaluation | None) -> list[tuple[
     status = str(record.metrics["status"])
     values = {"top-1": record.metrics.get("top1"), "top-5": record.metrics.get("top5")}
     return [(label, float(value), status) for label, value in values.items() if value is not None]
-
-
-def _of_some(record: Weights | None) -> str:
-    """Return what was measured with published weights on a part of the images, in words."""
-    found = () if record is None else record.metrics.get("measured", ())
-    return "".join(
-        f"\n\nMeasured by this package's authors on {m['n']:,} {m['images']}: top-1 {m['top1']:.2f} %, "
-        f"top-5 {m['top5']:.2f} %."
-        for m in found
-    )
-
-
-def _what(model: ImageClassifier) -> str:
-    side = model.preprocessing.input_size if model.preprocessing else getattr(model.arch, "resolution", None)
-    lines = []
-    if side:
-        counted = profile(model)
-        lines.append(
-            f"- {counted.params / 1e6:.2f} million parameters, {counted.macs / 1e6:.1f} million "
-            f"multiply-adds for an image of {side} x {side} px"
-        )
-    outputs = f"{model.num_classes} classes" if model.num_classes else "embeddings"
-    lines.append(f"- {outputs}, {model.in_chans} input channels")
-    if model.preprocessing:
-        lines.append(f"- images are prepared so: {model.preprocessing}")
-    return (
-        "A convolutional model for images, made of MBConv blocks or tree cells that were found by search.\n\n"
-        + "\n".join(lines)
-        + f"\n\nArchitecture:\n\n```\n{model.arch}\n```"
-    )
-
-
-def _origin(model: ImageClassifier, record: Weights | None, license: str | None) -> str:
-    lines = ["## Weights"]
-    if record is not None:
-        digest = f"SHA-256 `{record.sha256}`" if record.sha256 else f"git blob `{record.git_blob}`"
-        lines.append(f"The published weights `{record.name}`, unchanged; their file has {digest}.")
-        training = record.training
-        while training:
-            lines.append(f"Trained on {training['data']}, {training['date']}: `{training['command']}`")
-            training = training.get("before")
-    elif model.weights is not None:
-        lines.append(
-            f"The model was made from the published weights `{model.weights.name}` "
-            f"({model.weights.license}); it is not known to have just these."
-        )
-    else:
-        lines.append("Not published by this package's authors.")
-    lines.append(f"Licence: {license}." if license else "No licence is stated.")
-    return "\n\n".join(lines)
-
-
-def _accuracy(rows: list[tuple[str, float, str]], record: Weights | None) -> str:
-    if not rows:
-        return f"## Accuracy\n\n{_of_some(record).strip() or 'Not stated.'}"
-    table = "\n".join(f"| {label} | {value:.2f} % | {status} |" for label, value, status in rows)
-    source = ""
-    if record is not None and rows[0][2] == record.metrics["status"]:
-        images = f"\n\nOf {record.metrics['images']}." if record.metrics.get("images") else ""
-        source = f"{images}\n\nSource: {record.metrics['source']}.{_of_some(record)}"
-    return f"## Accuracy\n\n| | | |\n|---|---|---|\n{table}{source}"
-
-
-def _use() -> str:
-    return f"""## Use
-
-```python
-# pip install 'proxylessnas[hub]'
-from proxylessnas.deploy.hub import from_pretrained
-
-model = from_pretrained("OWNER/NAME")  # or a folder
-print(model.predict("photo.jpg"))
-```
-
-`model.safetensors` holds architecture, preprocessing and class names in its header too;
-`proxylessnas.create_model("model.safetensors")` opens it without anything else. Written by proxylessnas
-{__version__}."""

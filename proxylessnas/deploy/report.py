@@ -14,6 +14,9 @@ from .bundle import ModelBundle
 from .settings import ExportOptions
 from .verify import LatencyRow, ParityRow
 
+#: Kinds of inputs as the file of a report has called them since 0.1.
+_KINDS = {"images": "pictures", "random numbers": "random numbers"}
+
 
 @dataclass(frozen=True)
 class FileRecord:
@@ -25,11 +28,7 @@ class FileRecord:
 
     @staticmethod
     def of(path: Path) -> FileRecord:
-        """Read a file.
-
-        Raises:
-            OSError: it cannot be read.
-        """
+        """Read a file."""
         data = path.read_bytes()
         return FileRecord(path.name, len(data), hashlib.sha256(data).hexdigest())
 
@@ -46,8 +45,8 @@ class ExportReport:
         bundle: the model.
         options: what the file was written with.
         images: where the real images of the proof are from.
-        tolerance: how far an output may be off, times the largest output; None where int8 has a judge of its
-            own.
+        tolerance: how far an output may be off, times the largest output; None for int8, which is evaluated
+            on its own.
         parity: the proof.
         latency: model and file; empty if it was not measured.
         int8: what the quantisation found; None for a float file.
@@ -89,9 +88,8 @@ class ExportReport:
     def agreement(self) -> float | None:
         """Share of the proof's real images that get the same class; None for embeddings."""
         rows = [row for row in self.parity if row.inputs == "images"]
-        if any(row.agreement is None for row in rows):
-            return None
-        return sum((row.agreement or 0.0) * row.n for row in rows) / sum(row.n for row in rows)
+        shares = [row.agreement * row.n for row in rows if row.agreement is not None]
+        return sum(shares) / sum(row.n for row in rows) if shares else None
 
     @property
     def speedup(self) -> float | None:
@@ -117,8 +115,8 @@ class ExportReport:
             "options": dataclasses.asdict(self.options),
             "pictures": self.images,
             "tolerance": self.tolerance,
-            "parity": [row.to_dict() for row in self.parity],
-            "latency": [row.to_dict() for row in self.latency],
+            "parity": [{**dataclasses.asdict(row), "inputs": _KINDS[row.inputs]} for row in self.parity],
+            "latency": [dataclasses.asdict(row) for row in self.latency],
             "int8": None if self.int8 is None else self.int8.to_dict(),
             "versions": dict(self.versions),
             "machine": self.machine,

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..data.folders import images_below
+from ..data.folders import entries, images_below
 from ..data.images import load_image, pixels_of
 from ..data.named import load_digits
 from ..data.transforms import Preprocessing
@@ -35,8 +33,15 @@ BATCHES = (1, 2, 7)
 TOLERANCE = 1e-4
 #: The same for a file that resizes images itself: runtimes round a pixel in thousands differently.
 PIXEL_TOLERANCE = 0.02
+#: So many images prove a file: two calls of the largest batch.
+MOST = 14
 _CALLS = 2  # a batch size and kind of input
 _RANDOM = 7  # random inputs
+#: Of a checkout; a wheel has none.
+_EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "photos"
+_ROUNDS = 20  # of the latency, at least
+_SECONDS = 30.0  # of the latency at most, with the start of the processes
+_PHOTO = 4 / 3  # long side over short side, of an image for a file that resizes itself
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class ParityRow:
     """A file against its model, on one kind of input at one batch size.
 
     Attributes:
-        inputs: "pictures" or "random numbers".
+        inputs: "images" or "random numbers".
         batch: images a call.
         n: images in all.
         difference: largest absolute difference of an output.
@@ -59,32 +64,21 @@ class ParityRow:
     largest: float
     agreement: float | None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON values."""
-        return dataclasses.asdict(self)
-
 
 def compare(
     bundle: ModelBundle, program: Program, options: ExportOptions, images: ProofImages
 ) -> tuple[ParityRow, ...]:
-    """Run a file and its model on the same inputs.
-
-    Args:
-        bundle: the model.
-        program: the file in its own runtime.
-        options: what the file was written with.
-        images: the real ones.
+    """Run a file in its own runtime and its model on the same inputs.
 
     Raises:
         ExportError: the file cannot be run, gives outputs of another shape, or the model's own are not
             finite.
     """
-    rows = []
-    for batch in (options.batch_size,) if options.batch_size else BATCHES:
-        for inputs, calls in _calls(bundle, options, images, batch):
-            results = [_both(bundle, program, x, y) for x, y in calls]
-            rows.append(_row(inputs, batch, results, bundle.model.num_classes > 0))
-    return tuple(rows)
+    return tuple(
+        _row(inputs, batch, [_both(bundle, program, *call) for call in calls], bundle.model.num_classes > 0)
+        for batch in ((options.batch_size,) if options.batch_size else BATCHES)
+        for inputs, calls in _calls(bundle, options, images, batch)
+    )
 
 
 def check(rows: Sequence[ParityRow], tolerance: float, what: str) -> None:
@@ -112,7 +106,11 @@ def _calls(
     count = batch * (_CALLS if batch > 1 else 2 * _CALLS)
     if options.uint8_input:
         transform = images.preprocessing.build()
-        photos = [_shifted(images.pixels[i % len(images.pixels)], batch) for i in range(2 * _CALLS)]
+        # A batch is one image, moved sideways: all of a batch are equally large.
+        photos = [
+            torch.stack([images.pixels[i % len(images.pixels)].roll(3 * n, dims=-1) for n in range(batch)])
+            for i in range(2 * _CALLS)
+        ]
         side = images.preprocessing.resize
         noise = [torch.randint(0, 256, (batch, 3, side + 31, side + 7), generator=draw, dtype=torch.uint8)]
         for name, all_pixels in (("images", photos), ("random numbers", noise)):
@@ -123,11 +121,6 @@ def _calls(
     random = torch.randn(max(_RANDOM, batch), *bundle.input_size, generator=draw)[: max(batch, 2)]
     for name, x in (("images", real), ("random numbers", random)):
         yield name, [(part, part) for part in x.split(batch) if len(part) == batch]
-
-
-def _shifted(image: Tensor, batch: int) -> Tensor:
-    """Return a batch of equally large images: one, moved sideways."""
-    return torch.stack([image.roll(3 * i, dims=-1) for i in range(batch)])
 
 
 def _both(bundle: ModelBundle, program: Program, given: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -151,12 +144,6 @@ def _row(inputs: str, batch: int, results: Sequence[tuple[Tensor, Tensor]], clas
         agreement = float((expected.argmax(1) == found.argmax(1)).double().mean())
     difference = float((expected - found).abs().max())  # a NaN anywhere makes it NaN
     return ParityRow(inputs, batch, len(expected), difference, float(expected.abs().max()), agreement)
-
-
-#: So many images prove a file: two calls of the largest batch.
-MOST = 14
-#: Of a checkout; a wheel has none.
-_EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "photos"
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,49 +184,44 @@ def proof_images(
     known = bundle.preprocessing
     side = bundle.input_size[1]
     preprocessing = known if known is not None else Preprocessing(side, side)
-    files, source = _files(images)
+    files: list[str] = []
+    source = ""
+    if images is not None:
+        files, name = image_files(images)
+        if not files:
+            named = f"{name}: no images in it"
+            raise DataError(named if name else "the list of images to prove the file with is empty")
+        source = "the images given"
+        if name:
+            source = f"{'the image' if os.path.isfile(name) else 'images of'} {name}"
+    elif _EXAMPLES.is_dir():
+        files, source = image_files(_EXAMPLES)[0], "photos of examples/photos"
     if files:
-        pixels = [pixels_of(load_image(file)) for file in files]
+        pixels = [pixels_of(load_image(file)) for file in spread(files, MOST)]
         return ProofImages(tuple(pixels), source, preprocessing)
     digits = load_digits()[0][:MOST, None].expand(-1, 3, -1, -1)
     return ProofImages(tuple(digits), "handwritten digits of this package", preprocessing)
 
 
-def _files(
-    images: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | None,
-) -> tuple[list[str], str]:
-    """Return image files, and where they are from; none where there is nothing but the digits."""
-    if images is None:
-        if not _EXAMPLES.is_dir():
-            return [], ""
-        found = [os.path.join(_EXAMPLES, name) for name in images_below(os.fspath(_EXAMPLES))]
-        return _spread(found), "photos of examples/photos"
-    if isinstance(images, (str, os.PathLike)):
-        folder = os.fspath(images)
-        if os.path.isfile(folder):
-            return [folder], f"the image {folder}"
-        found = [os.path.join(folder, name) for name in images_below(folder)]
-        if not found:
-            raise DataError(f"{folder}: no images in it")
-        return _spread(found), f"images of {folder}"
-    found = [os.fspath(file) for file in images]
-    if not found:
-        raise DataError("the list of images to prove the file with is empty")
-    return _spread(found), "the images given"
+def image_files(given: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> tuple[list[str], str]:
+    """Return the paths of the images of a folder, of a file or of a list, and the name of the first two.
+
+    Raises:
+        DataError: there is no such folder.
+    """
+    if not isinstance(given, (str, os.PathLike)):
+        return [os.fspath(file) for file in given], ""
+    root = os.fspath(given)
+    if os.path.isfile(root):
+        return [root], root
+    entries(root)  # says what is wrong with the folder
+    return [os.path.join(root, name) for name in sorted(images_below(root))], root
 
 
-def _spread(files: Sequence[str]) -> list[str]:
-    count = min(len(files), MOST)
+def spread(files: Sequence[str], most: int) -> list[str]:
+    """Return at most so many files, spread evenly over all."""
+    count = min(len(files), most)
     return [files[i * len(files) // count] for i in range(count)]
-
-
-_ROUNDS = 20  # at least
-
-
-_SECONDS = 30.0  # at most, with the start of the processes
-
-
-_PHOTO = 4 / 3  # long side over short side, of an image for a file that resizes itself
 
 
 @dataclass(frozen=True)
@@ -265,21 +247,11 @@ class LatencyRow:
     speedup: float
     noise: tuple[str, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON values."""
-        return dataclasses.asdict(self)
-
 
 def time_file(
     bundle: ModelBundle, path: Path, options: ExportOptions, threads: int
 ) -> tuple[LatencyRow, ...]:
-    """Measure a model and its file by turns, each in a process of its own.
-
-    Args:
-        bundle: the model.
-        path: the file.
-        options: what it was written with.
-        threads: of each process.
+    """Measure a model and its file by turns, each in a process of its own with so many threads.
 
     Returns:
         The model first; nothing where no runtime that can be measured reads the file.
@@ -287,7 +259,7 @@ def time_file(
     Raises:
         LatencyError: it cannot be measured.
     """
-    readers = file_runtimes(path)[:1]
+    readers = file_runtimes(path)
     if not readers:
         return ()
     batch, size = options.batch_size or 1, bundle.input_size
@@ -299,10 +271,7 @@ def time_file(
         pickle_module(bundle.model, pickled)
         jobs = {
             "torch (eager)": ("torch", ModelSpec("module", str(pickled), bundle.input_size)),
-            **{
-                f"{path.suffix} in {reader}": (reader, ModelSpec("file", str(path), size))
-                for reader in readers
-            },
+            f"{path.suffix} in {readers[0]}": (readers[0], ModelSpec("file", str(path), size)),
         }
         items = [
             Item(name, spec, Settings(runtime, threads=threads, batch_size=batch))

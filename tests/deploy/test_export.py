@@ -56,6 +56,7 @@ def test_the_report_says_what_was_done(tmp_path: Path) -> None:
     assert found["latency"] == []
     assert set(found["versions"]) == {"torch"}
     assert found["pictures"] == "photos of examples/photos"
+    assert [row["inputs"] for row in found["parity"][:2]] == ["pictures", "random numbers"]
     assert told == [
         "opening the model",
         "writing TorchScript",

@@ -14,7 +14,7 @@ from deploy_tools import COUNTS, DECIDES, OWN_OP, PLAIN, TREE, small
 from proxylessnas import ExportError, create_model, deploy
 from proxylessnas.data.transforms import Preprocessing
 from proxylessnas.deploy.bundle import open_bundle
-from proxylessnas.deploy.formats.base import format_of, formats, refuse
+from proxylessnas.deploy.formats.base import format_of, formats
 from proxylessnas.deploy.settings import ExportOptions
 
 
@@ -213,7 +213,7 @@ def test_options_that_a_format_lacks(suffix: str, option: str, tmp_path: Path) -
 def test_all_odd_options_are_named_at_once() -> None:
     options = ExportOptions(uint8_input=True, opset=20, batch_size=2)
     with pytest.raises(ExportError, match=r"no option --uint8-input \(.*\) and no option --opset \(.*\)$"):
-        refuse(format_of(Path("x.pt2")), options, "batch_size")
+        format_of(Path("x.pt2")).check(open_bundle(small()), options)
 
 
 @pytest.mark.parametrize("name", ["batch_size", "opset", "threads"])
@@ -237,7 +237,7 @@ def test_another_input_size_changes_the_preprocessing_in_proportion() -> None:
     assert bundle.model.preprocessing == bundle.preprocessing
 
 
-@pytest.mark.parametrize("net", [torch.nn.ReLU(), 3, None])
+@pytest.mark.parametrize("model", [torch.nn.ReLU(), 3, None])
 def test_what_is_no_model(model: Any, tmp_path: Path) -> None:
     with pytest.raises(
         ExportError, match="must be a model of this package, a name, a file or an architecture"

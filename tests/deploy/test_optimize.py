@@ -140,7 +140,7 @@ def test_optimize(model: nn.Module) -> None:
     assert not fast(x).requires_grad
 
 
-@pytest.mark.parametrize("way", optimizing.WAYS[:5], ids=lambda backend: backend.name)
+@pytest.mark.parametrize("backend", optimizing.WAYS[:5], ids=lambda backend: backend.name)
 def test_each_way_computes_the_same(model: nn.Module, backend: Any) -> None:
     model.eval()
     x = torch.randn(2, 3, 32, 32)

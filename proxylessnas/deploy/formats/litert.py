@@ -17,14 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...arch.arch import Arch
 from ...errors import ExportError, LatencyError, MissingExtraError, first_line
 from ...models.loading import save_weights
 from ...runtimes.litert import RUNTIME, interpreter, resize
 from ...utils.subprocesses import find_program
 from ..bundle import ModelBundle
 from ..settings import ExportOptions
-from .base import Program, refuse, refuse_open_trees
+from .base import Format, Program, guarded
 
 #: Names the Python that has litert-torch.
 VARIABLE = "PROXYLESSNAS_LITERT_PYTHON"
@@ -38,8 +37,8 @@ _ADVICE = f"""make it once (2 GB with torch for CPUs) and name it:
   export {VARIABLE}="$PWD/litert/bin/python\""""
 
 
-class LiteRTFormat:
-    """See :class:`~proxylessnas.deploy.formats.base.Format`.
+class LiteRTFormat(Format):
+    """LiteRT.
 
     The file's input is [N, H, W, C], as phones' libraries have images; a program of :meth:`open` takes
     [N, C, H, W] like all others. Behind the model the file is a zip archive with the texts of
@@ -49,6 +48,8 @@ class LiteRTFormat:
 
     name = "LiteRT"
     suffix = ".tflite"
+    options = ("batch_size",)
+    fixed_trees = True
 
     def versions(self) -> dict[str, str]:
         """Return the versions of the libraries it is run with; the converter has its own."""
@@ -56,15 +57,8 @@ class LiteRTFormat:
 
     def check(self, bundle: ModelBundle, options: ExportOptions) -> None:
         """Refuse at once what cannot work."""
-        refuse(self, options, "batch_size")
-        refuse_open_trees(self, bundle, options)
-        self.versions()
-        arch = bundle.model.arch
-        if isinstance(arch, Arch) and any(block.kind == "custom" for block in arch.blocks):
-            raise ExportError(
-                f"{bundle.name}: has operations of your own, which LiteRT's converter, in another Python, "
-                "does not know; .onnx takes them"
-            )
+        super().check(bundle, options)
+        _refuse_own_operations(bundle)
         converter_python()
 
     def write(self, bundle: ModelBundle, path: Path, options: ExportOptions) -> list[Path]:
@@ -81,15 +75,22 @@ class LiteRTFormat:
             raise ExportError(str(e)) from e
 
         def run(x: Tensor) -> Tensor:
-            try:
-                given, found = resize(loaded, tuple(x.permute(0, 2, 3, 1).shape))
-                loaded.set_tensor(given, x.permute(0, 2, 3, 1).contiguous().numpy())
-                loaded.invoke()
-                return torch.from_numpy(loaded.get_tensor(found))  # a copy already
-            except (RuntimeError, ValueError) as e:
-                raise ExportError(f"{path}: LiteRT cannot run {list(x.shape)} ({first_line(e)})") from e
+            x = x.permute(0, 2, 3, 1)
+            given, found = resize(loaded, tuple(x.shape))
+            loaded.set_tensor(given, x.contiguous().numpy())
+            loaded.invoke()
+            return torch.from_numpy(loaded.get_tensor(found))  # a copy already
 
-        return run
+        return guarded(run, path, "LiteRT")
+
+
+def _refuse_own_operations(bundle: ModelBundle) -> None:
+    own = [block.token for block in getattr(bundle.model.arch, "blocks", ()) if block.kind == "custom"]
+    if own:
+        raise ExportError(
+            f"{bundle.name}: has operations of your own ({own[0]}), which LiteRT's converter, in another "
+            "Python, does not know: export it as .onnx, .xml, .pte or .pt2"
+        )
 
 
 def convert(bundle: ModelBundle, path: Path, options: ExportOptions, int8: Sequence[object] = ()) -> None:
@@ -105,12 +106,7 @@ def convert(bundle: ModelBundle, path: Path, options: ExportOptions, int8: Seque
         ExportError: the converter fails.
         MissingExtraError: there is none.
     """
-    own = [block.token for block in getattr(bundle.model.arch, "blocks", ()) if block.kind == "custom"]
-    if own:
-        raise ExportError(
-            f"{bundle.name}: LiteRT's converter runs in another Python, where operation {own[0]!r} is not "
-            "registered: export it as .onnx, .xml, .pte or .pt2"
-        )
+    _refuse_own_operations(bundle)
     weights = save_weights(bundle.model, path.with_name(f"{path.stem}-for-litert.safetensors"))
     script = Path(__file__).resolve().parents[1] / "litert_convert.py"
     package = script.parents[1]

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..._version import __version__
 from ...data.transforms import _MAX_ASPECT, Preprocessing
-from ...errors import ExportError, LatencyError, first_line
+from ...errors import ExportError, LatencyError
 from ...runtimes.onnx_graph import (
     INPUT,
     OPSET,
@@ -31,17 +30,18 @@ from ...runtimes.onnx_graph import (
 from ...runtimes.onnxruntime import RUNTIME
 from ..bundle import ModelBundle
 from ..settings import ExportOptions
-from .base import Program, refuse
+from .base import Format, Program, export_errors, guarded
 
 #: Names of the file's input and output.
 IMAGES, LOGITS = "images", "logits"
 
 
-class OnnxFormat:
-    """See :class:`~proxylessnas.deploy.formats.base.Format`."""
+class OnnxFormat(Format):
+    """ONNX."""
 
     name = "ONNX"
     suffix = ".onnx"
+    options = ("batch_size", "uint8_input", "opset")
 
     def versions(self) -> dict[str, str]:
         """Return the versions of the libraries it is written and run with."""
@@ -49,8 +49,7 @@ class OnnxFormat:
 
     def check(self, bundle: ModelBundle, options: ExportOptions) -> None:
         """Refuse at once what cannot work."""
-        refuse(self, options, "batch_size", "uint8_input", "opset")
-        self.versions()
+        super().check(bundle, options)
         latest = int(import_onnx().defs.onnx_opset_version())
         if options.opset is not None and not OPSET <= options.opset <= latest:
             raise ExportError(
@@ -78,10 +77,8 @@ class OnnxFormat:
             add_pixels(proto, bundle.preprocessing, IMAGES)
         proto.producer_name, proto.producer_version = "proxylessnas", __version__
         onnx.helper.set_model_props(proto, bundle.metadata())
-        try:
+        with export_errors(f"{bundle.name}: the ONNX checker refuses the graph"):
             onnx.checker.check_model(proto, full_check=True)
-        except Exception as e:  # its errors share no base class over the versions
-            raise ExportError(f"{bundle.name}: the ONNX checker refuses the graph ({first_line(e)})") from e
         path.write_bytes(proto.SerializeToString())
         return [path]
 
@@ -91,20 +88,12 @@ class OnnxFormat:
         options = ort.SessionOptions()
         options.log_severity_level = 3  # errors only
         options.intra_op_num_threads = threads or 0
-        try:
+        with export_errors(f"{path}: ONNX Runtime cannot load it"):
             session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as e:  # its exceptions share no base class
-            raise ExportError(f"{path}: ONNX Runtime cannot load it ({first_line(e)})") from e
         name = session.get_inputs()[0].name
-
-        def run(x: Tensor) -> Tensor:
-            try:
-                found: Any = session.run(None, {name: x.numpy()})[0]
-            except Exception as e:
-                raise ExportError(f"{path}: ONNX Runtime cannot run {list(x.shape)} ({first_line(e)})") from e
-            return torch.from_numpy(found)
-
-        return run
+        return guarded(
+            lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0]), path, "ONNX Runtime"
+        )
 
 
 def model_proto(bundle: ModelBundle, batch_size: int | None, opset: int = OPSET) -> Proto:

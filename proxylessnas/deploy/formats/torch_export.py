@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,34 +11,57 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import ExportError, LatencyError, first_line
+from ...errors import ExportError, LatencyError
 from ...runtimes.files import METADATA_FILE, load_program
 from ...runtimes.torch_compile import missing_compiler
 from ..bundle import ModelBundle
 from ..settings import ExportOptions
-from .base import Program, refuse
+from .base import Format, Program, exporting
 
 
-class TorchExportFormat:
-    """See :class:`~proxylessnas.deploy.formats.base.Format`."""
-
-    name = "torch.export"
-    suffix = ".pt2"
+class TorchFormat(Format):
+    """What PyTorch itself runs."""
 
     def versions(self) -> dict[str, str]:
         """Return the version of torch."""
         return {"torch": str(torch.__version__)}
 
+    def open(self, path: Path, *, threads: int | None = None) -> Program:
+        """Load a file in PyTorch; machine code has the number of threads it was made for."""
+        try:
+            program = load_program(path)
+        except LatencyError as e:
+            raise ExportError(str(e)) from e
+
+        def run(x: Tensor) -> Tensor:
+            with torch.inference_mode():
+                found: Tensor = program(x.contiguous())
+                return found
+
+        return run
+
+
+class TorchExportFormat(TorchFormat):
+    """torch.export, or AOTInductor."""
+
+    name = "torch.export"
+    suffix = ".pt2"
+    options = ("batch_size", "aot", "threads")
+
     def check(self, bundle: ModelBundle, options: ExportOptions) -> None:
         """Refuse at once what cannot work."""
-        refuse(self, options, "batch_size", "aot", "threads")
+        super().check(bundle, options)
         todo = missing_compiler() if options.aot else None
         if todo:
             raise ExportError(f"machine code needs a C++ compiler: {todo}; without --aot none is needed")
 
     def write(self, bundle: ModelBundle, path: Path, options: ExportOptions) -> list[Path]:
         """Write the file and return it."""
-        program = exported_program(bundle, options.batch_size)
+        # The exporter takes a batch of one for a constant.
+        example = torch.zeros(options.batch_size or 2, *bundle.input_size)
+        shapes: Any = None if options.batch_size else ({0: torch.export.Dim("batch", min=1)},)
+        with exporting(f"{bundle.name}: torch.export cannot take the model"):
+            program = torch.export.export(bundle.model, (example,), dynamic_shapes=shapes, strict=False)
         if options.aot:
             compile_program(program, path, bundle.name, options.threads, bundle.metadata())
         else:
@@ -47,31 +69,6 @@ class TorchExportFormat:
             torch.export.save(program, buffer, extra_files={METADATA_FILE: json.dumps(bundle.metadata())})
             path.write_bytes(buffer.getbuffer())
         return [path]
-
-    def open(self, path: Path, *, threads: int | None = None) -> Program:
-        """Load a file in PyTorch; machine code has the number of threads it was made for."""
-        return opened(path)
-
-
-def exported_program(bundle: ModelBundle, batch_size: int | None) -> Any:
-    """Return the model as a ``torch.export.ExportedProgram``.
-
-    Args:
-        bundle: the model.
-        batch_size: images a call; None leaves it open.
-
-    Raises:
-        ExportError: torch.export cannot take the model.
-    """
-    # The exporter takes a batch of one for a constant.
-    example = torch.zeros(batch_size or 2, *bundle.input_size)
-    shapes: Any = None if batch_size else ({0: torch.export.Dim("batch", min=1)},)
-    try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # about the exporter's own insides
-            return torch.export.export(bundle.model, (example,), dynamic_shapes=shapes, strict=False)
-    except Exception as e:  # the exporter raises whatever the module's code or its own does
-        raise ExportError(f"{bundle.name}: torch.export cannot take the model ({first_line(e)})") from e
 
 
 def compile_program(
@@ -93,36 +90,12 @@ def compile_program(
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)  # the number is part of the code that is made
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
+        with exporting(f"{name}: AOTInductor cannot compile the model"):
             torch._inductor.aoti_compile_and_package(
                 program, package_path=str(path), inductor_configs=options
             )
-    except OSError:
-        raise
-    except Exception as e:  # the compiler's errors share no base class
-        raise ExportError(f"{name}: AOTInductor cannot compile the model ({first_line(e)})") from e
     finally:
         torch.set_num_threads(before)
-
-
-def opened(path: Path) -> Program:
-    """Load a program of PyTorch's.
-
-    Raises:
-        ExportError: it cannot be loaded.
-    """
-    try:
-        program = load_program(path)
-    except LatencyError as e:
-        raise ExportError(str(e)) from e
-
-    def run(x: Tensor) -> Tensor:
-        with torch.inference_mode():
-            found: Tensor = program(x.contiguous())
-            return found
-
-    return run
 
 
 FORMAT = TorchExportFormat()

@@ -18,10 +18,10 @@ from .schemes import Scheme
 
 
 class Backend(Protocol):
-    """One module of this package."""
+    """A module of this package, called like the format's."""
 
     def schemes(self, target_isa: str) -> Sequence[str]:
-        """Return the names of the schemes to try for one of :data:`~.saturation.TARGETS`."""
+        """Return the names of the schemes to try for one of :data:`~.schemes.TARGETS`."""
 
     def paired_weights(self, path: Path) -> dict[str, Tensor] | None:
         """Return the 8-bit weights of the layers of a file whose products a processor may add in pairs.
@@ -40,14 +40,14 @@ class Backend(Protocol):
         """Write an int8 file.
 
         Args:
-            bundle: the model, prepared for the scheme.
+            bundle: the model, whose weights :func:`~.ptq.corrected` has made ready for the scheme.
             path: the file.
             batches: calibration inputs [N, C, H, W].
-            scheme: how; what has been done in torch already is left alone.
+            scheme: how.
             options: as for the float file.
 
         Raises:
-            ExportError: the library cannot quantise the model.
+            ExportError: the library cannot quantise the model, or has no such scheme.
             MissingExtraError: it is not installed.
         """
 
@@ -58,7 +58,7 @@ def int8_suffixes() -> tuple[str, ...]:
 
 
 def backend_of(fmt: Format) -> Backend:
-    """Return what writes int8 files of a format: the module of this package of the same name as the format's.
+    """Return what writes int8 files of a format.
 
     Raises:
         ExportError: nothing does.

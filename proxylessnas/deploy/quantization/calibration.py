@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...data.folders import LabelledImages, entries, images_below, is_image
+from ...data.folders import LabelledImages
 from ...errors import ExportError
 from ...train.evaluate import read_batches
 from ...utils.text import counted
 from ..bundle import ModelBundle
+from ..verify import image_files, spread
 
 #: Fewer show too little of what a model can meet, and none could be held out to choose by.
 LEAST = 8
@@ -70,14 +71,16 @@ def read_calibration(
             "int8 needs images to calibrate with, like those the model will see: --calibrate FOLDER "
             "(calibrate=FOLDER in Python); 50 will do"
         )
-    files, source = _files(given)
+    if isinstance(given, LabelledImages):
+        given = [path for path, _ in given.samples]
+    files, name = image_files(given)
+    source = name or "the calibration images"
     if len(files) < LEAST:
         raise ExportError(
             f"{source}: {counted(len(files), 'image')} to calibrate int8 with; it takes {LEAST}, better 50"
         )
     if len(files) > MOST:
-        files = [files[i * len(files) // MOST] for i in range(MOST)]
-        source = f"{MOST} images of {source}"
+        files, source = spread(files, MOST), f"{MOST} images of {source}"
     inputs = torch.cat([x for x, _ in labelled_inputs(bundle, [(file, 0) for file in files])])
     held = torch.arange(len(inputs)) % _HELD_OUT == _HELD_OUT - 1
     return Calibration(
@@ -86,7 +89,7 @@ def read_calibration(
 
 
 def _views(x: Tensor) -> Tensor:
-    """Return images with their mirror images and a closer look at both, [4 N, C, H, W].
+    """Return images, enlarged ones and the mirror images of both, [4 N, C, H, W].
 
     So a dozen images tell schemes apart that differ by one answer in twenty.
     """
@@ -119,18 +122,3 @@ def labelled_inputs(
         if unreadable:
             raise ExportError(f"{unreadable[0]}; take it out, or replace it")
         yield inputs, labels
-
-
-def _files(given: object) -> tuple[list[str], str]:
-    """Return the images' paths, and what to call them."""
-    if isinstance(given, LabelledImages):
-        return [path for path, _ in given.samples], "the calibration images"
-    if isinstance(given, (str, os.PathLike)):
-        root = os.fspath(given)
-        assert isinstance(root, str)
-        if is_image(root) and not os.path.isdir(root):
-            return [root], root
-        entries(root)  # says what is wrong with the folder
-        return [os.path.join(root, name) for name in sorted(images_below(root))], root
-    assert isinstance(given, Iterable)
-    return [os.fspath(path) for path in given], "the calibration images"

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
@@ -14,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...errors import ExportError, LatencyError, first_line
+from ...errors import ExportError, LatencyError
 from ...runtimes.executorch import RUNTIME, lower_exported
 from ..bundle import ModelBundle
-from ..formats.executorch import _MUST_BE_DELEGATED, LARGEST_BATCH
+from ..formats.base import exporting
+from ..formats.executorch import LARGEST_BATCH, write_program
 from ..formats.split_depthwise import SplitDepthwise, split_depthwise
 from ..settings import ExportOptions
 from .fake_quant import in_float_part
@@ -40,8 +37,8 @@ def write(
 
     The classifier's input is rounded anew for each image, so that the logits stay in float32.
     """
-    if scheme.weight_bits != 8 or scheme.rule not in ("minmax", "mse"):
-        raise ExportError(f"XNNPACK's quantiser has no scheme {scheme.name!r}: minmax and mse, with 8 bits")
+    if scheme.weight_bits != 8:
+        raise ExportError(f"XNNPACK's quantiser has no scheme {scheme.name!r}: it takes weights of 8 bits")
     model: nn.Module = bundle.model
     if scheme.float_wide:
         model = split_depthwise(model)
@@ -51,25 +48,17 @@ def write(
     shapes = None if fixed else ({0: torch.export.Dim("batch", min=1, max=LARGEST_BATCH)},)
     example = torch.zeros(fixed or 2, *bundle.input_size)
     images = [part for x in batches for part in x.split(fixed or len(x)) if len(part) == (fixed or len(x))]
-    with _quiet():
-        try:
-            graph = torch.export.export(model, (example,), dynamic_shapes=shapes).module()
-            graph = prepare(graph, quantizer)
-            with torch.no_grad():
-                for x in images:
-                    graph(x)
-            graph = convert(graph)
-            exported = torch.export.export(graph, (example,), dynamic_shapes=shapes)
-        except Exception as e:  # torch and torchao raise anything
-            raise ExportError(f"{bundle.name}: torchao cannot quantise the model ({first_line(e)})") from e
-        try:
-            lowered = lower_exported(exported, bundle.name, {**bundle.metadata(), "int8": scheme.name})
-        except LatencyError as e:
-            raise ExportError(f"{bundle.name}: {e}") from e
-    slow = [name for name in lowered.outside if name in _MUST_BE_DELEGATED]
-    if slow:
-        raise ExportError(f"{bundle.name}: XNNPACK does not take {', '.join(slow)} of the int8 model")
-    path.write_bytes(lowered.program)
+    with exporting(f"{bundle.name}: torchao cannot quantise the model"):
+        graph = torch.export.export(model, (example,), dynamic_shapes=shapes).module()
+        graph = prepare(graph, quantizer)
+        for x in images:
+            graph(x)
+        exported = torch.export.export(convert(graph), (example,), dynamic_shapes=shapes)
+    try:
+        lowered = lower_exported(exported, bundle.name, {**bundle.metadata(), "int8": scheme.name})
+    except LatencyError as e:
+        raise ExportError(f"{bundle.name}: {e}") from e
+    write_program(lowered, bundle.name, path)
 
 
 def _quantizer(
@@ -84,11 +73,9 @@ def _quantizer(
     Raises:
         MissingExtraError: executorch, or the torchao it brings, is not installed.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        ours = RUNTIME.library("executorch.backends.xnnpack.quantizer.xnnpack_quantizer")
-        pt2e = RUNTIME.library("torchao.quantization.pt2e")
-        steps = RUNTIME.library("torchao.quantization.pt2e.quantize_pt2e")
+    ours = RUNTIME.library("executorch.backends.xnnpack.quantizer.xnnpack_quantizer")
+    pt2e = RUNTIME.library("torchao.quantization.pt2e")
+    steps = RUNTIME.library("torchao.quantization.pt2e.quantize_pt2e")
     static = ours.get_symmetric_quantization_config(is_per_channel=True)
     if scheme.rule == "minmax":
         spec = static.output_activation
@@ -100,10 +87,9 @@ def _quantizer(
     dynamic = ours.get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)
     aten = torch.ops.aten
     quantizer = ours.XNNPACKQuantizer()
-    for op in (aten.conv2d.default, *(() if scheme.float_adds else (aten.add.Tensor,))):
+    for op in (aten.conv2d.default, aten.add.Tensor):
         quantizer.set_operator_type(op, static)
-    if not scheme.float_last:
-        quantizer.set_operator_type(aten.linear.default, dynamic)
+    quantizer.set_operator_type(aten.linear.default, dynamic)
 
     def in_8_bits(node: Any) -> bool:
         return not any(name in float_names or in_float_part(name, scheme) for name in _modules(node))
@@ -116,17 +102,3 @@ def _modules(node: Any) -> list[str]:
     """Return the names of the modules that a node of an exported program comes from."""
     stack = node.meta.get("nn_module_stack") or {}
     return [str(name).removeprefix("L['self'].") for name, _ in stack.values()]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what the exporters print and warn about their own insides from the terminal."""
-    logger = logging.getLogger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

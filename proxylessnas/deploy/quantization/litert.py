@@ -1,4 +1,4 @@
-"""INT8 in LiteRT's files, by its own quantiser, with ranges that we choose; in the converter's Python."""
+"""INT8 in LiteRT's files, by its own quantiser, in the converter's Python, with ranges that we choose."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ from ..settings import ExportOptions
 from .fake_quant import in_float_part
 from .schemes import Scheme
 
-_RULES = ("minmax", "percentile", "mse")
-
 
 def schemes(target_isa: str) -> list[str]:
     """Return the names of the schemes to try, the same for any target; each takes the converter's minute."""
@@ -34,11 +32,8 @@ def write(
     bundle: ModelBundle, path: Path, batches: Sequence[Tensor], scheme: Scheme, options: ExportOptions
 ) -> None:
     """Write an int8 file; see :class:`~.backends.Backend`."""
-    if scheme.rule not in _RULES or scheme.weight_bits != 8 or scheme.float_last:
-        raise ExportError(
-            f"LiteRT's quantiser has no scheme {scheme.name!r}: {', '.join(_RULES)}, with 8 bits, "
-            "floatfirst, floatadds and floatwide"
-        )
+    if scheme.weight_bits != 8:
+        raise ExportError(f"LiteRT's quantiser has no scheme {scheme.name!r}: it takes weights of 8 bits")
     import numpy as np
 
     first = [
@@ -49,6 +44,5 @@ def write(
     with tempfile.TemporaryDirectory(prefix="proxylessnas-int8-") as folder:
         inputs = Path(folder) / "inputs.npy"
         np.save(inputs, torch.cat(list(batches)).permute(0, 2, 3, 1).contiguous().numpy())
-        floats = [len(first), int(scheme.float_adds), int(scheme.float_wide)]
-        convert(bundle, path, options, [scheme.rule, inputs, *floats])
+        convert(bundle, path, options, [scheme.rule, inputs, len(first), int(scheme.float_wide)])
     append_metadata(path, {**bundle.metadata(), "int8": scheme.name}, bundle.categories)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import tempfile
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from math import prod
@@ -15,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import ExportError, first_line, missing_extra
+from ...errors import needs
 from ...runtimes.onnx_graph import Proto, import_onnx
 from ..bundle import ModelBundle
+from ..formats.base import exporting
 from ..formats.onnx import FORMAT
 from ..formats.split_depthwise import MOST_WEIGHTS
 from ..settings import ExportOptions
-from .ranges import Observed
+from .fake_quant import Ranges, ranges_of
 from .schemes import Scheme
 
 #: What is computed in 8 bits; everything else (the mean over the last map, say) stays in float32.
@@ -75,21 +72,8 @@ def write(
     inputs = [
         part for x in batches for part in x.split(at_once) if len(part) == at_once or not options.batch_size
     ]
-    with _quiet():
-        try:
-            if scheme.rule == "entropy":
-                ranges = _entropy(proto, inputs)
-            else:
-                ranges = _observed(proto, inputs, scheme.rule)
-            made = _quantised(proto, ranges, scheme)
-        except ExportError:
-            raise
-        except Exception as e:  # the quantiser raises anything
-            raise ExportError(
-                f"{bundle.name}: ONNX Runtime cannot quantise the model ({first_line(e)})"
-            ) from e
-    if scheme.float_adds:
-        _keep_sums(made)
+    with exporting(f"{bundle.name}: ONNX Runtime cannot quantise the model"):
+        made = _quantised(proto, _observed(proto, inputs, scheme.rule), scheme)
     onnx.helper.set_model_props(made, {**bundle.metadata(), "int8": scheme.name})
     onnx.checker.check_model(made)
     path.write_bytes(made.SerializeToString())
@@ -101,13 +85,11 @@ def library() -> Any:
     Raises:
         MissingExtraError: it is not installed.
     """
-    try:
+    with needs("onnxruntime", "INT8 in ONNX files", extra="onnx"):
         return import_module("onnxruntime.quantization")
-    except Exception as e:  # a broken install raises anything
-        raise missing_extra("onnxruntime", "INT8 in ONNX files", extra="onnx") from e
 
 
-def _quantised(proto: Proto, ranges: dict[str, tuple[float, float]], scheme: Scheme) -> Proto:
+def _quantised(proto: Proto, ranges: Ranges, scheme: Scheme) -> Proto:
     import numpy as np
 
     ort = library()
@@ -142,10 +124,8 @@ def _quantised(proto: Proto, ranges: dict[str, tuple[float, float]], scheme: Sch
 def _excluded(proto: Proto, scheme: Scheme) -> list[str]:
     """Return the names of the nodes that stay in float32."""
     nodes = list(proto.graph.node)
-    names = [node.name for node in nodes if node.op_type == "Add"] if scheme.float_adds else []
+    names: list[str] = []
     weighted = [node for node in nodes if node.op_type in _WEIGHTED]
-    if scheme.float_last:
-        names.append(weighted[-1].name)
     if scheme.float_wide:
         names += [node.name for node in weighted if _is_wide(node)]
     if scheme.float_first:
@@ -171,24 +151,7 @@ def _is_wide(node: Any) -> bool:
     return node.op_type == "Conv" and known["group"].i > 1 and prod(known["kernel_shape"].ints) > MOST_WEIGHTS
 
 
-def _keep_sums(proto: Proto) -> None:
-    """Let each sum read the sum before it in float32, instead of what is rounded for the convolutions."""
-    producers = {output: node for node in proto.graph.node for output in node.output}
-    for node in proto.graph.node:
-        if node.op_type != "Add":
-            continue
-        for i, name in enumerate(node.input):
-            dequantised = producers.get(name)
-            if dequantised is None or dequantised.op_type != "DequantizeLinear":
-                continue
-            quantised = producers.get(dequantised.input[0])
-            source = producers.get(quantised.input[0]) if quantised is not None else None
-            if source is not None and source.op_type == "Add":
-                assert quantised is not None
-                node.input[i] = quantised.input[0]
-
-
-def _observed(proto: Proto, inputs: Sequence[Tensor], rule: str) -> dict[str, tuple[float, float]]:
+def _observed(proto: Proto, inputs: Sequence[Tensor], rule: str) -> Ranges:
     """Return the range of every float32 tensor that is no constant."""
     onnx = import_onnx()
     ort: Any = import_module("onnxruntime")
@@ -211,52 +174,10 @@ def _observed(proto: Proto, inputs: Sequence[Tensor], rule: str) -> dict[str, tu
     session = ort.InferenceSession(watched.SerializeToString(), options, ["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     entry = session.get_inputs()[0].name
-    seen = {name: Observed() for name in [entry, *names]}
-    for visit in (Observed.see, Observed.count):
+
+    def values() -> Iterator[tuple[str, Tensor]]:
         for x in inputs:
-            visit(seen[entry], x.float())
-            for name, values in zip(names, session.run(names, {entry: x.numpy()}), strict=True):
-                visit(seen[name], torch.from_numpy(values))
-    return {name: values.range(rule) for name, values in seen.items()}
+            yield entry, x
+            yield from zip(names, map(torch.from_numpy, session.run(names, {entry: x.numpy()})), strict=True)
 
-
-def _entropy(proto: Proto, inputs: Sequence[Tensor]) -> dict[str, tuple[float, float]]:
-    """Return the ranges that ONNX Runtime's entropy calibration chooses."""
-    ort = library()
-    entry = proto.graph.input[0].name
-    with tempfile.TemporaryDirectory(prefix="proxylessnas-int8-") as folder:
-        path = Path(folder) / "float.onnx"
-        path.write_bytes(proto.SerializeToString())
-        calibrator = ort.calibrate.create_calibrator(
-            path,
-            list(_KINDS),
-            augmented_model_path=str(Path(folder) / "watched.onnx"),
-            calibrate_method=ort.CalibrationMethod.Entropy,
-        )
-        calibrator.collect_data(_Reader(entry, [x for x in inputs if len(x) == len(inputs[0])]))
-        found = calibrator.compute_data()
-    return {name: (float(data.range_value[0]), float(data.range_value[1])) for name, data in found.items()}
-
-
-class _Reader:
-    """Hands calibration images to ONNX Runtime."""
-
-    def __init__(self, entry: str, inputs: Sequence[Tensor]) -> None:
-        self._inputs: Iterator[dict[str, Any]] = ({entry: x.numpy()} for x in inputs)
-
-    def get_next(self) -> dict[str, Any] | None:
-        """Return the next batch, or None."""
-        return next(self._inputs, None)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what the quantiser prints and logs about its own insides from the terminal."""
-    logger = logging.getLogger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logger.setLevel(level)
+    return ranges_of(values, rule)

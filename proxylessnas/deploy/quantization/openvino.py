@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
-import io
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -17,19 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...errors import ExportError, ProxylessError, first_line, missing_extra
+from ...errors import needs
 from ...models.base import ImageClassifier
 from ...runtimes.openvino import RUNTIME
 from ..bundle import ModelBundle
+from ..formats.base import exporting
 from ..formats.onnx import model_proto
-from ..formats.openvino import SECTION
+from ..formats.openvino import save
 from ..formats.split_depthwise import MOST_WEIGHTS
 from ..settings import ExportOptions
 from .fake_quant import rounded_weight, stays_float
 from .schemes import Scheme
 
 #: Our rules by the names NNCF has for them; "mse" is its search for the least squared error on a histogram.
-_RULES = {"minmax": "MINMAX", "percentile": "MEAN_QUANTILE", "mse": "HISTOGRAM"}
+_RULES = {"minmax": "MINMAX", "mse": "HISTOGRAM"}
 
 
 def schemes(target_isa: str) -> list[str]:
@@ -79,47 +78,37 @@ def write(
     """
     ov = RUNTIME.library()
     nncf = library()
-    if scheme.rule not in _RULES:
-        raise ExportError(f"NNCF has no rule {scheme.rule!r}; it has {', '.join(_RULES)}")
     size = options.batch_size or 1
     if scheme.weight_bits == 7:
         bundle = dataclasses.replace(bundle, model=_on_steps(bundle.model, scheme))
     images = [part.numpy() for x in batches for part in x.split(size) if len(part) == size]
-    with _quiet(nncf):
-        try:
-            exact = path.with_name(f"{path.stem}-exact.onnx")
-            exact.write_bytes(model_proto(bundle, options.batch_size).SerializeToString())
-            # Not Core.read_model(): that leaves weights behind Reshape, for which NNCF takes a wrong axis,
-            # and biases where it does not find them.
-            model = ov.convert_model(str(exact))
-            exact.unlink()
-            estimator = getattr(
-                nncf.quantization.range_estimator.RangeEstimatorParametersSet, _RULES[scheme.rule]
-            )
-            advanced = nncf.AdvancedQuantizationParameters(
+    nncf.set_log_level(logging.ERROR)
+    with exporting(f"{bundle.name}: NNCF cannot quantise the model"):
+        exact = path.with_name(f"{path.stem}-exact.onnx")
+        exact.write_bytes(model_proto(bundle, options.batch_size).SerializeToString())
+        # Not Core.read_model(): that leaves weights behind Reshape, for which NNCF takes a wrong axis, and
+        # biases where it does not find them.
+        model = ov.convert_model(str(exact))
+        exact.unlink()
+        made = nncf.quantize(
+            model,
+            nncf.Dataset(images),
+            preset=nncf.QuantizationPreset.MIXED,
+            target_device=nncf.TargetDevice.CPU,
+            subset_size=len(images),
+            fast_bias_correction=False,
+            ignored_scope=_ignored(nncf, model, scheme),
+            advanced_parameters=nncf.AdvancedQuantizationParameters(
                 overflow_fix=nncf.OverflowFix.DISABLE,
                 disable_bias_correction=scheme.correct,
-                activations_range_estimator_params=estimator,
-            )
-            made = nncf.quantize(
-                model,
-                nncf.Dataset(images),
-                preset=nncf.QuantizationPreset.MIXED,
-                target_device=nncf.TargetDevice.CPU,
-                subset_size=len(images),
-                fast_bias_correction=False,
-                ignored_scope=_ignored(nncf, model, scheme),
-                advanced_parameters=advanced,
-            )
-            if scheme.weight_bits == 7:
-                _to_7_bits(ov, made)
-            for key, value in {**bundle.metadata(), "int8": scheme.name}.items():
-                made.set_rt_info(value, [SECTION, key])
-            ov.save_model(made, str(path), compress_to_fp16=False)
-        except ProxylessError:
-            raise
-        except Exception as e:  # NNCF and OpenVINO raise anything
-            raise ExportError(f"{bundle.name}: NNCF cannot quantise the model ({first_line(e)})") from e
+                activations_range_estimator_params=getattr(
+                    nncf.quantization.range_estimator.RangeEstimatorParametersSet, _RULES[scheme.rule]
+                ),
+            ),
+        )
+        if scheme.weight_bits == 7:
+            _to_7_bits(ov, made)
+        save(made, path, {**bundle.metadata(), "int8": scheme.name})
 
 
 @torch.no_grad()
@@ -150,12 +139,9 @@ def library() -> Any:
     Raises:
         MissingExtraError: it is not installed.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the versions of torch it was tried with
-            return import_module("nncf")
-    except Exception as e:  # a broken install raises anything
-        raise missing_extra("nncf", "INT8 in OpenVINO's files", extra="openvino") from e
+    with needs("nncf", "INT8 in OpenVINO's files", extra="openvino"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the versions of torch it was tried with
+        return import_module("nncf")
 
 
 def _ignored(nncf: Any, model: Any, scheme: Scheme) -> Any:
@@ -170,18 +156,7 @@ def _ignored(nncf: Any, model: Any, scheme: Scheme) -> Any:
     if scheme.float_wide:
         wide = [n for n in nodes if n.get_type_name() == "GroupConvolution"]
         names += [n.get_friendly_name() for n in wide if prod(n.input(1).get_shape()[-2:]) > MOST_WEIGHTS]
-    if scheme.float_last:
-        names.append(nodes[-1].get_friendly_name())
-    return nncf.IgnoredScope(names=names, types=["Add"] if scheme.float_adds else [])
+    return nncf.IgnoredScope(names=names)
 
 
 _WEIGHTED = ("Convolution", "GroupConvolution", "MatMul")
-
-
-@contextlib.contextmanager
-def _quiet(nncf: Any) -> Iterator[None]:
-    """Keep NNCF's bars and notes from the terminal."""
-    nncf.set_log_level(logging.ERROR)
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +27,7 @@ from ..formats.base import Format, Program
 from ..settings import ExportOptions, ExportSettings
 from .backends import Backend, backend_of
 from .calibration import Calibration, labelled_inputs, read_calibration
-from .ptq import corrected, equalised
+from .ptq import corrected
 from .qat import quantisation_aware
 from .report import Int8Report, Tried
 from .schemes import Scheme, exact_on, scheme_of
@@ -370,19 +369,12 @@ class Prepared:
 
     def __init__(self, model: ImageClassifier, batches: Sequence[Tensor]) -> None:
         self.model, self.batches = model, batches
-        self._made: dict[tuple[Any, ...], ImageClassifier] = {}
+        self._made: dict[Scheme, ImageClassifier] = {}
 
     def for_scheme(self, scheme: Scheme) -> ImageClassifier:
         """Return the model whose weights a scheme rounds."""
-        model = self.model
-        if scheme.equalise:
-            key: tuple[Any, ...] = ("equalise", scheme.equalise)
-            if key not in self._made:
-                self._made[key] = equalised(model, self.batches, scheme.equalise)
-            model = self._made[key]
-        if scheme.compensate or scheme.correct:
-            key = (scheme,)
-            if key not in self._made:
-                self._made[key] = corrected(model, self.batches, scheme)
-            model = self._made[key]
-        return model
+        if not (scheme.compensate or scheme.correct):
+            return self.model
+        if scheme not in self._made:
+            self._made[scheme] = corrected(self.model, self.batches, scheme)
+        return self._made[scheme]

@@ -18,12 +18,7 @@ _NAMED = 3  # layers that are named in a line
 
 
 def is_faster(int8_ms: float, float_ms: float) -> bool:
-    """Return whether an int8 file is faster than its float32 file.
-
-    Args:
-        int8_ms: latency of the int8 file.
-        float_ms: that of the float32 file, measured alike.
-    """
+    """Return whether an int8 file is faster than its float32 file, by latencies that were measured alike."""
     return int8_ms < FASTER * float_ms
 
 
@@ -49,14 +44,14 @@ class Tried:
 
 @dataclass(frozen=True)
 class Int8Report:
-    """The file that was chosen, on the images that judge it.
+    """The file that was chosen, on the images that evaluate it.
 
     Attributes:
         scheme: name of the scheme.
         tried: all schemes, best first.
         calibrated_on: where the calibration images are from.
         calibration_images: how many scales were chosen by.
-        judged_on: what judged it, in words.
+        judged_on: what evaluated it, in words.
         n: how many images that were.
         agreement: share of them that the int8 and the float32 model give the same class, 0 to 1.
         top1_float, top1_int8: accuracy on them, percent; None without labels.
@@ -67,8 +62,8 @@ class Int8Report:
             an image.
         threads: of that measurement.
         qat_epochs: of quantisation-aware training before.
-        target_isa: what the schemes were chosen for, one of :data:`~.saturation.TARGETS`.
-        exact_on: the instruction sets, of :data:`~.saturation.ISAS`, on which the file is proven to add up
+        target_isa: what the schemes were chosen for, one of :data:`~.schemes.TARGETS`.
+        exact_on: the instruction sets, of :data:`~.schemes.ISAS`, on which the file is proven to add up
             the same integers, so that the figures hold on all of them; None if that is not known.
         saturating: names of the layers whose sums may be cut off on the others.
     """
@@ -97,9 +92,7 @@ class Int8Report:
     @property
     def drop(self) -> float | None:
         """Points of top-1 accuracy lost; None without labels."""
-        if self.top1_float is None or self.top1_int8 is None:
-            return None
-        return self.top1_float - self.top1_int8
+        return None if self.top1_float is None else self.top1_float - (self.top1_int8 or 0.0)
 
     @property
     def speedup(self) -> float:
@@ -123,10 +116,12 @@ class Int8Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON values."""
-        return {**dataclasses.asdict(self), "faster": self.faster}
+        found = {**dataclasses.asdict(self), "faster": self.faster}
+        found["calibration_pictures"] = found.pop("calibration_images")  # as files have it since 0.1
+        return found
 
     def _exact(self) -> str:
-        """Return on which processors the file computes what was judged."""
+        """Return on which processors the file computes what was evaluated."""
         if self.exact_on is None:
             return f"exact on: not known for this runtime (made for {self.target_isa})"
         if self.exact_on == ISAS:
@@ -155,28 +150,28 @@ class Int8Report:
         ]
 
 
-def doubts(report: Int8Report, unjudged: bool) -> list[str]:
+def doubts(report: Int8Report, reused: bool) -> list[str]:
     """Return what to know about the figures of an int8 file.
 
     Args:
         report: the figures.
-        unjudged: the images that chose the scheme judged it, too.
+        reused: whether the images that chose the scheme evaluated it, too.
     """
     found = []
     if report.n < FEW:
         found.append(
-            f"int8 was judged by {counted(report.n, 'image')} only: one image is "
+            f"int8 was evaluated on {counted(report.n, 'image')} only: one image is "
             f"{100 / report.n:.0f} %; give more (--calibrate, or labelled ones with --data)"
         )
-    if unjudged:
+    if reused:
         found.append(
-            "the images that judged int8 chose its scheme as well, so its figures flatter it a little: "
-            "--data with others judges fairly"
+            "the images that int8 was evaluated on chose its scheme as well, so its figures flatter it a "
+            "little: --data takes others"
         )
     if report.exact_on == ("vnni",) and this_machine_saturates():
         found.append(
-            "int8 was judged on a processor without VNNI, which cuts sums of this file off: its figures are "
-            "those of this machine, not of the target"
+            "int8 was evaluated on a processor without VNNI, which cuts sums of this file off: its figures "
+            "are those of this machine, not of the target"
         )
     return found
 

@@ -1,4 +1,4 @@
-"""Ways to choose 8-bit numbers, and on which x86 processors a file made so computes what it was evaluated by.
+"""Schemes to choose 8-bit numbers by, and the x86 processors on which files of them are exact.
 
 Without VNNI, kernels add pairs of products of unsigned activations and signed weights in 16 bits, and cut
 off what does not fit (``pmaddubsw``). With 8-bit weights that happens all the time: on an emulated AVX2,
@@ -21,47 +21,41 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ExportError, shown
-from .ranges import RULES
+
+#: Which of a tensor's values a scale covers; see :class:`~.fake_quant.Observed`.
+RULES = ("minmax", "mse")
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """One way.
+    """How the 8-bit numbers of a file are chosen.
 
     Weights are always symmetric and have a scale for each output channel, activations always have a zero
     point and one scale a tensor: without the first, models with depthwise convolutions lose several points.
 
     Attributes:
-        rule: which values a scale covers, one of :data:`~.ranges.RULES`.
-        equalise: strength of cross-layer equalisation, 0 to 1; 0 is none.
+        rule: which values a scale covers, one of :data:`RULES`.
         compensate: round weights one after the other, each making good what the ones before did to the
             layer's output.
         correct: correct the mean of each channel.
-        float_adds: sums of the shortcuts stay in float32.
         float_first: the first convolution and the first block stay in float32. Their maps are large and have
             few channels: 8 bits cost most there, and, as depthwise convolutions go, gain least.
-        float_last: the classifier stays in float32.
         float_wide: depthwise convolutions of more than 25 weights a channel stay in float32: XNNPACK has no
             kernel for them, and less so in 8 bits.
-        weight_bits: 8, or 7 so that no sum is cut off on x86 processors without VNNI (:mod:`.saturation`);
+        weight_bits: 8, or 7 so that no sum is cut off on x86 processors without VNNI (see above);
             depthwise convolutions keep 8.
     """
 
     rule: str = "minmax"
-    equalise: float = 0.0
     compensate: bool = False
     correct: bool = False
-    float_adds: bool = False
     float_first: bool = False
-    float_last: bool = False
     float_wide: bool = False
     weight_bits: int = 8
 
     def __post_init__(self) -> None:
         if self.rule not in RULES:
             raise ExportError(f"no INT8 rule is called {shown(self.rule)}; there are {', '.join(RULES)}")
-        if not 0 <= self.equalise <= 1:
-            raise ExportError(f"equalise is {shown(self.equalise)}; it is a strength from 0 to 1")
         if self.weight_bits not in (7, 8):
             raise ExportError(f"weight_bits is {shown(self.weight_bits)}; 7 and 8 can be had")
 
@@ -75,20 +69,15 @@ class Scheme:
 
     @property
     def name(self) -> str:
-        """Its parts, as in ``mse+equalise0.5+correct``; :func:`scheme_of` reads it back."""
-        parts = [self.rule]
-        if self.equalise:
-            parts.append(f"equalise{self.equalise:g}")
-        parts += [word for word in _WORDS if getattr(self, _WORDS[word])]
+        """Its parts, as in ``mse+compensate+correct``; :func:`scheme_of` reads it back."""
+        parts = [self.rule, *(word for word, field in _WORDS.items() if getattr(self, field))]
         return "+".join([*parts, "7bit"] if self.weight_bits == 7 else parts)
 
 
 _WORDS = {
     "compensate": "compensate",
     "correct": "correct",
-    "floatadds": "float_adds",
     "floatfirst": "float_first",
-    "floatlast": "float_last",
     "floatwide": "float_wide",
 }
 
@@ -96,28 +85,19 @@ _WORDS = {
 def scheme_of(name: str) -> Scheme:
     """Return the scheme of a name.
 
-    >>> scheme_of("mse+equalise0.5+correct") == Scheme("mse", equalise=0.5, correct=True)
+    >>> scheme_of("mse+compensate+correct") == Scheme("mse", compensate=True, correct=True)
     True
 
     Raises:
         ExportError: a part of the name is not known.
     """
     rule, *words = name.split("+")
-    values: dict[str, bool | float | int] = {}
+    bits = 7 if "7bit" in words else 8
     for word in words:
-        if word in _WORDS:
-            values[_WORDS[word]] = True
-        elif word == "7bit":
-            values["weight_bits"] = 7
-        elif word.startswith("equalise"):
-            try:
-                values["equalise"] = float(word.removeprefix("equalise"))
-            except ValueError:
-                raise ExportError(f"{shown(word)}: equalise takes a strength, as in equalise0.5") from None
-        else:
-            known = ", ".join([*_WORDS, "equalise0.5", "7bit"])
+        if word not in _WORDS and word != "7bit":
+            known = ", ".join([*_WORDS, "7bit"])
             raise ExportError(f"no part of an INT8 scheme is called {shown(word)}; there are {known}")
-    return Scheme(rule, **values)  # type: ignore[arg-type]
+    return Scheme(rule, **{_WORDS[word]: True for word in words if word in _WORDS}, weight_bits=bits)
 
 
 #: Instruction sets by the worst that a kernel does with them: "avx2" stands for all x86 processors without
