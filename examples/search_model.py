@@ -1,4 +1,4 @@
-"""Search a model for this machine: measure what operations cost here, aim at a latency, check what comes out.
+"""Search a model for this machine: measure what operations cost, aim at a latency, check what comes out.
 
 python examples/search_model.py --data photos/ --out runs/photos
 """
@@ -46,20 +46,18 @@ def main(argv: list[str] | None = None) -> int:
     data, path = open_data(args.data, val_fraction=0.2), out / "table.json"
     space = read_space("tiny").replace(num_classes=len(data.categories))
 
-    # 1. What does each operation of the space cost here? Other models, measured whole, say how far to trust
-    # it.
+    # 1. What does each operation of the space cost here? Whole models, measured too, say how far to trust it.
     print(f"\nWhat do the operations of the space {space.name} cost on this machine?", flush=True)
     try:
         if not path.exists():
-            latency.build_table(
-                space, latency.BuildSettings(minutes=args.minutes), path=path, progress=Steps(False, "table")
-            )
+            asked = latency.BuildSettings(minutes=args.minutes)
+            latency.build_table(space, asked, path=path, progress=Steps(False, "table"))
         table = latency.LatencyTable.load(path)
         print("  " + (latency.Validation.from_dict(v).verdict if (v := table.validation) else "unvalidated"))
         target = {"target_ms": args.target_ms or sum(table.range_ms()) / 2}
     except LatencyError as error:  # the machine may be too busy for any such thing
-        table, target = None, {"target_macs_m": 1.7}  # models of this space need 0.6 to 2.9 million
         print(f"  {error}. So the search has another aim")
+        table, target = None, {"target_macs_m": 1.7}  # models of this space need 0.6 to 2.9 million
 
     # 2. The search trains weights on one part of what it may see, and the architecture on the other.
     print(f"\nWhich of its {space.count:,} models suits {len(data.train):,} images best?", flush=True)
@@ -68,8 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     if result.model is None:  # Ctrl-C; the same command goes on
         return 130
 
-    # 3. What came out is a plain model with the weights of the search, which has measured its latency as
-    # well.
+    # 3. What came out is a plain model with the weights of the search, which has measured its latency too.
     model = create_model(result.model).eval()
     metrics, read = Metrics(model.num_classes), model.preprocessing.build()
     for some in torch.arange(len(data.val)).split(256):

@@ -189,7 +189,7 @@ def test_candidates_of_a_kind_begin_alike(token: str) -> None:
     space = space_of("k3e1").replace(candidates=(*sizes, "search_curve", "k3e1"))
     model, before = seeded(space, 0), seeded(space, 0)
     align(model, torch.Generator().manual_seed(1))
-    for choice, old in zip(model.choices, before.choices, strict=True):
+    for choice, old in zip(model.mixed_ops, before.mixed_ops, strict=True):
         small, large = (choice.op(k) for k in (0, 1))
         assert isinstance(small, OpLayers)
         assert isinstance(large, OpLayers)
@@ -264,7 +264,7 @@ def test_squeeze_and_excite_of_another_width_is_not_read() -> None:
 def test_layers_that_some_lack_are_none() -> None:
     def op(token: str) -> nn.Module:
         model = SuperNet(space_of(token))
-        found = model.choices[0].op(0)
+        found = model.mixed_ops[0].op(0)
         assert found is not None
         return found
 

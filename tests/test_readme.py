@@ -25,6 +25,7 @@ import runpy
 import shlex
 import shutil
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -118,7 +119,12 @@ def _hub_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
 def run_python(block: Block, namespace: dict[str, Any]) -> None:
     # the line numbers of tracebacks are those of the document
     code = compile("\n" * (block.line - 1) + block.text, str(block.file), "exec")
-    exec(code, namespace)
+    module = types.ModuleType(namespace.setdefault("__name__", "block"))
+    module.__dict__.update(namespace)
+    with pytest.MonkeyPatch.context() as patch:  # dataclasses look their module up
+        patch.setitem(sys.modules, module.__name__, module)
+        exec(code, module.__dict__)
+    namespace.update(module.__dict__)
 
 
 def run_command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,7 +258,7 @@ def test_names_are_in_the_files_that_the_documents_say() -> None:
         for name, target in re.findall(r"`(\w+)`\s+in\s+\[[^\]]+\]\((\.\./[^)#]+\.py)\)", text):
             found += 1
             code = (file.parent / target).read_text(encoding="utf-8")
-            if not re.search(rf"^ *(def|class) {name}\b", code, re.MULTILINE):
+            if not re.search(rf"^ *((def|class) {name}\b|{name}\b.* = )", code, re.MULTILINE):
                 missing.append(f"{file.name}: {name} in {target}")
     assert missing == []
     assert found

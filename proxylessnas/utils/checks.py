@@ -168,7 +168,11 @@ class Option:
             one = f"{', '.join(known)} or {last}"
         elif self.type is bool:
             one = "true or false"
-        return f"a list of which each is {one}" if self.count < 0 else one
+        if self.count < 0:
+            return (
+                f"numbers such as 1,2, each {allowed}" if isinstance(allowed, Range) else f"a list of {one}"
+            )
+        return one
 
     def check(self, value: object) -> tuple[Any, str]:
         """Return a value in the type of the field, and what is wrong with it, or "".

@@ -351,7 +351,7 @@ def test_command_as_json_without_any_accuracy(tmp_path: Path, capsys: pytest.Cap
         (["--threads", "1,0"], 2, "--threads: wanted numbers such as 1,2, each from 1 to 1024, not '1,0'"),
         (["--batch", "0"], 2, "--batch: wanted numbers such as 1,2, each from 1 to 65536"),
         (["--rounds", "0"], 2, "--rounds: wanted a whole number from 1 to 1000, not '0'"),
-        (["--seconds", "nan"], 2, "--seconds: wanted a number over 0 and at most 60"),
+        (["--seconds", "nan"], 2, "--seconds: wanted a number above 0 and at most 60"),
         (["--image-size", "0"], 2, "--image-size: wanted a whole number from 1"),
         (["--cuda-graph"], 2, "--cuda-graph needs --device cuda and --runtime torch"),
         (["--csv", "a.txt"], 2, "--csv writes a .csv file"),
