@@ -42,8 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     keep_freed_pages()  # much faster steps on many virtual machines
     out = args.out or Path("runs") / time.strftime("search-%Y%m%d-%H%M%S")
-    out.mkdir(parents=True, exist_ok=True)
     data, path = open_data(args.data, val_fraction=0.2), out / "table.json"
+    out.mkdir(parents=True, exist_ok=True)
     space = read_space("tiny").replace(num_classes=len(data.categories))
 
     # 1. What does each operation of the space cost here? Whole models, measured too, say how far to trust it.
@@ -63,15 +63,14 @@ def main(argv: list[str] | None = None) -> int:
     print(f"\nWhich of its {space.count:,} models suits {len(data.train):,} images best?", flush=True)
     recipe = read_search_recipe("tiny").with_epochs(args.epochs, args.epochs).replace(**target)
     result = search(space, Known(data), recipe, out=Settings(out / "net", threads=1), table=table, force=True)
-    if result.model is None:  # Ctrl-C; the same command goes on
-        return 130
-
+    if result.model is None:
+        return 130  # Ctrl-C; the same command resumes
     # 3. What came out is a plain model with the weights of the search, which has measured its latency too.
     model = create_model(result.model).eval()
     metrics, read = Metrics(model.num_classes), model.preprocessing.build()
     for some in torch.arange(len(data.val)).split(256):
-        logits = model(torch.stack([read(data.val.read(i)) for i in some.tolist()])).detach()
-        metrics.add(logits, torch.tensor(data.val.labels)[some])
+        x = torch.stack([read(data.val.read(i)) for i in some.tolist()])
+        metrics.add(model(x).detach(), torch.tensor(data.val.labels)[some])
     print(f"\n{model.arch}\n{metrics.top1:.1f} % of {metrics.n} images that the search never saw are right.")
     print(f"To train it on: proxylessnas finetune {result.model} {args.data}")
     return 0
