@@ -96,7 +96,7 @@ class EvalBatches:
 
 def _stacked(images: Sequence[Tensor]) -> Tensor:
     """Return images [C, H, W] as one batch [B, C, H, W] in channels-last layout."""
-    return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
+    return torch.stack([image.movedim(0, -1) for image in images]).movedim(-1, 1)
 
 
 class BatchReader:

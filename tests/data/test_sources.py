@@ -330,5 +330,5 @@ def test_a_daemonic_process_starts_no_workers(monkeypatch: pytest.MonkeyPatch, t
     assert "daemonic" in note
     assert Settings(tmp_path, workers=0).notes() == []
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    batches = read_batches([(str(tmp_path / "a.png"), 1)], lambda image: torch.zeros(3, 1, 1), 1, workers=2)
+    batches = read_batches([(str(tmp_path / "a.png"), 1)], lambda image: torch.zeros(3), 1, workers=2)
     assert [targets.tolist() for _, targets, _ in batches] == [[1]]
