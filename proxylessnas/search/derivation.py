@@ -4,6 +4,8 @@ The most probable candidate of each block (what the original code derives) may w
 Here the product of the probabilities is maximised over all models that meet every constraint: a knapsack
 problem with one choice a block, solved by dynamic programming over the blocks.
 
+By predicted costs: what a search ends with is measured too, and chosen by ``choose`` in :mod:`.evaluate`.
+
 >>> from proxylessnas.search import DeriveSettings, SuperNet, derive
 >>> from proxylessnas.arch.spaces import read_space
 >>> arch, model = derive(SuperNet(read_space("tiny")), DeriveSettings(target_macs_m=1.5))

@@ -207,12 +207,7 @@ class Config:
         return []
 
     def implied(self, given: Mapping[str, Any], *, from_file: bool = False) -> dict[str, Any]:
-        """Return values that follow from new ones unless they are set too: a warm-up for fewer epochs, say.
-
-        Args:
-            given: new values.
-            from_file: they stand in a file, not on a command line.
-        """
+        """Return values that follow from new ones, of a file or a command line, unless they are set too."""
         return {}
 
     @classmethod
