@@ -25,7 +25,6 @@ import runpy
 import shlex
 import shutil
 import sys
-import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -118,13 +117,8 @@ def _hub_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run_python(block: Block, namespace: dict[str, Any]) -> None:
     # the line numbers of tracebacks are those of the document
-    code = compile("\n" * (block.line - 1) + block.text, str(block.file), "exec")
-    module = types.ModuleType(namespace.setdefault("__name__", "block"))
-    module.__dict__.update(namespace)
-    with pytest.MonkeyPatch.context() as patch:  # dataclasses look their module up
-        patch.setitem(sys.modules, module.__name__, module)
-        exec(code, module.__dict__)
-    namespace.update(module.__dict__)
+    code = compile("\n" * (block.line - 1) + block.text, str(block.file), "exec", dont_inherit=True)
+    exec(code, namespace)
 
 
 def run_command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

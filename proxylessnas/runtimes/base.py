@@ -96,6 +96,8 @@ class Runtime:
         """
         from importlib import metadata
 
+        if self.module is None:
+            return {"torch": metadata.version("torch")}
         self.library()
         try:
             return {self._distribution: metadata.version(self._distribution)}

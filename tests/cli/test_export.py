@@ -180,7 +180,7 @@ def test_random_weights_on_request(run: Run, tmp_path: Path) -> None:
         (["{net}", "{out}.pt", "--qat-epochs", "1"], 2, "--qat-epochs is for --int8"),
         (["{net}", "{out}.onnx", "--int8", "--calibrate", "x", "--qat-epochs", "1"], 2, "go together"),
         (["{net}", "{out}.onnx", "--int8", "--calibrate", "x", "--max-drop", "2"], 2, "--max-drop"),
-        (["{net}", "{out}.pt", "--images", "{out}"], 1, "No such file"),
+        (["{net}", "{out}.pt", "--images", "{out}"], 1, "no such folder"),
         (["{net}", "{out}.pt", "--batch-size", "2"], 1, ".pt files have no option --batch-size\n"),
         (["{net}", "{out}.pt", "--tolerance", "2"], 2, "--tolerance"),
         (["{net}"], 2, "OUT"),

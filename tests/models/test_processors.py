@@ -14,7 +14,8 @@ from torch import nn
 from train_tools import environment
 
 from proxylessnas import Arch, Stage, create_model, register_op
-from proxylessnas.models.layers import registered_op
+from proxylessnas.arch.ops import parse_token
+from proxylessnas.models.layers import make_op
 
 
 def narrow(inputs: int, outputs: int, stride: int) -> nn.Module:
@@ -25,12 +26,19 @@ def narrow(inputs: int, outputs: int, stride: int) -> nn.Module:
 register_op("test_narrow", narrow)
 
 
+def narrow_op(channels: int, stride: int) -> nn.Module:
+    """Return the operation as a model holds it."""
+    op = make_op(parse_token("test_narrow")[0], channels, 8, stride)
+    assert op is not None
+    return op
+
+
 @pytest.mark.parametrize(("size", "stride"), [((16, 16), 2), ((15, 16), 2), ((15, 14), 3), ((7, 7), 2)])
 @pytest.mark.parametrize("channels", [2, 4, 8])
 def test_a_narrow_strided_operation_computes_what_it_did(
     size: tuple[int, int], stride: int, channels: int
 ) -> None:
-    op = registered_op("test_narrow", channels, 8, stride).double()
+    op = narrow_op(channels, stride).double()
     plain = narrow(channels, 8, stride).double()
     plain.load_state_dict(op.state_dict())
     x = torch.randn(3, channels, *size, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
@@ -75,7 +83,7 @@ def test_a_narrow_strided_operation_keeps_to_its_memory_with_avx2() -> None:
 
 def test_wide_and_unstrided_operations_are_left_alone() -> None:
     for channels, stride in ((8, 2), (4, 1)):
-        op = registered_op("test_narrow", channels, 8, stride)
+        op = narrow_op(channels, stride)
         assert not any(module._forward_pre_hooks for module in op.modules())
     model = create_model(Arch("x", stem=8, first=8, last=8, stages=(Stage(8, 2, "k3e3"),), num_classes=2))
     assert not any(module._forward_pre_hooks for module in model.modules())

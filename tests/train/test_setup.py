@@ -16,7 +16,7 @@ from proxylessnas import cli
 from proxylessnas.data.open import VALIDATION_FILE, not_held_out_before, validation_names
 from proxylessnas.errors import CheckpointError, DataError
 from proxylessnas.report.runs import read_train_run
-from proxylessnas.report.train_page import train_again
+from proxylessnas.report.train_page import train_page
 from proxylessnas.train import Data, Settings, finetune, open_data, train
 from proxylessnas.train.distillation import teacher_notes
 from proxylessnas.train.setup import Start, kept_before, started
@@ -56,9 +56,9 @@ def test_a_run_that_hardly_moves_ends_with_the_classifier_it_began_with(tmp_path
     torch.testing.assert_close(
         ended["classifier.linear.weight"], begun["classifier.linear.weight"], rtol=0, atol=1e-6
     )
-    story = read_train_run(out.out)
-    assert story.begin["kept_classifier"] is True
-    assert "--keep-classifier" in str(train_again(story, out.out, "REPORT"))
+    run = read_train_run(out.out)
+    assert run.begin["kept_classifier"] is True
+    assert "--keep-classifier" in train_page({"run": run}, out.out, [], "REPORT").commands
 
 
 def test_going_on_with_another_classifier_is_refused(tmp_path: Path) -> None:
@@ -95,8 +95,10 @@ def test_a_run_that_is_continued_keeps_what_it_began_with(tmp_path: Path, keep: 
     again = finetune(path, few_digits(), RECIPE, out=out)
     assert first.model is not None
     assert again.steps == first.steps
-    story = read_train_run(out.out)
-    assert ("--keep-classifier" if kept else "--new-classifier") in str(train_again(story, out.out, "R"))
+    run = read_train_run(out.out)
+    assert ("--keep-classifier" if kept else "--new-classifier") in train_page(
+        {"run": run}, out.out, [], "REPORT"
+    ).commands
     if not kept:  # a log that says nothing of it
         log = out.out / "log.jsonl"
         log.write_text(log.read_text(encoding="utf-8").replace('"kept_classifier"', '"x"'), encoding="utf-8")
@@ -266,5 +268,5 @@ def test_the_command_goes_on_bitwise_and_freezes_nothing(
     assert again.returncode == 0, again.stderr
     a, b = (tensors(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
     assert differences_of(a, b) == 0
-    story = read_train_run(tmp_path / "cut")
-    assert f"finetune {path} digits" in str(train_again(story, tmp_path / "cut", "REPORT"))
+    run = read_train_run(tmp_path / "cut")
+    assert f"finetune {path} digits" in train_page({"run": run}, tmp_path / "cut", [], "REPORT").commands

@@ -2,7 +2,7 @@
 
 All else follows from the layers, without a word about the operation anywhere: its module, parameters and
 multiply-accumulates, its latency key and what the predictor knows of it, its ONNX graph, what may be folded,
-fused or equalised, how its weights start in a supernet, and how it is drawn.
+fused, how its weights start in a supernet, and how it is drawn.
 """
 
 from __future__ import annotations
