@@ -170,7 +170,7 @@ def test_a_child_of_a_supernet_has_its_weights(token: str) -> None:
 
 
 def test_candidates_of_a_kind_begin_alike(token: str) -> None:
-    first: Any = ops.parse_token(type(ops.parse_token(token)[0]).example)[0]
+    first = ops.parse_token(type(ops.parse_token(token)[0]).example)[0]
     sizes = (dataclasses.replace(first, ratio=2.0).name, dataclasses.replace(first, ratio=4.0).name)
     sizes = {"k": ("k3e2", "k5e3s"), "f": ("f3e2", "f5e3s")}.get(first.example[0], sizes)
     space = space_of("k3e1").replace(candidates=(*sizes, "search_curve", "k3e1"))
