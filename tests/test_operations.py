@@ -6,6 +6,7 @@ that those of the package pass.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import io
 import re
