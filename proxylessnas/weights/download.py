@@ -376,7 +376,8 @@ def _retry_after(response: requests.Response) -> float | None:
     from urllib3.exceptions import InvalidHeader
 
     try:
-        return Retry().get_retry_after(response.raw)
+        seconds = Retry().get_retry_after(response.raw)
+        return seconds if seconds is None or seconds < 1e9 else None  # what has more digits is no wish
     except (InvalidHeader, ValueError, OverflowError):
         return None
 
