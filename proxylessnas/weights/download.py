@@ -375,9 +375,10 @@ def _retry_after(response: requests.Response) -> float | None:
     from urllib3 import Retry
     from urllib3.exceptions import InvalidHeader
 
+    if len(response.headers.get("retry-after", "")) > 40:  # longer than a date: no wish
+        return None
     try:
-        seconds = Retry().get_retry_after(response.raw)
-        return seconds if seconds is None or seconds < 1e9 else None  # what has more digits is no wish
+        return Retry().get_retry_after(response.raw)
     except (InvalidHeader, ValueError, OverflowError):
         return None
 
