@@ -29,7 +29,7 @@ class Measure(Command):
     name = "measure"
     example = """\
   $ proxylessnas latency measure proxyless_cpu proxyless_mobile --threads 2
-  model               undisturbed  median   p10   p90  disturbance  runs  images/s
+  model             undisturbed  median   p10   p90  disturbance  runs  images/s
   proxyless_cpu            9.26    9.41  9.30  9.77         1.02    84       108
   proxyless_mobile         8.41    8.52  8.44  8.90         1.01    93       119
 

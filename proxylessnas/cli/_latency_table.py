@@ -118,7 +118,7 @@ class Predict(Command):
     name = "predict"
     example = """\
   $ proxylessnas latency predict pixel1 proxyless_mobile --predict-missing
-  model               predicted  guessed operations
+  model             predicted  guessed operations
   proxyless_mobile      88.04  3 of 23
 
   milliseconds a call; TensorFlow Lite on Google Pixel 1, batch 1

@@ -235,7 +235,8 @@ def report_dry_run(args: argparse.Namespace, found: DryRun) -> int:
     if not main_process():
         return 0
     if args.json:
-        print_json(dataclasses.asdict(found))
+        document = dataclasses.asdict(found)
+        print_json({"pictures": document.pop("images"), **document})  # the key has been this since 0.1
         return 0
     for text in found.notes:
         note(text)

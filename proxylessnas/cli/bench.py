@@ -34,7 +34,7 @@ class BenchModels(Command):
     example = """\
   $ proxylessnas bench proxyless_cpu timm/mnasnet_100 --threads 1,2 --png bench.png
   torch, 1 thread, batch 1
-  model                             ms  median    p90  images/s  params   MACs  top-1
+  model                           ms  median    p90  images/s  params   MACs  top-1
   proxyless_cpu                15.22   15.42  15.91        66  4.36 M  439 M   75.3
   timm/mnasnet_100             12.66   12.80  13.22        79  4.38 M  314 M   74.7
   torchvision/mobilenet_v2     12.60   12.77  13.04        79  3.50 M  301 M   72.2

@@ -36,11 +36,11 @@ class Eval(Command):
     order = 60
     example = """\
   $ proxylessnas eval proxyless_w025_r112 photos
-  model        proxyless_w025_r112
+  model      proxyless_w025_r112
   weights    /home/me/.cache/torch/hub/proxylessnas/proxyless_w025_r112-d4bfc7a6.pth
   sha256     d4bfc7a6fd8c2ee846cbad32a42153f454b02f73da605c6506bb233dc236ebbb
   transform  resize 128 (bilinear), crop 112, mean 0.5 0.5 0.5, std 0.5 0.5 0.5
-  images   200 of 200 classes (labels: wnid)
+  images     200 of 200 classes (labels: wnid)
   top-1      57.50 %  (115 of 200)
   top-5      76.50 %  (153 of 200)
   loss       1.8898  (cross-entropy, nats)

@@ -36,14 +36,14 @@ class Export(Command):
   $ proxylessnas export proxyless_cifar10_demo demo.onnx
   demo.onnx
   file    ONNX, 2.4 MB, sha256 fbab26653dbc...
-  model     proxyless_cifar10_demo, input 3 x 32 x 32, any batch
+  model   proxyless_cifar10_demo, input 3 x 32 x 32, any batch
   inside  architecture, preprocessing, 10 class names, licence MIT
   report  demo.onnx.json
 
   compared with PyTorch on photos of examples/photos
   inputs          batch  images   off by    limit  same class
-  images            1         4  1.9e-06  6.3e-04       100 %
-  random numbers      1         2  4.8e-07  4.3e-04       100 %
+  images              1       4  1.9e-06  6.3e-04       100 %
+  random numbers      1       2  4.8e-07  4.3e-04       100 %
   ...
 
   in INT8, judged by images that are not used for the calibration:

@@ -30,7 +30,7 @@ class List(Command):
     order = 10
     example = """\
   $ proxylessnas list '*mobile*'
-  model                  params   MACs  input  top-1  weights
+  model                params   MACs  input  top-1  weights
   proxyless_mobile     4.08 M  320 M    224   74.6  not here
   proxyless_mobile_14  6.86 M  581 M    224   76.7  in the cache
 """

@@ -29,7 +29,7 @@ _SYSTEM = {
 # What a part of a data set is called, also "test1", "val2017", "train_images" or "Test Set".
 _PART = re.compile(
     r"(?:(train|training)|val|valid|validation|dev|test|testing|eval|evaluation)"
-    r"([-_ ]?(set|data|split|images?|images?|photos?))?[-_ ]?\d*",
+    r"([-_ ]?(set|data|split|images?|pictures?|photos?))?[-_ ]?\d*",
     re.IGNORECASE,
 )
 _TRAIN = ("train", "training")

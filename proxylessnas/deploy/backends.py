@@ -192,7 +192,8 @@ class OptimizeReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON values."""
-        return {**dataclasses.asdict(self), "versions": dict(self.versions), "speedup": self.speedup}
+        found = {**dataclasses.asdict(self), "versions": dict(self.versions), "speedup": self.speedup}
+        return {"pictures": found.pop("images"), **found}  # the key has been this since 0.1
 
     def __str__(self) -> str:
         """Return a table for a terminal, and the reason below it."""

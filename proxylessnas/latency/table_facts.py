@@ -44,13 +44,14 @@ def _disturbed(found: LatencyTable) -> str | None:
     """Return what an entry is where the measurement was disturbed; None if the table does not say."""
     what, models, noise = (found.method.get(name) for name in (DISTURBED, "noisy_nets", "noise"))
     if isinstance(noise, dict) and isinstance(what, str):
-        text = f"{noise.get('disturbed')} of {noise.get('visits')} visits, {what}"
+        text = f"{noise.get('disturbed')} of {noise.get('visits')} measurements, {what}"
         unknown = "" if noise.get("load_known") else "; what other programs used is not known"
         most = f"; at worst {noise['most']}" if noise.get("most") else ""
         return text + most + unknown
     if isinstance(models, int):  # a table made here by an earlier version
         every = found.method.get("nets", "all")
-        return f"of disturbed visits the 10 % quantile of the runs; {models} of {every} models had no others"
+        what = "of disturbed measurements the 10 % quantile of the runs"
+        return f"{what}; {models} of {every} models had no others"
     if isinstance(found.method.get("uncertainty_percent"), (int, float)):
         return (
             f"then {found.method.get('disturbance')} times as slow as undisturbed (median run over the 2 % "

@@ -139,7 +139,7 @@ def test_show_says_what_became_of_disturbed_visits(run: Run, tmp_path: Path) -> 
     assert is_narrow(ran.out)
     text = re.sub(r"\s+", " ", ran.out)
     assert (
-        "statistic median of the runs disturbed of disturbed visits the 10 % quantile of the runs; 3 of 50"
+        "median of the runs disturbed of disturbed measurements the 10 % quantile of the runs; 3 of 50"
         in text
     )
     noise = {
@@ -150,10 +150,11 @@ def test_show_says_what_became_of_disturbed_visits(run: Run, tmp_path: Path) -> 
     kit = dataclasses.replace(little(), method=method).save(tmp_path / "b.json")
     text = re.sub(r"\s+", " ", run("show", kit).out)
     assert (
-        "disturbed 4 of 50 visits, left out where others were not; at worst half of the runs lie 33%" in text
+        "disturbed 4 of 50 measurements, left out where others were not; at worst half of the runs lie 33%"
+        in text
     )
     assert "what other programs used is not known" in text
-    assert run("show", kit, "--json").json["disturbed"].startswith("4 of 50 visits")
+    assert run("show", kit, "--json").json["disturbed"].startswith("4 of 50 measurements")
     assert run("show", little().save(tmp_path / "c.json"), "--json").json["disturbed"] is None
 
 

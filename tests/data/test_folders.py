@@ -236,6 +236,13 @@ def test_classes_that_differ_in_case_alone_keep_their_labels(tmp_path: Path) -> 
         labelled_images(tmp_path / "other", 2, names=["A_1", "b"])
 
 
+@pytest.mark.parametrize("word", ["pictures", "images", "photos", "set"])
+def test_parts_are_known_by_what_people_call_them(tmp_path: Path, word: str) -> None:
+    fill(tmp_path, [f"train_{word}/a.jpg", f"test-{word}/b.jpg"])
+    with pytest.raises(DataError, match="called like parts of a data set"):
+        labelled_images(tmp_path, 2)
+
+
 def test_parts_are_not_evaluated_as_classes(tmp_path: Path) -> None:
     fill(tmp_path, ["train/a.jpg", "test1/b.jpg"])
     with pytest.raises(DataError, match="called like parts of a data set"):

@@ -297,7 +297,7 @@ def test_killed_for_real_and_resumed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_at_ten_random_snapshots(tmp_path: Path) -> None:
+def test_killed_at_ten_random_moments(tmp_path: Path) -> None:
     _kill_and_resume(tmp_path, kills=10)
 
 

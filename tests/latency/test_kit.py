@@ -224,7 +224,7 @@ def test_figures_are_milliseconds(measured: Path) -> None:
     assert min(took) / 10 < results.nets[0][1] < max(took) * 10
 
 
-def test_killed_at_any_snapshot_it_goes_on_and_measures_nothing_twice(kit: Path) -> None:
+def test_killed_at_any_moment_it_resumes_and_measures_nothing_twice(kit: Path) -> None:
     options = ("--rounds", "4", "--seconds", "0.03", "--runs", "3")
     journal = kit / "results.json.part"
     total = 4 * len(manifest_of(kit)["items"])

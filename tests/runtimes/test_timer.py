@@ -213,7 +213,7 @@ def test_the_share_of_others_is_what_is_busy_without_ourselves(busy: int, own: i
     assert share_between(start, Ticks(5200, 700 + busy, 50 + own)) == pytest.approx(share)
 
 
-def test_snapshots_too_close_to_tell_apart_give_none() -> None:
+def test_moments_too_close_to_tell_apart_give_none() -> None:
     start = Ticks(total=5000, busy=700, own=50)
     assert share_between(start, Ticks(5020, 720, 50)) is None
     assert OtherLoad().share() is None

@@ -81,14 +81,14 @@ class KitNoise:
     """What disturbed a kit's measurement.
 
     Attributes:
-        measurements: to all files together.
+        visits: measurements of all files together; tables hold it under this name.
         disturbed: how many of them were, by other programs or by what made the runs unsteady.
         nets: whole models of which every one was.
         load_known: whether it is known for most of them what other programs used.
         most: the reason of the most disturbed one, in words; empty if there is none.
     """
 
-    measurements: int = 0
+    visits: int = 0
     disturbed: int = 0
     nets: int = 0
     load_known: bool = False
@@ -304,7 +304,7 @@ def _noise(found: dict[str, list[Samples]], nets: list[str]) -> KitNoise:
     noisy = [one for one in every if one.noise]
     noisy.sort(key=lambda one: (one.other_load or 0.0, spread(one.ms)))
     return KitNoise(
-        measurements=len(every),
+        visits=len(every),
         disturbed=len(noisy),
         nets=sum(all(one.noise for one in found[name]) for name in nets),
         load_known=2 * sum(one.other_load is not None for one in every) > len(every),
