@@ -167,7 +167,9 @@ def test_a_dry_run_writes_nothing(
     assert "80 to train weights on, 80 held out" in printed.out
     assert "no target is set" in printed.err
     assert cli.main(["search", "run", *SHORT, "--target-macs", "0.5", "--dry-run", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["weight_steps"] == 10
+    found = json.loads(capsys.readouterr().out)
+    assert found["weight_steps"] == 10
+    assert found["pictures"] == [80, 80]
     assert list(tmp_path.iterdir()) == []
 
 

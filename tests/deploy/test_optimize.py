@@ -127,7 +127,9 @@ def test_optimize(model: nn.Module) -> None:
     assert report.why.startswith(f"{report.chosen}: ")
     assert f"> {report.chosen}" in str(report)
     assert report.images.startswith("32 random inputs and ")
-    assert json.loads(json.dumps(report.to_dict()))["chosen"] == report.chosen
+    stored = json.loads(json.dumps(report.to_dict()))
+    assert (stored["chosen"], stored["pictures"]) == (report.chosen, report.images)
+    assert "images" not in stored
     for shape in ((2, 3, 32, 32), (1, 3, 32, 32), (3, 3, 64, 48)):
         x = torch.randn(shape)
         assert far(model.eval(), fast, x) < 1e-4

@@ -413,7 +413,7 @@ def test_every_visit_says_what_disturbed_it(measured: Path) -> None:
         assert len(item["noise"]) == len(item["other_load"]) == len(item["ms"]) == 2
         assert all(load is None or 0 <= load <= 1 for load in item["other_load"])
     noise = read_results(measured).noise
-    assert noise.measurements == 2 * len(manifest_of(measured)["items"])
+    assert noise.visits == 2 * len(manifest_of(measured)["items"])
     noisy = [bool(why) for item in results_of(measured)["items"] for why in item["noise"]]
     assert noise.disturbed == sum(noisy)
     assert bool(noise.most) == any(noisy)
@@ -488,7 +488,7 @@ def test_the_models_of_a_kit_are_not_those_of_a_later_validation(measured: Path)
     ops = {key: Samples((ms, ms, ms)) for key, ms in own.items()}
     choices = random_models(space, 40, seed=0)
     nets = [(one, 1.1 * sum(own[key] for key in arch_keys(space.arch(one)))) for one in choices]
-    noise = KitNoise(measurements=50, disturbed=3, nets=2, load_known=True, most="other programs")
+    noise = KitNoise(visits=50, disturbed=3, nets=2, load_known=True, most="other programs")
     where = read_results(measured).conditions
     table = kit_table(KitResults(space, ops, nets, where, "2026-11-21", noise, "board"))
     assert set(fitted_on(table, space)) == set(choices)
@@ -578,5 +578,5 @@ def test_executorch_programs(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     results = read_results(folder)
     assert results.conditions.runtime == "executorch"
-    assert results.noise.measurements == 2 * len(manifest_of(folder)["items"])
+    assert results.noise.visits == 2 * len(manifest_of(folder)["items"])
     assert len(results.ops_ms) == len(space_keys(space))
