@@ -11,11 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from ..errors import DataError, ProxylessError, WeightsCorruptError, WeightsNotFoundError
-from ..models.resolve import Resolved, read_arch, resolve
-from ..weights.file_spec import digests_of
-from ..weights.registry import find_by_digest
 from ._arguments import add_imports
 from ._command import UsageError
 from ._options import add
@@ -24,8 +20,11 @@ from ._output import note
 if TYPE_CHECKING:
     import torch
 
+    from ..data.transforms import Preprocessing
     from ..models.base import ImageClassifier
+    from ..models.resolve import Resolved
     from ..weights.record import Weights
+
 _USUAL_RATIO = 256 / 224  # resize / input size, where nothing is known about a model
 
 
@@ -129,6 +128,8 @@ def check_options(args: argparse.Namespace) -> None:
         UsageError: a preprocessing option is out of range, or no weights were given.
         ProxylessError: no such model or file.
     """
+    from ..data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+
     size = args.input_size if args.input_size is not None else 1
     resize = args.resize if args.resize is not None else min(max(size, 1), 4096)
     mean, std = _channels(args.mean, "--mean"), _channels(args.std, "--std")
@@ -152,7 +153,9 @@ def open_model(args: argparse.Namespace) -> Model:
     """
     check_options(args)
     from ..models.factory import create_model
+    from ..models.resolve import read_arch
     from ..weights.cache import weights_path
+    from ..weights.registry import find_by_digest
 
     device = _device(args.device)
     found = named(args.model)
@@ -218,6 +221,7 @@ def _known_preprocessing(
     """Return the weights' own preprocessing, else that of NAME, else the usual one; note the last two."""
     if model.weights is not None:
         return model.weights.preprocessing
+    from ..data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
     from ..models.loading import read_header
 
     stored = read_header(file).preprocessing if file is not None else None
@@ -310,6 +314,8 @@ def named(word: str) -> Resolved:
         UnknownModelError: nothing is called so; the message lists the nearest names.
         WeightsNotFoundError: there is no such file.
     """
+    from ..models.resolve import resolve
+
     found = resolve(word)
     if found.path is not None:
         existing_file(word)
@@ -341,6 +347,8 @@ def sha256_of(path: Path) -> str:
     Raises:
         WeightsNotFoundError: it cannot be read.
     """
+    from ..weights.file_spec import digests_of
+
     try:
         return digests_of(path)[0]
     except OSError as e:

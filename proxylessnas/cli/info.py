@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from ..arch.ops import SPECS, parse_token
-from ..arch.ops.spec import OpSpec
 from ..errors import WeightsCorruptError, WeightsNotFoundError
 from ._arguments import add_imports, add_json
 from ._command import Command
@@ -167,6 +165,9 @@ def _show(facts: dict[str, Any]) -> None:
 
 def _examples(stages: list[dict[str, Any]]) -> list[str]:
     """Return an example of each kind of operation that a model has, but for registered ones."""
+    from ..arch.ops import SPECS, parse_token
+    from ..arch.ops.spec import OpSpec
+
     used = [parse_token(token)[0] for stage in stages for token in stage["ops"].split()]
     shown = {op.family: op for op in used if isinstance(op, OpSpec)}
     shown |= {op.family: op for spec in SPECS if (op := spec.parse(spec.example)) and op.family in shown}

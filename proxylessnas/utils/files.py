@@ -15,7 +15,6 @@ import logging
 import os
 import platform
 import re
-import secrets
 import selectors
 import shutil
 import signal
@@ -100,7 +99,7 @@ def write_atomically(path: Path, *parts: bytes | bytearray | memoryview) -> None
     Raises:
         OSError: it cannot be written; it names ``path``, and nothing is left behind.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp")
     try:
         with temporary.open("xb") as file:  # the ordinary mode bits, unlike tempfile's: a cache may be shared
             for part in parts:
