@@ -15,11 +15,6 @@ This module needs neither torch nor any file.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-import math
-import operator
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,6 +26,7 @@ from ..utils.config import problems_error
 from .arch import Arch
 from .blocks import MAX_BLOCKS, Stage
 from .ops import ZERO, op_name
+from .space_base import SearchBlock, Space
 from .space_values import MIN_MAP, SpaceStage, read_values, to_toml, value_problems
 
 
@@ -41,39 +37,8 @@ def make_divisible(value: float, divisor: int = 8) -> int:
 
 
 @dataclass(frozen=True)
-class SearchBlock:
-    """One block that is searched.
-
-    Attributes:
-        index: its row in every table over the space's blocks, from 0.
-        stage, block: where it is, both from 0.
-        in_channels, out_channels: channels.
-        in_size: height and width of its input in pixels.
-        stride: 1 or 2.
-        shortcut: whether it has an identity shortcut.
-        candidate_ops: tokens of its candidates, in the order of the space's; "-" last where it may be
-            skipped.
-    """
-
-    index: int
-    stage: int
-    block: int
-    in_channels: int
-    out_channels: int
-    in_size: int
-    stride: int
-    shortcut: bool
-    candidate_ops: tuple[str, ...]
-
-    @property
-    def out_size(self) -> int:
-        """Height and width of its output in pixels."""
-        return -(-self.in_size // self.stride)
-
-
-@dataclass(frozen=True)
-class SearchSpace:
-    """The models a search can choose from.
+class SearchSpace(Space):
+    """The chains of blocks a search can choose from.
 
     Attributes:
         name: free text.
@@ -93,6 +58,8 @@ class SearchSpace:
     Raises:
         ArchError: something is wrong with it; the message lists every problem with its place.
     """
+
+    kind = "chain"
 
     name: str
     stem: int
@@ -140,23 +107,13 @@ class SearchSpace:
         """The candidates' tokens, and last "-" if blocks may be skipped."""
         return self.candidates + ((ZERO,) if self.zero else ())
 
-    @property
-    def mask(self) -> tuple[tuple[bool, ...], ...]:
-        """Whether a block can be a candidate, [blocks, candidates]."""
-        return tuple(tuple(c in p.candidate_ops for c in self.candidate_ops) for p in self.search_blocks)
-
-    @property
-    def count(self) -> int:
-        """How many models there are, those alike but for the place of a skipped block counted apart."""
-        return math.prod(len(p.candidate_ops) for p in self.search_blocks)
-
     def arch(self, choices: Sequence[int], name: str = "net") -> Arch:
         """Return the model with candidate ``choices[i]`` as block ``i``; skipped blocks keep their place.
 
         Raises:
             ArchError: there is a wrong number of choices, or one that its block does not have.
         """
-        tokens = self._tokens(choices)
+        tokens = self.tokens(choices)
         stages, start = [], 0
         for stage in self.stages:
             stages.append(Stage(stage.width, stage.stride, " ".join(tokens[start : start + stage.blocks])))
@@ -165,22 +122,12 @@ class SearchSpace:
             name, self.stem, self.first, self.last, tuple(stages), **{f: getattr(self, f) for f in _MODEL}
         )
 
-    def _tokens(self, choices: Sequence[int]) -> list[str]:
-        if len(choices) != len(self.search_blocks):
-            raise ArchError(f"the space has {len(self.search_blocks)} blocks, but {len(choices)} are chosen")
-        tokens = []
-        for search_block, choice in zip(self.search_blocks, choices, strict=True):
-            if not 0 <= operator.index(choice) < len(self.candidate_ops):
-                raise ArchError(
-                    f"{_place(search_block)}: {choice} is no candidate; they are 0 to "
-                    f"{len(self.candidate_ops) - 1}"
-                )
-            if self.candidate_ops[choice] not in search_block.candidate_ops:
-                raise ArchError(f"{_place(search_block)}: it cannot be skipped, its input and output differ")
-            tokens.append(self.candidate_ops[choice])
-        return tokens
+    def _lacks(self, block: SearchBlock, token: str) -> str:
+        if token == ZERO:
+            return f"{self.place(block)}: it cannot be skipped, its input and output differ"
+        return super()._lacks(block, token)
 
-    def choices(self, arch: Arch) -> tuple[int, ...]:
+    def choices(self, arch: Any) -> tuple[int, ...]:
         """Return the candidate that each block of a model is; undoes :meth:`arch`.
 
         A stage with fewer blocks than the space's counts as one whose last blocks are skipped. BatchNorm
@@ -205,38 +152,12 @@ class SearchSpace:
             name = op_name(token)
             if name not in search_block.candidate_ops:
                 there = f"{shown(token)} is none of {' '.join(search_block.candidate_ops)}"
-                raise self._not_here(arch, f"{_place(search_block)}: {there}")
+                raise self._not_here(arch, f"{self.place(search_block)}: {there}")
             if token.endswith("!") and name != ZERO and search_block.shortcut:
-                raise self._not_here(arch, f"{_place(search_block)}: {token} lacks the shortcut of the space")
+                lacking = f"{self.place(search_block)}: {token} lacks the shortcut of the space"
+                raise self._not_here(arch, lacking)
             found.append(self.candidate_ops.index(name))
         return tuple(found)
-
-    def _not_here(self, arch: Arch, why: str) -> ArchError:
-        return ArchError(f"{shown(arch.name)} is not in the search space {shown(self.name)}: {why}")
-
-    def random_choices(self, rng: random.Random, weights: Sequence[float] | None = None) -> tuple[int, ...]:
-        """Return the choices of a random model: each block one of its candidates, independently.
-
-        Args:
-            rng: the source of randomness.
-            weights: relative weights of the candidates; None makes all of a block equally likely.
-
-        Raises:
-            ArchError: the weights do not fit the candidates, or leave a block without a choice.
-        """
-        if weights is None:
-            return tuple(rng.randrange(len(p.candidate_ops)) for p in self.search_blocks)
-        if len(weights) != len(self.candidate_ops) or not all(0 <= w < math.inf for w in weights):
-            raise ArchError(
-                f"wanted {len(self.candidate_ops)} weights of at least 0, not {shown(list(weights))}"
-            )
-        choices = []
-        for search_block in self.search_blocks:
-            own = weights[: len(search_block.candidate_ops)]  # "-", which may be missing, is the last one
-            if not sum(own):
-                raise ArchError(f"{_place(search_block)}: the weights of all its choices are 0")
-            choices.append(rng.choices(range(len(own)), own)[0])
-        return tuple(choices)
 
     def scaled(self, width_mult: float) -> SearchSpace:
         """Return the space with every width multiplied, rounded to multiples of 8 as published.
@@ -272,12 +193,6 @@ class SearchSpace:
             if name not in names:
                 raise ArchError(f"a search space has no {shown(name)}; it has {', '.join(names)}")
         return dataclasses.replace(self, **changes)
-
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 of everything but the name: equal for equal spaces, on every machine."""
-        content = {name: value for name, value in self.to_dict().items() if name != "name"}
-        return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON values, which :meth:`from_dict` reads back."""
@@ -324,10 +239,6 @@ def _outline(model: Arch | SearchSpace) -> Iterator[tuple[str, Any]]:
     for s, stage in enumerate(model.stages):
         for what in ("width", "stride"):
             yield f"the {what} of stage {s + 1}", getattr(stage, what)
-
-
-def _place(search_block: SearchBlock) -> str:
-    return f"stage {search_block.stage + 1}, block {search_block.block + 1}"
 
 
 def _misfits(space: SearchSpace) -> Iterator[str]:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ..errors import ArchError, shown
 from ..utils.config import read_toml
 from ..utils.files import decode, read_bytes
 from .ops import noted
 from .space import SearchSpace
+from .space_base import Space
 from .space_values import SpaceStage
+from .tree_space import TreeSpace
 
 
 def _stages(*rows: tuple[int, int, int]) -> tuple[SpaceStage, ...]:
@@ -38,18 +42,50 @@ TINY = SearchSpace(
     candidates=("k3e2", "k3e4", "k5e2", "k5e4"), resolution=32, num_classes=10,
 )  # fmt: skip
 
-SPACES: dict[str, SearchSpace] = {space.name: space for space in (IMAGENET, SMALL, TINY)}
+#: The published one of CIFAR-10 (section 4.1): 54 tree cells, 648 searched edges.
+CIFAR_TREE = TreeSpace()
+
+#: The same cells, two a stage and narrower: searched in an hour or so on a CPU.
+CIFAR_TREE_SMALL = TreeSpace("cifar-tree-small", cells=6, alpha=36)
+
+SPACES: dict[str, Space] = {
+    space.name: space for space in (IMAGENET, SMALL, TINY, CIFAR_TREE, CIFAR_TREE_SMALL)
+}
+_KINDS = (SearchSpace.kind, TreeSpace.kind)
 
 
-def read_space(name_or_path: str | os.PathLike[str]) -> SearchSpace:
+def space_from_dict(
+    data: Any, where: str = "search space", modules: Mapping[str, object] | None = None
+) -> Space:
+    """Read a space of any kind from JSON (or TOML) values.
+
+    Args:
+        data: the values; ``kind`` is "chain" where it is missing.
+        where: what errors call them.
+        modules: those that registered its operations, by token, if that is known.
+
+    Raises:
+        ArchError: something is wrong with them; the message lists every problem.
+    """
+    kind = data.get("kind", SearchSpace.kind) if isinstance(data, Mapping) else SearchSpace.kind
+    if kind not in _KINDS:
+        raise ArchError(f"{where}: kind is {shown(kind)}; there are {' and '.join(_KINDS)}")
+    values = {n: v for n, v in data.items() if n != "kind"} if isinstance(data, Mapping) else data
+    if kind == TreeSpace.kind:
+        return TreeSpace.from_dict(values, where)
+    return SearchSpace.from_dict(values, where, modules)
+
+
+def read_space(name_or_path: str | os.PathLike[str]) -> Space:
     """Return a search space by name, or read it from a file.
 
     >>> read_space("imagenet@1.4").stem
     48
 
     Args:
-        name_or_path: "imagenet", "small" or "tiny"; with "@" and a number, that space with its widths
-            multiplied; or the path of a ``.toml`` file, after which a space without a ``name`` is called.
+        name_or_path: the name of a space (:data:`SPACES`); that of a chain with "@" and a number stands for
+            it with its widths multiplied; or the path of a ``.toml`` file, after which a space without a
+            ``name`` is called.
 
     Raises:
         ArchError: there is no such space (the nearest names are listed), or the file cannot be read, is not
@@ -74,10 +110,28 @@ def read_space(name_or_path: str | os.PathLike[str]) -> SearchSpace:
         multiplier = float(factor)
     except ValueError:
         raise ArchError(f"{shown(name_or_path)}: wanted a number after @, as in {key}@1.4") from None
-    return SPACES[key].scaled(multiplier)
+    space = SPACES[key]
+    if not isinstance(space, SearchSpace):
+        raise ArchError(f"{shown(name_or_path)}: the widths of tree cells grow with alpha: write a file")
+    return space.scaled(multiplier)
 
 
-def _read_file(path: str) -> SearchSpace:
+def read_chain(name_or_path: str | os.PathLike[str]) -> SearchSpace:
+    """Return a search space of blocks, as :func:`read_space` does: what a latency table can be made of.
+
+    Raises:
+        ArchError: also for a space of another kind.
+    """
+    space = read_space(name_or_path)
+    if not isinstance(space, SearchSpace):
+        raise ArchError(
+            f"{shown(str(name_or_path))} is a space of tree cells, and latency tables hold blocks: search it "
+            "with a target of multiply-accumulates or parameters"
+        )
+    return space
+
+
+def _read_file(path: str) -> Space:
     where, data = read_toml(Path(path), "search space", error=ArchError)
     modules = noted(decode(read_bytes(path), "replace"))
-    return SearchSpace.from_dict({"name": Path(path).stem, **data}, where, modules)
+    return space_from_dict({"name": Path(path).stem, **data}, where, modules)

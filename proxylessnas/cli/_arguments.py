@@ -88,7 +88,7 @@ def the_space(args: argparse.Namespace) -> SearchSpace | None:
         ArchError: there is none, or it is malformed.
         UsageError: sizes without a space.
     """
-    from ..arch.spaces import read_space
+    from ..arch.spaces import read_chain
 
     given = {"resolution": args.image_size, "num_classes": args.classes}
     changes = {name: value for name, value in given.items() if value is not None}
@@ -96,7 +96,7 @@ def the_space(args: argparse.Namespace) -> SearchSpace | None:
         if changes:
             raise UsageError("--image-size and --classes change a space: name it with --space")
         return None
-    space = read_space(args.space)
+    space = read_chain(args.space)
     return space.replace(**changes) if changes else space
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..arch.arch import Arch
-from ..arch.space import SearchSpace
+from ..arch.space_base import Space
 from ..arch.tree import TreeArch
 from ..utils.plotting import PngBuffer, open_figure, require_matplotlib
 from .draw_model import layers_of, model_figure
@@ -13,7 +13,7 @@ from .draw_tree import tree_figure
 from .probability_map import ProbabilityMap
 
 
-def probabilities_png(space: SearchSpace, probs: Sequence[Sequence[float]]) -> bytes:
+def probabilities_png(space: Space, probs: Sequence[Sequence[float]]) -> bytes:
     """Return the probabilities, [blocks][candidates], as a heat map.
 
     Raises:

@@ -22,7 +22,7 @@ from typing import Any
 from ..arch.arch import Arch
 from ..arch.op_key import OpKey, arch_keys, space_keys
 from ..arch.space import SearchSpace
-from ..arch.spaces import read_space
+from ..arch.spaces import read_chain
 from ..runtimes.base import ModelSpec
 from ..runtimes.registry import get_runtime
 from .fit import fitted_table
@@ -52,7 +52,7 @@ def build_table(
     Ctrl-C, a kill or a crash.
 
     Args:
-        space: a space, the name of one, or a .toml file; see :func:`~proxylessnas.arch.spaces.read_space`.
+        space: a space, the name of one, or a .toml file; see :func:`~proxylessnas.arch.spaces.read_chain`.
         settings: what the table holds for, and how much is measured; None takes the defaults.
         path: where to write the table; None returns it only.
         extra: models outside the space whose operations are to be in the table as well. How long such a
@@ -67,7 +67,7 @@ def build_table(
         MissingExtraError: the runtime's library is not installed.
     """
     asked = settings or BuildSettings()
-    space = space if isinstance(space, SearchSpace) else read_space(space)
+    space = space if isinstance(space, SearchSpace) else read_chain(space)
     plan = Plan(space, asked, tuple(extra))
     request = {
         "settings": asked.settings.to_dict(), "imports": list(asked.imports), "statistic": "undisturbed",

@@ -58,9 +58,9 @@ def import_table(
     path = Path(path)
     given = (settings or ImportSettings()).to_dict()
     if space is not None and not isinstance(space, SearchSpace):
-        from ..arch.spaces import read_space
+        from ..arch.spaces import read_chain
 
-        space = read_space(space)
+        space = read_chain(space)
     file = _read(path)
     if isinstance(file, dict):
         return _convert(file, path, given, space)

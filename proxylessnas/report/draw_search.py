@@ -187,12 +187,14 @@ class _Scene:
 def model_lines(run: SearchRun, choices: Sequence[int]) -> str:
     """Return a choice in words, a line a stage."""
     lines: dict[int, list[str]] = {}
-    for search_block, token in zip(run.space.search_blocks, run.tokens(choices), strict=True):
-        lines.setdefault(search_block.stage, []).append(token)
+    tokens, group = run.tokens(choices), run.space.group
+    for search_block in run.space.search_blocks[::group]:
+        word = "".join(tokens[search_block.index : search_block.index + group])
+        lines.setdefault(search_block.stage, []).append(word)
     widths = [stage.width for stage in run.space.stages]
     return "\n".join(
-        f"{widths[stage]:>4} ch  " + " ".join(f"{token:<4}" for token in tokens)
-        for stage, tokens in lines.items()
+        f"{widths[stage]:>4} ch  " + " ".join(f"{word:<4}" for word in words)
+        for stage, words in lines.items()
     )
 
 
@@ -262,6 +264,7 @@ def slider(run: SearchRun, most: int = _SNAPSHOTS) -> dict[str, Any]:
         "columns": ["skip" if c == "-" else c for c in run.candidate_ops],
         "stage": [block.stage for block in run.space.search_blocks],
         "stages": [stage.width for stage in run.space.stages],
+        "group": run.space.group,
         "range": ends,
         "cost": "" if target is None else word(target.kind),
         "unit": "" if target is None else target.unit,

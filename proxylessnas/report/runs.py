@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..arch.arch import Arch
-from ..arch.space import SearchSpace
+from ..arch.space_base import Space
+from ..arch.spaces import space_from_dict
 from ..arch.tree import TreeArch
 from ..errors import ArchError, DataError, ProxylessError, first_line, short_name
 from ..figures.probability_map import block_names
@@ -71,7 +72,7 @@ class SearchRun:
     """
 
     begin: Mapping[str, Any]
-    space: SearchSpace
+    space: Space
     candidate_ops: tuple[str, ...]
     snapshots: tuple[Snapshot, ...]
     epochs: tuple[Mapping[str, Any], ...]
@@ -135,7 +136,7 @@ def read_run(folder_or_log: str | os.PathLike[str]) -> SearchRun:
     begin = _sound(begins[-1])
     try:
         modules = begin.get("registered_by")
-        space = SearchSpace.from_dict(begin["space"], modules=modules if isinstance(modules, dict) else None)
+        space = space_from_dict(begin["space"], modules=modules if isinstance(modules, dict) else None)
         candidate_ops = tuple(map(str, begin["columns"]))
     except (KeyError, TypeError, ValueError, ArchError) as e:
         raise DataError(f"{path}: its first line does not tell the search space ({first_line(e)})") from e

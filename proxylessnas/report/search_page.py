@@ -153,14 +153,23 @@ def _space(run: SearchRun) -> tuple[str, Table]:
         first = next(p for p in space.search_blocks if p.stage == number - 1)
         sizes = f"{first.in_size} to {first.out_size} px"
         rows.append((number, stage.blocks, stage.width, first.stride, sizes))
-    models = f"{space.count:,}" if space.count < 10**9 else f"{space.count:.1e}"
-    shown = ", ".join("skip" if c == "-" else c for c in space.candidate_ops)
-    about = (
-        f"{len(space.search_blocks)} searched blocks, each one of {shown}: {models} models, for images of "
-        f"{space.resolution} px and {space.num_classes} classes. k5e4 is a mobile inverted bottleneck with a "
-        "5×5 depthwise convolution and expansion ratio 4."
+    count = space.count
+    models = (
+        f"{count:,}" if count < 10**9 else f"{float(count):.1e}" if count < 10**300 else "too many to count"
     )
-    head = ("stage", "blocks", "channels", "stride", "map")
+    shown = ", ".join("skip" if c == "-" else c for c in space.candidate_ops)
+    chain = space.group == 1
+    meaning = (
+        "k5e4 is a mobile inverted bottleneck with a 5×5 depthwise convolution and expansion ratio 4."
+        if chain
+        else "i is the identity, 3 5 7 are depthwise-separable convolutions, d one of 3×3 with dilation 2, a "
+        "and m average and maximum pooling."
+    )
+    about = (
+        f"{len(space.search_blocks)} searched {'blocks' if chain else 'edges'}, each one of {shown}: {models} "
+        f"models, for images of {space.resolution} px and {space.num_classes} classes. {meaning}"
+    )
+    head = ("stage", "blocks" if chain else "edges", "channels", "stride", "map")
     return about, Table(head, rows, "The space, stage by stage", (1, 2, 3))
 
 

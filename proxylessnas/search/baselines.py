@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..arch.space import SearchSpace
+from ..arch.space_base import Space
 from ..train.sampler import mix64
 from .constraints import Constraint, MinDepth
 from .derivation import most_probable
@@ -62,7 +62,7 @@ class Sampler:
         recipe: algorithm, seed, ``least_share``, ``min_depth``, ``population`` and ``mutation``.
     """
 
-    def __init__(self, space: SearchSpace, constraints: Sequence[Constraint], recipe: SearchRecipe) -> None:
+    def __init__(self, space: Space, constraints: Sequence[Constraint], recipe: SearchRecipe) -> None:
         self.space, self.constraints, self.recipe = space, list(constraints), recipe
         self.depth = MinDepth.of(space, recipe.min_depth)
 

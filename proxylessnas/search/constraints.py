@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from ..arch.ops import ZERO
+from ..arch.space import SearchSpace
 from ..errors import DataError
 
 if TYPE_CHECKING:
-    from ..arch.space import SearchSpace
+    from ..arch.space_base import Space
     from ..latency.table import LatencyTable
     from .supernet import SuperNet
 
@@ -90,7 +91,7 @@ class MinDepth:
     blocks: int
 
     @classmethod
-    def of(cls, space: SearchSpace, blocks: int) -> MinDepth | None:
+    def of(cls, space: Space, blocks: int) -> MinDepth | None:
         """Return the rule for the models of a space; None where they keep it anyway."""
         zero = zero_column(space)
         if not blocks or zero is None:
@@ -106,17 +107,23 @@ class MinDepth:
         return True
 
 
-def zero_column(space: SearchSpace) -> int | None:
+def zero_column(space: Space) -> int | None:
     """Return the candidate that skips its block; None if the space has none."""
     return space.candidate_ops.index(ZERO) if ZERO in space.candidate_ops else None
 
 
-def latency_costs(table: LatencyTable, space: SearchSpace) -> Costs:
+def latency_costs(table: LatencyTable, space: Space) -> Costs:
     """Return the latencies of a space's candidates, in ms.
 
     Raises:
         LatencyKeyError: the table lacks one.
+        DataError: no table holds the candidates of this kind of space.
     """
+    if not isinstance(space, SearchSpace):
+        raise DataError(
+            f"{space.name} is a space of tree cells, and latency tables hold blocks: leave out the table, "
+            "and set a target of multiply-accumulates or parameters"
+        )
     costs, fixed = table.costs(space)
     return Costs("latency", "ms", costs.double(), float(fixed), torch.tensor(space.mask))
 

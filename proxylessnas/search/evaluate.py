@@ -352,10 +352,11 @@ def settle(
 
 def _write_model(child: ProxylessNAS, folder: Path, searched: str) -> None:
     """Write a model as text, in the original format, and as weights."""
-    arch = cast(Arch, child.arch)
+    arch = child.arch
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / ARCH_FILE, (str(arch) + "\n").encode())
-    if all(block.kind != "custom" for block in arch.blocks):  # the original format has no others
+    custom = isinstance(arch, Arch) and any(block.kind == "custom" for block in arch.blocks)
+    if not custom:  # the original format has no others
         text = json.dumps(arch.to_official(), indent=2) + "\n"
         write_atomically(folder / CONFIG_FILE, text.encode())
     save_weights(child, folder / CHILD_FILE, metadata={"searched": searched})

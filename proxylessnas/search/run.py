@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..arch.space import SearchSpace
+from ..arch.space_base import Space
 from ..arch.spaces import read_space
 from ..data.open import VALIDATION_FILE, class_counts
 from ..errors import CheckpointError, DataError
@@ -42,7 +42,7 @@ _TRIED_STEPS = 5
 
 
 def search(
-    space: SearchSpace | str | Path,
+    space: Space | str | Path,
     data: Any,
     recipe: SearchRecipe | str | Path = "small",
     *,

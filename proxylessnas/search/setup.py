@@ -9,7 +9,7 @@ import torch
 
 from .._version import __version__
 from ..arch.ops import modules_of
-from ..arch.space import SearchSpace
+from ..arch.space_base import Space
 from ..arch.spaces import read_space
 from ..data.named import parse_name
 from ..data.open import Data
@@ -72,7 +72,7 @@ class SearchSetup:
         self.data = open_search_data(data, arch_fraction=r.arch_fraction, seed=r.seed, limit=limit)
         assert self.data.val is not None
         self.held_out = self.data.val
-        self.space = adapted(space if isinstance(space, SearchSpace) else read_space(space), self.data, r)
+        self.space = adapted(space if isinstance(space, Space) else read_space(space), self.data, r)
         self.table = table if table is None or isinstance(table, LatencyTable) else LatencyTable.load(table)
         if self.table is None and r.target_ms is not None:
             raise DataError(
@@ -209,7 +209,7 @@ def _checked(table: LatencyTable, force: bool) -> list[str]:
     return [f"WARNING: the latency table is not to be trusted: {doubt}" for doubt in problems]
 
 
-def adapted(space: SearchSpace, data: Data, recipe: SearchRecipe) -> SearchSpace:
+def adapted(space: Space, data: Data, recipe: SearchRecipe) -> Any:
     """Return a space with the outputs that the data needs, at the size the recipe trains at."""
     changes: dict[str, Any] = {"num_classes": len(data.categories), "in_channels": 3}
     if recipe.weights.image_size is not None:

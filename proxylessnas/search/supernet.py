@@ -21,13 +21,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..arch.arch import Arch
 from ..arch.blocks import first_block
 from ..arch.ops import parse_token
-from ..arch.space import SearchBlock, SearchSpace
+from ..arch.space import SearchSpace
+from ..arch.space_base import SearchBlock, Space
+from ..arch.tree import TreeArch
+from ..arch.tree_space import TreeSpace
 from ..data.transforms import Preprocessing
 from ..errors import ArchError
+from ..models.base import ImageClassifier
 from ..models.layers import ConvLayer, LinearLayer, ResidualBlock, make_op
 from ..models.proxylessnas import ProxylessNAS
+from ..models.pyramid import PyramidTreeNet, TreeNode, make_edge
 from .arch_params import ArchParameters
 from .mixed_op import MixedOp
 
@@ -35,38 +41,39 @@ from .mixed_op import MixedOp
 class SuperNet(nn.Module):
     """All models of a space in one, with shared stem, last layers and, between models, candidates.
 
+    ``SuperNet(space)`` is a :class:`ChainSuperNet` or a :class:`TreeSuperNet`, as the space is.
+
     Args:
         space: the models to choose from.
         device: where to create the weights.
 
     Attributes:
         alphas: the architecture parameters, on the CPU; not among ``parameters()``.
-        mixed_ops: the searched blocks, in order.
+        mixed_ops: the searched positions, in order.
         preprocessing: of its images, if known.
     """
 
-    def __init__(self, space: SearchSpace, device: Any = None) -> None:
+    classifier: LinearLayer
+
+    def __new__(cls, space: Space | None = None, device: Any = None) -> SuperNet:
+        """Return one of the kind of the space; without one, as copies are made, of this class itself."""
+        kinds: dict[str, type[SuperNet]] = {SearchSpace.kind: ChainSuperNet, TreeSpace.kind: TreeSuperNet}
+        return super().__new__(cls if space is None or cls is not SuperNet else kinds[space.kind])
+
+    def __init__(self, space: Space, device: Any = None) -> None:
         super().__init__()
         self.space = space
         self.num_classes, self.in_chans = space.num_classes, space.in_channels
         self.preprocessing: Preprocessing | None = None
-        options: dict[str, Any] = {"eps": space.bn_eps, "momentum": space.bn_momentum, "device": device}
-        self.first_conv = ConvLayer(space.in_channels, space.stem, 3, space.stem_stride, **options)
-        fixed: list[nn.Module] = []
-        if space.first:
-            fixed.append(ResidualBlock(first_block(space.stem, space.first), **options))
         self.mixed_ops: list[MixedOp] = []
-        for search_block in space.search_blocks:
-            candidates = [_candidate(search_block, column, options) for column in space.candidate_ops]
-            self.mixed_ops.append(MixedOp(candidates, search_block.shortcut))
-        self.blocks = nn.ModuleList([*fixed, *self.mixed_ops])
-        self._fixed = len(fixed)
-        width = space.stages[-1].width
-        self.feature_mix_layer = ConvLayer(width, space.last, 1, **options)
-        self.classifier = LinearLayer(space.last, space.num_classes, device)
+        self._build(space, device)
         # In a list, so that nn.Module does not see it: optimisers of weights must not find alpha.
         self._alphas = [ArchParameters(space.mask)]
         self._norms = [m for m in self.modules() if isinstance(m, _BatchNorm)]
+
+    def _build(self, space: Any, device: Any) -> None:
+        """Create all modules, those of the searched positions in :attr:`mixed_ops` too."""
+        raise NotImplementedError
 
     @property
     def alphas(self) -> ArchParameters:
@@ -130,6 +137,69 @@ class SuperNet(nn.Module):
             for norm, value in was:
                 norm.__dict__["track_running_stats"] = value
 
+    # ---- what comes out
+
+    def child(self, choices: Sequence[int] | None = None, name: str = "searched") -> Any:
+        """Return one of the models as a plain one, with copies of its weights and BatchNorm statistics.
+
+        In evaluation mode its logits are those of this model on the same path.
+
+        Args:
+            choices: candidates, one a searched position; None takes the present path.
+            name: of its architecture.
+        """
+        choices = self.path if choices is None else list(choices)
+        model = self._plain(self.space.arch(choices, name))
+        names = {module: name for name, module in self.named_modules() if isinstance(module, MixedOp)}
+        put = []
+        for mixed_op, choice in zip(self.mixed_ops, choices, strict=True):
+            op = mixed_op.op(choice)
+            if op is not None:
+                # A registered operation may hold buffers that no state dict has: take a copy of all of it.
+                put.append(self._put(model, names[mixed_op], _copy(op)))
+        searched = tuple(f"{name}." for name in names.values())
+        shared = {key: value for key, value in self.state_dict().items() if not key.startswith(searched)}
+        copies = {key: value.detach().clone() for key, value in shared.items()}
+        found = model.load_state_dict(copies, strict=False, assign=True)
+        missing = [key for key in found.missing_keys if not key.startswith(tuple(put))]
+        assert not found.unexpected_keys, found.unexpected_keys
+        assert not missing, missing
+        model.preprocessing = self.preprocessing
+        model.to(self.classifier.linear.weight.device).train(self.training)
+        return model
+
+    def _plain(self, arch: Any) -> ImageClassifier:
+        """Return a plain model of an architecture of the space, on the meta device."""
+        raise NotImplementedError
+
+    def _put(self, model: ImageClassifier, name: str, op: nn.Module) -> str:
+        """Put an operation into a plain model, where this model's module ``name`` is searched.
+
+        Returns the beginning of the names of its parameters there.
+        """
+        raise NotImplementedError
+
+
+class ChainSuperNet(SuperNet):
+    """The supernet of a chain of blocks; names of its modules are those of the original checkpoints."""
+
+    space: SearchSpace
+
+    def _build(self, space: SearchSpace, device: Any) -> None:
+        options: dict[str, Any] = {"eps": space.bn_eps, "momentum": space.bn_momentum, "device": device}
+        self.first_conv = ConvLayer(space.in_channels, space.stem, 3, space.stem_stride, **options)
+        fixed: list[nn.Module] = []
+        if space.first:
+            fixed.append(ResidualBlock(first_block(space.stem, space.first), **options))
+        for search_block in space.search_blocks:
+            candidates = [_candidate(search_block, column, options) for column in space.candidate_ops]
+            self.mixed_ops.append(MixedOp(candidates, search_block.shortcut))
+        self.blocks = nn.ModuleList([*fixed, *self.mixed_ops])
+        self._fixed = len(fixed)
+        width = space.stages[-1].width
+        self.feature_mix_layer = ConvLayer(width, space.last, 1, **options)
+        self.classifier = LinearLayer(space.last, space.num_classes, device)
+
     def active_parts(self) -> Iterator[nn.Module]:
         """Yield the modules of the present path, first to last: what a plain model of it would hold."""
         yield self.first_conv
@@ -141,8 +211,6 @@ class SuperNet(nn.Module):
         yield self.feature_mix_layer
         yield self.classifier
 
-    # ---- the model
-
     def forward(self, x: Tensor) -> Tensor:
         """Map images [N, channels, H, W] to the logits [N, classes] of the present path."""
         x = self.first_conv(x)
@@ -150,41 +218,46 @@ class SuperNet(nn.Module):
             x = block(x)
         return self.classifier(self.feature_mix_layer(x).mean((2, 3)))
 
-    # ---- what comes out
+    def _plain(self, arch: Arch) -> ProxylessNAS:
+        return ProxylessNAS(arch, device="meta")
 
-    def child(self, choices: Sequence[int] | None = None, name: str = "searched") -> ProxylessNAS:
-        """Return one of the models as a plain one, with copies of its weights and BatchNorm statistics.
+    def _put(self, model: ImageClassifier, name: str, op: nn.Module) -> str:
+        model.get_submodule(name).mobile_inverted_conv = op
+        return f"{name}.mobile_inverted_conv."
 
-        In evaluation mode its logits are those of this model on the same path.
 
-        Args:
-            choices: columns, one a searched block; None takes the present path.
-            name: of its architecture.
-        """
-        choices = self.path if choices is None else list(choices)
-        arch = self.space.arch(choices, name)
-        device = self.classifier.linear.weight.device
-        model = ProxylessNAS(arch, device="meta")
-        source: dict[str, Tensor] = {}
-        for part in ("first_conv", "feature_mix_layer", "classifier"):
-            source.update(_named(part, getattr(self, part)))
-        for i in range(self._fixed):
-            source.update(_named(f"blocks.{i}", self.blocks[i]))
-        for i, (mixed_op, choice) in enumerate(zip(self.mixed_ops, choices, strict=True), self._fixed):
-            op = mixed_op.op(choice)
-            if op is not None:
-                # A registered operation may hold buffers that no state dict has: take a copy of all of it.
-                model.blocks[i].mobile_inverted_conv = _copy(op)
-        copies = {key: value.detach().clone() for key, value in source.items()}
-        found = model.load_state_dict(copies, strict=False, assign=True)
-        wrong = [
-            *found.unexpected_keys,
-            *(k for k in found.missing_keys if ".mobile_inverted_conv." not in k),
-        ]
-        assert not wrong, wrong
-        model.preprocessing = self.preprocessing
-        model.to(device).train(self.training)
-        return model
+class TreeSuperNet(SuperNet):
+    """The supernet of a pyramid of tree cells: a :class:`PyramidTreeNet` with every edge searched."""
+
+    space: TreeSpace
+
+    def _build(self, space: TreeSpace, device: Any) -> None:
+        pyramid = PyramidTreeNet(space.arch([0] * len(space.search_blocks)), device=device)
+        nodes = [node for node in pyramid.modules() if isinstance(node, TreeNode)]
+        edges = [(node.edges, i) for node in nodes for i in range(len(node.edges))]
+        # Modules come in the order of a cell's word: a branch's own edges, then those of its children.
+        for (own, i), search_block in zip(edges, space.search_blocks, strict=True):
+            width = search_block.in_channels
+            candidates = [make_edge(letter, width, device) for letter in space.candidate_ops]
+            self.mixed_ops.append(MixedOp(candidates, shortcut=False))
+            own[i] = self.mixed_ops[-1]
+        self.blocks = pyramid.blocks
+        assert isinstance(pyramid.classifier, LinearLayer)  # as there are classes
+        self.classifier = pyramid.classifier
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images [N, channels, H, W] to the logits [N, classes] of the present path."""
+        for block in self.blocks:
+            x = block(x)
+        return self.classifier(x.mean((2, 3)))
+
+    def _plain(self, arch: TreeArch) -> PyramidTreeNet:
+        return PyramidTreeNet(arch, device="meta")
+
+    def _put(self, model: ImageClassifier, name: str, op: nn.Module) -> str:
+        edges, _, i = name.rpartition(".")
+        setattr(model.get_submodule(edges), i, op)
+        return f"{name}."
 
 
 def _candidate(search_block: SearchBlock, token: str, options: dict[str, Any]) -> nn.Module | bool | None:
@@ -201,10 +274,6 @@ def _candidate(search_block: SearchBlock, token: str, options: dict[str, Any]) -
     return op if op is None or options["device"] is None else op.to(options["device"])
 
 
-def _named(prefix: str, module: nn.Module) -> dict[str, Tensor]:
-    return {f"{prefix}.{key}": value for key, value in module.state_dict().items()}
-
-
 def _copy(module: nn.Module) -> nn.Module:
     twin = copy.deepcopy(module)
     for p in twin.parameters():
@@ -213,7 +282,7 @@ def _copy(module: nn.Module) -> nn.Module:
     return twin
 
 
-def seeded(space: SearchSpace, seed: int, device: Any = None) -> SuperNet:
+def seeded(space: Space, seed: int, device: Any = None) -> SuperNet:
     """Return a model whose weights and alphas follow from a seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

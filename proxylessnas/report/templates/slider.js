@@ -29,7 +29,9 @@
         cell.style.setProperty("--p", cell.textContent);
         cell.classList.toggle("pick", k === pick);
       });
-      words[search.stage[block]].push(search.columns[pick]);
+      const own = words[search.stage[block]];
+      if (block % search.group) own[own.length - 1] += search.columns[pick];
+      else own.push(search.columns[pick]);
     });
     model.textContent = search.stages.map((width, i) => `${String(width).padStart(4)} ch  ${words[i].join(" ")}`).join("\n");
     const parts = [`epoch ${epoch}, step ${step.toLocaleString("en")}`];
