@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -154,9 +155,7 @@ def _space(run: SearchRun) -> tuple[str, Table]:
         sizes = f"{first.in_size} to {first.out_size} px"
         rows.append((number, stage.blocks, stage.width, first.stride, sizes))
     count = space.count
-    models = (
-        f"{count:,}" if count < 10**9 else f"{float(count):.1e}" if count < 10**300 else "too many to count"
-    )
+    models = f"{count:,}" if count < 10**9 else f"{count:.1e}" if count < 10**300 else _power(count)
     shown = ", ".join("skip" if c == "-" else c for c in space.candidate_ops)
     chain = space.group == 1
     meaning = (
@@ -165,12 +164,18 @@ def _space(run: SearchRun) -> tuple[str, Table]:
         else "i is the identity, 3 5 7 are depthwise-separable convolutions, d one of 3×3 with dilation 2, a "
         "and m average and maximum pooling."
     )
+    what = "blocks" if chain else "edges"
     about = (
-        f"{len(space.search_blocks)} searched {'blocks' if chain else 'edges'}, each one of {shown}: {models} "
-        f"models, for images of {space.resolution} px and {space.num_classes} classes. {meaning}"
+        f"{len(space.search_blocks)} searched {what}, each one of {shown}: {models} models, for images of "
+        f"{space.resolution} px and {space.num_classes} classes. {meaning}"
     )
-    head = ("stage", "blocks" if chain else "edges", "channels", "stride", "map")
+    head = ("stage", what, "channels", "stride", "map")
     return about, Table(head, rows, "The space, stage by stage", (1, 2, 3))
+
+
+def _power(count: int) -> str:
+    """Return a number that no float holds as a power of ten."""
+    return f"10^{math.log10(count):.0f}"
 
 
 def _found(run: SearchRun) -> Facts:
