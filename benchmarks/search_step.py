@@ -2,6 +2,7 @@
 
     python benchmarks/search_step.py                      # 224 px, batch 8, six candidates a block
     python benchmarks/search_step.py --pixels 32 --batch 64 --candidates 12 --paths 3
+    python benchmarks/search_step.py --pixels 32 --space cifar-tree-small --variants weight,two,full_v2
 
 "plain" is the sampled model on its own, with an optimiser of its own, in a loop with nothing else in it. Of
 the search, everything that a step of it does is timed: drawing the path, choosing its parameters, the step.
@@ -31,6 +32,7 @@ CANDIDATES = {
     6: ("k3e3", "k3e6", "k5e3", "k5e6", "k7e3", "k7e6"),
     12: tuple(f"k{kernel}e{ratio}" for kernel in (3, 5, 7) for ratio in (3, 6, 4, 5)),
 }
+IMAGENET = "imagenet"
 VARIANTS = ("weight", "two", "full", "full_v2")
 ARCH = ("two", "full", "full_v2")
 RATES = {"lr": 0.01, "momentum": 0.9, "weight_decay": 4e-5, "nesterov": True, "fused": True}
@@ -62,9 +64,11 @@ class Bench:
         self.torch, self.args = torch, args
         self.device = torch.device(args.device)
         # The model itself takes images of any size; the space is the published one at all of them.
-        self.space = read_space("imagenet").replace(
-            candidates=CANDIDATES[args.candidates], num_classes=1000 if args.pixels >= 224 else 10
-        )
+        self.space: Any = read_space(args.space)
+        if args.space == IMAGENET:
+            self.space = self.space.replace(
+                candidates=CANDIDATES[args.candidates], num_classes=1000 if args.pixels >= 224 else 10
+            )
         self.layout = torch.channels_last if args.layout == "channels-last" else torch.contiguous_format
         self.model = seeded(self.space, 0, self.device).train().to(memory_format=self.layout)
         self.optimizer = optimizer_of(self.model)
@@ -207,8 +211,9 @@ def times(bench: Bench, variants: list[str], paths: list[list[int]], repeats: in
 def rows_of(args: argparse.Namespace, found: list[dict[str, float]]) -> list[dict[str, Any]]:
     """Return one row a variant, and those that follow from them."""
     setting = {
-        "pixels": args.pixels, "batch": args.batch, "candidates": args.candidates, "device": args.device,
+        "pixels": args.pixels, "batch": args.batch, "device": args.device,
         "threads": args.threads, "amp": args.amp, "layout": args.layout,
+        "candidates": args.candidates if args.space == IMAGENET else args.space,
         "paths": len(found), "repeats": args.repeats, "clock": args.clock,
     }  # fmt: skip
     plain_ms = 1e3 * statistics.geometric_mean(best["plain"] for best in found)
@@ -238,6 +243,7 @@ def make_parser(description: str | None, name: str) -> argparse.ArgumentParser:
     """Return the parser of this script and of search_memory.py."""
     parser = harness.make_parser(description, name)
     parser.add_argument("--pixels", type=int, default=224)
+    parser.add_argument("--space", default=IMAGENET, help="another one is taken as it is, such as cifar-tree")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--paths", type=int, default=5, help="sampled models")
     parser.add_argument("--seed", type=int, default=0, help="of the sampled models")
