@@ -171,7 +171,7 @@ def test_a_whole_search_and_its_page(tmp_path: Path, algorithm: str) -> None:
     )
     assert result.finished
     assert result.costs["params"] <= 0.0035
-    model = create_model(weights=out / "child.safetensors")
+    model = create_model(str(out / "child.safetensors"))
     assert str(model.arch) == str(result.arch) == (out / "arch.txt").read_text().strip()
     assert (out / "net.config").is_file()
     page = report(out, tmp_path / "page.html").read_text(encoding="utf-8")
