@@ -8,6 +8,8 @@ One token of a stage is one block:
 * ``k5e3``   mobile inverted bottleneck (MBConv) with a 5x5 depthwise convolution and expansion ratio 3;
              ``k5e3s``: with squeeze-and-excite
 * ``f3e4``   fused MBConv: a dense 3x3 convolution with expansion ratio 4, then 1x1; ``f3e4s`` likewise
+* ``u3-5e4`` MobileNetV4's ExtraDW: depthwise 3x3, expansion, depthwise 5x5, 1x1; ``c7e4``: depthwise 7x7,
+             expansion, 1x1; ``n4``: expansion, 1x1, in blocks of stride 1 alone; each with ``s`` likewise
 * ``-``      the Zero candidate: the block is skipped, its input passes on. It keeps its place, so that block
              numbers equal those of the original checkpoints
 * ``name``   an operation registered with :func:`register_op`
@@ -121,6 +123,11 @@ class Arch:
                     raise ArchError(
                         f"stage {s + 1}, block {b + 1}: '-' (a skipped block) needs equal shapes around it, "
                         f"but here {width} channels become {stage.width} with stride {stride}"
+                    )
+                if stride not in op.strides:
+                    raise ArchError(
+                        f"stage {s + 1}, block {b + 1}: {token!r} exists at stride {op.strides[0]} alone, "
+                        f"but this block has stride {stride}"
                     )
                 block = Block(op, token, s, width, stage.width, stride, shortcut and same_shape)
                 if block.mid_channels > 4 * MAX_WIDTH:

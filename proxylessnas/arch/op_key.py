@@ -82,6 +82,9 @@ class OpKey(NamedTuple):
             raise LatencyError(f"key {text!r}: {op!r} takes {'no' if match['stride'] else 'a'} stride=")
         if shortcut and (op in FIXED or stride != 1 or channels != out):
             raise LatencyError(f"key {text!r}: a shortcut needs a block whose input and output are alike")
+        spec = _spec(op)
+        if spec is not None and stride not in spec.strides:
+            raise LatencyError(f"key {text!r}: {op} exists at stride {spec.strides[0]} alone")
         return OpKey(op, channels, out, size, stride, shortcut)
 
     @property
@@ -226,7 +229,7 @@ def space_keys(space: SearchSpace) -> list[OpKey]:
 
     A table that holds these covers the space.
     """
-    deepest = arch_keys(space.arch([0] * len(space.search_blocks)))
+    deepest = arch_keys(space.arch(space.first_choices))
     fixed = len(deepest) - 2 - len(space.search_blocks)  # the stem, and the first block if there is one
     keys = deepest[:fixed]
     for p in space.search_blocks:

@@ -30,7 +30,7 @@ from ..utils.checks import is_number
 from ..utils.config import problems_error
 from .arch import Arch
 from .blocks import MAX_BLOCKS, Stage
-from .ops import ZERO, op_name
+from .ops import ZERO, op_name, parse_token
 from .space_values import MIN_MAP, SpaceStage, read_values, to_toml, value_problems
 
 
@@ -52,7 +52,8 @@ class SearchBlock:
         stride: 1 or 2.
         shortcut: whether it has an identity shortcut.
         candidate_ops: tokens of its candidates, in the order of the space's; "-" last where it may be
-            skipped.
+            skipped. Those that do not exist at its stride are left out.
+        columns: their places among the space's ``candidate_ops``.
     """
 
     index: int
@@ -64,6 +65,7 @@ class SearchBlock:
     stride: int
     shortcut: bool
     candidate_ops: tuple[str, ...]
+    columns: tuple[int, ...]
 
     @property
     def out_size(self) -> int:
@@ -82,7 +84,8 @@ class SearchSpace:
             none.
         last: output channels of the last 1x1 convolution.
         stages: the searched stages.
-        candidates: block tokens (``k5e3``, or one that was registered) that every block can be.
+        candidates: block tokens (``k5e3``, or one that was registered) that every block can be whose stride
+            they exist at.
         zero: whether blocks with a shortcut may be skipped.
         resolution: input height and width in pixels.
         num_classes: outputs of the classifier.
@@ -124,14 +127,16 @@ class SearchSpace:
         """The searched blocks in order."""
         found: list[SearchBlock] = []
         width, size = self.first or self.stem, -(-self.resolution // self.stem_stride)
+        strides = [parse_token(token)[0].strides for token in self.candidates]
         for s, stage in enumerate(self.stages):
             for b in range(stage.blocks):
                 stride = stage.stride if b == 0 else 1
                 shortcut = stride == 1 and width == stage.width
-                candidate_ops = self.candidates + ((ZERO,) if self.zero and shortcut else ())
-                found.append(
-                    SearchBlock(len(found), s, b, width, stage.width, size, stride, shortcut, candidate_ops)
-                )
+                columns = tuple(k for k, possible in enumerate(strides) if stride in possible)
+                columns += (len(self.candidates),) if self.zero and shortcut else ()
+                tokens = tuple(self.candidate_ops[k] for k in columns)
+                shape = (width, stage.width, size, stride, shortcut)
+                found.append(SearchBlock(len(found), s, b, *shape, tokens, columns))
                 width, size = stage.width, found[-1].out_size
         return tuple(found)
 
@@ -149,6 +154,11 @@ class SearchSpace:
     def count(self) -> int:
         """How many models there are, those alike but for the place of a skipped block counted apart."""
         return math.prod(len(p.candidate_ops) for p in self.search_blocks)
+
+    @property
+    def first_choices(self) -> tuple[int, ...]:
+        """The choices of the model that has the first candidate of every block; it skips none."""
+        return tuple(p.columns[0] for p in self.search_blocks)
 
     def arch(self, choices: Sequence[int], name: str = "net") -> Arch:
         """Return the model with candidate ``choices[i]`` as block ``i``; skipped blocks keep their place.
@@ -170,13 +180,17 @@ class SearchSpace:
             raise ArchError(f"the space has {len(self.search_blocks)} blocks, but {len(choices)} are chosen")
         tokens = []
         for search_block, choice in zip(self.search_blocks, choices, strict=True):
-            if not 0 <= operator.index(choice) < len(self.candidate_ops):
+            choice = operator.index(choice)
+            if not 0 <= choice < len(self.candidate_ops):
                 raise ArchError(
                     f"{_place(search_block)}: {choice} is no candidate; they are 0 to "
                     f"{len(self.candidate_ops) - 1}"
                 )
-            if self.candidate_ops[choice] not in search_block.candidate_ops:
-                raise ArchError(f"{_place(search_block)}: it cannot be skipped, its input and output differ")
+            if choice not in search_block.columns:
+                token = self.candidate_ops[choice]
+                why = f"{token} does not exist at its stride of {search_block.stride}"
+                why = "it cannot be skipped, its input and output differ" if token == ZERO else why
+                raise ArchError(f"{_place(search_block)}: {why}")
             tokens.append(self.candidate_ops[choice])
         return tokens
 
@@ -225,17 +239,17 @@ class SearchSpace:
             ArchError: the weights do not fit the candidates, or leave a block without a choice.
         """
         if weights is None:
-            return tuple(rng.randrange(len(p.candidate_ops)) for p in self.search_blocks)
+            return tuple(p.columns[rng.randrange(len(p.columns))] for p in self.search_blocks)
         if len(weights) != len(self.candidate_ops) or not all(0 <= w < math.inf for w in weights):
             raise ArchError(
                 f"wanted {len(self.candidate_ops)} weights of at least 0, not {shown(list(weights))}"
             )
         choices = []
         for search_block in self.search_blocks:
-            own = weights[: len(search_block.candidate_ops)]  # "-", which may be missing, is the last one
+            own = [weights[k] for k in search_block.columns]
             if not sum(own):
                 raise ArchError(f"{_place(search_block)}: the weights of all its choices are 0")
-            choices.append(rng.choices(range(len(own)), own)[0])
+            choices.append(rng.choices(search_block.columns, own)[0])
         return tuple(choices)
 
     def scaled(self, width_mult: float) -> SearchSpace:
@@ -336,9 +350,13 @@ def _misfits(space: SearchSpace) -> Iterator[str]:
     if blocks > MAX_BLOCKS:
         yield f"it has {blocks} blocks; at most {MAX_BLOCKS} are possible"
         return
-    for token in range(len(space.candidates)):  # the widest map of each block
+    stuck = [p for p in space.search_blocks if not p.columns]
+    if stuck:
+        yield f"{_place(stuck[0])} has stride {stuck[0].stride}, at which none of the candidates exists"
+        return
+    for k in range(len(space.candidates)):  # the widest map of each block
         try:
-            space.arch([token] * blocks)
+            space.arch([k if k in p.columns else p.columns[0] for p in space.search_blocks])
         except ArchError as e:
             yield str(e)
     size = space.resolution

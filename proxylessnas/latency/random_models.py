@@ -91,11 +91,11 @@ def _balanced(space: SearchSpace, count: int, seed: int) -> list[Picks]:
     columns = []
     for search_block in space.search_blocks:
         rng = random.Random(f"{seed} {space.digest} {search_block.index}")
-        candidate_ops = list(range(len(search_block.candidate_ops)))
+        own = list(search_block.columns)
         choices: list[int] = []
         while len(choices) < count:
-            rng.shuffle(candidate_ops)
-            choices += candidate_ops
+            rng.shuffle(own)
+            choices += own
         columns.append(choices[:count])
     return list(zip(*columns, strict=True))
 
@@ -105,7 +105,7 @@ def _tilted(space: SearchSpace, rng: random.Random) -> Picks:
     choices = []
     for search_block in space.search_blocks:
         weights = [math.exp(tilt * place) for place in _places(search_block)]
-        choices.append(rng.choices(range(len(weights)), weights)[0])
+        choices.append(rng.choices(search_block.columns, weights)[0])
     return tuple(choices)
 
 

@@ -318,7 +318,7 @@ def cost_matrix(space: SearchSpace, lookup: Callable[[OpKey], float]) -> tuple[T
         ]
         for p in space.search_blocks
     ]
-    keys = arch_keys(space.arch([0] * len(rows)))  # the first candidate is never "-"
+    keys = arch_keys(space.arch(space.first_choices))
     fixed_ms = sum(map(lookup, keys[: -2 - len(rows)] + keys[-2:]))
     with torch.inference_mode(False):  # kept, and used again where gradients are wanted
         return torch.tensor(rows, dtype=torch.float64, device="cpu"), fixed_ms
