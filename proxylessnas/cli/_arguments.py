@@ -15,7 +15,7 @@ from ._options import add, whole
 if TYPE_CHECKING:
     from ..arch.space import SearchSpace
 
-SPACE_HELP = "imagenet, small, tiny (imagenet@1.4: widths times 1.4), or a .toml file"
+SPACE_HELP = "imagenet, small, tiny, cpu26, cpu26-small (imagenet@1.4: widths times 1.4), or a .toml file"
 MODEL_HELP = "a model of the zoo, or a file with an architecture (.txt, .json, .safetensors)"
 TABLE_HELP = "a latency table (.json), or pixel1, which comes with the package"
 MOST_PIXELS, MOST_CLASSES = 65_536, 10_000_000
