@@ -86,11 +86,11 @@ def _show(found: Mapping[str, Any], table: str) -> None:
     print_table(lines, "<<<><" + ">" * len(kinds))
     print()
     everywhere = f"all {blocks} blocks"
-    rows = [("candidate", "", "in")]
+    ops = [("candidate", "", "in")]
     for one in found["candidates"]:
         where = everywhere if one["blocks"] == blocks else f"{one['blocks']} of {blocks}"
-        rows.append((one["op"], one["about"], where))
-    print_table(rows, "<<<")
+        ops.append((one["op"], one["about"], where))
+    print_table(ops, "<<<")
 
 
 def _before(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
