@@ -34,6 +34,7 @@ from .blocks import (
     MAX_WIDTH,
     Block,
     Stage,
+    check_activation,
     check_common,
     check_int,
     check_number,
@@ -42,6 +43,7 @@ from .blocks import (
 from .official import mbconv_to_official, read_mbconv, read_official
 from .official_tree import read_tree
 from .ops import parse_token
+from .ops.spec import RELU6
 from .text import format_arch, parse_arch
 from .tree import TreeArch
 
@@ -67,6 +69,7 @@ class Arch:
         official_keys: optional keys with default values that the official JSON spelled out;
             :meth:`to_official` writes them again. They say nothing about the model and do not count in
             comparisons.
+        act: activation behind the convolutions: "relu6", as published, or "relu".
     """
 
     name: str
@@ -82,6 +85,7 @@ class Arch:
     dropout: float = 0.0
     resolution: int | None = None
     official_keys: tuple[str, ...] = field(default=(), compare=False)
+    act: str = RELU6
 
     def __post_init__(self) -> None:
         check_common(self)
@@ -92,6 +96,7 @@ class Arch:
         check_number("bn_eps", self.bn_eps, 1e-12, 1.0)
         check_number("bn_momentum", self.bn_momentum, 0.0, 1.0)
         check_number("dropout", self.dropout, 0.0, 1.0)
+        check_activation(self.act)
         for what, kind in (("stages", Stage), ("official_keys", str)):
             value = getattr(self, what)
             if not isinstance(value, (tuple, list)) or not all(isinstance(item, kind) for item in value):

@@ -31,6 +31,7 @@ from ..utils.config import problems_error
 from .arch import Arch
 from .blocks import MAX_BLOCKS, Stage
 from .ops import ZERO, op_name, parse_token
+from .ops.spec import RELU6
 from .space_values import MIN_MAP, SpaceStage, read_values, to_toml, value_problems
 
 
@@ -54,6 +55,7 @@ class SearchBlock:
         candidate_ops: tokens of its candidates, in the order of the space's; "-" last where it may be
             skipped. Those that do not exist at its stride are left out.
         columns: their places among the space's ``candidate_ops``.
+        act: activation of all of them.
     """
 
     index: int
@@ -66,6 +68,7 @@ class SearchBlock:
     shortcut: bool
     candidate_ops: tuple[str, ...]
     columns: tuple[int, ...]
+    act: str = RELU6
 
     @property
     def out_size(self) -> int:
@@ -92,6 +95,7 @@ class SearchSpace:
         in_channels: input channels.
         stem_stride: 2, or 1 to keep small images large.
         bn_eps, bn_momentum: of every BatchNorm.
+        act: activation behind the convolutions: "relu6", as published, or "relu".
 
     Raises:
         ArchError: something is wrong with it; the message lists every problem with its place.
@@ -110,6 +114,7 @@ class SearchSpace:
     stem_stride: int = 2
     bn_eps: float = 1e-3
     bn_momentum: float = 0.1
+    act: str = RELU6
 
     def __post_init__(self) -> None:
         found = value_problems(vars(self))
@@ -136,7 +141,7 @@ class SearchSpace:
                 columns += (len(self.candidates),) if self.zero and shortcut else ()
                 tokens = tuple(self.candidate_ops[k] for k in columns)
                 shape = (width, stage.width, size, stride, shortcut)
-                found.append(SearchBlock(len(found), s, b, *shape, tokens, columns))
+                found.append(SearchBlock(len(found), s, b, *shape, tokens, columns, self.act))
                 width, size = stage.width, found[-1].out_size
         return tuple(found)
 
@@ -294,8 +299,10 @@ class SearchSpace:
         return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON values, which :meth:`from_dict` reads back."""
+        """Return it as JSON values, which :meth:`from_dict` reads back; the usual activation is left out."""
         data = dataclasses.asdict(self)
+        if self.act == RELU6:  # as before there was a choice, so that digests stay
+            del data["act"]
         return {**data, "stages": list(data["stages"]), "candidates": list(self.candidates)}
 
     @classmethod
@@ -327,12 +334,13 @@ class SearchSpace:
 
 
 #: The fields that a model of the space has as well.
-_MODEL = ("num_classes", "in_channels", "stem_stride", "bn_eps", "bn_momentum", "resolution")
+_MODEL = ("num_classes", "in_channels", "stem_stride", "bn_eps", "bn_momentum", "resolution", "act")
 
 
 def _outline(model: Arch | SearchSpace) -> Iterator[tuple[str, Any]]:
     """Yield what a model and its space have in common, with names."""
-    for what in ("stem", "first", "last", "stem_stride", "in_channels", "num_classes", "resolution"):
+    names = ("stem", "first", "last", "stem_stride", "in_channels", "num_classes", "resolution", "act")
+    for what in names:
         yield what, getattr(model, what)
     yield "the number of stages", len(model.stages)
     for s, stage in enumerate(model.stages):

@@ -66,6 +66,8 @@ def _show(found: Mapping[str, Any], table: str) -> None:
         ("MACs", _reach(found["macs"], "macs") + " M"),
         ("parameters", _reach(found["params"], "params") + " M"),
     ]
+    if found["act"] != "relu6":
+        rows.append(("activation", found["act"]))
     if "ms" in found:
         rows.append(("latency", f"{_reach(found['ms'], 'ms')} ms{table}"))
     print(bold(printable(found["name"])))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..arch.op_key import OpKey, key_bytes, key_macs
+from ..arch.op_key import OpKey, candidate_key, key_bytes, key_macs
 from ..arch.ops import ZERO, op_name, parse_token
 from ..arch.space import SearchBlock, SearchSpace
 from ..runtimes.base import ModelSpec
@@ -23,7 +23,6 @@ from ..utils.plotting import BLUE, GREY, GRID, SHADES, clean_axes, open_figure, 
 from ..utils.text import csv_text
 from .measurement import Timing
 from .plots import describe
-from .random_models import candidate_key
 from .session import Item, MeasurementSession, Progress
 from .settings import OpCostSettings
 
@@ -61,6 +60,7 @@ class OpCost:
             "out_channels": key.out_channels,
             "size": key.size,
             "stride": key.stride,
+            "act": key.act,
             "relative": round(self.relative, 4),
             "uncertainty": round(self.uncertainty, 5) if math.isfinite(self.uncertainty) else "",
             "undisturbed_ms": round(t.undisturbed_ms, 5),

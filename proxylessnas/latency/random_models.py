@@ -6,7 +6,7 @@ import math
 import random
 from collections.abc import Collection
 
-from ..arch.op_key import OpKey, key_macs
+from ..arch.op_key import candidate_key, key_macs
 from ..arch.ops import ZERO
 from ..arch.space import SearchBlock, SearchSpace
 from ..errors import LatencyError
@@ -123,9 +123,3 @@ def _macs(search_block: SearchBlock, token: str) -> float | None:
     if token == ZERO:
         return 0.0
     return key_macs(candidate_key(search_block, token))
-
-
-def candidate_key(search_block: SearchBlock, token: str) -> OpKey:
-    """Return the key of a candidate operation of a block."""
-    p = search_block
-    return OpKey(token, p.in_channels, p.out_channels, p.in_size, p.stride, p.shortcut)

@@ -6,11 +6,10 @@ import math
 from functools import lru_cache
 from typing import Any
 
-from ..arch.op_key import OpKey, arch_keys, key_bytes, key_macs
+from ..arch.op_key import OpKey, arch_keys, candidate_key, key_bytes, key_macs
 from ..arch.ops import ZERO, parse_token
 from ..arch.ops.spec import OpSpec
 from ..arch.space import SearchBlock, SearchSpace
-from .random_models import candidate_key
 from .table import LatencyTable
 
 SIZES = ("macs", "params")
@@ -50,7 +49,7 @@ def space_facts(space: SearchSpace, table: LatencyTable | None = None) -> dict[s
         for kind, every in costs.items():
             found[kind] = [*_range([every[block.index] for block in own])]
         stages.append(found)
-    names = ("resolution", "in_channels", "num_classes", "stem", "stem_stride", "first", "last")
+    names = ("act", "resolution", "in_channels", "num_classes", "stem", "stem_stride", "first", "last")
     return {
         "name": space.name,
         **{name: getattr(space, name) for name in names},

@@ -22,14 +22,13 @@ import torch
 from torch import Tensor
 
 from ..arch.arch import Arch
-from ..arch.op_key import STEM, OpKey, arch_keys, nearest_key, space_keys
+from ..arch.op_key import STEM, OpKey, arch_keys, candidate_key, nearest_key, space_keys
 from ..arch.ops import ZERO
 from ..arch.space import SearchSpace
 from ..errors import LatencyError, LatencyKeyError, shown
 from ..runtimes.settings import Conditions
 from ..utils.files import write_atomically
 from ..utils.paths import ASSETS
-from .random_models import candidate_key
 from .table_io import (
     Breakdown,
     Correction,

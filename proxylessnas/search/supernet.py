@@ -50,7 +50,9 @@ class SuperNet(nn.Module):
         self.space = space
         self.num_classes, self.in_chans = space.num_classes, space.in_channels
         self.preprocessing: Preprocessing | None = None
-        options: dict[str, Any] = {"eps": space.bn_eps, "momentum": space.bn_momentum, "device": device}
+        options: dict[str, Any] = {
+            "activation": space.act, "eps": space.bn_eps, "momentum": space.bn_momentum, "device": device
+        }  # fmt: skip
         self.first_conv = ConvLayer(space.in_channels, space.stem, 3, space.stem_stride, **options)
         fixed: list[nn.Module] = []
         if space.first:

@@ -13,9 +13,13 @@ from dataclasses import astuple, dataclass, fields
 from functools import cache, lru_cache
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
+#: What a model can have behind its convolutions; the first is that of the published ones.
+ACTIVATIONS = ("relu6", "relu")
+RELU6 = ACTIVATIONS[0]
+
 
 class ConvSpec(NamedTuple):
-    """A convolution with "same" padding, its BatchNorm and, unless ``act`` is False, ReLU6."""
+    """A convolution with "same" padding, its BatchNorm and, unless ``act`` is False, an activation."""
 
     name: str  # of the module, and so of its parameters in a state dict
     in_channels: int
@@ -49,7 +53,7 @@ class ConvSpec(NamedTuple):
         return self.weights * self.out_size(size) ** 2
 
     def values(self, size: int) -> int:
-        """Return how many values it reads and writes for one image, BatchNorm and ReLU6 fused into it."""
+        """Return how many values it reads and writes for one image, with all that follows fused into it."""
         return self.in_channels * size**2 + self.out_channels * self.out_size(size) ** 2
 
 
