@@ -42,13 +42,14 @@ def alike(space: Any, table: Any, choices: Sequence[int], share: float, count: i
     rows = torch.arange(len(costs))
     wanted = fixed + float(costs[rows, torch.tensor(choices)].sum())
     generator = torch.Generator().manual_seed(seed)
-    numbers = torch.tensor(
-        [len(p.candidate_ops) for p in space.search_blocks]
-    )  # the first columns: "-" is the last
+    own = [torch.tensor(p.columns) for p in space.search_blocks]
+    numbers = torch.tensor([len(columns) for columns in own])
+    places = torch.nn.utils.rnn.pad_sequence(own, batch_first=True)
     found: dict[str, Any] = {}
     known = function_of(space.arch(choices))
     for _ in range(_TRIES):
         drawn = (torch.rand(_DRAWS, len(rows), generator=generator, dtype=torch.float64) * numbers).long()
+        drawn = places[rows, drawn]
         ms = fixed + costs[rows, drawn].sum(1)
         for some in drawn[(ms / wanted - 1).abs() <= share].tolist():
             arch = space.arch(some, f"random{len(found) + 1}")

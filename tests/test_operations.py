@@ -1,6 +1,6 @@
 """An operation is one file: what it says of itself is enough for the whole package.
 
-``n4`` is the example of docs/how-it-is-built.md: its file is written out from there, and passes the tests
+``d3e4`` is the example of docs/how-it-is-built.md: its file is written out from there, and passes the tests
 that those of the package pass.
 """
 
@@ -40,24 +40,25 @@ from proxylessnas.search.init import align
 from proxylessnas.search.supernet import SuperNet, seeded
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "how-it-is-built.md"
-TOKENS = ["n4", "n2.5", "k5e1", "k5e2.5", "k3e1s", "k5e3s", "f3e1", "f3e1s", "f5e1.5", "f3e2s"]
+TOKENS = ["d3e4", "d5e2.5", "k5e1", "k5e2.5", "k3e1s", "k5e3s", "f3e1", "f3e1s", "f5e1.5", "f3e2s"]
+TOKENS += ["u3-5e4", "u5-3e2.5s", "c7e4", "c5e2s", "n4", "n2.5s"]
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _ffn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _double(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Add the operation of the documentation: its file, and its name in the list."""
     text = DOCS.read_text(encoding="utf-8")
     (code,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "OpSpec" in block]
-    path = tmp_path_factory.mktemp("ops") / "ffn.py"
+    path = tmp_path_factory.mktemp("ops") / "double.py"
     path.write_text(code, encoding="utf-8")
-    spec = importlib.util.spec_from_file_location("documented_ffn", path)
+    spec = importlib.util.spec_from_file_location("documented_double", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "documented_ffn", module)
+        patch.setitem(sys.modules, "documented_double", module)
         spec.loader.exec_module(module)
-        patch.setattr(ops, "SPECS", (*ops.SPECS, module.FFN))
+        patch.setattr(ops, "SPECS", (*ops.SPECS, module.Double))
         yield
 
 
@@ -68,7 +69,8 @@ def token(request: pytest.FixtureRequest) -> str:
 
 def arch_of(token: str) -> Arch:
     """Return blocks that change the shape, have a shortcut, have none, and one of another kind."""
-    stages = (Stage(16, 2, f"{token} {token} k3e2 - {token}!"), Stage(24, 1, f"{token} {token}"))
+    first = token if 2 in ops.parse_token(token)[0].strides else "k5e2"
+    stages = (Stage(16, 2, f"{first} {token} k3e2 - {token}!"), Stage(24, 1, f"{token} {token}"))
     return Arch("net", 8, 8, 32, stages, num_classes=5, resolution=32)
 
 
@@ -83,6 +85,19 @@ def space_of(token: str) -> SearchSpace:
     stages = (SpaceStage(8, 2, 2), SpaceStage(12, 2, 2))
     others = [other for other in ("k3e2", "k5e2s", "f3e2", "search_curve") if other != token][:3]
     return SearchSpace("s", 8, 8, 16, stages, (token, *others), resolution=16, num_classes=5, in_channels=2)
+
+
+def path_of(space: SearchSpace, path: list[int]) -> list[int]:
+    """Return a path with another candidate where a block does not have its own."""
+    return [
+        k if k in block.columns else block.columns[0]
+        for block, k in zip(space.search_blocks, path, strict=True)
+    ]
+
+
+def times(token: str) -> int:
+    """Return how often it is in the model of :func:`arch_of`."""
+    return [block.op.name for block in arch_of(token).blocks].count(token)
 
 
 def close(a: Tensor, b: Tensor) -> None:
@@ -106,7 +121,7 @@ def test_keys_count_what_is_there(token: str) -> None:
     assert sum(key_macs(k) or 0 for k in keys) == counted.macs
     assert sum((key_bytes(k, 1) or (0, 0))[0] for k in keys) == counted.params
     assert [OpKey.parse(str(k)) for k in keys] == keys
-    assert sum(key.op == token for key in keys) == 5
+    assert sum(key.op == token for key in keys) == times(token) >= 4
     assert {k.block.kind for k in keys if k.op == token} == {ops.parse_token(token)[0].kind}
 
 
@@ -133,7 +148,7 @@ def test_the_onnx_graph_is_the_one_that_torch_would_export() -> None:
     onnx, _ = pytest.importorskip("onnx"), pytest.importorskip("onnxscript")
     from proxylessnas.runtimes.onnx_graph import model_onnx, module_onnx
 
-    stages = (Stage(16, 2, "f3e2s k3e2s f3e1 n2"),)
+    stages = (Stage(16, 2, "f3e2s k3e2s f3e1 n2 u3-5e2s c5e2"), Stage(24, 2, "u5-3e2"), Stage(24, 2, "c3e2s"))
     model = create_model(Arch("net", 8, 8, 16, stages, num_classes=5)).eval()
     nn.init.normal_(model.classifier.linear.bias)  # one of zeros only would be left out
     for module in model.modules():
@@ -156,7 +171,7 @@ def test_gates_get_the_gradient_of_the_mixture(token: str, store: bool) -> None:
         x = torch.randn(n, 2, size, size, generator=g, dtype=torch.float64)
         x, t = x.contiguous(memory_format=torch.channels_last), torch.randint(0, 5, (n,), generator=g)
         model = small_model(0, space_of(token)).to(memory_format=torch.channels_last)
-        for path in ([0, 0, 0, 0], PATHS[1]):
+        for path in (path_of(model.space, choices) for choices in ([0, 0, 0, 0], PATHS[1])):
             loss, wanted = mixture_gradient(model, path, x, t)
             found_loss, found = gate_gradient(model, path, x, t, store=store)
             torch.testing.assert_close((found_loss, found), (loss, wanted), rtol=1e-9, atol=1e-9)
@@ -164,10 +179,11 @@ def test_gates_get_the_gradient_of_the_mixture(token: str, store: bool) -> None:
 
 def test_a_child_of_a_supernet_has_its_weights(token: str) -> None:
     model, x = small_model(0, space_of(token), torch.float32).eval(), torch.randn(2, 2, 16, 16)
-    model.set_path([0, 0, 1, 0])
+    path = path_of(model.space, [0, 0, 1, 0])
+    model.set_path(path)
     child = model.child()
     assert torch.equal(child(x), model(x))
-    assert [b.token for b in child.arch.blocks][1:] == [token, token, model.space.candidate_ops[1], token]
+    assert [b.token for b in child.arch.blocks][1:] == [model.space.candidate_ops[k] for k in path]
 
 
 def test_candidates_of_a_kind_begin_alike(token: str) -> None:
@@ -178,6 +194,8 @@ def test_candidates_of_a_kind_begin_alike(token: str) -> None:
     model, before = seeded(space, 0), seeded(space, 0)
     align(model, torch.Generator().manual_seed(1))
     for choice, old in zip(model.mixed_ops, before.mixed_ops, strict=True):
+        if not choice.allowed[0]:
+            continue
         small, large = (choice.op(k) for k in (0, 1))
         assert isinstance(small, OpLayers)
         assert isinstance(large, OpLayers)
@@ -192,7 +210,7 @@ def test_candidates_of_a_kind_begin_alike(token: str) -> None:
 def test_tables_and_predictions(token: str) -> None:
     space = space_of(token).replace(in_channels=3, candidates=(token, "k3e2", "f3e2", "k7e3s"))
     table = little(0, space)
-    arch = space.arch([0, 1, 0, 4])
+    arch = space.arch(path_of(space, [0, 0, 0, 4]))
     total = table.predict(arch)
     assert sum(table.entries[key].ms for key in arch_keys(arch)) == pytest.approx(total)
     wide = space.scaled(2)
@@ -200,14 +218,14 @@ def test_tables_and_predictions(token: str) -> None:
     assert all(predictor.predict(key) > 0 for key in space_keys(wide))
     layers, _ = timed_layers(arch, table)
     label = ops.parse_token(token)[0].label
-    assert [layer.label for layer in layers].count(label) == 2
+    assert [layer.label for layer in layers].count(label) == sum(b.op.name == token for b in arch.blocks) > 0
     assert label in model_text(layers, "net")
 
 
 def test_figures(token: str) -> None:
     pytest.importorskip("matplotlib")
     layers = report.layers_of(arch_of(token))
-    assert [layer.label for layer in layers].count(ops.parse_token(token)[0].label) == 5
+    assert [layer.label for layer in layers].count(ops.parse_token(token)[0].label) == times(token)
     file = io.BytesIO()
     report.model_figure({"net": layers}, file)
     assert b"<svg" in file.getvalue()
@@ -216,7 +234,10 @@ def test_figures(token: str) -> None:
 @pytest.mark.parametrize(
     ("token", "says"),
     [
-        ("n4", "n4: 1x1 bottleneck, expansion 4"),
+        ("d3e4", "d3e4: 3x3 double MBConv, expansion 4"),
+        ("u3-5e4", "u3-5e4: 3x3 and 5x5 extra-depthwise bottleneck, expansion 4"),
+        ("c7e4", "c7e4: 7x7 ConvNeXt-like bottleneck, expansion 4"),
+        ("n4s", "n4s: 1x1 bottleneck, expansion 4, squeeze-and-excite"),
         ("k5e3s", "k5e3s: 5x5 MBConv, expansion 3, squeeze-and-excite"),
         ("f3e2", "f3e4: 3x3 fused MBConv, expansion 4"),
     ],
@@ -235,8 +256,10 @@ def test_an_unknown_token_is_told_what_there_is() -> None:
     known = "k<kernel>e<ratio>[s] such as k5e3, f<kernel>e<ratio>[s] such as f3e4, "
     assert known in str(caught.value)
     assert all(f"{spec.grammar()} such as {spec.example}, " in str(caught.value) for spec in ops.SPECS)
-    assert "n<ratio> such as n4, - for" in str(caught.value)
-    for bad, problem in (("f4e2", "odd"), ("f3e0.5", "at least 1"), ("n0", "at least 1")):
+    assert "d<kernel>e<ratio> such as d3e4, - for" in str(caught.value)
+    assert "u<start>-<kernel>e<ratio>[s] such as u3-5e4, " in str(caught.value)
+    bad_ones = ("f4e2", "odd"), ("f3e0.5", "at least 1"), ("n0", "at least 1"), ("u4-3e2", "odd")
+    for bad, problem in bad_ones:
         with pytest.raises(ArchError, match=problem):
             ops.parse_token(bad)
 

@@ -8,6 +8,8 @@ One token of a stage is one block:
 * ``k5e3``   mobile inverted bottleneck (MBConv) with a 5x5 depthwise convolution and expansion ratio 3;
              ``k5e3s``: with squeeze-and-excite
 * ``f3e4``   fused MBConv: a dense 3x3 convolution with expansion ratio 4, then 1x1; ``f3e4s`` likewise
+* ``u3-5e4`` MobileNetV4's ExtraDW: depthwise 3x3, expansion, depthwise 5x5, 1x1; ``c7e4``: depthwise 7x7,
+             expansion, 1x1; ``n4``: expansion, 1x1, in blocks of stride 1 alone; each with ``s`` likewise
 * ``-``      the Zero candidate: the block is skipped, its input passes on. It keeps its place, so that block
              numbers equal those of the original checkpoints
 * ``name``   an operation registered with :func:`register_op`
@@ -32,6 +34,7 @@ from .blocks import (
     MAX_WIDTH,
     Block,
     Stage,
+    check_activation,
     check_common,
     check_int,
     check_number,
@@ -40,6 +43,7 @@ from .blocks import (
 from .official import mbconv_to_official, read_mbconv, read_official
 from .official_tree import read_tree
 from .ops import parse_token
+from .ops.spec import RELU6
 from .text import format_arch, parse_arch
 from .tree import TreeArch
 
@@ -65,6 +69,7 @@ class Arch:
         official_keys: optional keys with default values that the official JSON spelled out;
             :meth:`to_official` writes them again. They say nothing about the model and do not count in
             comparisons.
+        act: activation behind the convolutions: "relu6", as published, or "relu".
     """
 
     name: str
@@ -80,6 +85,7 @@ class Arch:
     dropout: float = 0.0
     resolution: int | None = None
     official_keys: tuple[str, ...] = field(default=(), compare=False)
+    act: str = RELU6
 
     def __post_init__(self) -> None:
         check_common(self)
@@ -90,6 +96,7 @@ class Arch:
         check_number("bn_eps", self.bn_eps, 1e-12, 1.0)
         check_number("bn_momentum", self.bn_momentum, 0.0, 1.0)
         check_number("dropout", self.dropout, 0.0, 1.0)
+        check_activation(self.act)
         for what, kind in (("stages", Stage), ("official_keys", str)):
             value = getattr(self, what)
             if not isinstance(value, (tuple, list)) or not all(isinstance(item, kind) for item in value):
@@ -121,6 +128,11 @@ class Arch:
                     raise ArchError(
                         f"stage {s + 1}, block {b + 1}: '-' (a skipped block) needs equal shapes around it, "
                         f"but here {width} channels become {stage.width} with stride {stride}"
+                    )
+                if stride not in op.strides:
+                    raise ArchError(
+                        f"stage {s + 1}, block {b + 1}: {token!r} exists at stride {op.strides[0]} alone, "
+                        f"but this block has stride {stride}"
                     )
                 block = Block(op, token, s, width, stage.width, stride, shortcut and same_shape)
                 if block.mid_channels > 4 * MAX_WIDTH:

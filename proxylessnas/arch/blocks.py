@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..errors import ArchError, shown
 from ..utils.checks import is_int, is_number
 from .ops import parse_token
-from .ops.spec import Layers, Op, kernel_of, widest_of
+from .ops.spec import ACTIVATIONS, Layers, Op, kernel_of, widest_of
 
 if TYPE_CHECKING:
     from .arch import Arch
@@ -126,6 +126,12 @@ def check_number(what: str, value: object, low: float, high: float) -> None:
     """Raise ArchError unless ``value`` is a number from ``low`` to ``high``."""
     if not is_number(value, low, high):
         raise ArchError(f"{what} must be a number from {low} to {high}, not {shown(value)}")
+
+
+def check_activation(value: object) -> None:
+    """Raise ArchError unless ``value`` is the name of an activation."""
+    if value not in ACTIVATIONS:
+        raise ArchError(f"act must be {' or '.join(ACTIVATIONS)}, not {shown(value)}")
 
 
 def check_common(arch: Arch | TreeArch) -> None:

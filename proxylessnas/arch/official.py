@@ -19,7 +19,7 @@ from ..utils.files import read_text
 from . import ops
 from .blocks import MAX_WIDTH, Block, Stage, check_int
 from .ops import ZERO, parse_token
-from .ops.spec import OpSpec, SESpec
+from .ops.spec import ACTIVATIONS, RELU6, OpSpec, SESpec
 
 if TYPE_CHECKING:
     from .arch import Arch
@@ -137,7 +137,7 @@ def check_linear(spec: Any, ops_order: str) -> Mapping[str, Any]:
 
 
 def _op(block: Block, later: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the JSON of a block's operation.
+    """Return the JSON of a block's operation; ``later`` has keys of later versions.
 
     ``use_se`` alone does not say how narrow a squeeze-and-excite is: our own ``se_channels`` does.
     """
@@ -166,13 +166,15 @@ def _block(block: Block, later: Mapping[str, Any]) -> dict[str, Any]:
 def mbconv_to_official(arch: Arch) -> dict[str, Any]:
     """Return the JSON description of a chain of blocks (see :meth:`Arch.to_official`)."""
     later_block = {key: value for key, value in _LATER_BLOCK.items() if key in arch.official_keys}
+    if arch.act != RELU6:
+        later_block["act_func"] = arch.act
     later_bn = {key: value for key, value in _LATER_BN.items() if key in arch.official_keys}
     blocks = arch.blocks
     data: dict[str, Any] = {
         "name": "ProxylessNASNets",
         "bn": {"momentum": arch.bn_momentum, "eps": arch.bn_eps, **later_bn},
-        "first_conv": conv_layer(arch.in_channels, arch.stem, 3, arch.stem_stride),
-        "feature_mix_layer": conv_layer(blocks[-1].out_channels, arch.last, 1),
+        "first_conv": conv_layer(arch.in_channels, arch.stem, 3, arch.stem_stride, act_func=arch.act),
+        "feature_mix_layer": conv_layer(blocks[-1].out_channels, arch.last, 1, act_func=arch.act),
         "classifier": linear_layer(arch.last, arch.num_classes, arch.dropout, "weight_bn_act"),
         "blocks": [_block(block, later_block) for block in blocks],
     }
@@ -189,7 +191,9 @@ def _check_channels(layer: Mapping[str, Any], where: str, in_channels: int) -> N
     check_int(f"{where}: out_channels", layer["out_channels"], 1, MAX_WIDTH)
 
 
-def _read_token(op: Mapping[str, Any], where: str, width: int, seen: set[str]) -> tuple[str, int, int]:
+def _read_token(
+    op: Mapping[str, Any], where: str, width: int, act: str, seen: set[str]
+) -> tuple[str, int, int]:
     """Return a block's token, output channels and stride."""
     name = op.get("name")
     if name == "ZeroLayer":
@@ -199,7 +203,7 @@ def _read_token(op: Mapping[str, Any], where: str, width: int, seen: set[str]) -
         return ZERO, width, 1
     spec = next((spec for spec in ops.SPECS if spec.official == name), None)
     if spec is not None:
-        token = _read_spec(spec, op, where, width)
+        token = _read_spec(spec, op, where, width, act)
         seen.update(key for key, usual in _LATER_BLOCK.items() if key in op and same(op[key], usual))
     elif not isinstance(name, str):
         raise ArchError(f"{where}: expected a layer, found {show(name)}")
@@ -215,7 +219,7 @@ def _read_token(op: Mapping[str, Any], where: str, width: int, seen: set[str]) -
     return token, op["out_channels"], op["stride"]
 
 
-def _read_spec(spec: type[OpSpec], op: Mapping[str, Any], where: str, width: int) -> str:
+def _read_spec(spec: type[OpSpec], op: Mapping[str, Any], where: str, width: int, act: str) -> str:
     """Return the token of an operation of the package whose input has ``width`` channels."""
     token = ""
     for key, (letter, _, kind) in zip(spec.official_keys, spec.spelled(), strict=True):
@@ -233,14 +237,17 @@ def _read_spec(spec: type[OpSpec], op: Mapping[str, Any], where: str, width: int
             raise ArchError(f"{where}: {key} {show(value)} has more than three decimals")
         else:
             token += f"{letter}{value:.3f}".rstrip("0").rstrip(".")
-    wanted = _op(Block(parse_token(token)[0], token, 0, width, width, 1, False), _LATER_BLOCK)
+    block = Block(parse_token(token)[0], token, 0, width, width, 1, False)
+    wanted = _op(block, {**_LATER_BLOCK, "act_func": act})
+    if act != RELU6 and "act_func" not in op:
+        raise ArchError(f"{where}: 'act_func' is missing, which stands for {RELU6}; the stem has {act}")
     if "se_channels" in wanted and "se_channels" not in op:
         raise ArchError(f"{where}: use_se is true, but 'se_channels' does not say how wide")
     check_layer(op, where, wanted, _SHAPE)
     return token
 
 
-def _read_blocks(blocks: Any, stem: int, seen: set[str]) -> tuple[int, list[Stage]]:
+def _read_blocks(blocks: Any, stem: int, act: str, seen: set[str]) -> tuple[int, list[Stage]]:
     """Return ``first`` and the stages. A stage begins where a block changes the shape or has no shortcut."""
     if not isinstance(blocks, list) or not blocks:
         raise ArchError(f"blocks: expected a list of blocks, found {show(blocks)}")
@@ -252,7 +259,7 @@ def _read_blocks(blocks: Any, stem: int, seen: set[str]) -> tuple[int, list[Stag
             spec, where, {"name": "MobileInvertedResidualBlock"}, ("mobile_inverted_conv", "shortcut")
         )
         op = expect_object(spec["mobile_inverted_conv"], f"{where}.mobile_inverted_conv")
-        token, out, stride = _read_token(op, f"{where}.mobile_inverted_conv", width, seen)
+        token, out, stride = _read_token(op, f"{where}.mobile_inverted_conv", width, act, seen)
         same_shape = stride == 1 and out == width
         if spec["shortcut"] is None:
             token += "!" if same_shape else ""
@@ -292,14 +299,18 @@ def read_mbconv(build: type[Arch], data: Mapping[str, Any], name: str) -> Arch:
         if key not in ("momentum", "eps") and not (key in _LATER_BN and value is None):
             raise ArchError(f"bn: unknown setting {show(key)}: {show(value)}")
     seen.update(key for key in _LATER_BN if key in bn)
-    stem = check_layer(
-        data["first_conv"], "first_conv", conv_layer(0, 0, 3), ("in_channels", "out_channels", "stride")
-    )
+    given = expect_object(data["first_conv"], "first_conv").get("act_func", RELU6)
+    act = given if given in ACTIVATIONS else RELU6  # of any other, the stem is refused
+    layer = conv_layer(0, 0, 3, act_func=act)
+    stem = check_layer(data["first_conv"], "first_conv", layer, ("in_channels", "out_channels", "stride"))
     check_int("first_conv: out_channels", stem["out_channels"], 1, MAX_WIDTH)
-    first, stages = _read_blocks(data["blocks"], stem["out_channels"], seen)
+    first, stages = _read_blocks(data["blocks"], stem["out_channels"], act, seen)
     width = stages[-1].width if stages else first
     where = "feature_mix_layer"
-    mix = check_layer(data[where], where, conv_layer(0, 0, 1), ("in_channels", "out_channels"))
+    layer = conv_layer(0, 0, 1, act_func=act)
+    mix = check_layer(data[where], where, layer, ("in_channels", "out_channels"))
+    if mix.get("act_func", RELU6) != act:
+        raise ArchError(f"{where}: 'act_func' is missing, which stands for {RELU6}; the stem has {act}")
     _check_channels(mix, where, width)
     classifier = check_linear(data["classifier"], "weight_bn_act")
     if classifier["in_features"] != mix["out_channels"]:
@@ -322,4 +333,5 @@ def read_mbconv(build: type[Arch], data: Mapping[str, Any], name: str) -> Arch:
         dropout=classifier.get("dropout_rate", 0.0),
         resolution=data.get("resolution"),
         official_keys=tuple(key for key in order if key in seen),
+        act=act,
     )

@@ -3,8 +3,8 @@
     >>> str(OpKey("k3e6", 24, 40, 56, 2, False))
     'k3e6 in=24x56x56 out=40 stride=2'
 
-A model is a list of such operations; equal ones share one entry of a table. BatchNorm and ReLU6 belong to
-their convolution, the addition of a shortcut to its block, and the global pooling to the classifier.
+A model is a list of such operations; equal ones share one entry of a table. BatchNorm and activation belong
+to their convolution, the addition of a shortcut to its block, and the global pooling to the classifier.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from ..utils.checks import is_int
 from .arch import Arch
 from .blocks import MAX_WIDTH, Block
 from .ops import IDENTIFIER, ZERO, is_spelled, op_name, parse_token
-from .ops.spec import ConvSpec, Layers, OpSpec, kernel_of, widest_of, with_sizes
-from .space import SearchSpace
+from .ops.spec import RELU6, ConvSpec, Layers, OpSpec, kernel_of, widest_of, with_sizes
+from .space import SearchBlock, SearchSpace
 
 STEM, LAST, CLASSIFIER = "stem", "last", "classifier"
 FIXED = (STEM, LAST, CLASSIFIER)
@@ -29,7 +29,7 @@ DEFAULT_RESOLUTION = 224  # px, of the published models, whose tables do not say
 
 _TEXT = re.compile(
     r"(?P<op>\S{1,64}) in=(?P<channels>[0-9]{1,8})x(?P<height>[0-9]{1,5})x(?P<width>[0-9]{1,5}) "
-    r"out=(?P<out>[0-9]{1,8})(?: stride=(?P<stride>[12]))?(?P<shortcut> shortcut)?",
+    r"out=(?P<out>[0-9]{1,8})(?: stride=(?P<stride>[12]))?(?P<shortcut> shortcut)?(?P<act> relu)?",
     re.ASCII,
 )
 
@@ -44,6 +44,9 @@ class OpKey(NamedTuple):
         size: height and width of the input in pixels.
         stride: 1 or 2.
         shortcut: whether the input is added to the output.
+        act: activation of its convolutions. It is part of the key and not of a table, so that a table never
+            answers for another one, and what measures an operation builds the right one from its text. In the
+            text only "relu" is written; the classifier and registered operations keep "relu6".
     """
 
     op: str
@@ -52,11 +55,13 @@ class OpKey(NamedTuple):
     size: int
     stride: int = 1
     shortcut: bool = False
+    act: str = RELU6
 
     def __str__(self) -> str:
         text = f"{self.op} in={self.in_channels}x{self.size}x{self.size} out={self.out_channels}"
         stride = "" if self.op in (LAST, CLASSIFIER) else f" stride={self.stride}"
-        return text + stride + (" shortcut" if self.shortcut else "")
+        act = "" if self.act == RELU6 else f" {self.act}"
+        return text + stride + (" shortcut" if self.shortcut else "") + act
 
     @staticmethod
     def parse(text: str) -> OpKey:
@@ -82,7 +87,13 @@ class OpKey(NamedTuple):
             raise LatencyError(f"key {text!r}: {op!r} takes {'no' if match['stride'] else 'a'} stride=")
         if shortcut and (op in FIXED or stride != 1 or channels != out):
             raise LatencyError(f"key {text!r}: a shortcut needs a block whose input and output are alike")
-        return OpKey(op, channels, out, size, stride, shortcut)
+        spec = _spec(op)
+        if spec is not None and stride not in spec.strides:
+            raise LatencyError(f"key {text!r}: {op} exists at stride {spec.strides[0]} alone")
+        act = (match["act"] or RELU6).strip()
+        if act != _act(op, act):
+            raise LatencyError(f"key {text!r}: {op!r} has no activation to choose")
+        return OpKey(op, channels, out, size, stride, shortcut, act)
 
     @property
     def kind(self) -> str:
@@ -155,6 +166,11 @@ def _layers(op: str, in_channels: int, out_channels: int, stride: int) -> Layers
     return spec.layers(in_channels, out_channels, stride) if spec else None
 
 
+def _act(op: str, act: str) -> str:
+    """Return the activation in a key: the classifier and registered operations do not have the model's."""
+    return act if op in (STEM, LAST) or _spec(op) else RELU6
+
+
 def _checked_op(op: str, text: str) -> str:
     if is_spelled(op):
         try:
@@ -202,16 +218,17 @@ def arch_keys(
     size = _number("resolution", resolution, arch.resolution or DEFAULT_RESOLUTION, MAX_WIDTH)
     classes = _number("num_classes", num_classes, arch.num_classes, 10_000_000)
     channels = _number("in_channels", in_channels, arch.in_channels, MAX_WIDTH)
-    keys = [OpKey(STEM, channels, arch.stem, size, arch.stem_stride)]
+    keys = [OpKey(STEM, channels, arch.stem, size, arch.stem_stride, act=arch.act)]
     width = arch.stem
     for block in arch.iter_blocks():
         if block.kind != "zero":
             op = _block_op(block.token)
-            before = keys[-1].out_size
-            keys.append(OpKey(op, width, block.out_channels, before, block.stride, block.shortcut))
+            shape = width, block.out_channels, keys[-1].out_size, block.stride, block.shortcut
+            keys.append(OpKey(op, *shape, _act(op, arch.act)))
         width = block.out_channels
     size = keys[-1].out_size
-    return [*keys, OpKey(LAST, width, arch.last, size), OpKey(CLASSIFIER, arch.last, classes, size)]
+    last = OpKey(LAST, width, arch.last, size, act=arch.act)
+    return [*keys, last, OpKey(CLASSIFIER, arch.last, classes, size)]
 
 
 def _number(what: str, given: int | None, default: int, most: int) -> int:
@@ -226,16 +243,19 @@ def space_keys(space: SearchSpace) -> list[OpKey]:
 
     A table that holds these covers the space.
     """
-    deepest = arch_keys(space.arch([0] * len(space.search_blocks)))
+    deepest = arch_keys(space.arch(space.first_choices))
     fixed = len(deepest) - 2 - len(space.search_blocks)  # the stem, and the first block if there is one
     keys = deepest[:fixed]
-    for p in space.search_blocks:
-        keys += [
-            OpKey(_block_op(token), p.in_channels, p.out_channels, p.in_size, p.stride, p.shortcut)
-            for token in p.candidate_ops
-            if token != ZERO
-        ]
+    for block in space.search_blocks:
+        keys += [candidate_key(block, token) for token in block.candidate_ops if token != ZERO]
     return list(dict.fromkeys([*keys, *deepest[-2:]]))
+
+
+def candidate_key(search_block: SearchBlock, token: str) -> OpKey:
+    """Return the key of a candidate operation of a block."""
+    p, op = search_block, _block_op(token)
+    shape = p.in_channels, p.out_channels, p.in_size, p.stride, p.shortcut
+    return OpKey(op, *shape, _act(op, p.act))
 
 
 def nearest_key(key: OpKey, known: Iterable[OpKey]) -> OpKey | None:
@@ -257,7 +277,7 @@ def _distance(a: OpKey, b: OpKey) -> tuple[int, float]:
         )
     )  # fmt: skip
     strangers = 0 if a.family == b.family else 1 if a.op not in FIXED and b.op not in FIXED else 2
-    return strangers, shape + 0.1 * (a.shortcut != b.shortcut)
+    return strangers, shape + 0.1 * (a.shortcut != b.shortcut) + 0.01 * (a.act != b.act)
 
 
 def key_macs(key: OpKey) -> int | None:
@@ -275,8 +295,8 @@ def key_bytes(key: OpKey, dtype_bytes: int = 4) -> tuple[int, int] | None:
     """Return the memory traffic of an operation: bytes of weights, and bytes of activations for one image.
 
     Weights are the parameters, BatchNorm's two a channel included. Activations are what each convolution,
-    pooling or linear layer reads and writes, with BatchNorm and ReLU6 fused into it, and one more reading of
-    the input for a shortcut. None for a registered operation.
+    pooling or linear layer reads and writes, with BatchNorm and activation fused into it, and one more
+    reading of the input for a shortcut. None for a registered operation.
     """
     if key.op == CLASSIFIER:
         features, classes = key.in_channels, key.out_channels

@@ -25,7 +25,8 @@ from ..utils.checks import is_number
 from ..utils.config import problems_error
 from .arch import Arch
 from .blocks import MAX_BLOCKS, Stage
-from .ops import ZERO, op_name
+from .ops import ZERO, op_name, parse_token
+from .ops.spec import RELU6
 from .space_base import SearchBlock, Space
 from .space_values import MIN_MAP, SpaceStage, read_values, to_toml, value_problems
 
@@ -47,13 +48,15 @@ class SearchSpace(Space):
             none.
         last: output channels of the last 1x1 convolution.
         stages: the searched stages.
-        candidates: block tokens (``k5e3``, or one that was registered) that every block can be.
+        candidates: block tokens (``k5e3``, or one that was registered) that every block can be whose stride
+            they exist at.
         zero: whether blocks with a shortcut may be skipped.
         resolution: input height and width in pixels.
         num_classes: outputs of the classifier.
         in_channels: input channels.
         stem_stride: 2, or 1 to keep small images large.
         bn_eps, bn_momentum: of every BatchNorm.
+        act: activation behind the convolutions: "relu6", as published, or "relu".
 
     Raises:
         ArchError: something is wrong with it; the message lists every problem with its place.
@@ -74,6 +77,7 @@ class SearchSpace(Space):
     stem_stride: int = 2
     bn_eps: float = 1e-3
     bn_momentum: float = 0.1
+    act: str = RELU6
 
     def __post_init__(self) -> None:
         found = value_problems(vars(self))
@@ -91,14 +95,16 @@ class SearchSpace(Space):
         """The searched blocks in order."""
         found: list[SearchBlock] = []
         width, size = self.first or self.stem, -(-self.resolution // self.stem_stride)
+        strides = [parse_token(token)[0].strides for token in self.candidates]
         for s, stage in enumerate(self.stages):
             for b in range(stage.blocks):
                 stride = stage.stride if b == 0 else 1
                 shortcut = stride == 1 and width == stage.width
-                candidate_ops = self.candidates + ((ZERO,) if self.zero and shortcut else ())
-                found.append(
-                    SearchBlock(len(found), s, b, width, stage.width, size, stride, shortcut, candidate_ops)
-                )
+                columns = tuple(k for k, possible in enumerate(strides) if stride in possible)
+                columns += (len(self.candidates),) if self.zero and shortcut else ()
+                tokens = tuple(self.candidate_ops[k] for k in columns)
+                shape = (width, stage.width, size, stride, shortcut)
+                found.append(SearchBlock(len(found), s, b, *shape, tokens, columns, self.act))
                 width, size = stage.width, found[-1].out_size
         return tuple(found)
 
@@ -125,7 +131,7 @@ class SearchSpace(Space):
     def _lacks(self, block: SearchBlock, token: str) -> str:
         if token == ZERO:
             return f"{self.place(block)}: it cannot be skipped, its input and output differ"
-        return super()._lacks(block, token)
+        return f"{self.place(block)}: {token} does not exist at its stride of {block.stride}"
 
     def choices(self, arch: Any) -> tuple[int, ...]:
         """Return the candidate that each block of a model is; undoes :meth:`arch`.
@@ -195,8 +201,10 @@ class SearchSpace(Space):
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON values, which :meth:`from_dict` reads back."""
+        """Return it as JSON values, which :meth:`from_dict` reads back; the usual activation is left out."""
         data = dataclasses.asdict(self)
+        if self.act == RELU6:  # as before there was a choice, so that digests stay
+            del data["act"]
         return {**data, "stages": list(data["stages"]), "candidates": list(self.candidates)}
 
     @classmethod
@@ -228,12 +236,13 @@ class SearchSpace(Space):
 
 
 #: The fields that a model of the space has as well.
-_MODEL = ("num_classes", "in_channels", "stem_stride", "bn_eps", "bn_momentum", "resolution")
+_MODEL = ("num_classes", "in_channels", "stem_stride", "bn_eps", "bn_momentum", "resolution", "act")
 
 
 def _outline(model: Arch | SearchSpace) -> Iterator[tuple[str, Any]]:
     """Yield what a model and its space have in common, with names."""
-    for what in ("stem", "first", "last", "stem_stride", "in_channels", "num_classes", "resolution"):
+    names = ("stem", "first", "last", "stem_stride", "in_channels", "num_classes", "resolution", "act")
+    for what in names:
         yield what, getattr(model, what)
     yield "the number of stages", len(model.stages)
     for s, stage in enumerate(model.stages):
@@ -247,9 +256,13 @@ def _misfits(space: SearchSpace) -> Iterator[str]:
     if blocks > MAX_BLOCKS:
         yield f"it has {blocks} blocks; at most {MAX_BLOCKS} are possible"
         return
-    for token in range(len(space.candidates)):  # the widest map of each block
+    stuck = [p for p in space.search_blocks if not p.columns]
+    if stuck:
+        yield f"{space.place(stuck[0])} has stride {stuck[0].stride}, at which none of the candidates exists"
+        return
+    for k in range(len(space.candidates)):  # the widest map of each block
         try:
-            space.arch([token] * blocks)
+            space.arch([k if k in p.columns else p.columns[0] for p in space.search_blocks])
         except ArchError as e:
             yield str(e)
     size = space.resolution

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from ..errors import ArchError, shown
+from .ops.spec import RELU6
 from .space_values import SpaceStage
 
 
@@ -27,7 +28,10 @@ class SearchBlock:
         in_size: height and width of its input in pixels.
         stride: 1 or 2.
         shortcut: whether it has an identity shortcut.
-        candidate_ops: tokens of its candidates, in the order of the space's.
+        candidate_ops: tokens of its candidates, in the order of the space's; "-" last where it may be
+            skipped. Those that do not exist at its stride are left out.
+        columns: their places among the space's ``candidate_ops``.
+        act: activation of all of them.
     """
 
     index: int
@@ -39,6 +43,8 @@ class SearchBlock:
     stride: int
     shortcut: bool
     candidate_ops: tuple[str, ...]
+    columns: tuple[int, ...]
+    act: str = RELU6
 
     @property
     def out_size(self) -> int:
@@ -121,21 +127,21 @@ class Space:
         """
         raise NotImplementedError
 
-    @cached_property
-    def columns(self) -> tuple[tuple[int, ...], ...]:
-        """The candidates of each position, as their places in :attr:`candidate_ops`."""
-        at = {token: k for k, token in enumerate(self.candidate_ops)}
-        return tuple(tuple(at[token] for token in block.candidate_ops) for block in self.search_blocks)
-
     @property
     def mask(self) -> tuple[tuple[bool, ...], ...]:
         """Whether a position can be a candidate, [positions, candidates]."""
-        return tuple(tuple(k in own for k in range(len(self.candidate_ops))) for own in self.columns)
+        every = range(len(self.candidate_ops))
+        return tuple(tuple(k in block.columns for k in every) for block in self.search_blocks)
 
     @property
     def count(self) -> int:
         """How many models there are, those alike but for the place of a skipped block counted apart."""
-        return math.prod(map(len, self.columns))
+        return math.prod(len(block.columns) for block in self.search_blocks)
+
+    @property
+    def first_choices(self) -> tuple[int, ...]:
+        """The choices of the model that has the first candidate everywhere; it skips nothing."""
+        return tuple(block.columns[0] for block in self.search_blocks)
 
     def tokens(self, choices: Sequence[int]) -> list[str]:
         """Return the candidates that are chosen.
@@ -143,17 +149,19 @@ class Space:
         Raises:
             ArchError: there is a wrong number of choices, or one that its position does not have.
         """
-        if len(choices) != len(self.columns):
-            raise ArchError(f"the space has {len(self.columns)} blocks, but {len(choices)} are chosen")
-        for block, own, choice in zip(self.search_blocks, self.columns, choices, strict=True):
-            if not 0 <= operator.index(choice) < len(self.candidate_ops):
+        if len(choices) != len(self.search_blocks):
+            raise ArchError(f"the space has {len(self.search_blocks)} blocks, but {len(choices)} are chosen")
+        found = []
+        for block, choice in zip(self.search_blocks, map(operator.index, choices), strict=True):
+            if not 0 <= choice < len(self.candidate_ops):
                 raise ArchError(
                     f"{self.place(block)}: {choice} is no candidate; they are 0 to "
                     f"{len(self.candidate_ops) - 1}"
                 )
-            if choice not in own:
+            if choice not in block.columns:
                 raise ArchError(self._lacks(block, self.candidate_ops[choice]))
-        return [self.candidate_ops[choice] for choice in choices]
+            found.append(self.candidate_ops[choice])
+        return found
 
     def _lacks(self, block: SearchBlock, token: str) -> str:
         """Return why a position does not have one of the space's candidates."""
@@ -170,17 +178,17 @@ class Space:
             ArchError: the weights do not fit the candidates, or leave a position without a choice.
         """
         if weights is None:
-            return tuple(own[rng.randrange(len(own))] for own in self.columns)
+            return tuple(p.columns[rng.randrange(len(p.columns))] for p in self.search_blocks)
         if len(weights) != len(self.candidate_ops) or not all(0 <= w < math.inf for w in weights):
             raise ArchError(
                 f"wanted {len(self.candidate_ops)} weights of at least 0, not {shown(list(weights))}"
             )
         found = []
-        for block, own in zip(self.search_blocks, self.columns, strict=True):
-            each = [weights[k] for k in own]
-            if not sum(each):
+        for block in self.search_blocks:
+            own = [weights[k] for k in block.columns]
+            if not sum(own):
                 raise ArchError(f"{self.place(block)}: the weights of all its choices are 0")
-            found.append(rng.choices(own, each)[0])
+            found.append(rng.choices(block.columns, own)[0])
         return tuple(found)
 
     @cached_property

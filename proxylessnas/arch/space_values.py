@@ -26,6 +26,7 @@ from ..utils.checks import is_int, is_number, is_text
 from ..utils.config import problems_error, toml_value
 from . import ops
 from .blocks import MAX_BLOCKS, MAX_WIDTH
+from .ops.spec import ACTIVATIONS, RELU6
 
 if TYPE_CHECKING:
     from .space import SearchSpace
@@ -72,6 +73,7 @@ _RULES: dict[str, _Rule] = {
     "zero": (lambda value: isinstance(value, bool), "true or false"),
     "bn_eps": _number(1e-12, 1.0),
     "bn_momentum": _number(0.0, 1.0),
+    "act": (lambda value: value in ACTIVATIONS, " or ".join(ACTIVATIONS)),
     "stages": (lambda value: isinstance(value, (tuple, list)) and bool(value), "one SpaceStage or more"),
     "candidates": (
         lambda value: isinstance(value, (tuple, list)) and 1 <= len(value) <= MAX_CANDIDATES,
@@ -177,7 +179,8 @@ _GROUPS = {
 def to_toml(space: SearchSpace) -> str:
     """Return a space as TOML text, with every value."""
     lines = [f"name = {json.dumps(space.name, ensure_ascii=False)}"]  # its escapes are those of TOML
-    for title, names in _GROUPS.items():
+    activation = {} if space.act == RELU6 else {"activation behind the convolutions": "act"}
+    for title, names in {**_GROUPS, **activation}.items():
         lines += ["", f"# {title}"]
         lines += [f"{name} = {toml_value(getattr(space, name))}" for name in names.split()]
     lines += ["", "# the searched blocks; stride is that of a stage's first block", "stages = ["]

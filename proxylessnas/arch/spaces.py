@@ -42,6 +42,21 @@ TINY = SearchSpace(
     candidates=("k3e2", "k3e4", "k5e2", "k5e4"), resolution=32, num_classes=10,
 )  # fmt: skip
 
+#: For processors of 2026, in float32 and INT8 alike: MBConv, fused MBConv and MobileNetV4's bottlenecks, of
+#: ratios 2 and 4, as larger ones cost more than they give there. Widths are multiples of 16, as vectors are.
+CPU26 = SearchSpace(
+    "cpu26", stem=32, first=16, last=1280,
+    stages=_stages((32, 2, 3), (64, 2, 4), (96, 2, 4), (128, 1, 4), (192, 2, 4)),
+    candidates=("k3e2", "k3e4", "k5e2", "k5e4", "f3e2", "u3-5e2", "u3-5e4", "c7e4", "n4"),
+)  # fmt: skip
+
+#: The same for images of 32 to 128 px; maps get too small there for a kernel of 7.
+CPU26_SMALL = SearchSpace(
+    "cpu26-small", stem=16, first=16, last=640, stages=_stages((32, 2, 3), (48, 2, 4), (96, 2, 5)),
+    candidates=("k3e2", "k3e4", "k5e2", "k5e4", "f3e2", "u3-5e2", "u3-5e4", "c5e4", "n4"),
+    resolution=64, num_classes=10, stem_stride=1,
+)  # fmt: skip
+
 #: The published one of CIFAR-10 (section 4.1): 54 tree cells, 648 searched edges.
 CIFAR_TREE = TreeSpace()
 
@@ -49,7 +64,7 @@ CIFAR_TREE = TreeSpace()
 CIFAR_TREE_SMALL = TreeSpace("cifar-tree-small", cells=6, alpha=36)
 
 SPACES: dict[str, Space] = {
-    space.name: space for space in (IMAGENET, SMALL, TINY, CIFAR_TREE, CIFAR_TREE_SMALL)
+    space.name: space for space in (IMAGENET, SMALL, TINY, CPU26, CPU26_SMALL, CIFAR_TREE, CIFAR_TREE_SMALL)
 }
 _KINDS = (SearchSpace.kind, TreeSpace.kind)
 
@@ -100,7 +115,7 @@ def read_space(name_or_path: str | os.PathLike[str]) -> Space:
     name, at, factor = word.partition("@")
     key = name.strip().lower()
     if key not in SPACES:
-        near = difflib.get_close_matches(key, SPACES, n=2, cutoff=0.5)
+        near = difflib.get_close_matches(key, SPACES, n=2, cutoff=0.6)
         hint = f"did you mean {' or '.join(near)}? Known" if near else "known"
         known = f"{', '.join(SPACES)}, and files whose names end in .toml"
         raise ArchError(f"unknown search space {shown(name_or_path)}: {hint} are {known}")

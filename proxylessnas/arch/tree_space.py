@@ -28,6 +28,16 @@ from .tree import TreeArch
 
 #: Edges of a cell in the order of its word.
 EDGES = tuple(f"{b}.{edge}" for b in range(BRANCHES) for edge in ("e0", "e1", "e00", "e01", "e10", "e11"))
+#: What each letter is.
+EDGE_OPS = {
+    "i": "identity",
+    "3": "depthwise-separable convolution, 3x3",
+    "5": "depthwise-separable convolution, 5x5",
+    "7": "depthwise-separable convolution, 7x7",
+    "d": "depthwise-separable convolution, 3x3 with dilation 2",
+    "a": "average pooling, 3x3",
+    "m": "max pooling, 3x3",
+}
 _SIZES = ("start", "alpha", "num_stages", "num_classes", "in_channels", "resolution")
 
 
@@ -89,14 +99,14 @@ class TreeSpace(Space, Config):
         bare = self._of(EDGE_LETTERS[0] * (self.cells * len(EDGES)))
         found: list[SearchBlock] = []
         each, size = self.cells // self.num_stages, self.resolution
+        columns = tuple(range(len(self.candidates)))
         for cell, width in enumerate(bare.cell_widths):
             size //= bare.stride(cell)
             stage, first = divmod(cell, each)
             for edge in range(len(EDGES)):
                 block = first * len(EDGES) + edge
-                found.append(
-                    SearchBlock(len(found), stage, block, width, width, size, 1, False, self.candidate_ops)
-                )
+                shape = (len(found), stage, block, width, width, size, 1, False)
+                found.append(SearchBlock(*shape, self.candidate_ops, columns))
         return tuple(found)
 
     @property

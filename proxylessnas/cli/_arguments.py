@@ -13,9 +13,9 @@ from ._command import UsageError
 from ._options import add, whole
 
 if TYPE_CHECKING:
-    from ..arch.space import SearchSpace
+    pass
 
-SPACE_HELP = "imagenet, small, tiny (imagenet@1.4: widths times 1.4), or a .toml file"
+SPACE_HELP = "imagenet, small, tiny, cpu26, cpu26-small (imagenet@1.4: widths times 1.4), or a .toml file"
 MODEL_HELP = "a model of the zoo, or a file with an architecture (.txt, .json, .safetensors)"
 TABLE_HELP = "a latency table (.json), or pixel1, which comes with the package"
 MOST_PIXELS, MOST_CLASSES = 65_536, 10_000_000
@@ -81,8 +81,10 @@ def add_sizes(parser: Any, of: str = "") -> None:
     add(parser, "--classes N", f"outputs of the classifier{of}", type=classes)
 
 
-def the_space(args: argparse.Namespace) -> SearchSpace | None:
+def the_space(args: argparse.Namespace, read: Any = None) -> Any:
     """Return the space that the options name; None where they name none.
+
+    ``read`` is what reads it; by default only spaces of blocks will do, which is what latency tables hold.
 
     Raises:
         ArchError: there is none, or it is malformed.
@@ -96,7 +98,7 @@ def the_space(args: argparse.Namespace) -> SearchSpace | None:
         if changes:
             raise UsageError("--image-size and --classes change a space: name it with --space")
         return None
-    space = read_chain(args.space)
+    space = (read or read_chain)(args.space)
     return space.replace(**changes) if changes else space
 
 

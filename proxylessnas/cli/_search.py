@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..search.run import DryRun
 
 _DEFAULT_RECIPE = "small"
+_RECIPES = {"cpu26": "imagenet"}  # of spaces that no preset is called like
 _TARGETS = {
     "target_ms": "--target-ms", "target_macs_m": "--target-macs", "target_params_m": "--target-params",
 }  # fmt: skip
@@ -59,7 +60,8 @@ class Run(Command):
         add(
             group,
             "--recipe NAME",
-            f"preset or .toml file (default: the one called like the space, else {_DEFAULT_RECIPE})",
+            f"preset or .toml file (default: the one called like the space; imagenet for cpu26; else "
+            f"{_DEFAULT_RECIPE})",
         )
         add_options(group, SearchRecipe, only=_CHANGES, unset=True)
         add_options(group, Recipe, only=_OF_WEIGHTS, unset=True)
@@ -183,7 +185,7 @@ def resolved_recipe(args: argparse.Namespace) -> SearchRecipe:
     word = args.recipe
     if word is None:
         name = args.space.partition("@")[0].strip().lower()
-        word = name if name in PRESETS else _DEFAULT_RECIPE
+        word = name if name in PRESETS else _RECIPES.get(name, _DEFAULT_RECIPE)
     given = {name: getattr(args, name) for name in (*_CHANGES, *_OF_WEIGHTS, *_TARGETS)}
     return _train.resolved(args, word, SearchRecipe.preset(_DEFAULT_RECIPE), given)
 

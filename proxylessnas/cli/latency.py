@@ -5,6 +5,7 @@ from __future__ import annotations
 from ._command import CommandGroup
 from ._latency_build import Build, Kit, Validate
 from ._latency_measure import Measure
+from ._latency_ops import Ops
 from ._latency_table import Import, Predict, Show
 
 
@@ -24,7 +25,7 @@ class Latency(CommandGroup):
   $ proxylessnas latency show table.json
   $ proxylessnas latency predict table.json mine.txt
 """
-    actions = (Measure(), Build(), Validate(), Show(), Predict(), Import(), Kit())
+    actions = (Measure(), Build(), Validate(), Show(), Predict(), Import(), Kit(), Ops())
 
 
 COMMAND = Latency()

@@ -28,11 +28,13 @@ if TYPE_CHECKING:
     from .measure_model import measure as measure
     from .measurement import Timing as Timing
     from .metrics import Validation as Validation
+    from .op_costs import op_costs as op_costs
     from .predictor import Predictor as Predictor
     from .settings import BenchSettings as BenchSettings
     from .settings import BuildSettings as BuildSettings
     from .settings import ImportSettings as ImportSettings
     from .settings import MeasureSettings as MeasureSettings
+    from .settings import OpCostSettings as OpCostSettings
     from .table import LatencyTable as LatencyTable
     from .table_import import import_table as import_table
     from .validate import adopt_correction as adopt_correction
@@ -51,8 +53,9 @@ _NAMES = {
     ".measure_model": "measure",
     ".measurement": "Timing",
     ".metrics": "Validation",
+    ".op_costs": "op_costs",
     ".predictor": "Predictor",
-    ".settings": "BenchSettings BuildSettings ImportSettings MeasureSettings",
+    ".settings": "BenchSettings BuildSettings ImportSettings MeasureSettings OpCostSettings",
     ".table": "LatencyTable",
     ".validate": "adopt_correction doubts require_trust validate_table",
 }

@@ -184,7 +184,7 @@ class Plan:
             seen.update(arch_keys(space.arch(choices)))
         found = []
         for search_block in space.search_blocks:
-            for column in range(len(search_block.candidate_ops)):
+            for column in search_block.columns:
                 choices = (
                     *self.drawn[0][: search_block.index],
                     column,

@@ -6,7 +6,7 @@ import math
 import random
 from collections.abc import Collection
 
-from ..arch.op_key import OpKey, key_macs
+from ..arch.op_key import candidate_key, key_macs
 from ..arch.ops import ZERO
 from ..arch.space import SearchBlock, SearchSpace
 from ..errors import LatencyError
@@ -91,11 +91,11 @@ def _balanced(space: SearchSpace, count: int, seed: int) -> list[Picks]:
     columns = []
     for search_block in space.search_blocks:
         rng = random.Random(f"{seed} {space.digest} {search_block.index}")
-        candidate_ops = list(range(len(search_block.candidate_ops)))
+        own = list(search_block.columns)
         choices: list[int] = []
         while len(choices) < count:
-            rng.shuffle(candidate_ops)
-            choices += candidate_ops
+            rng.shuffle(own)
+            choices += own
         columns.append(choices[:count])
     return list(zip(*columns, strict=True))
 
@@ -105,7 +105,7 @@ def _tilted(space: SearchSpace, rng: random.Random) -> Picks:
     choices = []
     for search_block in space.search_blocks:
         weights = [math.exp(tilt * place) for place in _places(search_block)]
-        choices.append(rng.choices(range(len(weights)), weights)[0])
+        choices.append(rng.choices(search_block.columns, weights)[0])
     return tuple(choices)
 
 
@@ -123,9 +123,3 @@ def _macs(search_block: SearchBlock, token: str) -> float | None:
     if token == ZERO:
         return 0.0
     return key_macs(candidate_key(search_block, token))
-
-
-def candidate_key(search_block: SearchBlock, token: str) -> OpKey:
-    """Return the key of a candidate operation of a block."""
-    p = search_block
-    return OpKey(token, p.in_channels, p.out_channels, p.in_size, p.stride, p.shortcut)

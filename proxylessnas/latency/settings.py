@@ -39,6 +39,26 @@ class BuildSettings(Settings):
 
 
 @dataclass(frozen=True)
+class OpCostSettings(Settings):
+    """How :func:`~proxylessnas.latency.op_costs` compares operations: under what, with which, and how long.
+
+    Raises:
+        LatencyError: a value is wrong, or values do not fit together.
+    """
+
+    what = "settings of the comparison"
+
+    # fmt: off
+    base: str = option("k3e6", None, "the operation that the others are compared with", metavar="OP",
+        group="effort")
+    minutes: float = option(3.0, Range(0, 1e6, open_low=True), "about how long it may take at most, less "
+        "where the latencies are certain earlier", metavar="M")
+    seed: int = option(0, _SEED, "of the order")
+    imports: tuple[str, ...] = option((), None, _IMPORTS)
+    # fmt: on
+
+
+@dataclass(frozen=True)
 class MeasureSettings(Config):
     """What :func:`~proxylessnas.latency.measure` is seldom told: precision, memory, and how long.
 

@@ -22,14 +22,13 @@ import torch
 from torch import Tensor
 
 from ..arch.arch import Arch
-from ..arch.op_key import STEM, OpKey, arch_keys, nearest_key, space_keys
+from ..arch.op_key import STEM, OpKey, arch_keys, candidate_key, nearest_key, space_keys
 from ..arch.ops import ZERO
 from ..arch.space import SearchSpace
 from ..errors import LatencyError, LatencyKeyError, shown
 from ..runtimes.settings import Conditions
 from ..utils.files import write_atomically
 from ..utils.paths import ASSETS
-from .random_models import candidate_key
 from .table_io import (
     Breakdown,
     Correction,
@@ -318,7 +317,7 @@ def cost_matrix(space: SearchSpace, lookup: Callable[[OpKey], float]) -> tuple[T
         ]
         for p in space.search_blocks
     ]
-    keys = arch_keys(space.arch([0] * len(rows)))  # the first candidate is never "-"
+    keys = arch_keys(space.arch(space.first_choices))
     fixed_ms = sum(map(lookup, keys[: -2 - len(rows)] + keys[-2:]))
     with torch.inference_mode(False):  # kept, and used again where gradients are wanted
         return torch.tensor(rows, dtype=torch.float64, device="cpu"), fixed_ms

@@ -48,7 +48,7 @@ LIMIT = 0.004
 FITTED_ON, OWN_NAME, DISTURBED = "fitted_on", "device_calls_itself", "disturbed"
 _MAY_DIFFER = ("Python", "torch")  # versions, for a runtime that is neither
 _SAME_PERCENT = 1e-3
-_LARGER = {"tiny": "small", "small": "imagenet"}  # spaces to advise
+_LARGER = {"tiny": "small", "small": "imagenet", "cpu26-small": "cpu26"}  # spaces to advise
 
 
 def validate_table(

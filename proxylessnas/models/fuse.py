@@ -1,7 +1,7 @@
 """Convolutions with what follows them in one kernel, without a compiler: PyTorch's oneDNN operators.
 
 Inductor turns a frozen model on a CPU into calls of these operators: weights in the order that the kernel
-wants them in, bounds of ReLU6 and the sum of a shortcut applied while a result is still in a register.
+wants them in, the activation and the sum of a shortcut applied while a result is still in a register.
 Nothing but a compiler's minute is needed to call them from Python instead. They are not part of PyTorch's
 public interface: whoever calls :func:`fuse` measures and compares the result, and does without where it
 fails.
@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from .layers import ConvLayer, OpLayers, ResidualBlock
 
-_RELU6: tuple[str, list[float], str] = ("hardtanh", [0.0, 6.0], "")
-_NOTHING: tuple[str, list[float], str] = ("none", [], "")
+_AFTER: dict[str, tuple[str, list[float], str]] = {
+    "relu6": ("hardtanh", [0.0, 6.0], ""), "relu": ("relu", [], ""), "": ("none", [], "")
+}  # fmt: skip
 
 
 class FusedConv(nn.Module):
@@ -38,7 +39,7 @@ class FusedConv(nn.Module):
         )
         # No buffers: these weights have a layout that only the operators know.
         self.weight, self.bias = weight, None if conv.bias is None else conv.bias.detach()
-        self.after = _RELU6 if layer.act else _NOTHING
+        self.after = _AFTER[layer.act]
 
     def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
         """Map [N, in, H, W] to [N, out, ceil(H / stride), ceil(W / stride)], with ``added`` added."""
@@ -89,7 +90,7 @@ def fuse(folded: nn.Module, example: Tensor) -> nn.Module:
                 if not isinstance(op, OpLayers):
                     continue
                 last = op[-1]
-                if isinstance(last, FusedConv) and last.after is _NOTHING:
+                if isinstance(last, FusedConv) and last.after is _AFTER[""]:
                     setattr(parent, name, FusedBlock(op))
     if not count:
         raise RuntimeError("it has no convolution that could be fused with what follows")

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ..arch.blocks import Block
 from ..arch.ops import Registered
-from ..arch.ops.spec import Op, OpSpec, SESpec
+from ..arch.ops.spec import RELU6, Op, OpSpec, SESpec
 from ..errors import ArchError
 
 
@@ -110,7 +110,11 @@ class LinearLayer(nn.Module):
 
 
 class ConvLayer(nn.Module):
-    """Convolution without bias, BatchNorm and, unless ``act`` is False, ReLU6."""
+    """Convolution without bias, BatchNorm and, unless ``act`` is False, an activation: "relu6" or "relu".
+
+    Attributes:
+        act: the activation; "" for none.
+    """
 
     def __init__(
         self,
@@ -121,6 +125,7 @@ class ConvLayer(nn.Module):
         groups: int = 1,
         *,
         act: bool = True,
+        activation: str = RELU6,
         eps: float = 1e-3,
         momentum: float = 0.1,
         device: Any = None,
@@ -128,12 +133,17 @@ class ConvLayer(nn.Module):
         super().__init__()
         self.conv = conv2d(in_channels, out_channels, kernel, stride, groups=groups, device=device)
         self.bn = batch_norm(out_channels, eps, momentum, device)
-        self.act = act
+        self.act = activation if act else ""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, in, H, W] to [N, out, ceil(H / stride), ceil(W / stride)]."""
-        x = self.bn(self.conv(x))
-        return F.relu6(x, inplace=True) if self.act else x
+        return self.activate(self.bn(self.conv(x)))
+
+    def activate(self, x: Tensor) -> Tensor:
+        """Apply its activation, in place."""
+        if not self.act:
+            return x
+        return F.relu6(x, inplace=True) if self.act == RELU6 else F.relu(x, inplace=True)
 
 
 class SqueezeExcite(nn.Module):
@@ -175,7 +185,7 @@ class OpLayers(nn.Sequential):
 def zero_last_scale(op: nn.Module | None) -> None:
     """Let an operation of the package begin with nothing (Goyal et al. 2017), if its last layer is linear.
 
-    Behind ReLU6 a scale of zero would get no gradient.
+    Behind an activation a scale of zero would get no gradient.
     """
     last = op[-1] if isinstance(op, OpLayers) else None
     if isinstance(last, ConvLayer) and not last.act:
@@ -190,8 +200,8 @@ def make_op(op: Op, in_channels: int, out_channels: int, stride: int, **options:
         in_channels: of its block.
         out_channels: of its block.
         stride: of its block.
-        **options: eps, momentum and device of :class:`ConvLayer`. A registered operation stays on the default
-            device: it may hold buffers that no checkpoint has.
+        **options: activation, eps, momentum and device of :class:`ConvLayer`. A registered operation has its
+            own and stays on the default device: it may hold buffers that no checkpoint has.
 
     Raises:
         ArchError: what the builder of a registered operation returned is no module.
@@ -240,23 +250,20 @@ class ResidualBlock(nn.Module):
     """One block of a model: ``op(x)``, or ``x + op(x)`` where it has a shortcut; a Zero block returns ``x``.
 
     The operation is named ``mobile_inverted_conv`` whatever it is, as in the original checkpoints; a Zero
-    block holds nothing.
+    block holds nothing. ``options`` are those of :func:`make_op`.
     """
 
     def __init__(
         self,
         block: Block,
         *,
-        eps: float = 1e-3,
-        momentum: float = 0.1,
         drop_path_rate: float = 0.0,
-        device: Any = None,
+        **options: Any,
     ) -> None:
         super().__init__()
         self.mobile_inverted_conv = make_op(
-            block.op, block.in_channels, block.out_channels, block.stride,
-            eps=eps, momentum=momentum, device=device,
-        )  # fmt: skip
+            block.op, block.in_channels, block.out_channels, block.stride, **options
+        )
         self.shortcut = block.shortcut
         self.drop_path_rate = drop_path_rate
 

@@ -45,7 +45,9 @@ class ProxylessNAS(ImageClassifier):
     ) -> None:
         super().__init__(arch, arch.last, drop_rate)
         check_rate("drop_path_rate", drop_path_rate)
-        options: dict[str, Any] = {"eps": arch.bn_eps, "momentum": arch.bn_momentum, "device": device}
+        options: dict[str, Any] = {
+            "activation": arch.act, "eps": arch.bn_eps, "momentum": arch.bn_momentum, "device": device
+        }  # fmt: skip
         self.in_chans = check_in_chans(in_chans, arch)
         self.first_conv = ConvLayer(self.in_chans, arch.stem, 3, arch.stem_stride, **options)
         blocks = arch.blocks

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from ..errors import LatencyError, ProxylessError
 from ..utils.files import read_bytes
 from ..utils.plotting import finite
 from ..utils.progress import clock
+from ..utils.text import large
 from .compare import compare
 from .draw_search import slider
 from .model_page import model_figures
@@ -154,8 +154,7 @@ def _space(run: SearchRun) -> tuple[str, Table]:
         first = next(p for p in space.search_blocks if p.stage == number - 1)
         sizes = f"{first.in_size} to {first.out_size} px"
         rows.append((number, stage.blocks, stage.width, first.stride, sizes))
-    count = space.count
-    models = f"{count:,}" if count < 10**9 else f"{count:.1e}" if count < 10**300 else _power(count)
+    models = large(space.count)
     shown = ", ".join("skip" if c == "-" else c for c in space.candidate_ops)
     chain = space.group == 1
     meaning = (
@@ -171,11 +170,6 @@ def _space(run: SearchRun) -> tuple[str, Table]:
     )
     head = ("stage", what, "channels", "stride", "map")
     return about, Table(head, rows, "The space, stage by stage", (1, 2, 3))
-
-
-def _power(count: int) -> str:
-    """Return a number that no float holds as a power of ten."""
-    return f"10^{math.log10(count):.0f}"
 
 
 def _found(run: SearchRun) -> Facts:

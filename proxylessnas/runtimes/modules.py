@@ -108,12 +108,12 @@ def op_module(text: str) -> nn.Module:
     """
     key = OpKey.parse(text)
     if key.op == STEM:
-        return ConvLayer(key.in_channels, key.out_channels, 3, key.stride)
+        return ConvLayer(key.in_channels, key.out_channels, 3, key.stride, activation=key.act)
     if key.op == LAST:
-        return ConvLayer(key.in_channels, key.out_channels, 1)
+        return ConvLayer(key.in_channels, key.out_channels, 1, activation=key.act)
     if key.op == CLASSIFIER:
         return PoolAndClassify(key.in_channels, key.out_channels)
-    return ResidualBlock(key.block)
+    return ResidualBlock(key.block, activation=key.act)
 
 
 def read_module(path: str) -> nn.Module:

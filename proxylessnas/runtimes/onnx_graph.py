@@ -2,9 +2,9 @@
 
 A table needs dozens of models, and ``torch.onnx.export`` takes six to eight seconds for each. Our models
 consist of few kinds of node, so these are written here one by one, exactly as the exporter writes them (a
-test compares the two): BatchNorm folded into ``Conv``, ReLU6 as ``Clip``, pooling as ``ReduceMean``, the
-classifier as ``Gemm``. Registered operations, other modules and tree-structured models do go through
-``torch.onnx``, a registered operation once a shape and process.
+test compares the two): BatchNorm folded into ``Conv``, ReLU6 as ``Clip``, ReLU as ``Relu``, pooling as
+``ReduceMean``, the classifier as ``Gemm``. Registered operations, other modules and tree-structured models do
+go through ``torch.onnx``, a registered operation once a shape and process.
 """
 
 from __future__ import annotations
@@ -187,9 +187,11 @@ class _Graph:
         self.value, self.shape = name, shape
 
     def layer(self, layer: ConvLayer, name: str) -> None:
-        """Append a convolution with its folded BatchNorm and ReLU6."""
+        """Append a convolution with its folded BatchNorm and activation."""
         self._conv(layer.conv, *folded(layer.conv, layer.bn), name)
-        if layer.act:
+        if layer.act == "relu":
+            self._node("Relu", [self.value], f"{name}.relu", self.shape)
+        elif layer.act:
             self._node("Clip", [self.value, *self._bounds()], f"{name}.relu6", self.shape)
 
     def _conv(self, conv: nn.Conv2d, weight: Tensor, bias: Tensor, name: str) -> None:

@@ -241,8 +241,7 @@ def output(op: nn.Module, x: Tensor, moments: Moments) -> Tensor:
         else:
             y = _pointwise(y, fast.conv.weight)
             y = fast.bn(y)
-        if fast.act:
-            y = F.relu6(y, inplace=True)
+        y = fast.activate(y)
     return y
 
 
@@ -276,7 +275,7 @@ def _normalises_by_batch(bn: nn.BatchNorm2d) -> bool:
 
 
 def _folded(layer: ConvLayer, mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
-    """Return weight and bias of a convolution that does what a 1x1 layer does up to its ReLU6."""
+    """Return weight and bias of a convolution that does what a 1x1 layer does up to its activation."""
     weight, bn = layer.conv.weight.flatten(1), layer.bn
     variance = ((weight @ covariance) * weight).sum(1).clamp_min_(0.0)
     scale = bn.weight * (variance + bn.eps).rsqrt()

@@ -64,8 +64,8 @@ def search(
     the search computed in.
 
     Args:
-        space: a space, the name of one ("imagenet", "small", "tiny"), or a TOML file. Its number of classes
-            becomes that of the images.
+        space: a space, the name of one ("imagenet", "small", "tiny", "cpu26", "cpu26-small"), or a TOML file.
+            Its number of classes becomes that of the images.
         data: see :func:`~proxylessnas.train.open_data`; only the training part is opened.
         recipe: a recipe, the name of one, or a TOML file; it holds the targets.
         out: the folder of the run, or all settings.

@@ -186,7 +186,9 @@ class ChainSuperNet(SuperNet):
     space: SearchSpace
 
     def _build(self, space: SearchSpace, device: Any) -> None:
-        options: dict[str, Any] = {"eps": space.bn_eps, "momentum": space.bn_momentum, "device": device}
+        options: dict[str, Any] = {
+            "activation": space.act, "eps": space.bn_eps, "momentum": space.bn_momentum, "device": device
+        }  # fmt: skip
         self.first_conv = ConvLayer(space.in_channels, space.stem, 3, space.stem_stride, **options)
         fixed: list[nn.Module] = []
         if space.first:
@@ -232,7 +234,7 @@ class TreeSuperNet(SuperNet):
     space: TreeSpace
 
     def _build(self, space: TreeSpace, device: Any) -> None:
-        pyramid = PyramidTreeNet(space.arch([0] * len(space.search_blocks)), device=device)
+        pyramid = PyramidTreeNet(space.arch(space.first_choices), device=device)
         nodes = [node for node in pyramid.modules() if isinstance(node, TreeNode)]
         edges = [(node.edges, i) for node in nodes for i in range(len(node.edges))]
         # Modules come in the order of a cell's word: a branch's own edges, then those of its children.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from types import SimpleNamespace
@@ -22,6 +23,13 @@ _SHOWN = 5  # at most so many names in a message
 def counted(n: int, noun: str, plural: str | None = None) -> str:
     """Return "1 folder", "2 folders", "1,000 folders"."""
     return f"{n} {noun}" if n == 1 else f"{n:,} {plural or noun + 's'}"
+
+
+def large(n: int) -> str:
+    """Return a whole number of any size: "8,000", "2.2e17", "10^548"."""
+    if n < 10**9:
+        return f"{n:,}"
+    return f"{n:.1e}".replace("e+", "e") if n < 10**300 else f"10^{math.log10(n):.0f}"
 
 
 def some_of(names: Sequence[str]) -> str:

@@ -24,10 +24,16 @@ from proxylessnas import Arch, ArchError, Stage, create_model, profile, register
 from proxylessnas.arch.ops import ZERO, op_name
 from proxylessnas.arch.published import CIFAR, CIFAR10_DEMO, CPU, GPU, MOBILE
 from proxylessnas.arch.space import SearchSpace, SpaceStage, make_divisible
+from proxylessnas.arch.space_base import Space
 from proxylessnas.arch.spaces import SPACES, read_space
+from proxylessnas.latency.random_models import random_models
 
 IMAGENET, SMALL, TINY = SPACES["imagenet"], SPACES["small"], SPACES["tiny"]
 DIGESTS = {
+    "cifar-tree": "08e353778658124ba6e99388bfc17dbf86ff3dfef26f91fe5f35a1209ec721b7",
+    "cifar-tree-small": "a667f6eed33c680751d3ea6b34e03c0775fafa9f08a64c494f224d756554d5f7",
+    "cpu26": "756328a4a39f86ae94c8efd137e322823d00a7d923e1ba91e31a9684b3c3ff78",
+    "cpu26-small": "a8bac624e8eceedd729b9e1f3365b424ba76d9b15fa8c4e57120b5cba135122e",
     "imagenet": "9a787a0f9aa1a09c31faf476cd9424efc1271592fbb76e93d8f8c364c722dfc0",
     "small": "4bd0984e03af327f4a0b7a379c5b198646cc3680b18ab43cbf6136bbfcba2aad",
     "tiny": "4bfc6441c553dbd28e368c1a085ddcf04db5dfa5715fe828c0a4ede385728ee5",
@@ -47,14 +53,15 @@ def spaces(draw: st.DrawFn) -> SearchSpace:
             max_size=4,
         )
     )
-    tokens = ["k3e1", "k3e2", "k5e3", "k7e6", "k3e2.5", "k1e4"]
+    tokens = ["n2", "k3e1", "k3e2", "k5e3", "k7e6", "k3e2.5", "k1e4", "u3-5e2", "c5e4", "n4s"]
+    chosen = st.lists(st.sampled_from(tokens), min_size=1, unique=True)
     return SearchSpace(
         draw(st.text("abc é\"\\'#=[]@", min_size=1, max_size=8).filter(str.strip)),
         stem=draw(st.integers(1, 32)),
         first=draw(st.sampled_from([0, 8, 13])),
         last=draw(st.integers(1, 64)),
         stages=tuple(stages),
-        candidates=tuple(draw(st.lists(st.sampled_from(tokens), min_size=1, unique=True))),
+        candidates=tuple(draw(chosen.filter(lambda found: any(token[0] != "n" for token in found)))),
         zero=draw(st.booleans()),
         resolution=draw(st.integers(40, 70)),
         num_classes=draw(st.integers(1, 20)),
@@ -121,7 +128,7 @@ def test_the_small_space_holds_the_demo_model() -> None:
 
 
 @pytest.mark.parametrize("space", SPACES.values(), ids=list(SPACES))
-def test_built_in_spaces_make_models_that_run(space: SearchSpace) -> None:
+def test_built_in_spaces_make_models_that_run(space: Space) -> None:
     arch = space.arch(space.random_choices(random.Random(1)), "one")
     assert arch.name == "one"
     assert (arch.resolution, arch.num_classes) == (space.resolution, space.num_classes)
@@ -193,6 +200,39 @@ def test_a_space_without_zero_has_no_such_column() -> None:
     assert all(all(row) for row in space.mask)
     with pytest.raises(ArchError, match="stage 1, block 2: '-' is none of k3e2 k3e4 k5e2 k5e4"):
         space.choices(TINY.arch([0, 4, 0, 0, 0, 0]))
+
+
+def test_striding_blocks_lack_what_has_no_stride() -> None:
+    space = TINY.replace(candidates=("n2", "k3e2", "n4s", "k5e2"))
+    every = (0, 1, 2, 3, 4)
+    assert [p.columns for p in space.search_blocks] == [every[:4], every, (1, 3), every, (1, 3), every]
+    assert [[c for c, ok in zip(space.candidate_ops, row, strict=True) if ok] for row in space.mask] == [
+        list(p.candidate_ops) for p in space.search_blocks
+    ]
+    assert space.count == 4 * 5 * (2 * 5) ** 2
+    assert space.first_choices == (0, 0, 1, 0, 1, 0)
+    rng = random.Random(0)
+    drawn = [space.random_choices(rng) for _ in range(300)]
+    drawn += [space.random_choices(rng, [2.0, 1.0, 0.0, 0.5, 1.0]) for _ in range(300)]
+    for search_block in space.search_blocks:
+        assert {choices[search_block.index] for choices in drawn} == set(search_block.columns)
+    assert all(space.choices(space.arch(choices)) == choices for choices in drawn)
+    with pytest.raises(ArchError, match="stage 2, block 1: n2 does not exist at its stride of 2"):
+        space.arch([0] * 6)
+    with pytest.raises(ArchError, match="stage 2, block 1: the weights of all its choices are 0"):
+        space.random_choices(rng, [1, 0, 1, 0, 1])
+    with pytest.raises(ArchError, match="stage 2, block 1 has stride 2, at which none of the candidates"):
+        TINY.replace(candidates=("n2", "n4"))
+    with pytest.raises(ArchError, match="stage 1, block 1: 'n2' exists at stride 1 alone, but this"):
+        Arch("net", 8, 8, 16, (Stage(16, 2, "n2"),))
+
+
+def test_random_models_have_what_their_blocks_have() -> None:
+    space = TINY.replace(candidates=("n2", "k3e2", "n4s", "k5e2"))
+    models = random_models(space, 60, seed=0)
+    assert len(models) == 60
+    for search_block in space.search_blocks:
+        assert {choices[search_block.index] for choices in models} == set(search_block.columns)
 
 
 def test_random_choices_are_uniform_over_the_choices_of_a_block() -> None:

@@ -24,7 +24,7 @@ from proxylessnas.errors import LatencyError
 from proxylessnas.latency import LatencyTable, OpKey, doubts
 from proxylessnas.utils.progress import Steps
 
-ACTIONS = ["measure", "build", "validate", "show", "predict", "import", "kit"]
+ACTIONS = ["measure", "build", "validate", "show", "predict", "import", "kit", "ops"]
 TOML = """name = "micro"
 stem = 4
 first = 4

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from deploy_tools import COUNTS, DECIDES, OWN_OP, PLAIN, TREE, small
+from deploy_tools import COUNTS, DECIDES, OWN_OP, PLAIN, TREE, UIB, small
 
 from proxylessnas import ExportError, create_model, deploy
 from proxylessnas.data.transforms import Preprocessing
@@ -103,6 +103,12 @@ def test_a_wrong_opset_is_one_line(opset: int, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=rf"opset {opset} cannot be written: 18 to \d+ can"):
         export(small(), tmp_path / "net.onnx", opset=opset)
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2", ".pt", ".xml"])
+def test_operations_of_mobilenetv4(suffix: str, tmp_path: Path) -> None:
+    needs(suffix)
+    assert export(small(UIB), tmp_path / f"net{suffix}").largest_difference < 1e-4
 
 
 @pytest.mark.parametrize("arch", [TREE, OWN_OP], ids=["tree", "own operation"])

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from deploy_tools import OWN_OP, TREE, exact_run
+from deploy_tools import OWN_OP, PLAIN, TREE, UIB, exact_run
 from deploy_tools import small as training_model
 
 from proxylessnas.data.folders import LabelledImages, labelled_images
@@ -83,9 +83,13 @@ def test_the_best_scheme_is_kept_with_its_report(digits: Path, tmp_path: Path) -
         assert program(torch.randn(batch, 3, 32, 32)).shape == (batch, 5)
 
 
-@pytest.mark.parametrize("scheme", ["minmax", "mse", "minmax+floatfirst", "mse+floatwide", "minmax+7bit"])
-def test_the_file_computes_what_was_simulated(scheme: str, tmp_path: Path) -> None:
-    model, path, way = small(), tmp_path / "net.onnx", scheme_of(scheme)
+_SIMULATED = [(PLAIN, s) for s in ("minmax", "mse", "minmax+floatfirst", "mse+floatwide", "minmax+7bit")]
+_SIMULATED += [(UIB, s) for s in ("minmax", "mse+floatfirst")]
+
+
+@pytest.mark.parametrize(("arch", "scheme"), _SIMULATED)
+def test_the_file_computes_what_was_simulated(arch: Any, scheme: str, tmp_path: Path) -> None:
+    model, path, way = small(arch), tmp_path / "net.onnx", scheme_of(scheme)
     batches = [torch.randn(8, 3, 32, 32)]
     options = ExportOptions()
     backend_of(format_of(path)).write(open_bundle(model), path, batches, way, options)

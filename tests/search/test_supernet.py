@@ -189,7 +189,7 @@ def test_a_child_computes_what_the_path_does(path: list[int]) -> None:
         torch.testing.assert_close(fresh.eval()(x), model(x), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["tiny", "small"])
+@pytest.mark.parametrize("name", ["tiny", "small", "cpu26-small"])
 def test_children_of_the_bundled_spaces_in_single_precision(name: str) -> None:
     model = trained_a_little(
         small_model(space=read_space(name).replace(in_channels=2), dtype=torch.float32), 2
@@ -201,6 +201,25 @@ def test_children_of_the_bundled_spaces_in_single_precision(name: str) -> None:
         for _ in range(3):
             path = model.random_path(rng)
             torch.testing.assert_close(model.child(path).eval()(x), model(x), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["cpu26", "cpu26-small"])
+def test_spaces_of_modern_operations_give_every_gate_its_gradient(name: str) -> None:
+    space = read_space(name).replace(resolution=64)
+    model = SuperNet(space).train()
+    mask = torch.tensor(space.mask)
+    gates = torch.zeros(mask.shape, requires_grad=True)
+    model.random_path(random.Random(0))
+    with model.statistics_kept(), model.gated(gates, [range(len(space.candidate_ops))] * len(mask)):
+        loss = model(torch.randn(2, 3, 64, 64)).square().sum()
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert gates.grad is not None
+    is_zero = torch.tensor([[token == "-" for token in space.candidate_ops]])
+    active = torch.zeros_like(mask).scatter_(1, torch.tensor(model.path)[:, None], True)
+    assert bool(gates.grad.isfinite().all())
+    assert torch.equal(gates.grad != 0, mask & ~is_zero)
+    assert all(p.grad is not None for part in model.active_parts() for p in part.parameters())
+    assert not (active & ~mask).any()
 
 
 def test_a_child_is_a_copy() -> None:

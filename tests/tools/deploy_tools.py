@@ -19,6 +19,10 @@ PLAIN = Arch(
     "plain", stem=8, first=8, last=32, resolution=32, num_classes=5,
     stages=(Stage(16, 2, "k3e3 - k5e2 k3e1.5!"), Stage(24, 2, "k7e2 k3e2")),
 )  # fmt: skip
+UIB = Arch(
+    "uib", stem=8, first=8, last=32, resolution=32, num_classes=5,
+    stages=(Stage(16, 2, "u3-5e2 n4 c5e2s"), Stage(24, 2, "c7e2 u5-3e2s n2s!")),
+)  # fmt: skip
 TREE = TreeArch("tree", "i357dam7i3a5", start=8, alpha=8, num_stages=1, num_classes=5, resolution=16)
 
 

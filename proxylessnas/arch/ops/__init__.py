@@ -25,9 +25,10 @@ from ...errors import ArchError, shown
 from .fused import FusedMBConv
 from .mbconv import MBConv
 from .spec import Layers, Op, OpSpec
+from .uib import FFN, ConvNextLike, ExtraDW
 
 #: The operations of the package. A new one is a file beside these, imported here.
-SPECS: tuple[type[OpSpec], ...] = (MBConv, FusedMBConv)
+SPECS: tuple[type[OpSpec], ...] = (MBConv, FusedMBConv, ExtraDW, ConvNextLike, FFN)
 
 ZERO = "-"
 IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")

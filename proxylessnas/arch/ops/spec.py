@@ -13,9 +13,13 @@ from dataclasses import astuple, dataclass, fields
 from functools import cache, lru_cache
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
+#: What a model can have behind its convolutions; the first is that of the published ones.
+ACTIVATIONS = ("relu6", "relu")
+RELU6 = ACTIVATIONS[0]
+
 
 class ConvSpec(NamedTuple):
-    """A convolution with "same" padding, its BatchNorm and, unless ``act`` is False, ReLU6."""
+    """A convolution with "same" padding, its BatchNorm and, unless ``act`` is False, an activation."""
 
     name: str  # of the module, and so of its parameters in a state dict
     in_channels: int
@@ -49,7 +53,7 @@ class ConvSpec(NamedTuple):
         return self.weights * self.out_size(size) ** 2
 
     def values(self, size: int) -> int:
-        """Return how many values it reads and writes for one image, BatchNorm and ReLU6 fused into it."""
+        """Return how many values it reads and writes for one image, with all that follows fused into it."""
         return self.in_channels * size**2 + self.out_channels * self.out_size(size) ** 2
 
 
@@ -99,9 +103,11 @@ class Op:
     Attributes:
         kind: "zero" and "custom", or the kind of an operation of the package, such as "mbconv".
         name: the one spelling of its token.
+        strides: that its blocks can have; 1 is always among them.
     """
 
     kind: ClassVar[str]
+    strides: ClassVar[tuple[int, ...]] = (1, 2)
 
     @property
     def name(self) -> str:
@@ -126,7 +132,8 @@ class OpSpec(Op):
     """An operation of the package; each is a subclass in a file of its own.
 
     A subclass is a frozen dataclass. Its fields, each of which is an ``int``, a ``float`` or a ``bool``, are
-    what a token spells: each number behind its letter, and a letter alone for what is true.
+    what a token spells: each number behind its letter, and a letter alone for what is true. An ``int`` is the
+    side of a kernel.
 
     Attributes:
         title: what ``info`` calls it.
@@ -197,9 +204,14 @@ class OpSpec(Op):
 
     def problem(self) -> str:
         """Return what is wrong with its numbers; "" if nothing is."""
-        if getattr(self, "kernel", 1) % 2 == 0:
+        if any(kernel % 2 == 0 for kernel in self.kernels):
             return "the kernel size must be odd"
         return "the expansion ratio must be at least 1" if getattr(self, "ratio", 1) < 1 else ""
+
+    @property
+    def kernels(self) -> tuple[int, ...]:
+        """Sides of its kernels larger than 1x1, first to last."""
+        return tuple(getattr(self, name) for _, name, kind in self.spelled() if kind == "int")
 
     @property
     def family(self) -> str:
@@ -209,19 +221,23 @@ class OpSpec(Op):
     @property
     def label(self) -> str:
         """What a figure calls it, in a few letters."""
-        kernel, ratio, squeezed = self._usual()
-        return f"{self.mark}{kernel}×{kernel}  e{ratio:g}{' SE' * squeezed}" if kernel else self.name
+        if not self.kernels:
+            return self.name
+        ratio, squeezed = self._usual()
+        first, *others = self.kernels
+        size = "-".join(map(str, self.kernels)) if others else f"{first}×{first}"
+        return f"{self.mark}{size}  e{ratio:g}{' SE' * squeezed}"
 
     @property
     def about(self) -> str:
         """What ``info`` says of it, in a few words."""
-        kernel, ratio, squeezed = self._usual()
-        title = f"{kernel}x{kernel} {self.title}" if kernel else self.title
+        ratio, squeezed = self._usual()
+        title = " ".join([*[" and ".join(f"{k}x{k}" for k in self.kernels)] * bool(self.kernels), self.title])
         return title + f", expansion {ratio:g}" * bool(ratio) + ", squeeze-and-excite" * squeezed
 
-    def _usual(self) -> tuple[int, float, bool]:
-        """Return the fields that most operations have, 0 and False for those that this one lacks."""
-        return getattr(self, "kernel", 0), getattr(self, "ratio", 0), getattr(self, "squeezed", False)
+    def _usual(self) -> tuple[float, bool]:
+        """Return ratio and squeeze-and-excite; 0 and False if it lacks them."""
+        return getattr(self, "ratio", 0), getattr(self, "squeezed", False)
 
 
 def kernel_of(layers: Layers) -> int:
