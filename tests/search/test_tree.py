@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from train_tools import in_two_processes, noise_folder
 
-from proxylessnas import create_model, report
+from proxylessnas import create_model
 from proxylessnas.arch.tree_space import TreeSpace
 from proxylessnas.models.profile import profile
+from proxylessnas.report import report
 from proxylessnas.search import SearchRecipe, search
 from proxylessnas.search.constraints import Constraint, size_costs
 from proxylessnas.search.derivation import most_probable
