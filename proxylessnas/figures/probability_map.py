@@ -79,6 +79,12 @@ class ProbabilityMap:
         axes.set_xlabel(f"branch.edge, each with {' '.join(space.candidate_ops)}", fontsize=8)
 
 
+def map_size_in(space: Space) -> tuple[float, float]:
+    """Return width and height that a map can be read at, in inches, without what stands around it."""
+    rows, columns = len(space.search_blocks) // space.group, len(space.candidate_ops) * space.group
+    return (0.6 if space.group == 1 else 0.11) * columns, (0.25 if space.group == 1 else 0.3) * rows
+
+
 def block_names(space: Space) -> list[str]:
     """Return names of the positions; see :meth:`~proxylessnas.arch.space_base.Space.label`."""
     return [space.label(block) for block in space.search_blocks]

@@ -10,7 +10,7 @@ from ..arch.tree import TreeArch
 from ..utils.plotting import PngBuffer, open_figure, require_matplotlib
 from .draw_model import layers_of, model_figure
 from .draw_tree import tree_figure
-from .probability_map import ProbabilityMap
+from .probability_map import ProbabilityMap, map_size_in
 
 
 def probabilities_png(space: Space, probs: Sequence[Sequence[float]]) -> bytes:
@@ -21,9 +21,8 @@ def probabilities_png(space: Space, probs: Sequence[Sequence[float]]) -> bytes:
     """
     require_matplotlib()
     file = PngBuffer()
-    with open_figure(
-        file, 1.2 + 0.6 * len(space.candidate_ops), 0.9 + 0.24 * len(space.search_blocks), dpi=100
-    ) as figure:
+    width_in, height_in = map_size_in(space)
+    with open_figure(file, 1.2 + width_in, 0.9 + height_in, dpi=100) as figure:
         ProbabilityMap(figure.add_subplot(), space).show(probs)
     return file.getvalue()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError, ProxylessError
-from ..figures.probability_map import ProbabilityMap
+from ..figures.probability_map import ProbabilityMap, map_size_in
 from ..utils.files import write_atomically
 from ..utils.plotting import BLUE, GREEN, GREY, ORANGE, clean_axes, finite, plot_style, require_matplotlib
 from ..utils.subprocesses import find_program
@@ -88,9 +88,10 @@ def draw_frames(run: SearchRun, snapshots: Sequence[Snapshot]) -> Iterator[Image
     from matplotlib.figure import Figure
     from PIL import Image
 
-    rows = len(run.blocks)
+    width_in, height_in = map_size_in(run.space)
+    width_in = 9.2 if run.space.group == 1 else 5.0 + width_in
     with plot_style():
-        figure = Figure(figsize=(9.2, max(5.4, 1.7 + 0.25 * rows)), dpi=_DPI, facecolor="white")
+        figure = Figure(figsize=(width_in, max(5.4, 1.7 + height_in)), dpi=_DPI, facecolor="white")
         canvas = FigureCanvasAgg(figure)
         scene = _Scene(figure, run)
         for snapshot in snapshots:
@@ -106,7 +107,7 @@ class _Scene:
     """A figure whose parts are changed from frame to frame, which is much quicker than drawing anew."""
 
     def __init__(self, figure: Any, run: SearchRun) -> None:
-        self.run, columns = run, len(run.candidate_ops)
+        self.run, columns = run, len(run.candidate_ops) * (1 if run.space.group == 1 else 3)
         height_in = figure.get_figheight()
         grid = figure.add_gridspec(
             3, 2, width_ratios=(max(1.0, columns / 7), 1.15), height_ratios=(1, 1, 0.9),

@@ -15,7 +15,7 @@ from train_tools import in_two_processes, noise_folder
 from proxylessnas import create_model
 from proxylessnas.arch.tree_space import TreeSpace
 from proxylessnas.models.profile import profile
-from proxylessnas.report import report
+from proxylessnas.report import write_report
 from proxylessnas.search import SearchRecipe, search
 from proxylessnas.search.constraints import Constraint, size_costs
 from proxylessnas.search.derivation import most_probable
@@ -175,6 +175,7 @@ def test_a_whole_search_and_its_page(tmp_path: Path, algorithm: str) -> None:
     model = create_model(str(out / "child.safetensors"))
     assert str(model.arch) == str(result.arch) == (out / "arch.txt").read_text().strip()
     assert (out / "net.config").is_file()
-    page = report(out, tmp_path / "page.html").read_text(encoding="utf-8")
+    write_report(out, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "24 searched edges" in page
     assert "depthwise-separable" in page
