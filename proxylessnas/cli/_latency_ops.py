@@ -29,7 +29,7 @@ class Ops(Command):
     example = """\
   $ proxylessnas latency ops --space cpu26 --runtime onnxruntime -o costs.csv --plot costs.png
            32 ch, 56 px     64 ch, 28 px     96 ch, 14 px    128 ch, 14 px     192 ch, 7 px
-  k3e6  (0.974 ms) 1.00  (0.830 ms) 1.00  (0.452 ms) 1.00  (0.765 ms) 1.00  (0.422 ms) 1.00
+  k3e6  (0.871 ms) 1.00  (0.780 ms) 1.00  (0.432 ms) 1.00  (0.741 ms) 1.00  (0.412 ms) 1.00
   k3e2             0.36             0.35             0.35             0.35             0.35
   ...
 """

@@ -32,8 +32,8 @@ IMAGENET, SMALL, TINY = SPACES["imagenet"], SPACES["small"], SPACES["tiny"]
 DIGESTS = {
     "cifar-tree": "08e353778658124ba6e99388bfc17dbf86ff3dfef26f91fe5f35a1209ec721b7",
     "cifar-tree-small": "a667f6eed33c680751d3ea6b34e03c0775fafa9f08a64c494f224d756554d5f7",
-    "cpu26": "756328a4a39f86ae94c8efd137e322823d00a7d923e1ba91e31a9684b3c3ff78",
-    "cpu26-small": "a8bac624e8eceedd729b9e1f3365b424ba76d9b15fa8c4e57120b5cba135122e",
+    "cpu26": "2d43fd7abf028b280a1385f169887fe680fa47642a64749de12a9be89e8442e8",
+    "cpu26-small": "671712aa4d253ea5334ec0274d4c485829da68b46e08c72ab574583d14f5ddb2",
     "imagenet": "9a787a0f9aa1a09c31faf476cd9424efc1271592fbb76e93d8f8c364c722dfc0",
     "small": "4bd0984e03af327f4a0b7a379c5b198646cc3680b18ab43cbf6136bbfcba2aad",
     "tiny": "4bfc6441c553dbd28e368c1a085ddcf04db5dfa5715fe828c0a4ede385728ee5",
