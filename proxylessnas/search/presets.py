@@ -43,7 +43,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "base": "small", "weights": {"batch_size": 32, "learning_rate": 0.2},
         "warmup_epochs": 8, "epochs": 8, "search_rate": 0.1,
         "arch_fraction": 0.25, "arch_every": 2, "arch_rate": 3e-2, "frozen_epochs": 0,
-        "reinforce_updates": 20, "reinforce_samples": 4, "reinforce_baseline": 0.9,
+        "reinforce_updates": 20, "reinforce_samples": 4,
         "evaluations": 40, "population": 16, "recalibrate_batches": 4,
     },
 }  # fmt: skip

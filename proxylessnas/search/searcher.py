@@ -34,7 +34,7 @@ from ..train.settings import Settings
 from ..train.step import Losses, WeightStep
 from ..utils.distributed import Processes
 from ..utils.signals import StopRequest
-from .arch_optimizers import ArchStep, ReinforceStep
+from .arch_optimizers import ReinforceStep
 from .baselines import Evaluated
 from .constraints import zero_column
 from .evaluate import SubnetEvaluator
@@ -237,9 +237,11 @@ class Searcher:
         """Update alpha on the held-out batch of a number, and return the figures of it."""
         assert self.arch_step is not None
         inputs, targets = self.arch_loader.batch(number)
+        objective = self.controller.current()
         if isinstance(self.arch_step, ReinforceStep):
-            return self.arch_step(inputs, targets)._asdict()
-        r = self.arch_step(inputs, targets, self.controller.current())
+            figures = self.arch_step(inputs, targets, objective)._asdict()
+            return figures if objective.kind == "none" else {**figures, "strength": objective.strength}
+        r = self.arch_step(inputs, targets, objective)
         figures = {
             "loss": r.loss, "objective": r.objective.value, "gradient_norm": r.gradient_norm,
             "strength": self.controller.strength,
@@ -261,7 +263,7 @@ class Searcher:
             if not figures.get("skipped"):
                 self.health.arch_step(figures["gradient_norm"])
                 expected = self.expected()
-                if expected is not None and isinstance(self.arch_step, ArchStep):
+                if expected is not None:
                     self.controller.update(expected)
             log.arch_step(self, figures)
 
