@@ -59,7 +59,8 @@ class Run(Command):
         add(
             group,
             "--recipe NAME",
-            f"preset or .toml file (default: the one called like the space, else {_DEFAULT_RECIPE})",
+            "preset or .toml file (default: the one called like the space, but imagenet+ for imagenet, which "
+            f"has our additions; else {_DEFAULT_RECIPE})",
         )
         add_options(group, SearchRecipe, only=_CHANGES, unset=True)
         add_options(group, Recipe, only=_OF_WEIGHTS, unset=True)
@@ -183,7 +184,7 @@ def resolved_recipe(args: argparse.Namespace) -> SearchRecipe:
     word = args.recipe
     if word is None:
         name = args.space.partition("@")[0].strip().lower()
-        word = name if name in PRESETS else _DEFAULT_RECIPE
+        word = next((w for w in (f"{name}+", name) if w in PRESETS), _DEFAULT_RECIPE)
     given = {name: getattr(args, name) for name in (*_CHANGES, *_OF_WEIGHTS, *_TARGETS)}
     return _train.resolved(args, word, SearchRecipe.preset(_DEFAULT_RECIPE), given)
 

@@ -97,6 +97,8 @@ class SearchRecipe(Config):
     warmup_epochs: int = option(40, Range(0, _LONGEST), "passes over the training images with weight steps "
         "alone, on paths drawn evenly; the rate falls along a cosine to 0", also="warmup",
         group="phases, in epochs")
+    fair_warmup: bool = option(False, None, "let the candidates of a block have turns in the warm-up, each "
+        "one once a round in a new order, instead of independent draws (published)")
     epochs: int = option(120, Range(1, _LONGEST), "passes of the search that follows", also="n_epochs")
     frozen_epochs: int = option(1, _COUNT, "epochs at the start of the search without arch steps")
     search_rate: float = option(0.025, _RATE, "learning rate of the weights at the start of the search; it "

@@ -51,8 +51,8 @@ _PATHS, _ARCH = 101, 102  # what a generator is for
 class Schedule:
     """The course of a search (original code, B.7): which steps it does when, and at which learning rate.
 
-    First a warm-up of weight steps alone, on paths drawn evenly (alpha is as good as zero); then, but for
-    ``frozen_epochs``, arch steps between weight steps.
+    First a warm-up of weight steps alone, on paths drawn evenly (alpha is as good as zero) or in turns; then,
+    but for ``frozen_epochs``, arch steps between weight steps.
     """
 
     recipe: SearchRecipe
@@ -196,7 +196,7 @@ class Searcher:
         before = time.monotonic()
         self.loader.waited_s = 0.0
         for batch in self.loader.epoch(p.epoch, first_step=p.step):
-            self.model.set_path(self.model.alphas.sample(self.path_generator))
+            self.model.set_path(self.next_path())
             factor = self.schedule.rate_factor(p.global_step)
             self.losses.add(self.weight_step(batch, p.global_step, factor, side))
             due = self.schedule.arch_steps_after(p.epoch, p.step)
@@ -223,6 +223,13 @@ class Searcher:
                 self.save()
                 before = time.monotonic()
         return True
+
+    def next_path(self) -> list[int]:
+        """Return the path that the next weight step trains."""
+        p, recipe = self.position, self.recipe
+        if recipe.fair_warmup and not self.schedule.searching(p.epoch):
+            return self.model.alphas.turn(p.global_step, recipe.seed)
+        return self.model.alphas.sample(self.path_generator)
 
     def weight_step(self, batch: Batch, number: int, factor: float, side: int | None = None) -> Tensor:
         """Train the present path on a batch, and return its loss, [], on the device.
@@ -369,7 +376,7 @@ class Searcher:
         before = SearchRecipe.from_dict(state["recipe"], f"the recipe in {self.checkpoints}")
         different = self.recipe.differences(before)
         if different:
-            yield f"; its recipe differs ({'; '.join(different)})"
+            yield f"; its recipe differs ({'; '.join(different)}; `search resume` keeps to its own)"
         if state["arch"] != self._space():
             yield ", in another space"
         yield from other_images(self, state)
