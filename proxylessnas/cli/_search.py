@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import shown
 from ..utils.progress import clock
 from . import _train
 from ._arguments import SPACE_HELP, TABLE_HELP, add_imports, add_json
@@ -18,6 +19,7 @@ from ._output import main_process, note, pairs, print_json
 if TYPE_CHECKING:
     from ..search import SearchRecipe, SearchResult
     from ..search.run import DryRun
+    from ..search.seeds import SeedResults
 
 _DEFAULT_RECIPE = "small"
 _TARGETS = {
@@ -64,6 +66,12 @@ class Run(Command):
         )
         add_options(group, SearchRecipe, only=_CHANGES, unset=True)
         add_options(group, Recipe, only=_OF_WEIGHTS, unset=True)
+        add(
+            group,
+            "--seeds S,S,S",
+            "search once with each seed, into DIR/seed-S, and print mean and spread",
+            type=_seeds,
+        )
         group = _train.add_run(parser, "keep_every", "max_unreadable")
         add(group, "--dry-run", "time a few steps, and train nothing")
         add(group, "--force", "search with a table that predicts badly too")
@@ -78,6 +86,8 @@ class Run(Command):
             raise UsageError(
                 "--restart moves a run out of the way, and --dry-run touches none: leave one out"
             )
+        if args.seeds and (args.dry_run or args.seed is not None):
+            raise UsageError("--seeds says them all, and --dry-run is of one search: leave one out")
         _train.keep_pages(args)
         recipe = _fitted(recipe, args)
         if not recipe.targets and main_process():
@@ -90,6 +100,13 @@ class Run(Command):
 
             found = dry_run(args.space, args.data, recipe, settings=_train.settings(args), **asked)
             return report_dry_run(args, found)
+        if args.seeds:
+            from ..search import search_seeds
+
+            settings = _train.settings(args)
+            return report_seeds(
+                args, search_seeds(args.space, args.data, recipe, args.seeds, out=settings, **asked)
+            )
         from ..search import search
 
         return report(args, search(args.space, args.data, recipe, out=_train.settings(args), **asked))
@@ -167,6 +184,14 @@ class Derive(Command):
         return report(args, result)
 
 
+def _seeds(text: str) -> list[int]:
+    """Return the seeds in a text such as 0,1,2."""
+    words = text.split(",")
+    if not all(word.isdecimal() for word in words) or len({int(word) for word in words}) != len(words):
+        raise argparse.ArgumentTypeError(f"wanted different whole numbers such as 0,1,2, not {shown(text)}")
+    return [int(word) for word in words]
+
+
 def _add_targets(parser: argparse.ArgumentParser, what: str) -> Any:
     """Declare the limits on a model, which may be several, and return their group."""
     from ..search.recipe import SearchRecipe
@@ -215,6 +240,27 @@ def report(args: argparse.Namespace, result: SearchResult) -> int:
     data = shlex.quote(str(getattr(args, "data", None) or "DATA"))
     use = "train it further, with the classifier it has: proxylessnas finetune"
     return _train.report(args, result, document, use, data)
+
+
+_TITLES = {
+    "top1_held_out": ("top-1", "%"), "latency": ("predicted", "ms"), "measured_ms": ("measured", "ms"),
+}  # fmt: skip
+
+
+def report_seeds(args: argparse.Namespace, found: SeedResults) -> int:
+    """Print mean and spread of what searches with several seeds came to; return the exit code."""
+    if args.json and main_process():
+        print_json({**found.to_dict(), "folder": str(found.folder), "signal": found.signal})
+    elif found.finished and main_process():
+        for seed, result in zip(found.seeds, found.results, strict=True):
+            note(f"seed {seed}: {result.model}")
+        rows = []
+        for name, f in found.figures().items():
+            title, unit = _TITLES.get(name, (name, UNITS.get(name, "")))
+            spread = "" if f["std"] is None else f" +- {f['std']:.2g}"
+            rows.append((title, f"{f['mean']:.4g}{spread} {unit} ({f['min']:.4g} to {f['max']:.4g})"))
+        print(pairs(rows))
+    return 0 if found.finished else 128 + (found.signal or 2)
 
 
 def cost_notes(result: SearchResult) -> list[str]:
