@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import shown
 from ..utils.progress import clock
 from . import _train
 from ._arguments import SPACE_HELP, TABLE_HELP, add_imports, add_json
@@ -18,9 +19,10 @@ from ._output import main_process, note, pairs, print_json
 if TYPE_CHECKING:
     from ..search import SearchRecipe, SearchResult
     from ..search.run import DryRun
+    from ..search.seeds import SeedResults
 
 _DEFAULT_RECIPE = "small"
-_RECIPES = {"cpu26": "imagenet"}  # of spaces that no preset is called like
+_RECIPES = {"cpu26": "imagenet+", "cifar-tree": "cifar+"}  # of spaces that no preset is called like
 _TARGETS = {
     "target_ms": "--target-ms", "target_macs_m": "--target-macs", "target_params_m": "--target-params",
 }  # fmt: skip
@@ -60,11 +62,17 @@ class Run(Command):
         add(
             group,
             "--recipe NAME",
-            f"preset or .toml file (default: the one called like the space; imagenet for cpu26; else "
-            f"{_DEFAULT_RECIPE})",
+            "preset or .toml file (default: the one called like the space, with our additions: imagenet+ for "
+            f"imagenet and cpu26, cifar+ for cifar-tree; else {_DEFAULT_RECIPE})",
         )
         add_options(group, SearchRecipe, only=_CHANGES, unset=True)
         add_options(group, Recipe, only=_OF_WEIGHTS, unset=True)
+        add(
+            group,
+            "--seeds S,S,S",
+            "search once with each seed, into DIR/seed-S, and print mean and spread",
+            type=_seeds,
+        )
         group = _train.add_run(parser, "keep_every", "max_unreadable")
         add(group, "--dry-run", "time a few steps, and train nothing")
         add(group, "--force", "search with a table that predicts badly too")
@@ -79,6 +87,8 @@ class Run(Command):
             raise UsageError(
                 "--restart moves a run out of the way, and --dry-run touches none: leave one out"
             )
+        if args.seeds and (args.dry_run or args.seed is not None):
+            raise UsageError("--seeds says them all, and --dry-run is of one search: leave one out")
         _train.keep_pages(args)
         recipe = _fitted(recipe, args)
         if not recipe.targets and main_process():
@@ -91,6 +101,13 @@ class Run(Command):
 
             found = dry_run(args.space, args.data, recipe, settings=_train.settings(args), **asked)
             return report_dry_run(args, found)
+        if args.seeds:
+            from ..search import search_seeds
+
+            settings = _train.settings(args)
+            return report_seeds(
+                args, search_seeds(args.space, args.data, recipe, args.seeds, out=settings, **asked)
+            )
         from ..search import search
 
         return report(args, search(args.space, args.data, recipe, out=_train.settings(args), **asked))
@@ -168,6 +185,14 @@ class Derive(Command):
         return report(args, result)
 
 
+def _seeds(text: str) -> list[int]:
+    """Return the seeds in a text such as 0,1,2."""
+    words = text.split(",")
+    if not all(word.isdecimal() for word in words) or len({int(word) for word in words}) != len(words):
+        raise argparse.ArgumentTypeError(f"wanted different whole numbers such as 0,1,2, not {shown(text)}")
+    return [int(word) for word in words]
+
+
 def _add_targets(parser: argparse.ArgumentParser, what: str) -> Any:
     """Declare the limits on a model, which may be several, and return their group."""
     from ..search.recipe import SearchRecipe
@@ -185,7 +210,8 @@ def resolved_recipe(args: argparse.Namespace) -> SearchRecipe:
     word = args.recipe
     if word is None:
         name = args.space.partition("@")[0].strip().lower()
-        word = name if name in PRESETS else _RECIPES.get(name, _DEFAULT_RECIPE)
+        names = (f"{name}+", name, _RECIPES.get(name))
+        word = next((w for w in names if w in PRESETS), _DEFAULT_RECIPE)
     given = {name: getattr(args, name) for name in (*_CHANGES, *_OF_WEIGHTS, *_TARGETS)}
     return _train.resolved(args, word, SearchRecipe.preset(_DEFAULT_RECIPE), given)
 
@@ -216,6 +242,27 @@ def report(args: argparse.Namespace, result: SearchResult) -> int:
     data = shlex.quote(str(getattr(args, "data", None) or "DATA"))
     use = "train it further, with the classifier it has: proxylessnas finetune"
     return _train.report(args, result, document, use, data)
+
+
+_TITLES = {
+    "top1_held_out": ("top-1", "%"), "latency": ("predicted", "ms"), "measured_ms": ("measured", "ms"),
+}  # fmt: skip
+
+
+def report_seeds(args: argparse.Namespace, found: SeedResults) -> int:
+    """Print mean and spread of what searches with several seeds came to; return the exit code."""
+    if args.json and main_process():
+        print_json({**found.to_dict(), "folder": str(found.folder), "signal": found.signal})
+    elif found.finished and main_process():
+        for seed, result in zip(found.seeds, found.results, strict=True):
+            note(f"seed {seed}: {result.model}")
+        rows = []
+        for name, f in found.figures().items():
+            title, unit = _TITLES.get(name, (name, UNITS.get(name, "")))
+            spread = "" if f["std"] is None else f" +- {f['std']:.2g}"
+            rows.append((title, f"{f['mean']:.4g}{spread} {unit} ({f['min']:.4g} to {f['max']:.4g})"))
+        print(pairs(rows))
+    return 0 if found.finished else 128 + (found.signal or 2)
 
 
 def cost_notes(result: SearchResult) -> list[str]:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from .recipe import SearchRecipe as SearchRecipe
     from .recipe import read_search_recipe as read_search_recipe
     from .run import search as search
+    from .seeds import SeedResults as SeedResults
+    from .seeds import search_seeds as search_seeds
     from .settings import DeriveSettings as DeriveSettings
     from .supernet import SuperNet as SuperNet
 
@@ -31,6 +33,7 @@ _NAMES = {
     ".logger": "SearchResult",
     ".recipe": "SearchRecipe read_search_recipe",
     ".run": "search",
+    ".seeds": "SeedResults search_seeds",
     ".settings": "DeriveSettings",
     ".supernet": "SuperNet",
 }

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ..errors import DataError, ProxylessError, shown
 from ..models.batchnorm import single_values_as_data_error
 from ..utils.distributed import Processes
-from .objective import Objective, ObjectiveGradient, expected_cost, reward
+from .objective import Baseline, Objective, ObjectiveGradient, Reward, expected_cost
 
 if TYPE_CHECKING:
     from .constraints import Constraint, Costs
@@ -27,7 +27,7 @@ MODES = ("two", "full", "full_v2")
 Autocast = Callable[[], contextlib.AbstractContextManager[Any]]
 #: What helps where held-out batches are too small for BatchNorm.
 SMALL_BATCH = "raise arch_batch_size or image_size (or arch_fraction, where fewer images are held out)"
-_ALONE = Processes(0, 1, torch.device("cpu"))
+_ALONE, _PUBLISHED = Processes(0, 1, torch.device("cpu")), Reward()
 
 
 class ArchStepResult(NamedTuple):
@@ -187,23 +187,20 @@ class ReinforceStep:
     """Updates the architecture parameters from the rewards of sampled models.
 
     ``samples`` models are drawn and evaluated on one batch of held-out images, with the batch's own BatchNorm
-    statistics. The gradient is the mean of ``(R - b) * grad(-log p)``. The baseline b is a moving average of
-    earlier rewards: ``b <- decay * b + (1 - decay) * mean R``, after it was used; in the original code the
-    new mean has the weight that was meant for the old average, and is in b before it is compared with it.
+    statistics. The gradient is the mean of ``(R - b) * grad(-log p)``; b is what a reward is compared with.
+    Where a controller wants the cost to weigh more or less than in the reward, the difference is added as a
+    multiple of the expected cost, whose gradient needs no samples.
 
     Args:
         supernet: the model, with alpha.
         optimizer: of ``supernet.alphas.logits``.
         constraint: gives costs and target of the reward; None rewards accuracy alone.
         samples: M, models an update.
-        exponent: see :func:`~.objective.reward`.
-        decay: of the baseline.
+        reward: of a model within a constraint.
+        baseline: gives b; None compares each reward with the others of its update.
         generator: of the sampling; the same in every process.
         processes: those that share the held-out batch.
         autocast: makes the context of the forward pass.
-
-    Attributes:
-        baseline: b, None before the first update.
     """
 
     def __init__(
@@ -213,19 +210,23 @@ class ReinforceStep:
         constraint: Constraint | None,
         *,
         samples: int = 10,
-        exponent: float = 0.1,
-        decay: float = 0.99,
+        reward: Reward = _PUBLISHED,
+        baseline: Baseline | None = None,
         generator: torch.Generator,
         processes: Processes = _ALONE,
         autocast: Autocast = contextlib.nullcontext,
     ) -> None:
         self.supernet, self.optimizer, self.constraint = supernet, optimizer, constraint
-        self.samples, self.exponent, self.decay = samples, exponent, decay
+        self.samples, self.reward, self.baseline = samples, reward, baseline or Baseline()
         self.generator, self.processes, self.autocast = generator, processes, autocast
-        self.baseline: float | None = None
 
-    def __call__(self, inputs: Tensor, targets: Tensor) -> ReinforceResult:
+    def __call__(
+        self, inputs: Tensor, targets: Tensor, objective: Objective | None = None
+    ) -> ReinforceResult:
         """Do one update on held-out images [N, channels, H, W] and their classes; wait for the device once.
+
+        ``objective`` is a controller's: an "add_linear" whose strength the cost is to have; None leaves it at
+        that of the reward.
 
         Raises:
             DataError: the batch leaves BatchNorm a single value a channel.
@@ -239,23 +240,27 @@ class ReinforceStep:
         else:
             costs = [limit.costs.of(path) for path in paths]
             each = zip(accuracies, costs, strict=True)
-            rewards = [reward(accuracy, cost, limit.limit, self.exponent) for accuracy, cost in each]
-        mean = sum(rewards) / len(rewards)
-        baseline = mean if self.baseline is None else self.baseline
+            rewards = [self.reward.of(accuracy, cost, limit.limit) for accuracy, cost in each]
+        advantages = self.baseline.advantages(rewards)
         with torch.no_grad():
             p = alphas.probs()
             gradient = torch.zeros_like(p)
-            for path, r in zip(paths, rewards, strict=True):
+            for path, advantage in zip(paths, advantages, strict=True):
                 chosen = torch.zeros_like(p)
                 chosen[torch.arange(len(path)), torch.tensor(path)] = 1.0
-                gradient -= (r - baseline) * (chosen - p)  # of log p by alpha, which is to rise
+                gradient -= advantage * (chosen - p)  # of log p by alpha, which is to rise
             gradient = (gradient / len(paths)).masked_fill(~alphas.mask, 0.0)
+            if limit is not None and objective is not None and objective.balance is not None:
+                slope = self.reward.slope(sum(accuracies) / len(accuracies)) / limit.limit
+                more = slope * (objective.strength - self.reward.weight)
+                costly = p * (limit.costs.table - (p * limit.costs.table).sum(1, keepdim=True))
+                gradient = objective.balance * (gradient + more * costly)
         norm = _finite_norm(gradient)
         alphas.logits.grad = gradient
         self.optimizer.step()
-        self.baseline = self.decay * baseline + (1.0 - self.decay) * mean
+        accuracy, reward, gain = (sum(values) / len(paths) for values in (accuracies, rewards, advantages))
         cost = sum(costs) / len(costs) if costs else None
-        return ReinforceResult(sum(accuracies) / len(accuracies), mean, baseline, cost, norm)
+        return ReinforceResult(accuracy, reward, reward - gain, cost, norm)
 
     def right(self, paths: Sequence[Sequence[int]], inputs: Tensor, targets: Tensor) -> Tensor:
         """Return how many images of this process each path gets right, and how many images there are.
@@ -279,11 +284,11 @@ class ReinforceStep:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a search resumes from."""
-        return {"baseline": self.baseline}
+        return {"baseline": self.baseline.average}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Undo :meth:`state_dict`."""
-        self.baseline = state["baseline"]
+        self.baseline.average = state["baseline"]
 
 
 def _finite_norm(gradient: Tensor) -> float:

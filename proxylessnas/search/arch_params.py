@@ -7,11 +7,16 @@ an update should leave alone stay what they were to the last digits.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from ..train.sampler import mix64
+
+_TURNS = 105  # what random numbers are for
 
 
 class Pairs(NamedTuple):
@@ -65,6 +70,20 @@ class ArchParameters(nn.Module):
     def sample(self, generator: torch.Generator) -> list[int]:
         """Draw one candidate a block from p."""
         return torch.multinomial(self.probs(), 1, generator=generator)[:, 0].tolist()
+
+    def turn(self, step: int, seed: int) -> list[int]:
+        """Return the candidates of a step if all have their turn (strict fairness; FairNAS, Chu et al. 2021).
+
+        In as many steps as a block has candidates each one comes once, in an order that follows from the
+        seed, the block and the round alone.
+        """
+        found = []
+        for block, row in enumerate(self.mask.tolist()):
+            candidates = [k for k, allowed in enumerate(row) if allowed]
+            round_, place = divmod(step, len(candidates))
+            order = random.Random(mix64(seed, _TURNS, block, round_)).sample(candidates, len(candidates))
+            found.append(order[place])
+        return found
 
     @torch.no_grad()
     def sample_pairs(self, generator: torch.Generator) -> Pairs:

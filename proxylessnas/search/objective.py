@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -40,9 +41,9 @@ class Objective:
         kind, strength, scale: see above.
         target: T, in the unit of E; None only for "none".
         balance: None takes the derivatives as they are. A number is the derivative by the loss, up to
-            ``scale``, and the strength decides on the proportion of that by the cost to it alone. A strength
-            that changes in the course of a search needs this: Adam remembers the largest gradients for a
-            thousand steps.
+            ``scale``, and the strength, which may be negative then, decides on the proportion of that by the
+            cost to it alone. A strength that changes in the course of a search needs this: Adam remembers the
+            largest gradients for a thousand steps.
     """
 
     kind: str = "mul_log"
@@ -57,8 +58,10 @@ class Objective:
         if self.kind != "none" and not (self.target and self.target > 0 and math.isfinite(self.target)):
             raise DataError(f"{self.kind} needs a target above 0, not {shown(self.target)}")
         for name in ("strength", "scale"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise DataError(f"{name} must be a number of at least 0, not {shown(getattr(self, name))}")
+            value = getattr(self, name)
+            signed = name == "strength" and self.balance is not None
+            if not (0 <= value < math.inf or (signed and -math.inf < value < 0)):
+                raise DataError(f"{name} must be a number of at least 0, not {shown(value)}")
 
     @property
     def unit_scale(self) -> float:
@@ -93,12 +96,69 @@ class Objective:
         )
 
 
-def reward(accuracy: float, cost: float, target: float, exponent: float) -> float:
-    """Return the reward of a sampled model, ``accuracy * (target / cost) ** exponent``.
+REWARDS = ("published", "absolute")
 
-    Published (B.9): exponent 0.1; the paper writes ``ACC * [LAT / T] ** w`` with a negative w.
+
+@dataclass(frozen=True)
+class Reward:
+    """What REINFORCE rewards a sampled model with: its accuracy, and a cost that suits the target T.
+
+    * ``published``: ``accuracy * (T / cost) ** weight``; published: weight 0.1 (original code, B.9; the paper
+      writes ``ACC * [LAT / T] ** w`` with a negative w). A cheaper model is always better.
+    * ``absolute``: ``accuracy - weight * |cost / T - 1|`` (TuNAS, Bender et al. 2020, with 0.07). A model
+      that leaves some of T unused is as bad as one that exceeds it by as much.
+
+    Attributes:
+        kind, weight: see above.
     """
-    return accuracy * (target / cost) ** exponent
+
+    kind: str = "published"
+    weight: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.kind not in REWARDS:
+            raise DataError(f"the reward is {shown(self.kind)}; known are {', '.join(REWARDS)}")
+
+    def of(self, accuracy: float, cost: float, target: float) -> float:
+        """Return the reward of a model with an accuracy of 0 to 1; cost and target are of one unit."""
+        if self.kind == "absolute":
+            return accuracy - self.weight * abs(cost / target - 1.0)
+        return accuracy * (target / cost) ** self.weight
+
+    def slope(self, accuracy: float) -> float:
+        """Return what a cost of one target more takes from the reward, for a weight of 1."""
+        return 1.0 if self.kind == "absolute" else accuracy
+
+
+@dataclass
+class Baseline:
+    """What rewards are compared with.
+
+    By default each one with the mean of the others of its update (leave-one-out): how hard a batch of images
+    is, and how far the weights are trained, is in all of them, and cancels. A moving average of earlier
+    updates knows neither, and lags behind while accuracy rises.
+
+    Attributes:
+        decay: of the moving average ``decay * average + (1 - decay) * mean``; None compares with the others.
+        first: whether the average takes in an update's mean before that update's rewards are compared with
+            it. The original code does so, and with its 0.99 as the weight of the new mean (a decay of 0.01):
+            that is leave-one-out but for a hundredth.
+        average: None before the first update.
+    """
+
+    decay: float | None = None
+    first: bool = False
+    average: float | None = None
+
+    def advantages(self, rewards: Sequence[float]) -> list[float]:
+        """Return by how much each reward of an update is above what it is compared with."""
+        n, mean = len(rewards), sum(rewards) / len(rewards)
+        if self.decay is None:
+            return [(reward - mean) * n / (n - 1) for reward in rewards]
+        before = mean if self.average is None else self.average
+        self.average = self.decay * before + (1.0 - self.decay) * mean
+        compared = self.average if self.first else before
+        return [reward - compared for reward in rewards]
 
 
 def expected_cost(probs: Tensor, costs: Tensor, fixed: float) -> Tensor:
@@ -107,10 +167,12 @@ def expected_cost(probs: Tensor, costs: Tensor, fixed: float) -> Tensor:
 
 
 _AIM = 0.97  # of the target: what is derived has to stay below it
-_PROPORTIONAL = 30.0  # of the logarithm of the strength, for each 100 % above the aim
-_INTEGRAL = 20.0  # the same, for each 100 % and each step, as a multiple of alpha's learning rate
+_PROPORTIONAL = 60.0  # of the drive, for each 100 % above the aim
+_INTEGRAL = 40.0  # the same, for each 100 % and each step, as a multiple of alpha's learning rate
 _HARD = 4.0  # proportional part, up or down, from which alpha moves as fast as it can
-_RANGE = 1000.0  # the strength stays within this factor of where it started
+_SLEW = 0.6  # most change of the drive in a step
+_STRONGEST, _DEAREST = 1000.0, 30.0  # multiples of the first strength: for cheaper, and for dearer models
+_START = math.asinh(1.0)
 
 
 @dataclass
@@ -118,11 +180,16 @@ class ConstraintController:
     """Adapts the strength of an :class:`Objective`, so that the expected cost arrives at the target.
 
     With a fixed strength the cost at the end is anybody's guess (users report targets of 25 ms that end at
-    72). This is a proportional-integral controller of the strength's logarithm: where a model is expected to
-    cost more than wanted, cost weighs more at once, and a little more for good. Alpha under Adam moves by
-    about its learning rate a step, however large its gradient: with that as the unit of time, alpha is an
-    integrator, and the two gains give a loop that is damped just enough not to swing. Where more weight would
-    change nothing, the integral part waits.
+    72). This is a proportional-integral controller of a drive u, and the strength is ``sinh`` of it, 1 times
+    the first one where it starts: exponential far from 0, so that a few steps change it by any factor, and
+    smooth through 0, as it goes below: where models are expected to cost less than wanted and accuracy does
+    not ask for dearer ones, a negative strength does. It is bounded: accuracy has the last word where it
+    wants cheaper models by more than thirty times as much as the first strength does.
+
+    Alpha under Adam moves by about its learning rate a step, however large its gradient: with that as the
+    unit of time, alpha is an integrator, and the two gains give a loop that is damped just enough not to
+    swing. Where more weight would change nothing, the integral part waits. The drive has a greatest speed,
+    so that no step changes the strength by more than a factor of about two, or, around 0, by the first one.
 
     Both derivatives together keep their size while their proportion changes. Else the weight of the cost at
     the start of a search with a low target would be the measure of all that Adam sees in the next thousand
@@ -133,21 +200,20 @@ class ConstraintController:
         objective: as given; its strength is the first one.
         adapt: False leaves the strength alone.
         rate: alpha's learning rate.
-        integral: the integral part of the logarithm of the strength as a multiple of the first one.
-        error: share by which the expected cost was above the aim at last, -1 to 1.
+        integral: the integral part of the drive.
+        drive: u, 0 at the first strength.
     """
 
     objective: Objective
     adapt: bool = True
     rate: float = 1e-3
     integral: float = 0.0
-    error: float = 0.0
+    drive: float = 0.0
 
     @property
     def factor(self) -> float:
         """The present strength as a multiple of the first one."""
-        limit = math.log(_RANGE)
-        return math.exp(max(-limit, min(limit, self.integral + _PROPORTIONAL * self.error)))
+        return math.sinh(_START + self.drive)
 
     @property
     def strength(self) -> float:
@@ -158,7 +224,7 @@ class ConstraintController:
         """Return the objective with the present strength."""
         if not self.adapt or self.objective.kind == "none" or not self.objective.strength:
             return self.objective
-        balance = 2.0 / (1.0 + self.factor)  # 1 at the first strength, the cost's share at most twice that
+        balance = 2.0 / (1.0 + abs(self.factor))  # 1 at first; the cost's share is at most twice that then
         return dataclasses.replace(self.objective, strength=self.strength, balance=balance)
 
     def update(self, expected: float) -> None:
@@ -167,16 +233,24 @@ class ConstraintController:
         if not self.adapt or self.objective.kind == "none" or target is None:
             return
         # At most as hard for a model that costs many times the target as for one that costs twice as much.
-        self.error = max(-1.0, min(1.0, expected / (_AIM * target) - 1.0))
-        if abs(_PROPORTIONAL * self.error) <= _HARD:
-            limit = math.log(_RANGE)
-            step = _INTEGRAL * self.rate * self.error
-            self.integral = max(-limit, min(limit, self.integral + step))
+        error = max(-1.0, min(1.0, expected / (_AIM * target) - 1.0))
+        if abs(_PROPORTIONAL * error) <= _HARD:
+            self.integral = _within_range(self.integral + _INTEGRAL * self.rate * error)
+        wanted = _within_range(self.integral + _PROPORTIONAL * error)
+        self.drive += max(-_SLEW, min(_SLEW, wanted - self.drive))
 
     def state_dict(self) -> dict[str, float]:
         """Return what a search resumes from."""
-        return {"integral": self.integral, "error": self.error}
+        return {"integral": self.integral, "drive": self.drive}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Undo :meth:`state_dict`."""
-        self.integral, self.error = float(state["integral"]), float(state["error"])
+        self.integral, drive = float(state["integral"]), state.get("drive")
+        if drive is None:  # earlier versions wrote the logarithm of the factor
+            self.integral = drive = math.asinh(math.exp(self.integral)) - _START
+        self.drive = float(drive)
+
+
+def _within_range(drive: float) -> float:
+    """Return the nearest drive whose strength is within its bounds."""
+    return max(-math.asinh(_DEAREST) - _START, min(math.asinh(_STRONGEST) - _START, drive))

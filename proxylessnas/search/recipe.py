@@ -97,6 +97,8 @@ class SearchRecipe(Config):
     warmup_epochs: int = option(40, Range(0, _LONGEST), "passes over the training images with weight steps "
         "alone, on paths drawn evenly; the rate falls along a cosine to 0", also="warmup",
         group="phases, in epochs")
+    fair_warmup: bool = option(False, None, "let the candidates of a block have turns in the warm-up, each "
+        "one once a round in a new order, instead of independent draws (published)")
     epochs: int = option(120, Range(1, _LONGEST), "passes of the search that follows", also="n_epochs")
     frozen_epochs: int = option(1, _COUNT, "epochs at the start of the search without arch steps")
     search_rate: float = option(0.025, _RATE, "learning rate of the weights at the start of the search; it "
@@ -128,10 +130,16 @@ class SearchRecipe(Config):
     reinforce_samples: int = option(10, Range(2, 10_000), 'models drawn for an update of "reinforce"',
         group="reinforce")
     reinforce_updates: int = option(300, _SOME, 'updates an epoch of "reinforce", spread evenly')
-    reinforce_baseline: float = option(0.99, _BELOW_ONE, "decay of the moving average that rewards are "
-        "compared with")
-    reinforce_exponent: float = option(0.1, Range(0, 100), "w of the reward accuracy * (target / cost) ** "
-        "w")
+    reinforce_batch_size: int | None = option(None, _SOME, "held-out images an update, over all processes; "
+        "None takes arch_batch_size (published: 1000)")
+    reinforce_baseline: float | None = option(None, _BELOW_ONE, "what a reward is compared with: None "
+        "takes the mean of the others of its update (leave-one-out), a number a moving average of this decay")
+    reinforce_baseline_first: bool = option(False, None, "let the moving average take in an update's rewards "
+        "before they are compared with it, as the original code does (with a decay of 0.01)")
+    reinforce_reward: str = option("published", ("published", "absolute"), 'what a model earns: "published" '
+        'is accuracy * (target / cost) ** w, "absolute" is accuracy - beta * |cost / target - 1|')
+    reinforce_exponent: float = option(0.1, Range(0, 100), "w of the published reward")
+    reinforce_beta: float = option(0.07, Range(0, 100), "beta of the absolute reward")
 
     evaluations: int = option(200, _SOME, 'models that "random" and "evolution" evaluate',
         group="random and evolution")
@@ -158,6 +166,17 @@ class SearchRecipe(Config):
     def cost_strength(self) -> float:
         """The strength of the regulariser, the published one if none is set."""
         return PUBLISHED_STRENGTH[self.regulariser] if self.strength is None else self.strength
+
+    @property
+    def reward_weight(self) -> float:
+        """The weight of the cost in the reward of "reinforce"."""
+        return self.reinforce_beta if self.reinforce_reward == "absolute" else self.reinforce_exponent
+
+    @property
+    def held_out_batch_size(self) -> int:
+        """The held-out images of an arch step, over all processes."""
+        own = self.reinforce_batch_size if self.algorithm == "reinforce" else None
+        return own or self.arch_batch_size or self.weights.batch_size
 
     @property
     def targets(self) -> dict[str, float]:

@@ -296,7 +296,7 @@ def _timed(searcher: Searcher) -> DryRun:
     model.train()
     weight, arch = [], []
     for number, batch in zip(range(_TRIED_STEPS), searcher.loader.epoch(0), strict=False):
-        model.set_path(model.alphas.sample(searcher.path_generator))
+        model.set_path(searcher.next_path())
         weight.append(_seconds(searcher.weight_step, batch, number, 0.0))
     for number in range(_TRIED_STEPS if recipe.learns else 0):
         arch.append(_seconds(searcher.arch_update, number))

@@ -34,7 +34,7 @@ from ..train.settings import Settings
 from ..train.step import Losses, WeightStep
 from ..utils.distributed import Processes
 from ..utils.signals import StopRequest
-from .arch_optimizers import ArchStep, ReinforceStep
+from .arch_optimizers import ReinforceStep
 from .baselines import Evaluated
 from .constraints import zero_column
 from .evaluate import SubnetEvaluator
@@ -51,8 +51,8 @@ _PATHS, _ARCH = 101, 102  # what a generator is for
 class Schedule:
     """The course of a search (original code, B.7): which steps it does when, and at which learning rate.
 
-    First a warm-up of weight steps alone, on paths drawn evenly (alpha is as good as zero); then, but for
-    ``frozen_epochs``, arch steps between weight steps.
+    First a warm-up of weight steps alone, on paths drawn evenly (alpha is as good as zero) or in turns; then,
+    but for ``frozen_epochs``, arch steps between weight steps.
     """
 
     recipe: SearchRecipe
@@ -196,7 +196,7 @@ class Searcher:
         before = time.monotonic()
         self.loader.waited_s = 0.0
         for batch in self.loader.epoch(p.epoch, first_step=p.step):
-            self.model.set_path(self.model.alphas.sample(self.path_generator))
+            self.model.set_path(self.next_path())
             factor = self.schedule.rate_factor(p.global_step)
             self.losses.add(self.weight_step(batch, p.global_step, factor, side))
             due = self.schedule.arch_steps_after(p.epoch, p.step)
@@ -224,6 +224,13 @@ class Searcher:
                 before = time.monotonic()
         return True
 
+    def next_path(self) -> list[int]:
+        """Return the path that the next weight step trains."""
+        p, recipe = self.position, self.recipe
+        if recipe.fair_warmup and not self.schedule.searching(p.epoch):
+            return self.model.alphas.turn(p.global_step, recipe.seed)
+        return self.model.alphas.sample(self.path_generator)
+
     def weight_step(self, batch: Batch, number: int, factor: float, side: int | None = None) -> Tensor:
         """Train the present path on a batch, and return its loss, [], on the device.
 
@@ -237,9 +244,11 @@ class Searcher:
         """Update alpha on the held-out batch of a number, and return the figures of it."""
         assert self.arch_step is not None
         inputs, targets = self.arch_loader.batch(number)
+        objective = self.controller.current()
         if isinstance(self.arch_step, ReinforceStep):
-            return self.arch_step(inputs, targets)._asdict()
-        r = self.arch_step(inputs, targets, self.controller.current())
+            figures = self.arch_step(inputs, targets, objective)._asdict()
+            return figures if objective.kind == "none" else {**figures, "strength": objective.strength}
+        r = self.arch_step(inputs, targets, objective)
         figures = {
             "loss": r.loss, "objective": r.objective.value, "gradient_norm": r.gradient_norm,
             "strength": self.controller.strength,
@@ -261,7 +270,7 @@ class Searcher:
             if not figures.get("skipped"):
                 self.health.arch_step(figures["gradient_norm"])
                 expected = self.expected()
-                if expected is not None and isinstance(self.arch_step, ArchStep):
+                if expected is not None:
                     self.controller.update(expected)
             log.arch_step(self, figures)
 
@@ -367,7 +376,7 @@ class Searcher:
         before = SearchRecipe.from_dict(state["recipe"], f"the recipe in {self.checkpoints}")
         different = self.recipe.differences(before)
         if different:
-            yield f"; its recipe differs ({'; '.join(different)})"
+            yield f"; its recipe differs ({'; '.join(different)}; `search resume` keeps to its own)"
         if state["arch"] != self._space():
             yield ", in another space"
         yield from other_images(self, state)

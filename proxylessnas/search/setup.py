@@ -24,7 +24,7 @@ from .constraints import Constraint, MinDepth, check_reachable, latency_costs, s
 from .data import ArchLoader, open_search_data
 from .derivation import most_probable
 from .init import align
-from .objective import Objective
+from .objective import Baseline, Objective, Reward
 from .path_optimizer import PathParameters
 from .recipe import SearchRecipe, read_search_recipe
 from .supernet import SuperNet, seeded
@@ -112,7 +112,7 @@ class SearchSetup:
         r, preprocessing = self.recipe, self.supernet.preprocessing
         assert preprocessing is not None
         workers = settings.worker_count(processes.world)
-        size = r.arch_batch_size or r.weights.batch_size
+        size = r.held_out_batch_size
         weights = TrainLoader(
             self.data.train, r.weights, preprocessing,
             num_classes=self.space.num_classes, processes=processes, workers=workers,
@@ -131,10 +131,12 @@ class SearchSetup:
         )
 
     def objective(self) -> Objective:
-        """Return what "gradient" minimises."""
+        """Return what is minimised; of "reinforce", how its reward weighs the cost near the target."""
         r = self.recipe
-        if not self.constraints or r.regulariser == "none":
+        if not self.constraints or (r.regulariser == "none" and r.algorithm != "reinforce"):
             return Objective("none")
+        if r.algorithm == "reinforce":
+            return Objective("add_linear", self.constraints[0].limit, r.reward_weight)
         return Objective(r.regulariser, self.constraints[0].limit, r.cost_strength, r.scale)
 
     def arch_step(
@@ -155,8 +157,10 @@ class SearchSetup:
             )  # fmt: skip
         if r.algorithm == "reinforce":
             return ReinforceStep(
-                self.supernet, optimizer, first, samples=r.reinforce_samples, exponent=r.reinforce_exponent,
-                decay=r.reinforce_baseline, generator=generator, processes=processes, autocast=autocast,
+                self.supernet, optimizer, first, samples=r.reinforce_samples,
+                reward=Reward(r.reinforce_reward, r.reward_weight),
+                baseline=Baseline(r.reinforce_baseline, r.reinforce_baseline_first),
+                generator=generator, processes=processes, autocast=autocast,
             )  # fmt: skip
         return None
 

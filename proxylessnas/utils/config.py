@@ -432,7 +432,7 @@ class Config:
 
 
 def _squeezed(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())
+    return re.sub(r"[^a-z0-9+]", "", name.lower())
 
 
 def _nearest(key: str, known: Iterable[str]) -> list[str]:

@@ -244,3 +244,17 @@ def test_most_probable_candidate() -> None:
     with torch.no_grad():
         a.logits.copy_(torch.tensor([[-1.0, -3, -2, -0.5], [1, 2, 3, 0], [0, -5, -4, 0], [0, 0, -9, 0]]))
     assert a.most_probable() == [3, 2, 2, 2]
+
+
+def test_in_turns_every_candidate_comes_once_a_round() -> None:
+    mask = [[True] * 3, [True, False, True], [False, True, False], [True] * 3]
+    alphas = ArchParameters(mask)
+    steps = torch.tensor([alphas.turn(step, seed=7) for step in range(24)])
+    for block, row in enumerate(mask):
+        allowed = [k for k, ok in enumerate(row) if ok]
+        rounds = steps[:, block].view(-1, len(allowed))
+        assert torch.equal(rounds.sort(1).values, torch.tensor(allowed).expand_as(rounds))
+    assert len({tuple(rounds.tolist()) for rounds in steps[:, 0].view(-1, 3)}) > 2  # in new orders
+    assert not torch.equal(steps[:, 0], steps[:, 3])
+    assert steps[13].tolist() == alphas.turn(13, seed=7)  # of the step and the seed alone
+    assert steps.tolist() != [alphas.turn(step, seed=8) for step in range(24)]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from proxylessnas import DataError
-from proxylessnas.search.objective import Objective, expected_cost, reward
+from proxylessnas.search.objective import Objective, Reward, expected_cost
 
 
 def slope(function: Callable[[float], float], at: float) -> float:
@@ -115,6 +115,7 @@ def test_expected_cost_is_the_mean_over_all_models() -> None:
 
 
 def test_reward() -> None:
-    assert reward(0.7, 40.0, 80.0, 0.1) == pytest.approx(0.7 * 2**0.1)
-    assert reward(0.7, 160.0, 80.0, 0.1) == pytest.approx(0.7 * 0.5**0.1)
-    assert reward(0.7, 80.0, 80.0, 0.1) == pytest.approx(0.7)
+    reward = Reward().of
+    assert reward(0.7, 40.0, 80.0) == pytest.approx(0.7 * 2**0.1)
+    assert reward(0.7, 160.0, 80.0) == pytest.approx(0.7 * 0.5**0.1)
+    assert reward(0.7, 80.0, 80.0) == pytest.approx(0.7)

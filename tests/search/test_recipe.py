@@ -45,8 +45,14 @@ def test_the_imagenet_preset_is_the_published_search() -> None:
         0,
     )
     assert (w.crop_scale_min, w.image_size, w.resize, w.dropout, w.batch_size) == (0.08, 224, 256, None, 256)
+    assert not r.adapt
+    assert not r.fair_warmup
+    assert r.least_share == 0
+    assert (r.reinforce_reward, r.reinforce_baseline, r.reinforce_baseline_first) == ("published", 0.01, True)
+    assert (r.held_out_batch_size, r.replace(algorithm="reinforce").held_out_batch_size) == (256, 1000)
     assert [line.partition(":")[0] for line in r.differences(SearchRecipe())] == [
-        "arch_fraction", "weights.image_size", "weights.resize", "weights.mean", "weights.std",
+        "least_share", "arch_fraction", "adapt", "reinforce_batch_size", "reinforce_baseline",
+        "reinforce_baseline_first", "weights.image_size", "weights.resize", "weights.mean", "weights.std",
         "weights.crop_scale_min", "weights.jitter_brightness", "weights.jitter_saturation",
     ]  # fmt: skip
 
@@ -56,6 +62,18 @@ def test_the_cifar_preset_has_the_papers_rates() -> None:
     assert (r.arch_rate, r.warmup_epochs + r.epochs, r.arch_fraction) == (6e-3, 200, 0.1)
     assert (r.weights.batch_size, r.weights.learning_rate, r.weights.weight_decay) == (64, 0.1, 1e-4)
     assert (r.weights.cutout, r.weights.crop_padding, r.weights.label_smoothing) == (16, 4, 0)
+
+
+@pytest.mark.parametrize("name", ["imagenet", "cifar"])
+def test_a_plus_adds_ours_and_nothing_else(name: str) -> None:
+    published, plus = PRESETS[name], read_search_recipe(f"{name}+")
+    assert sorted(line.partition(":")[0] for line in plus.differences(published)) == [
+        "adapt", "fair_warmup", "least_share", "reinforce_baseline", "reinforce_baseline_first",
+        "reinforce_reward",
+    ]  # fmt: skip
+    for line in plus.differences(published):
+        value = line.partition(":")[0]
+        assert getattr(plus, value) == getattr(PRESETS["small"], value) == getattr(PRESETS["tiny"], value)
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
@@ -77,7 +95,9 @@ def test_every_value_survives_toml() -> None:
         "arch_betas": (0.5, 0.99), "arch_init": 0.0, "aligned_start": True, "frozen_epochs": 2,
         "regulariser": "add_linear", "strength": 0.2, "scale": 1.5, "adapt": False, "least_share": 0.5,
         "min_depth": 1,
-        "reinforce_samples": 4, "reinforce_updates": 9, "reinforce_baseline": 0.5, "reinforce_exponent": 0.07,
+        "reinforce_samples": 4, "reinforce_updates": 9, "reinforce_baseline": 0.5, "reinforce_exponent": 0.06,
+        "reinforce_batch_size": 50, "reinforce_baseline_first": True, "reinforce_reward": "absolute",
+        "reinforce_beta": 0.08, "fair_warmup": True,
         "evaluations": 30, "population": 10, "mutation": 0.25, "recalibrate_batches": 0, "stuck_epochs": 0,
         "target_ms": 1.25, "target_macs_m": 300.0, "target_params_m": 4.5,
         "weights": {"seed": 7, "batch_size": 12, "mixup_alpha": 0.2, "optimizer": "adamw", "amp": "bf16"},

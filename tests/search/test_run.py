@@ -122,8 +122,9 @@ def everything(state: dict[str, Any]) -> list[Any]:
     [
         {}, {"arch_mode": "two", "amp": "fp16"}, {"algorithm": "reinforce"}, {"algorithm": "random"},
         {"algorithm": "evolution", "population": 2},
+        {"algorithm": "reinforce", "fair_warmup": True, "reinforce_baseline": 0.9},
     ],
-    ids=["gradient", "two in fp16", "reinforce", "random", "evolution"],
+    ids=["gradient", "two in fp16", "reinforce", "random", "evolution", "fair, then reinforce"],
 )  # fmt: skip
 def test_stopped_anywhere_a_search_goes_on_to_the_same_bits(
     changes: dict[str, Any], data: Path, tmp_path: Path

@@ -26,7 +26,7 @@ from proxylessnas import register_op
 from proxylessnas.arch.space import SearchSpace, SpaceStage
 from proxylessnas.search.arch_optimizers import MODES, ArchStep, ReinforceStep
 from proxylessnas.search.constraints import Costs
-from proxylessnas.search.objective import Objective
+from proxylessnas.search.objective import Baseline, Objective
 from proxylessnas.search.path_optimizer import PathParameters
 from proxylessnas.search.supernet import SuperNet, seeded
 
@@ -120,11 +120,12 @@ def test_gradient_finds_the_best_model(mode: str) -> None:
     assert found.count(BEST) >= 9, found
 
 
-def test_reinforce_finds_the_best_model() -> None:
+@pytest.mark.parametrize("decay", [None, 0.9])
+def test_reinforce_finds_the_best_model(decay: float | None) -> None:
     found = []
     for seed in SEEDS:
         model, paths, g = warm(seed)
-        step = ReinforceStep(model, adam(model), None, samples=8, decay=0.9, generator=g)
+        step = ReinforceStep(model, adam(model), None, samples=8, baseline=Baseline(decay), generator=g)
         for _ in range(45):
             model.set_path(model.alphas.sample(g))
             train(model, paths, g)
