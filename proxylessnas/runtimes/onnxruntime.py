@@ -134,7 +134,7 @@ class OnnxRuntime(Runtime):
     needs = ("onnx", "onnxscript", "onnxruntime")
     extra = "onnx"
     suffixes = (".onnx",)
-    dtypes: Mapping[str, tuple[str, ...]] = {"cpu": ("float32",), "cuda": ("float32", "float16")}
+    dtypes: Mapping[str, tuple[str, ...]] = {"cpu": ("float32", "int8"), "cuda": ("float32", "float16")}
     kit_loader = _KitLoader
 
     def versions(self) -> dict[str, str]:
@@ -158,6 +158,8 @@ class OnnxRuntime(Runtime):
             )
         from .onnx_graph import whole_model_onnx
 
+        if settings.device == "cpu":
+            _share_pool(ort, settings.threads)  # before any other session, such as one that calibrates
         return OnnxSession(whole_model_onnx(spec, settings.batch_size, settings.dtype), spec, settings)
 
     def kit_file(self, spec: ModelSpec, batch_size: int) -> bytes:
