@@ -384,28 +384,37 @@ def with_repeated_weights(model: Proto) -> Proto:
     import numpy as np
 
     helper, numpy_helper = onnx.helper, onnx.numpy_helper
+    draw = np.random.default_rng(0)
+    patterns = {
+        # Of a size that lets values neither grow beyond all bounds nor fade, whatever the layer.
+        onnx.TensorProto.FLOAT: (0.1 * draw.standard_normal(_PATTERN)).astype(np.float32),
+        onnx.TensorProto.INT8: draw.integers(-64, 65, _PATTERN).astype(np.int8),
+    }
     large = [
         t for t in model.graph.initializer
-        if len(t.dims) >= 2 and int(np.prod(t.dims)) >= _LARGE and t.data_type == onnx.TensorProto.FLOAT
+        if len(t.dims) >= 2 and int(np.prod(t.dims)) >= _LARGE and t.data_type in patterns
     ]  # fmt: skip
     if not large:
         return model
     kept = [t for t in model.graph.initializer if t not in large]
-    longest = max(int(np.prod(t.dims)) for t in large)
-    repeats = -(-(longest + _PATTERN) // _PATTERN)  # one more, as cuts start anywhere in the first
-    # Of a size that lets values neither grow beyond all bounds nor fade, whatever the layer.
-    pattern = (0.1 * np.random.default_rng(0).standard_normal(_PATTERN)).astype(np.float32)
-    made = {"repeated/pattern": pattern, "repeated/times": np.array([repeats], np.int64)}
-    nodes = [helper.make_node("Tile", list(made), ["repeated"], "repeated")]
+    nodes: list[Any] = []
+    made: dict[str, Any] = {}
+    for kind, pattern in patterns.items():
+        longest = max((int(np.prod(t.dims)) for t in large if t.data_type == kind), default=0)
+        if longest:
+            repeated = f"repeated{kind}"
+            repeats = -(-(longest + _PATTERN) // _PATTERN)  # one more, as cuts start anywhere in the first
+            own = {f"{repeated}/pattern": pattern, f"{repeated}/times": np.array([repeats], np.int64)}
+            nodes.append(helper.make_node("Tile", [*own], [repeated], repeated))
+            made |= own
     for i, tensor in enumerate(large):
         name, start = tensor.name, 97 * i % _PATTERN
         made[f"{name}/from"] = np.array([start], np.int64)
         made[f"{name}/to"] = np.array([start + int(np.prod(tensor.dims))], np.int64)
         made[f"{name}/shape"] = np.array(tensor.dims, np.int64)
+        cut = [f"repeated{tensor.data_type}", f"{name}/from", f"{name}/to"]
         nodes += [
-            helper.make_node(
-                "Slice", ["repeated", f"{name}/from", f"{name}/to"], [f"{name}/cut"], f"{name}/cut"
-            ),
+            helper.make_node("Slice", cut, [f"{name}/cut"], f"{name}/cut"),
             helper.make_node("Reshape", [f"{name}/cut", f"{name}/shape"], [name], f"{name}/make"),
         ]
     small = onnx.ModelProto()

@@ -331,7 +331,7 @@ class _Rounded:
         import numpy as np
 
         if name not in self.scales:
-            low, high = np.float32(self.ranges[name]).tolist()
+            low, high = np.array(self.ranges[name], np.float32).tolist()
             scale, zero = scale_and_zero(low, high)
             self.scales[name] = np.float32(scale)
             self._constant(f"{name}_scale", self.scales[name])
