@@ -139,7 +139,14 @@ def observed(proto: Proto, inputs: Sequence[Tensor], rule: str) -> Ranges:
     options.intra_op_num_threads = torch.get_num_threads()
     # Fused operations would not show their insides.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(watched.SerializeToString(), options, ["CPUExecutionProvider"])
+    model = watched.SerializeToString(), options, ["CPUExecutionProvider"]
+    try:
+        session = ort.InferenceSession(*model, enable_fallback=0)  # which would print
+    except RuntimeError as e:
+        if "use_per_session_threads" not in str(e):
+            raise
+        options.use_per_session_threads = False  # all sessions of this process share one pool
+        session = ort.InferenceSession(*model)
     names = [output.name for output in session.get_outputs()]
     entry = session.get_inputs()[0].name
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -196,8 +199,31 @@ def test_other_runtimes_and_devices_name_those_that_have_it() -> None:
 
 
 def test_a_missing_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingExtraError, match=r"proxylessnas\[onnx\]"):
         onnx_graph.whole_model_onnx(ModelSpec("arch", str(SMALL), (3, 32, 32)), 1, "int8")
+
+
+_SHARED = """
+from proxylessnas.runtimes.base import ModelSpec
+from proxylessnas.runtimes.registry import get_runtime
+from proxylessnas.runtimes.settings import Settings
+from pathlib import Path
+import torch
+
+torch.set_num_threads(1)
+spec = ModelSpec("op", "k3e6 in=8x16x16 out=8 stride=1 shortcut", (8, 16, 16))
+settings = Settings("onnxruntime", threads=3, dtype="int8")
+def count():
+    return len([*Path("/proc/self/task").iterdir()])
+kept = [get_runtime("onnxruntime").load(spec, settings)]
+before = count()
+kept += [get_runtime("onnxruntime").load(spec, settings) for _ in range(3)]
+print(count() - before)
+"""
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads in /proc")
+def test_models_that_are_calibrated_in_a_process_share_one_pool() -> None:
+    done = subprocess.run([sys.executable, "-c", _SHARED], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0"]
