@@ -67,6 +67,14 @@ def import_modules(args: argparse.Namespace) -> None:
             raise UsageError(f"--import {name}: {type(e).__name__}: {e}") from e
 
 
+def add_int8(parser: Any) -> None:
+    """Declare ``--int8``, short for a value of ``--dtype``, which is declared before."""
+    parser.add_argument(
+        "--int8", dest="dtype", action="store_const", const="int8", default=argparse.SUPPRESS,
+        help="the same as --dtype int8",
+    )  # fmt: skip
+
+
 def add_space(parser: Any, *, required: bool = True) -> None:
     """Declare a search space and what may differ from its defaults."""
     default = "" if required else " (default: the table's)"

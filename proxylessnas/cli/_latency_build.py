@@ -11,6 +11,7 @@ from ..utils.progress import Steps
 from ._arguments import (
     TABLE_HELP,
     add_imports,
+    add_int8,
     add_output,
     add_quiet,
     add_space,
@@ -42,6 +43,7 @@ class Build(Command):
     name = "build"
     example = """\
   $ proxylessnas latency build --space imagenet --runtime onnxruntime --threads 2 -o table.json
+  $ proxylessnas latency build --space imagenet --runtime onnxruntime --int8 -o int8.json
 """
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -51,6 +53,7 @@ class Build(Command):
         add_output(parser, "where to write the table (.json)", required=True)
         add(parser, "--force", "replace a table that is there")
         add_options(parser, BuildSettings, without=("imports",), names={"batch_size": "--batch"})
+        add_int8(parser)
         add_imports(parser)
         add_quiet(parser)
 
@@ -204,6 +207,7 @@ class Kit(Command):
         ):
             parser.add_argument(f"--{name}", type=whole(low, high), default=default, metavar="N", help=help)
         add(parser, "--formats F,F", "onnx, executorch, or both (default: onnx)", default="onnx")
+        add(parser, "--int8", "models with 8-bit weights and activations (onnx)")
         add_imports(parser)
         add_quiet(parser)
 
@@ -216,7 +220,7 @@ class Kit(Command):
         with Steps(args.quiet, "writing") as steps:
             folder = write_kit(
                 space, args.output, formats=formats, nets=args.nets, batch_size=args.batch, seed=args.seed,
-                progress=steps,
+                dtype="int8" if args.int8 else "float32", progress=steps,
             )  # fmt: skip
         files = [path for path in Path(folder).rglob("*") if path.is_file()]
         size = sum(path.stat().st_size for path in files)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..utils.checks import Range
 from ..utils.progress import Steps
-from ._arguments import MODEL_HELP, MOST_PIXELS, add_imports, add_quiet
+from ._arguments import MODEL_HELP, MOST_PIXELS, add_imports, add_int8, add_quiet
 from ._command import Command
 from ._options import add, add_options, settings_from, typed, whole
 from ._output import ms, note, plural, print_json, print_table, printable, rate
@@ -50,6 +50,7 @@ class Measure(Command):
             default=1.0,
         )
         add_options(parser, Settings, names={"batch_size": "--batch"})
+        add_int8(parser)
         add_imports(parser)
         add_quiet(parser)
 

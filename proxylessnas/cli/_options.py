@@ -132,7 +132,8 @@ def spelled(message: str, parser: argparse.ArgumentParser) -> str:
     of names that are no words, what must be, needs or was something: in "batch_size must be ..." it is the
     caller's, but in "the table: batch_size is ..." a file's.
     """
-    names = {action.dest: action.option_strings[0] for action in parser._actions if action.option_strings}
+    actions = reversed(parser._actions)  # of several for one field the first counts
+    names = {action.dest: action.option_strings[0] for action in actions if action.option_strings}
 
     def option(found: re.Match[str]) -> str:
         name, _, value = found["name"].partition("=")

@@ -102,9 +102,10 @@ def _state(found: Mapping[str, Any]) -> str:
 
 
 def _measured(result: Mapping[str, Any]) -> list[tuple[str, str]]:
-    from ..search.logger import describe_latency
+    from ..search.logger import describe_int8, describe_latency
 
-    return [("measured" if not i else "", text) for i, text in enumerate(describe_latency(result))]
+    rows = [("measured" if not i else "", text) for i, text in enumerate(describe_latency(result))]
+    return rows + [("INT8" if not i else "", text) for i, text in enumerate(describe_int8(result))]
 
 
 def _blocks(folder: Path, found: Mapping[str, Any]) -> str:

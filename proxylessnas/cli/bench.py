@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from typing import TYPE_CHECKING, Any
 
 from ..utils.progress import Steps
@@ -22,11 +23,12 @@ _NOTES = 3  # lines whose noise is told one by one
 class BenchModels(Command):
     """Compare models on this device: latency, size and accuracy.
 
-    Measure models under every combination of runtimes, threads and batches, in one interleaved run: each
-    round gives everything one short window, in random order, and the figure to compare is undisturbed: the 2
-    % quantile of the calls. Next to ImageNet models, torchvision's mobilenet_v2, mobilenet_v3_large and
-    efficientnet_b0 are measured, and where timm is installed its mobilenetv3_large_100, efficientnet_lite0
-    and mnasnet_100. Without MODEL, the authors' four models.
+    Measure models under every combination of runtimes, threads, batches and dtypes, in one interleaved run:
+    each round gives everything one short window, in random order, and the figure to compare is undisturbed:
+    the 2 % quantile of the calls. Several dtypes, such as float32,int8, are also shown side by side. Next to
+    ImageNet models, torchvision's mobilenet_v2, mobilenet_v3_large and efficientnet_b0 are measured, and
+    where timm is installed its mobilenetv3_large_100, efficientnet_lite0 and mnasnet_100. Without MODEL, the
+    authors' four models.
     """
 
     name = "bench"
@@ -95,11 +97,12 @@ def _check_panels(settings: BenchSettings) -> None:
     from ..latency.plots import PANELS_UP_TO
 
     threads = set(settings.threads) if settings.device == "cpu" else {1}
-    count = len(set(settings.runtimes)) * len(threads) * len(set(settings.batches))
+    dtypes = set(settings.dtypes or (settings.dtype,))
+    count = len(set(settings.runtimes)) * len(threads) * len(set(settings.batches)) * len(dtypes)
     if count > PANELS_UP_TO:
         raise UsageError(
-            f"--png holds {PANELS_UP_TO} settings (runtimes x threads x batches), not {count}: leave it out, "
-            "or measure them in several runs"
+            f"--png holds {PANELS_UP_TO} settings (runtimes x threads x batches x dtypes), not {count}: "
+            "leave it out, or measure them in several runs"
         )
 
 
@@ -127,17 +130,40 @@ def _show(result: Bench) -> None:
         print(titles)
         for _ in cells:
             print(printable(next(text)))
+    _show_dtypes(result)
     _explain(result)
+
+
+def _show_dtypes(result: Bench) -> None:
+    """Print the models of a bench of several dtypes side by side."""
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for row in result.rows:
+        c = row.timing.conditions
+        setting = row.setting.removesuffix(f", {c.dtype}")
+        found.setdefault((setting, row.model.name), {})[c.dtype] = row.timing.undisturbed_ms
+    for setting in dict.fromkeys(setting for setting, _ in found):
+        models = {name: times for (of, name), times in found.items() if of == setting}
+        dtypes = list(dict.fromkeys(dtype for times in models.values() for dtype in times))
+        if len(dtypes) < 2:
+            continue
+        first, *others = dtypes
+        rows = [("model", *dtypes, *(f"{first} / {other}" for other in others))]
+        for name, times in models.items():
+            cells = [ms(times.get(dtype, math.nan)) for dtype in dtypes]
+            shares = [times.get(first, math.nan) / times.get(other, math.nan) for other in others]
+            rows.append((name, *cells, *("-" if math.isnan(s) else f"{s:.2f}" for s in shares)))
+        print("\n" + bold(f"{setting}: ms"))
+        print(printable(table(rows, "<" + ">" * (len(rows[0]) - 1))))
 
 
 def _cells(row: BenchRow) -> tuple[str, ...]:
     model, t = row.model, row.timing
-    measured = "*" if model.top1_status == "measured here" else ""
+    measured = "*" if row.top1 is not None and model.top1_status == "measured here" else ""
     return (
         model.name, ms(t.undisturbed_ms), ms(t.median_ms), ms(t.p90_ms),
         rate(t.images_per_second),
         *(millions(count) if count else "-" for count in (model.params, model.macs)),
-        "-" if model.top1 is None else f"{model.top1:.1f}{measured}", "uncertain" if t.noisy else "",
+        "-" if row.top1 is None else f"{row.top1:.1f}{measured}", "uncertain" if t.noisy else "",
     )  # fmt: skip
 
 

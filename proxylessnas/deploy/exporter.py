@@ -14,6 +14,7 @@ import torch
 from ..arch.arch import Arch
 from ..arch.tree import TreeArch
 from ..data.folders import LabelledImages, labelled_images
+from ..data.sources import ImageSource
 from ..errors import LatencyError
 from ..models.base import ImageClassifier
 from ..runtimes.machine import device_name
@@ -142,10 +143,12 @@ def _doubts(int8: Int8Report | None, asked: ExportSettings) -> list[str]:
     return doubts(int8, asked.data is None)
 
 
-def _judge(bundle: ModelBundle, data: str | os.PathLike[str] | None) -> LabelledImages | None:
+def _judge(
+    bundle: ModelBundle, data: str | os.PathLike[str] | ImageSource | None
+) -> LabelledImages | ImageSource | None:
     """Return the labelled images that judge int8."""
-    if data is None:
-        return None
+    if data is None or isinstance(data, ImageSource):
+        return data
     record, classes = bundle.model.weights, bundle.model.num_classes
     dataset = record.dataset if record is not None and record.num_classes == classes else None
     return labelled_images(data, classes, dataset, names=bundle.categories)

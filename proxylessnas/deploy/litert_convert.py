@@ -137,7 +137,7 @@ def _observed(
     import numpy as np
     import torch
 
-    from proxylessnas.deploy.quantization.fake_quant import ranges_of
+    from proxylessnas.runtimes.onnx_int8 import ranges_of
 
     entry = watched.get_input_details()[0]
     batch = int(entry["shape_signature"][0])

@@ -61,10 +61,12 @@ class ExportSettings(ExportOptions):
         group="INT8")
     calibrate: Any = option(None, None, "images like those that the model will see: a folder or files, 8 at "
         "least, 50 or more will do", metavar="DIR")
-    data: PathLike | None = option(None, None, "labelled images to evaluate it with, as for eval; None takes "
+    data: Any = option(None, None, "labelled images to evaluate it with, as for eval; None takes "
         "those of the calibration that are held out", metavar="DIR")
     target_isa: str | None = option(None, TARGETS, "x86 processors that it must compute the same on: without "
         "VNNI, with it, or both; None takes any", metavar="ISA")
+    all_int8: bool = option(False, None, "leave no part of the model in float32, as a model that was found "
+        "with a latency table of INT8 is meant")
     min_agreement: float | None = option(None, _SHARE, "share of the images that must keep their class; None "
         "takes 0.9", metavar="P")
     max_drop: float | None = option(None, _SHARE, "share of the labelled images that may be lost; None "
@@ -91,7 +93,10 @@ class ExportSettings(ExportOptions):
         found = []
         if self.untrained and self.weights is not None:
             found.append("`untrained` leaves the weights random: it does not go with `weights`")
-        names = ("calibrate", "data", "target_isa", "min_agreement", "max_drop", "qat_epochs", "qat_data")
+        names = (
+            "calibrate", "data", "target_isa", "all_int8", "min_agreement", "max_drop", "qat_epochs",
+            "qat_data",
+        )  # fmt: skip
         given = [f"`{name}`" for name in names if getattr(self, name) not in (None, 0)]
         if given and not self.int8:
             found.append(f"{' and '.join(given)} {'is' if len(given) == 1 else 'are'} for `int8`")

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ from ..runtimes.settings import Settings
 from .bundle import ModelBundle
 from .formats.base import Program
 from .settings import ExportOptions
+
+T = TypeVar("T")
 
 #: Images a call where the file leaves that open.
 BATCHES = (1, 2, 7)
@@ -218,7 +221,7 @@ def image_files(given: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
     return [os.path.join(root, name) for name in sorted(images_below(root))], root
 
 
-def spread(files: Sequence[str], most: int) -> list[str]:
+def spread(files: Sequence[T], most: int) -> list[T]:
     """Return at most so many files, spread evenly over all."""
     count = min(len(files), most)
     return [files[i * len(files) // count] for i in range(count)]

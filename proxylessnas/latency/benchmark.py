@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LatencyError
-from ..runtimes.files import file_runtimes
-from ..runtimes.settings import Settings
+from ..runtimes.files import file_runtimes, report_of
+from ..runtimes.registry import get_runtime
+from ..runtimes.settings import FLOATS, Settings
 from ..utils.files import write_atomically
 from ..utils.text import csv_text
 from .benchmark_models import PEERS, SPECIALISED, BenchModel, open_models
@@ -52,10 +53,17 @@ class BenchRow:
         """The setting in words, as in "torch, 2 threads, batch 1"."""
         return describe(self.timing.conditions)
 
+    @property
+    def top1(self) -> float | None:
+        """Accuracy in percent, if it is known: in INT8 that of a file only, as images decide what is left."""
+        rounded = self.timing.conditions.dtype == "int8" and self.model.spec.kind != "file"
+        return None if rounded else self.model.top1
+
     def to_dict(self) -> dict[str, Any]:
         """Return it flat, as JSON values: a line of the CSV file."""
         model, t = self.model, self.timing
         c = t.conditions
+        known = model if self.top1 is not None else None
         return {
             "net": model.name,
             "peer": model.peer,
@@ -78,10 +86,10 @@ class BenchRow:
             "images_per_second": round(t.images_per_second, 2),
             "params": model.params,
             "macs": model.macs,
-            "top1": model.top1,
-            "top1_status": model.top1_status,
-            "top1_source": model.top1_source,
-            "top1_dataset": model.dataset,
+            "top1": self.top1,
+            "top1_status": known and known.top1_status,
+            "top1_source": known and known.top1_source,
+            "top1_dataset": known and known.dataset,
             "device_name": c.device_name,
             "allocator": c.allocator,
             "versions": ", ".join(f"{name} {version}" for name, version in c.versions.items()),
@@ -133,7 +141,7 @@ def bench(
     peers: Sequence[str] = PEERS,
     progress: Progress | None = None,
 ) -> Bench:
-    """Measure models x runtimes x threads x batches in one interleaved run.
+    """Measure models x runtimes x threads x batches x dtypes in one interleaved run.
 
     Each setting has a process of its own, of which only one works at a time.
 
@@ -154,13 +162,15 @@ def bench(
     """
     wanted = settings or BenchSettings()
     counts, said = _thread_counts(wanted.threads, wanted.device)
+    dtypes = dict.fromkeys(wanted.dtypes or (wanted.dtype,))
     asked = [
-        Settings(runtime, wanted.device, count, size, wanted.dtype, wanted.memory_format, wanted.cuda_graph)
-        for runtime, count, size in itertools.product(
-            dict.fromkeys(wanted.runtimes), counts, dict.fromkeys(wanted.batches)
+        Settings(runtime, wanted.device, count, size, dtype, wanted.memory_format, wanted.cuda_graph)
+        for runtime, count, size, dtype in itertools.product(
+            dict.fromkeys(wanted.runtimes), counts, dict.fromkeys(wanted.batches), dtypes
         )
     ]
-    _check_count(asked)
+    computed, left_out = _computed(asked)
+    _check_count(computed)
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="proxylessnas-")))
         entries, notes = open_models(models, folder, image_size=wanted.image_size, peers=peers)
@@ -183,31 +193,56 @@ def bench(
             _LONGER * windows_s + _START_S * len(plan), processes=1, least_rounds=least, least_seconds=0.0
         )
         rows, failed = _measured(entries, plan, session)
-        return Bench(tuple(rows), (*said, *notes, *failed), session.rounds)
+        return Bench(tuple(rows), (*said, *left_out, *notes, *failed), session.rounds)
 
 
 def _check_count(asked: Sized) -> None:
     if len(asked) > _PROCESSES_UP_TO:
         raise LatencyError(
-            f"{len(asked)} settings (runtimes x threads x batches) need as many processes at a time; "
-            f"{_PROCESSES_UP_TO} are the limit: measure them in several runs"
+            f"{len(asked)} settings (runtimes x threads x batches x dtypes) need as many processes at a "
+            f"time; {_PROCESSES_UP_TO} are the limit: measure them in several runs"
         )
 
 
 def _plan(asked: Sequence[Settings], models: Sequence[BenchModel]) -> dict[Settings, list[int]]:
-    """Return which models are measured under which setting.
+    """Return which models are measured under which setting: those whose dtype its runtime computes in.
 
-    An exported file is measured in the runtimes that read it; if none of them is asked for, in its own.
+    An exported file is measured in the runtimes that read it; if none of them is asked for, in its own. Its
+    precision is its own, too, so of several dtypes it has one.
     """
-    plan: dict[Settings, list[int]] = {settings: [] for settings in asked}
+    computed = _computed(asked)[0]
+    plan: dict[Settings, list[int]] = {settings: [] for settings in computed}
     for i, model in enumerate(models):
         reading = file_runtimes(model.spec.text) if model.spec.kind == "file" else None
-        its = [settings for settings in asked if reading is None or settings.runtime in reading]
+        its = [s for s in (computed if reading is None else asked) if not reading or s.runtime in reading]
         if not its and reading:
             its = [dataclasses.replace(s, runtime=reading[0], cuda_graph=False) for s in asked]
+        if reading is not None:
+            own = report_of(model.spec.text).get("precision")
+            its = [dataclasses.replace(s, dtype=_dtype_of_file(own, s, its)) for s in its]
         for settings in dict.fromkeys(its):
             plan.setdefault(settings, []).append(i)
     return {settings: chosen for settings, chosen in plan.items() if chosen}
+
+
+def _dtype_of_file(own: object, settings: Settings, asked: Sequence[Settings]) -> str:
+    """Return the dtype that a file is measured under: its own where it is asked for, else one of floats."""
+    dtypes = [s.dtype for s in asked if s.runtime == settings.runtime]
+    if own in dtypes and own in get_runtime(settings.runtime).dtypes.get(settings.device, ()):
+        return str(own)
+    return next((dtype for dtype in dtypes if dtype in FLOATS), FLOATS[0])
+
+
+def _computed(asked: Sequence[Settings]) -> tuple[list[Settings], list[str]]:
+    """Return the settings whose runtime computes in their dtype, and what to say of the others.
+
+    Where there is one dtype, or no runtime for any, all are returned: each says why it cannot.
+    """
+    fits = [s for s in asked if s.dtype in get_runtime(s.runtime).dtypes.get(s.device, ())]
+    others = dict.fromkeys((s.runtime, s.dtype, s.device) for s in asked if s not in fits)
+    if not fits or len({s.dtype for s in asked}) == 1:
+        return list(asked), []
+    return fits, [f"{name} is left out in {dtype}: it has none on {where}" for name, dtype, where in others]
 
 
 def _thread_counts(threads: Sequence[int], device: str) -> tuple[list[int], list[str]]:

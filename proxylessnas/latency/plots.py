@@ -72,11 +72,12 @@ class Panels(NamedTuple):
 
 
 def describe(settings: Settings) -> str:
-    """Return what tells settings of one benchmark apart, as in "torch, 2 threads, batch 1"."""
+    """Return what tells settings of one benchmark apart, as in "torch, 2 threads, batch 1, int8"."""
     pool = (
         f", {settings.threads} thread{'s' * (settings.threads > 1)}" if settings.device == "cpu" else ", GPU"
     )
-    return f"{settings.runtime}{pool}, batch {settings.batch_size}"
+    dtype = "" if settings.dtype == "float32" else f", {settings.dtype}"
+    return f"{settings.runtime}{pool}, batch {settings.batch_size}{dtype}"
 
 
 def accuracy_panels(rows: Iterable[Mapping[str, Any]]) -> Panels:
@@ -93,13 +94,15 @@ def accuracy_panels(rows: Iterable[Mapping[str, Any]]) -> Panels:
     left_out: dict[str, str] = {}
     for row in rows:
         if row["top1"] is None and dataset is not None:
-            left_out[row["net"]] = "its accuracy is not known"
+            where = " in INT8" if row.get("dtype") == "int8" else ""
+            left_out[row["net"]] = f"its accuracy{where} is not known"
             continue
         if row["top1"] is not None and row["top1_dataset"] != dataset:
             own = DATASETS.get(row["top1_dataset"], row["top1_dataset"])
             left_out[row["net"]] = f"its accuracy is on {own}, not on {DATASETS.get(str(dataset), dataset)}"
             continue
-        setting = describe(Settings(row["runtime"], row["device"], row["threads"], row["batch"]))
+        dtype = row.get("dtype") or "float32"
+        setting = describe(Settings(row["runtime"], row["device"], row["threads"], row["batch"], dtype))
         setting += f"; {row['device_name']}" if len(devices) > 1 else ""
         name, published = row["net"].removeprefix("torchvision/"), row["top1_status"] == "published"
         ms = row.get("undisturbed_ms") or row["median_ms"]  # earlier versions had medians only

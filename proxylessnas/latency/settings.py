@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import LatencyError
-from ..runtimes.settings import MOST_IMAGES, MOST_PIXELS, MOST_THREADS, Settings
+from ..runtimes.settings import DTYPES, MOST_IMAGES, MOST_PIXELS, MOST_THREADS, Settings
 from ..utils.checks import Range
 from ..utils.config import Config, option, same_option
 
@@ -99,6 +99,8 @@ class BenchSettings(Config):
     cuda_graph: bool = same_option(Settings, "cuda_graph")
     device: str = same_option(Settings, "device")
     dtype: str = same_option(Settings, "dtype")
+    dtypes: tuple[str, ...] = option((), DTYPES, "several in place of --dtype, side by side: float32,int8. A "
+        "runtime is left out for one that it does not compute in; a file has its own", metavar="T")
     memory_format: str = same_option(Settings, "memory_format")
     rounds: int = option(7, Range(1, 1000), "how often each model is measured under each setting, at least",
         group="effort")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..arch.arch import Arch
@@ -13,7 +14,9 @@ from ..arch.tree import TreeArch
 from ..errors import LatencyError, LatencyKeyError, one_line
 from ..figures.draw_model import SKIPPED, Layer, counts, layers_of, model_figure, summary, timed_layers
 from ..figures.draw_tree import tree_figure
-from .page import Figure, inline
+from ..runtimes.files import report_of
+from ..utils.checks import is_number
+from .page import Figure, Table, inline
 
 if TYPE_CHECKING:
     from ..latency.table import LatencyTable
@@ -68,6 +71,32 @@ def _in_words(layer: Layer, by: str) -> str:
     time = f", {layer.ms:.3g} ms" if by == "latency" and layer.ms is not None else ""
     halves = ", halves the map" if layer.stride == 2 else ""
     return f"{' '.join(layer.label.split())} to {layer.channels[2]} channels{halves}{time}"
+
+
+_PRECISIONS = (("top-1 (%)", "top1", 1.0), ("ms an image", "ms", 1.0), ("MB", "bytes", 1e-6))
+
+
+def precisions(folder: Path) -> Table | None:
+    """Return float32 and INT8 side by side, of the INT8 files that were exported into a folder; None if none.
+
+    Their reports say how many images evaluated both, and that their latencies were measured by turns.
+    """
+    rows: list[list[object]] = []
+    for path in sorted(folder.glob("*.*.json")):
+        known = report_of(path.with_suffix("")).get("int8")
+        if isinstance(known, Mapping):
+            values = [
+                (known.get(f"{name}_{dtype}"), scale)
+                for _, name, scale in _PRECISIONS
+                for dtype in ("float", "int8")
+            ]
+            cells = [f"{v * scale:.4g}" if is_number(v, 0, 1e15) else "-" for v, scale in values]
+            rows.append([path.stem, *cells, known.get("n", "-")])
+    if not rows:
+        return None
+    head = [f"{what}, {dtype}" for what, _, _ in _PRECISIONS for dtype in ("float32", "INT8")]
+    caption = "Both precisions: accuracy on the same images, latency of both files by turns"
+    return Table(("file", *head, "images"), rows, caption, range(1, len(head) + 2))
 
 
 _BAR = 28  # columns of the widest layer

@@ -82,6 +82,7 @@ class RunPage:
         space: a search's space in words, and its stages.
         found: what came out.
         architecture: of the model, as text.
+        precisions: of the model in float32 and INT8, side by side.
         models: its figures, with ``model_text``, or ``no_models``, which says why there are none.
         slider: of a search: see :func:`~.draw_search.slider`.
         charts: the curves, or ``no_charts``, which says why there are none.
@@ -100,6 +101,7 @@ class RunPage:
     space: tuple[str, Table] | None = None
     found: Facts = ()
     architecture: str = ""
+    precisions: Table | None = None
     models: Sequence[Figure] = ()
     model_text: str = ""
     no_models: str = ""

@@ -17,7 +17,7 @@ from ..utils.progress import clock
 from ..utils.text import large
 from .compare import compare
 from .draw_search import slider
-from .model_page import model_figures
+from .model_page import model_figures, precisions
 from .page import (
     UNITS,
     Facts,
@@ -72,7 +72,7 @@ def search_page(runs: Mapping[str, SearchRun], folder: Path, notes: list[str], c
         cards=_cards(run, model),
         asked=_asked(run), space=_space(run),
         found=_found(run) if model is not None else (), architecture=str(model or ""),
-        models=figures, model_text=text,
+        precisions=precisions(folder), models=figures, model_text=text,
         slider=slider(run) if run.snapshots else None,
         charts=_charts(run), epochs=_epochs(run),
         no_charts="No arch step and no epoch of the search proper has been logged yet.",
@@ -265,6 +265,7 @@ def _latency(run: SearchRun, model: Arch | None, table: LatencyTable | None) -> 
         rows.append(("measured", done.get("measured_note") or "not measured"))
     else:
         rows.append(("measured", "not yet: the model is measured when the search ends"))
+    rows += [("INT8" if not i else "", text) for i, text in enumerate(_int8(done))]
     rows.append(("device", run.begin.get("table_conditions")))
     if table is None:
         return [*rows, ("the table", "is not in the run's folder, or damaged")], None
@@ -273,6 +274,16 @@ def _latency(run: SearchRun, model: Arch | None, table: LatencyTable | None) -> 
     problems, known = doubts(table), _validation(table)
     rows.append(("the table's own test", known.verdict if known else "; ".join(problems) or "passed"))
     return rows, _predictions(known, predicted, measured) if known and known.pairs else None
+
+
+def _int8(done: Mapping[str, Any]) -> list[str]:
+    """Return in words what became of the model in INT8."""
+    from ..search.logger import describe_int8
+
+    try:
+        return describe_int8(done)
+    except (AttributeError, LookupError, TypeError, ValueError):  # a damaged log
+        return []
 
 
 def _validation(table: LatencyTable) -> Validation | None:

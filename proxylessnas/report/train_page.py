@@ -14,7 +14,7 @@ from ..errors import ProxylessError
 from ..models.loading import Header
 from ..utils.plotting import finite
 from ..utils.progress import clock
-from .model_page import model_figures
+from .model_page import model_figures, precisions
 from .page import Comparison, Facts, Figure, Line, RunPage, Table, line_chart, percent
 from .resolve import profile_of
 from .runs import TrainRun
@@ -46,7 +46,7 @@ def train_page(runs: Mapping[str, TrainRun], folder: Path, notes: list[str], com
         about=f"{_data(run) or run.name}, {len(run.epochs)} epochs, {state}",
         notes=notes, cards=_cards(run), asked=_asked(run),
         found=_found(run), architecture=str(run.arch or ""),
-        models=figures, model_text=text,
+        precisions=precisions(folder), models=figures, model_text=text,
         no_models="No figure of the model: its file is written when the run ends, or cannot be read.",
         charts=_charts(run), no_charts="No epoch has ended yet.",
         epochs=Table(head, rows, "Epochs", range(len(_SHOWN))) if rows else None,

@@ -138,8 +138,8 @@ class Runtime:
     def _load(self, spec: ModelSpec, settings: Settings) -> Session:
         raise NotImplementedError
 
-    def kit_file(self, spec: ModelSpec, batch_size: int) -> bytes:
-        """Return a model, with random weights, as a file for a latency kit."""
+    def kit_file(self, spec: ModelSpec, batch_size: int, dtype: str = "float32") -> bytes:
+        """Return a model, with random weights, as a file for a latency kit; ``dtype`` is one of its own."""
         raise NotImplementedError
 
     def kit_module(self) -> str:

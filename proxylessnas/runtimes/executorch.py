@@ -118,7 +118,7 @@ class ExecuTorch(Runtime):
             )
         return ExecuTorchSession(lowered.program, example)
 
-    def kit_file(self, spec: ModelSpec, batch_size: int) -> bytes:
+    def kit_file(self, spec: ModelSpec, batch_size: int, dtype: str = "float32") -> bytes:
         """Return a program, which holds all weights; takes up to ten seconds."""
         from .modules import build_model
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..arch.arch import Arch
+from ..arch.op_key import CLASSIFIER, STEM, OpKey
 from ..errors import ExportError, LatencyError, ProxylessError, first_line, missing_extra
 from ..models.layers import ConvLayer, LinearLayer, OpLayers, ResidualBlock, SqueezeExcite, folded
 from ..models.proxylessnas import ProxylessNAS
@@ -47,7 +48,8 @@ def whole_model_onnx(spec: ModelSpec, batch_size: int = 1, dtype: str = "float32
         spec: of kind "arch", "op", "module" (which keeps its weights), or "file" (an ``.onnx`` file, which is
             returned).
         batch_size: images a call; fixed in the model, as in the eager models it is compared with.
-        dtype: of weights, input and output: "float32" or "float16".
+        dtype: of weights, input and output: "float32" or "float16"; or "int8", see
+            :func:`~proxylessnas.runtimes.onnx_int8.plain_int8`.
 
     Returns:
         A model of :data:`OPSET` with all weights inside, input "x" [batch_size, channels, height, width] and
@@ -55,22 +57,29 @@ def whole_model_onnx(spec: ModelSpec, batch_size: int = 1, dtype: str = "float32
 
     Raises:
         LatencyError: ``torch.onnx`` cannot export the module.
-        MissingExtraError: onnx (or, for what needs ``torch.onnx``, onnxscript) is not installed.
+        MissingExtraError: onnx (or, for what needs ``torch.onnx``, onnxscript; for "int8", ONNX Runtime) is
+            not installed.
     """
     if spec.kind == "file":
         try:
             return read_bytes(spec.text)
         except OSError as e:
             raise LatencyError(f"{spec.text}: {e.strerror or e}") from e
-    if dtype not in ("float32", "float16"):
-        raise LatencyError(f"ONNX models are written in float32 or float16, not {dtype}")
-    settings = Settings(batch_size=batch_size, dtype=dtype, memory_format="contiguous")
+    if dtype not in ("float32", "float16", "int8"):
+        raise LatencyError(f"ONNX models are written in float32, float16 or int8, not {dtype}")
+    own = "float32" if dtype == "int8" else dtype
+    settings = Settings(batch_size=batch_size, dtype=own, memory_format="contiguous")
     model, example = build_model(spec, settings)
-    if (
-        spec.kind == "module"
-    ):  # perhaps a model of ours with a part exchanged: the exporter sees what is there
-        return module_onnx(model, example).SerializeToString()
-    return model_onnx(model, example, reuse=True).SerializeToString()
+    # A module is perhaps a model of ours with a part exchanged: the exporter sees what is there.
+    proto = module_onnx(model, example) if spec.kind == "module" else model_onnx(model, example, reuse=True)
+    if dtype == "int8":
+        from .onnx_int8 import plain_int8
+
+        # The neighbours of an operation give and take 8-bit numbers; images and logits are none.
+        ends = {STEM: (OUTPUT,), CLASSIFIER: (INPUT,)}
+        inside = ends.get(OpKey.parse(spec.text).op, (INPUT, OUTPUT)) if spec.kind == "op" else ()
+        proto = plain_int8(proto, example, in_bytes=inside)
+    return proto.SerializeToString()
 
 
 def op_onnx(key: Any, batch_size: int = 1) -> bytes:
@@ -84,8 +93,6 @@ def op_onnx(key: Any, batch_size: int = 1) -> bytes:
         LatencyError: the text is not that of a key, or a registered operation cannot be exported.
         MissingExtraError: onnx is not installed.
     """
-    from ..arch.op_key import OpKey
-
     key = OpKey.parse(key) if isinstance(key, str) else key
     spec = ModelSpec("op", str(key), (key.in_channels, key.size, key.size))
     return whole_model_onnx(spec, batch_size)
@@ -379,28 +386,37 @@ def with_repeated_weights(model: Proto) -> Proto:
     import numpy as np
 
     helper, numpy_helper = onnx.helper, onnx.numpy_helper
+    draw = np.random.default_rng(0)
+    patterns = {
+        # Of a size that lets values neither grow beyond all bounds nor fade, whatever the layer.
+        onnx.TensorProto.FLOAT: (0.1 * draw.standard_normal(_PATTERN)).astype(np.float32),
+        onnx.TensorProto.INT8: draw.integers(-64, 65, _PATTERN).astype(np.int8),
+    }
     large = [
         t for t in model.graph.initializer
-        if len(t.dims) >= 2 and int(np.prod(t.dims)) >= _LARGE and t.data_type == onnx.TensorProto.FLOAT
+        if len(t.dims) >= 2 and int(np.prod(t.dims)) >= _LARGE and t.data_type in patterns
     ]  # fmt: skip
     if not large:
         return model
     kept = [t for t in model.graph.initializer if t not in large]
-    longest = max(int(np.prod(t.dims)) for t in large)
-    repeats = -(-(longest + _PATTERN) // _PATTERN)  # one more, as cuts start anywhere in the first
-    # Of a size that lets values neither grow beyond all bounds nor fade, whatever the layer.
-    pattern = (0.1 * np.random.default_rng(0).standard_normal(_PATTERN)).astype(np.float32)
-    made = {"repeated/pattern": pattern, "repeated/times": np.array([repeats], np.int64)}
-    nodes = [helper.make_node("Tile", list(made), ["repeated"], "repeated")]
+    nodes: list[Any] = []
+    made: dict[str, Any] = {}
+    for kind, pattern in patterns.items():
+        longest = max((int(np.prod(t.dims)) for t in large if t.data_type == kind), default=0)
+        if longest:
+            repeated = f"repeated{kind}"
+            repeats = -(-(longest + _PATTERN) // _PATTERN)  # one more, as cuts start anywhere in the first
+            own = {f"{repeated}/pattern": pattern, f"{repeated}/times": np.array([repeats], np.int64)}
+            nodes.append(helper.make_node("Tile", [*own], [repeated], repeated))
+            made |= own
     for i, tensor in enumerate(large):
         name, start = tensor.name, 97 * i % _PATTERN
         made[f"{name}/from"] = np.array([start], np.int64)
         made[f"{name}/to"] = np.array([start + int(np.prod(tensor.dims))], np.int64)
         made[f"{name}/shape"] = np.array(tensor.dims, np.int64)
+        cut = [f"repeated{tensor.data_type}", f"{name}/from", f"{name}/to"]
         nodes += [
-            helper.make_node(
-                "Slice", ["repeated", f"{name}/from", f"{name}/to"], [f"{name}/cut"], f"{name}/cut"
-            ),
+            helper.make_node("Slice", cut, [f"{name}/cut"], f"{name}/cut"),
             helper.make_node("Reshape", [f"{name}/cut", f"{name}/shape"], [name], f"{name}/make"),
         ]
     small = onnx.ModelProto()

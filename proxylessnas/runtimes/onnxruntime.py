@@ -118,9 +118,13 @@ class _KitLoader:
         session = self.library.InferenceSession(path, options, providers=wanted)
         if session.get_providers()[0] != self.provider:
             raise ValueError(f"{self.provider} could not be started")
-        values = self.numpy.random.RandomState(0).standard_normal(shape).astype("float32")
+        taken, draw = session.get_inputs()[0], self.numpy.random.RandomState(0)
+        if taken.type == "tensor(uint8)":  # an operation of an INT8 model
+            values = draw.randint(0, 256, shape).astype("uint8")
+        else:
+            values = draw.standard_normal(shape).astype("float32")
         binding = session.io_binding()
-        binding.bind_cpu_input(session.get_inputs()[0].name, values)
+        binding.bind_cpu_input(taken.name, values)
         for output in session.get_outputs():
             binding.bind_output(output.name)
         return lambda: session.run_with_iobinding(binding)
@@ -134,7 +138,7 @@ class OnnxRuntime(Runtime):
     needs = ("onnx", "onnxscript", "onnxruntime")
     extra = "onnx"
     suffixes = (".onnx",)
-    dtypes: Mapping[str, tuple[str, ...]] = {"cpu": ("float32",), "cuda": ("float32", "float16")}
+    dtypes: Mapping[str, tuple[str, ...]] = {"cpu": ("float32", "int8"), "cuda": ("float32", "float16")}
     kit_loader = _KitLoader
 
     def versions(self) -> dict[str, str]:
@@ -158,13 +162,15 @@ class OnnxRuntime(Runtime):
             )
         from .onnx_graph import whole_model_onnx
 
+        if settings.device == "cpu":
+            _share_pool(ort, settings.threads)  # before any other session, such as one that calibrates
         return OnnxSession(whole_model_onnx(spec, settings.batch_size, settings.dtype), spec, settings)
 
-    def kit_file(self, spec: ModelSpec, batch_size: int) -> bytes:
+    def kit_file(self, spec: ModelSpec, batch_size: int, dtype: str = "float32") -> bytes:
         """Return a small ONNX file, whose weights repeat a pattern."""
         from .onnx_graph import import_onnx, whole_model_onnx, with_repeated_weights
 
-        proto = import_onnx().load_model_from_string(whole_model_onnx(spec, batch_size))
+        proto = import_onnx().load_model_from_string(whole_model_onnx(spec, batch_size, dtype))
         content: bytes = with_repeated_weights(proto).SerializeToString()
         return content
 

@@ -10,7 +10,7 @@ from .base import ModelSpec, Runtime, Session
 from .settings import Settings
 
 #: Left alone, OpenVINO computes in bfloat16 where the processor can, without a word.
-_PRECISION = {"float32": "f32", "bfloat16": "bf16"}
+_PRECISION = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}  # of what is not in 8 bits
 
 
 class OpenVinoSession(Session):
@@ -39,10 +39,9 @@ class OpenVinoSession(Session):
                 raise LatencyError(f"{name} takes input of the shape {own}, not {list(shape)}")
             if own.is_dynamic:
                 read.reshape(list(shape))
-            if read.input(0).get_element_type() != ov.Type.f32:
-                raise LatencyError(
-                    f"{name} takes {read.input(0).get_element_type()}; float32 can be measured"
-                )
+            takes = read.input(0).get_element_type()
+            if takes not in (ov.Type.f32, ov.Type.u8):
+                raise LatencyError(f"{name} takes {takes}; float32 or uint8 can be measured")
             compiled = core.compile_model(read, "CPU", options)
         except RuntimeError as e:
             raise LatencyError(f"OpenVINO cannot load {name}: {last_line(e)}") from e
@@ -53,7 +52,11 @@ class OpenVinoSession(Session):
         threads = compiled.get_property("INFERENCE_NUM_THREADS")
         if threads != settings.threads:
             raise LatencyError(f"OpenVINO uses {threads} threads on this machine, not {settings.threads}")
-        self._input = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+        draw = np.random.default_rng(0)
+        if takes == ov.Type.u8:
+            self._input: Any = draw.integers(0, 256, shape, dtype=np.uint8)
+        else:
+            self._input = draw.standard_normal(shape, dtype=np.float32)
         self._compiled: Any = compiled
         self._request: Any = compiled.create_infer_request()
         self._request.set_input_tensor(ov.Tensor(self._input, shared_memory=True))
@@ -91,8 +94,9 @@ class OpenVino(Runtime):
             return OpenVinoSession(spec.text, spec, settings)
         from .onnx_graph import whole_model_onnx
 
-        # For bfloat16 too: OpenVINO casts the weights when it compiles, input and output stay float32.
-        return OpenVinoSession(whole_model_onnx(spec, settings.batch_size), spec, settings)
+        # bfloat16 as well: OpenVINO casts the weights when it compiles, input and output stay float32.
+        dtype = "int8" if settings.dtype == "int8" else "float32"
+        return OpenVinoSession(whole_model_onnx(spec, settings.batch_size, dtype), spec, settings)
 
 
 def last_line(error: Exception) -> str:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 #: Modules of this package that are no runtimes, and are not imported to look for one.
 _HELPERS = frozenset(
-    "base environment files machine modules onnx_graph registry settings timer torch_sessions".split()
+    "base environment files machine modules onnx_graph onnx_int8 registry settings timer "
+    "torch_sessions".split()
 )
 
 

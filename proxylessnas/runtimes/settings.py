@@ -14,7 +14,8 @@ from ..utils.config import Config, option
 from .registry import runtimes
 
 DEVICES = ("cpu", "cuda")
-DTYPES = ("float32", "bfloat16", "float16")
+FLOATS = ("float32", "bfloat16", "float16")
+DTYPES = (*FLOATS, "int8")
 MEMORY_FORMATS = ("channels_last", "contiguous")
 MOST_THREADS, MOST_IMAGES, MOST_PIXELS = 1024, 65_536, 65_536
 
@@ -35,7 +36,8 @@ class Settings(Config):
     device: str = option("cpu", DEVICES, "where it runs", metavar="D")
     threads: int = option(1, Range(1, MOST_THREADS), "of the runtime's thread pool, on a CPU")
     batch_size: int = option(1, Range(1, MOST_IMAGES), "images a call")
-    dtype: str = option("float32", DTYPES, "of weights and input", metavar="T")
+    dtype: str = option("float32", DTYPES, "of weights and input; int8: weights and activations "
+        "of 8 bits, as INT8 exports have them (runtimes onnxruntime and openvino)", metavar="T")
     memory_format: str = option("channels_last", MEMORY_FORMATS, "of weights and input; other runtimes than "
         "those of torch choose their own", metavar="F")
     cuda_graph: bool = option(False, None, "replay a captured CUDA graph instead of launching every kernel "

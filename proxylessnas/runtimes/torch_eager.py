@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .base import ModelSpec, Runtime, Session
-from .settings import DEVICES, DTYPES, Settings
+from .settings import DEVICES, FLOATS, Settings
 
 
 class TorchRuntime(Runtime):
@@ -11,7 +11,7 @@ class TorchRuntime(Runtime):
 
     name = "torch"
     suffixes: tuple[str, ...] = (".pt2", ".pt")
-    dtypes = dict.fromkeys(DEVICES, DTYPES)
+    dtypes = dict.fromkeys(DEVICES, FLOATS)
     has_parts = True
 
     def versions(self) -> dict[str, str]:

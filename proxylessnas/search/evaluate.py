@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import functools
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,11 +37,13 @@ from .baselines import Evaluated, Sampler, best_of, fits
 from .constraints import Constraint, MinDepth
 from .derivation import most_probable
 from .logger import ARCH_FILE, CHILD_FILE, SearchResult
+from .ship import int8_file
 
 if TYPE_CHECKING:
     from ..latency.measurement import Timing
     from ..latency.table import LatencyTable
     from ..models.proxylessnas import ProxylessNAS
+    from ..runtimes.base import ModelSpec
     from .arch_optimizers import Autocast
     from .setup import SearchSetup
 
@@ -257,8 +260,17 @@ def _best(tried: Sequence[Measured], target: Constraint | None) -> int:
     return next((i for i, ms in enumerate(times) if ms <= target.limit), times.index(min(times)))
 
 
-def measure_like(arch: Arch, choices: tuple[int, ...], table: LatencyTable) -> Measured:
-    """Measure a model under a table's conditions, beside its reference, if this is its machine."""
+def measure_like(
+    arch: Arch, choices: tuple[int, ...], table: LatencyTable, spec: ModelSpec | None = None
+) -> Measured:
+    """Measure a model under a table's conditions, beside its reference, if this is its machine.
+
+    Args:
+        arch: the model.
+        choices: its columns in the space.
+        table: says how.
+        spec: what to load, such as the model's exported file; None takes the architecture.
+    """
     from ..latency.measurement import Timing
     from ..latency.session import REFERENCE, Item, MeasurementSession
     from ..latency.validate import conditions_here, elsewhere, model_spec, reference_of
@@ -277,7 +289,7 @@ def measure_like(arch: Arch, choices: tuple[int, ...], table: LatencyTable) -> M
         if differences:
             return Measured(choices, predicted, None, note=f"not measured: {'; '.join(differences)}")
         known = reference_of(table)
-        spec = model_spec(arch)
+        spec = spec or model_spec(arch)
         items = [Item("model", spec, settings)]
         items += [Item(REFERENCE, model_spec(known[0]), settings)] if known else []
         session = MeasurementSession(items, imports=imports)
@@ -342,6 +354,9 @@ def settle(
     child.categories, child.wnids = setup.data.categories, setup.data.wnids
     try:
         _write_model(child, out, searched or _summary(setup, costs))
+        if setup.table is not None:
+            measured = functools.partial(measure_like, cast(Arch, result.arch), result.choices, setup.table)
+            result = dataclasses.replace(result, int8=int8_file(setup, out / CHILD_FILE, measured))
         result.write({"judged_in": PRECISION, **extra})
     except OSError as e:
         raise ProxylessError(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.images import load_image
+from ..data.sources import ImageSource
 from ..errors import DataError
 from ..models.base import ImageClassifier, check_finite, evaluation_mode
 from ..utils.distributed import Processes
@@ -203,15 +204,28 @@ class _Files:
 
 
 def read_batches(
-    samples: Sequence[tuple[str, int]], transform: Callable[[Any], Tensor], batch_size: int, workers: int
+    samples: Sequence[tuple[str, int]] | ImageSource,
+    transform: Callable[[Any], Tensor],
+    batch_size: int,
+    workers: int,
+    indices: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
-    """Yield batches of images from files, in order; see :func:`evaluate`.
+    """Yield batches of images from files, or wherever they are, in order; see :func:`evaluate`.
+
+    Args:
+        samples: (path, class index), or images as a run has them.
+        transform: makes an input of an image.
+        batch_size: images a batch.
+        workers: see :func:`evaluate`.
+        indices: of some of the images; None takes all.
 
     Raises:
         DataError: a worker process died.
     """
-    parts = [range(i, min(i + batch_size, len(samples))) for i in range(0, len(samples), batch_size)]
-    batches = EvalBatches(_Files(samples), transform)
+    chosen = range(len(samples)) if indices is None else indices
+    parts = [chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size)]
+    images = samples if isinstance(samples, ImageSource) else _Files(samples)
+    batches = EvalBatches(images, transform)
     workers = min(workers, len(parts))
     for inputs, targets, reasons in BatchReader(batches, parts, workers=workers, device=torch.device("cpu")):
         yield inputs, targets, list(reasons.values())

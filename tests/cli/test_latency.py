@@ -469,7 +469,7 @@ def test_validate(run: Run, tmp_path: Path) -> None:
         (["measure", "proxyless_cpu", "--threads", "0"], 2, ONE_TO_1024),
         (["import", "a.csv", "-o", "t.json", "--threads", "0"], 2, ONE_TO_1024),
         (["measure", "proxyless_cpu", "--batch", "0"], 2, "--batch: wanted a whole number from 1 to 65536"),
-        (["measure", "proxyless_cpu", "--dtype", "int8"], 2, "--dtype: 'int8' is none of float32"),
+        (["measure", "proxyless_cpu", "--dtype", "int4"], 2, "--dtype: 'int4' is none of float32"),
         (["measure", "proxyless_cpu", "--memory-format", "rows"], 2, "--memory-format: 'rows' is none of"),
         (["build", "--space", "tiny", "-o", "t.json", "--validation-nets", "1"], 2, NONE_OR_SOME),
         (["build", "--space", "tiny", "-o", "t.json", "--minutes", "nan"], 2, "--minutes: wanted a number"),

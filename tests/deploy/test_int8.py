@@ -14,19 +14,13 @@ from torch import Tensor, nn
 from proxylessnas.data.named import DIGITS, load_digits
 from proxylessnas.data.transforms import Preprocessing
 from proxylessnas.deploy.quantization import Scheme, scheme_of
-from proxylessnas.deploy.quantization.fake_quant import (
-    STEPS,
-    Observed,
-    observe,
-    rounded_weight,
-    scale_and_zero,
-    simulated,
-)
+from proxylessnas.deploy.quantization.fake_quant import observe, rounded_weight, simulated
 from proxylessnas.deploy.quantization.ptq import compensated, corrected, second_moments
 from proxylessnas.deploy.quantization.qat import quantisation_aware
 from proxylessnas.deploy.quantization.quantize import divergence
 from proxylessnas.errors import ExportError
 from proxylessnas.models.base import ImageClassifier
+from proxylessnas.runtimes.onnx_int8 import STEPS, Observed, scale_and_zero
 
 
 def small(*args: object, **options: object) -> ImageClassifier:

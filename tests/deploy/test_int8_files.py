@@ -249,14 +249,14 @@ def test_schemes_that_litert_has_not(tmp_path: Path) -> None:
 def test_a_scheme_that_fails_is_named(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The others are tried all the same; what the library raised is in the report."""
     pytest.importorskip("onnx")
-    write = onnx_int8._quantised
+    observe_in_runtime = onnx_int8.observed
 
-    def quantised(proto: Any, ranges: Any, scheme: Any) -> Any:
-        if scheme.rule == "mse":
+    def observed(proto: Any, inputs: Any, rule: str) -> Any:
+        if rule == "mse":
             raise KeyError("no such node")
-        return write(proto, ranges, scheme)
+        return observe_in_runtime(proto, inputs, rule)
 
-    monkeypatch.setattr(onnx_int8, "_quantised", quantised)
+    monkeypatch.setattr(onnx_int8, "observed", observed)
     report = _quantise(small(), tmp_path / "net.onnx", digits, schemes=["mse", "minmax"], min_agreement=0.0)
     assert [tried.scheme for tried in report.tried] == ["minmax", "mse"]
     assert report.tried[1].problem == "plain: ONNX Runtime cannot quantise the model ('no such node')"

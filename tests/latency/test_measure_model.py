@@ -341,7 +341,7 @@ def test_a_module_that_can_be_neither_sent_nor_copied_is_an_error() -> None:
         (ARCH, {"batch_size": 1.5}, LatencyError, "batch_size must be a whole number"),
         (ARCH, {"runtime": "tensorrt"}, LatencyError, "runtime must be \"torch\", .*, not 'tensorrt'"),
         (ARCH, {"device": "tpu"}, LatencyError, 'device must be "cpu" or "cuda", not \'tpu\''),
-        (ARCH, {"dtype": "int8"}, LatencyError, "dtype must be .*, not 'int8'"),
+        (ARCH, {"dtype": "int4"}, LatencyError, "dtype must be .*, not 'int4'"),
         (ARCH, {"cuda_graph": True}, LatencyError, "`cuda_graph` needs `device=cuda`"),
         (ARCH, {"input_size": 0}, LatencyError, "input_size must be"),
         (ARCH, {"input_size": True}, LatencyError, "input_size must be"),

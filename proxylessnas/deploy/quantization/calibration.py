@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...data.folders import LabelledImages
+from ...data.sources import ImageSource
 from ...errors import ExportError
 from ...train.evaluate import read_batches
 from ...utils.text import counted
@@ -54,13 +55,14 @@ class Calibration:
 
 def read_calibration(
     bundle: ModelBundle,
-    given: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | LabelledImages | None,
+    given: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | LabelledImages | ImageSource | None,
 ) -> Calibration:
     """Read the images to calibrate with; of more than :data:`MOST`, some spread evenly over all.
 
     Args:
         bundle: the model they are for.
-        given: a folder (with any folders in it), files, or labelled images, whose labels are not used.
+        given: a folder (with any folders in it), files, or labelled images, whose labels are not used. Of a
+            run's images those that cannot be read, which it has told of, are passed over.
 
     Raises:
         ExportError: none are given, too few, one cannot be read, or the model's preprocessing is not known.
@@ -71,17 +73,23 @@ def read_calibration(
             "int8 needs images to calibrate with, like those the model will see: --calibrate FOLDER "
             "(calibrate=FOLDER in Python); 50 will do"
         )
-    if isinstance(given, LabelledImages):
-        given = [path for path, _ in given.samples]
-    files, name = image_files(given)
-    source = name or "the calibration images"
-    if len(files) < LEAST:
+    images: Sequence[tuple[str, int]] | ImageSource
+    source = "the calibration images"
+    if isinstance(given, ImageSource):
+        images = given
+    else:
+        if isinstance(given, LabelledImages):
+            given = [path for path, _ in given.samples]
+        files, name = image_files(given)
+        images, source = [(file, 0) for file in files], name or source
+    if len(images) < LEAST:
         raise ExportError(
-            f"{source}: {counted(len(files), 'image')} to calibrate int8 with; it takes {LEAST}, better 50"
+            f"{source}: {counted(len(images), 'image')} to calibrate int8 with; it takes {LEAST}, better 50"
         )
-    if len(files) > MOST:
-        files, source = spread(files, MOST), f"{MOST} images of {source}"
-    inputs = torch.cat([x for x, _ in labelled_inputs(bundle, [(file, 0) for file in files])])
+    if len(images) > MOST:
+        source = f"{MOST} images of {source}"
+    chosen = spread(range(len(images)), MOST)
+    inputs = torch.cat([x for x, _ in labelled_inputs(bundle, images, chosen)])
     held = torch.arange(len(inputs)) % _HELD_OUT == _HELD_OUT - 1
     return Calibration(
         inputs[~held].split(_BATCH), inputs[held].split(_BATCH), _views(inputs[held]).split(_BATCH), source
@@ -102,9 +110,16 @@ def _views(x: Tensor) -> Tensor:
 
 
 def labelled_inputs(
-    bundle: ModelBundle, samples: Sequence[tuple[str, int]]
+    bundle: ModelBundle,
+    samples: Sequence[tuple[str, int]] | ImageSource,
+    indices: Sequence[int] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield batches of inputs [N, C, H, W] with their class indices [N].
+
+    Args:
+        bundle: the model they are for.
+        samples: (path, class index); or a run's images, of which those that can be read count.
+        indices: of some of the images; None takes all.
 
     Raises:
         ExportError: an image cannot be read, which the message names; or the preprocessing is not known.
@@ -118,7 +133,9 @@ def labelled_inputs(
         raise ExportError(
             f"{bundle.name}: int8 is chosen by RGB images; the model takes {bundle.input_size[0]} channels"
         )
-    for inputs, labels, unreadable in read_batches(samples, bundle.preprocessing.build(), _BATCH, 0):
-        if unreadable:
+    transform = bundle.preprocessing.build()
+    for inputs, labels, unreadable in read_batches(samples, transform, _BATCH, 0, indices):
+        if unreadable and not isinstance(samples, ImageSource):
             raise ExportError(f"{unreadable[0]}; take it out, or replace it")
-        yield inputs, labels
+        if inputs is not None:
+            yield inputs, labels

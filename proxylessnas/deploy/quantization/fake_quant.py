@@ -9,9 +9,7 @@ the model keeps its BatchNorm, its parameters and their names.
 from __future__ import annotations
 
 import contextlib
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,87 +17,9 @@ from torch import Tensor, nn
 
 from ...models.base import ImageClassifier
 from ...models.layers import ConvLayer, OpLayers, ResidualBlock, SqueezeExcite
+from ...runtimes.onnx_int8 import STEPS, Ranges, ranges_of, scale_and_zero
 from ..formats.split_depthwise import is_wide
 from .schemes import Scheme
-
-#: Place in the model -> (least, greatest) value that the 8-bit scale covers there.
-Ranges = dict[str, tuple[float, float]]
-STEPS = 255
-_BINS = 2048
-_SHRINKS = torch.linspace(1.0, 0.3, 36, dtype=torch.float64)  # what "mse" tries at each end
-
-
-@dataclass
-class Observed:
-    """Values of one tensor: first their extremes, then, in a second pass, their histogram.
-
-    A scale that covers everything spends most of its 256 steps on rare outliers; one that cuts them off
-    rounds the other values more finely. Which of the two costs less differs from tensor to tensor.
-
-    Attributes:
-        low, high: extremes so far; zero is always inside, as every 8-bit scale has to hold it exactly.
-        counts: [bins] of equal width from ``low`` to ``high``.
-    """
-
-    low: float = 0.0
-    high: float = 0.0
-    counts: Tensor = field(default_factory=lambda: torch.zeros(_BINS, dtype=torch.float64))
-
-    def see(self, values: Tensor) -> None:
-        """First pass: widen the extremes."""
-        low, high = torch.aminmax(values)
-        self.low, self.high = min(self.low, float(low)), max(self.high, float(high))
-
-    def count(self, values: Tensor) -> None:
-        """Second pass: count values; all have been seen."""
-        if self.high > self.low:
-            found = torch.histc(values.float().flatten(), _BINS, self.low, self.high)
-            self.counts += found.double()
-
-    def range(self, rule: str) -> tuple[float, float]:
-        """Return the least and the greatest value that the scale is to cover; zero lies between.
-
-        Args:
-            rule: "minmax" covers everything, "mse" what makes the mean squared error of rounding and clipping
-                smallest.
-        """
-        if rule == "minmax" or not float(self.counts.sum()):
-            return self.low, self.high
-        edges = torch.linspace(self.low, self.high, _BINS + 1, dtype=torch.float64)
-        centres = (edges[:-1] + edges[1:]) / 2
-        one = torch.ones(1, dtype=torch.float64)
-        lows = self.low * (_SHRINKS if self.low < 0 else one)
-        highs = self.high * (_SHRINKS if self.high > 0 else one)
-        low, high = (grid.flatten() for grid in torch.meshgrid(lows, highs, indexing="ij"))
-        scale = ((high - low) / STEPS).clamp(min=1e-12)[:, None]
-        # The zero point is a whole number, as in the file.
-        zero = (-low[:, None] / scale).round()
-        rounded = ((centres / scale).round() + zero).clamp(0, STEPS).sub(zero) * scale
-        best = int(((rounded - centres).square() * self.counts).sum(1).argmin())
-        return float(low[best]), float(high[best])
-
-
-def ranges_of(values: Callable[[], Iterable[tuple[str, Tensor]]], rule: str) -> Ranges:
-    """Return the range of each tensor by a rule.
-
-    Args:
-        values: called twice; gives tensors' names with some of their values.
-        rule: see :meth:`Observed.range`.
-    """
-    seen: defaultdict[str, Observed] = defaultdict(Observed)
-    for look in (Observed.see, Observed.count):
-        for name, found in values():
-            look(seen[name], found)
-    return {name: observed.range(rule) for name, observed in seen.items()}
-
-
-def scale_and_zero(low: float, high: float) -> tuple[float, int]:
-    """Return scale and zero point of unsigned 8-bit numbers that cover a range with zero in it."""
-    scale = (high - low) / STEPS
-    if scale < 1e-12:
-        return 1.0, 0
-    return scale, max(0, min(STEPS, round(-low / scale)))
-
 
 _INPUT, _POOLED = "input", "pooled"
 

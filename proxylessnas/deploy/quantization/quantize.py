@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ...data.folders import LabelledImages
+from ...data.sources import ImageSource
 from ...errors import ExportError
 from ...latency.measurement import LIMIT, Measurement, uncertainty
 from ...models.base import ImageClassifier
@@ -41,7 +42,7 @@ def quantise(
     fmt: Format,
     settings: ExportSettings,
     *,
-    judge: LabelledImages | None = None,
+    judge: LabelledImages | ImageSource | None = None,
     schemes: Sequence[str | Scheme] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Int8Report:
@@ -70,6 +71,8 @@ def quantise(
     backend, target = backend_of(fmt), settings.target_isa or "any"
     tell = progress or (lambda what: None)
     wanted = [scheme_of(s) if isinstance(s, str) else s for s in schemes or backend.schemes(target)]
+    if settings.all_int8:
+        wanted = [scheme for scheme in wanted if not (scheme.float_first or scheme.float_wide)]
     if not wanted:
         raise ExportError("no int8 scheme to try")
     threads = settings.threads or torch.get_num_threads()
@@ -116,7 +119,7 @@ def _report(
     work: _Work,
     best: Scheme,
     images: Calibration,
-    judge: LabelledImages | None,
+    judge: LabelledImages | ImageSource | None,
     files: tuple[Path, Path],
     qat_epochs: int,
 ) -> tuple[Int8Report, _Verdict]:
@@ -283,13 +286,14 @@ def _judged(
     bundle: ModelBundle,
     program: Program,
     images: Calibration,
-    judge: LabelledImages | None,
+    judge: LabelledImages | ImageSource | None,
     options: ExportOptions,
 ) -> _Verdict:
     verdict = _Verdict()
-    batches: Iterable[tuple[Tensor, Tensor | None]] = (
-        ((x, None) for x in images.held_out) if judge is None else labelled_inputs(bundle, judge.samples)
-    )
+    batches: Iterable[tuple[Tensor, Tensor | None]] = ((x, None) for x in images.held_out)
+    if judge is not None:
+        labelled = judge.samples if isinstance(judge, LabelledImages) else judge
+        batches = labelled_inputs(bundle, labelled)
     for x, labels in batches:
         with torch.inference_mode():
             expected = bundle.model(x)

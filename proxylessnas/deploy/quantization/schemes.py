@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ...errors import ExportError, shown
 
-#: Which of a tensor's values a scale covers; see :class:`~.fake_quant.Observed`.
+#: Which of a tensor's values a scale covers; see :class:`~proxylessnas.runtimes.onnx_int8.Observed`.
 RULES = ("minmax", "mse")
 
 

@@ -54,6 +54,7 @@ def write_kit(
     nets: int = 48,
     batch_size: int = 1,
     seed: int = 0,
+    dtype: str = "float32",
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Write a folder with which another device can measure a search space.
@@ -70,6 +71,7 @@ def write_kit(
         nets: whole models; fewer, if the space has fewer.
         batch_size: images a call.
         seed: of the random models.
+        dtype: "float32", or for ONNX files "int8".
         progress: called with (files written, files in all).
 
     Returns:
@@ -85,6 +87,10 @@ def write_kit(
     known = kit_runtimes()
     if not formats or len({*formats}) != len(formats) or not set(formats) <= known.keys():
         raise LatencyError(f"formats are {' and '.join(known)}, not {shown(formats)}")
+    for name in formats:
+        if dtype not in known[name].dtypes["cpu"]:
+            can = " and ".join(known[name].dtypes["cpu"])
+            raise LatencyError(f"a kit's {name} files are of {can}, not {shown(dtype)}")
     target = Path(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise LatencyError(f"{target} is there already; name a new folder")
@@ -92,7 +98,8 @@ def write_kit(
     unfinished = target.with_name(f"{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         unfinished.mkdir()
-        _fill(unfinished, space, formats, list(_contents(space, nets, seed)), batch_size, progress)
+        head = {"batch_size": batch_size, "dtype": dtype}
+        _fill(unfinished, space, formats, list(_contents(space, nets, seed)), head, progress)
         if target.exists():
             target.rmdir()
         os.replace(unfinished, target)
@@ -128,7 +135,7 @@ def _fill(
     space: SearchSpace,
     formats: tuple[str, ...],
     items: list[_Item],
-    batch_size: int,
+    head: dict[str, Any],
     progress: Callable[[int, int], None] | None,
 ) -> None:
     for name in _FOLDERS.values():
@@ -137,11 +144,11 @@ def _fill(
     for done, item in enumerate(items):
         files = item.record["files"] = {}
         for name, runtime in runtimes.items():
-            content = runtime.kit_file(item.spec, batch_size)
+            content = runtime.kit_file(item.spec, **head)
             path = f"{_FOLDERS[item.spec.kind]}/{item.number:03d}{runtime.suffixes[0]}"
             (folder / path).write_bytes(content)
             files[name] = {"path": path, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        item.record["input"] = [batch_size, *item.spec.input_size]
+        item.record["input"] = [head["batch_size"], *item.spec.input_size]
         if progress is not None:
             progress(done + 1, len(items))
     manifest = {
@@ -150,8 +157,7 @@ def _fill(
         "date": datetime.date.today().isoformat(),
         "made_by": f"proxylessnas {__version__}",
         "space": space.to_dict(),
-        "batch_size": batch_size,
-        "dtype": "float32",
+        **head,
         "programs": list(formats),
         "items": [item.record for item in items],
     }
@@ -159,7 +165,7 @@ def _fill(
         blocks=sum(item.spec.kind == "op" for item in items),
         models=sum(item.spec.kind == "arch" for item in items),
         space=space.name,
-        batch=batch_size,
+        batch=head["batch_size"],
         runtimes=" or ".join(runtime.kit_loader.NEEDS for runtime in runtimes.values() if runtime.kit_loader),
     )
     texts = {"manifest.json": json.dumps(manifest, indent=1) + "\n", "README.txt": readme}

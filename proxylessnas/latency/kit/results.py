@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
+import operator
 import os
 import statistics
 from collections.abc import Callable, Sequence
@@ -136,13 +138,14 @@ def read_results(kit: str | os.PathLike[str], results: str | os.PathLike[str] | 
     if manifest.is_dir():
         manifest = manifest / "manifest.json"
     path = Path(results) if results is not None else manifest.with_name("results.json")
-    space, items, batch_size = _read_manifest(manifest)
+    space, items, head = _read_manifest(manifest)
     data = check_format(read_json(path), path, RESULTS_FORMAT, RESULTS_VERSION)
     problems: list[str] = []
     check_keys(problems, "the results", data, required=_RESULTS, optional=_LATER)
     fields = Fields(problems, "the results", data)
     fields.take("unit", lambda v: v == "ms", '"ms"')
-    fields.take("batch_size", lambda v: v == batch_size, f"{batch_size}, that of the kit")
+    for name, value in head.items():
+        fields.take(name, functools.partial(operator.eq, value), f"{value}, that of the kit")
     digest = hashlib.sha256(read_bytes(manifest)).hexdigest()
     fields.take(
         "kit_sha256", lambda v: v == digest, f"that of {manifest}: these are the results of another kit"
@@ -159,14 +162,14 @@ def read_results(kit: str | os.PathLike[str], results: str | os.PathLike[str] | 
     return KitResults(space, ops, nets, conditions, date, noise, own_name)
 
 
-def _read_manifest(path: Path) -> tuple[SearchSpace, list[dict[str, Any]], int]:
-    """Return the kit's space, its items and the batch size."""
+def _read_manifest(path: Path) -> tuple[SearchSpace, list[dict[str, Any]], dict[str, Any]]:
+    """Return the kit's space, its items, and the batch size and dtype of all of them."""
     data = check_format(read_json(path), path, KIT_FORMAT, KIT_VERSION)
     problems: list[str] = []
     check_keys(problems, "the kit", data, required=_MANIFEST, optional=frozenset())
     fields = Fields(problems, "the kit", data)
     batch_size = fields.take("batch_size", lambda v: is_int(v, 1, 65_536), "a whole number")
-    fields.take("dtype", lambda v: v == "float32", '"float32"')
+    dtype = fields.take("dtype", lambda v: v in ("float32", "int8"), '"float32" or "int8"')
     items = fields.take("items", lambda v: isinstance(v, list) and len(v) <= MAX_ITEMS, "a list") or []
     raw = fields.take("space", lambda v: isinstance(v, dict), "an object")
     raise_problems(problems, str(path))
@@ -194,7 +197,7 @@ def _read_manifest(path: Path) -> tuple[SearchSpace, list[dict[str, Any]], int]:
             _check_choices(problems, where, item["picks"], space)
     problems += [f"no item for {key}" for key in sorted(missing)]
     raise_problems(problems, str(path))
-    return space, items, batch_size
+    return space, items, {"batch_size": batch_size, "dtype": dtype}
 
 
 def _check_choices(problems: list[str], where: str, choices: Any, space: SearchSpace) -> None:
@@ -215,14 +218,14 @@ def _conditions(problems: list[str], fields: Fields) -> Any:
         "provider", lambda v: v == "" or is_text(v, 100), "the name of a provider, or empty"
     )
     threads = fields.take("threads", lambda v: is_int(v, 1, 1024), "a whole number from 1 to 1024")
-    fields.take("dtype", lambda v: v == "float32", '"float32"')
     name = fields.take("device_name", is_short, "a short text")
     system = fields.take("system", is_short, "a short text")
     versions = fields.take("versions", lambda v: is_versions(v) and len(v) <= 20, "names and texts")
     if problems:
         return None
     common: dict[str, Any] = {
-        "threads": threads, "batch_size": fields.data["batch_size"], "memory_format": "contiguous",
+        "threads": threads, "batch_size": fields.data["batch_size"], "dtype": fields.data["dtype"],
+        "memory_format": "contiguous",
         "device_name": name, "allocator": "unknown", "versions": versions, "system": system,
     }  # fmt: skip
     loader = loaders[runtime]

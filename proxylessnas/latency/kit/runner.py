@@ -233,7 +233,7 @@ def measure(options: argparse.Namespace) -> int:
     head = {
         "format": FORMAT, "version": VERSION, "unit": "ms", "kit_sha256": digest, "runtime": options.runtime,
         "provider": runtime.provider, "threads": options.threads,
-        "batch_size": manifest["batch_size"], "dtype": "float32", "own_name": own_name,
+        "batch_size": manifest["batch_size"], "dtype": manifest["dtype"], "own_name": own_name,
         "device_name": options.device_name or own_name,
         "system": platform.platform(), "versions": dict(Python=platform.python_version(), **runtime.versions),
         "rounds": options.rounds, "seconds": options.seconds, "min_runs": options.runs,
