@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..arch.arch import Arch
+from ..arch.ops import parse_token
+from ..arch.ops.spec import OpSpec
 from ..errors import LatencyError, ProxylessError
 from ..utils.files import read_bytes
 from ..utils.plotting import finite
@@ -155,10 +157,13 @@ def _space(run: SearchRun) -> tuple[str, Table]:
         rows.append((number, stage.blocks, stage.width, first.stride, sizes))
     models = f"{space.count:,}" if space.count < 10**9 else f"{space.count:.1e}"
     shown = ", ".join("skip" if c == "-" else c for c in space.candidate_ops)
+    known: dict[str, str] = {}  # of each kind the first is explained
+    for op in [parse_token(token)[0] for token in space.candidates]:
+        if isinstance(op, OpSpec):
+            known.setdefault(op.family, f"{op.name}: {op.about}")
     about = (
         f"{len(space.search_blocks)} searched blocks, each one of {shown}: {models} models, for images of "
-        f"{space.resolution} px and {space.num_classes} classes. k5e4 is a mobile inverted bottleneck with a "
-        "5×5 depthwise convolution and expansion ratio 4."
+        f"{space.resolution} px and {space.num_classes} classes. " + "; ".join(known.values())
     )
     head = ("stage", "blocks", "channels", "stride", "map")
     return about, Table(head, rows, "The space, stage by stage", (1, 2, 3))
