@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from ._command import Command, CommandGroup
 from ._options import add
 from ._output import bold, ms, pairs, print_json, print_table, printable
 
+_WIDTH = 74
 _HEAD = {"macs": "M MACs", "params": "M parameters", "ms": "ms"}
 
 
@@ -54,7 +56,8 @@ class Show(Command):
         if args.json:
             print_json(found if table is None else {**found, "table": args.table})
             return 0
-        _show(found, "" if table is None else f" by {args.table}\n{table.conditions.describe()}")
+        about = "" if table is None else textwrap.fill(table.conditions.describe(), _WIDTH)
+        _show(found, about and f" by {args.table}\n{about}")
         return 0
 
 

@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..arch.arch import Arch
+from ..arch.ops import parse_token
+from ..arch.ops.spec import OpSpec
+from ..arch.tree_space import EDGE_OPS
 from ..errors import LatencyError, ProxylessError
 from ..utils.files import read_bytes
 from ..utils.plotting import finite
@@ -156,17 +159,17 @@ def _space(run: SearchRun) -> tuple[str, Table]:
         rows.append((number, stage.blocks, stage.width, first.stride, sizes))
     models = large(space.count)
     shown = ", ".join("skip" if c == "-" else c for c in space.candidate_ops)
-    chain = space.group == 1
-    meaning = (
-        "k5e4 is a mobile inverted bottleneck with a 5×5 depthwise convolution and expansion ratio 4."
-        if chain
-        else "i is the identity, 3 5 7 are depthwise-separable convolutions, d one of 3×3 with dilation 2, a "
-        "and m average and maximum pooling."
-    )
-    what = "blocks" if chain else "edges"
+    known: dict[str, str] = {}  # of each kind the first is explained
+    for token in space.candidate_ops:
+        op = None if token in EDGE_OPS else parse_token(token)[0]
+        if op is None:
+            known[token] = f"{token}: {EDGE_OPS[token]}"
+        elif isinstance(op, OpSpec):
+            known.setdefault(op.family, f"{op.name}: {op.about}")
+    what = "blocks" if space.group == 1 else "edges"
     about = (
         f"{len(space.search_blocks)} searched {what}, each one of {shown}: {models} models, for images of "
-        f"{space.resolution} px and {space.num_classes} classes. {meaning}"
+        f"{space.resolution} px and {space.num_classes} classes. " + "; ".join(known.values())
     )
     head = ("stage", what, "channels", "stride", "map")
     return about, Table(head, rows, "The space, stage by stage", (1, 2, 3))

@@ -104,6 +104,21 @@ def test_operations_that_no_random_model_has(monkeypatch: pytest.MonkeyPatch) ->
         build_table(few.replace(candidates=tokens[:4]), BuildSettings(validation_nets=2))
 
 
+def test_blocks_that_lack_a_candidate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An operation without a stride is first in the space, and missing in every other block."""
+    simulate(monkeypatch, parts=False)
+    space = MINI.replace(candidates=("n4", "k3e2", "u3-5e2", "k5e4"), act="relu")
+    table = build_table(space, BuildSettings(runtime="onnxruntime", validation_nets=30))
+    assert table.coverage()[2] == ()
+    assert Validation.from_dict(table.validation or {}).mape_percent < 2
+    costs, fixed = table.costs()
+    assert [row[0] > 0 for row in costs.tolist()] == [False, True, False, True]
+    choices = (3, 0, 1, 4)
+    assert sum(costs[i, k] for i, k in enumerate(choices)) + fixed == pytest.approx(
+        table.predict(space.arch(choices))
+    )
+
+
 def test_a_build_that_was_stopped_resumes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Stopped again and again: no round is measured twice, nothing is lost, and it ends in its time."""
     machine = simulate(monkeypatch, disturbed=0.5)
