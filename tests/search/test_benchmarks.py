@@ -19,7 +19,10 @@ from latency_table_tools import SPACE, little
 from proxylessnas.arch.spaces import read_space
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-NAMES = ("harness", "search_runs", "search_targets", "search_specialised", "search_random", "kill_and_resume")
+NAMES = (
+    "harness", "search_runs", "search_targets", "search_specialised", "search_random", "search_ranking",
+    "kill_and_resume",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -149,3 +152,9 @@ def test_killed_searches_give_the_same_bits(
     assert "all bitwise equal" in capsys.readouterr().out
     (row,) = csv.DictReader((tmp_path / "kills_search.csv").read_text().splitlines())
     assert (row["search"], row["kills"], row["result"]) == (what, "2", "bitwise equal")
+
+
+def test_ranking(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
+    rows = quick(scripts["search_ranking"], tmp_path)
+    assert [row["fair_warmup"] for row in rows] == ["False", "True"]
+    assert all(-1 <= float(row["tau"]) <= 1 for row in rows)

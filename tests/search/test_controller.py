@@ -25,6 +25,7 @@ def course(
     worth: float = 0.02,
     noise: float = 0.02,
     adapt: bool = True,
+    start: float = 0.0,
 ) -> tuple[list[float], Tensor, list[float]]:
     """Return the expected cost after each arch step by the target, probabilities, and strengths by the first.
 
@@ -38,6 +39,7 @@ def course(
         worth: cross-entropy that one unit of cost brings down.
         noise: of the gates' gradient.
         adapt: of the controller.
+        start: how much more probable the dearer candidates are at first.
     """
     rate, steps, blocks, columns = search
     g = torch.Generator().manual_seed(0)
@@ -49,6 +51,8 @@ def course(
     alphas.init(g)
     costs = torch.rand(blocks, columns, generator=g, dtype=torch.float64) * 6 + 2
     costs[:, -1] = 0.0
+    with torch.no_grad():
+        alphas.logits += start * costs / 8
     gain, fixed = worth * (costs + randn()), 11.0
     least, most = (float(v.sum()) + fixed for v in (costs.amin(1), costs.amax(1)))
     target = least + share * (most - least)
@@ -78,6 +82,13 @@ def course(
 def test_the_expected_cost_ends_within_5_percent_of_the_target(name: str, share: float, kind: str) -> None:
     found, _, _ = course(SEARCHES[name], share, kind)
     assert all(0.95 < ratio < 1.05 for ratio in found[-len(found) // 10 :]), found[:: len(found) // 10]
+
+
+@pytest.mark.parametrize("start", [-1.5, 1.5])
+@pytest.mark.parametrize("share", [0.3, 0.7])
+def test_wherever_it_starts(share: float, start: float) -> None:
+    found, _, _ = course(SEARCHES["small"], share, "mul_log", start=start)
+    assert found[-1] / 0.97 == pytest.approx(1.0, abs=0.03), found[:: len(found) // 10]
 
 
 @pytest.mark.parametrize("worth", [0.0, -0.005])
