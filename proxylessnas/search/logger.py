@@ -332,8 +332,8 @@ class SearchResult:
         return cls(
             folder=folder, arch=cast(Arch, Arch.parse(saved["arch"])), choices=tuple(saved["picks"]),
             model=folder / CHILD_FILE, top1=saved["top1_held_out"], measured=timing,
-            reference_ratio=saved["measured_reference_ratio"],
-            too_slow=tuple((a, b) for a, b in saved["measured_too_slow"]), int8=saved.get("int8"),
+            reference_ratio=saved["measured_reference_ratio"], int8=saved.get("int8"),
+            too_slow=tuple((a, b) for a, b in saved["measured_too_slow"]),
             **{name: saved[name] for name in names},
         )  # fmt: skip
 
