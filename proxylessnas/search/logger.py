@@ -411,4 +411,5 @@ def describe_result(result: SearchResult, constraints: Sequence[Constraint], acc
             f"{constraint.costs.name}: {show(cost)} of at most {show(constraint.limit)} "
             f"({cost / constraint.limit:.0%})"
         )
-    return [*found, *describe_latency(result.to_dict()), *describe_int8(result.to_dict())]
+    found += describe_latency(result.to_dict())
+    return found + describe_int8(result.to_dict())
