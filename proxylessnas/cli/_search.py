@@ -276,7 +276,7 @@ def cost_notes(result: SearchResult) -> list[str]:
         found.append(f"latency: measured {number(result.measured_ms)} ms")
     elif result.measured_note:
         found.append(f"latency: {result.measured_note}")
-    from ..search.logger import describe_int8
+    from ..search.ship import describe_int8
 
     return [*found, *describe_int8(result.to_dict())]
 

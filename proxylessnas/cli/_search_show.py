@@ -102,7 +102,8 @@ def _state(found: Mapping[str, Any]) -> str:
 
 
 def _measured(result: Mapping[str, Any]) -> list[tuple[str, str]]:
-    from ..search.logger import describe_int8, describe_latency
+    from ..search.logger import describe_latency
+    from ..search.ship import describe_int8
 
     rows = [("measured" if not i else "", text) for i, text in enumerate(describe_latency(result))]
     return rows + [("INT8" if not i else "", text) for i, text in enumerate(describe_int8(result))]

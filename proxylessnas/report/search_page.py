@@ -281,7 +281,7 @@ def _latency(run: SearchRun, model: Arch | None, table: LatencyTable | None) -> 
 
 def _int8(done: Mapping[str, Any]) -> list[str]:
     """Return in words what became of the model in INT8."""
-    from ..search.logger import describe_int8
+    from ..search.ship import describe_int8
 
     try:
         return describe_int8(done)

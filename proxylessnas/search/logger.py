@@ -22,6 +22,7 @@ from ..utils.files import read_bytes, write_atomically
 from .arch_params import ArchParameters
 from .baselines import best_of
 from .constraints import Constraint
+from .ship import describe_int8
 
 if TYPE_CHECKING:
     from ..latency.measurement import Timing
@@ -258,10 +259,10 @@ class SearchResult:
         measured_note: why it was not measured, if so.
         reference_ratio: how many times longer the table's reference model took than then.
         too_slow: (predicted, measured) ms of other candidates, which measured above the target.
-        int8: of a search with a table of INT8, what came of the model's INT8 file, as JSON values: its name
-            and latency, and accuracy, latency and size of both precisions; or a note why there is none.
         seconds: of all parts of the run.
         signal: number of the signal that stopped it, or None.
+        int8: of a search with a table of INT8, what came of the model's INT8 file, as JSON values: its name
+            and latency, and accuracy, latency and size of both precisions; or a note why there is none.
     """
 
     finished: bool
@@ -278,9 +279,9 @@ class SearchResult:
     measured_note: str = ""
     reference_ratio: float | None = None
     too_slow: tuple[tuple[float, float], ...] = ()
-    int8: Mapping[str, Any] | None = None
     seconds: float = 0.0
     signal: int | None = None
+    int8: Mapping[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON values."""
@@ -303,8 +304,8 @@ class SearchResult:
             "measured_p90_ms": None if m is None else m.p90_ms,
             "measured_noise": None if m is None else list(m.noise),
             "measured_note": self.measured_note,
-            **({} if self.int8 is None else {"int8": dict(self.int8)}),
             "seconds": self.seconds,
+            **({} if self.int8 is None else {"int8": dict(self.int8)}),
         }
 
     def write(self, extra: Mapping[str, Any]) -> None:
@@ -331,8 +332,8 @@ class SearchResult:
         return cls(
             folder=folder, arch=cast(Arch, Arch.parse(saved["arch"])), choices=tuple(saved["picks"]),
             model=folder / CHILD_FILE, top1=saved["top1_held_out"], measured=timing,
-            reference_ratio=saved["measured_reference_ratio"],
-            too_slow=tuple((a, b) for a, b in saved["measured_too_slow"]), int8=saved.get("int8"),
+            reference_ratio=saved["measured_reference_ratio"], int8=saved.get("int8"),
+            too_slow=tuple((a, b) for a, b in saved["measured_too_slow"]),
             **{name: saved[name] for name in names},
         )  # fmt: skip
 
@@ -398,31 +399,6 @@ def describe_latency(result: Mapping[str, Any]) -> list[str]:
     return found
 
 
-_BOTH = ("top1", "ms", "bytes")  # figures of the INT8 file and its float32 file
-
-
-def describe_int8(result: Mapping[str, Any]) -> list[str]:
-    """Return in words what a ``result.json`` says of the INT8 file; nothing of a search for another dtype."""
-    found = result.get("int8")
-    if not found:
-        return []
-    if "file" not in found:
-        return [f"INT8: {found.get('note')}"]
-    measured = found["measured_ms"]
-    target = (result.get("limits") or {}).get("latency")
-    text = f"measured {measured:.3f} ms" if measured else found["measured_note"] or "not measured"
-    if measured and target:
-        over = measured / target - 1
-        text += f", target {target:.3f} ms: " + (f"over by {over:.1%}" if over >= 0.0005 else "kept")
-    top1, ms, size = ([found[f"{what}_{dtype}"] for dtype in ("float32", "int8")] for what in _BOTH)
-    return [
-        f"INT8: {found['file']}, {text}",
-        f"float32 -> INT8: top-1 {top1[0]:.2f} -> {top1[1]:.2f} % on {found['images']:,} held-out images; "
-        f"files of {size[0] / 1e6:.2f} -> {size[1] / 1e6:.2f} MB, by turns {ms[0]:.3f} -> {ms[1]:.3f} ms "
-        f"(scheme {found['scheme']}, calibrated on {found['calibration_images']} training images)",
-    ]
-
-
 def describe_result(result: SearchResult, constraints: Sequence[Constraint], accuracy: str) -> list[str]:
     """Return in words what was found."""
     found = [f"done: {result.model}, {accuracy} (inherited weights; train it on for its own)"]
@@ -435,4 +411,5 @@ def describe_result(result: SearchResult, constraints: Sequence[Constraint], acc
             f"{constraint.costs.name}: {show(cost)} of at most {show(constraint.limit)} "
             f"({cost / constraint.limit:.0%})"
         )
-    return [*found, *describe_latency(result.to_dict()), *describe_int8(result.to_dict())]
+    found += describe_latency(result.to_dict())
+    return found + describe_int8(result.to_dict())

@@ -5,7 +5,7 @@ This is the one place where a search looks at exports, which it otherwise knows 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,3 +73,28 @@ def int8_file(
 
 
 _DTYPES = {"float32": "float", "int8": "int8"}
+
+
+_BOTH = ("top1", "ms", "bytes")  # figures of the INT8 file and its float32 file
+
+
+def describe_int8(result: Mapping[str, Any]) -> list[str]:
+    """Return in words what a ``result.json`` says of the INT8 file; nothing of a search for another dtype."""
+    found = result.get("int8")
+    if not found:
+        return []
+    if "file" not in found:
+        return [f"INT8: {found.get('note')}"]
+    measured = found["measured_ms"]
+    target = (result.get("limits") or {}).get("latency")
+    text = f"measured {measured:.3f} ms" if measured else found["measured_note"] or "not measured"
+    if measured and target:
+        over = measured / target - 1
+        text += f", target {target:.3f} ms: " + (f"over by {over:.1%}" if over >= 0.0005 else "kept")
+    top1, ms, size = ([found[f"{what}_{dtype}"] for dtype in ("float32", "int8")] for what in _BOTH)
+    return [
+        f"INT8: {found['file']}, {text}",
+        f"float32 -> INT8: top-1 {top1[0]:.2f} -> {top1[1]:.2f} % on {found['images']:,} held-out images; "
+        f"files of {size[0] / 1e6:.2f} -> {size[1] / 1e6:.2f} MB, by turns {ms[0]:.3f} -> {ms[1]:.3f} ms "
+        f"(scheme {found['scheme']}, calibrated on {found['calibration_images']} training images)",
+    ]
