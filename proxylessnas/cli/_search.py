@@ -247,8 +247,9 @@ def report_dry_run(args: argparse.Namespace, found: DryRun) -> int:
     if found.arch_step_s is not None:
         rows.append(("arch steps", f"{found.arch_steps:,} of {1e3 * found.arch_step_s:.0f} ms"))
     if found.judging_s is not None:
-        models = f"{found.judgings:,} models" if found.judgings else "a model at the end of each epoch"
-        rows.append(("judging", f"{models}, {found.judging_s:.1f} s each"))
+        each = ["a model at the end of each epoch"] if found.arch_step_s is not None else []
+        models = [f"{found.judgings:,} models at the end"] if found.judgings else []
+        rows.append(("judging", f"{', '.join(each + models)}: {found.judging_s:.1f} s each"))
     if found.memory_mib is not None:
         rows.append(("memory", f"{found.memory_mib:,.0f} MiB at most so far"))
     weights, arch = found.images

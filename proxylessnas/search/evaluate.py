@@ -32,7 +32,7 @@ from ..utils.distributed import Processes
 from ..utils.files import write_atomically
 from ..utils.progress import tell
 from ..utils.signals import StopRequest
-from .baselines import Evaluated, Sampler, best_of, fits
+from .baselines import Evaluated, Sampler, best_of, fits, probable_models
 from .constraints import Constraint, MinDepth
 from .derivation import most_probable
 from .logger import ARCH_FILE, CHILD_FILE, SearchResult
@@ -66,7 +66,7 @@ class SubnetEvaluator:
         autocast: makes the context in which models are compared during a search.
 
     Attributes:
-        evaluated: the models of "random" and "evolution" so far.
+        evaluated: the models that were evaluated once the supernet was trained, so far.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class SubnetEvaluator:
         self.evaluated: list[Evaluated] = []
 
     def derived(self, constraints: Sequence[Constraint] | None = None) -> list[int]:
-        """Return the most probable model within the constraints; the best one evaluated without alphas.
+        """Return the best model evaluated within the constraints; the most probable one where none was.
 
         Args:
             constraints: by default the search's own.
@@ -92,16 +92,24 @@ class SubnetEvaluator:
             DataError: there is none.
         """
         constraints = self.setup.constraints if constraints is None else constraints
-        if self.evaluated and not self.recipe.learns:
-            meeting = [e for e in self.evaluated if fits(e.choices, constraints, 0.0, self.depth)]
-            if not meeting:
-                raise DataError(
-                    f"none of the {len(self.evaluated)} models that were evaluated keeps to the new targets; "
-                    "search again"
-                )
+        meeting = self.within(constraints)
+        if meeting:
             return list(best_of(meeting).choices)
+        if self.evaluated and not self.recipe.learns:
+            raise DataError(
+                f"none of the {len(self.evaluated)} models that were evaluated keeps to the new targets; "
+                "search again"
+            )
+        return self.most_probable(constraints)
+
+    def most_probable(self, constraints: Sequence[Constraint]) -> list[int]:
+        """Return the most probable model within the constraints, which uses the least share of the target."""
         log_probs, share = self.model.alphas.log_probs(), self.recipe.least_share
         return most_probable(log_probs, constraints, min_utilization=share, depth=self.depth)
+
+    def within(self, constraints: Sequence[Constraint]) -> list[Evaluated]:
+        """Return the evaluated models that keep to the constraints."""
+        return [e for e in self.evaluated if fits(e.choices, constraints, 0.0, self.depth)]
 
     def inherited(
         self, choices: Sequence[int], name: str = "evaluated", *, amp: bool = False
@@ -138,14 +146,12 @@ class SubnetEvaluator:
 
         ``stop`` is looked at and ``log`` called after each, ``save`` now and then.
         """
-        constraints = self.setup.constraints
-        sampler = Sampler(self.setup.space, constraints, self.recipe)
+        constraints, learns = self.setup.constraints, self.recipe.learns
+        sampler = self._sampler(constraints)
         saved = time.monotonic()
-        while len(self.evaluated) < self.recipe.evaluations:
-            choices = sampler.next(self.evaluated)
-            metrics = self.inherited(choices, amp=True)[1]
-            costs = tuple(b.costs.of(choices) for b in constraints)
-            self.evaluated.append(Evaluated(choices, metrics.top1, costs))
+        while self.due:
+            choices = sampler.next(self.within(constraints) if learns else self.evaluated)
+            self.evaluated.append(self._evaluated(choices))
             log()
             if self.processes.any_of(stop.signal is not None):
                 return False
@@ -153,6 +159,45 @@ class SubnetEvaluator:
                 save()
                 saved = time.monotonic()
         return True
+
+    def _sampler(self, constraints: Sequence[Constraint]) -> Sampler:
+        r, first = self.recipe, list[tuple[int, ...]]()
+        if r.learns:
+            first = probable_models(
+                self.model.alphas.log_probs(), constraints, r.final_candidates, seed=r.seed,
+                min_utilization=r.least_share, depth=self.depth,
+            )  # fmt: skip
+        return Sampler(self.setup.space, constraints, r, first)
+
+    def _evaluated(self, choices: tuple[int, ...]) -> Evaluated:
+        for known in self.evaluated:
+            if known.choices == choices:
+                return known
+        metrics = self.inherited(choices, amp=True)[1]
+        costs = tuple(b.costs.of(choices) for b in self.setup.constraints)
+        return Evaluated(choices, metrics.top1, costs, metrics.loss if self.recipe.learns else 0.0)
+
+    def told_of(self, constraints: Sequence[Constraint]) -> dict[str, Any]:
+        """Return what a result says of the models that it was chosen from."""
+        among = {e.choices: e.top1 for e in self.within(constraints)} if self.recipe.learns else {}
+        if not among:
+            return {}
+        top1 = among.get(tuple(self.most_probable(constraints)))
+        return {"chosen_of": len(among), "most_probable_top1": top1}
+
+    @property
+    def due(self) -> int:
+        """How many models are still to be evaluated."""
+        return max(0, self.recipe.evaluated_models - len(self.evaluated))
+
+    def plan(self) -> str:
+        """Return in words what is evaluated at the end."""
+        r = self.recipe
+        return (
+            f"the end: {r.final_candidates} probable models and {r.final_evolution} more by evolution are "
+            f"evaluated on {len(self.setup.held_out):,} held-out images, and the best within the target is "
+            "taken"
+        )
 
 
 # ---- which model a search ends with
@@ -329,6 +374,7 @@ def settle(
     result = SearchResult(
         True, out, cast(Arch, child.arch), tuple(choices), out / CHILD_FILE, metrics.top1, costs,
         {b.costs.name: b.limit for b in setup.constraints}, costs.get("latency"), seconds=seconds,
+        **evaluator.told_of(setup.constraints),
     )  # fmt: skip
     if not evaluator.processes.main:
         return result, metrics

@@ -91,7 +91,7 @@ class SearchLog:
         """Write down the model that was evaluated last."""
         evaluated = searcher.evaluator.evaluated
         found, number = evaluated[-1], len(evaluated)
-        self.run.validating(number, searcher.recipe.evaluations)
+        self.run.validating(number, number + searcher.evaluator.due)
         names = [b.costs.name for b in searcher.setup.constraints]
         figures = {"number": number, "top1": found.top1, "best": best_of(evaluated).top1}
         costs = dict(zip(names, found.costs, strict=True))
@@ -258,6 +258,9 @@ class SearchResult:
         measured_note: why it was not measured, if so.
         reference_ratio: how many times longer the table's reference model took than then.
         too_slow: (predicted, measured) ms of other candidates, which measured above the target.
+        chosen_of: models within the targets that were evaluated, of which it is the best; 0 where it is the
+            most probable one.
+        most_probable_top1: accuracy of the most probable of them, in the precision of the search.
         seconds: of all parts of the run.
         signal: number of the signal that stopped it, or None.
     """
@@ -276,12 +279,15 @@ class SearchResult:
     measured_note: str = ""
     reference_ratio: float | None = None
     too_slow: tuple[tuple[float, float], ...] = ()
+    chosen_of: int = 0
+    most_probable_top1: float | None = None
     seconds: float = 0.0
     signal: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON values."""
         m = self.measured
+        end = {"chosen_of": self.chosen_of, "most_probable_top1": self.most_probable_top1}
         return {
             "finished": self.finished,
             "arch": None if self.arch is None else str(self.arch),
@@ -300,6 +306,7 @@ class SearchResult:
             "measured_p90_ms": None if m is None else m.p90_ms,
             "measured_noise": None if m is None else list(m.noise),
             "measured_note": self.measured_note,
+            **(end if self.chosen_of else {}),
             "seconds": self.seconds,
         }
 
@@ -329,6 +336,7 @@ class SearchResult:
             model=folder / CHILD_FILE, top1=saved["top1_held_out"], measured=timing,
             reference_ratio=saved["measured_reference_ratio"],
             too_slow=tuple((a, b) for a, b in saved["measured_too_slow"]),
+            chosen_of=saved.get("chosen_of", 0), most_probable_top1=saved.get("most_probable_top1"),
             **{name: saved[name] for name in names},
         )  # fmt: skip
 
@@ -405,6 +413,12 @@ def describe_result(result: SearchResult, constraints: Sequence[Constraint], acc
         found.append(
             f"{constraint.costs.name}: {show(cost)} of at most {show(constraint.limit)} "
             f"({cost / constraint.limit:.0%})"
+        )
+    if result.chosen_of:
+        most = result.most_probable_top1
+        found.append(
+            f"the best of {result.chosen_of} evaluated models within the target"
+            + ("" if most is None else f"; the most probable of them has {most:.2f} %")
         )
     found += describe_latency(result.to_dict())
     return found

@@ -35,6 +35,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "algorithm": "gradient", "warmup_epochs": 20, "epochs": 40, "search_rate": 0.05,
         "arch_fraction": 0.2, "arch_mode": "full_v2", "arch_every": 3, "arch_rate": 1e-2,
         "aligned_start": True, "reinforce_updates": 100, "reinforce_samples": 8,
+        "final_candidates": 24, "final_evolution": 24,
     },
     # Ours, to see a whole search in minutes on two cores. Small batches at a high rate, as a supernet takes
     # some hundred steps until its paths agree with each other; so few arch steps that alpha has to move in
@@ -45,6 +46,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "arch_fraction": 0.25, "arch_every": 2, "arch_rate": 3e-2, "frozen_epochs": 0,
         "reinforce_updates": 20, "reinforce_samples": 4, "reinforce_baseline": 0.9,
         "evaluations": 40, "population": 16, "recalibrate_batches": 4,
+        "final_candidates": 16, "final_evolution": 16,
     },
 }  # fmt: skip
 

@@ -68,8 +68,9 @@ class SearchRecipe(Config):
     what = "search recipe"
     example = "arch_rate=0.01"
     presets = PRESETS
-    # What stops a search changes nothing in it; the epochs of the weights follow from the others.
-    beside = frozenset({"stuck_epochs", "weights.epochs"})
+    # What stops a search changes nothing in it, nor does what is done once it is over; the epochs of the
+    # weights follow from the others.
+    beside = frozenset({"stuck_epochs", "weights.epochs", "final_candidates", "final_evolution"})
 
     # fmt: off
     algorithm: str = option("gradient", ("gradient", "reinforce", "random", "evolution"), '"gradient" '
@@ -140,6 +141,9 @@ class SearchRecipe(Config):
 
     recalibrate_batches: int = option(20, _COUNT, "batches from which BatchNorm statistics are computed "
         "anew for a model that is evaluated or derived, on a copy", group="evaluation and health")
+    final_candidates: int = option(0, Range(0, 10_000), 'probable models within the target that "gradient" '
+        'and "reinforce" evaluate at the end, to take the best; 0 takes the most probable one, as published')
+    final_evolution: int = option(0, _COUNT, "models that evolution adds to them, from the best of them on")
     stuck_epochs: int = option(10, _COUNT, "epochs without any movement of alpha after which a search is "
         "stopped; 0 never does")
     # fmt: on
@@ -148,6 +152,13 @@ class SearchRecipe(Config):
     def learns(self) -> bool:
         """Whether alpha is learnt; else models are only compared."""
         return self.algorithm in ("gradient", "reinforce")
+
+    @property
+    def evaluated_models(self) -> int:
+        """How many models are evaluated for a target once the supernet is trained."""
+        if not self.learns:
+            return self.evaluations
+        return self.final_candidates and self.final_candidates + self.final_evolution
 
     @property
     def seed(self) -> int:

@@ -128,7 +128,7 @@ def _carry_out(searcher: Searcher) -> SearchResult:
 def _kept_result(searcher: Searcher) -> SearchResult | None:
     """Return the result of a finished search; None if there is none, or anything about its end is new."""
     group, out = searcher.processes, searcher.settings.out
-    if not searcher.finished:
+    if not searcher.trained:
         return None
     packed = None
     if group.main:  # it alone reads files
@@ -302,7 +302,7 @@ def _timed(searcher: Searcher) -> DryRun:
         arch.append(_seconds(searcher.arch_update, number))
     evaluation_s = _seconds(lambda: searcher.evaluator.inherited(model.path, amp=True))
     weight_s, arch_s = statistics.median(weight), statistics.median(arch) if arch else None
-    evaluations, ends = (0, recipe.epochs + 1) if recipe.learns else (recipe.evaluations, 1)
+    evaluations, ends = searcher.evaluator.due, recipe.epochs + 1 if recipe.learns else 1
     total = weight_s * schedule.total_steps + (arch_s or 0.0) * schedule.arch_steps()
     total += evaluation_s * (evaluations + ends)
     return DryRun(

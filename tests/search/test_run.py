@@ -121,9 +121,9 @@ def everything(state: dict[str, Any]) -> list[Any]:
     "changes",
     [
         {}, {"arch_mode": "two", "amp": "fp16"}, {"algorithm": "reinforce"}, {"algorithm": "random"},
-        {"algorithm": "evolution", "population": 2},
+        {"algorithm": "evolution", "population": 2}, {"final_candidates": 3, "final_evolution": 4},
     ],
-    ids=["gradient", "two in fp16", "reinforce", "random", "evolution"],
+    ids=["gradient", "two in fp16", "reinforce", "random", "evolution", "with an end"],
 )  # fmt: skip
 def test_stopped_anywhere_a_search_goes_on_to_the_same_bits(
     changes: dict[str, Any], data: Path, tmp_path: Path
