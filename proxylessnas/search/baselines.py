@@ -51,7 +51,7 @@ class Evaluated:
 
 
 def best_of(evaluated: Sequence[Evaluated]) -> Evaluated:
-    """Return the most accurate model; of equals that of the lowest loss, then the cheapest, then the first."""
+    """Return the most accurate model; of equals that of the lowest loss, then the cheapest."""
     # The last digits of a loss depend on how many processes it was summed over.
     return min(evaluated, key=lambda e: (-e.top1, round(e.loss, 5), e.costs))
 
