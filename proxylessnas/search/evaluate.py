@@ -67,6 +67,7 @@ class SubnetEvaluator:
 
     Attributes:
         evaluated: the models that were evaluated once the supernet was trained, so far.
+        earlier: how many of them were evaluated for targets of another call.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class SubnetEvaluator:
         self.loader, self.images, self.processes, self.autocast = loader, images, processes, autocast
         self.depth = MinDepth.of(setup.space, setup.recipe.min_depth)
         self.evaluated: list[Evaluated] = []
+        self.earlier = 0
 
     def derived(self, constraints: Sequence[Constraint] | None = None) -> list[int]:
         """Return the best model evaluated within the constraints; the most probable one where none was.
@@ -127,8 +129,10 @@ class SubnetEvaluator:
         """
         autocast = self.autocast if amp else contextlib.nullcontext
         child = self.model.child(choices, name)
-        if self.recipe.weights.sync_bn and self.processes.world > 1:
-            convert_sync_bn(child)  # all of it: candidates are so already
+        if self.processes.world > 1:
+            # All of it, whatever the recipe says of steps: which model is the best is not to depend on how
+            # many processes find it out.
+            convert_sync_bn(child)
         if self.recipe.recalibrate_batches:
             with autocast():
                 limit = self.recipe.recalibrate_batches
@@ -146,11 +150,8 @@ class SubnetEvaluator:
 
         ``stop`` is looked at and ``log`` called after each, ``save`` now and then.
         """
-        constraints, learns = self.setup.constraints, self.recipe.learns
-        sampler = self._sampler(constraints)
         saved = time.monotonic()
-        while self.due:
-            choices = sampler.next(self.within(constraints) if learns else self.evaluated)
+        for choices in self._next_models():
             self.evaluated.append(self._evaluated(choices))
             log()
             if self.processes.any_of(stop.signal is not None):
@@ -159,6 +160,18 @@ class SubnetEvaluator:
                 save()
                 saved = time.monotonic()
         return True
+
+    def _next_models(self) -> Iterator[tuple[int, ...]]:
+        """Yield what is evaluated next, given what was, for one target after the other."""
+        each, sampler = self.recipe.evaluated_models, None
+        for number, constraints in enumerate(self.setup.targets):
+            start = self.earlier + number * each
+            while len(self.evaluated) < start + each:
+                sampler = sampler or self._sampler(constraints)
+                # What was evaluated for other targets is as good where it keeps to this one.
+                learns = self.recipe.learns
+                yield sampler.next(self.within(constraints) if learns else self.evaluated[start:])
+            sampler = None
 
     def _sampler(self, constraints: Sequence[Constraint]) -> Sampler:
         r, first = self.recipe, list[tuple[int, ...]]()
@@ -188,15 +201,17 @@ class SubnetEvaluator:
     @property
     def due(self) -> int:
         """How many models are still to be evaluated."""
-        return max(0, self.recipe.evaluated_models - len(self.evaluated))
+        each = self.recipe.evaluated_models
+        return max(0, self.earlier + each * len(self.setup.targets) - len(self.evaluated))
 
     def plan(self) -> str:
         """Return in words what is evaluated at the end."""
         r = self.recipe
+        each = f" for each of {len(self.setup.targets)} targets" if len(self.setup.targets) > 1 else ""
         return (
-            f"the end: {r.final_candidates} probable models and {r.final_evolution} more by evolution are "
-            f"evaluated on {len(self.setup.held_out):,} held-out images, and the best within the target is "
-            "taken"
+            f"the end: {r.final_candidates} probable models and {r.final_evolution} more by evolution{each} "
+            f"are evaluated on {len(self.setup.held_out):,} held-out images, and the best within the target "
+            "is taken"
         )
 
 
@@ -244,17 +259,24 @@ class Measured:
         return self.timing.undisturbed_ms / (ratio if ratio > 1 + _REFERENCE_OFF else 1.0)
 
 
-def choose(evaluator: SubnetEvaluator) -> tuple[list[int], list[Measured]]:
+def choose(
+    evaluator: SubnetEvaluator, constraints: Sequence[Constraint] | None = None
+) -> tuple[list[int], list[Measured]]:
     """Return the model that a search ends with, and every candidate that was measured, the last one being it.
 
     Every process takes part; the first one measures.
+
+    Args:
+        evaluator: of the search.
+        constraints: by default the search's own.
 
     Raises:
         DataError: no model meets the constraints.
     """
     setup, processes = evaluator.setup, evaluator.processes
-    target = next((b for b in setup.constraints if b.costs.name == "latency"), None)
-    candidates, tried = [evaluator.derived()], list[Measured]()
+    limits = setup.constraints if constraints is None else constraints
+    target = next((b for b in limits if b.costs.name == "latency"), None)
+    candidates, tried = [evaluator.derived(limits)], list[Measured]()
     while True:
         limit_ms = 0.0  # of the table, for the next candidate; 0: there is none
         if processes.main and setup.table is not None:
@@ -266,9 +288,9 @@ def choose(evaluator: SubnetEvaluator) -> tuple[list[int], list[Measured]]:
         (limit_ms,) = processes.sum_of(limit_ms)  # the other processes add nothing
         if not limit_ms:
             break
-        constraints = [Constraint(b.costs, limit_ms) if b is target else b for b in setup.constraints]
+        tighter = [Constraint(b.costs, limit_ms) if b is target else b for b in limits]
         try:
-            candidates.append(evaluator.derived(constraints))
+            candidates.append(evaluator.derived(tighter))
         except DataError:  # nothing is as fast as that
             break
     best = int(processes.sum_of(_best(tried, target) if tried else 0)[0])
@@ -351,6 +373,7 @@ def settle(
     out: Path,
     extra: Mapping[str, Any],
     *,
+    constraints: Sequence[Constraint] | None = None,
     searched: str = "",
     seconds: float = 0.0,
 ) -> tuple[SearchResult, Metrics]:
@@ -360,6 +383,7 @@ def settle(
         evaluator: of the search, as far as it is.
         out: folder for the model's files; its name is the model's.
         extra: what ``result.json`` says besides.
+        constraints: by default the search's own.
         searched: what the weights' file says of its origin; by default a summary of the search.
         seconds: that the search took.
 
@@ -368,13 +392,14 @@ def settle(
         ProxylessError: it cannot be written.
     """
     setup = evaluator.setup
-    choices, tried = choose(evaluator)
+    limits = setup.constraints if constraints is None else constraints
+    choices, tried = choose(evaluator, limits)
     child, metrics = evaluator.inherited(choices, short_name(out.resolve().name, "searched"))
     costs = {name: c.of(choices) for name, c in setup.costs.items()}
     result = SearchResult(
         True, out, cast(Arch, child.arch), tuple(choices), out / CHILD_FILE, metrics.top1, costs,
-        {b.costs.name: b.limit for b in setup.constraints}, costs.get("latency"), seconds=seconds,
-        **evaluator.told_of(setup.constraints),
+        {b.costs.name: b.limit for b in limits}, costs.get("latency"), seconds=seconds,
+        **evaluator.told_of(limits),
     )  # fmt: skip
     if not evaluator.processes.main:
         return result, metrics

@@ -261,6 +261,8 @@ class SearchResult:
         chosen_of: models within the targets that were evaluated, of which it is the best; 0 where it is the
             most probable one.
         most_probable_top1: accuracy of the most probable of them, in the precision of the search.
+        front: of several targets, what the search came to for each; the result itself is that of the target
+            that alpha learnt for.
         seconds: of all parts of the run.
         signal: number of the signal that stopped it, or None.
     """
@@ -281,6 +283,7 @@ class SearchResult:
     too_slow: tuple[tuple[float, float], ...] = ()
     chosen_of: int = 0
     most_probable_top1: float | None = None
+    front: tuple[SearchResult, ...] = ()
     seconds: float = 0.0
     signal: int | None = None
 
@@ -307,6 +310,7 @@ class SearchResult:
             "measured_noise": None if m is None else list(m.noise),
             "measured_note": self.measured_note,
             **(end if self.chosen_of else {}),
+            **({"front": {r.folder.name: r.to_dict() for r in self.front}} if self.front else {}),
             "seconds": self.seconds,
         }
 
@@ -324,7 +328,7 @@ class SearchResult:
         from ..latency.measurement import Timing
         from ..runtimes.settings import Conditions
 
-        timing = saved["timing"]
+        timing = saved.get("timing")
         if timing is not None:
             doubt = timing["uncertainty"]
             made: dict[str, Any] = {name: tuple(timing[name]) for name in ("noise", "input_size")}
@@ -337,6 +341,7 @@ class SearchResult:
             reference_ratio=saved["measured_reference_ratio"],
             too_slow=tuple((a, b) for a, b in saved["measured_too_slow"]),
             chosen_of=saved.get("chosen_of", 0), most_probable_top1=saved.get("most_probable_top1"),
+            front=tuple(cls.from_dict(of, folder / name) for name, of in saved.get("front", {}).items()),
             **{name: saved[name] for name in names},
         )  # fmt: skip
 

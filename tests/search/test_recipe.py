@@ -79,7 +79,7 @@ def test_every_value_survives_toml() -> None:
         "min_depth": 1,
         "reinforce_samples": 4, "reinforce_updates": 9, "reinforce_baseline": 0.5, "reinforce_exponent": 0.07,
         "evaluations": 30, "population": 10, "mutation": 0.25, "recalibrate_batches": 0, "stuck_epochs": 0,
-        "final_candidates": 5, "final_evolution": 3,
+        "final_candidates": 5, "final_evolution": 3, "front": (1.25, 2.0),
         "target_ms": 1.25, "target_macs_m": 300.0, "target_params_m": 4.5,
         "weights": {"seed": 7, "batch_size": 12, "mixup_alpha": 0.2, "optimizer": "adamw", "amp": "bf16"},
     }  # fmt: skip
