@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import shlex
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from ..errors import shown
+from ..errors import DataError, shown
 from ..utils.progress import clock
 from . import _train
 from ._arguments import SPACE_HELP, TABLE_HELP, add_imports, add_json
 from ._command import Command, UsageError
-from ._options import add, add_options, settings_from
+from ._front import front_text
+from ._options import add, add_options, settings_from, spelled
 from ._output import main_process, note, pairs, print_json
 
 if TYPE_CHECKING:
@@ -197,22 +199,42 @@ def _add_targets(parser: argparse.ArgumentParser, what: str) -> Any:
     """Declare the limits on a model, which may be several, and return their group."""
     from ..search.recipe import SearchRecipe
 
-    group = parser.add_argument_group("targets", f"At most so much, of {what}; several may be given.")
+    group = parser.add_argument_group(
+        "targets",
+        f"At most so much, of {what}; several may be given. Several limits of the first, as in 3,5,8, make a "
+        "model each: the architecture is learnt for the one in the middle.",
+    )
     add_options(group, SearchRecipe, only=_TARGETS, names=_TARGETS, unset=True)
+    for action in group._group_actions:
+        action.type = _limits(cast(Callable[[str], float], action.type))
     return group
+
+
+def _limits(read: Callable[[str], float]) -> Callable[[str], Any]:
+    """Return what reads one limit, or several with commas in between."""
+
+    def limits(word: str) -> float | tuple[float, ...]:
+        found = tuple(map(read, word.split(",")))
+        return found if len(found) > 1 else found[0]
+
+    return limits
 
 
 def resolved_recipe(args: argparse.Namespace) -> SearchRecipe:
     """Return the recipe with the changes that the options ask for."""
     from ..search.presets import PRESETS
-    from ..search.recipe import SearchRecipe
+    from ..search.recipe import SearchRecipe, several_targets
 
     word = args.recipe
     if word is None:
         name = args.space.partition("@")[0].strip().lower()
         names = (f"{name}+", name, _RECIPES.get(name))
         word = next((w for w in names if w in PRESETS), _DEFAULT_RECIPE)
-    given = {name: getattr(args, name) for name in (*_CHANGES, *_OF_WEIGHTS, *_TARGETS)}
+    given = {name: getattr(args, name) for name in (*_CHANGES, *_OF_WEIGHTS)}
+    try:
+        given |= several_targets({name: getattr(args, name) for name in _TARGETS})
+    except DataError as e:
+        raise UsageError(spelled(str(e), args.parser)) from e
     return _train.resolved(args, word, SearchRecipe.preset(_DEFAULT_RECIPE), given)
 
 
@@ -240,6 +262,8 @@ def report(args: argparse.Namespace, result: SearchResult) -> int:
     """Print the result; return the exit code."""
     document = {**result.to_dict(), "folder": str(result.folder), "signal": result.signal}
     data = shlex.quote(str(getattr(args, "data", None) or "DATA"))
+    if result.front and not args.json and main_process():
+        print(front_text(document["front"]))
     use = "train it further, with the classifier it has: proxylessnas finetune"
     return _train.report(args, result, document, use, data)
 
@@ -298,8 +322,9 @@ def report_dry_run(args: argparse.Namespace, found: DryRun) -> int:
     if found.arch_step_s is not None:
         rows.append(("arch steps", f"{found.arch_steps:,} of {1e3 * found.arch_step_s:.0f} ms"))
     if found.judging_s is not None:
-        models = f"{found.judgings:,} models" if found.judgings else "a model at the end of each epoch"
-        rows.append(("judging", f"{models}, {found.judging_s:.1f} s each"))
+        each = ["a model at the end of each epoch"] if found.arch_step_s is not None else []
+        models = [f"{found.judgings:,} models at the end"] if found.judgings else []
+        rows.append(("judging", f"{', '.join(each + models)}: {found.judging_s:.1f} s each"))
     if found.memory_mib is not None:
         rows.append(("memory", f"{found.memory_mib:,.0f} MiB at most so far"))
     weights, arch = found.images

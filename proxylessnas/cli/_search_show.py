@@ -10,6 +10,7 @@ from typing import Any
 from ..utils.progress import clock
 from ._arguments import add_imports, add_json
 from ._command import Command
+from ._front import front_text
 from ._options import add
 from ._output import bar, pairs, print_json, printable, table
 from ._search import UNITS, number
@@ -48,6 +49,8 @@ class Show(Command):
         result = found.get("result") or {}
         if result.get("arch"):
             print("\n" + printable(result["arch"]))
+        if result.get("front"):
+            print("\n" + printable(front_text(result["front"])))
         return 0
 
 

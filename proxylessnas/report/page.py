@@ -83,6 +83,7 @@ class RunPage:
         found: what came out.
         architecture: of the model, as text.
         precisions: of the model in float32 and INT8, side by side.
+        front: of a search for several targets: the model of each, and a chart of them.
         models: its figures, with ``model_text``, or ``no_models``, which says why there are none.
         slider: of a search: see :func:`~.draw_search.slider`.
         charts: the curves, or ``no_charts``, which says why there are none.
@@ -102,6 +103,7 @@ class RunPage:
     found: Facts = ()
     architecture: str = ""
     precisions: Table | None = None
+    front: tuple[Table, Figure] | None = None
     models: Sequence[Figure] = ()
     model_text: str = ""
     no_models: str = ""
@@ -258,7 +260,8 @@ def line_chart(
             axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
         if x_range is not None and x_range[0] < x_range[1]:
             axes.set_xlim(*x_range)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
+        whole = all(float(x).is_integer() for line in lines for x, _ in line.points)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=whole, min_n_ticks=1))
         axes.set_xlabel(x_label, fontsize=_FONT)
         axes.set_ylabel(unit, fontsize=_FONT)
         axes.tick_params(labelsize=_FONT, color=GREY)

@@ -75,7 +75,7 @@ def search_page(runs: Mapping[str, SearchRun], folder: Path, notes: list[str], c
         cards=_cards(run, model),
         asked=_asked(run), space=_space(run),
         found=_found(run) if model is not None else (), architecture=str(model or ""),
-        precisions=precisions(folder), models=figures, model_text=text,
+        precisions=precisions(folder), front=_front(run), models=figures, model_text=text,
         slider=slider(run) if run.snapshots else None,
         charts=_charts(run), epochs=_epochs(run),
         no_charts="No arch step and no epoch of the search proper has been logged yet.",
@@ -186,6 +186,36 @@ def _found(run: SearchRun) -> Facts:
     else:
         rows.append(("state", _state(run)))
     return rows
+
+
+def _front(run: SearchRun) -> tuple[Table, Figure] | None:
+    """Return the models of a search for several targets."""
+    front, target = (run.done or {}).get("front"), run.target
+    if not isinstance(front, dict) or target is None:
+        return None
+    from ..search.front import front_rows
+
+    try:
+        found = front_rows([{**of, "folder": name} for name, of in front.items()], target.kind)
+        lines = [Line("predicted", finite((r["predicted"], r["top1_held_out"]) for r in found))]
+        if target.kind == "latency":
+            lines.append(Line("measured", finite((r["measured_ms"], r["top1_held_out"]) for r in found)))
+        rows = [
+            (
+                amount(r["target"], target.unit), percent(r["top1_held_out"]),
+                amount(r["predicted"], target.unit),
+                amount(r["measured_ms"], "ms") if r["measured_ms"] else "-", r["folder"],
+            )
+            for r in found
+        ]  # fmt: skip
+    except (KeyError, TypeError, AttributeError):
+        return None  # a damaged log
+    title = "Accuracy of the models for each target"
+    chart = line_chart(title, "top-1 (%), held-out", lines, x_label=f"{word(target.kind)} ({target.unit})")
+    head = ("target", "top-1", "predicted", "measured", "folder")
+    about = "With inherited weights, on the images that chose the models."
+    table = Table(head, rows, "The models, by target", (1, 2, 3))
+    return None if chart is None else (table, Figure(chart, about))
 
 
 def _state(run: SearchRun) -> str:

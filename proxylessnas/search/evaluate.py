@@ -33,7 +33,7 @@ from ..utils.distributed import Processes
 from ..utils.files import write_atomically
 from ..utils.progress import tell
 from ..utils.signals import StopRequest
-from .baselines import Evaluated, Sampler, best_of, fits
+from .baselines import Evaluated, Sampler, best_of, fits, probable_models
 from .constraints import Constraint, MinDepth
 from .derivation import most_probable
 from .logger import ARCH_FILE, CHILD_FILE, SearchResult
@@ -69,7 +69,8 @@ class SubnetEvaluator:
         autocast: makes the context in which models are compared during a search.
 
     Attributes:
-        evaluated: the models of "random" and "evolution" so far.
+        evaluated: the models that were evaluated once the supernet was trained, so far.
+        earlier: how many of them were evaluated for targets of another call.
     """
 
     def __init__(
@@ -84,9 +85,10 @@ class SubnetEvaluator:
         self.loader, self.images, self.processes, self.autocast = loader, images, processes, autocast
         self.depth = MinDepth.of(setup.space, setup.recipe.min_depth)
         self.evaluated: list[Evaluated] = []
+        self.earlier = 0
 
     def derived(self, constraints: Sequence[Constraint] | None = None) -> list[int]:
-        """Return the most probable model within the constraints; the best one evaluated without alphas.
+        """Return the best model evaluated within the constraints; the most probable one where none was.
 
         Args:
             constraints: by default the search's own.
@@ -95,16 +97,24 @@ class SubnetEvaluator:
             DataError: there is none.
         """
         constraints = self.setup.constraints if constraints is None else constraints
-        if self.evaluated and not self.recipe.learns:
-            meeting = [e for e in self.evaluated if fits(e.choices, constraints, 0.0, self.depth)]
-            if not meeting:
-                raise DataError(
-                    f"none of the {len(self.evaluated)} models that were evaluated keeps to the new targets; "
-                    "search again"
-                )
+        meeting = self.within(constraints)
+        if meeting:
             return list(best_of(meeting).choices)
+        if self.evaluated and not self.recipe.learns:
+            raise DataError(
+                f"none of the {len(self.evaluated)} models that were evaluated keeps to the new targets; "
+                "search again"
+            )
+        return self.most_probable(constraints)
+
+    def most_probable(self, constraints: Sequence[Constraint]) -> list[int]:
+        """Return the most probable model within the constraints, which uses the least share of the target."""
         log_probs, share = self.model.alphas.log_probs(), self.recipe.least_share
         return most_probable(log_probs, constraints, min_utilization=share, depth=self.depth)
+
+    def within(self, constraints: Sequence[Constraint]) -> list[Evaluated]:
+        """Return the evaluated models that keep to the constraints."""
+        return [e for e in self.evaluated if fits(e.choices, constraints, 0.0, self.depth)]
 
     def inherited(
         self, choices: Sequence[int], name: str = "evaluated", *, amp: bool = False
@@ -122,8 +132,10 @@ class SubnetEvaluator:
         """
         autocast = self.autocast if amp else contextlib.nullcontext
         child = self.model.child(choices, name)
-        if self.recipe.weights.sync_bn and self.processes.world > 1:
-            convert_sync_bn(child)  # all of it: candidates are so already
+        if self.processes.world > 1:
+            # All of it, whatever the recipe says of steps: which model is the best is not to depend on how
+            # many processes find it out.
+            convert_sync_bn(child)
         if self.recipe.recalibrate_batches:
             with autocast():
                 limit = self.recipe.recalibrate_batches
@@ -141,14 +153,9 @@ class SubnetEvaluator:
 
         ``stop`` is looked at and ``log`` called after each, ``save`` now and then.
         """
-        constraints = self.setup.constraints
-        sampler = Sampler(self.setup.space, constraints, self.recipe)
         saved = time.monotonic()
-        while len(self.evaluated) < self.recipe.evaluations:
-            choices = sampler.next(self.evaluated)
-            metrics = self.inherited(choices, amp=True)[1]
-            costs = tuple(b.costs.of(choices) for b in constraints)
-            self.evaluated.append(Evaluated(choices, metrics.top1, costs))
+        for choices in self._next_models():
+            self.evaluated.append(self._evaluated(choices))
             log()
             if self.processes.any_of(stop.signal is not None):
                 return False
@@ -156,6 +163,59 @@ class SubnetEvaluator:
                 save()
                 saved = time.monotonic()
         return True
+
+    def _next_models(self) -> Iterator[tuple[int, ...]]:
+        """Yield what is evaluated next, given what was, for one target after the other."""
+        each, sampler = self.recipe.evaluated_models, None
+        for number, constraints in enumerate(self.setup.targets):
+            start = self.earlier + number * each
+            while len(self.evaluated) < start + each:
+                sampler = sampler or self._sampler(constraints)
+                # What was evaluated for other targets is as good where it keeps to this one.
+                learns = self.recipe.learns
+                yield sampler.next(self.within(constraints) if learns else self.evaluated[start:])
+            sampler = None
+
+    def _sampler(self, constraints: Sequence[Constraint]) -> Sampler:
+        r, first = self.recipe, list[tuple[int, ...]]()
+        if r.learns:
+            first = probable_models(
+                self.model.alphas.log_probs(), constraints, r.final_candidates, seed=r.seed,
+                min_utilization=r.least_share, depth=self.depth,
+            )  # fmt: skip
+        return Sampler(self.setup.space, constraints, r, first)
+
+    def _evaluated(self, choices: tuple[int, ...]) -> Evaluated:
+        for known in self.evaluated:
+            if known.choices == choices:
+                return known
+        metrics = self.inherited(choices, amp=True)[1]
+        costs = tuple(b.costs.of(choices) for b in self.setup.constraints)
+        return Evaluated(choices, metrics.top1, costs, metrics.loss if self.recipe.learns else 0.0)
+
+    def told_of(self, constraints: Sequence[Constraint]) -> dict[str, Any]:
+        """Return what a result says of the models that it was chosen from."""
+        among = {e.choices: e.top1 for e in self.within(constraints)} if self.recipe.learns else {}
+        if not among:
+            return {}
+        top1 = among.get(tuple(self.most_probable(constraints)))
+        return {"chosen_of": len(among), "most_probable_top1": top1}
+
+    @property
+    def due(self) -> int:
+        """How many models are still to be evaluated."""
+        each = self.recipe.evaluated_models
+        return max(0, self.earlier + each * len(self.setup.targets) - len(self.evaluated))
+
+    def plan(self) -> str:
+        """Return in words what is evaluated at the end."""
+        r = self.recipe
+        each = f" for each of {len(self.setup.targets)} targets" if len(self.setup.targets) > 1 else ""
+        return (
+            f"the end: {r.final_candidates} probable models and {r.final_evolution} more by evolution{each} "
+            f"are evaluated on {len(self.setup.held_out):,} held-out images, and the best within the target "
+            "is taken"
+        )
 
 
 # ---- which model a search ends with
@@ -202,17 +262,24 @@ class Measured:
         return self.timing.undisturbed_ms / (ratio if ratio > 1 + _REFERENCE_OFF else 1.0)
 
 
-def choose(evaluator: SubnetEvaluator) -> tuple[list[int], list[Measured]]:
+def choose(
+    evaluator: SubnetEvaluator, constraints: Sequence[Constraint] | None = None
+) -> tuple[list[int], list[Measured]]:
     """Return the model that a search ends with, and every candidate that was measured, the last one being it.
 
     Every process takes part; the first one measures.
+
+    Args:
+        evaluator: of the search.
+        constraints: by default the search's own.
 
     Raises:
         DataError: no model meets the constraints.
     """
     setup, processes = evaluator.setup, evaluator.processes
-    target = next((b for b in setup.constraints if b.costs.name == "latency"), None)
-    candidates, tried = [evaluator.derived()], list[Measured]()
+    limits = setup.constraints if constraints is None else constraints
+    target = next((b for b in limits if b.costs.name == "latency"), None)
+    candidates, tried = [evaluator.derived(limits)], list[Measured]()
     while True:
         limit_ms = 0.0  # of the table, for the next candidate; 0: there is none
         if processes.main and setup.table is not None:
@@ -224,9 +291,9 @@ def choose(evaluator: SubnetEvaluator) -> tuple[list[int], list[Measured]]:
         (limit_ms,) = processes.sum_of(limit_ms)  # the other processes add nothing
         if not limit_ms:
             break
-        constraints = [Constraint(b.costs, limit_ms) if b is target else b for b in setup.constraints]
+        tighter = [Constraint(b.costs, limit_ms) if b is target else b for b in limits]
         try:
-            candidates.append(evaluator.derived(constraints))
+            candidates.append(evaluator.derived(tighter))
         except DataError:  # nothing is as fast as that
             break
     best = int(processes.sum_of(_best(tried, target) if tried else 0)[0])
@@ -318,6 +385,7 @@ def settle(
     out: Path,
     extra: Mapping[str, Any],
     *,
+    constraints: Sequence[Constraint] | None = None,
     searched: str = "",
     seconds: float = 0.0,
 ) -> tuple[SearchResult, Metrics]:
@@ -327,6 +395,7 @@ def settle(
         evaluator: of the search, as far as it is.
         out: folder for the model's files; its name is the model's.
         extra: what ``result.json`` says besides.
+        constraints: by default the search's own.
         searched: what the weights' file says of its origin; by default a summary of the search.
         seconds: that the search took.
 
@@ -335,12 +404,14 @@ def settle(
         ProxylessError: it cannot be written.
     """
     setup = evaluator.setup
-    choices, tried = choose(evaluator)
+    limits = setup.constraints if constraints is None else constraints
+    choices, tried = choose(evaluator, limits)
     child, metrics = evaluator.inherited(choices, short_name(out.resolve().name, "searched"))
     costs = {name: c.of(choices) for name, c in setup.costs.items()}
     result = SearchResult(
         True, out, cast(Arch, child.arch), tuple(choices), out / CHILD_FILE, metrics.top1, costs,
-        {b.costs.name: b.limit for b in setup.constraints}, costs.get("latency"), seconds=seconds,
+        {b.costs.name: b.limit for b in limits}, costs.get("latency"), seconds=seconds,
+        **evaluator.told_of(limits),
     )  # fmt: skip
     if not evaluator.processes.main:
         return result, metrics

@@ -92,7 +92,7 @@ class SearchLog:
         """Write down the model that was evaluated last."""
         evaluated = searcher.evaluator.evaluated
         found, number = evaluated[-1], len(evaluated)
-        self.run.validating(number, searcher.recipe.evaluations)
+        self.run.validating(number, number + searcher.evaluator.due)
         names = [b.costs.name for b in searcher.setup.constraints]
         figures = {"number": number, "top1": found.top1, "best": best_of(evaluated).top1}
         costs = dict(zip(names, found.costs, strict=True))
@@ -259,6 +259,11 @@ class SearchResult:
         measured_note: why it was not measured, if so.
         reference_ratio: how many times longer the table's reference model took than then.
         too_slow: (predicted, measured) ms of other candidates, which measured above the target.
+        chosen_of: models within the targets that were evaluated, of which it is the best; 0 where it is the
+            most probable one.
+        most_probable_top1: accuracy of the most probable of them, in the precision of the search.
+        front: of several targets, what the search came to for each; the result itself is that of the target
+            that alpha learnt for.
         seconds: of all parts of the run.
         signal: number of the signal that stopped it, or None.
         int8: of a search with a table of INT8, what came of the model's INT8 file, as JSON values: its name
@@ -279,6 +284,9 @@ class SearchResult:
     measured_note: str = ""
     reference_ratio: float | None = None
     too_slow: tuple[tuple[float, float], ...] = ()
+    chosen_of: int = 0
+    most_probable_top1: float | None = None
+    front: tuple[SearchResult, ...] = ()
     seconds: float = 0.0
     signal: int | None = None
     int8: Mapping[str, Any] | None = None
@@ -286,6 +294,7 @@ class SearchResult:
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON values."""
         m = self.measured
+        end = {"chosen_of": self.chosen_of, "most_probable_top1": self.most_probable_top1}
         return {
             "finished": self.finished,
             "arch": None if self.arch is None else str(self.arch),
@@ -304,6 +313,8 @@ class SearchResult:
             "measured_p90_ms": None if m is None else m.p90_ms,
             "measured_noise": None if m is None else list(m.noise),
             "measured_note": self.measured_note,
+            **(end if self.chosen_of else {}),
+            **({"front": {r.folder.name: r.to_dict() for r in self.front}} if self.front else {}),
             "seconds": self.seconds,
             **({} if self.int8 is None else {"int8": dict(self.int8)}),
         }
@@ -322,7 +333,7 @@ class SearchResult:
         from ..latency.measurement import Timing
         from ..runtimes.settings import Conditions
 
-        timing = saved["timing"]
+        timing = saved.get("timing")
         if timing is not None:
             doubt = timing["uncertainty"]
             made: dict[str, Any] = {name: tuple(timing[name]) for name in ("noise", "input_size")}
@@ -334,6 +345,8 @@ class SearchResult:
             model=folder / CHILD_FILE, top1=saved["top1_held_out"], measured=timing,
             reference_ratio=saved["measured_reference_ratio"], int8=saved.get("int8"),
             too_slow=tuple((a, b) for a, b in saved["measured_too_slow"]),
+            chosen_of=saved.get("chosen_of", 0), most_probable_top1=saved.get("most_probable_top1"),
+            front=tuple(cls.from_dict(of, folder / name) for name, of in saved.get("front", {}).items()),
             **{name: saved[name] for name in names},
         )  # fmt: skip
 
@@ -410,6 +423,12 @@ def describe_result(result: SearchResult, constraints: Sequence[Constraint], acc
         found.append(
             f"{constraint.costs.name}: {show(cost)} of at most {show(constraint.limit)} "
             f"({cost / constraint.limit:.0%})"
+        )
+    if result.chosen_of:
+        most = result.most_probable_top1
+        found.append(
+            f"the best of {result.chosen_of} evaluated models within the target"
+            + ("" if most is None else f"; the most probable of them has {most:.2f} %")
         )
     found += describe_latency(result.to_dict())
     return found + describe_int8(result.to_dict())

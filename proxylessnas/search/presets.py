@@ -14,7 +14,8 @@ _PLAIN: dict[str, Any] = {
 }  # fmt: skip
 _PLUS: dict[str, Any] = {
     "adapt": True, "least_share": 0.85, "fair_warmup": True, "reinforce_baseline": "none",
-    "reinforce_baseline_first": False, "reinforce_reward": "absolute",
+    "reinforce_baseline_first": False, "reinforce_reward": "absolute", "final_candidates": 24,
+    "final_evolution": 24,
 }  # fmt: skip
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -60,6 +61,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "arch_fraction": 0.25, "arch_every": 2, "arch_rate": 3e-2, "frozen_epochs": 0,
         "reinforce_updates": 20, "reinforce_samples": 4,
         "evaluations": 40, "population": 16, "recalibrate_batches": 4,
+        "final_candidates": 16, "final_evolution": 16,
     },
 }  # fmt: skip
 

@@ -21,11 +21,11 @@ table for those of the weights:
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import shown
+from ..errors import DataError, shown
 from ..train.recipe import Recipe
 from ..utils.checks import Range, is_int
 from ..utils.config import Config, option, options
@@ -68,8 +68,9 @@ class SearchRecipe(Config):
     what = "search recipe"
     example = "arch_rate=0.01"
     presets = PRESETS
-    # What stops a search changes nothing in it; the epochs of the weights follow from the others.
-    beside = frozenset({"stuck_epochs", "weights.epochs"})
+    # What stops a search changes nothing in it, nor does what is done once it is over; the epochs of the
+    # weights follow from the others.
+    beside = frozenset({"stuck_epochs", "weights.epochs", "final_candidates", "final_evolution"})
 
     # fmt: off
     algorithm: str = option("gradient", ("gradient", "reinforce", "random", "evolution"), '"gradient" '
@@ -89,6 +90,9 @@ class SearchRecipe(Config):
         "no limit", also="target_macs target_flops")
     target_params_m: float | None = option(None, _TARGET, "most parameters, in millions; None for no limit",
         also="target_params")
+    front: tuple[float, ...] | None = option(None, _TARGET, "limits of the first target that a model each is "
+        "derived for at the end, that target among them, which alone the architecture is learnt for; None "
+        "for that one model", also="targets")
     least_share: float = option(0.85, _BELOW_ONE, "the derived model uses at least this share of its "
         "latency target where one does")
     min_depth: int = option(0, Range(0, 1000), "blocks of each stage that may not be skipped at least",
@@ -148,6 +152,9 @@ class SearchRecipe(Config):
 
     recalibrate_batches: int = option(20, _COUNT, "batches from which BatchNorm statistics are computed "
         "anew for a model that is evaluated or derived, on a copy", group="evaluation and health")
+    final_candidates: int = option(0, Range(0, 10_000), 'probable models within the target that "gradient" '
+        'and "reinforce" evaluate at the end, to take the best; 0 takes the most probable one, as published')
+    final_evolution: int = option(0, _COUNT, "models that evolution adds to them, from the best of them on")
     stuck_epochs: int = option(10, _COUNT, "epochs without any movement of alpha after which a search is "
         "stopped; 0 never does")
     # fmt: on
@@ -156,6 +163,13 @@ class SearchRecipe(Config):
     def learns(self) -> bool:
         """Whether alpha is learnt; else models are only compared."""
         return self.algorithm in ("gradient", "reinforce")
+
+    @property
+    def evaluated_models(self) -> int:
+        """How many models are evaluated for a target once the supernet is trained."""
+        if not self.learns:
+            return self.evaluations
+        return self.final_candidates and self.final_candidates + self.final_evolution
 
     @property
     def seed(self) -> int:
@@ -187,6 +201,10 @@ class SearchRecipe(Config):
     def conflicts(self) -> list[str]:
         """Return what does not fit together."""
         found = []
+        first = next(iter(self.targets.values()), None)
+        if self.front is not None and first not in self.front:
+            has = "there is none" if first is None else f"it is {first:g}"
+            found.append(f"front must hold the first target, and {has}")
         if self.learns and self.frozen_epochs and self.frozen_epochs >= self.epochs:
             found.append(
                 f"frozen_epochs {self.frozen_epochs} must be below epochs, which is {self.epochs}: nothing "
@@ -298,6 +316,28 @@ class SearchRecipe(Config):
         """Return the recipe as TOML, without what is None, or follows from other values."""
         lines = ["", "[weights]", *self.weights.toml_lines(leave_out={*PLAIN, "epochs"}), ""]
         return super().to_toml() + "\n".join(lines)
+
+
+def several_targets(limits: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a recipe for targets, of which one may be several limits.
+
+    Args:
+        limits: ``target_ms`` and so on: a number, several, or None.
+
+    Raises:
+        DataError: several are given of another target than the first one.
+    """
+    found, front = dict(limits), None
+    first = next((name for name, limit in limits.items() if limit is not None), None)
+    for name, limit in limits.items():
+        if isinstance(limit, Sequence) and name != first:
+            raise DataError(f"`{name}` is several limits, which the first target alone can be, `{first}`")
+        if isinstance(limit, Sequence):
+            front = tuple(sorted(set(map(float, limit))))
+            # The one in the middle is near to all others. Of two it is the higher: the end can keep to a
+            # lower limit, while what is learnt for a low one says little of what more cost would buy.
+            found[name] = front[len(front) // 2] if front else None
+    return {**found, "front": front if front and len(front) > 1 else None}
 
 
 def _total(warmup: object, search: object) -> int:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,9 +27,10 @@ from ..utils.distributed import processes
 from ..utils.files import open_file, read_bytes, write_atomically
 from ..utils.progress import tell
 from ..utils.signals import StopRequest
-from .evaluate import PRECISION, settle
+from .evaluate import PRECISION
+from .front import FRONT_FILE, FRONT_TABLE, settle_targets
 from .logger import LOG_FILE, RESULT_FILE, SearchLog, SearchResult, describe_result, open_logs, saved_result
-from .recipe import SearchRecipe, read_search_recipe
+from .recipe import SearchRecipe, read_search_recipe, several_targets
 from .searcher import Searcher
 from .setup import SearchSetup
 
@@ -128,7 +129,7 @@ def _carry_out(searcher: Searcher) -> SearchResult:
 def _kept_result(searcher: Searcher) -> SearchResult | None:
     """Return the result of a finished search; None if there is none, or anything about its end is new."""
     group, out = searcher.processes, searcher.settings.out
-    if not searcher.finished:
+    if not searcher.trained:
         return None
     packed = None
     if group.main:  # it alone reads files
@@ -142,12 +143,14 @@ def _finish(searcher: Searcher, log: SearchLog) -> SearchResult:
     setup = searcher.setup
     extra = {"origin": setup.origin(), "date": time.strftime("%Y-%m-%d")}
     seconds = searcher.position.total_seconds
-    result, metrics = settle(searcher.evaluator, searcher.settings.out, extra, seconds=seconds)
+    result, metrics = settle_targets(searcher.evaluator, searcher.settings.out, extra, seconds=seconds)
     if searcher.processes.main:
         log.done(searcher, {**result.to_dict(), "judged_in": PRECISION})
         accuracy = f"top-1 {metrics.top1:.2f} % on {metrics.n:,} held-out images in {PRECISION}"
         for text in describe_result(result, setup.constraints, accuracy):
             log.run.note(text)
+        if result.front:
+            log.run.note(f"a model each for {len(result.front)} targets: see {FRONT_FILE} and {FRONT_TABLE}")
         log.run.event("done", top1=result.top1, seconds=result.seconds)
     searcher.processes.wait()
     return result
@@ -186,13 +189,15 @@ def derive(
     folder: str | Path,
     out: str | Path,
     *,
-    target_ms: float | None = None,
-    target_macs_m: float | None = None,
-    target_params_m: float | None = None,
+    target_ms: float | Sequence[float] | None = None,
+    target_macs_m: float | Sequence[float] | None = None,
+    target_params_m: float | Sequence[float] | None = None,
     data: Any = None,
     device: str = "auto",
 ) -> SearchResult:
-    """Derive another model from a search, finished or not, for other targets.
+    """Derive another model from a search, finished or not, for other targets; or several.
+
+    With ``final_candidates`` in its recipe, models are evaluated for the new targets as at its end.
 
     Under ``torchrun`` the processes share the images, and the first one writes. (For a supernet in memory
     there is :func:`proxylessnas.search.derive`.)
@@ -203,6 +208,7 @@ def derive(
         folder: of the search.
         out: folder for the model's files.
         target_ms: most latency by the search's table. Where all targets are None, those of the search hold.
+            Several, of the first target given, make a model each; see :func:`~.front.settle_targets`.
         target_macs_m: most multiply-accumulates, in millions.
         target_params_m: most parameters, in millions.
         data: as in :func:`resume`.
@@ -215,8 +221,9 @@ def derive(
     folder, out = Path(folder), Path(out)
     given = _written(folder, data)
     targets = {"target_ms": target_ms, "target_macs_m": target_macs_m, "target_params_m": target_params_m}
+    before = given["recipe"]
     if any(target is not None for target in targets.values()):
-        given["recipe"] = given["recipe"].replace(**targets)
+        given["recipe"] = before.replace(**several_targets(targets))
     state, problems = checkpoint.newest(folder / "checkpoints")
     if state is None:
         raise CheckpointError(f"{folder}: has no checkpoint yet")
@@ -229,7 +236,14 @@ def derive(
             searcher.load_state_dict(state)
             step = state["position"]["global_step"]
             extra = {"derived_from": str(folder), "step": step, "problems": problems}
-            result, _ = settle(searcher.evaluator, out, extra, searched=f"derived from {folder}")
+            evaluator, recipe = searcher.evaluator, given["recipe"]
+            if (recipe.targets, recipe.front) != (before.targets, before.front):
+                evaluator.earlier = len(evaluator.evaluated)
+            if recipe.learns and evaluator.due:
+                if group.main:
+                    tell(f"note: {evaluator.plan()}")
+                evaluator.evaluate_all(StopRequest(), lambda: None, lambda: None)
+            result, _ = settle_targets(evaluator, out, extra, searched=f"derived from {folder}")
         group.wait()
     return result
 
@@ -302,7 +316,7 @@ def _timed(searcher: Searcher) -> DryRun:
         arch.append(_seconds(searcher.arch_update, number))
     evaluation_s = _seconds(lambda: searcher.evaluator.inherited(model.path, amp=True))
     weight_s, arch_s = statistics.median(weight), statistics.median(arch) if arch else None
-    evaluations, ends = (0, recipe.epochs + 1) if recipe.learns else (recipe.evaluations, 1)
+    evaluations, ends = searcher.evaluator.due, recipe.epochs + 1 if recipe.learns else 1
     total = weight_s * schedule.total_steps + (arch_s or 0.0) * schedule.arch_steps()
     total += evaluation_s * (evaluations + ends)
     return DryRun(
@@ -336,6 +350,7 @@ def describe(folder: str | Path) -> dict[str, Any]:
         "algorithm": recipe.algorithm,
         "space": given["space"].name,
         "targets": {units[name]: limit for name, limit in recipe.targets.items()},
+        **({} if recipe.front is None else {"front": list(recipe.front)}),
         "epochs": recipe.warmup_epochs + recipe.epochs,
         "warmup_epochs": recipe.warmup_epochs,
     }

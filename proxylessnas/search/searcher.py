@@ -161,8 +161,12 @@ class Searcher:
     @property
     def finished(self) -> bool:
         """Whether all epochs are done, and all models evaluated."""
-        over = self.position.epoch >= self.schedule.total_epochs
-        return over and (self.recipe.learns or len(self.evaluator.evaluated) >= self.recipe.evaluations)
+        return self.trained and not self.evaluator.due
+
+    @property
+    def trained(self) -> bool:
+        """Whether all epochs are done."""
+        return self.position.epoch >= self.schedule.total_epochs
 
     def fit(self, stop: StopRequest, log: SearchLog) -> bool:
         """Search to the end of the recipe; return False if a signal stopped it before (it is saved)."""
@@ -176,8 +180,10 @@ class Searcher:
             if self.processes.any_of(stop.signal is not None) and p.epoch < self.schedule.total_epochs:
                 return False
         self._name_unreadable(log)
-        if self.recipe.learns:
+        if not self.evaluator.due:
             return True
+        if self.recipe.learns and not self.evaluator.evaluated:
+            log.run.note(self.evaluator.plan())
         done = self.evaluator.evaluate_all(stop, self.save, lambda: log.evaluated(self))
         self.save()
         return done
@@ -334,7 +340,7 @@ class Searcher:
             **({} if self.arch_step is None else self.arch_step.state_dict()),
             "controller": self.controller.state_dict(),
             "health": self.health.state_dict(),
-            "judged": [[list(e.choices), e.top1, list(e.costs)] for e in self.evaluator.evaluated],
+            "judged": [e.to_list() for e in self.evaluator.evaluated],
             "paths": self.path_generator.get_state(),
             "arch_paths": self.arch_generator.get_state(),
             "budgets": self._limits(),
@@ -351,8 +357,7 @@ class Searcher:
             self.arch_step.load_state_dict(state)
         self.controller.load_state_dict(state["controller"])
         self.health.load_state_dict(state["health"])
-        judged = state["judged"]
-        self.evaluator.evaluated[:] = [Evaluated(tuple(p), float(a), tuple(c)) for p, a, c in judged]
+        self.evaluator.evaluated[:] = map(Evaluated.from_list, state["judged"])
         self.path_generator.set_state(state["paths"])
         self.arch_generator.set_state(state["arch_paths"])
 

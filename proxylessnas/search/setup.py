@@ -51,6 +51,8 @@ class SearchSetup:
         supernet: a new one; a search trains it in place.
         costs: every kind of cost that is known, by name.
         constraints: the recipe's targets, latency first. The first one is what accuracy is traded against.
+        targets: the constraints on each model that is derived at the end: those alone, or as the recipe's
+            ``front`` says, the lowest first.
     """
 
     def __init__(
@@ -84,10 +86,15 @@ class SearchSetup:
         self.costs = {} if self.table is None else {"latency": latency_costs(self.table, self.space)}
         self.costs |= size_costs(self.supernet)
         self.constraints = [Constraint(self.costs[name], limit) for name, limit in r.targets.items()]
-        check_reachable(self.constraints)
+        self.targets = [self.constraints]
+        if r.front:
+            first, *others = self.constraints
+            self.targets = [[Constraint(first.costs, limit), *others] for limit in sorted(set(r.front))]
         # Whether they can be met together is found out now, not after hours of training.
         log_probs = self.supernet.alphas.log_probs()
-        most_probable(log_probs, self.constraints, depth=MinDepth.of(self.space, r.min_depth))
+        for constraints in self.targets:
+            check_reachable(constraints)
+            most_probable(log_probs, constraints, depth=MinDepth.of(self.space, r.min_depth))
 
     def _created(self) -> SuperNet:
         """Return the supernet that the search starts from."""
@@ -169,12 +176,15 @@ class SearchSetup:
     def reach(self) -> list[str]:
         """Return in words what is asked for, and what can be reached."""
         found = []
-        for constraint in self.constraints:
+        for n, constraint in enumerate(self.constraints):
             show, (low, high) = constraint.costs.show, constraint.costs.range()
-            found.append(
-                f"target: {constraint.costs.name} of at most {show(constraint.limit)}; models of this space "
-                f"go from {show(low)} to {show(high)}"
-            )
+            limits = [constraints[n].limit for constraints in self.targets]
+            name, aim = constraint.costs.name, show(constraint.limit)
+            asked = f"target: {name} of at most {aim}"
+            if len(set(limits)) > 1:
+                each = ", ".join(map(show, limits))
+                asked = f"targets: {name} of at most {each}, a model each, the architecture learnt for {aim}"
+            found.append(f"{asked}; models of this space go from {show(low)} to {show(high)}")
         return found
 
     def origin(self) -> dict[str, Any]:
@@ -189,6 +199,7 @@ class SearchSetup:
             ],
             "algorithm": self.recipe.algorithm,
             "targets": {b.costs.name: b.limit for b in self.constraints},
+            **({"front": [c[0].limit for c in self.targets]} if len(self.targets) > 1 else {}),
             "units": {b.costs.name: b.costs.unit for b in self.constraints},
             "range": {b.costs.name: list(b.costs.range()) for b in self.constraints},
             "table": None if self.table is None else self.table.digest,

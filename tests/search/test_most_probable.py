@@ -10,12 +10,14 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from plain_solver import PlainProblem
 from torch import Tensor
 
 from proxylessnas import DataError
 from proxylessnas.arch.spaces import read_space
 from proxylessnas.search.constraints import Constraint, Costs, MinDepth
 from proxylessnas.search.derivation import Infeasible, most_probable
+from proxylessnas.search.solver import Problem
 
 STAGES = (0, 0, 1, 1, 1)
 BLOCKS, COLUMNS, ZERO = len(STAGES), 4, 3
@@ -84,6 +86,61 @@ def test_it_is_what_trying_every_model_finds(seed: int) -> None:
     assert sum(log_probs[i, k].item() for i, k in enumerate(choices)) == pytest.approx(wanted, abs=1e-12)
     assert deep_enough(choices, least)
     assert all(b.costs.of(choices) <= b.limit + 1e-9 * abs(b.limit) for b in constraints)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_it_is_what_dynamic_programming_over_all_blocks_finds(seed: int) -> None:
+    """Of more blocks than can be tried, in stages of three, with rows and costs that repeat or not."""
+    rng, g = random.Random(seed), torch.Generator().manual_seed(seed)
+    rows, columns = rng.choice([6, 12, 18]), rng.choice([3, 5, 7])
+    mask = torch.rand(rows, columns, generator=g) < 0.9
+    mask[:, 0] = True
+    sharpness = rng.choice([1e-3, 1.0, 1e6])
+    scores = torch.randn(rows, columns, generator=g, dtype=torch.float64) * sharpness
+    scores = scores.masked_fill(~mask, -math.inf).log_softmax(1)
+    constraints = []
+    for _ in range(rng.choice([1, 1, 2, 3])):
+        table = torch.rand(rows, columns, generator=g, dtype=torch.float64)
+        if seed % 3 == 0:
+            table = (4 * table[:2]).round().repeat(rows // 2, 1)
+        costs = Costs("latency", "ms", (table * mask).clone(), rng.random(), mask)
+        costs.table[:, columns - 1] = 0
+        low, high = costs.range()
+        constraints.append(Constraint(costs, low + (high - low) * rng.uniform(0.1, 0.9)))
+    depth = MinDepth(tuple(i // 3 for i in range(rows)), columns - 1, 2) if seed % 4 == 1 else None
+    if depth is not None:
+        mask[:, 0] = True
+    before = PlainProblem(scores, constraints, 1e-9, depth).solve()
+    now = Problem(scores, constraints, 1e-9, depth).solve()
+    assert (before is None) == (now is None)
+    if before is not None and now is not None:
+        values = [float(scores[torch.arange(rows), choices].sum()) for choices in (before, now)]
+        assert values[1] == pytest.approx(values[0], rel=1e-11, abs=1e-11)
+        assert all(b.costs.of(now) <= b.limit * (1 + 2e-9) for b in constraints)
+        assert depth is None or depth.is_kept(now)
+
+
+@pytest.mark.parametrize("sharpness", [1.0, 1e-3])
+@pytest.mark.parametrize(("repeats", "share"), [(1, 0.3), (1, 0.8), (12, 0.3), (12, 0.8)])
+def test_a_tree_of_648_choices_takes_a_moment(sharpness: float, repeats: int, share: float) -> None:
+    """With costs of each choice, or of each cell; also where the share of the target that is used decides."""
+    g = torch.Generator().manual_seed(0)
+    log_probs = (torch.randn(648, 7, generator=g, dtype=torch.float64) * sharpness).log_softmax(1)
+    table = torch.rand(648 // repeats, 7, generator=g, dtype=torch.float64).repeat_interleave(repeats, 0)
+    table[:, 6] = 0
+    costs = full(table.tolist())
+    low, high = costs.range()
+    limit = low + share * (high - low)
+    start = time.process_time()
+    choices = most_probable(log_probs, [Constraint(costs, limit)], min_utilization=0.85)
+    assert time.process_time() - start < 2
+    assert 0.85 * limit <= costs.of(choices) <= limit
+    rows = torch.arange(648)
+    # No price brings the bound of all models within the limit much closer.
+    prices = torch.linspace(0, 20 * sharpness, 400, dtype=torch.float64)
+    bound = min(float((log_probs - p * costs.table).amax(1).sum() + p * limit) for p in prices)
+    if share == 0.3:  # else the most probable model uses too little
+        assert float(log_probs[rows, choices].sum()) >= bound - 0.05 * sharpness
 
 
 def full(table: list[list[float]], name: str = "latency", fixed: float = 0.0) -> Costs:

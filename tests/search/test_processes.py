@@ -24,6 +24,7 @@ RECIPES = {
     "reinforce": SYNCED.replace(algorithm="reinforce"),
     # Statistics of each process's own; models are evaluated with the supernet's.
     "unsynced": SHORT.replace(recalibrate_batches=0),
+    "with an end": SYNCED.replace(final_candidates=3, final_evolution=3),
 }
 WEIGHT_STEPS = 9
 
@@ -59,6 +60,7 @@ def search_and_save(folder: str, name: str, rank: int, world: int) -> None:
         "alphas": searcher.model.alphas.logits.detach(), "model": searcher.model.state_dict(),
         "child": child.state_dict(), "right": metrics.top1_correct, "loss": metrics.loss,
         "all": sum(p.numel() for p in searcher.model.parameters()), "arch_steps": searcher.arch_steps,
+        "evaluated": [(list(e.choices), e.top1, e.loss) for e in searcher.evaluator.evaluated],
     }  # fmt: skip
     torch.save(found, f"{folder}/{name}-{world}-{rank}.pt")
 
@@ -91,6 +93,8 @@ def test_two_processes_give_what_one_with_the_whole_batch_gives(folder: Path, na
     assert differences_of(one["model"], two["model"]) < 1e-5
     assert differences_of(one["child"], two["child"]) < 1e-5  # the model that is saved, recalibrated
     assert one["right"] == two["right"]
+    assert [e[:2] for e in one["evaluated"]] == [e[:2] for e in two["evaluated"]]
+    assert len(one["evaluated"]) == (6 if name == "with an end" else 0)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -100,6 +104,7 @@ def test_all_processes_hold_the_same_bits(folder: Path, name: str) -> None:
     for part in ("model", "child"):  # statistics too: the first process's, which are in the checkpoint
         assert differences_of(first[part], second[part]) == 0
     assert (first["right"], first["loss"]) == (second["right"], second["loss"])
+    assert first["evaluated"] == second["evaluated"]
     saved = torch.load(folder / f"{name}-2" / "checkpoints" / "last.pt", weights_only=True)
     assert differences_of(saved["model"], second["model"]) == 0
     assert torch.equal(saved["alphas"], second["alphas"])

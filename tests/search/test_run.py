@@ -123,8 +123,9 @@ def everything(state: dict[str, Any]) -> list[Any]:
         {}, {"arch_mode": "two", "amp": "fp16"}, {"algorithm": "reinforce"}, {"algorithm": "random"},
         {"algorithm": "evolution", "population": 2},
         {"algorithm": "reinforce", "fair_warmup": True, "reinforce_baseline": 0.9},
+        {"final_candidates": 3, "final_evolution": 4},
     ],
-    ids=["gradient", "two in fp16", "reinforce", "random", "evolution", "fair, then reinforce"],
+    ids=["gradient", "two in fp16", "reinforce", "random", "evolution", "fair, reinforce", "with an end"],
 )  # fmt: skip
 def test_stopped_anywhere_a_search_goes_on_to_the_same_bits(
     changes: dict[str, Any], data: Path, tmp_path: Path

@@ -218,6 +218,27 @@ def test_of_the_models_that_were_evaluated_the_next_best(
     assert tuple(choices) == slower
 
 
+def test_of_the_models_evaluated_at_the_end_the_next_best_and_then_the_most_probable(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulated(monkeypatch, **EXACT)
+    table = predicting(lambda key: 0.75)
+    evaluator = evaluator_of(data, table, tmp_path, final_candidates=3)
+    target = middle(table)
+    models = [n for n in every_model(HERE) if table.predict(HERE.arch(n)) <= target]
+    models.sort(key=lambda n: true_model_ms(HERE.arch(n)))
+    keeps, slower = models[0], models[-1]
+    for model, top1 in ((keeps, 40.0), (slower, 70.0)):
+        evaluator.evaluated.append(Evaluated(model, top1, (table.predict(HERE.arch(model)),), 1.0))
+    choices, tried = choose(evaluator)
+    assert [t.choices for t in tried] == [slower, keeps]
+    del evaluator.evaluated[0]
+    choices, tried = choose(evaluator)
+    assert tried[0].choices == slower
+    rightly_chosen(choices, tried, target)
+    assert len(tried) >= 2  # the others are the most probable ones that are predicted to be fast enough
+
+
 def test_a_target_that_is_no_latency(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The model is measured once, and stays, whatever it takes."""
     simulated(monkeypatch, **EXACT)
