@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from ..errors import DataError, shown
 from ..utils.progress import clock
 from . import _train
-from ._arguments import SPACE_HELP, TABLE_HELP, add_imports, add_json
+from ._arguments import ANY_SPACE_HELP, TABLE_HELP, add_imports, add_json
 from ._command import Command, UsageError
 from ._front import front_text
 from ._options import add, add_options, settings_from, spelled
@@ -50,7 +50,7 @@ class Run(Command):
         from ..search.recipe import SearchRecipe
         from ..train.recipe import Recipe
 
-        add(parser, "--space S", SPACE_HELP, required=True)
+        add(parser, "--space S", ANY_SPACE_HELP, required=True)
         add(parser, "--data DATA", _train.DATA_HELP, required=True)
         add(
             parser,
@@ -201,8 +201,8 @@ def _add_targets(parser: argparse.ArgumentParser, what: str) -> Any:
 
     group = parser.add_argument_group(
         "targets",
-        f"At most so much, of {what}; several may be given. Several limits of the first, as in 3,5,8, make a "
-        "model each: the architecture is learnt for the one in the middle.",
+        f"At most so much, of {what}; several may be given.\n  Several limits of the first, as in 3,5,8, make "
+        "a model each: the architecture\n  is learnt for the one in the middle.",
     )
     add_options(group, SearchRecipe, only=_TARGETS, names=_TARGETS, unset=True)
     for action in group._group_actions:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..utils.text import large
-from ._arguments import SPACE_HELP, TABLE_HELP, add_imports, add_json, add_sizes, the_space
+from ._arguments import ANY_SPACE_HELP, TABLE_HELP, add_imports, add_json, add_sizes, the_space
 from ._command import Command, CommandGroup
 from ._options import add
 from ._output import bold, ms, pairs, print_json, print_table, printable
@@ -38,7 +38,7 @@ class Show(Command):
 """
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        add(parser, "space NAME|FILE", SPACE_HELP)
+        add(parser, "space NAME|FILE", ANY_SPACE_HELP)
         add(parser, "--table T", f"{TABLE_HELP}: what its models take there")
         add_sizes(parser)
         add_imports(parser)
