@@ -15,12 +15,9 @@ from ._options import add, whole
 if TYPE_CHECKING:
     pass
 
-_CHAINS, _FILE = (
-    "imagenet, small, tiny, cpu26, cpu26-small (imagenet@1.4: widths times 1.4)",
-    "or a .toml file",
-)
-SPACE_HELP = f"{_CHAINS}, {_FILE}"
-ANY_SPACE_HELP = f"{_CHAINS}, cifar-tree, cifar-tree-small, {_FILE}"
+_BLOCKS = "imagenet, small, tiny, cpu26, cpu26-small (imagenet@1.4: widths times 1.4)"
+SPACE_HELP = f"{_BLOCKS}, or a .toml file"
+ANY_SPACE_HELP = f"{_BLOCKS}, cifar-tree, cifar-tree-small, or a .toml file"
 MODEL_HELP = "a model of the zoo, or a file with an architecture (.txt, .json, .safetensors)"
 TABLE_HELP = "a latency table (.json), or pixel1, which comes with the package"
 MOST_PIXELS, MOST_CLASSES = 65_536, 10_000_000
