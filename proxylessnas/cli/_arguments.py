@@ -6,14 +6,11 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import DataError, ProxylessError
 from ._command import UsageError
 from ._options import add, whole
-
-if TYPE_CHECKING:
-    pass
 
 _BLOCKS = "imagenet, small, tiny, cpu26, cpu26-small (imagenet@1.4: widths times 1.4)"
 SPACE_HELP = f"{_BLOCKS}, or a .toml file"

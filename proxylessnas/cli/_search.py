@@ -201,8 +201,9 @@ def _add_targets(parser: argparse.ArgumentParser, what: str) -> Any:
 
     group = parser.add_argument_group(
         "targets",
-        f"At most so much, of {what}; several may be given.\n  Several limits of the first (3,5,8) make a model "
-        "each: the architecture is\n  learnt for the one in the middle.",
+        f"At most so much, of {what}; several may be given.\n"
+        "  Several limits of the first (3,5,8) make a model each: the architecture is\n  learnt for the one "
+        "in the middle.",
     )
     add_options(group, SearchRecipe, only=_TARGETS, names=_TARGETS, unset=True)
     for action in group._group_actions:
