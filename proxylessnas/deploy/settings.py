@@ -65,8 +65,8 @@ class ExportSettings(ExportOptions):
         "those of the calibration that are held out", metavar="DIR")
     target_isa: str | None = option(None, TARGETS, "x86 processors that it must compute the same on: without "
         "VNNI, with it, or both; None takes any", metavar="ISA")
-    all_int8: bool = option(False, None, "leave no part of the model in float32, as a model that was found "
-        "with a latency table of INT8 is meant")
+    all_int8: bool = option(False, None, ".onnx, .xml: leave no part of the model in float32, as latency "
+        "tables of INT8 have it")
     min_agreement: float | None = option(None, _SHARE, "share of the images that must keep their class; None "
         "takes 0.9", metavar="P")
     max_drop: float | None = option(None, _SHARE, "share of the labelled images that may be lost; None "

@@ -238,6 +238,42 @@ def test_formats_and_options_that_are_not_there(digits: Path, tmp_path: Path) ->
     assert not list(tmp_path.iterdir())
 
 
+def test_nothing_stays_in_float32_where_that_is_asked_for(digits: Path, tmp_path: Path) -> None:
+    report = _quantise(small(), tmp_path / "net.onnx", digits, all_int8=True, min_agreement=0.0)
+    assert [tried.scheme.split("+")[-1] for tried in report.tried] == ["7bit"] * len(report.tried)
+    assert not any("float" in tried.scheme for tried in report.tried)
+    with pytest.raises(ExportError, match=r"every int8 scheme of \.pte files leaves something in float32"):
+        _quantise(small(), tmp_path / "net.pte", digits, all_int8=True)
+    with pytest.raises(ExportError, match="`all_int8` is for `int8`"):
+        ExportSettings(all_int8=True)
+
+
+def test_a_runs_images_calibrate_and_judge(digits: Path, tmp_path: Path) -> None:
+    """One that cannot be read is passed over: the run has told of it."""
+    from proxylessnas.data.sources import FileImages
+
+    names = sorted(file.name for file in digits.iterdir())
+    (tmp_path / "broken.png").write_bytes(b"none")
+    for name in names:
+        shutil.copy(digits / name, tmp_path)
+    sizes = torch.ones(len(names) + 1)
+    images = FileImages(str(tmp_path), [*names, "broken.png"], [0] * (len(names) + 1), sizes)
+    report = _quantise(
+        small(),
+        tmp_path / "net.onnx",
+        images,
+        judge=images,
+        schemes=["minmax"],
+        min_agreement=0.0,
+        max_drop=1.0,
+    )
+    assert (report.n, report.calibration_images) == (len(names), len(names))
+    assert report.top1_float is not None
+    same = _quantise(small(), tmp_path / "same.onnx", digits, schemes=["minmax"], min_agreement=0.0)
+    assert same.agreement > 0
+    assert (tmp_path / "net.onnx").stat().st_size == (tmp_path / "same.onnx").stat().st_size
+
+
 def test_schemes_that_litert_has_not(tmp_path: Path) -> None:
     path = tmp_path / "net.tflite"
     bundle, scheme = open_bundle(small()), scheme_of("mse+correct+7bit")

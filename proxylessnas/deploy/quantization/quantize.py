@@ -73,6 +73,8 @@ def quantise(
     wanted = [scheme_of(s) if isinstance(s, str) else s for s in schemes or backend.schemes(target)]
     if settings.all_int8:
         wanted = [scheme for scheme in wanted if not (scheme.float_first or scheme.float_wide)]
+        if not wanted:
+            raise ExportError(f"every int8 scheme of {fmt.suffix} files leaves something in float32")
     if not wanted:
         raise ExportError("no int8 scheme to try")
     threads = settings.threads or torch.get_num_threads()
