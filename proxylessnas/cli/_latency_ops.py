@@ -6,7 +6,16 @@ import argparse
 from typing import TYPE_CHECKING
 
 from ..utils.progress import Steps
-from ._arguments import add_imports, add_output, add_quiet, add_space, check_output, the_space, written
+from ._arguments import (
+    add_imports,
+    add_int8,
+    add_output,
+    add_quiet,
+    add_space,
+    check_output,
+    the_space,
+    written,
+)
 from ._command import Command
 from ._options import add, add_options, settings_from
 from ._output import ms, note, print_json, print_table, printable
@@ -41,6 +50,7 @@ class Ops(Command):
         add_output(parser, "write what was measured as a table (.csv)")
         add(parser, "--plot FILE", "draw it (.png, .svg)")
         add_options(parser, OpCostSettings, without=("imports",), names={"batch_size": "--batch"})
+        add_int8(parser)
         add_imports(parser)
         add_quiet(parser)
 

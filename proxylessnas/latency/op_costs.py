@@ -113,7 +113,8 @@ class OpCosts:
     def conditions(self) -> str:
         """What was measured with, in words."""
         found = self.rows[0].timing.conditions
-        return f"{describe(found)}, {found.dtype}; {found.device_name}"
+        dtype = ", float32" if found.dtype == "float32" else ""  # others are said already
+        return f"{describe(found)}{dtype}; {found.device_name}"
 
     def write_csv(self, path: str | os.PathLike[str]) -> None:
         """Write a line an operation and stage.
