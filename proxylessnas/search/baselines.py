@@ -31,7 +31,7 @@ class Evaluated:
         choices: the model.
         top1: accuracy on held-out images with the supernet's weights, percent.
         costs: one a constraint, in its unit.
-        loss: mean cross-entropy on the same images, nats; 0 where it does not count.
+        loss: mean cross-entropy on the same images, nats; 0 where it does not count ("random", "evolution").
     """
 
     choices: tuple[int, ...]
@@ -50,10 +50,18 @@ class Evaluated:
         return cls(tuple(choices), float(top1), tuple(costs), *map(float, loss))
 
 
+def rank(model: Evaluated) -> tuple[float, float, tuple[float, ...]]:
+    """Return what models are sorted by, best first: the lowest loss, the highest accuracy, the lowest cost.
+
+    On a few hundred images many models are right equally often; how sure they are tells them apart, and picks
+    fewer by chance. The last digits of a loss depend on how many processes it was summed over.
+    """
+    return round(model.loss, 5), -model.top1, model.costs
+
+
 def best_of(evaluated: Sequence[Evaluated]) -> Evaluated:
-    """Return the most accurate model; of equals that of the lowest loss, then the cheapest."""
-    # The last digits of a loss depend on how many processes it was summed over.
-    return min(evaluated, key=lambda e: (-e.top1, round(e.loss, 5), e.costs))
+    """Return the best of some evaluated models."""
+    return min(evaluated, key=rank)
 
 
 def fits(
@@ -115,7 +123,7 @@ class Sampler:
     def _draw(self, evaluated: Sequence[Evaluated], rng: random.Random, wild: bool) -> tuple[int, ...]:
         """Return a child, or a random model; a ``wild`` child is a mutant of half of the blocks."""
         if self.begins is not None and len(evaluated) >= max(2, self.begins):
-            best = sorted(evaluated, key=lambda e: (-e.top1, round(e.loss, 5)))[: self.parents]
+            best = sorted(evaluated, key=lambda e: rank(e)[:2])[: self.parents]
             make = self._mutant if len(evaluated) % 2 or wild else self._crossing
             share = max(0.5, self.recipe.mutation) if wild else self.recipe.mutation
             for _ in range(_TRIES):

@@ -236,16 +236,21 @@ def derive(
             searcher.load_state_dict(state)
             step = state["position"]["global_step"]
             extra = {"derived_from": str(folder), "step": step, "problems": problems}
-            evaluator, recipe = searcher.evaluator, given["recipe"]
-            if (recipe.targets, recipe.front) != (before.targets, before.front):
-                evaluator.earlier = len(evaluator.evaluated)
-            if recipe.learns and evaluator.due:
-                if group.main:
-                    tell(f"note: {evaluator.plan()}")
-                evaluator.evaluate_all(StopRequest(), lambda: None, lambda: None)
-            result, _ = settle_targets(evaluator, out, extra, searched=f"derived from {folder}")
+            _evaluate_for_targets(searcher, before)
+            result, _ = settle_targets(searcher.evaluator, out, extra, searched=f"derived from {folder}")
         group.wait()
     return result
+
+
+def _evaluate_for_targets(searcher: Searcher, before: SearchRecipe) -> None:
+    """Evaluate what the end of the search would, for other targets than those of the recipe ``before``."""
+    evaluator, recipe = searcher.evaluator, searcher.recipe
+    if (recipe.targets, recipe.front) != (before.targets, before.front):
+        evaluator.earlier = len(evaluator.evaluated)
+    if recipe.learns and evaluator.due:
+        if searcher.processes.main:
+            tell(f"note: {evaluator.plan()}")
+        evaluator.evaluate_all(StopRequest(), lambda: None, lambda: None)
 
 
 @dataclass(frozen=True)

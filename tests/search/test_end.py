@@ -76,10 +76,10 @@ def test_few_models_are_all_of_them_and_none_is_an_error() -> None:
         probable_models(log_probs(1.0), [Constraint(COSTS, 0.9 * cheapest)], 9, seed=0)
 
 
-def test_the_best_is_the_most_accurate_then_that_of_the_lowest_loss() -> None:
-    a, b = Evaluated((0,), 60.0, (1.0,), 0.9), Evaluated((1,), 60.0, (2.0,), 0.8)
-    assert best_of([a, b, Evaluated((2,), 59.0, (0.0,), 0.1)]) is b
-    last_digits = dataclasses.replace(a, choices=(3,), loss=0.8 + 1e-9)
+def test_the_best_has_the_lowest_loss_then_the_highest_accuracy() -> None:
+    a, b = Evaluated((0,), 61.0, (1.0,), 0.9), Evaluated((1,), 60.0, (2.0,), 0.8)
+    assert best_of([a, b, Evaluated((2,), 59.0, (0.0,), 0.8)]) is b
+    last_digits = dataclasses.replace(b, choices=(3,), costs=(1.0,), loss=0.8 + 1e-9)
     assert best_of([b, last_digits]) is last_digits  # of equals the cheapest
     assert [Evaluated.from_list(json.loads(json.dumps(e.to_list()))) for e in (a, b)] == [a, b]
     assert Evaluated((1,), 5.0, (2.0,)).to_list() == [[1], 5.0, [2.0]]  # as it always was
@@ -92,7 +92,7 @@ def test_evolution_goes_on_from_the_first_models() -> None:
     evaluated: list[Evaluated] = []
     for number in range(20):
         choices = sampler.next(evaluated)
-        evaluated.append(Evaluated(choices, float(choices.count(0)), (COSTS.of(choices),), 1.0))
+        evaluated.append(Evaluated(choices, float(choices.count(0)), (COSTS.of(choices),), 1.0))  # one loss
         assert number >= 8 or choices == first[number]
     assert len({e.choices for e in evaluated}) == 20
     assert all(fits(e.choices, LIMITS, 0.0, None) for e in evaluated)
@@ -111,9 +111,11 @@ def test_the_best_of_those_evaluated_is_what_a_search_ends_with(data: Path, tmp_
     found = evaluator.evaluated
     assert len({e.choices for e in found}) == len(found) == 10
     assert list(found[0].choices) == evaluator.most_probable(searcher.setup.constraints)
-    best = min(found, key=lambda e: (-e.top1, e.loss))
+    best = min(found, key=lambda e: e.loss)
     assert evaluator.derived() == list(best.choices)
-    assert evaluator.inherited(best.choices)[1].top1 == best.top1 >= found[0].top1
+    metrics = evaluator.inherited(best.choices)[1]
+    assert (metrics.top1, metrics.loss) == (best.top1, best.loss)
+    assert best.loss <= found[0].loss
     # A lower limit: the best of those that keep to it, or else the most probable model.
     costs = sorted(e.costs[0] for e in found)
     lower = [Constraint(searcher.setup.constraints[0].costs, costs[4])]
