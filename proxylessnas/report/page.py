@@ -272,8 +272,8 @@ def line_chart(
         scale = 72 / figure.dpi
         left, right = axes.bbox.x0 * scale, axes.bbox.x1 * scale
         top, bottom = (72 * _SIZE_IN[1] - edge * scale for edge in (axes.bbox.y1, axes.bbox.y0))
-    said = _in_words(title, unit, lines, x_label, target)
-    return inline(file, title, said, cursor=(left, right, top, bottom) if cursor else None)
+    ends = (left, right, top, bottom) if cursor else None
+    return inline(file, title, _in_words(title, unit, lines, x_label, target), cursor=ends)
 
 
 def _target(target: Target) -> str:

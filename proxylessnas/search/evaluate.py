@@ -74,13 +74,9 @@ class SubnetEvaluator:
     """
 
     def __init__(
-        self,
-        setup: SearchSetup,
-        loader: TrainLoader,
-        images: EvalLoader,
-        processes: Processes,
+        self, setup: SearchSetup, loader: TrainLoader, images: EvalLoader, processes: Processes,
         autocast: Autocast,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.setup, self.model, self.recipe = setup, setup.supernet, setup.recipe
         self.loader, self.images, self.processes, self.autocast = loader, images, processes, autocast
         self.depth = MinDepth.of(setup.space, setup.recipe.min_depth)
@@ -365,11 +361,9 @@ def measure_like(
             return session.measured[REFERENCE].undisturbed_ms / known[1] if known else None
 
         session.run(
-            _SECONDS,
-            least_rounds=_LEAST_ROUNDS,
-            least_seconds=_LEAST_SECONDS,
+            _SECONDS, least_rounds=_LEAST_ROUNDS, least_seconds=_LEAST_SECONDS,
             settled=lambda: (ratio() or 1.0) <= 1 + _REFERENCE_OFF,
-        )
+        )  # fmt: skip
         day = datetime.date.today().isoformat()
         timing = Timing.of(session.measured["model"], session.conditions(settings), spec.input_size, day)
         return Measured(choices, predicted, timing, ratio())

@@ -20,6 +20,7 @@ from ..utils.text import csv_text
 from .constraints import Constraint
 from .evaluate import CONFIG_FILE, PRECISION, SubnetEvaluator, settle
 from .logger import ARCH_FILE, CHILD_FILE, SearchResult
+from .ship import INT8_FILES
 
 FRONT_FILE, FRONT_TABLE = "front.json", "front.csv"
 
@@ -95,9 +96,10 @@ def _write_front(result: SearchResult, chosen: Path, target: Constraint, extra: 
         write_atomically(result.folder / FRONT_FILE, (json.dumps(document, indent=2) + "\n").encode())
         text = csv_text(list(rows[0]), [list(row.values()) for row in rows])
         write_atomically(result.folder / FRONT_TABLE, text.encode())
-        for name in (ARCH_FILE, CONFIG_FILE, CHILD_FILE):
-            if (chosen / name).exists():
-                write_atomically(result.folder / name, read_bytes(chosen / name))
+        files = [chosen / name for name in (ARCH_FILE, CONFIG_FILE, CHILD_FILE)] + [*chosen.glob(INT8_FILES)]
+        for file in files:
+            if file.exists():
+                write_atomically(result.folder / file.name, read_bytes(file))
         result.write({"judged_in": PRECISION, **extra})
     except OSError as e:
         raise ProxylessError(

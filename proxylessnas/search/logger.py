@@ -427,7 +427,7 @@ def describe_result(result: SearchResult, constraints: Sequence[Constraint], acc
     if result.chosen_of:
         most = result.most_probable_top1
         found.append(
-            f"the best of {result.chosen_of} evaluated models within the target"
+            f"the best of {result.chosen_of} evaluated models within the target, by cross-entropy"
             + ("" if most is None else f"; the most probable of them has {most:.2f} %")
         )
     found += describe_latency(result.to_dict())

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from .setup import SearchSetup
 
 _NAME = "child-int8"
+#: The file, its report and, of OpenVINO, its weights.
+INT8_FILES = f"{_NAME}*"
 
 
 def int8_file(

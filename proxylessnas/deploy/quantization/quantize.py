@@ -70,13 +70,7 @@ def quantise(
     """
     backend, target = backend_of(fmt), settings.target_isa or "any"
     tell = progress or (lambda what: None)
-    wanted = [scheme_of(s) if isinstance(s, str) else s for s in schemes or backend.schemes(target)]
-    if settings.all_int8:
-        wanted = [scheme for scheme in wanted if not (scheme.float_first or scheme.float_wide)]
-        if not wanted:
-            raise ExportError(f"every int8 scheme of {fmt.suffix} files leaves something in float32")
-    if not wanted:
-        raise ExportError("no int8 scheme to try")
+    wanted = _wanted(schemes or backend.schemes(target), fmt, settings)
     threads = settings.threads or torch.get_num_threads()
     options = dataclasses.replace(settings.options, uint8_input=False)
     images = read_calibration(bundle, settings.calibrate)
@@ -100,6 +94,18 @@ def quantise(
         return report
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _wanted(schemes: Sequence[str | Scheme], fmt: Format, settings: ExportSettings) -> list[Scheme]:
+    """Return the schemes to try."""
+    wanted = [scheme_of(s) if isinstance(s, str) else s for s in schemes]
+    if settings.all_int8:
+        wanted = [scheme for scheme in wanted if not (scheme.float_first or scheme.float_wide)]
+        if not wanted:
+            raise ExportError(f"every int8 scheme of {fmt.suffix} files leaves something in float32")
+    if not wanted:
+        raise ExportError("no int8 scheme to try")
+    return wanted
 
 
 def _trained(

@@ -46,6 +46,17 @@ not for use.
 """
 
 
+def _check_formats(formats: tuple[str, ...], dtype: str) -> None:
+    """Refuse formats that no kit has, or has not in a dtype."""
+    known = kit_runtimes()
+    if not formats or len({*formats}) != len(formats) or not set(formats) <= known.keys():
+        raise LatencyError(f"formats are {' and '.join(known)}, not {shown(formats)}")
+    for name in formats:
+        if dtype not in known[name].dtypes["cpu"]:
+            can = " and ".join(known[name].dtypes["cpu"])
+            raise LatencyError(f"a kit's {name} files are of {can}, not {shown(dtype)}")
+
+
 def write_kit(
     space: SearchSpace,
     folder: str | os.PathLike[str],
@@ -84,13 +95,7 @@ def write_kit(
     """
     check_count("nets", nets, 0, 10_000)
     check_count("batch_size", batch_size, 1, 65_536)
-    known = kit_runtimes()
-    if not formats or len({*formats}) != len(formats) or not set(formats) <= known.keys():
-        raise LatencyError(f"formats are {' and '.join(known)}, not {shown(formats)}")
-    for name in formats:
-        if dtype not in known[name].dtypes["cpu"]:
-            can = " and ".join(known[name].dtypes["cpu"])
-            raise LatencyError(f"a kit's {name} files are of {can}, not {shown(dtype)}")
+    _check_formats(formats, dtype)
     target = Path(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise LatencyError(f"{target} is there already; name a new folder")
