@@ -177,7 +177,9 @@ class Derive(Command):
         import torch
 
         from ..search.run import derive
+        from ..utils.malloc import keep_freed_pages
 
+        keep_freed_pages()
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         targets = {name: getattr(args, name) for name in _TARGETS}
