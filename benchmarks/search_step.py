@@ -186,7 +186,7 @@ def draw(bench: Bench, count: int, seed: int, *, same: bool = False) -> list[lis
         same: draw small models that are the same for any number of candidates; for 2 and 12 always so.
     """
     rng = random.Random(seed)
-    if bench.args.candidates == 6 and not same:
+    if bench.args.space != IMAGENET or (bench.args.candidates == 6 and not same):
         return [list(bench.space.random_choices(rng)) for _ in range(count)]
     small = [float(token in ("k3e3", "k3e6", "-")) for token in bench.space.candidate_ops]
     return [list(bench.space.random_choices(rng, small)) for _ in range(count)]
