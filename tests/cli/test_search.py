@@ -85,7 +85,8 @@ def test_the_recipe_goes_with_the_space(tmp_path: Path) -> None:
     assert resolved("ImageNet@1.4") == SearchRecipe.preset("imagenet+")  # not the published one
     assert resolved("ImageNet@1.4", "--recipe", "imagenet") == SearchRecipe.preset("imagenet")
     assert resolved("mine.toml") == resolved("small") == SearchRecipe.preset("small")
-    assert resolved("cpu26@0.75") == SearchRecipe.preset("imagenet")
+    assert resolved("cpu26@0.75") == SearchRecipe.preset("imagenet+")
+    assert resolved("cifar-tree") == SearchRecipe.preset("cifar+")
     assert resolved("cpu26-small") == SearchRecipe.preset("small")
     assert resolved("tiny", "--recipe", "cifar") == SearchRecipe.preset("cifar")
     (tmp_path / "own.toml").write_text("target_ms = 3.0\n")

@@ -37,6 +37,8 @@ def test_the_public_names() -> None:
         "DeriveSettings",
         "read_search_recipe",
         "search",
+        "search_seeds",
+        "SeedResults",
     }
     assert set(search.__all__) == wanted
     assert wanted <= set(dir(search))
