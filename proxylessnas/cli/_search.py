@@ -142,9 +142,9 @@ class Resume(Command):
 class Derive(Command):
     """Derive another model from a search.
 
-    Write the most probable model of the search in DIR that meets other targets, with the weights that it
-    inherits. The search need not have come to its end. What was learnt for one target is a compromise for
-    another: far from it, search anew.
+    Write a model of the search in DIR that meets other targets, with the weights that it inherits: the best
+    of those that its recipe evaluates at the end, or the most probable one. The search need not have come to
+    its end. What was learnt for one target is a compromise for another: far from it, search anew.
     """
 
     name = "derive"
@@ -164,7 +164,7 @@ class Derive(Command):
             type=Path,
             dest="output",
         )
-        _add_targets(parser, "the model; with none of them, those of the search hold")
+        _add_targets(parser, "the model; with none of them, those of the search hold", learnt=False)
         add(parser, "--data DATA", "the images, where they are somewhere else now")
         add_options(parser, Settings, only=("device", "threads"))
         add_imports(parser)
@@ -197,15 +197,14 @@ def _seeds(text: str) -> list[int]:
     return [int(word) for word in words]
 
 
-def _add_targets(parser: argparse.ArgumentParser, what: str) -> Any:
+def _add_targets(parser: argparse.ArgumentParser, what: str, *, learnt: bool = True) -> Any:
     """Declare the limits on a model, which may be several, and return their group."""
     from ..search.recipe import SearchRecipe
 
     group = parser.add_argument_group(
         "targets",
-        f"At most so much, of {what}; several may be given.\n"
-        "  Several limits of the first (3,5,8) make a model each: the architecture is\n  learnt for the one "
-        "in the middle.",
+        f"At most so much, of {what}; several may be given.\n  Several limits of the first (3,5,8) make "
+        "a model each" + (": the architecture is\n  learnt for the one in the middle." if learnt else "."),
     )
     add_options(group, SearchRecipe, only=_TARGETS, names=_TARGETS, unset=True)
     for action in group._group_actions:

@@ -68,13 +68,15 @@ def _rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("target", f"{_WORDS.get(kind, kind)} of at most {number(value)} {UNITS.get(kind, '')}"))
     figures = {**arch, **epoch}
     if "entropy" in figures:
-        skipped = f", {100 * figures.get('skip_share', 0):.0f} % of the skippable blocks skipped"
+        share = figures.get("skip_share")  # None where the space has no Zero
+        skipped = "" if share is None else f", {100 * share:.0f} % of the skippable blocks skipped"
         rows.append(("probabilities", f"entropy {figures['entropy']:.3f} nats{skipped}"))
     if figures.get("expected") is not None and found.get("targets"):
         kind = next(iter(found["targets"])).rpartition("_")[0]
         rows.append(("expected", f"{number(figures['expected'])} {UNITS.get(kind, '')} of a model drawn now"))
     if evaluated:
-        rows.append(("judged", f"{evaluated['number']:,} models, the best with {evaluated['best']:.2f} %"))
+        best = f"the best with {evaluated['best']:.2f} %"
+        rows.append(("judged", f"{evaluated['number']:,} models, {best}"))
     costs = result.get("costs") or epoch.get("costs") or {}
     for name, value in costs.items():
         rows.append((_WORDS.get(name, name), f"{number(value)} {UNITS.get(name, '')}"))

@@ -17,6 +17,7 @@ from typing import Any
 from ..arch.op_key import OpKey, candidate_key, key_bytes, key_macs
 from ..arch.ops import ZERO, op_name, parse_token
 from ..arch.space import SearchBlock, SearchSpace
+from ..errors import LatencyError
 from ..runtimes.base import ModelSpec
 from ..utils.files import write_atomically
 from ..utils.plotting import BLUE, GREY, GRID, SHADES, clean_axes, open_figure, require_matplotlib
@@ -177,7 +178,7 @@ def op_costs(
     """
     asked = settings or OpCostSettings()
     base = op_name(asked.base)
-    keys = [(block.stage + 1, key) for block in _last_blocks(space) for key in _keys(block, base)]
+    keys = [(block.stage + 1, key) for block in _last_blocks(space, base) for key in _keys(block, base)]
     items = [
         Item(f"op {key}", ModelSpec("op", str(key), (key.in_channels, key.size, key.size)), asked.settings)
         for key in dict.fromkeys(key for _, key in keys)
@@ -196,9 +197,12 @@ def op_costs(
     return OpCosts(base, tuple(rows))
 
 
-def _last_blocks(space: SearchSpace) -> list[SearchBlock]:
-    """Return the last block of each stage, of stages of one shape the first."""
-    last = {block.stage: block for block in space.search_blocks}.values()
+def _last_blocks(space: SearchSpace, base: str) -> list[SearchBlock]:
+    """Return the last block of each stage that can be the base, of stages of one shape the first."""
+    strides = parse_token(base)[0].strides
+    last = {block.stage: block for block in space.search_blocks if block.stride in strides}.values()
+    if not last:
+        raise LatencyError(f"no block of {space.name} can be {base}, to compare with: name another base")
     alike = {(b.in_channels, b.out_channels, b.in_size, b.stride): b for b in reversed([*last])}
     return list(alike.values())[::-1]
 

@@ -348,7 +348,9 @@ def _commands(run: SearchRun, folder: Path) -> list[str]:
     begin = run.begin
     out, model = (shlex.quote(str(path)) for path in (folder, folder / "child.safetensors"))
     table = f" --table {shlex.quote(str(folder / 'table.json'))}" if begin.get("table") else ""
-    data = shlex.quote(_source(folder) or str(begin.get("data")))
+    source = _source(folder)
+    data = shlex.quote(str(source.get("data") or begin.get("data")))
+    limit = f" --limit {source['limit']}" if source.get("limit") else ""
     needs = ["space.toml", "search.toml", *(["table.json"] if table else [])]
     lost = [file for file in needs if not (folder / file).is_file()]
     if lost:
@@ -357,7 +359,7 @@ def _commands(run: SearchRun, folder: Path) -> list[str]:
         lines = [
             "# the same search, to the bit on a CPU with the same versions and number of threads",
             f"proxylessnas search run --space {out}/space.toml --data {data} \\",
-            f"    --recipe {out}/search.toml{table} --out NEW",
+            f"    --recipe {out}/search.toml{table}{limit} --out NEW",
         ]
     lines += ["# look at it", f"proxylessnas search show {out}"]
     if (folder / "child.safetensors").is_file():
@@ -379,12 +381,12 @@ def _files(folder: Path) -> list[tuple[str, str]]:
     return found
 
 
-def _source(folder: Path) -> str | None:
-    """Return where the images are, as the command line named them."""
+def _source(folder: Path) -> dict[str, Any]:
+    """Return where the images are, as the command line named them, and how many of a class were taken."""
     try:
-        return str(json.loads(read_bytes(folder / "source.json"))["data"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        return dict(json.loads(read_bytes(folder / "source.json")))
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def _versions(run: SearchRun) -> Facts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,7 +57,8 @@ def rank(model: Evaluated) -> tuple[float, float, tuple[float, ...]]:
     On a few hundred images many models are right equally often; how sure they are tells them apart, and picks
     fewer by chance. The last digits of a loss depend on how many processes it was summed over.
     """
-    return round(model.loss, 5), -model.top1, model.costs
+    loss = round(model.loss, 5) if math.isfinite(model.loss) else math.inf
+    return loss, -model.top1, model.costs
 
 
 def best_of(evaluated: Sequence[Evaluated]) -> Evaluated:

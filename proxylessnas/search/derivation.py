@@ -84,7 +84,7 @@ def most_probable(
         low, high = 0.0, max(high, 1.0)
     while first.of(found := _within_limits(scores + high * tilt, constraints, depth)) < wanted:
         if high >= _STRONGEST:
-            return found  # nothing within the constraints uses as much
+            return best  # nothing within the constraints uses as much
         low, high, alone = high, min(4.0 * high, _STRONGEST), False
     if alone:  # below that weight the constraint does not matter, and the share is not met
         return found

@@ -91,7 +91,9 @@ def _write_front(result: SearchResult, chosen: Path, target: Constraint, extra: 
     """Write what all models are, and that in the folder ``chosen`` once more; ``result.json`` comes last."""
     kind = target.costs.name
     rows = front_rows([{**r.to_dict(), "folder": r.folder.name} for r in result.front], kind)
-    document = {"kind": kind, "unit": target.costs.unit, "learnt_for": target.limit, "models": rows}
+    document: dict[str, Any] = {"kind": kind, "unit": target.costs.unit, "models": rows}
+    if "derived_from" not in extra:  # else alpha learnt for targets of its own
+        document["learnt_for"] = target.limit
     try:
         write_atomically(result.folder / FRONT_FILE, (json.dumps(document, indent=2) + "\n").encode())
         text = csv_text(list(rows[0]), [list(row.values()) for row in rows])

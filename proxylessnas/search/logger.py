@@ -170,13 +170,13 @@ class Health:
     def figures(self, alphas: ArchParameters) -> dict[str, float]:
         """Return entropy (nats, mean over blocks) and the shares of skipped blocks: expected, most probable.
 
-        Both are shares of the blocks that may be skipped.
+        Both are shares of the blocks that may be skipped; where none may, there are none.
         """
         entropy = float(alphas.entropy().mean())
         zero = self.zero_column
         skippable = [] if zero is None else alphas.mask[:, zero].nonzero()[:, 0].tolist()
         if not skippable:
-            return {"entropy": entropy, "skip_share": 0.0, "skip_share_now": 0.0}
+            return {"entropy": entropy}
         expected = float(alphas.probs().detach()[skippable, zero].mean())
         best = alphas.most_probable()
         now = sum(best[i] == zero for i in skippable) / len(skippable)
@@ -215,7 +215,7 @@ class Health:
             )
         found = self.figures(alphas)
         # Which candidate is the most probable says little while others are nearly as probable.
-        meant = min(found["skip_share"], found["skip_share_now"]) > _COLLAPSED
+        meant = min(found.get("skip_share", 0.0), found.get("skip_share_now", 0.0)) > _COLLAPSED
         self.collapsed = self.collapsed + 1 if meant else 0
         if self.warned or not meant or not (last or self.collapsed >= _LASTS):
             return []

@@ -93,7 +93,7 @@ class SearchRecipe(Config):
     front: tuple[float, ...] | None = option(None, _TARGET, "limits of the first target that a model each is "
         "derived for at the end, that target among them, which alone the architecture is learnt for; None "
         "for that one model", also="targets")
-    least_share: float = option(0.85, _BELOW_ONE, "the derived model uses at least this share of its "
+    least_share: float = option(0.85, _BELOW_ONE, "the most probable model uses at least this share of its "
         "latency target where one does")
     min_depth: int = option(0, Range(0, 1000), "blocks of each stage that may not be skipped at least",
         also="depth")

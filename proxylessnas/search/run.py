@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from ..latency.table import LatencyTable
 
 
+SEEDS_FILE = "seeds.json"  # in a folder of several searches
 RECIPE_FILE, SPACE_FILE, TABLE_FILE, SOURCE_FILE = "search.toml", "space.toml", "table.json", "source.json"
 _TRIED_STEPS = 5
 
@@ -222,6 +223,11 @@ def derive(
     given = _written(folder, data)
     targets = {"target_ms": target_ms, "target_macs_m": target_macs_m, "target_params_m": target_params_m}
     before = given["recipe"]
+    if target_ms is not None and given["table"] is None:
+        raise DataError(
+            f"{folder}: the search had no latency table, so a model can be derived for "
+            "multiply-accumulates and parameters only; for milliseconds search anew, with a table"
+        )
     if any(target is not None for target in targets.values()):
         given["recipe"] = before.replace(**several_targets(targets))
     state, problems = checkpoint.newest(folder / "checkpoints")
@@ -315,6 +321,7 @@ def _timed(searcher: Searcher) -> DryRun:
     model.train()
     weight, arch = [], []
     for number, batch in zip(range(_TRIED_STEPS), searcher.loader.epoch(0), strict=False):
+        searcher.position.global_step = number  # candidates that take turns go by it
         model.set_path(searcher.next_path())
         weight.append(_seconds(searcher.weight_step, batch, number, 0.0))
     for number in range(_TRIED_STEPS if recipe.learns else 0):
@@ -392,6 +399,7 @@ def _written(folder: Path, data: Any) -> dict[str, Any]:
     if not (folder / RECIPE_FILE).is_file() or not (folder / SPACE_FILE).is_file():
         raise CheckpointError(
             f"{folder}: holds no search ({RECIPE_FILE} and {SPACE_FILE} are expected in it)"
+            + (": name the folder of one seed, such as seed-0" if (folder / SEEDS_FILE).is_file() else "")
         )
     source = _read_json(folder / SOURCE_FILE) or {}
     if not isinstance(source, dict):

@@ -17,9 +17,7 @@ from ..utils.distributed import processes
 from ..utils.files import write_atomically
 from .logger import SearchResult
 from .recipe import SearchRecipe, read_search_recipe
-from .run import search
-
-SEEDS_FILE = "seeds.json"
+from .run import SEEDS_FILE, search
 
 
 @dataclass(frozen=True)

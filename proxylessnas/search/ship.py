@@ -97,6 +97,7 @@ def describe_int8(result: Mapping[str, Any]) -> list[str]:
     return [
         f"INT8: {found['file']}, {text}",
         f"float32 -> INT8: top-1 {top1[0]:.2f} -> {top1[1]:.2f} % on {found['images']:,} held-out images; "
-        f"files of {size[0] / 1e6:.2f} -> {size[1] / 1e6:.2f} MB, by turns {ms[0]:.3f} -> {ms[1]:.3f} ms "
-        f"(scheme {found['scheme']}, calibrated on {found['calibration_images']} training images)",
+        f"files of {size[0] / 1e6:.2f} -> {size[1] / 1e6:.2f} MB, called from Python by turns {ms[0]:.3f} -> "
+        f"{ms[1]:.3f} ms (scheme {found['scheme']}, calibrated on {found['calibration_images']} training "
+        "images)",
     ]

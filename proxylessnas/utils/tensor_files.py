@@ -253,7 +253,19 @@ def to_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | 
         raise missing_extra("numpy", "writing a .safetensors file") from e
     except (library.SafetensorError, KeyError, ValueError) as e:
         raise WeightsCorruptError(f"these tensors cannot be written as safetensors: {e}") from e
-    return data
+    return _sorted_metadata(data)
+
+
+def _sorted_metadata(data: bytes) -> bytes:
+    """Return a safetensors file with its metadata in order; the library's is another each time."""
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    if "__metadata__" not in header:
+        return data
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # as the format wants it
+    return struct.pack("<Q", len(text)) + text + data[8 + length :]
 
 
 def write_safetensors(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+import re
+from pathlib import Path
 
 import pytest
 
 from proxylessnas import Arch, ArchError, Stage
-from proxylessnas.arch.spaces import SPACES
+from proxylessnas.arch.spaces import SPACES, read_space
 from proxylessnas.latency.random_models import random_models
 
 TINY = SPACES["tiny"]
@@ -44,3 +46,12 @@ def test_random_models_have_what_their_blocks_have() -> None:
     assert len(models) == 60
     for search_block in space.search_blocks:
         assert {choices[search_block.index] for choices in models} == set(search_block.columns)
+
+
+def test_the_space_file_of_the_documentation(tmp_path: Path) -> None:
+    docs = Path(__file__).resolve().parents[2] / "docs" / "search.md"
+    (text,) = re.findall(r"```toml\n(.*?)```", docs.read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "mine.toml").write_text(text, encoding="utf-8")
+    space = read_space(tmp_path / "mine.toml")
+    assert (space.resolution, space.num_classes, space.act, len(space.search_blocks)) == (64, 1000, "relu", 7)
+    assert [len(block.columns) for block in space.search_blocks] == [3, 5, 5, 3, 5, 5, 5]

@@ -9,7 +9,7 @@ import pytest
 from cli_tools import runner
 from simulated_machine import maps_mb, simulated, true_ms
 
-from proxylessnas import ArchError
+from proxylessnas import ArchError, LatencyError
 from proxylessnas.arch.op_key import OpKey
 from proxylessnas.arch.space import SearchSpace, SpaceStage
 from proxylessnas.latency import OpCostSettings, op_costs
@@ -49,6 +49,17 @@ def test_another_base(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [row.relative for row in found.rows if row.key.op == "k3e2"] == [1.0] * 3
     with pytest.raises(ArchError, match="unknown operation 'x3'"):
         op_costs(SPACE, OpCostSettings(base="x3"))
+
+
+def test_a_base_that_cannot_stride_is_compared_where_it_exists(monkeypatch: pytest.MonkeyPatch) -> None:
+    simulated(monkeypatch, parts=False)
+    found = op_costs(SPACE, OpCostSettings(base="n4", minutes=0.5))
+    assert [*found.stages] == ["16 ch, 16 px", "24 ch, 8 px"]
+    assert all(next(iter(own)) == "n4" and own["n4"].relative == 1.0 for own in found.stages.values())
+    with pytest.raises(LatencyError, match="no block of s can be n4"):
+        op_costs(
+            SPACE.replace(stages=(SpaceStage(24, 2, 1),), candidates=("k3e2",)), OpCostSettings(base="n4")
+        )
 
 
 def test_the_command_writes_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -79,6 +79,7 @@ def test_few_models_are_all_of_them_and_none_is_an_error() -> None:
 def test_the_best_has_the_lowest_loss_then_the_highest_accuracy() -> None:
     a, b = Evaluated((0,), 61.0, (1.0,), 0.9), Evaluated((1,), 60.0, (2.0,), 0.8)
     assert best_of([a, b, Evaluated((2,), 59.0, (0.0,), 0.8)]) is b
+    assert best_of([dataclasses.replace(a, loss=float("nan")), b]) is b
     last_digits = dataclasses.replace(b, choices=(3,), costs=(1.0,), loss=0.8 + 1e-9)
     assert best_of([b, last_digits]) is last_digits  # of equals the cheapest
     assert [Evaluated.from_list(json.loads(json.dumps(e.to_list()))) for e in (a, b)] == [a, b]

@@ -143,6 +143,15 @@ def test_a_tree_of_648_choices_takes_a_moment(sharpness: float, repeats: int, sh
         assert float(log_probs[rows, choices].sum()) >= bound - 0.05 * sharpness
 
 
+def test_where_no_model_uses_the_share_the_most_probable_one_is_taken() -> None:
+    """Another limit keeps all models below it: then the share is nothing to go by."""
+    log_probs = torch.tensor([[5.0, 0.0, 0.0]] * 3, dtype=torch.float64).log_softmax(1)
+    latency, params = full([[1.0, 2.0, 3.0]] * 3), full([[1.0, 2.0, 3.0]] * 3, "params")
+    limits = [Constraint(latency, 8.0), Constraint(params, 5.0)]
+    assert most_probable(log_probs, limits, min_utilization=0.85) == [0, 0, 0]
+    assert latency.of(most_probable(log_probs, limits, min_utilization=0.6)) == 5.0
+
+
 def full(table: list[list[float]], name: str = "latency", fixed: float = 0.0) -> Costs:
     values = torch.tensor(table, dtype=torch.float64)
     return Costs(name, "ms", values, fixed, torch.ones(values.shape, dtype=torch.bool))

@@ -343,3 +343,14 @@ def test_devices_and_pipes_are_refused_at_once(tmp_path: Path) -> None:
         assert find_by_digest(path) is None
         with pytest.raises(WeightsCorruptError, match="regular file"):
             safe_load(path)
+
+
+def test_the_same_tensors_and_metadata_are_the_same_bytes() -> None:
+    state = {"b": torch.arange(3.0), "a": torch.ones(2, 2)}
+    notes = {f"key{i}": "é" * i for i in range(20)}
+    found = {to_safetensors(state, dict(sorted(notes.items(), reverse=i % 2 == 0))) for i in range(6)}
+    (data,) = found
+    tensors, metadata = from_safetensors(data)
+    assert metadata == notes
+    assert all(torch.equal(tensors[name], value) for name, value in state.items())
+    assert struct.unpack("<Q", data[:8])[0] % 8 == 0
