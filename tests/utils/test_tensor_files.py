@@ -350,7 +350,7 @@ def test_the_same_tensors_and_metadata_are_the_same_bytes() -> None:
     notes = {f"key{i}": "é" * i for i in range(20)}
     found = {to_safetensors(state, dict(sorted(notes.items(), reverse=i % 2 == 0))) for i in range(6)}
     (data,) = found
-    tensors, metadata = from_safetensors(data)
+    tensors, metadata = from_safetensors(data, "x.safetensors")
     assert metadata == notes
     assert all(torch.equal(tensors[name], value) for name, value in state.items())
     assert struct.unpack("<Q", data[:8])[0] % 8 == 0
