@@ -12,7 +12,7 @@ PYTEST = $(BIN)/python -m pytest --max-worker-restart=0 $(PYTEST_ARGS)
 
 # What computes: models, steps of training and search, export and INT8.
 CORE := tests/deploy tests/models $(addprefix tests/train/test_, augment.py ema.py evaluate.py metrics.py optim.py run.py) \
-  $(addprefix tests/search/test_, arch_params.py arch_optimizers.py constraints.py gates.py init.py objective.py quick.py supernet.py toy.py)
+  $(addprefix tests/search/test_, arch_params.py arch_optimizers.py constraints.py gates.py init.py objective.py quick.py reinforce.py supernet.py toy.py tree.py)
 
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
