@@ -43,8 +43,8 @@ TINY = SearchSpace(
 )  # fmt: skip
 
 #: For processors of 2026, in float32 and INT8 alike: MBConv, fused MBConv and MobileNetV4's bottlenecks, of
-#: ratios 2 and 4, as larger ones cost more than they give there. Widths are multiples of 16, as vectors are;
-#: the activation is ReLU, with which ONNX Runtime takes 3 to 8 % less (docs/search.md).
+#: ratios 2 and 4 (what larger ones would bring was not measured). Widths are multiples of 16, as vectors are;
+#: the activation is ReLU, with which ONNX Runtime takes less time (docs/search.md).
 CPU26 = SearchSpace(
     "cpu26", stem=32, first=16, last=1280,
     stages=_stages((32, 2, 3), (64, 2, 4), (96, 2, 4), (128, 1, 4), (192, 2, 4)),
@@ -61,7 +61,7 @@ CPU26_SMALL = SearchSpace(
 #: The published one of CIFAR-10 (section 4.1): 54 tree cells, 648 searched edges.
 CIFAR_TREE = TreeSpace()
 
-#: The same cells, two a stage and narrower: searched in an hour or so on a CPU.
+#: The same cells, two a stage and narrower.
 CIFAR_TREE_SMALL = TreeSpace("cifar-tree-small", cells=6, alpha=36)
 
 SPACES: dict[str, Space] = {
@@ -138,11 +138,19 @@ def read_chain(name_or_path: str | os.PathLike[str]) -> SearchSpace:
     Raises:
         ArchError: also for a space of another kind.
     """
-    space = read_space(name_or_path)
+    return as_chain(read_space(name_or_path))
+
+
+def as_chain(space: Space) -> SearchSpace:
+    """Return a space as one of blocks, which it has to be where latencies of operations are needed.
+
+    Raises:
+        ArchError: it is one of tree cells.
+    """
     if not isinstance(space, SearchSpace):
         raise ArchError(
-            f"{shown(str(name_or_path))} is a space of tree cells, and latency tables hold blocks: search it "
-            "with a target of multiply-accumulates or parameters"
+            f"{shown(space.name)} is a space of tree cells, and latencies are known of blocks alone: leave "
+            "out tables, and search it with a target of multiply-accumulates or parameters"
         )
     return space
 

@@ -79,7 +79,7 @@ class TreeSpace(Space, Config):
         if not self.candidates or len(set(self.candidates)) < len(self.candidates):
             found.append("candidates must be letters, each once")
         try:
-            self._of(EDGE_LETTERS[0] * (self.cells * len(EDGES)))
+            self._bare()
         except ArchError as e:
             found.append(str(e))
         return found
@@ -87,6 +87,10 @@ class TreeSpace(Space, Config):
     def _of(self, letters: str, name: str = "") -> TreeArch:
         words = [letters[i : i + len(EDGES)] for i in range(0, len(letters), len(EDGES))]
         return TreeArch(name or self.name, " ".join(words), **{size: getattr(self, size) for size in _SIZES})
+
+    def _bare(self) -> TreeArch:
+        """Return a model, for what all models have in common."""
+        return self._of(EDGE_LETTERS[0] * (self.cells * len(EDGES)))
 
     @property
     def candidate_ops(self) -> tuple[str, ...]:
@@ -96,7 +100,7 @@ class TreeSpace(Space, Config):
     @cached_property
     def search_blocks(self) -> tuple[SearchBlock, ...]:
         """The edges of all cells, in the order of their words."""
-        bare = self._of(EDGE_LETTERS[0] * (self.cells * len(EDGES)))
+        bare = self._bare()
         found: list[SearchBlock] = []
         each, size = self.cells // self.num_stages, self.resolution
         columns = tuple(range(len(self.candidates)))
@@ -112,7 +116,7 @@ class TreeSpace(Space, Config):
     @property
     def stages(self) -> tuple[SpaceStage, ...]:  # type: ignore[override]
         """Width of each stage's last cell, stride, and edges."""
-        widths = self._of(EDGE_LETTERS[0] * (self.cells * len(EDGES))).cell_widths
+        widths = self._bare().cell_widths
         each = self.cells // self.num_stages
         return tuple(
             SpaceStage(BOTTLENECK * widths[(s + 1) * each - 1], 2 if s else 1, each * len(EDGES))

@@ -1,14 +1,13 @@
-"""The front of a search for several targets, as a table and a picture for a terminal."""
+"""The front of a search for several targets, as a table and a chart for a terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ._output import table
+from ._output import UNITS, table
 
-_WIDTH, _HEIGHT = 56, 10  # of the picture, in characters
-_UNITS = {"latency": "ms", "macs": "M", "params": "M"}
+_WIDTH, _HEIGHT = 56, 10  # of the chart, in characters
 
 Points = Sequence[tuple[float, float]]
 
@@ -23,7 +22,7 @@ def front_text(front: Mapping[str, Mapping[str, Any]]) -> str:
 
     kind = next(iter(next(iter(front.values()))["limits"]))
     rows = front_rows([{**of, "folder": name} for name, of in front.items()], kind)
-    unit = _UNITS.get(kind, "")
+    unit = UNITS.get(kind, "")
     cells = [["target", "top-1 (%)", "predicted", "measured", "folder"]]
     for row in rows:
         target, predicted = (f"{row[name]:.4g} {unit}" for name in ("target", "predicted"))
@@ -34,11 +33,11 @@ def front_text(front: Mapping[str, Mapping[str, Any]]) -> str:
         marks["x"] = [(r["measured_ms"], r["top1_held_out"]) for r in rows if r["measured_ms"] is not None]
     said = "o predicted" + (", x measured" if marks.get("x") else "")
     across = f"{kind} ({unit}): {said}"
-    return f"{table(cells, '>>>><')}\n\n{picture(marks, 'top-1 (%)', across)}"
+    return f"{table(cells, '>>>><')}\n\n{chart(marks, 'top-1 (%)', across)}"
 
 
-def picture(marks: Mapping[str, Points], up: str, across: str) -> str:
-    """Return points as a picture of characters; where several marks meet is a ``*``."""
+def chart(marks: Mapping[str, Points], up: str, across: str) -> str:
+    """Return points as a chart of characters; where several marks meet is a ``*``."""
     points = [point for found in marks.values() for point in found]
     (x0, x1), (y0, y1) = ((min(v), max(v)) for v in zip(*points, strict=True))
     grid = [[" "] * _WIDTH for _ in range(_HEIGHT)]

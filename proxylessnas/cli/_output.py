@@ -15,6 +15,9 @@ from ..utils.progress import is_terminal, tell
 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
+#: Units of the costs of a model in a search.
+UNITS = {"latency": "ms", "macs": "M", "params": "M"}
+
 
 def prepare_streams() -> None:
     """Make sure that no file name and no character can make printing fail."""

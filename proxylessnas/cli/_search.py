@@ -16,7 +16,7 @@ from ._arguments import ANY_SPACE_HELP, TABLE_HELP, add_imports, add_json
 from ._command import Command, UsageError
 from ._front import front_text
 from ._options import add, add_options, settings_from, spelled
-from ._output import main_process, note, pairs, print_json
+from ._output import UNITS, main_process, note, pairs, print_json
 
 if TYPE_CHECKING:
     from ..search import SearchRecipe, SearchResult
@@ -89,8 +89,10 @@ class Run(Command):
             raise UsageError(
                 "--restart moves a run out of the way, and --dry-run touches none: leave one out"
             )
-        if args.seeds and (args.dry_run or args.seed is not None):
-            raise UsageError("--seeds says them all, and --dry-run is of one search: leave one out")
+        if args.seeds and (args.seed is not None or _train.is_set(args, "seed")):
+            raise UsageError("--seeds says all seeds: leave out --seed, or seed in --set")
+        if args.seeds and args.dry_run:
+            raise UsageError("--dry-run is of one search: leave out --seeds")
         _train.keep_pages(args)
         recipe = _fitted(recipe, args)
         if not recipe.targets and main_process():
@@ -250,9 +252,6 @@ def _fitted(recipe: SearchRecipe, args: argparse.Namespace) -> SearchRecipe:
     data = open_search_data(args.data, arch_fraction=recipe.arch_fraction, seed=recipe.seed, limit=args.limit)
     images = len(data.train)
     return _train.smaller_batches(recipe, images, "images to train weights on", "--batch-size says")
-
-
-UNITS = {"latency": "ms", "macs": "M", "params": "M"}
 
 
 def number(value: float) -> str:

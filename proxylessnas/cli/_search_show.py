@@ -75,8 +75,9 @@ def _rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
         kind = next(iter(found["targets"])).rpartition("_")[0]
         rows.append(("expected", f"{number(figures['expected'])} {UNITS.get(kind, '')} of a model drawn now"))
     if evaluated:
-        best = f"the best with {evaluated['best']:.2f} %"
-        rows.append(("judged", f"{evaluated['number']:,} models, {best}"))
+        learns = found["algorithm"] in ("gradient", "reinforce")
+        best = f"the best{' by cross-entropy' if learns else ''} with {evaluated['best']:.2f} %"
+        rows.append(("evaluated", f"{evaluated['number']:,} models, {best}"))
     costs = result.get("costs") or epoch.get("costs") or {}
     for name, value in costs.items():
         rows.append((_WORDS.get(name, name), f"{number(value)} {UNITS.get(name, '')}"))

@@ -11,8 +11,8 @@ from ..arch.ops import ZERO, parse_token
 from ..arch.ops.spec import OpSpec
 from ..arch.space import SearchSpace
 from ..arch.space_base import SearchBlock, Space
+from ..arch.spaces import as_chain
 from ..arch.tree_space import EDGE_OPS, TreeSpace
-from ..errors import LatencyError
 from .table import LatencyTable
 
 SIZES = ("macs", "params")
@@ -31,7 +31,7 @@ def space_facts(space: Space, table: LatencyTable | None = None) -> dict[str, An
 
     Raises:
         LatencyKeyError: the table does not cover the space.
-        LatencyError: the space is one of tree cells, and a table is given.
+        ArchError: the space is one of tree cells, and a table is given.
     """
     costs = {kind: _blocks(space, place) for place, kind in enumerate(SIZES)}
     fixed = _fixed(space, costs)
@@ -39,8 +39,7 @@ def space_facts(space: Space, table: LatencyTable | None = None) -> dict[str, An
         kind: [fixed[place] + ends for ends in _range(costs[kind])] for place, kind in enumerate(SIZES)
     }
     if table is not None:
-        if not isinstance(space, SearchSpace):
-            raise LatencyError(f"{space.name} is a space of tree cells, and latency tables hold blocks")
+        space = as_chain(space)
         rows = zip(space.search_blocks, table.costs(space)[0].tolist(), strict=True)
         costs["ms"] = [[row[k] for k in block.columns] for block, row in rows]
         totals["ms"] = [*table.range_ms(space)]

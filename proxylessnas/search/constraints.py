@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..arch.ops import ZERO
-from ..arch.space import SearchSpace
+from ..arch.spaces import as_chain
 from ..errors import DataError
 
 if TYPE_CHECKING:
@@ -117,14 +117,9 @@ def latency_costs(table: LatencyTable, space: Space) -> Costs:
 
     Raises:
         LatencyKeyError: the table lacks one.
-        DataError: no table holds the candidates of this kind of space.
+        ArchError: no table holds the candidates of this kind of space.
     """
-    if not isinstance(space, SearchSpace):
-        raise DataError(
-            f"{space.name} is a space of tree cells, and latency tables hold blocks: leave out the table, "
-            "and set a target of multiply-accumulates or parameters"
-        )
-    costs, fixed = table.costs(space)
+    costs, fixed = table.costs(as_chain(space))
     return Costs("latency", "ms", costs.double(), float(fixed), torch.tensor(space.mask))
 
 

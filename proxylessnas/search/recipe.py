@@ -21,13 +21,13 @@ table for those of the weights:
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import DataError, shown
 from ..train.recipe import Recipe
-from ..utils.checks import Range, is_int
+from ..utils.checks import Range, is_int, is_number
 from ..utils.config import Config, option, options
 from .presets import PRESETS
 
@@ -325,18 +325,21 @@ def several_targets(limits: Mapping[str, Any]) -> dict[str, Any]:
         limits: ``target_ms`` and so on: a number, several, or None.
 
     Raises:
-        DataError: several are given of another target than the first one.
+        DataError: several are given of another target than the first one, or what is given are no numbers.
     """
     found, front = dict(limits), None
     first = next((name for name, limit in limits.items() if limit is not None), None)
     for name, limit in limits.items():
-        if isinstance(limit, Sequence) and name != first:
+        if not isinstance(limit, (list, tuple)):
+            continue
+        if name != first:
             raise DataError(f"`{name}` is several limits, which the first target alone can be, `{first}`")
-        if isinstance(limit, Sequence):
-            front = tuple(sorted(set(map(float, limit))))
-            # The one in the middle is near to all others. Of two it is the higher: the end can keep to a
-            # lower limit, while what is learnt for a low one says little of what more cost would buy.
-            found[name] = front[len(front) // 2] if front else None
+        if not limit or not all(is_number(one, -1e9, 1e9) for one in limit):  # their range comes later
+            raise DataError(f"`{name}` must be a number or several, not {shown(limit)}")
+        front = tuple(sorted(set(map(float, limit))))
+        # The one in the middle is near to all others. Of two it is the higher: the end can keep to a lower
+        # limit, while what is learnt for a low one says little of what more cost would buy.
+        found[name] = front[len(front) // 2]
     return {**found, "front": front if front and len(front) > 1 else None}
 
 

@@ -103,7 +103,8 @@ def _carry_out(searcher: Searcher) -> SearchResult:
     kept = _kept_result(searcher)
     if kept is not None:  # and nothing is touched: an opened log is cut off before its end
         if searcher.processes.main:
-            tell(f"note: this search is finished, and its result is kept: {kept.model}")
+            more = "; `search derive` evaluates more models" if searcher.evaluator.due else ""
+            tell(f"note: this search is finished, and its result is kept: {kept.model}{more}")
         return kept
     with open_logs(searcher) as log, StopRequest() as stop, dead_workers_as_data_error():
         if searcher.processes.main:

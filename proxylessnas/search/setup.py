@@ -81,9 +81,9 @@ class SearchSetup:
                 "a target in milliseconds needs a latency table of the device: name one, or make one with "
                 "`proxylessnas latency build`"
             )
+        self.costs = {} if self.table is None else {"latency": latency_costs(self.table, self.space)}
         self.notes = [] if self.table is None else _checked(self.table, force)
         self.supernet = self._created()
-        self.costs = {} if self.table is None else {"latency": latency_costs(self.table, self.space)}
         self.costs |= size_costs(self.supernet)
         self.constraints = [Constraint(self.costs[name], limit) for name, limit in r.targets.items()]
         self.targets = [self.constraints]

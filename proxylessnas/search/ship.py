@@ -30,7 +30,7 @@ def int8_file(
 
     Only schemes that leave nothing in float32 are tried: of others the table knows no latency. They are
     calibrated on images that the weights were trained on, and the file is evaluated on those held out; no
-    accuracy is too low to be told. Under "note" stands why there is no file.
+    accuracy is too low to be reported. Under "note" stands why there is no file.
 
     Args:
         setup: gives the table and the images.

@@ -28,17 +28,8 @@ from .constraints import Constraint, MinDepth
 _LOG = logging.getLogger("proxylessnas")
 _MOST_STATES, _MANY_STATES, _FEW_STATES, _FEW_BLOCKS = 2_000_000, 10_000, 500, 40
 _HALVINGS, _CUTS = 50, 60  # of a price; of a volume that prices are looked for in, for each of them
-_DEARER = (
-    1.0,
-    1.001,
-    1.01,
-    1.03,
-    1.1,
-    1.3,
-    2.0,
-    10.0,
-    1e3,
-)  # prices at which a model that fits is looked for
+#: Multiples of the prices at which a model that fits is looked for.
+_DEARER = (1.0, 1.001, 1.01, 1.03, 1.1, 1.3, 2.0, 10.0, 1e3)
 _INSIDE = 1e-12  # share of a limit that a sum in another order may be off
 _ROUNDING = 1e-11  # the same of a score
 

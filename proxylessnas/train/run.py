@@ -274,7 +274,7 @@ def held_folder(out: Path, group: Processes) -> Iterator[None]:
         if any(out.iterdir()) and not any((out / name).exists() for name in _SIGNS):
             raise CheckpointError(f"{out}: holds other files and no run; choose another folder with --out")
         with locked(out / ".running", 0.0):
-            for path in [*out.glob("*.tmp"), *out.glob("checkpoints/*.tmp")]:
+            for path in [*out.glob("*.tmp"), *out.glob("*/*.tmp")]:
                 unlink_quietly(path)  # what a killed process was writing
             yield
     except LockTimeout as e:

@@ -100,7 +100,7 @@ def test_a_model_of_another_space_is_named() -> None:
 
 def test_a_latency_table_wants_a_chain() -> None:
     assert read_chain("tiny") is SPACES["tiny"]
-    with pytest.raises(ArchError, match="latency tables hold blocks"):
+    with pytest.raises(ArchError, match="latencies are known of blocks alone"):
         read_chain("cifar-tree")
     with pytest.raises(ArchError, match="grow with alpha"):
         read_space("cifar-tree@1.4")

@@ -10,18 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from report_tools import Page
 from search_tools import SHORT, TINY_SPACE, searcher_of, silent
 from train_tools import noise_folder
 
 from proxylessnas import DataError, cli, create_model, report
-from proxylessnas.cli._front import picture
+from proxylessnas.cli._front import chart
 from proxylessnas.search import SearchRecipe, search
 from proxylessnas.search.baselines import best_of
 from proxylessnas.search.recipe import several_targets
 from proxylessnas.search.run import derive
 from proxylessnas.search.setup import SearchSetup
 from proxylessnas.train import Settings
+from proxylessnas.train.run import held_folder
+from proxylessnas.utils.distributed import Processes
 from proxylessnas.utils.signals import StopRequest
 
 LIMITS = (0.026, 0.03, 0.05)
@@ -154,6 +157,11 @@ def test_what_is_learnt_for(data: Path) -> None:
     }  # fmt: skip
     with pytest.raises(DataError, match="`target_macs_m` is several limits, which the first target alone"):
         several_targets({"target_ms": 3, "target_macs_m": (1, 2)})
+    for limits in ([], [1.0, None], [1.0, True], ("1", "2")):
+        with pytest.raises(DataError, match="`target_ms` must be a number or several, not"):
+            several_targets({"target_ms": limits})
+    with pytest.raises(DataError, match="target_ms must be a number"):
+        SearchRecipe(**several_targets({"target_ms": "1,2"}))
     with pytest.raises(DataError, match="front must hold the first target, and it is 4"):
         SearchRecipe(target_ms=4.0, front=(3.0, 5.0))
     with pytest.raises(DataError, match="front must hold the first target, and there is none"):
@@ -179,12 +187,19 @@ def test_words(words: str, code: int, said: str, capsys: pytest.CaptureFixture[s
     assert said in printed.out + printed.err
 
 
-def test_a_picture_of_characters() -> None:
-    lines = picture({"o": [(1, 50), (3, 70)], "x": [(2, 60), (3, 70)]}, "up", "across").splitlines()
+def test_a_chart_of_characters() -> None:
+    lines = chart({"o": [(1, 50), (3, 70)], "x": [(2, 60), (3, 70)]}, "up", "across").splitlines()
     assert lines[0] == "up"
     assert lines[1].startswith("  70.00 |")
     assert lines[1].endswith("*")
     assert lines[10].startswith("  50.00 |o")
     assert sum("x" in line for line in lines[1:11]) == 1
     assert lines[12].split() == ["1", "3"]
-    assert picture({"o": [(1, 50)]}, "up", "across")  # a single point
+    assert chart({"o": [(1, 50)]}, "up", "across")  # a single point
+
+
+def test_what_a_killed_write_left_in_the_folder_of_a_target_goes(run: Path) -> None:
+    left = run / NAMES[0] / "result.json.1-ab.tmp"
+    left.write_text("half", encoding="utf-8")
+    with held_folder(run, Processes(0, 1, torch.device("cpu"))):
+        assert not left.exists()

@@ -72,4 +72,7 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert cli.main([*words[:-1], "0,0"]) == 2
     assert "--seeds: wanted different whole numbers such as 0,1,2, not" in capsys.readouterr().err
     assert cli.main([*words, "--dry-run"]) == 2
-    assert cli.main([*words, "--seed", "1"]) == 2
+    assert "--dry-run is of one search: leave out --seeds" in capsys.readouterr().err
+    for seed in (["--seed", "1"], ["--set", "seed=1"], ["--set", "weights.seed=1"]):
+        assert cli.main([*words, *seed]) == 2
+        assert "--seeds says all seeds: leave out --seed" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from train_tools import in_two_processes, noise_folder
 
-from proxylessnas import create_model
+from proxylessnas import ArchError, create_model
 from proxylessnas.arch.tree_space import TreeSpace
 from proxylessnas.models.profile import profile
 from proxylessnas.report import write_report
@@ -179,3 +179,10 @@ def test_a_whole_search_and_its_page(tmp_path: Path, algorithm: str) -> None:
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "24 searched edges" in page
     assert "depthwise-separable" in page
+
+
+def test_a_table_serves_no_tree(tmp_path: Path) -> None:
+    """That is said first, and not that the table should be validated."""
+    noise_folder(tmp_path / "data")
+    with pytest.raises(ArchError, match="is a space of tree cells, and latencies are known of blocks alone"):
+        SearchSetup(SPACE, str(tmp_path / "data"), RECIPE, "pixel1")
