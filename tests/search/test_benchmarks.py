@@ -21,7 +21,7 @@ from proxylessnas.arch.spaces import read_space
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 NAMES = (
     "harness", "search_runs", "search_targets", "search_specialised", "search_random", "search_ranking",
-    "kill_and_resume",
+    "search_end", "kill_and_resume",
 )  # fmt: skip
 
 
@@ -158,3 +158,16 @@ def test_ranking(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
     rows = quick(scripts["search_ranking"], tmp_path)
     assert [row["fair_warmup"] for row in rows] == ["False", "True"]
     assert all(-1 <= float(row["tau"]) <= 1 for row in rows)
+
+
+def test_what_chooses_does_not_look(scripts: dict[str, ModuleType]) -> None:
+    """Models that are right by chance gain nothing on other images; one that is better gains what it is."""
+    generator = torch.Generator().manual_seed(0)
+    looked_at: Any = scripts["search_end"].looked_at
+    chance = (torch.rand(40, 400, generator=generator) < 0.5).double()
+    found = looked_at(chance, 1 - chance, generator)
+    assert abs(found["by_accuracy"] - 100 * (0.5 - float(chance[0].mean()))) < 3
+    better = chance.clone()
+    better[7] = 1.0
+    gains = looked_at(better, 1 - better, generator)
+    assert gains == {name: pytest.approx(100 * (1 - float(chance[0].mean())), abs=1) for name in gains}
